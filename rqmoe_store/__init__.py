@@ -1,0 +1,57 @@
+"""Keep the meaning of your vectors in a few bytes each: RQ-MoE codes in LanceDB tables.
+
+The public names are imported when first used, so that `rqmoe --help` does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError, TableError
+
+if TYPE_CHECKING:
+    from rqmoe_store.codecs.base import Codec, load_codec
+    from rqmoe_store.codecs.codes import Codes
+    from rqmoe_store.table import CompressedTable, compress, open_table
+    from rqmoe_store.training.trainer import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArtefactError",
+    "Codec",
+    "CodecConfig",
+    "Codes",
+    "CompressedTable",
+    "InvalidInputError",
+    "RQMoEError",
+    "TableError",
+    "TrainConfig",
+    "__version__",
+    "compress",
+    "load_codec",
+    "open_table",
+    "train",
+]
+
+_LAZY = {
+    "Codec": "rqmoe_store.codecs.base",
+    "Codes": "rqmoe_store.codecs.codes",
+    "CompressedTable": "rqmoe_store.table",
+    "compress": "rqmoe_store.table",
+    "load_codec": "rqmoe_store.codecs.base",
+    "open_table": "rqmoe_store.table",
+    "train": "rqmoe_store.training.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

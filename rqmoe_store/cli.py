@@ -1,0 +1,250 @@
+"""`rqmoe`: the library from a terminal. Commands only translate; the work is done elsewhere.
+
+Modules that need torch or LanceDB are imported inside commands, so that `--help` answers at once.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rqmoe_store import __version__
+from rqmoe_store.config import CODEC_KINDS, METRICS, CodecConfig, TrainConfig
+from rqmoe_store.errors import TableError
+from rqmoe_store.terminal import (
+    Commands,
+    names_in,
+    numbers_in,
+    print_codec_results,
+    print_rows,
+    read_query,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from lancedb.db import DBConnection
+
+Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
+TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in it.")]
+VectorColumn = Annotated[str, typer.Option("--vector-column", help="Column that holds the vectors.")]
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rqmoe-store {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep a few bytes per vector in LanceDB instead of the vectors, and search them.
+
+    From a table with vectors to a search, in three steps:
+
+      [bold]rqmoe train[/bold] ./data docs --out codec/ --minutes 5
+
+      [bold]rqmoe compress[/bold] ./data docs --codec codec/ --into docs_compressed
+
+      [bold]rqmoe search[/bold] ./data docs_compressed --query query.npy --limit 5
+
+    No data at hand? [bold]rqmoe demo[/bold] does all of it on docstrings of installed packages.
+    """
+
+
+@app.command()
+def train(
+    database: Database,
+    table: TableName,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the codec to.")],
+    vector_column: VectorColumn = "vector",
+    kind: Annotated[str, typer.Option(help=f"One of {', '.join(CODEC_KINDS)}.")] = "rqmoe",
+    metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
+    code_bytes: Annotated[int, typer.Option("--bytes", help="Bytes per vector.")] = 16,
+    minutes: Annotated[float | None, typer.Option(help="Time for training; sets the pace.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the sample.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", ...')] = "auto",
+    checkpoint_dir: Annotated[
+        str | None, typer.Option(help="Keep progress here; Ctrl-C then returns the best so far.")
+    ] = None,
+) -> None:
+    """Learn a codec from a sample of a table's vectors.
+
+    Example: [bold]rqmoe train ./data docs --out codec/ --bytes 16 --metric cosine --minutes 5[/bold]
+
+    More bytes keep more of each vector; more minutes make better use of the bytes. The table is only read.
+    """
+    from rqmoe_store.training.trainer import train as train_codec
+
+    # The dataclasses check these strings and name the choices.
+    config = CodecConfig(kind=kind, metric=metric, code_bytes=code_bytes)  # type: ignore[arg-type]
+    training = TrainConfig(
+        max_minutes=minutes, epochs=epochs, seed=seed, device=device, checkpoint_dir=checkpoint_dir
+    )
+    docs = _open(_connect(database), table)
+    codec = train_codec(docs, vector_column, config=config, training=training)
+    codec.save(out)
+    report = codec.report
+    typer.echo(
+        f"Codec saved in {out}: {codec.config.code_bytes} bytes per vector, validation MSE "
+        f"{report.validation_mse:.6g} (plain RQ: {report.rq_validation_mse:.6g})."
+    )
+
+
+@app.command()
+def compress(
+    database: Database,
+    table: TableName,
+    codec: Annotated[Path, typer.Option("--codec", help="Folder written by `rqmoe train`.")],
+    into: Annotated[str, typer.Option("--into", help="Name of the new table.")],
+    vector_column: VectorColumn = "vector",
+) -> None:
+    """Copy a table with codes in place of its vectors.
+
+    Example: [bold]rqmoe compress ./data docs --codec codec/ --into docs_compressed[/bold]
+
+    The codec is stored in the database too. The original is not changed; drop it once you are content.
+    """
+    from rqmoe_store.codecs.base import load_codec
+    from rqmoe_store.table import compress as compress_table
+
+    docs = _open(_connect(database), table)
+    store = compress_table(docs, load_codec(codec), into=into, vector_column=vector_column)
+    typer.echo(f"{into}\n{store.stats()}")
+
+
+@app.command()
+def search(
+    database: Database,
+    table: TableName,
+    query: Annotated[
+        str, typer.Option("--query", help="A JSON list of numbers, or the path of a .npy or .json file.")
+    ],
+    where: Annotated[str | None, typer.Option(help="SQL condition; filters before the search.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="Rows to return.")] = 10,
+    select: Annotated[
+        str | None, typer.Option(help="Columns to return, separated by commas; all by default.")
+    ] = None,
+    nprobes: Annotated[int | None, typer.Option(help="Partitions to search; more find more.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row.")] = False,
+) -> None:
+    """Find the rows nearest to a vector.
+
+    Example: [bold]rqmoe search ./data docs_compressed --query query.npy --where "lang = 'en'" -n 5[/bold]
+
+    A file may hold several queries, one per row; hits then say which query they belong to.
+    """
+    from rqmoe_store.table import open_table
+
+    builder = open_table(_connect(database), table).search(read_query(query)).limit(limit)
+    if where is not None:
+        builder = builder.where(where)
+    if select is not None:
+        builder = builder.select(names_in(select))
+    if nprobes is not None:
+        builder = builder.nprobes(nprobes)
+    print_rows(builder.to_list(), as_json=as_json)
+
+
+@app.command()
+def stats(database: Database, table: TableName) -> None:
+    """Show what a compressed table costs and how good its codes are.
+
+    Example: [bold]rqmoe stats ./data docs_compressed[/bold]
+    """
+    from rqmoe_store.table import open_table
+
+    typer.echo(str(open_table(_connect(database), table).stats()))
+
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure on your own vectors.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command("codec")
+def bench_codec(
+    vectors: Annotated[Path, typer.Option(help="A .npy file of vectors (rows, dim).")],
+    queries: Annotated[Path, typer.Option(help="A .npy file of query vectors.")],
+    code_bytes: Annotated[str, typer.Option("--bytes", help="Code sizes, separated by commas.")] = "8,16",
+    codecs: Annotated[str, typer.Option(help=f"Some of {','.join(CODEC_KINDS)}.")] = "rq,rqmoe",
+    metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
+    partitions: Annotated[int, typer.Option(help="Coarse centroids; 0 compares bytes with bytes.")] = 0,
+    minutes: Annotated[float | None, typer.Option(help="Training time of each codec.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training vectors.")] = None,
+    held_out: Annotated[int, typer.Option(help="Last vectors kept from training to measure on.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+) -> None:
+    """Compare codecs: distortion on vectors never trained on, and recall over reconstructions.
+
+    Example: [bold]rqmoe bench codec --vectors base.npy --queries queries.npy --bytes 8,16 --minutes 5[/bold]
+    """
+    from rqmoe_store.evaluation.codec_benchmark import benchmark_codecs
+
+    results = benchmark_codecs(
+        read_query(str(vectors)),
+        read_query(str(queries)),
+        kinds=names_in(codecs),  # type: ignore[arg-type]  # checked by CodecConfig
+        code_bytes=numbers_in("--bytes", code_bytes),
+        config=CodecConfig(metric=metric, num_partitions=partitions),  # type: ignore[arg-type]
+        training=TrainConfig(max_minutes=minutes, epochs=epochs, seed=seed),
+        held_out=held_out,
+    )
+    print_codec_results(results)
+    if json_out is not None:
+        write_json(json_out, results)
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option(help="Where the database goes; replaced on every run.")] = Path(
+        "rqmoe-demo"
+    ),
+    cache_dir: Annotated[
+        Path, typer.Option(help="Where embeddings are kept, so that a second run is quick.")
+    ] = Path("~/.cache/rqmoe_store"),
+    minutes: Annotated[float, typer.Option(help="Time for training, at most 3.")] = 1.75,
+) -> None:
+    """Run everything on real text: docstrings of Python's library and of your installed packages.
+
+    Collects over 10,000 docstrings, embeds them with a sentence model, trains, compresses, drops the
+    raw vectors, answers three questions and measures it all. Needs the extra:
+    [bold]pip install "rqmoe-store\\[demo]"[/bold]
+    """
+    from rqmoe_store.demo.run import DemoSettings, run
+
+    run(DemoSettings(directory=directory, cache_dir=cache_dir, minutes=minutes), Console())
+
+
+def _connect(database: str) -> "DBConnection":
+    """The database, which must exist: connecting to a mistyped folder would create it."""
+    import lancedb
+
+    if "://" not in database and not Path(database).expanduser().is_dir():
+        raise TableError(f"There is no folder {database!r}; expected the folder of a LanceDB database.")
+    return lancedb.connect(database if "://" in database else Path(database).expanduser())
+
+
+def _open(database: "DBConnection", name: str) -> Any:
+    from rqmoe_store.store.databases import open_if_exists, require_table_name
+
+    require_table_name(name)
+    table = open_if_exists(database, name)
+    if table is None:
+        tables = ", ".join(sorted(database.list_tables().tables)) or "none"
+        raise TableError(f"There is no table {name!r} in this database; it has: {tables}.")
+    return table

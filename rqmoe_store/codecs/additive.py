@@ -1,0 +1,134 @@
+"""The additive approximation of a codec: look-up tables that score codes without decoding them.
+
+Shape legend: Q queries, n codes, M steps, K codewords, D dimension, P partitions (1 when the codec
+has none), T = P + M * K table rows.
+
+One row per partition and per (step, codeword), fitted by least squares so that the rows a code
+selects sum to its reconstruction:  x_hat ~ A^0[p] + sum_m A^m[i_m].  An extra column approximates
+||x_hat||^2 the same way, so squared distances and cosines need no stored norm.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import Metric
+
+_ITERATIONS = 24
+_COLUMNS_BY_STEP = 2
+_RIDGE = 1.0  # pseudo-observations of the initial guess per row: rare codewords stay close to it
+
+
+@dataclasses.dataclass(frozen=True)
+class LookupTables:
+    """What every table row adds to the score of a code, for a batch of queries."""
+
+    metric: Metric
+    scores_TX: Tensor
+    """One column per query, and under "cosine" one more for the squared norm."""
+    constants_Q: Tensor
+    """What is added to every sum of a query."""
+    num_partitions: int
+    codebook_size: int
+
+    def score(self, codes: Codes) -> Float32Array:
+        """Approximate distances (Q, n), float32, in LanceDB's definition of the metric."""
+        sums_nX = self._sums(codes)
+        if self.metric == "cosine":
+            lengths_n1 = sums_nX[:, -1:].clamp_min(1e-12).sqrt()
+            sums_nX = 1 - sums_nX[:, :-1] / lengths_n1
+        return np.ascontiguousarray((sums_nX + self.constants_Q).T.cpu().numpy(), dtype=np.float32)
+
+    def _sums(self, codes: Codes) -> Tensor:
+        """Sum of the selected rows (n, X)."""
+        on_cpu = self.scores_TX.device.type == "cpu"
+        if not on_cpu or self.scores_TX.shape[1] > _COLUMNS_BY_STEP:
+            device = self.scores_TX.device
+            rows_nM = table_rows(codes, self.num_partitions, self.codebook_size, device)
+            return functional.embedding_bag(rows_nM.long(), self.scores_TX, mode="sum")
+        # One or two columns leave a bag nothing to vectorise: look-ups with the code bytes
+        # themselves, step by step in the same order, take an eighth of its time.
+        scores_XT = self.scores_TX.T.contiguous().numpy()
+        sums_Xn = np.take(scores_XT, codes.partitions, axis=1)
+        for step in range(codes.codes.shape[1]):
+            start = self.num_partitions + step * self.codebook_size
+            step_XK = scores_XT[:, start : start + self.codebook_size]
+            for column, sums_n in enumerate(sums_Xn):
+                sums_n += np.take(step_XK[column], codes.codes[:, step])
+        return torch.from_numpy(sums_Xn).T
+
+
+@dataclasses.dataclass(frozen=True)
+class AdditiveTables:
+    """Least-squares codebooks of one codec."""
+
+    rows_TD: Tensor
+    norms_T1: Tensor
+    num_partitions: int
+    codebook_size: int
+
+    def to(self, device: torch.device) -> "AdditiveTables":
+        """The tables on another device."""
+        return dataclasses.replace(self, rows_TD=self.rows_TD.to(device), norms_T1=self.norms_T1.to(device))
+
+    def for_queries(self, queries_QD: Tensor, metric: Metric) -> LookupTables:
+        """Look-up tables for checked queries (unit length under cosine)."""
+        products_TQ = self.rows_TD @ queries_QD.T
+        zeros_Q = products_TQ.new_zeros(len(queries_QD))
+        if metric == "l2":  # ||q||^2 + ||x_hat||^2 - 2 <q, x_hat>
+            scores_TX, constants_Q = self.norms_T1 - 2 * products_TQ, queries_QD.square().sum(dim=1)
+        elif metric == "dot":
+            scores_TX, constants_Q = -products_TQ, zeros_Q + 1
+        else:
+            scores_TX, constants_Q = torch.cat([products_TQ, self.norms_T1], dim=1), zeros_Q
+        return LookupTables(metric, scores_TX, constants_Q, self.num_partitions, self.codebook_size)
+
+
+def table_rows(codes: Codes, num_partitions: int, codebook_size: int, device: torch.device) -> Tensor:
+    """Row numbers (n, 1 + M), int32, that each code selects from the tables."""
+    rows_nM = torch.empty(len(codes), 1 + codes.codes.shape[1], dtype=torch.int32, device=device)
+    rows_nM[:, 0] = torch.from_numpy(codes.partitions)
+    rows_nM[:, 1:] = torch.from_numpy(codes.codes)
+    steps_M = torch.arange(codes.codes.shape[1], dtype=torch.int32, device=device)
+    rows_nM[:, 1:] += num_partitions + codebook_size * steps_M
+    return rows_nM
+
+
+def fit_additive(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Tensor:
+    """Table (T, X) whose selected rows sum to the targets in the least-squares sense.
+
+    Conjugate gradients on the normal equations, started from `initial_TX` and pulled towards it, so
+    memory is that of the table and rows without observations keep their initial value.
+    """
+    correction_TX = torch.zeros_like(initial_TX)
+    residual_nX = targets_nX - functional.embedding_bag(rows_nM, initial_TX, mode="sum")
+    gradient_TX = _scatter(rows_nM, residual_nX, initial_TX)
+    direction_TX = gradient_TX.clone()
+    energy_X = gradient_TX.square().sum(dim=0)
+    floor_X = energy_X * 1e-8 + torch.finfo(energy_X.dtype).tiny
+    for _ in range(_ITERATIONS):
+        selected_nX = functional.embedding_bag(rows_nM, direction_TX, mode="sum")
+        product_TX = _scatter(rows_nM, selected_nX, initial_TX) + _RIDGE * direction_TX
+        curvature_X = (direction_TX * product_TX).sum(dim=0)
+        # A column that has converged has no energy left; dividing by it would give NaN.
+        step_X = torch.where(energy_X > floor_X, energy_X / curvature_X, 0.0)
+        correction_TX += step_X * direction_TX
+        gradient_TX -= step_X * product_TX
+        next_energy_X = gradient_TX.square().sum(dim=0)
+        ratio_X = torch.where(energy_X > floor_X, next_energy_X / energy_X, 0.0)
+        direction_TX = gradient_TX + ratio_X * direction_TX
+        energy_X = next_energy_X
+    return initial_TX + correction_TX
+
+
+def _scatter(rows_nM: Tensor, values_nX: Tensor, like_TX: Tensor) -> Tensor:
+    """Sum of the values over every table row that selects them (T, X)."""
+    total_TX = torch.zeros_like(like_TX)
+    for column_n in rows_nM.unbind(dim=1):
+        total_TX.index_add_(0, column_n, values_nX)
+    return total_TX

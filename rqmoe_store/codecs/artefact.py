@@ -1,0 +1,150 @@
+"""A codec at rest: a JSON description and a safetensors blob, bound together by hashes.
+
+This module knows bytes and files, no codec class. The fingerprint is the hash of the description,
+which contains the hash of the weights, so it identifies the whole codec.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from rqmoe_store.errors import ArtefactError
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_PREFIX = "weights-"
+WEIGHTS_SUFFIX = ".safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """A codec as two byte strings."""
+
+    config_json: str
+    """Canonical JSON: format version, configuration, training report, hash of the weights."""
+    weights: bytes
+    """Tensors in safetensors format."""
+
+    @classmethod
+    def build(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Artefact":
+        """Pack a description and its tensors."""
+        weights = safetensors.torch.save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        )
+        document = {
+            **description,
+            "format_version": FORMAT_VERSION,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        }
+        return cls(json.dumps(document, sort_keys=True), weights)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the description, hex; covers the weights through their hash."""
+        return hashlib.sha256(self.config_json.encode()).hexdigest()
+
+    def unpack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Description and tensors, verified.
+
+        Raises:
+            ArtefactError: not JSON, another format version, or weights that do not match their hash.
+        """
+        try:
+            description = json.loads(self.config_json)
+        except ValueError as error:
+            raise ArtefactError(
+                f"The codec's description is not JSON ({error}). Restore it from a copy."
+            ) from error
+        if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
+            version = description.get("format_version") if isinstance(description, dict) else None
+            raise ArtefactError(
+                f"Got a codec of format version {version!r}; this release reads version {FORMAT_VERSION}. "
+                "Upgrade rqmoe-store, or train again."
+            )
+        digest = hashlib.sha256(self.weights).hexdigest()
+        if digest != description.get("weights_sha256"):
+            raise ArtefactError(
+                f"The codec's weights have hash {digest[:12]}..., expected "
+                f"{str(description.get('weights_sha256'))[:12]}...: truncated or changed. "
+                "Restore them from a copy."
+            )
+        try:
+            return description, safetensors.torch.load(self.weights)
+        except safetensors.SafetensorError as error:
+            raise ArtefactError(f"The codec's weights are not readable ({error}).") from error
+
+
+def write_artefact(artefact: Artefact, directory: str | os.PathLike[str]) -> None:
+    """Write the artefact into `directory`, replacing one that is there.
+
+    The weights file carries the fingerprint in its name and `config.json` is replaced last in one
+    rename, so a reader sees the old codec or the new one, never a mixture.
+    """
+    folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise ArtefactError(f"{folder} is a file; give a directory to save the codec in.")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights_name = f"{WEIGHTS_PREFIX}{artefact.fingerprint[:16]}{WEIGHTS_SUFFIX}"
+    write_atomically(folder / weights_name, artefact.weights)
+    document = json.loads(artefact.config_json)
+    outer = {"fingerprint": artefact.fingerprint, "weights_file": weights_name, "codec": document}
+    write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
+    for stale in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
+        if stale.name != weights_name:
+            stale.unlink()
+
+
+def read_artefact(directory: str | os.PathLike[str]) -> Artefact:
+    """Read and check what `write_artefact` wrote.
+
+    Raises:
+        ArtefactError: a file is missing, truncated or changed.
+    """
+    folder = Path(directory)
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ArtefactError(f"No codec at {folder}: {CONFIG_FILE} is missing. Save one with codec.save().")
+    try:
+        outer = json.loads(path.read_bytes())
+        fingerprint, weights_name, document = outer["fingerprint"], outer["weights_file"], outer["codec"]
+        weights_path = folder / Path(str(weights_name)).name
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
+        ) from error
+    if not weights_path.is_file():
+        raise ArtefactError(f"{weights_path} is missing; restore it from a copy of the codec.")
+    artefact = Artefact(json.dumps(document, sort_keys=True), weights_path.read_bytes())
+    require_fingerprint(artefact, fingerprint)
+    return artefact
+
+
+def require_fingerprint(artefact: Artefact, expected: object) -> None:
+    """Raise ArtefactError unless the artefact's content has the expected fingerprint."""
+    if artefact.fingerprint != expected:
+        raise ArtefactError(
+            f"Codec fingerprint is {artefact.fingerprint[:12]}..., expected {str(expected)[:12]}...: "
+            "its description was changed. Restore it from a copy."
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either wholly there or not at all, also after a power cut."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,228 @@
+"""`Codec`: the trained encode/decode unit, whatever its kind.
+
+Shape legend: n vectors, M steps, D dimension, Q queries, P partitions, B rows of a chunk.
+"""
+
+import dataclasses
+import os
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rqmoe_store.codecs import encoding
+from rqmoe_store.codecs.additive import AdditiveTables, LookupTables
+from rqmoe_store.codecs.artefact import Artefact, read_artefact, write_artefact
+from rqmoe_store.codecs.calibration import fit_tables
+from rqmoe_store.codecs.codes import Codes, check_codes
+from rqmoe_store.codecs.decoding import decode
+from rqmoe_store.codecs.device import select_device
+from rqmoe_store.codecs.kinds import make_quantizer
+from rqmoe_store.codecs.packing import CodecParts, pack, unpack
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.report import TrainingReport
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.config import CodecConfig, check_encoding
+from rqmoe_store.errors import InvalidInputError
+
+
+class Codec:
+    """Encodes vectors to a few bytes and decodes them again.
+
+    Made by `rqmoe_store.train`, `load_codec` or `truncate`; not changed afterwards.
+    """
+
+    def __init__(
+        self,
+        quantizer: ResidualQuantizer,
+        tables: AdditiveTables,
+        calibration: Codes,
+        report: TrainingReport,
+    ) -> None:
+        self.config: CodecConfig = quantizer.config
+        self.report = report
+        self._quantizer = quantizer.eval().requires_grad_(False)
+        self._tables = tables
+        self._calibration = calibration
+        with torch.inference_mode():
+            self._folded = quantizer.fold()
+        self._artefact: Artefact | None = None
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return self._quantizer.dim
+
+    @property
+    def num_partitions(self) -> int:
+        """Number of partition ids, at least 1."""
+        return max(1, self._quantizer.num_partitions)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of configuration, report and weights."""
+        return self.to_artefact().fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        """Where encoding and decoding run."""
+        return self._quantizer.codebooks_MKD.device
+
+    def __repr__(self) -> str:
+        return (
+            f"Codec(kind={self.config.kind!r}, dim={self.dim}, code_bytes={self.config.code_bytes}, "
+            f"metric={self.config.metric!r}, num_partitions={self.config.num_partitions}, "
+            f"fingerprint={self.fingerprint[:12]!r})"
+        )
+
+    def encode(
+        self,
+        vectors: Any,
+        *,
+        beam: int | None = None,
+        preselect: int | Literal["default"] | None = "default",
+    ) -> Codes:
+        """Encode vectors; the codes do not depend on how rows are batched.
+
+        Args:
+            vectors: (n, D), any type that casts to float32; normalised here under "cosine".
+            beam: partial encodings kept per vector; None for the codec's own setting.
+            preselect: candidates the experts score per vector and step; None scores every one.
+
+        Raises:
+            InvalidInputError: wrong dimension, NaN, infinite or (cosine) zero rows, or settings that
+                do not fit each other.
+        """
+        beam = self.config.beam if beam is None else beam
+        candidates = self.config.preselect if preselect == "default" else preselect
+        check_encoding(beam, candidates)
+        vectors_nD = as_vectors(vectors, dim=self.dim, metric=self.config.metric)
+        codes_nM = np.empty((len(vectors_nD), self.config.code_bytes), dtype=np.uint8)
+        partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
+        rows = encoding.chunk_rows(self._quantizer, beam=beam, preselect=candidates)
+        padded_BD = torch.zeros(rows, self.dim)
+        for start in range(0, len(vectors_nD), rows):
+            chunk_BD = torch.from_numpy(vectors_nD[start : start + rows])
+            size = len(chunk_BD)
+            padded_BD[:size] = chunk_BD
+            codes_BM, partitions_B = self._encode_chunk(padded_BD, beam, candidates)
+            codes_nM[start : start + size] = codes_BM[:size]
+            partitions_n[start : start + size] = partitions_B[:size]
+        return Codes(codes_nM, partitions_n)
+
+    @torch.inference_mode()
+    def _encode_chunk(
+        self, chunk_BD: torch.Tensor, beam: int, preselect: int | None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        normalized_BD = self._quantizer.normalize(chunk_BD.to(self.device))
+        codes_BM, partitions_B = encoding.encode(
+            self._quantizer, self._folded, normalized_BD, beam=beam, preselect=preselect
+        )
+        return codes_BM.cpu().numpy(), partitions_B.cpu().numpy()
+
+    def decode(self, codes: Codes | npt.NDArray[np.uint8], *, sequential: bool = False) -> Float32Array:
+        """Reconstruct vectors, float32 (n, D).
+
+        Args:
+            codes: from `encode`; a prefix `codes[:, :m]` decodes as the m-byte code it is. A plain
+                uint8 array (n, m) is accepted by codecs without partitions.
+            sequential: step after step as the definition reads, instead of all steps at once.
+
+        Raises:
+            InvalidInputError: not codes of this codec (shape, type, code or partition out of range).
+        """
+        checked = check_codes(
+            codes,
+            num_steps=self.config.code_bytes,
+            codebook_size=self.config.codebook_size,
+            num_partitions=self._quantizer.num_partitions,
+        )
+        decoded_nD = decode(self._quantizer, self._folded, checked, sequential=sequential)
+        return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
+
+    @torch.inference_mode()
+    def probe(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.int64]:
+        """The `nprobes` partitions (Q, nprobes) to search first for each checked query."""
+        if not self._quantizer.num_partitions:
+            return np.zeros((len(queries_QD), 1), dtype=np.int64)
+        centroids_PD = self._quantizer.denormalize(self._quantizer.centroids_PD)
+        scores_QP = -2 * torch.from_numpy(queries_QD).to(self.device) @ centroids_PD.T
+        if self.config.metric != "dot":
+            scores_QP += centroids_PD.square().sum(dim=1)
+        nearest_QP = scores_QP.topk(min(nprobes, self.num_partitions), dim=1, largest=False).indices
+        return np.asarray(nearest_QP.cpu().numpy(), dtype=np.int64)
+
+    @torch.inference_mode()
+    def lookup_tables(self, queries_QD: Float32Array) -> LookupTables:
+        """Look-up tables that score codes for checked queries (normalised under cosine)."""
+        queries = torch.from_numpy(queries_QD).to(self.device)
+        return self._tables.for_queries(queries, self.config.metric)
+
+    def truncate(self, num_steps: int) -> "Codec":
+        """The codec of the first `num_steps` bytes; it decodes prefixes of this codec's codes.
+
+        Look-up tables are fitted again, from codes kept since training.
+
+        Raises:
+            InvalidInputError: `num_steps` is not in 1..code_bytes.
+        """
+        if isinstance(num_steps, bool) or not 1 <= num_steps <= self.config.code_bytes:
+            raise InvalidInputError(
+                f"Cannot truncate to {num_steps!r} steps; expected 1 to {self.config.code_bytes}."
+            )
+        config = dataclasses.replace(self.config, code_bytes=num_steps)
+        quantizer = make_quantizer(config, self.dim)
+        shapes = {name: tensor.shape for name, tensor in quantizer.state_dict().items()}
+        kept = {
+            name: tensor[: shapes[name][0]] if shapes[name] != tensor.shape else tensor
+            for name, tensor in self._quantizer.state_dict().items()
+            if name in shapes
+        }
+        quantizer.load_state_dict(kept)
+        quantizer.to(self.device)
+        calibration = self._calibration[:, :num_steps]
+        report = self.report.truncated(num_steps)
+        return Codec(quantizer, fit_tables(quantizer, calibration), calibration, report)
+
+    def to(self, device: str) -> "Codec":
+        """Move the codec to "cpu", "cuda", "cuda:1" or "auto" (CUDA if there is one); returns itself."""
+        target = select_device(device)
+        self._quantizer.to(target)
+        self._tables = self._tables.to(target)
+        with torch.inference_mode():
+            self._folded = self._quantizer.fold()
+        return self
+
+    def to_artefact(self) -> Artefact:
+        """The codec as two byte strings, to be stored anywhere."""
+        if self._artefact is None:
+            parts = CodecParts(self._quantizer, self._tables, self._calibration, self.report)
+            self._artefact = pack(parts)
+        return self._artefact
+
+    @classmethod
+    def from_artefact(cls, artefact: Artefact, *, device: str = "auto") -> "Codec":
+        """The codec that `to_artefact` described.
+
+        Raises:
+            ArtefactError: damaged, of another format version, or tensors that do not fit the
+                configuration.
+        """
+        parts = unpack(artefact)
+        codec = cls(parts.quantizer, parts.tables, parts.calibration, parts.report).to(device)
+        codec._artefact = artefact
+        return codec
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the codec to a directory (config.json + safetensors), atomically."""
+        write_artefact(self.to_artefact(), path)
+
+
+def load_codec(path: str | os.PathLike[str], *, device: str = "auto") -> Codec:
+    """Load a codec written by `Codec.save`.
+
+    Raises:
+        ArtefactError: missing, truncated or changed files.
+    """
+    return Codec.from_artefact(read_artefact(path), device=device)

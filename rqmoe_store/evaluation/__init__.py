@@ -1,0 +1,1 @@
+"""How good a codec is: recall, distortion and comparison on the user's own data."""

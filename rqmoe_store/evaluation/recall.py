@@ -1,0 +1,133 @@
+"""Recall: what share of the true neighbours a search finds.
+
+Shape suffixes: Q queries, K neighbours, N vectors, D vector dimension.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rqmoe_store.codecs.vectors import as_vectors
+from rqmoe_store.config import METRICS, Metric
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.scan import smallest
+
+Float32Array = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+_MAX_DISTANCES = 2**23
+"""Distances held at a time."""
+
+
+def exact_neighbours(
+    queries: Any, vectors: Any, k: int = 10, *, metric: Metric = "l2", chunk_rows: int = 8192
+) -> tuple[Indices, Float32Array]:
+    """The `k` nearest vectors of every query by brute force.
+
+    Args:
+        queries: array-like (Q, D).
+        vectors: array-like (N, D) with N >= k; may be memory-mapped, it is read in chunks.
+        k: neighbours per query, default 10.
+        metric: "l2", "cosine" or "dot"; distances follow LanceDB's definitions.
+        chunk_rows: vectors worked on at a time, default 8192.
+
+    Returns:
+        Positions int64 (Q, k) and distances float32 (Q, k), nearest first, ties by position.
+
+    Raises:
+        InvalidInputError: an unknown metric, k or chunk_rows below 1, fewer than k vectors, or
+            vectors that `as_vectors` refuses.
+    """
+    if metric not in METRICS:
+        raise InvalidInputError(f"metric={metric!r} is unknown; choose one of {', '.join(METRICS)}.")
+    if k < 1 or chunk_rows < 1:
+        raise InvalidInputError(f"Got k={k}, chunk_rows={chunk_rows}; expected whole numbers from 1.")
+    queries_QD = as_vectors(queries, metric=metric)
+    if len(vectors) < k:
+        raise InvalidInputError(f"Got {len(vectors)} vectors for k={k}; expected at least k vectors.")
+    # Many queries times many rows must fit: queries go in blocks, each of which reads all vectors.
+    block = max(1, _MAX_DISTANCES // chunk_rows)
+    found = [
+        _block_neighbours(queries_QD[start : start + block], vectors, k, metric, chunk_rows)
+        for start in range(0, len(queries_QD), block)
+    ]
+    if not found:
+        return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+    return np.concatenate([indices for indices, _ in found]), np.concatenate([dist for _, dist in found])
+
+
+def one_recall_at(found: Any, truth: Any, at: int) -> float:
+    """1-recall@at: share of queries whose true nearest neighbour is among the first `at` found.
+
+    Args:
+        found: integers (Q, >= at), best first; negative entries mean "nothing found".
+        truth: integers (Q, >= 1), nearest first.
+
+    Raises:
+        InvalidInputError: shapes that do not fit each other or `at`, or no query.
+    """
+    found_QK, truth_QK = _checked(found, truth, at, 1)
+    return float((found_QK[:, :at] == truth_QK[:, :1]).any(axis=1).mean())
+
+
+def k_recall_at_k(found: Any, truth: Any, k: int) -> float:
+    """k-recall@k: mean share of the k true nearest neighbours that are among the first k found.
+
+    Args:
+        found: integers (Q, >= k), best first; negative entries mean "nothing found".
+        truth: integers (Q, >= k), nearest first, distinct within a query.
+
+    Raises:
+        InvalidInputError: shapes that do not fit each other or `k`, or no query.
+    """
+    found_QK, truth_QK = _checked(found, truth, k, k)
+    shares = [
+        np.isin(truth_K, found_K).mean()
+        for truth_K, found_K in zip(truth_QK[:, :k], found_QK[:, :k], strict=True)
+    ]
+    return float(np.mean(shares))
+
+
+def _block_neighbours(
+    queries_QD: Float32Array, vectors: Any, k: int, metric: Metric, chunk_rows: int
+) -> tuple[Indices, Float32Array]:
+    indices_QK: Indices = np.empty((len(queries_QD), 0), np.int64)
+    distances_QK: Float32Array = np.empty((len(queries_QD), 0), np.float32)
+    for start in range(0, len(vectors), chunk_rows):
+        chunk_ND = as_vectors(vectors[start : start + chunk_rows], dim=queries_QD.shape[1], metric=metric)
+        chunk_QN = _all_distances(queries_QD, chunk_ND, metric)
+        positions_N = np.arange(start, start + len(chunk_ND), dtype=np.int64)
+        best_QK = np.stack([smallest(chunk_N, positions_N, k) for chunk_N in chunk_QN])
+        distances_QK = np.hstack([distances_QK, np.take_along_axis(chunk_QN, best_QK, axis=1)])
+        indices_QK = np.hstack([indices_QK, positions_N[best_QK]])
+        order_QK = np.lexsort((indices_QK, distances_QK), axis=1)[:, :k]
+        distances_QK = np.take_along_axis(distances_QK, order_QK, axis=1)
+        indices_QK = np.take_along_axis(indices_QK, order_QK, axis=1)
+    return indices_QK, distances_QK
+
+
+def _all_distances(queries_QD: Float32Array, vectors_ND: Float32Array, metric: Metric) -> Float32Array:
+    # In float64 the expanded square is exact to float32 precision, and a matrix product is fast.
+    queries, vectors = queries_QD.astype(np.float64), vectors_ND.astype(np.float64)
+    products_QN = queries @ vectors.T
+    if metric != "l2":
+        return np.asarray(1 - products_QN, dtype=np.float32)
+    squares_QN = (queries**2).sum(axis=1)[:, None] + (vectors**2).sum(axis=1) - 2 * products_QN
+    return np.asarray(np.maximum(squares_QN, 0), dtype=np.float32)
+
+
+def _checked(found: Any, truth: Any, found_width: int, truth_width: int) -> tuple[Indices, Indices]:
+    found_QK, truth_QK = np.asarray(found), np.asarray(truth)
+    for name, array, width in (("found", found_QK, found_width), ("truth", truth_QK, truth_width)):
+        if array.ndim != 2 or array.dtype.kind not in "iu" or array.shape[1] < width or width < 1:
+            raise InvalidInputError(
+                f"Got {name} of shape {array.shape} and type {array.dtype}; expected whole numbers of "
+                f"shape (queries, {max(width, 1)} or more)."
+            )
+    if len(found_QK) != len(truth_QK) or len(found_QK) == 0:
+        raise InvalidInputError(
+            f"Got {len(found_QK)} queries in found and {len(truth_QK)} in truth; expected the same, "
+            "and at least one."
+        )
+    return found_QK.astype(np.int64), truth_QK.astype(np.int64)

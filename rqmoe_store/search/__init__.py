@@ -1,0 +1,1 @@
+"""Query to rows: probe, scan, shortlist, parallel decode, exact rerank, take."""

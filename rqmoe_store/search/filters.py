@@ -1,0 +1,69 @@
+"""SQL filters of a query: the user's `where`, checked before anything is read, and the probed partitions."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rqmoe_store.errors import InvalidInputError
+
+_QUOTED_OR_COMMENT = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*")
+
+
+def checked_filter(table: Any, where: str) -> str:
+    """`where` in parentheses, safe to combine with other filters by AND.
+
+    Nothing is read: LanceDB only plans the filter.
+
+    Raises:
+        InvalidInputError: LanceDB cannot parse the filter, it names an unknown column or is not a
+            condition (LanceDB's reason is quoted), or it would change the meaning of a filter
+            combined with it.
+    """
+    _check_structure(where)
+    # The line break ends a trailing `--` comment, which would swallow the parenthesis.
+    enclosed = f"({where}\n)"
+    try:
+        table.search().where(enclosed).output_schema()
+    except (ValueError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"Got where={where!r}, which LanceDB refuses: {error}\n"
+            "Expected an SQL condition over the table's columns, such as \"lang = 'en' AND year > 2000\"."
+        ) from error
+    return enclosed
+
+
+def combined(conditions: Iterable[str]) -> str | None:
+    """The conditions joined by AND; None when there are none."""
+    return " AND ".join(conditions) or None
+
+
+def partition_filter(column: str, partitions: Iterable[int]) -> str:
+    """Condition that keeps the rows of the given partitions."""
+    return f"{quoted(column)} IN ({', '.join(str(int(partition)) for partition in partitions)})"
+
+
+def quoted(column: str) -> str:
+    """A column name as an SQL identifier, whatever characters it holds."""
+    return "`" + column.replace("`", "``") + "`"
+
+
+def _check_structure(where: str) -> None:
+    """Refuse what LanceDB's parser skips over in silence: it stops reading where a condition ends."""
+    bare = _QUOTED_OR_COMMENT.sub(" ", where)
+    if not bare.strip() and bare == where:
+        raise InvalidInputError("Got an empty where; expected an SQL condition, or no where at all.")
+    for fragment in (";", "$", "/*"):
+        if fragment in bare:
+            raise InvalidInputError(
+                f"Got where={where!r} with {fragment!r}; expected one SQL condition without statement "
+                "ends, $ parameters or block comments. Put such characters in quotes if they are text."
+            )
+    depth = 0
+    for character in bare:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            break
+    if depth != 0:
+        raise InvalidInputError(
+            f"Got where={where!r} with unbalanced parentheses; expected every '(' to have its ')'."
+        )

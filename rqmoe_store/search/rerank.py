@@ -1,0 +1,131 @@
+"""Rerank: the shortlists are decoded in parallel and ordered by exact distance to the reconstruction.
+
+Shape suffixes: Q queries, S shortlisted rows of one query, U distinct rows, D vector dimension.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.config import Metric
+from rqmoe_store.search.scan import CodeBatch
+
+Float32Array = npt.NDArray[np.float32]
+
+MAX_DECODED = 2**16
+"""Shortlisted rows decoded together; queries whose shortlists exceed it are reranked in turns."""
+
+_MAX_COMPONENTS = 2**22
+"""Float64 components worked on at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hits:
+    """Rows of one query in result order."""
+
+    row_ids_S: npt.NDArray[np.uint64]
+    distances_S: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.row_ids_S)
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.bool_]) -> "Hits":
+        return Hits(self.row_ids_S[rows], self.distances_S[rows])
+
+
+def exact_distances(query_D: Float32Array, vectors_SD: Float32Array, metric: Metric) -> Float32Array:
+    """LanceDB's distance of one query to every vector: float32 (S,), smaller is nearer.
+
+    "l2" is the squared euclidean distance, "cosine" 1 - cos, "dot" 1 - inner product. A zero vector
+    has no direction: its cosine distance is NaN.
+    """
+    step = max(1, _MAX_COMPONENTS // len(query_D))
+    # Float64 and differences instead of the expanded square: near ties must order as brute force does.
+    query = query_D.astype(np.float64)
+    parts = [
+        _distances(query, vectors_SD[start : start + step].astype(np.float64), metric)
+        for start in range(0, len(vectors_SD), step)
+    ]
+    return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
+
+
+def rerank(codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatch | None]) -> list[Hits]:
+    """Every query's shortlist ordered by (exact distance, row id).
+
+    Rows whose distance is undefined (NaN) are left out, as LanceDB does.
+
+    Args:
+        codec: decodes the union of the shortlists, each row once.
+        queries_QD: float32 (Q, D), checked by `as_vectors`.
+        shortlists: one per query, None when empty.
+    """
+    hits: list[Hits] = []
+    for turn in _turns(shortlists):
+        filled = [shortlist for shortlist in shortlists[turn] if shortlist is not None]
+        if filled:
+            row_ids_U, vectors_UD = _decode_union(codec, filled)
+        for query_D, shortlist in zip(queries_QD[turn], shortlists[turn], strict=True):
+            if shortlist is None:
+                hits.append(Hits(np.empty(0, np.uint64), np.empty(0, np.float32)))
+                continue
+            vectors_SD = vectors_UD[np.searchsorted(row_ids_U, shortlist.row_ids_N)]
+            distances_S = exact_distances(query_D, vectors_SD, codec.config.metric)
+            hits.append(_ordered(Hits(shortlist.row_ids_N, distances_S)))
+    return hits
+
+
+def page(hits: Hits, *, lower: float | None, upper: float | None, offset: int, limit: int) -> Hits:
+    """The hits with lower <= distance < upper, of which `offset` are skipped and `limit` returned."""
+    # Python floats are compared in float32 precision with float32 arrays, as LanceDB compares them.
+    if lower is not None:
+        hits = hits[hits.distances_S >= np.float32(lower)]
+    if upper is not None:
+        hits = hits[hits.distances_S < np.float32(upper)]
+    return hits[offset : offset + limit]
+
+
+def _distances(
+    query_D: npt.NDArray[np.float64], vectors_SD: npt.NDArray[np.float64], metric: Metric
+) -> npt.NDArray[np.float64]:
+    if metric == "l2":
+        differences_SD = vectors_SD - query_D
+        squares_S: npt.NDArray[np.float64] = np.einsum("sd,sd->s", differences_SD, differences_SD)
+        return squares_S
+    products_S: npt.NDArray[np.float64] = np.einsum("sd,d->s", vectors_SD, query_D)
+    if metric == "cosine":
+        norms_S = np.linalg.norm(vectors_SD, axis=1) * np.linalg.norm(query_D)
+        norms_S[norms_S == 0] = np.nan
+        products_S /= norms_S
+    return 1 - products_S
+
+
+def _turns(shortlists: Sequence[CodeBatch | None]) -> Iterator[slice]:
+    start, rows = 0, 0
+    for position, shortlist in enumerate(shortlists):
+        size = 0 if shortlist is None else len(shortlist)
+        if position > start and rows + size > MAX_DECODED:
+            yield slice(start, position)
+            start, rows = position, 0
+        rows += size
+    yield slice(start, len(shortlists))
+
+
+def _decode_union(
+    codec: Codec, shortlists: Sequence[CodeBatch]
+) -> tuple[npt.NDArray[np.uint64], Float32Array]:
+    row_ids_U, first_U = np.unique(
+        np.concatenate([shortlist.row_ids_N for shortlist in shortlists]), return_index=True
+    )
+    codes = np.concatenate([shortlist.codes.codes for shortlist in shortlists])
+    partitions = np.concatenate([shortlist.codes.partitions for shortlist in shortlists])
+    return row_ids_U, codec.decode(Codes(codes=codes[first_U], partitions=partitions[first_U]))
+
+
+def _ordered(hits: Hits) -> Hits:
+    hits = hits[~np.isnan(hits.distances_S)]
+    order = np.lexsort((hits.row_ids_S, hits.distances_S))
+    return Hits(hits.row_ids_S[order], hits.distances_S[order])

@@ -1,0 +1,211 @@
+"""A LanceDB table with vectors into a new table with codes, in two bounded passes.
+
+Pass 1 encodes the vector column into temporary files; pass 2 takes the other columns in partition
+order and writes them beside the codes, so that a partition is one contiguous run of rows.
+Shapes: B rows of one batch.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.index import BTree
+from lancedb.table import LanceTable, Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.errors import TableError
+from rqmoe_store.store import databases, registry
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.store.spill import CodeSpill
+from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, rows_per_batch
+
+StoredTableType = TypeVar("StoredTableType", bound=StoredTable)
+Advance = Callable[[int], None]
+
+_TAKE_ROWS = 16_384
+
+
+def compress(
+    docs: LanceTable,
+    codec: Codec,
+    into: str,
+    *,
+    db: DBConnection | None = None,
+    vector_column: str = "vector",
+    progress: bool = True,
+    cls: type[StoredTableType] = StoredTable,  # type: ignore[assignment]  # the default is the bound
+) -> StoredTableType:
+    """Make a new table with the columns of `docs`, its vectors replaced by codes.
+
+    `docs` is read at the version it has now and never changed. Memory is bounded whatever its size;
+    temporary files take about M + 20 bytes per row. Rows come out grouped by partition. If anything
+    fails, Ctrl-C included, no table `into` is left behind.
+
+    Args:
+        docs: a LanceDB table on disk or in an object store.
+        codec: trained on vectors like those of `docs`; it is kept in the same database.
+        into: name of the new table.
+        db: database for the new table; default is the one `docs` lives in.
+        vector_column: the column to replace. Rows where it is null keep their other values and are
+            never found by a search.
+        progress: show a progress bar.
+        cls: class of the returned table.
+
+    Returns:
+        The new table, open.
+
+    Raises:
+        TableError: no such vector column, an empty table, columns named like ours, `into` taken.
+        InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
+            cosine (named by row position), or an `into` that cannot be a table name.
+    """
+    columns = CodeColumns(vector_column)
+    source = _pinned(docs)
+    db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
+    _require_compressible(source, codec, columns)
+    _require_free_name(db, into, docs)
+    with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, _bar(progress) as bar:
+        spill = _encode_all(source, codec, columns, Path(folder), _task(bar, "Encoding", source))
+        table = _write(db, into, source, codec, columns, spill, _task(bar, "Writing", source))
+    return cls(table, codec, columns)
+
+
+def _pinned(docs: LanceTable) -> Table:
+    """A second handle on `docs` that stays at its present version."""
+    if not isinstance(docs, LanceTable):
+        raise TableError(
+            f"Got {type(docs).__name__} as the table to compress; expected a table opened with "
+            "lancedb.connect(<folder or bucket>).open_table(name)."
+        )
+    home = databases.database_of(docs)
+    return home.open_table(docs.name, branch=docs.current_branch(), version=docs.version)
+
+
+def _require_compressible(source: Table, codec: Codec, columns: CodeColumns) -> None:
+    require_vector_column(source.schema, columns.vector_column, codec.dim)
+    columns.require_absent_from(source.schema)
+    if blobs := source.blob_columns():
+        raise TableError(
+            f"Table {source.name!r} has blob columns {blobs}, which cannot be copied with their content. "
+            "Compress a copy of the table without them."
+        )
+    if source.count_rows() == 0:
+        raise TableError(f"Table {source.name!r} has no rows; add some before compressing it.")
+
+
+def _require_free_name(db: DBConnection, into: str, docs: LanceTable) -> None:
+    databases.require_on_disk(db)
+    databases.require_table_name(into)
+    if databases.open_if_exists(db, into) is not None:
+        source = " (the table being compressed, which is never overwritten)" if into == docs.name else ""
+        raise TableError(
+            f"A table {into!r} exists already{source}. Choose another name for into=, or drop it first."
+        )
+
+
+def _encode_all(
+    source: Table, codec: Codec, columns: CodeColumns, folder: Path, advance: Advance
+) -> CodeSpill:
+    """Pass 1: every vector of `source` checked and encoded; nothing is written to the database."""
+    spill = CodeSpill(
+        folder,
+        rows=source.count_rows(),
+        code_bytes=codec.config.code_bytes,
+        num_partitions=codec.num_partitions,
+    )
+    scan = source.search().select([columns.vector_column]).with_row_id(True)
+    for batch in scan.to_batches(rows_per_batch(codec.dim)):
+        vectors, valid_B = read_vectors(
+            batch[columns.vector_column],
+            dim=codec.dim,
+            metric=codec.config.metric,
+            first_row=spill.filled,
+        )
+        spill.append(batch["_rowid"].to_numpy(), codec.encode(vectors), valid_B)
+        advance(batch.num_rows)
+    if spill.filled != spill.rows:
+        raise TableError(f"Read {spill.filled} rows of {source.name!r}; expected {spill.rows}. Try again.")
+    return spill
+
+
+def _write(
+    db: DBConnection,
+    into: str,
+    source: Table,
+    codec: Codec,
+    columns: CodeColumns,
+    spill: CodeSpill,
+    advance: Advance,
+) -> LanceTable:
+    """Pass 2: the new table, whole and indexed, or none."""
+    kept = user_schema(source.schema, without=(columns.vector_column,))
+    schema = pa.schema(
+        [*kept, *columns.fields(codec.config.code_bytes)],
+        metadata=TableMarks.of(codec, columns.vector_column).write(source.schema.metadata),
+    )
+    batches = _grouped_batches(source, kept.names, schema, columns, spill, advance)
+    neighbour = cast(LanceTable, registry.save(db, codec))  # before the table that needs it appears
+    table = databases.create_whole(db, into, schema, batches, neighbour=neighbour)
+    try:
+        databases.require_stable_row_ids(table)
+        if codec.num_partitions > 1:
+            table.create_index(columns.partition, config=BTree())
+    except BaseException:
+        databases.undo_create(db, table)
+        raise
+    return table
+
+
+def _grouped_batches(
+    source: Table,
+    names: list[str],
+    schema: pa.Schema,
+    columns: CodeColumns,
+    spill: CodeSpill,
+    advance: Advance,
+) -> Iterator[pa.RecordBatch]:
+    order = spill.order_by_partition()
+    for start in range(0, spill.rows, _TAKE_ROWS):
+        rows_B = np.asarray(order[start : start + _TAKE_ROWS])
+        kept = _take(source, names, spill.row_ids(rows_B))
+        arrays = [*kept, *columns.to_arrow(*spill.codes(rows_B))]
+        yield from pa.Table.from_arrays(arrays, schema=schema).to_batches()
+        advance(len(rows_B))
+
+
+def _take(source: Table, names: list[str], row_ids_B: npt.NDArray[np.uint64]) -> list[pa.ChunkedArray]:
+    """Columns `names` of these rows, in this order."""
+    if not names:
+        return []
+    taken = source.take_row_ids(row_ids_B.tolist()).select(names).with_row_id().to_arrow()
+    taken_ids = taken["_rowid"].to_numpy()
+    if len(taken_ids) != len(row_ids_B):
+        raise TableError(f"Took {len(taken_ids)} of {len(row_ids_B)} rows of {source.name!r}. Try again.")
+    # LanceDB returns the rows sorted by id; put them back into the order asked for.
+    places_B = np.empty(len(row_ids_B), dtype=np.int64)
+    places_B[np.argsort(row_ids_B)] = np.argsort(taken_ids)
+    return list(taken.select(names).take(places_B).columns)
+
+
+def _bar(progress: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        disable=not progress,
+    )
+
+
+def _task(bar: Progress, description: str, source: Table) -> Advance:
+    task = bar.add_task(description, total=source.count_rows())
+    return lambda rows: bar.advance(task, rows)

@@ -1,0 +1,164 @@
+"""Tables of a LanceDB database: which exist, where they live, and how one is created whole or not at all."""
+
+import concurrent.futures
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import lance
+import lancedb
+import pyarrow as pa
+from lancedb.db import DBConnection, LanceDBConnection
+from lancedb.table import LanceTable, Table
+
+from rqmoe_store.errors import InvalidInputError, TableError
+
+_TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_IN_MEMORY = "memory:"
+_SUFFIX = ".lance"
+
+
+def open_if_exists(db: DBConnection, name: str) -> Table | None:
+    """Table `name` of `db`, or None when there is no such table."""
+    try:
+        return db.open_table(name)
+    except ValueError as error:
+        # LanceDB has no class of its own for this. Listing the tables instead would be wrong: it
+        # also names folders that an interrupted write left without a table in them.
+        if "was not found" not in str(error):
+            raise
+        return None
+
+
+def require_table_name(name: object) -> None:
+    """Raise InvalidInputError unless LanceDB accepts `name` as a table name."""
+    if not isinstance(name, str) or not _TABLE_NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"{name!r} cannot be a table name; use letters, digits, underscores, hyphens and periods."
+        )
+
+
+def database_of(table: LanceTable) -> DBConnection:
+    """A connection to the database that `table` lives in.
+
+    Raises:
+        TableError: the database cannot be told from the table (in memory, or a custom location).
+    """
+    folder, _, last = table.uri.rstrip("/").rpartition("/")
+    if last != f"{table.name}{_SUFFIX}" or folder.startswith(_IN_MEMORY):
+        raise TableError(
+            f"The database of table {table.name!r} cannot be told from its location {table.uri!r}; expected "
+            "<database>/<table>.lance in a folder or bucket. Keep the table in a database on disk."
+        )
+    return lancedb.connect(folder, storage_options=table.initial_storage_options())
+
+
+def create_whole(
+    db: DBConnection,
+    name: str,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    *,
+    neighbour: LanceTable,
+) -> LanceTable:
+    """Create table `name` from a stream, with stable row ids; on any failure nothing of it remains.
+
+    Ctrl-C counts as a failure. The writer works in the background and could go on after the interrupt,
+    so the stream is told to stop and the writer is waited for before cleaning up.
+
+    Args:
+        db: the database.
+        name: name of the new table.
+        schema: its columns and metadata.
+        batches: its rows.
+        neighbour: any table of `db`; tells where its tables are stored and the file format that this
+            release of LanceDB writes.
+    """
+    stopped = threading.Event()
+    failures: list[Exception] = []
+    reader = pa.RecordBatchReader.from_batches(schema, _until(batches, stopped, failures))
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        writing = pool.submit(_write_beside, cast(LanceDBConnection, db), neighbour, name, reader)
+        try:
+            writing.result()
+        except BaseException as error:
+            stopped.set()
+            concurrent.futures.wait([writing])
+            _clean_up(db, name, writing)
+            if failures and isinstance(error, Exception):
+                # LanceDB reports a failing stream as text only; raise what really happened.
+                raise failures[0] from error
+            raise
+    table = cast(LanceTable, db.open_table(name))
+    if table.version > 1:
+        undo_create(db, table)
+        raise TableError(f"Another process made table {name!r} meanwhile; it is kept. Choose another name.")
+    return table
+
+
+def undo_create(db: DBConnection, table: LanceTable) -> None:
+    """Remove a table that `create_whole` made.
+
+    LanceDB looks for a table of the same name before it starts writing, not when it commits: one that
+    was made in between has become an older version of ours, and is put back.
+    """
+    if table.version == 1:
+        cast(LanceDBConnection, db).drop_table(table.name, ignore_missing=True)
+    else:
+        table.restore(table.version - 1)
+
+
+def _write_beside(
+    db: LanceDBConnection, neighbour: LanceTable, name: str, reader: pa.RecordBatchReader
+) -> None:
+    # Not through LanceDB's create_table: that takes other lists of numbers in the table for vectors
+    # and refuses or changes rows where they are null, NaN or of unequal length.
+    file_format: Any = neighbour.to_lance().data_storage_version
+    lance.write_dataset(
+        reader,
+        f"{neighbour.uri.rpartition('/')[0]}/{name}{_SUFFIX}",
+        mode="create",
+        storage_options=db.storage_options,
+        data_storage_version=file_format,
+        enable_stable_row_ids=True,
+    )
+
+
+def _clean_up(db: DBConnection, name: str, writing: "concurrent.futures.Future[None]") -> None:
+    """Remove what a writer that has ended left of table `name`, but nothing of anyone else's."""
+    if writing.exception() is None:
+        undo_create(db, cast(LanceTable, db.open_table(name)))
+    elif open_if_exists(db, name) is None:
+        cast(LanceDBConnection, db).drop_table(name, ignore_missing=True)
+
+
+def require_on_disk(db: DBConnection) -> None:
+    """Raise TableError unless `db` is a database in a folder or bucket."""
+    if not isinstance(db, LanceDBConnection) or db.uri.startswith(_IN_MEMORY):
+        raise TableError(
+            f"Got {db!r} as the database to write to; expected one in a folder or bucket, as opened by "
+            "lancedb.connect(<folder or bucket>)."
+        )
+
+
+def require_stable_row_ids(table: LanceTable) -> None:
+    """Raise TableError unless row ids of `table` survive updates and compaction."""
+    if not table.to_lance().has_stable_row_ids:
+        raise TableError(
+            f"Table {table.name!r} was created without stable row ids although they were asked for; "
+            "this release of LanceDB cannot be used. Install a release that rqmoe-store supports."
+        )
+
+
+def _until(
+    batches: Iterator[pa.RecordBatch], stopped: threading.Event, failures: list[Exception]
+) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in batches:
+            if stopped.is_set():
+                raise InterruptedError("The write was interrupted.")
+            yield batch
+    except Exception as error:
+        failures.append(error)
+        raise

@@ -1,0 +1,92 @@
+"""Codecs kept inside the database, so that a compressed table opens anywhere with nothing else.
+
+One row per codec in the LanceDB table `_rqmoe_codecs`: fingerprint, config as JSON, weights, time.
+Rows are only ever appended. Two processes that save the same codec at once leave two equal rows,
+which is harmless: a load takes the first one that is intact.
+"""
+
+import datetime
+
+import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.table import Table
+
+from rqmoe_store.codecs.artefact import Artefact, require_fingerprint
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.errors import ArtefactError
+from rqmoe_store.store.databases import open_if_exists
+
+REGISTRY_TABLE = "_rqmoe_codecs"
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("config_json", pa.string(), nullable=False),
+        pa.field("weights", pa.large_binary(), nullable=False),
+        pa.field("created_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+
+def save(db: DBConnection, codec: Codec) -> Table:
+    """Keep `codec` in `db`, unless an intact copy is there already; returns the registry's table."""
+    artefact = codec.to_artefact()
+    registry = _open_or_create(db)
+    if artefact in _stored(registry, codec.fingerprint):
+        return registry
+    row = {
+        "fingerprint": codec.fingerprint,
+        "config_json": artefact.config_json,
+        "weights": artefact.weights,
+        "created_at": datetime.datetime.now(datetime.UTC),
+    }
+    registry.add(pa.Table.from_pylist([row], schema=_SCHEMA))
+    return registry
+
+
+def load(db: DBConnection, fingerprint: str) -> Codec:
+    """The codec with this fingerprint.
+
+    Raises:
+        ArtefactError: `db` has no such codec, or every stored copy is damaged.
+    """
+    registry = open_if_exists(db, REGISTRY_TABLE)
+    artefacts = [] if registry is None else _stored(registry, fingerprint)
+    if not artefacts:
+        raise ArtefactError(
+            f"The database has no codec with fingerprint {fingerprint!r} (table {REGISTRY_TABLE!r}); "
+            "the tables compressed with it cannot be read without it. If you have it as a folder, load it "
+            "with rqmoe_store.load_codec and keep it here with rqmoe_store.store.registry.save(db, codec)."
+        )
+    damage: ArtefactError | None = None
+    for artefact in artefacts:
+        try:
+            require_fingerprint(artefact, fingerprint)
+            return Codec.from_artefact(artefact)
+        except ArtefactError as error:
+            damage = error  # another intact copy may follow; without one this is raised below
+    raise ArtefactError(
+        f"The codec with fingerprint {fingerprint!r} in table {REGISTRY_TABLE!r} is damaged ({damage}). "
+        "Save an intact copy again with rqmoe_store.store.registry.save(db, codec)."
+    ) from damage
+
+
+def _stored(registry: Table, fingerprint: str) -> list[Artefact]:
+    # The fingerprint may come from a table's metadata, so it is escaped like any user's string.
+    quoted = fingerprint.replace("'", "''")
+    registry.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
+    rows = registry.search().where(f"fingerprint = '{quoted}'").select(["config_json", "weights"])
+    return [Artefact(config_json=row["config_json"], weights=row["weights"]) for row in rows.to_list()]
+
+
+def _open_or_create(db: DBConnection) -> Table:
+    registry = open_if_exists(db, REGISTRY_TABLE)
+    if registry is not None:
+        return registry
+    try:
+        return db.create_table(REGISTRY_TABLE, schema=_SCHEMA)
+    except (ValueError, RuntimeError):
+        registry = open_if_exists(db, REGISTRY_TABLE)
+        if registry is None:
+            raise
+        return registry  # another process made it between the two calls

@@ -1,0 +1,21 @@
+"""The user's view of a table's schema: types in which values are read and written."""
+
+import pyarrow as pa
+
+_EXTENSION = b"ARROW:extension:name"
+_LANCE_JSON = b"lance.json"
+
+
+def user_schema(schema: pa.Schema, *, without: tuple[str, ...]) -> pa.Schema:
+    """`schema` less the columns named in `without`; field and schema metadata are kept."""
+    fields = [_as_read(field) for field in schema if field.name not in without]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def _as_read(field: pa.Field) -> pa.Field:
+    # A JSON column is declared as its stored bytes but read and written as Arrow JSON text; bytes
+    # written as declared would be taken for Lance's binary encoding.
+    if (field.metadata or {}).get(_EXTENSION) != _LANCE_JSON:
+        return field
+    kept = {key: value for key, value in field.metadata.items() if not key.startswith(b"ARROW:extension:")}
+    return pa.field(field.name, pa.json_(), nullable=field.nullable, metadata=kept or None)

@@ -1,0 +1,106 @@
+"""What a compressed table costs and how good its codes are, measured when asked.
+
+Shapes: M steps (code bytes), K codewords per step, V rows of a batch that have a vector.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from lancedb.table import LanceTable
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.store.columns import CodeColumns
+
+_SCAN_ROWS = 131_072
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableStats:
+    """Size and quality of a compressed table; `print(stats)` shows them."""
+
+    rows: int
+    """Rows in the table."""
+    dim: int
+    """Components of a vector."""
+    raw_bytes: int
+    """What the vectors would take as float32: rows * dim * 4."""
+    disk_bytes: int
+    """Everything the table keeps on disk now: all columns, indexes, deletions, older versions."""
+    code_disk_bytes: int
+    """What its code and partition columns take in the data files of the present version."""
+    bytes_per_vector: float
+    """code_disk_bytes / rows; 0.0 for an empty table."""
+    codec_bytes: int
+    """Size of the codec, kept once in the database for all tables that use it."""
+    compression_ratio: float
+    """raw_bytes / code_disk_bytes; 0.0 for an empty table."""
+    mse_estimate: float
+    """Mean squared reconstruction error on held-out training rows."""
+    relative_mse: float
+    """mse_estimate as a share of the variance of the training vectors."""
+    codeword_utilisation: float
+    """Share of codewords that stored codes use, 0 to 1, averaged over the steps."""
+
+    def __str__(self) -> str:
+        lines = {
+            "rows": f"{self.rows:,}",
+            "dimension": f"{self.dim:,}",
+            "vectors as float32": _readable(self.raw_bytes),
+            "codes on disk": f"{_readable(self.code_disk_bytes)} ({self.bytes_per_vector:.2f} per vector)",
+            "compression": f"{self.compression_ratio:.1f} to 1",
+            "whole table on disk": _readable(self.disk_bytes),
+            "codec": _readable(self.codec_bytes),
+            "squared error": f"{self.mse_estimate:.6g} ({self.relative_mse:.1%} of the variance)",
+            "codewords in use": f"{self.codeword_utilisation:.1%}",
+        }
+        width = max(len(label) for label in lines)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())
+
+
+def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats:
+    """Measure `table` now: reads its codes once, in batches, and the sizes of its files."""
+    dataset = table.to_lance()
+    rows = table.count_rows()
+    raw_bytes = rows * codec.dim * 4
+    code_bytes = _column_bytes(table, columns)
+    report, artefact = codec.report, codec.to_artefact()
+    return TableStats(
+        rows=rows,
+        dim=codec.dim,
+        raw_bytes=raw_bytes,
+        disk_bytes=sum(int(batch["size_bytes"].to_numpy().sum()) for batch in dataset.all_files()),
+        code_disk_bytes=code_bytes,
+        bytes_per_vector=code_bytes / rows if rows else 0.0,
+        codec_bytes=len(artefact.config_json.encode()) + len(artefact.weights),
+        compression_ratio=raw_bytes / code_bytes if code_bytes else 0.0,
+        mse_estimate=report.validation_mse,
+        relative_mse=report.relative_mse,
+        codeword_utilisation=_utilisation(table, codec, columns),
+    )
+
+
+def _column_bytes(table: LanceTable, columns: CodeColumns) -> int:
+    """Bytes of our columns in the data files, rows deleted but not yet compacted included."""
+    dataset = table.to_lance()
+    ours = {field.id() for field in dataset.lance_schema.fields() if field.name() in columns.names}
+    sizes: Any = dataset.stats.data_stats().fields  # a list, annotated by pylance as one item
+    return sum(int(size.bytes_on_disk) for size in sizes if size.id in ours)
+
+
+def _utilisation(table: LanceTable, codec: Codec, columns: CodeColumns) -> float:
+    used_MK = np.zeros((codec.config.code_bytes, codec.config.codebook_size), dtype=bool)
+    steps_M = np.arange(codec.config.code_bytes)
+    for batch in table.search().select(list(columns.names)).to_batches(_SCAN_ROWS):
+        codes, _ = columns.from_arrow(batch)
+        used_MK[steps_M, codes.codes] = True  # (V, M) indexes: each code marks its step's codeword
+    return float(used_MK.mean())
+
+
+def _readable(size: int) -> str:
+    if size < 10_000:
+        return f"{size:,} bytes"
+    for unit, scale in (("kB", 10**3), ("MB", 10**6), ("GB", 10**9)):
+        if size < 10_000 * scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size / 10**12:,.1f} TB"

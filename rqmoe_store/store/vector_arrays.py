@@ -1,0 +1,122 @@
+"""Vectors out of Arrow columns, checked, with offending rows named by their position in the table.
+
+Shapes: N rows, V of them with a vector, D components.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.errors import InvalidInputError, TableError
+
+_ROWS_NAMED = 5
+BATCH_BYTES = 32 * 2**20
+
+
+def rows_per_batch(dim: int) -> int:
+    """Rows whose float32 vectors fill about 32 MB: what is held in memory at a time."""
+    return int(np.clip(BATCH_BYTES // (4 * dim), 256, 16_384))
+
+
+def is_vector_type(data_type: pa.DataType) -> bool:
+    """Whether `data_type` is a list (fixed or variable) of numbers."""
+    data_type = getattr(data_type, "storage_type", data_type)
+    is_list = (
+        pa.types.is_fixed_size_list(data_type)
+        or pa.types.is_list(data_type)
+        or pa.types.is_large_list(data_type)
+    )
+    return is_list and bool(
+        pa.types.is_floating(data_type.value_type) or pa.types.is_integer(data_type.value_type)
+    )
+
+
+def require_vector_column(schema: pa.Schema, column: str, dim: int) -> None:
+    """Raise unless `column` of `schema` can hold vectors of `dim` components.
+
+    Raises:
+        TableError: no such column, or it is no list of numbers.
+        InvalidInputError: a fixed-size list of another length.
+    """
+    if column not in schema.names:
+        vectors = [field.name for field in schema if is_vector_type(field.type)]
+        hint = f"vector columns are {vectors}" if vectors else f"columns are {schema.names}, none of vectors"
+        raise TableError(f"The table has no column {column!r}; its {hint}. Set vector_column=.")
+    data_type = schema.field(column).type
+    if not is_vector_type(data_type):
+        raise TableError(
+            f"Column {column!r} is {data_type}; expected a vector column (a list of numbers). "
+            "Set vector_column= to another column."
+        )
+    storage = getattr(data_type, "storage_type", data_type)
+    if pa.types.is_fixed_size_list(storage) and storage.list_size != dim:
+        raise InvalidInputError(
+            f"Column {column!r} holds vectors of dimension {storage.list_size}; the codec was trained on "
+            f"dimension {dim}. Train a codec on this column, or name another one."
+        )
+
+
+def read_vectors(
+    column: pa.ChunkedArray | pa.Array, *, dim: int, metric: str, first_row: int
+) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+    """The vectors of `column` and which rows have one.
+
+    Args:
+        column: N rows of a type that `is_vector_type` accepts.
+        dim: components every vector must have.
+        metric: under "cosine" zero vectors are refused.
+        first_row: position of the first row, for messages.
+
+    Returns:
+        float32 (V, D) and bool (N,), the latter False where the vector is null.
+
+    Raises:
+        InvalidInputError: another dimension, a missing, NaN or infinite component, or a zero vector
+            under "cosine"; rows are named by position.
+    """
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = getattr(array, "storage", array)
+    valid_N = array.is_valid().to_numpy(zero_copy_only=False)
+    rows_V = first_row + np.flatnonzero(valid_N)
+    array = array.drop_null()
+    if len(array) == 0:
+        return np.zeros((0, dim), dtype=np.float32), valid_N
+    _require(rows_V, _lengths(array) == dim, f"have another dimension than the codec's {dim}")
+    vectors_VD = _components(array).reshape(len(array), dim)
+    _require(
+        rows_V,
+        np.all(np.isfinite(vectors_VD), axis=1),
+        "contain missing, NaN or infinite values (as float32)",
+    )
+    if metric == "cosine":
+        _require(rows_V, np.any(vectors_VD, axis=1), "are zero, which has no direction under metric='cosine'")
+    return vectors_VD, valid_N
+
+
+def _lengths(array: pa.Array) -> npt.NDArray[Any]:
+    if pa.types.is_fixed_size_list(array.type):
+        return np.full(len(array), array.type.list_size)
+    lengths: npt.NDArray[Any] = array.value_lengths().to_numpy(zero_copy_only=False)
+    return lengths
+
+
+def _components(array: pa.Array) -> Float32Array:
+    # Unsafe: a float64 beyond float32 becomes inf, which is then reported with its row.
+    values = array.flatten().cast(pa.float32(), safe=False)
+    # A copy: Arrow's memory is read-only, which torch warns about.
+    return np.array(values.to_numpy(zero_copy_only=False), dtype=np.float32)
+
+
+def _require(rows_V: npt.NDArray[np.int64], good_V: npt.NDArray[np.bool_], problem: str) -> None:
+    bad = rows_V[~good_V]
+    if len(bad) == 0:
+        return
+    named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
+    more = f" and {len(bad) - _ROWS_NAMED} more near them" if len(bad) > _ROWS_NAMED else ""
+    raise InvalidInputError(
+        f"Vectors {problem}: rows {named}{more} (counted from 0). Nothing was written; "
+        "remove or repair these rows and try again."
+    )

@@ -1,0 +1,81 @@
+"""`CompressedTable`, the public face of storing and searching, and the two ways to get one."""
+
+from typing import Any
+
+from lancedb.db import DBConnection
+from lancedb.table import LanceTable
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.search.query import CompressedQuery
+from rqmoe_store.search.snapshot import Snapshots
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.compress import compress as _compress
+from rqmoe_store.store.table import StoredTable
+
+
+class CompressedTable(StoredTable):
+    """A LanceDB table whose vectors are kept as codes, and which can be searched.
+
+    Made by `compress` or `open_table`. `table` is the underlying LanceDB table.
+    """
+
+    def __init__(self, table: LanceTable, codec: Codec, columns: CodeColumns) -> None:
+        super().__init__(table, codec, columns)
+        self._snapshots = Snapshots(table)
+
+    def search(self, query: Any) -> CompressedQuery:
+        """Start a nearest-neighbour query; options follow as in LanceDB, then `to_pandas()` or alike.
+
+            table.search(vector).where("lang = 'en'").select(["id", "text"]).limit(10).to_pandas()
+
+        Args:
+            query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32. A
+                batch of several vectors gives a column `query_index`.
+
+        Raises:
+            InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
+                an empty batch.
+        """
+        return CompressedQuery(self, query, self._snapshots)
+
+
+def compress(
+    docs: LanceTable,
+    codec: Codec,
+    into: str,
+    *,
+    db: DBConnection | None = None,
+    vector_column: str = "vector",
+    progress: bool = True,
+) -> CompressedTable:
+    """Make a new table with the columns of `docs`, its vectors replaced by codes.
+
+    `docs` is never changed. If anything fails, Ctrl-C included, no table `into` is left behind.
+
+    Args:
+        docs: a LanceDB table on disk or in an object store.
+        codec: trained on vectors like those of `docs`; it is kept in the same database.
+        into: name of the new table.
+        db: database for the new table; default is the one `docs` lives in.
+        vector_column: the column to replace. Rows where it is null keep their other values and are
+            never found by a search.
+        progress: show a progress bar.
+
+    Raises:
+        TableError: no such vector column, an empty table, columns named like ours, `into` taken.
+        InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
+            cosine (named by row position), or an `into` that cannot be a table name.
+    """
+    return _compress(
+        docs, codec, into, db=db, vector_column=vector_column, progress=progress, cls=CompressedTable
+    )
+
+
+def open_table(db: DBConnection, name: str) -> CompressedTable:
+    """Open the compressed table `name`; its codec is read from the same database.
+
+    Raises:
+        TableError: no such table, or not a compressed one.
+        ArtefactError: its codec is not in the database, is damaged, or is another one.
+    """
+    return CompressedTable.open(db, name)

@@ -1,0 +1,97 @@
+"""Training checkpoints: one safetensors file, replaced atomically, resumed bit for bit."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from rqmoe_store.codecs.artefact import write_atomically
+from rqmoe_store.errors import ArtefactError
+
+CHECKPOINT_FILE = "training.safetensors"
+_STATE_KEY = "state"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had not stopped."""
+
+    identity: dict[str, Any]
+    """What the run is: codec configuration, training settings, training data."""
+    counters: dict[str, Any]
+    """Progress and figures so far, JSON values."""
+    tensors: dict[str, Tensor]
+    """Weights, best weights, optimizer moments, codeword use; names are `group.name`."""
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one group under their own names."""
+        prefix = f"{name}."
+        return {
+            key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)
+        }
+
+
+def write_checkpoint(checkpoint: Checkpoint, directory: str) -> None:
+    """Replace the checkpoint in `directory`, which is made if it is not there."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = json.dumps({"identity": checkpoint.identity, "counters": checkpoint.counters})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    write_atomically(folder / CHECKPOINT_FILE, save(tensors, metadata={_STATE_KEY: state}))
+
+
+def read_checkpoint(directory: str, identity: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint in `directory`, or None when there is none yet.
+
+    Raises:
+        ArtefactError: damaged, or the checkpoint of a run with other settings or data.
+    """
+    path = Path(directory) / CHECKPOINT_FILE
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()[_STATE_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found, counters = state["identity"], state["counters"]
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} is damaged ({error}). Delete it to train from the start.") from error
+    _require_same_run(path, found, json.loads(json.dumps(identity)))
+    return Checkpoint(found, counters, tensors)
+
+
+def _require_same_run(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    different = [
+        f"{name}: {found.get(name)!r} there, {value!r} now"
+        for name, value in expected.items()
+        if found.get(name) != value
+    ]
+    if different:
+        raise ArtefactError(
+            f"{path} belongs to another run ({'; '.join(different)}). Give the settings and data of "
+            "that run to go on with it, or another checkpoint_dir to start anew."
+        )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`; the optimizer must hold the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,27 @@
+"""Reconstruction error of a quantizer during and after training.
+
+Shape legend: n vectors, B batch, M steps, D dimension.
+"""
+
+import torch
+from torch import Tensor
+
+from rqmoe_store.codecs import encoding
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+
+
+@torch.inference_mode()
+def prefix_mse(
+    quantizer: ResidualQuantizer, normalized_nD: Tensor, *, beam: int, preselect: int | None
+) -> tuple[float, ...]:
+    """Mean squared error norm of every code prefix (1 to M steps), in normalized units."""
+    folded = quantizer.fold()
+    rows = encoding.chunk_rows(quantizer, beam=beam, preselect=preselect)
+    total_M = torch.zeros(quantizer.num_steps, dtype=torch.float64)
+    for chunk_BD in normalized_nD.split(rows):
+        codes_BM, partitions_B = encoding.encode(quantizer, folded, chunk_BD, beam=beam, preselect=preselect)
+        chosen_MBD = quantizer.chosen_codewords(codes_BM, partitions_B, folded)
+        first_residual_BD = chunk_BD - quantizer.partition_offset(partitions_B)
+        errors_MBD = first_residual_BD - chosen_MBD.cumsum(dim=0)
+        total_M += errors_MBD.square().sum(dim=2).double().sum(dim=1).cpu()
+    return tuple((total_M / len(normalized_nD)).tolist())

@@ -1,0 +1,103 @@
+"""Properties of the encoder."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_codecs import as_codec, small_config, stirred, vectors
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.encoding import chunk_rows
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.errors import InvalidInputError
+
+BATCHED = as_codec(stirred(small_config(num_partitions=3)))
+ROWS = vectors(90, seed=5)
+ALL_CODES = BATCHED.encode(ROWS)
+
+
+def mean_squared_error(codec: Codec, rows: np.ndarray, **settings: object) -> float:
+    return float(np.square(rows - codec.decode(codec.encode(rows, **settings))).sum(axis=1).mean())
+
+
+def deformed_codebook(quantizer: ResidualQuantizer, step: int, condition_1E: torch.Tensor) -> torch.Tensor:
+    """All codewords of a step under one conditioning vector, from the plain definition."""
+    codebook_KD = quantizer.codebooks_MKD[step]
+    if quantizer.mixture is None or step < quantizer.first_expert_step:
+        return codebook_KD
+    condition_KE = condition_1E.expand(len(codebook_KD), -1)
+    index = step - quantizer.first_expert_step
+    return codebook_KD + quantizer.mixture.deform_plainly(index, codebook_KD, condition_KE)
+
+
+def test_exhaustive_beam_one_picks_the_argmin_at_every_step(codec: Codec) -> None:
+    rows = vectors(25, seed=6)
+    codes = codec.encode(rows, beam=1, preselect=None)
+    quantizer = codec._quantizer
+    normalized = quantizer.normalize(torch.from_numpy(rows))
+    for vector_D, code_M, partition in zip(normalized, codes.codes, codes.partitions, strict=True):
+        partitions_1 = torch.tensor([int(partition)])
+        residual_D = vector_D - quantizer.partition_offset(partitions_1)[0]
+        condition_1E = quantizer.initial_condition(partitions_1)
+        for step, index in enumerate(code_M):
+            candidates_KD = deformed_codebook(quantizer, step, condition_1E)
+            distances_K = (residual_D - candidates_KD).square().sum(dim=1)
+            assert distances_K[int(index)] <= distances_K.min() * (1 + 1e-5)
+            chosen_1D = candidates_KD[int(index)][None]
+            residual_D = residual_D - chosen_1D[0]
+            index_1 = torch.tensor([int(index)])
+            condition_1E = condition_1E + quantizer.condition_increment(step, index_1, chosen_1D)
+
+
+def test_vectors_go_to_the_nearest_partition() -> None:
+    quantizer = BATCHED._quantizer
+    normalized = quantizer.normalize(torch.from_numpy(ROWS))
+    nearest = torch.cdist(normalized, quantizer.centroids_PD).argmin(dim=1)
+    np.testing.assert_array_equal(ALL_CODES.partitions, nearest.numpy())
+
+
+def test_larger_beam_does_not_raise_the_error(codec: Codec) -> None:
+    rows = vectors(400, seed=8)
+    errors = [mean_squared_error(codec, rows, beam=beam, preselect=None) for beam in (1, 2, 4, 8)]
+    assert all(wider <= narrower * (1 + 1e-6) for narrower, wider in itertools.pairwise(errors))
+
+
+def test_default_encoder_reaches_the_exhaustive_one(codec: Codec) -> None:
+    rows = vectors(400, seed=9)
+    exhaustive = mean_squared_error(codec, rows, beam=1, preselect=None)
+    assert mean_squared_error(codec, rows) <= exhaustive * (1 + 1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(1, 89), max_size=8, unique=True).map(sorted))
+def test_codes_do_not_depend_on_batch_size(cuts: list[int]) -> None:
+    for start, stop in zip([0, *cuts], [*cuts, 90], strict=True):
+        part = BATCHED.encode(ROWS[start:stop])
+        np.testing.assert_array_equal(part.codes, ALL_CODES.codes[start:stop])
+        np.testing.assert_array_equal(part.partitions, ALL_CODES.partitions[start:stop])
+
+
+def test_encoding_twice_gives_the_same_codes(codec: Codec) -> None:
+    np.testing.assert_array_equal(codec.encode(ROWS).codes, codec.encode(ROWS).codes)
+
+
+def test_encoding_nothing() -> None:
+    codes = BATCHED.encode(np.empty((0, 12), dtype=np.float32))
+    assert codes.codes.shape == (0, 4)
+    assert BATCHED.decode(codes).shape == (0, 12)
+
+
+def test_exhaustive_chunks_shrink_with_the_work() -> None:
+    quantizer = BATCHED._quantizer
+    assert chunk_rows(quantizer, beam=1, preselect=4) >= chunk_rows(quantizer, beam=16, preselect=None) >= 1
+
+
+@pytest.mark.parametrize(
+    "choice", [{"beam": 0}, {"beam": 8, "preselect": 4}, {"preselect": 0}, {"beam": 1.5}]
+)
+def test_impossible_encoder_settings(choice: dict[str, int]) -> None:
+    with pytest.raises(InvalidInputError):
+        BATCHED.encode(ROWS, **choice)

@@ -1,0 +1,117 @@
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rqmoe_store.demo import corpus
+from rqmoe_store.demo.corpus import MAX_CHARACTERS, MIN_CHARACTERS, Document, collect, read_documents
+
+LONG = "Return the number of leaves of the tree, counted from the root."
+
+
+def write(root: Path, name: str, source: str) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    return path
+
+
+def documented(text: str) -> str:
+    return f'def function():\n    """{text}"""\n'
+
+
+def test_finds_modules_classes_functions_and_methods(tmp_path):
+    write(
+        tmp_path,
+        "pack/trees.py",
+        f'''"""Module: {LONG}"""
+class Tree:
+    """Class: {LONG}"""
+    def leaves(self):
+        """Method: {LONG}"""
+    async def grow(self):
+        """Coroutine: {LONG}"""
+''',
+    )
+    found = {document.name: document for document in collect([tmp_path])}
+    assert set(found) == {"pack.trees", "pack.trees.Tree", "pack.trees.Tree.leaves", "pack.trees.Tree.grow"}
+    assert found["pack.trees.Tree"] == Document("pack", "pack.trees.Tree", f"Class: {LONG}")
+
+
+def test_package_is_named_without_init(tmp_path):
+    write(tmp_path, "pack/__init__.py", f'"""{LONG}"""')
+    assert [document.name for document in collect([tmp_path])] == ["pack"]
+
+
+def test_equal_texts_come_once(tmp_path):
+    for name in ("a.py", "b.py", "c/d.py"):
+        write(tmp_path, name, documented(LONG))
+    assert len(collect([tmp_path])) == 1
+
+
+def test_short_texts_and_missing_ones_are_left_out(tmp_path):
+    write(tmp_path, "a.py", documented("Too short.") + "\ndef bare():\n    pass\n")
+    assert collect([tmp_path]) == []
+
+
+def test_only_the_first_paragraph_is_kept_on_one_line(tmp_path):
+    path = write(
+        tmp_path,
+        "a.py",
+        documented("Return the number of leaves\n    of the whole   tree.\n\n    Args:\n        tree"),
+    )
+    (document,) = read_documents(tmp_path, path)
+    assert document.text == "Return the number of leaves of the whole tree."
+
+
+@given(st.text(max_size=1200))
+def test_any_docstring_becomes_one_line_of_bounded_length(text):
+    summary = corpus._summary(text)
+    assert len(summary) <= MAX_CHARACTERS
+    assert "\n" not in summary
+    summary.encode()
+
+
+def test_nothing_is_imported(tmp_path):
+    write(tmp_path, "explosive.py", f'"""{LONG}"""\nraise SystemExit("imported")\n')
+    assert len(collect([tmp_path])) == 1
+    assert "explosive" not in sys.modules
+
+
+@pytest.mark.parametrize("source", ["def broken(:", "print 'python 2'", "\0"])
+def test_files_that_do_not_parse_are_passed_over(tmp_path, source):
+    write(tmp_path, "bad.py", source)
+    write(tmp_path, "good.py", documented(LONG))
+    assert [document.package for document in collect([tmp_path])] == ["good"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_about_other_peoples_files_stay_quiet(tmp_path):
+    write(tmp_path, "odd.py", f'"""{LONG}"""\npattern = "\\d"\n')
+    assert len(collect([tmp_path])) == 1
+
+
+def test_tests_are_skipped_but_not_when_the_root_lies_below_such_a_folder(tmp_path):
+    root = tmp_path / "tests" / "root"
+    write(root, "pack/tests/helper.py", documented(LONG + " Again."))
+    write(root, "pack/kept.py", documented(LONG))
+    assert [document.name for document in collect([root])] == ["pack.kept.function"]
+
+
+def test_limit_takes_a_prefix_and_order_repeats(tmp_path):
+    for number in range(30):
+        write(tmp_path, f"pack{number % 3}/part{number}.py", documented(f"{LONG} Number {number}."))
+    everything = collect([tmp_path])
+    assert len(everything) == 30
+    assert collect([tmp_path]) == everything
+    assert collect([tmp_path], limit=12) == everything[:12]
+    assert len({document.package for document in everything[:12]}) == 3
+
+
+def test_this_machine_has_enough_text():
+    # Collecting stops early; the standard library alone gives more than this.
+    documents = collect(limit=3000)
+    assert len(documents) == len({document.text for document in documents}) == 3000
+    assert all(MIN_CHARACTERS <= len(document.text) <= MAX_CHARACTERS for document in documents)

@@ -1,0 +1,81 @@
+"""Codecs kept inside the database."""
+
+import concurrent.futures
+
+import lancedb
+import numpy as np
+import pytest
+
+from rqmoe_store.errors import ArtefactError
+from rqmoe_store.store import registry
+
+
+def stored_rows(db):
+    return db.open_table(registry.REGISTRY_TABLE).search().to_list()
+
+
+def test_a_codec_comes_back_the_same(db, codec, vectors):
+    registry.save(db, codec)
+    loaded = registry.load(lancedb.connect(db.uri), codec.fingerprint)
+    assert loaded.fingerprint == codec.fingerprint
+    assert loaded.config == codec.config
+    codes, again = codec.encode(vectors), loaded.encode(vectors)
+    np.testing.assert_array_equal(codes.codes, again.codes)
+    np.testing.assert_array_equal(codes.partitions, again.partitions)
+    np.testing.assert_array_equal(codec.decode(codes), loaded.decode(again))
+
+
+def test_saving_twice_keeps_one_row_each(db, codec, plain_codec):
+    for saved in (codec, plain_codec, codec):
+        registry.save(db, saved)
+    assert sorted(row["fingerprint"] for row in stored_rows(db)) == sorted(
+        [codec.fingerprint, plain_codec.fingerprint]
+    )
+    assert registry.load(db, plain_codec.fingerprint).config == plain_codec.config
+
+
+def test_concurrent_saves_of_the_same_codec_are_harmless(db, codec):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        saves = [pool.submit(registry.save, lancedb.connect(db.uri), codec) for _ in range(8)]
+        for save in saves:
+            save.result()
+    assert 1 <= len(stored_rows(db)) <= 8
+    assert registry.load(db, codec.fingerprint).fingerprint == codec.fingerprint
+
+
+def test_a_missing_codec_is_named(db, codec):
+    with pytest.raises(ArtefactError, match="no codec with fingerprint 'abc'"):
+        registry.load(db, "abc")
+    registry.save(db, codec)
+    with pytest.raises(ArtefactError, match="no codec with fingerprint 'abc'"):
+        registry.load(db, "abc")
+
+
+def test_fingerprints_are_not_sql(db, codec):
+    registry.save(db, codec)
+    with pytest.raises(ArtefactError, match="no codec"):
+        registry.load(db, "x' OR 'a' = 'a")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "config", "swapped"])
+def test_damaged_codecs_are_refused_and_can_be_saved_again(db, codec, plain_codec, damage):
+    registry.save(db, codec)
+    table = db.open_table(registry.REGISTRY_TABLE)
+    row = table.to_arrow().to_pylist()[0]
+    weights, config = row["weights"], row["config_json"]
+    if damage == "truncated":
+        row["weights"] = weights[: len(weights) // 2]
+    elif damage == "flipped":
+        row["weights"] = weights[:-1] + bytes([weights[-1] ^ 1])
+    elif damage == "config":
+        row["config_json"] = config.replace('"metric": "l2"', '"metric": "dot"')
+        assert row["config_json"] != config
+    else:
+        other = plain_codec.to_artefact()
+        row["config_json"], row["weights"] = other.config_json, other.weights
+    table.delete("true")
+    table.add([row])
+    with pytest.raises(ArtefactError, match="is damaged"):
+        registry.load(db, codec.fingerprint)
+    registry.save(db, codec)
+    assert registry.load(db, codec.fingerprint).fingerprint == codec.fingerprint

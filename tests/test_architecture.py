@@ -1,0 +1,174 @@
+"""The house rules that a machine can check, read from the source without importing it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rqmoe_store"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MAX_FILE_LINES = 250
+MAX_FUNCTION_LINES = 40
+
+# Room -> rooms of the package it may import from. Itself is always allowed.
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "codecs": {"errors", "config"},
+    "training": {"errors", "config", "codecs"},
+    "store": {"errors", "config", "codecs"},
+    "search": {"errors", "config", "codecs", "store"},
+    "table": {"errors", "config", "codecs", "store", "search"},
+    "evaluation": {"errors", "config", "codecs", "training", "store", "search", "table"},
+    "demo": {"errors", "config", "codecs", "training", "store", "search", "table", "evaluation"},
+    "terminal": {"errors", "codecs", "evaluation"},
+    "cli": {
+        "errors",
+        "config",
+        "codecs",
+        "training",
+        "store",
+        "search",
+        "table",
+        "evaluation",
+        "demo",
+        "terminal",
+    },
+    "__init__": {"errors", "config", "codecs", "training", "table"},
+}
+# Rooms that compute on arrays and tensors only, and their one exception.
+WITHOUT_STORAGE = {"errors", "config", "codecs", "training"}
+STORAGE_LIBRARIES = {"lancedb", "lance", "pyarrow", "pandas", "polars"}
+MAY_READ_TABLES = {"training/sampler.py"}
+
+# Everything a reader of the repository's front page finds. Dotfiles are free.
+TOP_LEVEL = {
+    "BENCHMARKS.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "examples",
+    "integrations",
+    "pyproject.toml",
+    "rqmoe_store",
+    "tests",
+}
+# Made by running things and ignored by git.
+IGNORED = {"build", "codec", "data", "dist", "rqmoe-demo", "rqmoe_store.egg-info"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imported modules, wherever in the file the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where a name comes from"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def public_homes() -> dict[str, str]:
+    """Name -> room of what `rqmoe_store/__init__.py` re-exports."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    return {
+        alias.name: (node.module or "").split(".")[1]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rqmoe_store.")
+        for alias in node.names
+    }
+
+
+def imported_rooms(tree: ast.AST) -> set[str]:
+    """Rooms of the package that a file imports from."""
+    rooms = set()
+    for module in imports(tree):
+        parts = module.split(".")
+        if parts[0] == "rqmoe_store" and len(parts) > 1:
+            rooms.add(public_homes().get(parts[1], parts[1]))
+    return rooms - {"__version__"}
+
+
+@pytest.fixture(params=FILES, ids=name_of)
+def path(request) -> Path:
+    return request.param
+
+
+def test_dependencies_point_one_way(path):
+    room = room_of(path)
+    assert room in MAY_IMPORT, f"{room!r} is new: say here what it may import"
+    breaches = imported_rooms(ast.parse(path.read_text())) - MAY_IMPORT[room] - {room}
+    assert not breaches, f"{name_of(path)} may not import from {sorted(breaches)}"
+
+
+def test_math_knows_no_storage(path):
+    if room_of(path) not in WITHOUT_STORAGE or name_of(path) in MAY_READ_TABLES:
+        return
+    libraries = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    assert not libraries & STORAGE_LIBRARIES
+
+
+def test_nothing_is_pickled(path):
+    tree = ast.parse(path.read_text())
+    libraries = {module.split(".")[0] for module in imports(tree)}
+    assert not libraries & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        called = ast.unparse(node.func)
+        # torch writes pickles, and numpy reads them if asked to.
+        assert called not in {"torch.save", "torch.load"}, f"line {node.lineno}"
+        allowed = [word.value for word in node.keywords if word.arg == "allow_pickle"]
+        assert all(isinstance(value, ast.Constant) and value.value is False for value in allowed)
+        if called == "np.load":
+            assert allowed, f"line {node.lineno}: say allow_pickle=False"
+
+
+def test_file_is_short(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+
+
+def test_functions_are_short(path):
+    """Code counts; signature, docstring and blank lines do not."""
+    tree = ast.parse(path.read_text())
+    lines = path.read_text().splitlines()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        if not body or node.end_lineno is None:
+            continue
+        code = [line for line in lines[body[0].lineno - 1 : node.end_lineno] if line.strip()]
+        assert len(code) <= MAX_FUNCTION_LINES, f"{node.name}, line {node.lineno}: {len(code)} lines"
+
+
+def test_no_file_named_for_nothing(path):
+    assert path.stem not in {"utils", "util", "helpers", "misc", "common"}
+
+
+def test_top_level_has_only_what_it_should():
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert names - TOP_LEVEL - IGNORED == set()
+
+
+def test_every_public_name_is_imported_lazily_from_where_it_lives():
+    import rqmoe_store
+
+    for name in rqmoe_store.__all__:
+        value = getattr(rqmoe_store, name)
+        if name != "__version__":
+            assert value.__module__.startswith("rqmoe_store."), name
+            assert value.__module__.split(".")[1] == public_homes()[name], name

@@ -1,0 +1,158 @@
+"""The commands, run in this process; `rqmoe --help` also in one of its own."""
+
+import json
+import subprocess
+import sys
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+import rqmoe_store as rqs
+from rqmoe_store.cli import app
+
+ROWS, DIM = 300, 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A database folder with a raw table `docs`, the compressed `small`, and the codec's folder."""
+    folder = tmp_path_factory.mktemp("cli")
+    vectors = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
+    db = lancedb.connect(folder / "db")
+    table = {
+        "id": pa.array(range(ROWS)),
+        "lang": ["en", "fr"] * (ROWS // 2),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM),
+    }
+    docs = db.create_table("docs", pa.table(table))
+    codec = rqs.train(
+        docs,
+        config=rqs.CodecConfig(code_bytes=8, codebook_size=32),
+        training=rqs.TrainConfig(epochs=1, progress=False),
+    )
+    codec.save(folder / "codec")
+    rqs.compress(docs, codec, into="small", progress=False)
+    np.save(folder / "query.npy", vectors[7])
+    np.save(folder / "queries.npy", vectors[:2])
+    return folder
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def fails(*arguments):
+    """The message of a command that fails as a user's mistake should."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_help_teaches():
+    output = invoke("--help").output
+    for command in ("train", "compress", "search", "stats", "demo"):
+        assert command in output
+        assert invoke(command, "--help").exit_code == 0
+    assert "rqmoe compress" in output
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; from rqmoe_store.cli import app; app(['--help'], standalone_mode=False); "
+        "print(sorted({'torch', 'lancedb', 'pyarrow', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+
+
+def test_version():
+    assert invoke("--version").output.strip() == f"rqmoe-store {rqs.__version__}"
+
+
+def test_train_compress_search(data, tmp_path):
+    codec = tmp_path / "codec"
+    trained = invoke("train", data / "db", "docs", "--out", codec, "--bytes", 4, "--kind", "rq")
+    assert trained.exit_code == 0, trained.output
+    assert "4 bytes per vector" in trained.output
+    assert rqs.load_codec(codec).config.code_bytes == 4
+    compressed = invoke("compress", data / "db", "docs", "--codec", codec, "--into", tmp_path.name)
+    assert compressed.exit_code == 0, compressed.output
+    store = rqs.open_table(lancedb.connect(data / "db"), tmp_path.name)
+    assert (store.count_rows(), store.codec.config.kind) == (ROWS, "rq")
+
+
+@pytest.mark.parametrize("form", ["npy", "json", "inline"])
+def test_search_finds_the_row_itself(data, tmp_path, form):
+    vector = np.load(data / "query.npy").tolist()
+    (tmp_path / "query.json").write_text(json.dumps(vector))
+    query = {"npy": data / "query.npy", "json": tmp_path / "query.json", "inline": json.dumps(vector)}[form]
+    result = invoke(
+        "search", data / "db", "small", "--query", query, "--json", "--limit", 3, "--select", "id, lang"
+    )
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(rows) == 3
+    assert rows[0]["id"] == 7
+    assert set(rows[0]) == {"id", "lang", "_distance"}
+
+
+def test_search_passes_options_on(data):
+    arguments = ("search", data / "db", "small", "--query", data / "query.npy", "--nprobes", 1, "--json")
+    rows = [json.loads(line) for line in invoke(*arguments, "--where", "lang = 'en'").stdout.splitlines()]
+    assert len(rows) == 10
+    assert {row["lang"] for row in rows} == {"en"}
+
+
+def test_search_prints_a_table_and_says_when_there_is_nothing(data):
+    arguments = ("search", data / "db", "small", "--query", data / "queries.npy", "-n", 2)
+    assert "query_index" in invoke(*arguments).stdout
+    empty = invoke(*arguments, "--where", "id < 0")
+    assert empty.exit_code == 0
+    assert "No rows" in empty.stderr
+
+
+def test_stats(data):
+    result = invoke("stats", data / "db", "small")
+    assert result.exit_code == 0
+    assert "300" in result.output
+    assert "per vector" in result.output
+
+
+def test_mistakes_get_one_message(data, tmp_path):
+    db, query = data / "db", data / "query.npy"
+    assert "no folder" in fails("stats", tmp_path / "nowhere", "small")
+    assert not (tmp_path / "nowhere").exists()
+    assert "docs, small" in fails("train", db, "dogs", "--out", tmp_path / "codec").replace(
+        "_rqmoe_codecs, ", ""
+    )
+    assert "'best' is unknown" in fails("train", db, "docs", "--out", tmp_path / "codec", "--metric", "best")
+    assert "code_bytes=0" in fails("train", db, "docs", "--out", tmp_path / "codec", "--bytes", 0)
+    assert not (tmp_path / "codec").exists()
+    fails("compress", db, "docs", "--codec", tmp_path / "nowhere", "--into", "other")
+    assert "small" in fails("compress", db, "docs", "--codec", data / "codec", "--into", "small")
+    fails("search", db, "docs", "--query", query)
+    fails("search", db, "small", "--query", query, "--limit", 0)
+    fails("search", db, "small", "--query", query, "--where", "lang = = 1")
+    fails("search", db, "small", "--query", "[1, 2]")
+    assert "Cannot read a vector" in fails("search", db, "small", "--query", "one, two")
+    assert "Cannot read a vector" in fails("search", db, "small", "--query", tmp_path / "missing.npy")
+    assert "at most 3" in fails("demo", "--directory", tmp_path / "demo", "--minutes", 5)
+
+
+def test_mistakes_may_contain_what_looks_like_markup(data):
+    assert "[bold]x[/oops]" in fails("search", data / "db", "small", "--query", "[bold]x[/oops]")
+
+
+def test_other_failures_keep_their_traceback(data, monkeypatch):
+    def broken(self):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(rqs.CompressedTable, "stats", broken)
+    assert isinstance(invoke("stats", data / "db", "small").exception, RuntimeError)

@@ -1,0 +1,79 @@
+"""The trainer's smaller parts: loss, revival, deferred Ctrl-C."""
+
+import signal
+
+import pytest
+import torch
+from small_codecs import small_config, stirred
+
+from rqmoe_store.training.interrupt import deferred_interrupt
+from rqmoe_store.training.loss import normalized_residual_loss
+from rqmoe_store.training.revival import revive_dead
+
+
+def test_loss_by_hand() -> None:
+    first_residual_BD = torch.tensor([[2.0, 0.0]])
+    chosen_MBD = torch.tensor([[[1.0, 0.0]], [[1.0, 0.5]]])
+    # Residual norms squared: 4, then 1, then 0.25.
+    expected = torch.log1p(torch.tensor(1 / 4)) + torch.log1p(torch.tensor(0.25 / 1))
+    assert normalized_residual_loss(first_residual_BD, chosen_MBD) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_loss_denominators_carry_no_gradient() -> None:
+    first_residual_BD = torch.tensor([[2.0, 0.0]])
+    first_1BD = torch.tensor([[[1.0, 0.0]]], requires_grad=True)
+    second_1BD = torch.zeros(1, 1, 2)
+    normalized_residual_loss(first_residual_BD, torch.cat([first_1BD, second_1BD])).backward()
+    # d/dc of log(1 + |r2|^2/4) + log(1 + |r3|^2/sg(|r2|^2)) at |r2| = |r3| = 1: -2/5 - 2/2.
+    assert first_1BD.grad is not None
+    assert float(first_1BD.grad[0, 0, 0]) == pytest.approx(-2 / 5 - 1, rel=1e-4)
+
+
+def test_loss_does_not_depend_on_the_scale_of_the_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first_BD, chosen_MBD = torch.randn(5, 3, generator=generator), torch.randn(4, 5, 3, generator=generator)
+    assert normalized_residual_loss(first_BD * 10, chosen_MBD * 10) == pytest.approx(
+        float(normalized_residual_loss(first_BD, chosen_MBD)), rel=1e-3
+    )
+
+
+def test_dead_codewords_move_next_to_the_most_used() -> None:
+    quantizer = stirred(small_config()).requires_grad_(True)
+    optimizer = torch.optim.AdamW(quantizer.parameters())
+    sum(parameter.square().sum() for parameter in quantizer.parameters()).backward()
+    optimizer.step()
+    before_MKD = quantizer.codebooks_MKD.detach().clone()
+    usage_MK = torch.full((4, 16), 5)
+    usage_MK[1, 3], usage_MK[1, 7] = 0, 100
+    assert revive_dead(quantizer, optimizer, usage_MK, torch.Generator().manual_seed(0)) == 1
+    codebooks_MKD = quantizer.codebooks_MKD.detach()
+    distance = (codebooks_MKD[1, 3] - before_MKD[1, 7]).norm() / before_MKD[1].std()
+    assert 0 < distance < 0.2
+    untouched = torch.ones(4, 16, dtype=torch.bool)
+    untouched[1, 3] = False
+    assert torch.equal(codebooks_MKD[untouched], before_MKD[untouched])
+    moment = optimizer.state[quantizer.codebooks_MKD]["exp_avg"]
+    assert not moment[1, 3].any()
+    assert moment[1, 7].any()
+
+
+def test_codewords_used_once_are_not_split() -> None:
+    quantizer = stirred(small_config())
+    optimizer = torch.optim.AdamW(quantizer.parameters())
+    usage_MK = torch.ones(4, 16, dtype=torch.long)
+    usage_MK[:, :4] = 0
+    assert revive_dead(quantizer, optimizer, usage_MK, torch.Generator()) == 0
+
+
+def test_first_ctrl_c_sets_a_flag_and_the_second_raises() -> None:
+    with deferred_interrupt(enabled=True) as interrupt:
+        assert not interrupt.requested
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_raises_at_once_when_not_deferred() -> None:
+    with deferred_interrupt(enabled=False), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,212 @@
+"""Training end to end on small data: it learns, repeats, stops and goes on."""
+
+import signal
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from small_codecs import DIM, curved, vectors
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
+from rqmoe_store.training.loop import TrainingLoop
+from rqmoe_store.training.trainer import train
+
+ROWS = vectors(2500)
+SMALL = {"code_bytes": 3, "codebook_size": 16, "num_experts": 2, "hidden_dim": 16, "beam": 2, "preselect": 8}
+
+
+def config(**changes: object) -> CodecConfig:
+    return CodecConfig(**{**SMALL, **changes})
+
+
+def quick(**changes: object) -> TrainConfig:
+    settings = {"epochs": 3, "batch_size": 250, "progress": False, "device": "cpu", "learning_rate": 3e-3}
+    return TrainConfig(**{**settings, **changes})
+
+
+def weights(codec: Codec) -> bytes:
+    return codec.to_artefact().weights
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"num_partitions": 4}, {"kind": "qinco"}, {"num_layers": 2}, {"network_dim": 6},
+        {"metric": "cosine"}, {"kind": "rq"},
+    ],
+)  # fmt: skip
+def test_training_lowers_the_validation_error(changes: dict[str, object]) -> None:
+    codec = train(curved(2500), config=config(**changes), training=quick(epochs=20))
+    held_out = curved(500, seed=77)
+    decoded = codec.decode(codec.encode(held_out))
+    if codec.config.metric == "cosine":
+        held_out = held_out / np.linalg.norm(held_out, axis=1, keepdims=True)
+    error = np.square(held_out - decoded).sum(axis=1).mean()
+    assert error == pytest.approx(codec.report.validation_mse, rel=0.25)
+    if codec.config.kind == "rq":
+        assert codec.report.validation_mse == codec.report.rq_validation_mse
+    else:
+        assert codec.report.validation_mse < 0.98 * codec.report.rq_validation_mse
+    assert codec.report.prefix_mse[0] > codec.report.prefix_mse[-1]
+    assert 0.9 < codec.report.utilisation <= 1
+
+
+def test_a_seed_repeats_bit_for_bit() -> None:
+    first, second, other = (
+        train(ROWS, config=config(num_partitions=3), training=quick(seed=seed)) for seed in (1, 1, 2)
+    )
+    assert first.fingerprint == second.fingerprint
+    assert weights(first) != weights(other)
+
+
+def test_no_epochs_gives_the_untrained_rq() -> None:
+    codec = train(ROWS, config=config(), training=quick(epochs=0))
+    assert codec.report.validation_mse == pytest.approx(codec.report.rq_validation_mse, rel=1e-6)
+
+
+def test_wide_vectors_train() -> None:
+    """D = 4096 trains in its narrower network."""
+    wide = np.random.default_rng(0).standard_normal((300, 4096)).astype(np.float32)
+    wide[:, :8] *= 30
+    codec = train(
+        wide,
+        config=config(code_bytes=2, num_experts=1, hidden_dim=8, expert_dim=8, network_dim=32),
+        training=quick(epochs=2, batch_size=100),
+    )
+    assert codec.decode(codec.encode(wide[:3])).shape == (3, 4096)
+
+
+def test_max_minutes_ends_training() -> None:
+    codec = train(ROWS, config=config(), training=quick(epochs=None, max_minutes=0.02))
+    assert 0 < codec.report.epochs < 10_000
+
+
+def test_arrays_tensors_and_tables_are_sampled_alike(tmp_path: Path) -> None:
+    table = lancedb.connect(tmp_path).create_table(
+        "docs", pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(ROWS.ravel()), DIM)})
+    )
+    from_array = train(ROWS, config=config(), training=quick(epochs=1))
+    from_tensor = train(torch.from_numpy(ROWS), config=config(), training=quick(epochs=1))
+    from_table = train(table, "embedding", config=config(), training=quick(epochs=1))
+    assert from_array.fingerprint == from_tensor.fingerprint
+    assert from_table.report.validation_mse == pytest.approx(from_array.report.validation_mse, rel=0.2)
+
+
+def test_validation_vectors_of_the_caller() -> None:
+    codec = train(ROWS, config=config(), training=quick(epochs=1), validation=vectors(40, seed=5))
+    assert codec.report.validation_rows == 40
+    assert codec.report.rows == len(ROWS)
+
+
+class _StopAt:
+    """Presses Ctrl-C during a given optimizer step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        real_step = TrainingLoop._train_step
+
+        def stepping(loop: TrainingLoop) -> None:
+            if loop.step == step:
+                signal.raise_signal(signal.SIGINT)
+            real_step(loop)
+
+        monkeypatch.setattr(TrainingLoop, "_train_step", stepping)
+
+
+@pytest.mark.parametrize("step", [0, 4, 9, 13])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    straight = train(ROWS, config=config(), training=quick())
+    with monkeypatch.context() as patch:
+        _StopAt(patch, step)
+        partial = train(ROWS, config=config(), training=quick(checkpoint_dir=str(tmp_path)))
+    assert partial.report.epochs == pytest.approx((step + 1) / 9)
+    resumed = train(ROWS, config=config(), training=quick(checkpoint_dir=str(tmp_path)))
+    assert resumed.fingerprint == straight.fingerprint
+
+
+def test_ctrl_c_without_checkpoints_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    _StopAt(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(ROWS, config=config(), training=quick())
+
+
+def test_the_handler_of_ctrl_c_is_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    train(ROWS, config=config(), training=quick(epochs=1, checkpoint_dir=str(tmp_path)))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("other_config", "other_training", "data"),
+    [
+        ({"code_bytes": 2}, {}, ROWS),
+        ({}, {"learning_rate": 1e-4}, ROWS),
+        ({}, {}, ROWS[:-1]),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, other_config: dict[str, object], other_training: dict[str, object], data: np.ndarray
+) -> None:
+    train(ROWS, config=config(), training=quick(epochs=1, checkpoint_dir=str(tmp_path)))
+    with pytest.raises(ArtefactError, match="belongs to another run"):
+        train(
+            data,
+            config=config(**other_config),
+            training=quick(**{"epochs": 1, "checkpoint_dir": str(tmp_path), **other_training}),
+        )
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    settings = quick(epochs=1, checkpoint_dir=str(tmp_path))
+    train(ROWS, config=config(), training=settings)
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ArtefactError, match="is damaged"):
+        train(ROWS, config=config(), training=settings)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (ROWS[:10], "Got 10 vectors to train on; expected at least 16"),
+        (np.ones((100, DIM)), "vectors are the same"),
+        (np.empty((0, DIM)), "no vectors"),
+        (np.full((100, DIM), np.nan), "100 of 100 vectors contain NaN"),
+        ([["text"] * DIM] * 100, "text"),
+        ([[1.0] * DIM, [1.0]], "same length"),
+        (ROWS[:, 0], "two dimensions"),
+    ],
+)
+def test_unusable_training_vectors(data: object, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        train(data, config=config(), training=quick())
+
+
+def test_zero_vectors_under_cosine() -> None:
+    rows = ROWS.copy()
+    rows[7] = 0
+    with pytest.raises(InvalidInputError, match="rows 7 "):
+        train(rows, config=config(metric="cosine"), training=quick())
+
+
+def test_a_diverging_loss_is_an_error() -> None:
+    with pytest.raises(InvalidInputError, match="lower learning_rate"):
+        train(ROWS, config=config(num_layers=3), training=quick(epochs=40, learning_rate=1e25))
+
+
+def test_unknown_device() -> None:
+    with pytest.raises(InvalidInputError, match="device='tpu'"):
+        train(ROWS, config=config(), training=quick(device="tpu"))
+
+
+def test_an_empty_table(tmp_path: Path) -> None:
+    schema = pa.schema([("vector", pa.list_(pa.float32(), DIM))])
+    table = lancedb.connect(tmp_path).create_table("docs", schema=schema)
+    with pytest.raises(TableError, match="no vectors"):
+        train(table, config=config(), training=quick())
