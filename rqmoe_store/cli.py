@@ -217,7 +217,7 @@ def demo(
     cache_dir: Annotated[
         Path, typer.Option(help="Where embeddings are kept, so that a second run is quick.")
     ] = Path("~/.cache/rqmoe_store"),
-    minutes: Annotated[float, typer.Option(help="Time for training, at most 3.")] = 1.75,
+    minutes: Annotated[float, typer.Option(help="Time for training, at most 3.")] = 1.5,
 ) -> None:
     """Run everything on real text: docstrings of Python's library and of your installed packages.
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lancedb.db import DBConnection
-from lancedb.table import LanceTable
+from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.search.query import CompressedQuery
@@ -40,7 +40,7 @@ class CompressedTable(StoredTable):
 
 
 def compress(
-    docs: LanceTable,
+    docs: Table,
     codec: Codec,
     into: str,
     *,

@@ -11,7 +11,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.training.initialise import initialise
+from rqmoe_store.training.initialise import initialise, with_experts
 from rqmoe_store.training.progress import Progress
 
 DIM = 12
@@ -55,7 +55,8 @@ def small_config(**changes: object) -> CodecConfig:
 def untrained(config: CodecConfig, rows: int = 500) -> ResidualQuantizer:
     """The quantizer training starts from."""
     progress = Progress(visible=False)
-    return initialise(torch.from_numpy(vectors(rows)), config, seed=0, progress=progress).eval()
+    plain = initialise(torch.from_numpy(vectors(rows)), config, seed=0, progress=progress)
+    return with_experts(plain, config, seed=0).eval()
 
 
 def stirred(config: CodecConfig) -> ResidualQuantizer:

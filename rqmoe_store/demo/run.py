@@ -51,7 +51,7 @@ class DemoSettings:
     """Where the LanceDB database goes; what an earlier demo left there is replaced."""
     cache_dir: Path = Path("~/.cache/rqmoe_store")
     """Where embeddings are kept for the next run."""
-    minutes: float = 1.75
+    minutes: float = 1.5
     """Training time, at most MAX_MINUTES."""
     limit: int = corpus.DEFAULT_LIMIT
     """Texts collected at most."""

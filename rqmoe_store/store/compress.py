@@ -35,7 +35,7 @@ _TAKE_ROWS = 16_384
 
 
 def compress(
-    docs: LanceTable,
+    docs: Table,
     codec: Codec,
     into: str,
     *,
@@ -69,6 +69,7 @@ def compress(
             cosine (named by row position), or an `into` that cannot be a table name.
     """
     columns = CodeColumns(vector_column)
+    docs = _on_disk(docs)
     source = _pinned(docs)
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
     _require_compressible(source, codec, columns)
@@ -79,13 +80,18 @@ def compress(
     return cls(table, codec, columns)
 
 
-def _pinned(docs: LanceTable) -> Table:
-    """A second handle on `docs` that stays at its present version."""
+def _on_disk(docs: Table) -> LanceTable:
+    """`docs`, if it is a table that can be read here."""
     if not isinstance(docs, LanceTable):
         raise TableError(
             f"Got {type(docs).__name__} as the table to compress; expected a table opened with "
             "lancedb.connect(<folder or bucket>).open_table(name)."
         )
+    return docs
+
+
+def _pinned(docs: LanceTable) -> Table:
+    """A second handle on `docs` that stays at its present version."""
     home = databases.database_of(docs)
     return home.open_table(docs.name, branch=docs.current_branch(), version=docs.version)
 

@@ -12,51 +12,61 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.rq import RQ
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.training.augmentation import enlarged
 from rqmoe_store.training.kmeans import kmeans, nearest
 from rqmoe_store.training.progress import Progress
 
-_ROWS = 65_536  # vectors that k-means sees for codebooks, as many per codeword as FAISS uses
+FULL_ROWS = 65_536
+"""Vectors that k-means sees for codebooks at most, as many per codeword as FAISS uses."""
+
 _ROWS_PER_PARTITION = 40
+_MOST_TIMES = 6  # as many rows with mixtures as without, at most
 
 
 @torch.no_grad()
 def initialise(
-    vectors_nD: Tensor, config: CodecConfig, *, seed: int, progress: Progress
-) -> ResidualQuantizer:
-    """A quantizer that equals the plain RQ of the (resolved) configuration, whatever its kind.
+    vectors_nD: Tensor, config: CodecConfig, *, seed: int, progress: Progress, enlarge: bool = False
+) -> RQ:
+    """The greedy RQ of the (resolved) configuration, whatever its kind.
+
+    With `enlarge`, mixtures of the vectors make up for there being few of them.
 
     Raises:
         InvalidInputError: fewer vectors than codewords or partitions, or vectors all the same.
     """
     check_trainable(vectors_nD, config)
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        quantizer = make_quantizer(config, vectors_nD.shape[1]).to(vectors_nD.device)
+    quantizer = RQ(config, vectors_nD.shape[1]).to(vectors_nD.device)
     quantizer.mean_D.copy_(vectors_nD.mean(dim=0))
     quantizer.scale.copy_((vectors_nD - quantizer.mean_D).square().mean().sqrt())
-    wanted = max(_ROWS, _ROWS_PER_PARTITION * quantizer.num_partitions)
+    wanted = max(FULL_ROWS, _ROWS_PER_PARTITION * quantizer.num_partitions)
     chosen_n = torch.randperm(len(vectors_nD), generator=generator)[:wanted].to(vectors_nD.device)
     residual_nD = quantizer.normalize(vectors_nD[chosen_n])
+    if enlarge:
+        rows = min(FULL_ROWS, _MOST_TIMES * len(residual_nD))
+        residual_nD = enlarged(residual_nD, rows, generator=generator)
     if quantizer.num_partitions:
         progress.stage(f"k-means for {quantizer.num_partitions} partitions")
         quantizer.centroids_PD.copy_(kmeans(residual_nD, quantizer.num_partitions, generator=generator))
         residual_nD = residual_nD - quantizer.partition_offset(assign_partitions(quantizer, residual_nD))
     for step in range(quantizer.num_steps):
-        progress.stage(f"greedy residual codebook {step + 1} of {quantizer.num_steps}")
+        progress.stage(f"residual codebook {step + 1} of {quantizer.num_steps}")
         codebook_KD = kmeans(residual_nD, quantizer.codebook_size, generator=generator)
         quantizer.codebooks_MKD[step] = codebook_KD
         residual_nD = residual_nD - codebook_KD[nearest(residual_nD, codebook_KD)]
-    quantizer.start_experts()
     return quantizer
 
 
-def plain_rq(quantizer: ResidualQuantizer) -> RQ:
-    """The RQ with the quantizer's partitions and codebooks, sharing no memory with it."""
-    plain = RQ(quantizer.config, quantizer.dim)
-    state = quantizer.state_dict()
-    plain.load_state_dict({name: state[name].clone() for name in plain.state_dict()})
-    return plain.to(quantizer.codebooks_MKD.device)
+@torch.no_grad()
+def with_experts(plain: RQ, config: CodecConfig, *, seed: int) -> ResidualQuantizer:
+    """An untrained quantizer of the configured kind that encodes and decodes as `plain` does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        quantizer = make_quantizer(config, plain.dim).to(plain.codebooks_MKD.device)
+    shared = plain.state_dict()
+    quantizer.load_state_dict({**quantizer.state_dict(), **shared})
+    quantizer.start_experts()
+    return quantizer
 
 
 def check_trainable(vectors_nD: Tensor, config: CodecConfig) -> None:

@@ -7,16 +7,19 @@ import torch
 from torch import Tensor
 
 _CHUNK = 65_536
+_START = 0.3  # share of the way from the mean at which centroids start
 
 
-def kmeans(vectors_nD: Tensor, count: int, *, generator: torch.Generator, iterations: int = 12) -> Tensor:
+def kmeans(vectors_nD: Tensor, count: int, *, generator: torch.Generator, iterations: int = 10) -> Tensor:
     """Centroids (count, D); needs n >= count.
 
-    Starts from distinct random vectors. A centroid that loses all its vectors is moved next to the
+    Starts from distinct random vectors drawn towards the mean. In high dimension a centroid that is a
+    data point is far from all other points and never attracts any; near the mean every centroid
+    competes from the first iteration. A centroid that loses all its vectors is moved next to the
     most crowded one, so every centroid returned is in use unless vectors repeat.
     """
     start_K = torch.randperm(len(vectors_nD), generator=generator)[:count].to(vectors_nD.device)
-    centroids_KD = vectors_nD[start_K].clone()
+    centroids_KD = vectors_nD.mean(dim=0).lerp(vectors_nD[start_K], _START)
     for _ in range(iterations):
         assignment_n = nearest(vectors_nD, centroids_KD)
         sizes_K = torch.bincount(assignment_n, minlength=count)

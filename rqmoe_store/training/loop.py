@@ -15,6 +15,7 @@ from rqmoe_store.codecs import encoding
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.training.augmentation import mixed
 from rqmoe_store.training.checkpoint import (
     Checkpoint,
     optimizer_tensors,
@@ -32,7 +33,7 @@ _PRESELECT = 4  # enough at beam 1: exhaustive scoring lowers the error by less 
 _MIN_STEPS_BETWEEN_VALIDATIONS = 50
 _VALIDATION_ROWS = 2048  # for choosing the best weights; the report uses all held-out rows
 _FINAL_RATE = 0.02  # of the peak learning rate
-_COUNTERS = ("step", "rq_prefix_mse", "rq_mse", "best_mse", "newest_mse", "utilisation")
+_COUNTERS = ("step", "rq_prefix_mse", "rq_mse", "mixing", "best_mse", "newest_mse", "utilisation")
 
 
 class TrainingLoop:
@@ -46,21 +47,21 @@ class TrainingLoop:
         settings: TrainConfig,
         *,
         rq_prefix_mse: tuple[float, ...],
+        rq_mse: float,
+        mixing: bool,
         started: float,
         progress: Progress,
     ) -> None:
         self.quantizer, self.settings, self.progress = quantizer, settings, progress
-        self.rq_prefix_mse = rq_prefix_mse
-        self.training_nD = training_nD
-        self.validation_nD = validation_nD[:_VALIDATION_ROWS]
+        self.rq_prefix_mse, self.rq_mse, self.mixing = rq_prefix_mse, rq_mse, mixing
+        self.training_nD, self.validation_nD = training_nD, validation_nD
         self.optimizer = _optimizer(quantizer, settings)
         self.steps_per_epoch = math.ceil(len(training_nD) / settings.batch_size)
         self.step, self.started = 0, started
         shape = (quantizer.num_steps, quantizer.codebook_size)
         self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
         self.utilisation: float | None = None
-        # At the start every kind equals the plain RQ it came from.
-        self.rq_mse = self.best_mse = self.newest_mse = self._validate()
+        self.best_mse = self.newest_mse = quick_mse(quantizer, validation_nD)
         self.best_weights = self._weights()
         self.last_checkpoint = time.monotonic()
 
@@ -99,7 +100,7 @@ class TrainingLoop:
         self.quantizer.load_state_dict(self.best_weights)
 
     def _train_step(self) -> None:
-        batch_BD = self.training_nD[self._batch_rows()]
+        batch_BD = self._batch()
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -147,18 +148,26 @@ class TrainingLoop:
         )
 
     def _keep_if_best(self) -> None:
-        self.newest_mse = self._validate()
+        self.newest_mse = quick_mse(self.quantizer, self.validation_nD)
         if self.newest_mse < self.best_mse:
             self.best_mse, self.best_weights = self.newest_mse, self._weights()
 
-    def _batch_rows(self) -> Tensor:
-        """Rows of the next batch. Seed and step alone decide them, so a resumed run draws the same."""
+    def _batch(self) -> Tensor:
+        """The next batch. Seed and step alone decide it, so a resumed run draws the same."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if position == 0 or not hasattr(self, "_order_n"):
             generator = torch.Generator().manual_seed(self._seed(-1 - epoch))
             self._order_n = torch.randperm(len(self.training_nD), generator=generator)
         size = self.settings.batch_size
-        return self._order_n[position * size : (position + 1) * size].to(self.training_nD.device)
+        rows_B = self._order_n[position * size : (position + 1) * size].to(self.training_nD.device)
+        batch_BD = self.training_nD[rows_B]
+        if not self.mixing:
+            return batch_BD
+        generator = torch.Generator().manual_seed(self._seed(self.step))
+        partners_B = torch.randint(len(self.training_nD), (len(rows_B),), generator=generator)
+        partners_BD = self.training_nD[partners_B.to(rows_B.device)]
+        # Normalized vectors have mean zero.
+        return mixed(batch_BD, partners_BD, torch.zeros_like(batch_BD[0]), generator=generator)
 
     def _seed(self, purpose: int) -> int:
         return hash((self.settings.seed, purpose)) % 2**63
@@ -174,9 +183,6 @@ class TrainingLoop:
     def _count(self, codes_BM: Tensor) -> None:
         for step, indices_B in enumerate(codes_BM.unbind(dim=1)):
             self.usage_MK[step] += torch.bincount(indices_B, minlength=self.quantizer.codebook_size)
-
-    def _validate(self) -> float:
-        return prefix_mse(self.quantizer, self.validation_nD, beam=1, preselect=_PRESELECT)[-1]
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.quantizer.state_dict().items()}
@@ -210,6 +216,11 @@ class TrainingLoop:
     def _save(self, identity: dict[str, Any], directory: str) -> None:
         write_checkpoint(self.snapshot(identity), directory)
         self.last_checkpoint = time.monotonic()
+
+
+def quick_mse(quantizer: ResidualQuantizer, normalized_nD: Tensor) -> float:
+    """Validation error by the training encoder on some of the held-out vectors: picks the best weights."""
+    return prefix_mse(quantizer, normalized_nD[:_VALIDATION_ROWS], beam=1, preselect=_PRESELECT)[-1]
 
 
 def _optimizer(quantizer: ResidualQuantizer, settings: TrainConfig) -> torch.optim.AdamW:

@@ -24,12 +24,13 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.training.checkpoint import read_checkpoint
 from rqmoe_store.training.evaluate import prefix_mse
-from rqmoe_store.training.initialise import check_trainable, initialise, plain_rq
-from rqmoe_store.training.loop import TrainingLoop
+from rqmoe_store.training.initialise import FULL_ROWS, check_trainable, initialise, with_experts
+from rqmoe_store.training.loop import TrainingLoop, quick_mse
 from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.sampler import count_vectors, sample_vectors
 
 _CHUNK_ROWS = 256
+_FEW_ROWS = FULL_ROWS // 2  # below this, at least half of what k-means could use would be mixtures
 _CALIBRATION_PRESELECT = 4
 
 
@@ -51,8 +52,8 @@ def train(
         validation: vectors (rows, D) to measure on; None holds some of the sample out.
 
     Returns:
-        The codec with the lowest validation error seen. It never decodes worse than the plain RQ it
-        started from, measured on the validation vectors with the training encoder.
+        The codec with the lowest validation error seen: at worst that of the plain RQ training starts
+        from, as the quick encoder used for validation measures it.
 
     Raises:
         TableError: empty table, unknown column or column of another type.
@@ -106,34 +107,68 @@ def _fit(
     started: float,
     progress: Progress,
 ) -> tuple[ResidualQuantizer, tuple[float, ...], float]:
-    """The trained quantizer, the prefix errors of the RQ it started from, and the epochs made."""
+    """The trained quantizer, the prefix errors of plain RQ, and the epochs made."""
     identity = _identity(training_nD, config, settings)
     checkpoint = None
     if settings.checkpoint_dir is not None:
         checkpoint = read_checkpoint(settings.checkpoint_dir, identity)
     if checkpoint is None:
-        quantizer = initialise(training_nD, config, seed=settings.seed, progress=progress)
-        progress.stage("measuring plain RQ")
-        rq_prefix_mse = validation_mse(plain_rq(quantizer), validation_nD)
+        start = _start(training_nD, validation_nD, config, settings.seed, progress)
     else:
         quantizer = make_quantizer(config, training_nD.shape[1]).to(training_nD.device)
         quantizer.load_state_dict(checkpoint.group("weights"))
-        rq_prefix_mse = tuple(checkpoint.counters["rq_prefix_mse"])
-    if quantizer.mixture is None:
-        return quantizer, rq_prefix_mse, 0.0
+        kept = checkpoint.counters
+        start = _Start(quantizer, tuple(kept["rq_prefix_mse"]), kept["rq_mse"], kept["mixing"])
+    if start.quantizer.mixture is None:
+        return start.quantizer, start.rq_prefix_mse, 0.0
     loop = TrainingLoop(
-        quantizer,
-        quantizer.normalize(training_nD),
-        quantizer.normalize(validation_nD),
+        start.quantizer,
+        start.quantizer.normalize(training_nD),
+        start.quantizer.normalize(validation_nD),
         settings,
-        rq_prefix_mse=rq_prefix_mse,
+        rq_prefix_mse=start.rq_prefix_mse,
+        rq_mse=start.rq_mse,
+        mixing=start.mixing,
         started=started,
         progress=progress,
     )
     if checkpoint is not None:
         loop.restore(checkpoint)
     loop.run(identity)
-    return quantizer, rq_prefix_mse, loop.epochs
+    return start.quantizer, start.rq_prefix_mse, loop.epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What training starts from."""
+
+    quantizer: ResidualQuantizer
+    rq_prefix_mse: tuple[float, ...]
+    """Validation error of plain RQ, by the default encoder."""
+    rq_mse: float
+    """The same by the training encoder, in normalized units."""
+    mixing: bool
+    """Whether to train on mixtures of vectors."""
+
+
+def _start(
+    training_nD: Tensor, validation_nD: Tensor, config: CodecConfig, seed: int, progress: Progress
+) -> _Start:
+    """The untrained quantizer, and plain RQ's errors to compare with.
+
+    Where vectors are few and fill their space, codebooks fitted to mixtures of them too are far
+    better on unseen vectors; where they lie on a curved surface, mixtures leave it. The validation
+    vectors decide which codebooks the experts start from, and whether training mixes as well.
+    """
+    plain = best = initialise(training_nD, config, seed=seed, progress=progress)
+    normalized_nD = plain.normalize(validation_nD)
+    rq_mse = quick_mse(plain, normalized_nD)
+    if config.kind != "rq" and len(training_nD) < _FEW_ROWS:
+        progress.stage("again with mixtures")
+        enlarged = initialise(training_nD, config, seed=seed, progress=progress, enlarge=True)
+        best = enlarged if quick_mse(enlarged, normalized_nD) < rq_mse else plain
+    quantizer = with_experts(best, config, seed=seed)
+    return _Start(quantizer, validation_mse(plain, validation_nD), rq_mse, mixing=best is not plain)
 
 
 def validation_mse(quantizer: ResidualQuantizer, validation_nD: Tensor) -> tuple[float, ...]:

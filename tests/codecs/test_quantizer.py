@@ -10,7 +10,7 @@ from small_codecs import DIM, as_codec, same_as_rq, small_config, stirred, untra
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.training.initialise import initialise
+from rqmoe_store.training.initialise import initialise, with_experts
 from rqmoe_store.training.progress import Progress
 
 
@@ -119,7 +119,8 @@ def test_very_wide_vectors_load_and_decode(kind: str) -> None:
     assert config.network_dim == 384
     generator = np.random.default_rng(0)
     sample = torch.from_numpy(generator.standard_normal((40, 4096)).astype(np.float32))
-    codec = as_codec(initialise(sample, config, seed=0, progress=Progress(visible=False)))
+    plain = initialise(sample, config, seed=0, progress=Progress(visible=False))
+    codec = as_codec(with_experts(plain, config, seed=0))
     decoded = codec.decode(codec.encode(sample))
     assert decoded.shape == (40, 4096)
     assert np.isfinite(decoded).all()
@@ -132,7 +133,8 @@ def test_mean_and_scale_are_inside_the_codec() -> None:
 
     def reconstruct(data: np.ndarray) -> np.ndarray:
         sample = torch.from_numpy(data)
-        codec = as_codec(initialise(sample, config, seed=0, progress=Progress(visible=False)))
+        plain = initialise(sample, config, seed=0, progress=Progress(visible=False))
+        codec = as_codec(with_experts(plain, config, seed=0))
         return codec.decode(codec.encode(data))
 
     np.testing.assert_allclose((reconstruct(shifted) - 50) / 100, reconstruct(rows), atol=1e-3)

@@ -1,0 +1,50 @@
+"""Mixtures of vectors, and what they do for codebooks fitted to few vectors."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rqmoe_store.codecs.rq import RQ
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.training.augmentation import enlarged, mixed
+from rqmoe_store.training.evaluate import prefix_mse
+from rqmoe_store.training.initialise import initialise
+from rqmoe_store.training.progress import Progress
+
+
+def test_mixtures_keep_mean_and_covariance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([[2.0, 0.5], [0.0, 1.0]])
+    shift = torch.tensor([3.0, -1.0])
+    own, partners = (torch.randn(200_000, 2, generator=generator) @ spread + shift for _ in range(2))
+    mixtures = mixed(own, partners, shift, generator=generator)
+    torch.testing.assert_close(mixtures.mean(dim=0), shift, atol=0.02, rtol=0)
+    torch.testing.assert_close(mixtures.T.cov(), own.T.cov(), atol=0.1, rtol=0)
+    assert torch.isclose(mixtures, own).all(dim=1).float().mean() < 0.01
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(2, 40), rows=st.integers(1, 120))
+def test_enlarged_starts_with_the_vectors_themselves(count: int, rows: int) -> None:
+    vectors = torch.randn(count, 3, generator=torch.Generator().manual_seed(count))
+    more = enlarged(vectors, rows, generator=torch.Generator().manual_seed(0))
+    assert len(more) == max(count, rows)
+    assert torch.equal(more[:count], vectors)
+
+
+def test_mixtures_help_codebooks_fitted_to_few_vectors() -> None:
+    random = np.random.default_rng(0)
+    scales = np.linspace(2, 0.2, 24)
+    data = torch.from_numpy((random.standard_normal((1500, 24)) * scales).astype(np.float32))
+    config = CodecConfig(kind="rq", code_bytes=4, codebook_size=64, num_partitions=0).resolve(
+        dim=24, rows=500
+    )
+
+    def unseen_error(enlarge: bool) -> float:
+        quantizer: RQ = initialise(
+            data[:500], config, seed=0, progress=Progress(visible=False), enlarge=enlarge
+        )
+        return prefix_mse(quantizer, quantizer.normalize(data[500:]), beam=1, preselect=None)[-1]
+
+    assert unseen_error(enlarge=True) < 0.97 * unseen_error(enlarge=False)
