@@ -14,13 +14,20 @@ Float32Array = npt.NDArray[np.float32]
 _ROWS_NAMED = 5
 
 
-def as_vectors(data: Any, *, dim: int | None = None, metric: Metric = "l2") -> Float32Array:
+def as_vectors(
+    data: Any,
+    *,
+    dim: int | None = None,
+    metric: Metric = "l2",
+    positions: npt.NDArray[np.int64] | None = None,
+) -> Float32Array:
     """`data` as a C-contiguous float32 array of shape (n, dim), checked and ready for a codec.
 
     Args:
         data: array-like, numpy array or torch tensor of shape (n, dim); any type that casts to float32.
         dim: required width; None accepts any.
         metric: under "cosine" rows are scaled to unit length.
+        positions: where the rows stand in the caller's data, for messages; None for 0 to n - 1.
 
     Raises:
         InvalidInputError: not two-dimensional, another width, a type that cannot be cast, NaN or
@@ -39,12 +46,15 @@ def as_vectors(data: Any, *, dim: int | None = None, metric: Metric = "l2") -> F
             f"Got vectors of dimension {vectors.shape[1]}; expected {dim}. "
             "Were they made by another embedding model?"
         )
-    _require_rows(np.all(np.isfinite(vectors), axis=1), "contain NaN or infinite values (as float32)")
+    positions = np.arange(len(vectors)) if positions is None else positions
+    finite = np.all(np.isfinite(vectors), axis=1)
+    _require_rows(finite, positions, "contain NaN or infinite values (as float32)")
     if metric != "cosine":
         return vectors
     # Norms in float64: tiny or huge float32 components would under- or overflow when squared.
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    _require_rows(norms[:, 0] > 0, "are zero vectors, which have no direction under metric='cosine'")
+    directed = norms[:, 0] > 0
+    _require_rows(directed, positions, "are zero vectors, which have no direction under metric='cosine'")
     return np.asarray(vectors / norms, dtype=np.float32)
 
 
@@ -66,8 +76,8 @@ def _to_float32(data: Any) -> Float32Array:
         ) from error
 
 
-def _require_rows(valid: npt.NDArray[np.bool_], problem: str) -> None:
-    bad = np.flatnonzero(~valid)
+def _require_rows(valid: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64], problem: str) -> None:
+    bad = np.sort(positions[~valid])
     if len(bad) == 0:
         return
     named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])

@@ -57,7 +57,7 @@ class TrainingLoop:
         self.training_nD, self.validation_nD = training_nD, validation_nD
         self.optimizer = _optimizer(quantizer, settings)
         self.steps_per_epoch = math.ceil(len(training_nD) / settings.batch_size)
-        self.step, self.started = 0, started
+        self.step, self.started, self.loop_started = 0, started, time.monotonic()
         shape = (quantizer.num_steps, quantizer.codebook_size)
         self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
         self.utilisation: float | None = None
@@ -80,7 +80,10 @@ class TrainingLoop:
         if epochs is not None:
             shares.append(self.epochs / epochs if epochs else 1.0)
         if self.settings.max_minutes is not None:
-            shares.append((time.monotonic() - self.started) / (60 * self.settings.max_minutes))
+            # Of the time that was left when the loop began: warm-up and decay belong to the loop.
+            deadline = self.started + 60 * self.settings.max_minutes
+            left = deadline - self.loop_started
+            shares.append((time.monotonic() - self.loop_started) / left if left > 0 else 1.0)
         return max(shares)
 
     def run(self, identity: dict[str, Any]) -> None:
@@ -199,7 +202,8 @@ class TrainingLoop:
             f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()
         }
         counters = {name: getattr(self, name) for name in _COUNTERS}
-        counters["elapsed_seconds"] = time.monotonic() - self.started
+        now = time.monotonic()
+        counters |= {"elapsed_seconds": now - self.started, "loop_seconds": now - self.loop_started}
         return Checkpoint(identity, counters, tensors)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -211,7 +215,9 @@ class TrainingLoop:
         self.usage_MK = checkpoint.group("usage")["counts"].to(device)
         for name in _COUNTERS:
             setattr(self, name, checkpoint.counters[name])
-        self.started = time.monotonic() - checkpoint.counters["elapsed_seconds"]
+        now = time.monotonic()
+        self.started = now - checkpoint.counters["elapsed_seconds"]
+        self.loop_started = now - checkpoint.counters["loop_seconds"]
 
     def _save(self, identity: dict[str, Any], directory: str) -> None:
         write_checkpoint(self.snapshot(identity), directory)

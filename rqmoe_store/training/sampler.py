@@ -48,11 +48,8 @@ def sample_vectors(
         # Reading is fastest in table order; training wants rows of one place in the table apart.
         vectors = _take_from_table(data, vector_column, np.sort(chosen), metric)
         return vectors[generator.permutation(len(vectors))]
-    if isinstance(data, torch.Tensor):
-        data = data.detach().cpu().numpy()
-    if isinstance(data, np.ndarray) and len(chosen) < rows:
-        return as_vectors(data[chosen], metric=metric)
-    # Checked before it is shuffled, so that positions in errors are the caller's.
+    if isinstance(data, (np.ndarray, torch.Tensor)):
+        return as_vectors(data[chosen], metric=metric, positions=chosen)
     return as_vectors(data, metric=metric)[chosen]
 
 
@@ -109,8 +106,6 @@ def _read_chunk(
         )
     flat = values.flatten().to_numpy(zero_copy_only=False)
     try:
-        return as_vectors(flat.reshape(-1, int(lengths[0])), metric=metric)
+        return as_vectors(flat.reshape(-1, int(lengths[0])), metric=metric, positions=rows)
     except InvalidInputError as error:
-        raise InvalidInputError(
-            f"In rows {rows[0]} to {rows[-1]} of table {table.name!r}, column {vector_column!r}: {error}"
-        ) from error
+        raise InvalidInputError(f"Table {table.name!r}, column {vector_column!r}: {error}") from error

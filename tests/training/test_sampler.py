@@ -1,11 +1,13 @@
 """Sampling vectors from tables and arrays."""
 
+import re
 from pathlib import Path
 
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,8 +89,20 @@ def test_unusable_columns(tmp_path: Path) -> None:
         sample(nulls)
 
 
-def test_bad_rows_of_a_table_are_located(tmp_path: Path) -> None:
-    vectors = numbered(20)
-    vectors[13] = np.nan
-    with pytest.raises(InvalidInputError, match=r"rows 0 to 19 of table 'docs'.* rows 13 "):
-        sample(table_of(tmp_path, fixed(vectors)))
+@pytest.mark.parametrize("from_table", [True, False])
+@pytest.mark.parametrize("max_rows", [20_000, 19_900])
+def test_bad_rows_are_named_by_their_position(tmp_path: Path, from_table: bool, max_rows: int) -> None:
+    vectors = numbered(20_000)
+    bad = [7, 9000, 13_000, 19_998]
+    vectors[bad] = np.nan
+    data = table_of(tmp_path, fixed(vectors)) if from_table else vectors
+    with pytest.raises(InvalidInputError, match="contain NaN") as caught:
+        sample(data, max_rows=max_rows)
+    named = re.search(r"rows ([\d, ]+) \(counted", str(caught.value))
+    assert named is not None
+    assert {int(row) for row in named.group(1).split(",")} <= set(bad)
+
+
+def test_tensors_of_any_float_type() -> None:
+    vectors = torch.arange(12, dtype=torch.bfloat16).reshape(4, 3)
+    assert sorted(sample(vectors)[:, 0].tolist()) == [0.0, 3.0, 6.0, 9.0]
