@@ -5,7 +5,6 @@ Shape legend: n training vectors, B batch, M steps, K codewords, D dimension.
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from rqmoe_store.training.checkpoint import (
 from rqmoe_store.training.evaluate import prefix_mse
 from rqmoe_store.training.interrupt import deferred_interrupt
 from rqmoe_store.training.loss import normalized_residual_loss
+from rqmoe_store.training.precision import mixed_precision
 from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.revival import revive_dead
 
@@ -37,6 +37,8 @@ _COUNTERS = ("step", "rq_prefix_mse", "rq_mse", "mixing", "best_mse", "newest_ms
 
 
 class TrainingLoop:
+    """One run over normalized training vectors; `run` returns when it is finished or interrupted."""
+
     """One run over normalized training vectors; `run` returns when it is finished or interrupted."""
 
     def __init__(
@@ -61,6 +63,7 @@ class TrainingLoop:
         shape = (quantizer.num_steps, quantizer.codebook_size)
         self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
         self.utilisation: float | None = None
+        self._order_n: Tensor | None = None  # of the present epoch
         self.best_mse = self.newest_mse = quick_mse(quantizer, validation_nD)
         self.best_weights = self._weights()
         self.last_checkpoint = time.monotonic()
@@ -107,7 +110,7 @@ class TrainingLoop:
         rate = self._learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with _mixed_precision(batch_BD.device):
+        with mixed_precision(batch_BD.device):
             folded = self.quantizer.fold()
         with torch.no_grad():
             constant = None if folded is None else folded.detached()
@@ -115,7 +118,7 @@ class TrainingLoop:
                 self.quantizer, constant, batch_BD, beam=1, preselect=_PRESELECT
             )
             self._count(codes_BM)
-        with _mixed_precision(batch_BD.device):
+        with mixed_precision(batch_BD.device):
             chosen_MBD = self.quantizer.chosen_codewords(codes_BM, partitions_B, folded)
         first_residual_BD = batch_BD - self.quantizer.partition_offset(partitions_B)
         loss = normalized_residual_loss(first_residual_BD, chosen_MBD.float())
@@ -158,7 +161,7 @@ class TrainingLoop:
     def _batch(self) -> Tensor:
         """The next batch. Seed and step alone decide it, so a resumed run draws the same."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        if position == 0 or not hasattr(self, "_order_n"):
+        if position == 0 or self._order_n is None:
             generator = torch.Generator().manual_seed(self._seed(-1 - epoch))
             self._order_n = torch.randperm(len(self.training_nD), generator=generator)
         size = self.settings.batch_size
@@ -173,7 +176,7 @@ class TrainingLoop:
         return mixed(batch_BD, partners_BD, torch.zeros_like(batch_BD[0]), generator=generator)
 
     def _seed(self, purpose: int) -> int:
-        return hash((self.settings.seed, purpose)) % 2**63
+        return hash((self.settings.seed, purpose)) % 2**63  # of numbers, so the same in every process
 
     def _learning_rate(self) -> float:
         share, warmup = self.share_done, self.settings.warmup_fraction
@@ -238,13 +241,3 @@ def _optimizer(quantizer: ResidualQuantizer, settings: TrainConfig) -> torch.opt
     if experts:
         groups.append({"params": experts, "weight_decay": settings.weight_decay})
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-
-def _mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 matrix products where the hardware has them; elsewhere they would be far slower."""
-    if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        supported = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return torch.autocast(device.type, torch.bfloat16) if supported else nullcontext()
