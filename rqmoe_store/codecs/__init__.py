@@ -1,0 +1,1 @@
+"""Vectors to codes and back: torch and numpy, never Arrow, never LanceDB."""

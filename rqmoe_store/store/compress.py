@@ -32,6 +32,7 @@ StoredTableType = TypeVar("StoredTableType", bound=StoredTable)
 Advance = Callable[[int], None]
 
 _TAKE_ROWS = 16_384
+_ENCODE_ROWS = 1024  # between two moves of the progress bar; encoding is the slow part
 
 
 def compress(
@@ -129,15 +130,17 @@ def _encode_all(
         num_partitions=codec.num_partitions,
     )
     scan = source.search().select([columns.vector_column]).with_row_id(True)
-    for batch in scan.to_batches(rows_per_batch(codec.dim)):
-        vectors, valid_B = read_vectors(
-            batch[columns.vector_column],
-            dim=codec.dim,
-            metric=codec.config.metric,
-            first_row=spill.filled,
-        )
-        spill.append(batch["_rowid"].to_numpy(), codec.encode(vectors), valid_B)
-        advance(batch.num_rows)
+    for read in scan.to_batches(rows_per_batch(codec.dim)):
+        for start in range(0, read.num_rows, _ENCODE_ROWS):
+            batch = read.slice(start, _ENCODE_ROWS)
+            vectors, valid_B = read_vectors(
+                batch[columns.vector_column],
+                dim=codec.dim,
+                metric=codec.config.metric,
+                first_row=spill.filled,
+            )
+            spill.append(batch["_rowid"].to_numpy(), codec.encode(vectors), valid_B)
+            advance(batch.num_rows)
     if spill.filled != spill.rows:
         raise TableError(f"Read {spill.filled} rows of {source.name!r}; expected {spill.rows}. Try again.")
     return spill

@@ -1,0 +1,1 @@
+"""Stored embeddings to a codec: sampling, initialisation, the optimization loop."""
