@@ -106,7 +106,9 @@ def print_codec_results(results: "Sequence[CodecResult]") -> None:
             ),
         )
         shown.add_row(result.kind, str(result.code_bytes), *figures)
-    Console().print(shown)
+    # A pipe has no width of its own; a comparison with cut figures is of no use.
+    console = Console()
+    console.print(shown, width=max(console.width, 120))
 
 
 def write_json(path: Path, results: "Sequence[CodecResult]") -> None:
