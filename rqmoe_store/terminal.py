@@ -107,8 +107,7 @@ def print_codec_results(results: "Sequence[CodecResult]") -> None:
         )
         shown.add_row(result.kind, str(result.code_bytes), *figures)
     # A pipe has no width of its own; a comparison with cut figures is of no use.
-    console = Console()
-    console.print(shown, width=max(console.width, 120))
+    Console(width=max(Console().width, 120)).print(shown)
 
 
 def write_json(path: Path, results: "Sequence[CodecResult]") -> None:

@@ -61,7 +61,8 @@ def test_command_prints_and_writes(tmp_path: Path) -> None:
     ]  # fmt: skip
     run = CliRunner().invoke(app, arguments)
     assert run.exit_code == 0, run.output
-    assert "MSE" in run.output
+    for heading in ("codec", "training", "MSE", "x RQ", "1-R@100", "10-R@10 unseen"):
+        assert heading in run.output  # whole, also where there is no terminal to fit
     (written,) = json.loads((tmp_path / "out.json").read_text())
     assert (written["kind"], written["code_bytes"]) == ("rq", 2)
     wrong = CliRunner().invoke(app, [*arguments, "--bytes", "many"])
