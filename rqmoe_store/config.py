@@ -7,6 +7,7 @@ from rqmoe_store.errors import InvalidInputError
 
 CodecKind = Literal["rqmoe", "qinco", "rq"]
 Metric = Literal["l2", "cosine", "dot"]
+Preselect = int | Literal["beam"] | None
 
 CODEC_KINDS: tuple[CodecKind, ...] = ("rqmoe", "qinco", "rq")
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
@@ -46,11 +47,11 @@ class CodecConfig:
     rows and network_dim from there on."""
     network_dim: int | None = None
     """Width in which the experts work; None for min(dim, 384)."""
-    beam: int = 8
-    """Default number of partial encodings kept per vector."""
-    preselect: int | None = 16
-    """Default number of (beam, codeword) pairs per vector and step that the experts score;
-    None scores all of them."""
+    beam: int = 4
+    """Default number of partial encodings kept per vector: more take longer and lower the error."""
+    preselect: Preselect = "beam"
+    """Default number of (beam, codeword) pairs per vector and step that the experts score: "beam"
+    for as many as are kept, which is where time is best spent; None scores all of them."""
 
     def __post_init__(self) -> None:
         _require_choice("kind", self.kind, CODEC_KINDS)
@@ -65,7 +66,7 @@ class CodecConfig:
         for name in ("hidden_dim", "expert_dim", "network_dim"):
             if getattr(self, name) is not None:
                 _require_int(name, getattr(self, name), 1, 65_536)
-        check_encoding(self.beam, self.preselect)
+        scored_pairs(self.beam, self.preselect)
 
     def resolve(self, *, dim: int, rows: int) -> "CodecConfig":
         """This configuration with every None decided for `rows` training vectors of width `dim`."""
@@ -147,16 +148,23 @@ class TrainConfig:
             raise InvalidInputError(f"warmup_fraction={self.warmup_fraction!r} must lie in [0, 1).")
 
 
-def check_encoding(beam: int, preselect: int | None) -> None:
-    """Raise InvalidInputError unless `beam` and `preselect` can be used together."""
+def scored_pairs(beam: int, preselect: Preselect) -> int | None:
+    """Pairs that the experts score at every step; None for all of them.
+
+    Raises:
+        InvalidInputError: `beam` and `preselect` cannot be used together.
+    """
     _require_int("beam", beam, 1, MAX_CODEBOOK_SIZE)
+    if preselect == "beam":
+        return beam
     if preselect is not None:
         _require_int("preselect", preselect, 1, 2**16)
         if preselect < beam:
             raise InvalidInputError(
                 f"preselect={preselect} is smaller than beam={beam}: a beam can only be filled from "
-                f"preselected candidates. Use preselect >= {beam}, or preselect=None to score all."
+                f"preselected candidates. Use preselect >= {beam}, 'beam' for as many, or None for all."
             )
+    return preselect
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rqmoe_store.config import CodecConfig, TrainConfig, check_encoding
+from rqmoe_store.config import CodecConfig, TrainConfig, scored_pairs
 from rqmoe_store.errors import InvalidInputError
 
 
@@ -66,4 +66,5 @@ def test_network_wider_than_the_vectors() -> None:
 
 
 def test_preselect_none_goes_with_any_beam() -> None:
-    check_encoding(100, None)
+    assert scored_pairs(100, None) is None
+    assert scored_pairs(100, "beam") == 100

@@ -6,11 +6,15 @@ Shape legend: n codes, B codes of one chunk, M steps, D dimension.
 import torch
 from torch import Tensor
 
+from rqmoe_store.codecs.chunks import in_chunks, rows_in_budget
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
-_CHUNK = 512  # small enough to stay in a CPU's cache
+_CPU_BYTES, _GPU_BYTES = 2**24, 2**30
+"""What one chunk may occupy: about a CPU's last-level cache, a small part of a GPU's memory."""
+
+_MOST_ROWS = 2**16
 
 
 @torch.inference_mode()
@@ -23,17 +27,30 @@ def decode(
 ) -> Tensor:
     """Reconstructions (n, D), float32, of checked codes, on the quantizer's device.
 
-    `sequential` follows the definition step after step instead of computing all steps at once.
+    The number format of `folded` is that of the experts' matrix products. `sequential` follows the
+    definition step after step instead of computing all steps at once.
     """
     device = quantizer.codebooks_MKD.device
     decoded_nD = torch.empty(len(codes), quantizer.dim, device=device)
-    for start in range(0, len(codes), _CHUNK):
-        chunk = codes[start : start + _CHUNK]
-        codes_BM = torch.from_numpy(chunk.codes).to(device).long()
-        partitions_B = torch.from_numpy(chunk.partitions).to(device).long()
-        decoded_nD[start : start + len(chunk)] = (
+
+    def decode_chunk(start: int, stop: int, _: int) -> None:
+        codes_BM = torch.from_numpy(codes.codes[start:stop]).to(device).long()
+        partitions_B = torch.from_numpy(codes.partitions[start:stop]).to(device).long()
+        decoded_nD[start:stop] = (
             quantizer.decode_sequentially(codes_BM, partitions_B)
             if sequential
             else quantizer.decode(codes_BM, partitions_B, folded)
         )
+
+    in_chunks(len(codes), chunk_rows(quantizer), decode_chunk)
     return decoded_nD
+
+
+def chunk_rows(quantizer: ResidualQuantizer) -> int:
+    """Codes decoded at once: as many as fit the memory budget of the device."""
+    budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
+    floats_per_row = 2 * quantizer.dim
+    if quantizer.mixture is not None:
+        features = quantizer.mixture.num_layers * quantizer.mixture.num_experts * quantizer.mixture.hidden_dim
+        floats_per_row += quantizer.num_steps * (features + quantizer.condition_dim)
+    return rows_in_budget(budget, floats_per_row, _MOST_ROWS)

@@ -1,8 +1,12 @@
-"""Choosing where tensors live."""
+"""Choosing where tensors live and in which number format experts compute."""
+
+from typing import Literal
 
 import torch
 
 from rqmoe_store.errors import InvalidInputError
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def select_device(name: str) -> torch.device:
@@ -27,3 +31,14 @@ def select_device(name: str) -> torch.device:
             "Use device='auto' to run on what there is."
         )
     return device
+
+
+def check_precision(precision: str, *, sequential: bool) -> None:
+    """Raise InvalidInputError unless decoding can use `precision`."""
+    if precision not in ("float32", "bfloat16"):
+        raise InvalidInputError(f"precision={precision!r} is unknown; use 'float32' or 'bfloat16'.")
+    if sequential and precision != "float32":
+        raise InvalidInputError(
+            "Sequential decoding follows the definition in float32; use precision='float32' with it, "
+            "or sequential=False."
+        )

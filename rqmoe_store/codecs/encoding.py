@@ -1,12 +1,14 @@
 """Encoding: nearest partition, then a beam search over the steps.
 
 Shape legend: B batch, M steps, R beam entries, A candidates, K codewords, D dimension,
-E conditioning width, F first-layer features.
+W network width, X encoder coordinates (see `encoding_tables`), E conditioning width,
+F first-layer features.
 
 At every step each beam entry proposes all K codewords. Scoring them exactly runs the experts on
 R x K candidates; with `preselect=A` the undeformed codewords rank the pairs first (one matrix
 product) and the experts score the best A of them. `beam=1, preselect=None` is the exhaustive
-encoder of the paper.
+encoder of the paper; it scores `_BLOCK` candidates at a time, so nothing of batch x codebook x
+dimension ever exists.
 """
 
 import dataclasses
@@ -15,38 +17,56 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.chunks import rows_in_budget
+from rqmoe_store.codecs.encoding_tables import EncodingTables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
-_CPU_CHUNK, _GPU_CHUNK = 32, 1024
-_CPU_BYTES, _GPU_BYTES = 2**28, 2**31
+_BLOCK = 32
+"""Candidates per vector that the experts score at a time."""
+
+_CPU_BYTES, _GPU_BYTES = 2**23, 2**31
+"""What one chunk may occupy: about a CPU's second-level caches, a small part of a GPU's memory."""
+
+_MOST_ROWS = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
 class _Beam:
-    residual_BRD: Tensor
+    residual_BRX: Tensor
     condition_BRE: Tensor
     codes_BRM: Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class _Candidates:
+    """Continuations of beam entries by one codeword."""
+
+    distance_BA: Tensor
+    source_BA: Tensor
+    """The beam entries they continue."""
+    index_BA: Tensor
+    """The codewords they continue with."""
+
+    def __getitem__(self, columns: slice) -> "_Candidates":
+        return _Candidates(
+            self.distance_BA[:, columns], self.source_BA[:, columns], self.index_BA[:, columns]
+        )
+
+
 def chunk_rows(quantizer: ResidualQuantizer, *, beam: int, preselect: int | None) -> int:
-    """Vectors encoded at once: a fixed number for given settings.
+    """Vectors encoded at once: as many as fit the memory budget of the device, a power of two.
 
     Matrix products may round differently for different shapes, so every chunk is padded to this
     size; that is what makes codes independent of how the caller batches.
     """
-    on_cpu = quantizer.codebooks_MKD.device.type == "cpu"
-    rows, budget = (_CPU_CHUNK, _CPU_BYTES) if on_cpu else (_GPU_CHUNK, _GPU_BYTES)
+    budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
     pairs = beam * quantizer.codebook_size
-    candidates = pairs if preselect is None else min(preselect, pairs)
-    features = 0
+    scored = min(_BLOCK, pairs if preselect is None else min(preselect, pairs))
+    floats_per_row = 2 * pairs + 3 * beam * quantizer.dim
     if quantizer.mixture is not None:
-        mixture = quantizer.mixture
-        features = 2 * mixture.num_experts * (mixture.num_layers * mixture.hidden_dim + 1)
-    bytes_per_row = 4 * (candidates * (3 * quantizer.dim + features) + 2 * pairs)
-    while rows > 4 and rows * bytes_per_row > budget:
-        rows //= 2
-    return rows
+        hidden = quantizer.mixture.num_layers * quantizer.mixture.num_experts * quantizer.mixture.hidden_dim
+        floats_per_row += scored * (2 * quantizer.mixture.width + 2 * hidden)
+    return rows_in_budget(budget, floats_per_row, _MOST_ROWS)
 
 
 def assign_partitions(quantizer: ResidualQuantizer, vectors_BD: Tensor) -> Tensor:
@@ -60,7 +80,7 @@ def assign_partitions(quantizer: ResidualQuantizer, vectors_BD: Tensor) -> Tenso
 
 def encode(
     quantizer: ResidualQuantizer,
-    folded: FoldedExperts | None,
+    tables: EncodingTables,
     vectors_BD: Tensor,
     *,
     beam: int,
@@ -68,79 +88,123 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Codes (B, M) and partitions (B,), both int64, of normalized vectors."""
     partitions_B = assign_partitions(quantizer, vectors_BD)
-    residual_BD = vectors_BD - quantizer.partition_offset(partitions_B)
+    residual_BX = tables.enter(vectors_BD - quantizer.partition_offset(partitions_B))
     state = _Beam(
-        residual_BD.unsqueeze(1),
+        residual_BX.unsqueeze(1),
         quantizer.initial_condition(partitions_B).unsqueeze(1),
         torch.empty(len(vectors_BD), 1, 0, dtype=torch.long, device=vectors_BD.device),
     )
     for step in range(quantizer.num_steps):
         keep = 1 if step + 1 == quantizer.num_steps else beam
-        state = _extend(quantizer, folded, state, step, keep=keep, preselect=preselect)
+        keep = min(keep, state.residual_BRX.shape[1] * quantizer.codebook_size)
+        has_experts = tables.folded is not None and step >= quantizer.first_expert_step
+        if has_experts:
+            candidates = _candidates(tables, state, step, preselect and max(keep, preselect))
+            chosen, residual_BRX = _best_deformed(quantizer, tables, state, step, candidates, keep)
+        else:
+            chosen = _candidates(tables, state, step, keep)
+            residual_BRX = _undeformed(tables.codebooks_MKX[step], state.residual_BRX, chosen)
+        state = _continued(quantizer, tables, state, step, chosen, residual_BRX)
     return state.codes_BRM[:, 0], partitions_B
 
 
-def _extend(
+def _candidates(tables: EncodingTables, state: _Beam, step: int, count: int | None) -> _Candidates:
+    """The `count` best continuations as the undeformed codewords rank them; None for all of them."""
+    norms_BR1 = state.residual_BRX.square().sum(dim=2, keepdim=True)
+    products_BRK = state.residual_BRX @ tables.codebooks_MKX[step].T
+    distance_BP = products_BRK.mul_(-2).add_(norms_BR1).add_(tables.norms_MK[step]).flatten(1)
+    size = len(tables.codebooks_MKX[step])
+    if count is None:
+        pairs_BA = torch.arange(distance_BP.shape[1], device=distance_BP.device).expand_as(distance_BP)
+        return _Candidates(distance_BP, pairs_BA // size, pairs_BA % size)
+    best = distance_BP.topk(min(count, distance_BP.shape[1]), dim=1, largest=False)
+    return _Candidates(best.values, best.indices // size, best.indices % size)
+
+
+def _best_deformed(
     quantizer: ResidualQuantizer,
-    folded: FoldedExperts | None,
+    tables: EncodingTables,
     state: _Beam,
     step: int,
-    *,
+    candidates: _Candidates,
     keep: int,
-    preselect: int | None,
-) -> _Beam:
-    """The best `keep` continuations of the beam by one step."""
-    codebook_KD = quantizer.codebooks_MKD[step]
-    has_experts = folded is not None and step >= quantizer.first_expert_step
-    scores_BX = _base_distances(state.residual_BRD, codebook_KD).flatten(1)
-    count = scores_BX.shape[1]
-    if has_experts and preselect is None:
-        pairs_BA = torch.arange(count, device=scores_BX.device).expand_as(scores_BX)
-    else:
-        wanted = max(keep, preselect or 0) if has_experts else keep
-        pairs_BA = scores_BX.topk(min(wanted, count), dim=1, largest=False).indices
-    source_BA, index_BA = pairs_BA // len(codebook_KD), pairs_BA % len(codebook_KD)
-    codewords_BAD = functional.embedding(index_BA, codebook_KD)
-    if has_experts:
-        codewords_BAD = codewords_BAD + _deformation(quantizer, folded, state, step, source_BA, index_BA)
-    residual_BAD = _rows(state.residual_BRD, source_BA) - codewords_BAD
-    if has_experts:
-        distance_BA = residual_BAD.square().sum(dim=2)
-        best_BR = distance_BA.topk(min(keep, distance_BA.shape[1]), dim=1, largest=False).indices
-        source_BA, index_BA = source_BA.gather(1, best_BR), index_BA.gather(1, best_BR)
-        codewords_BAD, residual_BAD = _rows(codewords_BAD, best_BR), _rows(residual_BAD, best_BR)
-    increment_BAE = quantizer.condition_increment(step, index_BA, codewords_BAD)
-    return _Beam(
-        residual_BAD,
-        _rows(state.condition_BRE, source_BA) + increment_BAE,
-        torch.cat([_rows(state.codes_BRM, source_BA), index_BA.unsqueeze(2)], dim=2),
-    )
+) -> tuple[_Candidates, Tensor]:
+    """The `keep` best candidates once deformed, and their residuals (B, R, X)."""
+    best: _Candidates | None = None
+    best_BRW = state.residual_BRX[:, :0]  # what is left in the coordinates that deformations change
+    for start in range(0, candidates.index_BA.shape[1], _BLOCK):
+        block = candidates[start : start + _BLOCK]
+        block, left_BAW = _deformed(quantizer, tables, state, step, block)
+        if best is not None:
+            block, left_BAW = _joined(best, block), torch.cat([best_BRW, left_BAW], dim=1)
+        distance_BR, column_BR = block.distance_BA.topk(
+            min(keep, block.distance_BA.shape[1]), dim=1, largest=False
+        )
+        best_BRW = _rows(left_BAW, column_BR)
+        best = _Candidates(
+            distance_BR, block.source_BA.gather(1, column_BR), block.index_BA.gather(1, column_BR)
+        )
+    assert best is not None, "a codebook has codewords"
+    if tables.subspace_WD is None:
+        return best, best_BRW
+    outside = slice(0, -best_BRW.shape[2])
+    outside_BRX = _undeformed(tables.codebooks_MKX[step, :, outside], state.residual_BRX[..., outside], best)
+    return best, torch.cat([outside_BRX, best_BRW], dim=2)
 
 
-def _deformation(
-    quantizer: ResidualQuantizer,
-    folded: FoldedExperts | None,
-    state: _Beam,
-    step: int,
-    source_BA: Tensor,
-    index_BA: Tensor,
-) -> Tensor:
-    """What the experts add to each candidate codeword (B, A, D)."""
-    assert folded is not None and quantizer.mixture is not None
+def _deformed(
+    quantizer: ResidualQuantizer, tables: EncodingTables, state: _Beam, step: int, block: _Candidates
+) -> tuple[_Candidates, Tensor]:
+    """The candidates with their true distances, and what they leave (B, A, W) of the changed
+    coordinates."""
+    folded, contract_SGW = tables.folded, tables.contract_SGW
+    assert folded is not None and contract_SGW is not None, "this step has experts"
     expert_step = step - quantizer.first_expert_step
     condition_BRF = state.condition_BRE @ folded.condition_SEF[expert_step]
-    chosen_BAF = functional.embedding(index_BA, folded.codeword_SKF[expert_step])
-    features_BAF = chosen_BAF + _rows(condition_BRF, source_BA)
-    delta_1XD = quantizer.mixture.deform(features_BAF.flatten(0, 1).unsqueeze(0), expert_step)
-    return delta_1XD.view(*index_BA.shape, -1)
+    features_BAF = functional.embedding(block.index_BA, folded.codeword_SKF[expert_step])
+    features_BAF = features_BAF.add_(_rows(condition_BRF, block.source_BA))
+    gated_1XG = folded.gated(features_BAF.flatten(0, 1).unsqueeze(0), expert_step)
+    contract_GW = contract_SGW[expert_step]
+    inside = slice(-contract_GW.shape[1], None)
+    left_BAW = _undeformed(tables.codebooks_MKX[step, :, inside], state.residual_BRX[..., inside], block)
+    # The rest of the distance does not change; without a projection there is no rest.
+    rest_BA: Tensor | float = 0.0
+    if tables.subspace_WD is not None:
+        rest_BA = block.distance_BA - left_BAW.square().sum(dim=2)
+    left_BAW.flatten(0, 1).addmm_(gated_1XG[0], contract_GW, alpha=-1)
+    distance_BA = left_BAW.square().sum(dim=2) + rest_BA
+    return dataclasses.replace(block, distance_BA=distance_BA), left_BAW
 
 
-def _base_distances(residual_BRD: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Squared distances (B, R, K) from residuals to undeformed codewords."""
-    norms_K = codebook_KD.square().sum(dim=1)
-    norms_BR1 = residual_BRD.square().sum(dim=2, keepdim=True)
-    products_BRK: Tensor = residual_BRD @ codebook_KD.T
-    return norms_BR1 + norms_K - 2 * products_BRK
+def _undeformed(codebook_KX: Tensor, residual_BRX: Tensor, candidates: _Candidates) -> Tensor:
+    """What the candidates' undeformed codewords leave of the residuals (B, A, X)."""
+    left_BAX = _rows(residual_BRX, candidates.source_BA)
+    return left_BAX.sub_(functional.embedding(candidates.index_BA, codebook_KX))
+
+
+def _joined(first: _Candidates, second: _Candidates) -> _Candidates:
+    pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(first)]
+    return _Candidates(*(torch.cat(pair, dim=1) for pair in pairs))
+
+
+def _continued(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    state: _Beam,
+    step: int,
+    chosen: _Candidates,
+    residual_BRX: Tensor,
+) -> _Beam:
+    """The beam after a step."""
+    codewords_BRD = None
+    if quantizer.condition_follows_codewords:
+        codewords_BRD = tables.leave(_rows(state.residual_BRX, chosen.source_BA) - residual_BRX)
+    increment_BRE = quantizer.condition_increment(step, chosen.index_BA, codewords_BRD)
+    return _Beam(
+        residual_BRX,
+        _rows(state.condition_BRE, chosen.source_BA).add_(increment_BRE),
+        torch.cat([_rows(state.codes_BRM, chosen.source_BA), chosen.index_BA.unsqueeze(2)], dim=2),
+    )
 
 
 def _rows(values_BRX: Tensor, rows_BA: Tensor) -> Tensor:

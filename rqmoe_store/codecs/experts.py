@@ -1,7 +1,8 @@
 """The second-level mixture: experts that deform a base codeword under a conditioning vector.
 
 Shape legend: S steps that have experts, B batch, K codewords, D vector dimension, W network width,
-E conditioning width, N experts, L layers, H hidden width, F = N * L * H + N first-layer features.
+E conditioning width, N experts, L layers, H hidden width, F = N * L * H + N first-layer features,
+G = L * N * H gated hidden units.
 
 For step s, codeword c and conditioning vector I (RQ-MoE, arXiv 2605.14359, section 3):
 
@@ -12,13 +13,15 @@ For step s, codeword c and conditioning vector I (RQ-MoE, arXiv 2605.14359, sect
     c~      = c + Q sum_n alpha_n E_n(z)   Q widens back to D, else identity
 
 Every use of z is linear, so U_{n,l} z and G z split into a codeword part, computed once per
-codebook, and a conditioning part. `fold` makes those tables and `deform` finishes the network from
-their sum; training, encoding and parallel decoding all run through these two. `deform_plainly` is
-the definition above word for word, kept for sequential decoding and to test the folded form against.
+codebook, and a conditioning part. `ExpertMixture.fold` makes those tables and `FoldedExperts` finishes
+the network from their sum; training, encoding and parallel decoding all run through it.
+`deform_plainly` is the definition above word for word, kept for sequential decoding and to test the
+folded form against.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +31,82 @@ from rqmoe_store.config import CodecConfig
 
 @dataclasses.dataclass(frozen=True)
 class FoldedExperts:
-    """First-layer tables of the S steps."""
+    """The networks of S steps in the form that runs: tables, and what follows the first layer."""
 
     codeword_SKF: Tensor
     """First-layer features of every codeword, bias included."""
     condition_SEF: Tensor
     """Map from a conditioning vector to its share of the first-layer features."""
+    contract_SLNHW: Tensor
+    expand_SLNHW: Tensor
+    """Read by second and later layers only."""
+    output_projection_WD: Tensor | None
 
     def detached(self) -> "FoldedExperts":
-        """The same tables in float32, outside the autograd graph."""
-        return FoldedExperts(self.codeword_SKF.detach().float(), self.condition_SEF.detach().float())
+        """The same in float32, outside the autograd graph."""
+        return self._converted(lambda tensor: tensor.detach().float())
+
+    def to(self, dtype: torch.dtype) -> "FoldedExperts":
+        """The same in another number format."""
+        return self._converted(lambda tensor: tensor.to(dtype))
+
+    def _converted(self, convert: Callable[[Tensor], Tensor]) -> "FoldedExperts":
+        projection = self.output_projection_WD
+        return FoldedExperts(
+            convert(self.codeword_SKF),
+            convert(self.condition_SEF),
+            convert(self.contract_SLNHW),
+            convert(self.expand_SLNHW),
+            None if projection is None else convert(projection),
+        )
+
+    def contracting(self, steps: slice) -> Tensor:
+        """The contracting weights (S, G, W) that `gated` features of these steps are multiplied by."""
+        return self.contract_SLNHW[steps].flatten(1, 3)
+
+    def gated(self, features_SBF: Tensor, first_step: int) -> Tensor:
+        """Hidden units of all layers times their expert's gate (S, B, G), for S steps from `first_step`."""
+        num_layers, num_experts, hidden_dim = self.contract_SLNHW.shape[1:4]
+        steps = slice(first_step, first_step + len(features_SBF))
+        layers_SBLNH = features_SBF[..., :-num_experts].unflatten(-1, (num_layers, num_experts, hidden_dim))
+        gate_SBN1 = features_SBF[..., -num_experts:].softmax(dim=-1).unsqueeze(-1)
+        gated: list[Tensor] = []
+        moved_SNBW: Tensor | None = None  # h_{l-1} - h_0 of every expert
+        for layer in range(num_layers):
+            hidden_SBNH = layers_SBLNH[:, :, layer]
+            if moved_SNBW is not None:
+                cross_SNBH = moved_SNBW @ self.expand_SLNHW[steps, layer].transpose(-1, -2)
+                hidden_SBNH = hidden_SBNH + cross_SNBH.transpose(1, 2)
+            hidden_SBNH = hidden_SBNH.relu()
+            gated.append((hidden_SBNH * gate_SBN1).flatten(2))
+            if layer + 1 < num_layers:
+                step_SNBW = hidden_SBNH.transpose(1, 2) @ self.contract_SLNHW[steps, layer]
+                moved_SNBW = step_SNBW if moved_SNBW is None else moved_SNBW + step_SNBW
+        return gated[0] if num_layers == 1 else torch.cat(gated, dim=2)
+
+    def deform(self, features_SBF: Tensor, first_step: int) -> Tensor:
+        """Deformations (S, B, D) from summed first-layer features of S steps from `first_step` on."""
+        steps = slice(first_step, first_step + len(features_SBF))
+        return self.widen(self.gated(features_SBF, first_step) @ self.contracting(steps))
+
+    def summed_deformations(self, features_SBF: Tensor) -> Tensor:
+        """Sum of the first S steps' deformations (B, D); no S x B x D tensor ever exists."""
+        gated_SBG, contract_SGW = self.gated(features_SBF, 0), self.contracting(slice(len(features_SBF)))
+        if gated_SBG.device.type == "cpu" and gated_SBG.dtype == torch.float32:
+            # Accumulating step by step keeps everything in cache and copies nothing.
+            summed_BW = gated_SBG[0] @ contract_SGW[0]
+            for gated_BG, contract_GW in zip(gated_SBG[1:], contract_SGW[1:], strict=True):
+                summed_BW.addmm_(gated_BG, contract_GW)
+        else:
+            # One product over steps and hidden units: one launch on a GPU, one rounding in bf16.
+            summed_BW = gated_SBG.transpose(0, 1).flatten(1) @ contract_SGW.flatten(0, 1)
+        return self.widen(summed_BW)
+
+    def widen(self, deformations_SBW: Tensor) -> Tensor:
+        """Deformations (..., W) in the width of the vectors (..., D)."""
+        if self.output_projection_WD is None:
+            return deformations_SBW
+        return deformations_SBW @ self.output_projection_WD
 
 
 class ExpertMixture(nn.Module):
@@ -48,7 +117,7 @@ class ExpertMixture(nn.Module):
         assert config.network_dim is not None and config.hidden_dim is not None, "config is resolved"
         width, hidden = config.network_dim, config.hidden_dim
         experts, layers = config.num_experts, config.num_layers
-        self.num_experts, self.num_layers, self.hidden_dim = experts, layers, hidden
+        self.num_experts, self.num_layers, self.hidden_dim, self.width = experts, layers, hidden, width
         self.codeword_weight_SWW = nn.Parameter(torch.eye(width).repeat(num_steps, 1, 1))
         self.condition_weight_SWE = nn.Parameter(torch.zeros(num_steps, width, condition_dim))
         self.bias_SW = nn.Parameter(torch.zeros(num_steps, width))
@@ -74,7 +143,7 @@ class ExpertMixture(nn.Module):
         return vectors @ self.input_projection_WD.T
 
     def fold(self, codebooks_SKD: Tensor) -> FoldedExperts:
-        """First-layer tables for the codebooks of the mixture's first `len(codebooks_SKD)` steps."""
+        """The first `len(codebooks_SKD)` steps' networks, folded with their codebooks."""
         steps = slice(0, len(codebooks_SKD))
         first_layer_SFW = torch.cat([self.expand_SLNHW[steps].flatten(1, 3), self.gate_SNW[steps]], dim=1)
         features_SWF = first_layer_SFW.transpose(1, 2)
@@ -84,33 +153,13 @@ class ExpertMixture(nn.Module):
             self.codeword_weight_SWW[steps].transpose(1, 2),
         )
         condition_SEW = self.condition_weight_SWE[steps].transpose(1, 2)
-        return FoldedExperts(inputs_SKW @ features_SWF, condition_SEW @ features_SWF)
-
-    def deform(self, features_SBF: Tensor, first_step: int) -> Tensor:
-        """Deformations (S, B, D) from summed first-layer features of S steps from `first_step` on."""
-        steps = slice(first_step, first_step + len(features_SBF))
-        hidden_size = self.num_experts * self.hidden_dim
-        gate_SBN = features_SBF[..., self.num_layers * hidden_size :].softmax(dim=-1)
-        expand_SLNHW, contract_SLNHW = self.expand_SLNHW[steps], self.contract_SLNHW[steps]
-        moved_SNBW: Tensor | None = None  # h_{l-1} - h_0 of every expert
-        delta_SBW: Tensor | None = None
-        for layer in range(self.num_layers):
-            columns = slice(layer * hidden_size, (layer + 1) * hidden_size)
-            hidden_SBNH = features_SBF[..., columns].unflatten(-1, (self.num_experts, self.hidden_dim))
-            if moved_SNBW is not None:
-                cross_SNBH = moved_SNBW @ expand_SLNHW[:, layer].transpose(-1, -2)
-                hidden_SBNH = hidden_SBNH + cross_SNBH.transpose(1, 2)
-            hidden_SBNH = hidden_SBNH.relu()
-            gated_SBH = (hidden_SBNH * gate_SBN.unsqueeze(-1)).flatten(2)
-            layer_SBW = gated_SBH @ contract_SLNHW[:, layer].flatten(1, 2)
-            delta_SBW = layer_SBW if delta_SBW is None else delta_SBW + layer_SBW
-            if layer + 1 < self.num_layers:
-                step_SNBW = hidden_SBNH.transpose(1, 2) @ contract_SLNHW[:, layer]
-                moved_SNBW = step_SNBW if moved_SNBW is None else moved_SNBW + step_SNBW
-        assert delta_SBW is not None, "num_layers is at least 1"
-        if self.output_projection_WD is None:
-            return delta_SBW
-        return delta_SBW @ self.output_projection_WD
+        return FoldedExperts(
+            codeword_SKF=inputs_SKW @ features_SWF,
+            condition_SEF=condition_SEW @ features_SWF,
+            contract_SLNHW=self.contract_SLNHW[steps],
+            expand_SLNHW=self.expand_SLNHW[steps],
+            output_projection_WD=self.output_projection_WD,
+        )
 
     def deform_plainly(self, step: int, codewords_BD: Tensor, condition_BE: Tensor) -> Tensor:
         """Deformations (B, D) of given codewords at one step, computed as the definition reads."""

@@ -16,6 +16,8 @@ class QINCo(ResidualQuantizer):
     Shape legend: as in `quantizer`.
     """
 
+    condition_follows_codewords = True
+
     @property
     def condition_dim(self) -> int:
         assert self.config.network_dim is not None, "config is resolved"
@@ -24,7 +26,8 @@ class QINCo(ResidualQuantizer):
     def initial_condition(self, partitions_B: Tensor) -> Tensor:
         return self._narrow(self.partition_offset(partitions_B))
 
-    def condition_increment(self, step: int, indices: Tensor, codewords: Tensor) -> Tensor:
+    def condition_increment(self, step: int, indices: Tensor, codewords: Tensor | None) -> Tensor:
+        assert codewords is not None, "condition_follows_codewords"
         return self._narrow(codewords)
 
     def _narrow(self, vectors: Tensor) -> Tensor:
@@ -48,10 +51,11 @@ class QINCo(ResidualQuantizer):
             codewords_BD = self.codebooks_MKD[step, indices_B]
             if self.mixture is not None and folded is not None and step >= self.first_expert_step:
                 index = step - self.first_expert_step
-                features_BF = (
-                    folded.codeword_SKF[index, indices_B] + condition_BE @ folded.condition_SEF[index]
+                chosen_BF = folded.codeword_SKF[index, indices_B]
+                features_BF = torch.addmm(
+                    chosen_BF, condition_BE.to(chosen_BF.dtype), folded.condition_SEF[index]
                 )
-                deformed_1BD = self.mixture.deform(features_BF.unsqueeze(0), first_step=index)
+                deformed_1BD = folded.deform(features_BF.unsqueeze(0), first_step=index)
                 codewords_BD = codewords_BD + deformed_1BD[0]
             condition_BE = condition_BE + self.condition_increment(step, indices_B, codewords_BD)
             chosen.append(codewords_BD)

@@ -13,8 +13,10 @@ running reconstruction), RQ has no experts. Vectors inside are (x - mean) / scal
 """
 
 import abc
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from rqmoe_store.codecs.experts import ExpertMixture, FoldedExperts
@@ -58,9 +60,13 @@ class ResidualQuantizer(nn.Module, abc.ABC):
     def initial_condition(self, partitions_B: Tensor) -> Tensor:
         """I^1 (B, E)."""
 
+    condition_follows_codewords: ClassVar[bool] = False
+    """Whether `condition_increment` reads the deformed codewords, not the indices alone."""
+
     @abc.abstractmethod
-    def condition_increment(self, step: int, indices: Tensor, codewords: Tensor) -> Tensor:
-        """I^{m+1} - I^m (..., E) for chosen indices (...) and deformed codewords (..., D)."""
+    def condition_increment(self, step: int, indices: Tensor, codewords: Tensor | None) -> Tensor:
+        """I^{m+1} - I^m (..., E) for chosen indices (...) and deformed codewords (..., D), which may
+        be None unless `condition_follows_codewords`."""
 
     @abc.abstractmethod
     def chosen_codewords(
@@ -117,8 +123,19 @@ class ResidualQuantizer(nn.Module, abc.ABC):
 
     def decode(self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None) -> Tensor:
         """Reconstructions (B, D) in the units of the input, all steps at once where the kind allows."""
-        chosen_MBD = self.chosen_codewords(codes_BM, partitions_B, folded)
-        return self.denormalize(self.partition_offset(partitions_B) + chosen_MBD.sum(dim=0))
+        summed_BD = self.summed_codewords(codes_BM, partitions_B, folded)
+        return self.denormalize(self.partition_offset(partitions_B) + summed_BD)
+
+    def summed_codewords(
+        self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None
+    ) -> Tensor:
+        """Sum over steps of the deformed codewords (B, D), float32, without gradient."""
+        return self.chosen_codewords(codes_BM, partitions_B, folded).sum(dim=0).float()
+
+    def summed_base_codewords(self, codes_BM: Tensor) -> Tensor:
+        """Sum over steps of the undeformed codewords (B, D)."""
+        starts_M = self.codebook_size * torch.arange(codes_BM.shape[1], device=codes_BM.device)
+        return functional.embedding_bag(codes_BM + starts_M, self.codebooks_MKD.flatten(0, 1), mode="sum")
 
     def decode_sequentially(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
         """`decode` as the recursion is written down, one step after the other."""

@@ -17,10 +17,15 @@ class RQ(ResidualQuantizer):
     def initial_condition(self, partitions_B: Tensor) -> Tensor:
         return self.codebooks_MKD.new_zeros(len(partitions_B), 0)
 
-    def condition_increment(self, step: int, indices: Tensor, codewords: Tensor) -> Tensor:
-        return codewords[..., :0]
+    def condition_increment(self, step: int, indices: Tensor, codewords: Tensor | None) -> Tensor:
+        return self.codebooks_MKD.new_zeros(*indices.shape, 0)
 
     def chosen_codewords(
         self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None
     ) -> Tensor:
         return self.base_codewords(codes_BM)
+
+    def summed_codewords(
+        self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None
+    ) -> Tensor:
+        return self.summed_base_codewords(codes_BM)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs import encoding
+from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
 
@@ -16,10 +17,11 @@ def prefix_mse(
 ) -> tuple[float, ...]:
     """Mean squared error norm of every code prefix (1 to M steps), in normalized units."""
     folded = quantizer.fold()
+    tables = encoding_tables(quantizer, folded)
     rows = encoding.chunk_rows(quantizer, beam=beam, preselect=preselect)
     total_M = torch.zeros(quantizer.num_steps, dtype=torch.float64)
     for chunk_BD in normalized_nD.split(rows):
-        codes_BM, partitions_B = encoding.encode(quantizer, folded, chunk_BD, beam=beam, preselect=preselect)
+        codes_BM, partitions_B = encoding.encode(quantizer, tables, chunk_BD, beam=beam, preselect=preselect)
         chosen_MBD = quantizer.chosen_codewords(codes_BM, partitions_B, folded)
         first_residual_BD = chunk_BD - quantizer.partition_offset(partitions_B)
         errors_MBD = first_residual_BD - chosen_MBD.cumsum(dim=0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs import encoding
+from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import InvalidInputError
@@ -115,7 +116,11 @@ class TrainingLoop:
         with torch.no_grad():
             constant = None if folded is None else folded.detached()
             codes_BM, partitions_B = encoding.encode(
-                self.quantizer, constant, batch_BD, beam=1, preselect=_PRESELECT
+                self.quantizer,
+                encoding_tables(self.quantizer, constant),
+                batch_BD,
+                beam=1,
+                preselect=_PRESELECT,
             )
             self._count(codes_BM)
         with mixed_precision(batch_BD.device):

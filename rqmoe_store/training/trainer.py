@@ -17,11 +17,12 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, fit_tables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import select_device
+from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.config import CodecConfig, TrainConfig, scored_pairs
 from rqmoe_store.training.checkpoint import read_checkpoint
 from rqmoe_store.training.evaluate import prefix_mse
 from rqmoe_store.training.initialise import FULL_ROWS, check_trainable, initialise, with_experts
@@ -175,7 +176,9 @@ def validation_mse(quantizer: ResidualQuantizer, validation_nD: Tensor) -> tuple
     """Prefix errors with the quantizer's default encoder, in the units of the input."""
     config = quantizer.config
     normalized_nD = quantizer.normalize(validation_nD)
-    errors = prefix_mse(quantizer, normalized_nD, beam=config.beam, preselect=config.preselect)
+    errors = prefix_mse(
+        quantizer, normalized_nD, beam=config.beam, preselect=scored_pairs(config.beam, config.preselect)
+    )
     return tuple(error * float(quantizer.scale) ** 2 for error in errors)
 
 
@@ -205,11 +208,11 @@ def _finish(
 @torch.inference_mode()
 def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Codes:
     """Codes of training vectors; beam 1 is close enough for fitting tables and much quicker."""
-    folded = quantizer.fold()
+    tables = encoding_tables(quantizer, quantizer.fold())
     codes, partitions = [], []
     for chunk_BD in quantizer.normalize(vectors_nD).split(_CHUNK_ROWS):
         codes_BM, partitions_B = encoding.encode(
-            quantizer, folded, chunk_BD, beam=1, preselect=_CALIBRATION_PRESELECT
+            quantizer, tables, chunk_BD, beam=1, preselect=_CALIBRATION_PRESELECT
         )
         codes.append(codes_BM.cpu().numpy().astype(np.uint8))
         partitions.append(partitions_B.cpu().numpy().astype(np.int32))

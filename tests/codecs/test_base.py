@@ -105,6 +105,12 @@ def test_unusable_codes(codes, message: str) -> None:
         PARTITIONED.decode(codes)
 
 
+@pytest.mark.parametrize("choice", [{"precision": "float16"}, {"precision": "bfloat16", "sequential": True}])
+def test_unusable_precisions(choice: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError, match="precision"):
+        PLAIN.decode(PLAIN.encode(vectors(4)), **choice)
+
+
 def test_plain_arrays_decode_without_partitions() -> None:
     codes = PLAIN.encode(vectors(4))
     np.testing.assert_array_equal(PLAIN.decode(codes.codes), PLAIN.decode(codes))

@@ -8,11 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rqmoe_store.codecs import encoder
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.encoding import chunk_rows
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.training.initialise import initialise, with_experts
+from rqmoe_store.training.progress import Progress
 
 BATCHED = as_codec(stirred(small_config(num_partitions=3)))
 ROWS = vectors(90, seed=5)
@@ -90,9 +95,59 @@ def test_encoding_nothing() -> None:
     assert BATCHED.decode(codes).shape == (0, 12)
 
 
+def test_scoring_as_many_as_are_kept_is_the_default_of_a_codec() -> None:
+    codec = as_codec(stirred(small_config(preselect="beam", beam=3)))
+    np.testing.assert_array_equal(codec.encode(ROWS).codes, codec.encode(ROWS, preselect=3).codes)
+    np.testing.assert_array_equal(
+        codec.encode(ROWS, beam=6).codes, codec.encode(ROWS, beam=6, preselect=6).codes
+    )
+
+
+def test_a_larger_beam_raises_the_codecs_own_preselection() -> None:
+    codes = BATCHED.encode(ROWS, beam=16)  # the codec's own preselect is 12
+    np.testing.assert_array_equal(codes.codes, BATCHED.encode(ROWS, beam=16, preselect=16).codes)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("preselect", ["beam", None])
+def test_nothing_of_batch_times_codebook_times_dimension_exists(preselect: str | None) -> None:
+    wide = np.tile(vectors(400), (1, 16))
+    config = CodecConfig(
+        code_bytes=3, codebook_size=128, num_partitions=0, num_experts=2, hidden_dim=16, network_dim=96
+    ).resolve(dim=wide.shape[1], rows=400)
+    plain = initialise(torch.from_numpy(wide), config, seed=0, progress=Progress(visible=False))
+    codec = as_codec(with_experts(plain, config, seed=0))
+    rows = chunk_rows(codec._quantizer, beam=2, preselect=None if preselect is None else 2)
+    with LargestTensor() as largest:
+        codec.encode(wide, beam=2, preselect=preselect)
+    assert largest.elements < rows * config.codebook_size * wide.shape[1]
+
+
+def test_long_input_is_encoded_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(BATCHED.encode(ROWS).codes, ALL_CODES.codes)
+    np.testing.assert_array_equal(BATCHED.encode(torch.from_numpy(ROWS)).codes, ALL_CODES.codes)
+    broken = ROWS.copy()
+    broken[60, 3] = np.nan
+    with pytest.raises(InvalidInputError, match="rows 60 "):
+        BATCHED.encode(broken)
+
+
 def test_exhaustive_chunks_shrink_with_the_work() -> None:
     quantizer = BATCHED._quantizer
-    assert chunk_rows(quantizer, beam=1, preselect=4) >= chunk_rows(quantizer, beam=16, preselect=None) >= 1
+    assert chunk_rows(quantizer, beam=1, preselect=4) > chunk_rows(quantizer, beam=256, preselect=None) >= 1
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,16 @@ def test_parallel_decode_equals_sequential_decode(codec: Codec) -> None:
     assert relative_error(codec.decode(codes), codec.decode(codes, sequential=True)) < 1e-5
 
 
+def test_bfloat16_decode_costs_under_one_percent_of_the_error(codec: Codec) -> None:
+    rows = vectors(400, seed=3)
+    codes = codec.encode(rows)
+    exact, rounded = codec.decode(codes), codec.decode(codes, precision="bfloat16")
+    error, rounded_error = np.square(rows - exact).sum(), np.square(rows - rounded).sum()
+    assert rounded_error <= error * 1.01
+    assert rounded.dtype == np.float32
+    assert np.array_equal(rounded, exact) == (codec.config.kind == "rq")
+
+
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
 def test_prefix_decode_equals_truncated_model(codec: Codec, num_steps: int) -> None:
     prefix = random_codes(codec, 200)[:, :num_steps]

@@ -1,0 +1,73 @@
+"""Encoding any number of vectors in bounded memory.
+
+Shape legend: n vectors, B vectors of one chunk, M steps, D dimension.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from rqmoe_store.codecs.chunks import in_chunks
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.encoding import chunk_rows, encode
+from rqmoe_store.codecs.encoding_tables import EncodingTables
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+
+_BLOCK_ROWS = 8_192
+"""Rows checked and converted at a time, so that a memory-mapped input is never read whole."""
+
+
+def encode_vectors(
+    quantizer: ResidualQuantizer, tables: EncodingTables, vectors: Any, *, beam: int, preselect: int | None
+) -> Codes:
+    """Codes of whatever `as_vectors` accepts; they do not depend on how rows are batched.
+
+    (Unless a GPU ran out of memory: the chunks after that are smaller, and a candidate that is as
+    good as another to the last bits may win instead.)
+    """
+    parts = [
+        _encode_block(quantizer, tables, block_nD, beam=beam, preselect=preselect)
+        for block_nD in _blocks(vectors, quantizer)
+    ]
+    return Codes(
+        np.concatenate([part.codes for part in parts]), np.concatenate([part.partitions for part in parts])
+    )
+
+
+def _blocks(vectors: Any, quantizer: ResidualQuantizer) -> Iterator[Float32Array]:
+    """At least one block of checked vectors."""
+    metric, dim = quantizer.config.metric, quantizer.dim
+    if not isinstance(vectors, np.ndarray | torch.Tensor) or vectors.ndim != 2:
+        yield as_vectors(vectors, dim=dim, metric=metric)
+        return
+    for start in range(0, max(1, len(vectors)), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        yield as_vectors(block, dim=dim, metric=metric, positions=np.arange(start, start + len(block)))
+
+
+@torch.inference_mode()
+def _encode_block(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    vectors_nD: Float32Array,
+    *,
+    beam: int,
+    preselect: int | None,
+) -> Codes:
+    device = quantizer.codebooks_MKD.device
+    codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
+    partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
+
+    def encode_chunk(start: int, stop: int, rows: int) -> None:
+        padded_BD = torch.zeros(rows, quantizer.dim)
+        padded_BD[: stop - start] = torch.from_numpy(vectors_nD[start:stop])
+        normalized_BD = quantizer.normalize(padded_BD.to(device))
+        codes_BM, partitions_B = encode(quantizer, tables, normalized_BD, beam=beam, preselect=preselect)
+        codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
+        partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
+
+    in_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    return Codes(codes_nM, partitions_n)
