@@ -1,7 +1,6 @@
 """What the demo measures, and how it prints it."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ class DemoResult:
     disk_bytes_after: int
     """Every file of the database once the raw table is gone: rows, codes and codec."""
     codec_bytes: int
+    break_even_rows: int | None
+    """Rows from which codes and codec together take less than the raw vectors; None for never."""
     queries: int
     recall: float
     """Share of the 10 exact nearest neighbours that compressed search finds among its first 10."""
@@ -36,10 +37,9 @@ class DemoResult:
     """Time of each phase."""
 
     @property
-    def break_even_rows(self) -> int:
-        """Rows from which codes and codec together take less than the raw vectors."""
-        saved = self.bytes_per_vector_before - self.bytes_per_vector_after
-        return math.ceil(self.codec_bytes / saved)
+    def break_even(self) -> str:
+        """`break_even_rows` in words."""
+        return "never" if self.break_even_rows is None else f"from about {self.break_even_rows:,} rows"
 
 
 def print_hits(console: Console, question: str, hits: list[dict[str, Any]]) -> None:
@@ -74,8 +74,8 @@ def print_result(console: Console, result: DemoResult, directory: Path) -> None:
         )
     if result.disk_bytes_after > result.disk_bytes_before:
         console.print(
-            f"[yellow]With {result.rows:,} rows the codec outweighs what the codes save; "
-            f"it pays from about {result.break_even_rows:,} rows.[/yellow]"
+            f"[yellow]With {result.rows:,} rows the codec outweighs what the codes save. "
+            f"It pays for itself: {result.break_even}.[/yellow]"
         )
     console.print(f"The table is in {directory}; look at it with: rqmoe stats {directory} docs_compressed")
 
@@ -90,7 +90,7 @@ def _lines(result: DemoResult) -> list[tuple[str, str]]:
         ("whole table on disk, before", _megabytes(result.disk_bytes_before)),
         ("whole database on disk, after", _megabytes(result.disk_bytes_after)),
         ("  of which the codec (one for all rows)", _megabytes(result.codec_bytes)),
-        ("rows from which codes and codec are smaller", f"about {result.break_even_rows:,}"),
+        ("the codec pays for itself", result.break_even),
         ("recall@10 against exact raw search", f"{result.recall:.3f} ({result.queries} held-out queries)"),
         ("median query latency", f"{result.latency_ms:.1f} ms"),
         ("validation MSE", f"{result.validation_mse:.4f} ({ratio:.3f} of plain RQ's)"),

@@ -226,6 +226,7 @@ def _result(
         disk_bytes_before=before.table,
         disk_bytes_after=_folder_bytes(settings.directory),
         codec_bytes=stats.codec_bytes,
+        break_even_rows=stats.break_even_rows,
         queries=queries,
         recall=recall,
         latency_ms=latency_ms,

@@ -4,6 +4,7 @@ Shapes: M steps (code bytes), K codewords per step, V rows of a batch that have 
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ class TableStats:
     """code_disk_bytes / rows; 0.0 for an empty table."""
     codec_bytes: int
     """Size of the codec, kept once in the database for all tables that use it."""
+    bytes_per_vector_with_codec: float
+    """(code_disk_bytes + codec_bytes) / rows; 0.0 for an empty table."""
+    break_even_rows: int | None
+    """Rows from which codes and codec together take less than the raw vectors: codec_bytes over the
+    bytes saved per vector, rounded up. None where codes are not smaller, or there are none yet."""
     compression_ratio: float
     """raw_bytes / code_disk_bytes; 0.0 for an empty table."""
     mse_estimate: float
@@ -51,11 +57,18 @@ class TableStats:
             "compression": f"{self.compression_ratio:.1f} to 1",
             "whole table on disk": _readable(self.disk_bytes),
             "codec": _readable(self.codec_bytes),
+            "codes and codec": f"{self.bytes_per_vector_with_codec:,.2f} bytes per vector",
+            "codec pays for itself": self._break_even(),
             "squared error": f"{self.mse_estimate:.6g} ({self.relative_mse:.1%} of the variance)",
             "codewords in use": f"{self.codeword_utilisation:.1%}",
         }
         width = max(len(label) for label in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())
+
+    def _break_even(self) -> str:
+        if self.break_even_rows is not None:
+            return f"from {self.break_even_rows:,} rows"
+        return "never: codes are not smaller than the vectors" if self.rows else "unknown without rows"
 
 
 def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats:
@@ -64,15 +77,20 @@ def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats
     rows = table.count_rows()
     raw_bytes = rows * codec.dim * 4
     code_bytes = _column_bytes(table, columns)
+    bytes_per_vector = code_bytes / rows if rows else 0.0
     report, artefact = codec.report, codec.to_artefact()
+    codec_bytes = len(artefact.config_json.encode()) + len(artefact.weights)
+    saved = codec.dim * 4 - bytes_per_vector
     return TableStats(
         rows=rows,
         dim=codec.dim,
         raw_bytes=raw_bytes,
         disk_bytes=sum(int(batch["size_bytes"].to_numpy().sum()) for batch in dataset.all_files()),
         code_disk_bytes=code_bytes,
-        bytes_per_vector=code_bytes / rows if rows else 0.0,
-        codec_bytes=len(artefact.config_json.encode()) + len(artefact.weights),
+        bytes_per_vector=bytes_per_vector,
+        codec_bytes=codec_bytes,
+        bytes_per_vector_with_codec=(code_bytes + codec_bytes) / rows if rows else 0.0,
+        break_even_rows=math.ceil(codec_bytes / saved) if rows and saved > 0 else None,
         compression_ratio=raw_bytes / code_bytes if code_bytes else 0.0,
         mse_estimate=report.validation_mse,
         relative_mse=report.relative_mse,

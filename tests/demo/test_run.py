@@ -63,6 +63,8 @@ def test_whole_demo(settings, source):
     store = rqs.open_table(db, "docs_compressed")
     assert store.schema.names == ["id", "package", "name", "text"]
     assert result.codec_bytes < result.disk_bytes_after
+    assert result.break_even_rows == store.stats().break_even_rows
+    assert f"from about {result.break_even_rows:,} rows" in output
 
     # A second run would find all its embeddings in the cache.
     texts = [document.text for document in collect([source], limit=settings.limit)]

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rqmoe_store.store.compress import compress
@@ -22,6 +23,31 @@ def test_sizes_are_measured(store, codec):
     assert stats.compression_ratio == pytest.approx(stats.raw_bytes / stats.code_disk_bytes)
     artefact = codec.to_artefact()
     assert stats.codec_bytes == len(artefact.weights) + len(artefact.config_json)
+    assert stats.bytes_per_vector_with_codec == pytest.approx(
+        stats.bytes_per_vector + stats.codec_bytes / 300
+    )
+
+
+def test_from_the_break_even_on_codes_and_codec_are_smaller(store, docs_table, vectors):
+    stats = store.stats()
+    assert stats.break_even_rows is not None
+
+    def with_codec(rows):
+        return rows * stats.bytes_per_vector + stats.codec_bytes
+
+    assert with_codec(stats.break_even_rows) <= stats.break_even_rows * DIM * 4
+    assert with_codec(stats.break_even_rows - 1) > (stats.break_even_rows - 1) * DIM * 4
+    assert f"from {stats.break_even_rows:,} rows" in str(stats)
+
+
+def test_codes_as_large_as_the_vectors_never_pay(db, vector_array, make_codec):
+    codec = make_codec(code_bytes=4 * DIM)
+    rows = np.random.default_rng(0).normal(size=(50, DIM)).astype(np.float32)
+    docs = db.create_table("docs", pa.table({"vector": vector_array(rows)}))
+    stats = compress(docs, codec, "store", progress=False).stats()
+    assert stats.bytes_per_vector > 4 * DIM
+    assert stats.break_even_rows is None
+    assert "never" in str(stats)
 
 
 def test_sizes_follow_the_table(store, vectors, docs_table):
@@ -54,6 +80,8 @@ def test_an_empty_table_and_rows_without_vectors(store):
     stats = store.stats()
     assert (stats.rows, stats.raw_bytes, stats.bytes_per_vector) == (0, 0, 0.0)
     assert (stats.compression_ratio, stats.codeword_utilisation) == (0.0, 0.0)
+    assert (stats.bytes_per_vector_with_codec, stats.break_even_rows) == (0.0, None)
+    assert "unknown without rows" in str(stats)
     store.add([{"id": 1, "vector": None}])
     assert store.stats().codeword_utilisation == 0.0
 
