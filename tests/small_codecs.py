@@ -81,7 +81,7 @@ def as_codec(quantizer: ResidualQuantizer) -> Codec:
     errors = tuple(1.0 / (step + 1) for step in range(config.code_bytes))
     report = TrainingReport(
         rows=500, epochs=0.0, validation_rows=50, variance=1.0, prefix_mse=errors,
-        rq_prefix_mse=errors, utilisation=1.0,
+        rq_prefix_mse=errors, utilisation=1.0, seconds=0.0,
     )  # fmt: skip
     return Codec(quantizer, fit_tables(quantizer, codes), codes, report)
 

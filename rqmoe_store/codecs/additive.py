@@ -1,7 +1,7 @@
 """The additive approximation of a codec: look-up tables that score codes without decoding them.
 
 Shape legend: Q queries, n codes, M steps, K codewords, D dimension, P partitions (1 when the codec
-has none), T = P + M * K table rows.
+has none), T = P + M * K table rows, W width of the experts' deformations (0 without experts).
 
 One row per partition and per (step, codeword), fitted by least squares so that the rows a code
 selects sum to its reconstruction:  x_hat ~ A^0[p] + sum_m A^m[i_m].  An extra column approximates
@@ -68,13 +68,20 @@ class AdditiveTables:
     """Least-squares codebooks of one codec."""
 
     rows_TD: Tensor
+    corrections_TW: Tensor
+    """What was fitted of `rows_TD`; the rest follows from the codec's weights."""
     norms_T1: Tensor
     num_partitions: int
     codebook_size: int
 
     def to(self, device: torch.device) -> "AdditiveTables":
         """The tables on another device."""
-        return dataclasses.replace(self, rows_TD=self.rows_TD.to(device), norms_T1=self.norms_T1.to(device))
+        return dataclasses.replace(
+            self,
+            rows_TD=self.rows_TD.to(device),
+            corrections_TW=self.corrections_TW.to(device),
+            norms_T1=self.norms_T1.to(device),
+        )
 
     def for_queries(self, queries_QD: Tensor, metric: Metric) -> LookupTables:
         """Look-up tables for checked queries (unit length under cosine)."""

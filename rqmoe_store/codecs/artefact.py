@@ -2,6 +2,9 @@
 
 This module knows bytes and files, no codec class. The fingerprint is the hash of the description,
 which contains the hash of the weights, so it identifies the whole codec.
+
+A float32 tensor whose numbers are all bfloat16 numbers is kept as bfloat16, in half the bytes, and
+comes back as the float32 tensor it was.
 """
 
 import dataclasses
@@ -14,11 +17,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from rqmoe_store.errors import ArtefactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_PREFIX = "weights-"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -37,7 +41,7 @@ class Artefact:
     def build(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Artefact":
         """Pack a description and its tensors."""
         weights = safetensors.torch.save(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            {name: _shortened(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
         )
         document = {
             **description,
@@ -77,9 +81,21 @@ class Artefact:
                 "Restore them from a copy."
             )
         try:
-            return description, safetensors.torch.load(self.weights)
+            tensors = safetensors.torch.load(self.weights)
         except safetensors.SafetensorError as error:
             raise ArtefactError(f"The codec's weights are not readable ({error}).") from error
+        return description, {
+            name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            for name, tensor in tensors.items()
+        }
+
+
+def _shortened(tensor: Tensor) -> Tensor:
+    """The tensor as bfloat16 if it is float32 and loses nothing by it."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    short = tensor.bfloat16()
+    return short if torch.equal(short.float(), tensor) else tensor
 
 
 def write_artefact(artefact: Artefact, directory: str | os.PathLike[str]) -> None:

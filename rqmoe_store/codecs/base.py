@@ -69,7 +69,11 @@ class Codec:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of configuration, report and weights."""
+        """SHA-256 (hex) of configuration, report and weights.
+
+        The report says how long training took, so training again with the same seed gives the same
+        weights under another fingerprint.
+        """
         return self.to_artefact().fingerprint
 
     @property

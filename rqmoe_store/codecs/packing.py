@@ -1,12 +1,17 @@
-"""The parts of a codec to and from an artefact."""
+"""The parts of a codec to and from an artefact.
+
+Shape legend: T table rows, W width of the experts' deformations.
+"""
 
 import dataclasses
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rqmoe_store.codecs.additive import AdditiveTables
 from rqmoe_store.codecs.artefact import Artefact
+from rqmoe_store.codecs.calibration import complete_tables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -31,7 +36,7 @@ class CodecParts:
 def pack(parts: CodecParts) -> Artefact:
     """The parts as two byte strings."""
     tensors = {_WEIGHT + name: value for name, value in parts.quantizer.state_dict().items()}
-    tensors["tables.rows"] = parts.tables.rows_TD.half()
+    tensors["tables.corrections"] = parts.tables.corrections_TW
     tensors["tables.norms"] = parts.tables.norms_T1
     tensors["calibration.codes"] = torch.from_numpy(parts.calibration.codes)
     tensors["calibration.partitions"] = torch.from_numpy(parts.calibration.partitions)
@@ -57,14 +62,10 @@ def unpack(artefact: Artefact) -> CodecParts:
             name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)
         }
         quantizer.load_state_dict(weights)
-        tables = AdditiveTables(
-            rows_TD=tensors["tables.rows"].float(),
-            norms_T1=tensors["tables.norms"],
-            num_partitions=max(1, quantizer.num_partitions),
-            codebook_size=config.codebook_size,
-        )
+        corrections_TW, norms_T1 = tensors["tables.corrections"], tensors["tables.norms"]
         calibration = Codes(tensors["calibration.codes"].numpy(), tensors["calibration.partitions"].numpy())
-        _require_fitting(quantizer, tables, calibration)
+        _require_fitting(quantizer, corrections_TW, norms_T1, calibration)
+        tables = complete_tables(quantizer, corrections_TW, norms_T1)
         return CodecParts(quantizer, tables, calibration, TrainingReport.from_dict(description["report"]))
     except (KeyError, TypeError, RuntimeError, AssertionError, InvalidInputError) as error:
         raise ArtefactError(
@@ -72,9 +73,11 @@ def unpack(artefact: Artefact) -> CodecParts:
         ) from error
 
 
-def _require_fitting(quantizer: ResidualQuantizer, tables: AdditiveTables, calibration: Codes) -> None:
-    rows = tables.num_partitions + quantizer.num_steps * quantizer.codebook_size
-    found = (tables.rows_TD.shape, tables.norms_T1.shape, calibration.codes.shape[1:])
-    expected = ((rows, quantizer.dim), (rows, 1), (quantizer.num_steps,))
+def _require_fitting(
+    quantizer: ResidualQuantizer, corrections_TW: Tensor, norms_T1: Tensor, calibration: Codes
+) -> None:
+    rows = max(1, quantizer.num_partitions) + quantizer.num_steps * quantizer.codebook_size
+    found = (corrections_TW.shape, norms_T1.shape, calibration.codes.shape[1:])
+    expected = ((rows, quantizer.deformation_dim), (rows, 1), (quantizer.num_steps,))
     if found != expected or calibration.codes.dtype != np.uint8:
         raise InvalidInputError(f"tables and calibration codes of shapes {found}, expected {expected}")

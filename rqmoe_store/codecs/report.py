@@ -22,6 +22,8 @@ class TrainingReport:
     """The same for the plain RQ that training started from, encoded with the same beam."""
     utilisation: float
     """Share of codewords used at least once by the training vectors, averaged over steps."""
+    seconds: float
+    """Wall-clock time of the call of `train` that made the codec, codebook initialisation included."""
 
     @property
     def validation_mse(self) -> float:

@@ -54,6 +54,8 @@ def initialise(
         codebook_KD = kmeans(residual_nD, quantizer.codebook_size, generator=generator)
         quantizer.codebooks_MKD[step] = codebook_KD
         residual_nD = residual_nD - codebook_KD[nearest(residual_nD, codebook_KD)]
+    # What training is compared with, and what it falls back on, is plain RQ as it would be stored.
+    quantizer.round_weights()
     return quantizer
 
 

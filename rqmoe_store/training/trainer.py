@@ -82,7 +82,7 @@ def train(
             training_nD.to(device), validation_nD.to(device), config, settings, started, progress
         )
         progress.stage("fitting look-up tables")
-        return _finish(quantizer, training_nD.to(device), validation_nD.to(device), rq_mse, epochs)
+        return _finish(quantizer, training_nD.to(device), validation_nD.to(device), rq_mse, epochs, started)
 
 
 def _split(
@@ -188,11 +188,14 @@ def _finish(
     validation_nD: Tensor,
     rq_prefix_mse: tuple[float, ...],
     epochs: float,
+    started: float,
 ) -> Codec:
-    """The codec: look-up tables fitted on training codes, and the report."""
+    """The codec: weights as they are stored, look-up tables fitted on training codes, and the report."""
+    quantizer.round_weights()
     calibration = _calibration_codes(quantizer, training_nD[:CALIBRATION_ROWS])
     used = [len(np.unique(calibration.codes[:, step])) for step in range(quantizer.num_steps)]
     centred_nD = validation_nD - validation_nD.mean(dim=0)
+    tables = fit_tables(quantizer, calibration)
     report = TrainingReport(
         rows=len(training_nD),
         epochs=epochs,
@@ -201,8 +204,9 @@ def _finish(
         prefix_mse=validation_mse(quantizer, validation_nD),
         rq_prefix_mse=rq_prefix_mse,
         utilisation=float(np.mean(used)) / quantizer.codebook_size,
+        seconds=time.monotonic() - started,
     )
-    return Codec(quantizer, fit_tables(quantizer, calibration), calibration, report)
+    return Codec(quantizer, tables, calibration, report)
 
 
 @torch.inference_mode()

@@ -28,8 +28,7 @@ def test_products_are_exact_for_rq(num_partitions: int) -> None:
     rows = vectors(100, seed=1)
     codes = codec.encode(rows)
     scores = codec.lookup_tables(rows[:5]).score(codes)
-    # The tables are kept in half precision.
-    np.testing.assert_allclose(scores, exact_distances(rows[:5], codec.decode(codes), "dot"), atol=0.02)
+    np.testing.assert_allclose(scores, exact_distances(rows[:5], codec.decode(codes), "dot"), atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])

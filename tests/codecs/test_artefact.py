@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
@@ -84,9 +86,36 @@ def test_weights_file_cannot_point_outside(saved: Path) -> None:
         load_codec(saved)
 
 
-def test_newer_format_version() -> None:
-    document = json.loads(ARTEFACT.config_json) | {"format_version": 99}
-    with pytest.raises(ArtefactError, match="format version 99"):
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False), max_size=20),
+    rounded=st.booleans(),
+)
+def test_float32_tensors_come_back_exactly_in_no_more_bytes_than_needed(
+    values: list[float], rounded: bool
+) -> None:
+    tensor = torch.tensor(values, dtype=torch.float32)
+    if rounded:
+        tensor = tensor.bfloat16().float()
+    _, tensors = (artefact := Artefact.build({}, {"values": tensor})).unpack()
+    assert tensors["values"].dtype == torch.float32
+    assert torch.equal(tensors["values"], tensor)
+    assert Artefact.build({}, tensors) == artefact
+    if rounded:
+        assert safetensors.torch.load(artefact.weights)["values"].dtype == torch.bfloat16
+
+
+def test_tensors_of_other_types_keep_them() -> None:
+    codes = torch.arange(7, dtype=torch.uint8)
+    _, tensors = Artefact.build({}, {"codes": codes, "ids": codes.int()}).unpack()
+    assert torch.equal(tensors["codes"], codes)
+    assert tensors["ids"].dtype == torch.int32
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_other_format_versions(version: int) -> None:
+    document = json.loads(ARTEFACT.config_json) | {"format_version": version}
+    with pytest.raises(ArtefactError, match=f"format version {version}; this release reads version 2"):
         Codec.from_artefact(Artefact(json.dumps(document), ARTEFACT.weights))
 
 

@@ -1,5 +1,6 @@
 """The identities that tie RQ, QINCo and RQ-MoE together, for every shape of each."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -148,6 +149,19 @@ def test_mean_and_scale_are_inside_the_codec() -> None:
         return codec.decode(codec.encode(data))
 
     np.testing.assert_allclose((reconstruct(shifted) - 50) / 100, reconstruct(rows), atol=1e-3)
+
+
+def test_rounded_weights_are_bfloat16_numbers_near_the_old_ones(codec: Codec) -> None:
+    quantizer = copy.deepcopy(codec._quantizer)
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer.round_weights()
+    for name, value in quantizer.state_dict().items():
+        assert value.dtype == torch.float32
+        if name in {"mean_D", "scale"}:
+            assert torch.equal(value, before[name])
+        else:
+            assert torch.equal(value.bfloat16().float(), value), name
+            assert bool(((value - before[name]).abs() <= before[name].abs() / 2**8).all()), name
 
 
 def test_configuration_survives_unresolved_fields() -> None:
