@@ -20,6 +20,7 @@ from rqmoe_store.codecs.device import Precision, check_precision, select_device
 from rqmoe_store.codecs.encoder import encode_vectors
 from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.graphs import GraphedDecoder
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.packing import CodecParts, pack, unpack
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -53,9 +54,10 @@ class Codec:
     @torch.no_grad()
     def _prepare(self) -> None:
         """Everything that is computed once from the weights, on the device they are on."""
-        self._folded = self._quantizer.fold()
-        self._folded_bfloat16: FoldedExperts | None = None
-        self._encoding_tables = encoding_tables(self._quantizer, self._folded)
+        folded = self._quantizer.fold()
+        self._encoding_tables = encoding_tables(self._quantizer, folded)
+        self._folded: dict[Precision, FoldedExperts | None] = {"float32": folded}
+        self._graphed: dict[Precision, GraphedDecoder] = {}
 
     @property
     def dim(self) -> int:
@@ -147,12 +149,15 @@ class Codec:
             num_partitions=self._quantizer.num_partitions,
         )
         check_precision(precision, sequential=sequential)
-        folded = self._folded
-        if precision == "bfloat16" and folded is not None:
-            if self._folded_bfloat16 is None:
-                self._folded_bfloat16 = folded.to(torch.bfloat16)
-            folded = self._folded_bfloat16
-        decoded_nD = decode(self._quantizer, folded, checked, sequential=sequential)
+        if precision not in self._folded:
+            exact = self._folded["float32"]
+            self._folded[precision] = None if exact is None else exact.to(torch.bfloat16)
+        folded = self._folded[precision]
+        if self.device.type == "cuda" and precision not in self._graphed:
+            self._graphed[precision] = GraphedDecoder(self._quantizer, folded)
+        decoded_nD = decode(
+            self._quantizer, folded, checked, sequential=sequential, graphed=self._graphed.get(precision)
+        )
         return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ from torch import Tensor
 from rqmoe_store.codecs.chunks import in_chunks, rows_in_budget
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.graphs import LARGEST_BATCH, GraphedDecoder
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
 _CPU_BYTES, _GPU_BYTES = 2**24, 2**30
@@ -24,11 +25,13 @@ def decode(
     codes: Codes,
     *,
     sequential: bool = False,
+    graphed: GraphedDecoder | None = None,
 ) -> Tensor:
     """Reconstructions (n, D), float32, of checked codes, on the quantizer's device.
 
     The number format of `folded` is that of the experts' matrix products. `sequential` follows the
-    definition step after step instead of computing all steps at once.
+    definition step after step instead of computing all steps at once. `graphed` (CUDA only) takes
+    over small batches.
     """
     device = quantizer.codebooks_MKD.device
     decoded_nD = torch.empty(len(codes), quantizer.dim, device=device)
@@ -36,11 +39,13 @@ def decode(
     def decode_chunk(start: int, stop: int, _: int) -> None:
         codes_BM = torch.from_numpy(codes.codes[start:stop]).to(device).long()
         partitions_B = torch.from_numpy(codes.partitions[start:stop]).to(device).long()
-        decoded_nD[start:stop] = (
-            quantizer.decode_sequentially(codes_BM, partitions_B)
-            if sequential
-            else quantizer.decode(codes_BM, partitions_B, folded)
-        )
+        if sequential:
+            decoded_BD = quantizer.decode_sequentially(codes_BM, partitions_B)
+        elif graphed is not None and stop - start <= LARGEST_BATCH:
+            decoded_BD = graphed.decode(codes_BM, partitions_B)
+        else:
+            decoded_BD = quantizer.decode(codes_BM, partitions_B, folded)
+        decoded_nD[start:stop] = decoded_BD
 
     in_chunks(len(codes), chunk_rows(quantizer), decode_chunk)
     return decoded_nD
