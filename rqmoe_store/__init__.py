@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError, TableError
+from rqmoe_store.presets import preset
 
 if TYPE_CHECKING:
     from rqmoe_store.codecs.base import Codec, load_codec
@@ -31,6 +32,7 @@ __all__ = [
     "compress",
     "load_codec",
     "open_table",
+    "preset",
     "train",
 ]
 

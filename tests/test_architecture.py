@@ -17,6 +17,7 @@ MAX_FUNCTION_LINES = 40
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
+    "presets": {"errors", "config"},
     "codecs": {"errors", "config"},
     "training": {"errors", "config", "codecs"},
     "store": {"errors", "config", "codecs"},
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "cli": {
         "errors",
         "config",
+        "presets",
         "codecs",
         "training",
         "store",
@@ -37,7 +39,7 @@ MAY_IMPORT = {
         "demo",
         "terminal",
     },
-    "__init__": {"errors", "config", "codecs", "training", "table"},
+    "__init__": {"errors", "config", "presets", "codecs", "training", "table"},
 }
 # Rooms that compute on arrays and tensors only, and their one exception.
 WITHOUT_STORAGE = {"errors", "config", "codecs", "training"}
