@@ -18,6 +18,7 @@ from rqmoe_store.terminal import (
     numbers_in,
     print_codec_results,
     print_rows,
+    print_trained,
     read_query,
     write_json,
 )
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in it.")]
 VectorColumn = Annotated[str, typer.Option("--vector-column", help="Column that holds the vectors.")]
-
 
 app = typer.Typer(
     cls=Commands,
@@ -87,8 +87,10 @@ def train(
     Example: [bold]rqmoe train ./data docs --out codec/ --bytes 16 --metric cosine --minutes 5[/bold]
 
     More bytes keep more of each vector; more minutes make better use of the bytes. The table is only read.
+    On several GPUs: [bold]accelerate launch --multi_gpu --num_processes 4 -m rqmoe_store train ...[/bold]
     """
     from rqmoe_store.training.trainer import train as train_codec
+    from rqmoe_store.training.workers import is_main_process, leave_workers
 
     # The dataclasses check these strings and name the choices.
     config = CodecConfig(kind=kind, metric=metric, code_bytes=code_bytes)  # type: ignore[arg-type]
@@ -97,12 +99,10 @@ def train(
     )
     docs = _open(_connect(database), table)
     codec = train_codec(docs, vector_column, config=config, training=training)
-    codec.save(out)
-    report = codec.report
-    typer.echo(
-        f"Codec saved in {out}: {codec.config.code_bytes} bytes per vector, validation MSE "
-        f"{report.validation_mse:.6g} (plain RQ: {report.rq_validation_mse:.6g})."
-    )
+    if is_main_process():
+        codec.save(out)
+        print_trained(codec, out)
+    leave_workers()
 
 
 @app.command()

@@ -106,13 +106,20 @@ class TrainConfig:
     epochs: int | None = None
     """Passes over the training sample; None for 30, or as many as `max_minutes` allows."""
     batch_size: int = 1024
-    """Vectors per optimizer step."""
+    """Vectors per optimizer step, of all processes together."""
     learning_rate: float = 1e-3
-    """Peak rate of AdamW, after warm-up and before cosine decay."""
+    """Peak rate of AdamW, after warm-up and before cosine decay; halved, up to five times, whenever
+    training becomes NaN or infinite and goes back to its best weights."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the expert networks; codebooks are not decayed."""
     clip_norm: float = 1.0
     """Gradient norm above which gradients are scaled down."""
+    averaging: float = 0.99
+    """Decay of an exponential moving average of the weights, which is validated beside the weights
+    themselves; 0 for none. A step moves the average by 1 % at 0.99, by more in the first steps."""
+    patience: int | None = None
+    """Validations without improvement after which training stops; None to use epochs or minutes up.
+    There is one validation an epoch, and never fewer than 50 steps between two."""
     warmup_fraction: float = 0.03
     """Share of the run over which the rate climbs from zero."""
     max_rows: int = 1_000_000
@@ -122,10 +129,11 @@ class TrainConfig:
     seed: int = 0
     """Seed of the sample, the codebooks, the network weights and the batch order."""
     device: str = "auto"
-    """"auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1", ..."""
+    """"auto" (CUDA when there is one; each of several processes has its own), "cpu", "cuda" or
+    "cuda:1", ..."""
     checkpoint_dir: str | None = None
     """Where progress is kept. With it, Ctrl-C returns the best codec so far and the next run with
-    the same settings goes on where this one stopped."""
+    the same settings goes on where this one stopped, in as many processes as one likes."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints."""
     progress: bool = True
@@ -142,10 +150,11 @@ class TrainConfig:
             _require_positive(name, getattr(self, name))
         if self.max_minutes is not None:
             _require_positive("max_minutes", self.max_minutes)
-        if not 0 <= self.weight_decay < 1:
-            raise InvalidInputError(f"weight_decay={self.weight_decay!r} must lie in [0, 1).")
-        if not 0 <= self.warmup_fraction < 1:
-            raise InvalidInputError(f"warmup_fraction={self.warmup_fraction!r} must lie in [0, 1).")
+        if self.patience is not None:
+            _require_int("patience", self.patience, 1, 10**9)
+        for name in ("weight_decay", "averaging", "warmup_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInputError(f"{name}={getattr(self, name)!r} must lie in [0, 1).")
 
 
 def scored_pairs(beam: int, preselect: Preselect) -> int | None:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 
 if TYPE_CHECKING:
+    from rqmoe_store.codecs.base import Codec
     from rqmoe_store.evaluation.codec_benchmark import CodecResult
 
 
@@ -66,6 +67,15 @@ def print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
             *(escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in row.values())
         )
     Console().print(shown)
+
+
+def print_trained(codec: "Codec", out: Path) -> None:
+    """Say what a codec that was just saved in `out` can do."""
+    report = codec.report
+    typer.echo(
+        f"Codec saved in {out}: {codec.config.code_bytes} bytes per vector, validation MSE "
+        f"{report.validation_mse:.6g} (plain RQ: {report.rq_validation_mse:.6g})."
+    )
 
 
 def names_in(text: str) -> list[str]:

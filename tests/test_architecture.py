@@ -39,6 +39,7 @@ MAY_IMPORT = {
         "demo",
         "terminal",
     },
+    "__main__": {"cli"},
     "__init__": {"errors", "config", "presets", "codecs", "training", "table"},
 }
 # Rooms that compute on arrays and tensors only, and their one exception.

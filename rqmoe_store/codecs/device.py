@@ -1,5 +1,6 @@
 """Choosing where tensors live and in which number format experts compute."""
 
+import re
 from typing import Literal
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from rqmoe_store.errors import InvalidInputError
 
 Precision = Literal["float32", "bfloat16"]
+
+_NAMES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
 
 def select_device(name: str) -> torch.device:
@@ -17,17 +20,14 @@ def select_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
+    if not isinstance(name, str) or not _NAMES.fullmatch(name):
+        raise InvalidInputError(f"device={name!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:<number>'.")
+    device = torch.device(name)
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        built = "" if torch.backends.cuda.is_built() else " by this build of torch, which has no CUDA"
         raise InvalidInputError(
-            f"device={name!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:<number>'."
-        ) from error
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidInputError(f"device={name!r} is not supported; use 'auto', 'cpu' or 'cuda'.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidInputError(
-            f"device={name!r} is not there: {torch.cuda.device_count()} CUDA devices found. "
+            f"device={name!r} is not there: {found} CUDA devices found{built}. "
             "Use device='auto' to run on what there is."
         )
     return device

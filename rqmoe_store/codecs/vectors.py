@@ -12,6 +12,18 @@ from rqmoe_store.errors import InvalidInputError
 Float32Array = npt.NDArray[np.float32]
 
 _ROWS_NAMED = 5
+_TEXT = "text is not a vector"
+_REFUSED = {
+    "c": "complex numbers have no order",
+    "m": "durations are not coordinates",
+    "M": "dates are not coordinates",
+    "O": "objects may be anything; np.stack joins arrays, .astype turns objects into numbers",
+    "S": _TEXT,
+    "T": _TEXT,
+    "U": _TEXT,
+    "V": "records are not vectors",
+}
+"""Kinds of numpy types that would cast to float32, or fail with a puzzle, and why they should not."""
 
 
 def as_vectors(
@@ -24,14 +36,14 @@ def as_vectors(
     """`data` as a C-contiguous float32 array of shape (n, dim), checked and ready for a codec.
 
     Args:
-        data: array-like, numpy array or torch tensor of shape (n, dim); any type that casts to float32.
+        data: array-like, numpy array or torch tensor of shape (n, dim), of booleans, integers or floats.
         dim: required width; None accepts any.
         metric: under "cosine" rows are scaled to unit length.
         positions: where the rows stand in the caller's data, for messages; None for 0 to n - 1.
 
     Raises:
-        InvalidInputError: not two-dimensional, another width, a type that cannot be cast, NaN or
-            infinite values, or a zero vector under "cosine"; offending rows are named by position.
+        InvalidInputError: not two-dimensional, another width, text, complex numbers or objects, NaN
+            or infinite values, or a zero vector under "cosine"; offending rows are named by position.
     """
     vectors = _to_float32(data)
     if vectors.ndim != 2:
@@ -59,19 +71,21 @@ def as_vectors(
 
 
 def _to_float32(data: Any) -> Float32Array:
-    if isinstance(data, torch.Tensor):
-        data = data.detach().to("cpu", torch.float32).numpy()
     try:
-        array = np.asarray(data)
-        if array.dtype.kind == "c":
-            raise TypeError("complex numbers have no order")
-        if array.dtype.kind in "SU":
-            raise TypeError("text is not a vector")
+        if isinstance(data, torch.Tensor):
+            if data.is_complex():
+                raise TypeError(_REFUSED["c"])
+            array = data.detach().to("cpu", torch.float32).numpy()
+        else:
+            array = np.asarray(data)
+        if array.dtype.kind in _REFUSED:
+            raise TypeError(_REFUSED[array.dtype.kind])
         with np.errstate(over="ignore"):  # an overflow becomes inf, reported with its row
             return np.ascontiguousarray(array, dtype=np.float32)
     except (TypeError, ValueError) as error:
+        kind = f"{type(data).__name__} of {data.dtype}" if hasattr(data, "dtype") else type(data).__name__
         raise InvalidInputError(
-            f"Got {type(data).__name__} that cannot be read as float32 vectors ({error}); "
+            f"Got {kind} that cannot be read as float32 vectors ({error}); "
             "expected numbers of shape (rows, dim), every row of the same length."
         ) from error
 

@@ -1,20 +1,22 @@
 """Training checkpoints: one safetensors file, replaced atomically, resumed bit for bit."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from rqmoe_store.codecs.artefact import write_atomically
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import ArtefactError
 
 CHECKPOINT_FILE = "training.safetensors"
 _STATE_KEY = "state"
+_MAY_CHANGE = {"checkpoint_dir", "checkpoint_minutes", "progress", "device"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Checkpoint:
     counters: dict[str, Any]
     """Progress and figures so far, JSON values."""
     tensors: dict[str, Tensor]
-    """Weights, best weights, optimizer moments, codeword use; names are `group.name`."""
+    """Weights, best and averaged ones, optimizer moments, codeword use; names are `group.name`."""
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors of one group under their own names."""
@@ -65,33 +67,30 @@ def read_checkpoint(directory: str, identity: dict[str, Any]) -> Checkpoint | No
     return Checkpoint(found, counters, tensors)
 
 
+def run_identity(training_nD: Tensor, config: CodecConfig, settings: TrainConfig) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be resumed, by the names users know it by."""
+    identity = {f"CodecConfig.{name}": value for name, value in config.to_dict().items()}
+    for name, value in dataclasses.asdict(settings).items():
+        if name not in _MAY_CHANGE:
+            identity[f"TrainConfig.{name}"] = value
+    identity["training vectors"] = hashlib.sha256(training_nD.cpu().contiguous().numpy().data).hexdigest()
+    return identity
+
+
 def _require_same_run(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     different = [
-        f"{name}: {found.get(name)!r} there, {value!r} now"
-        for name, value in expected.items()
-        if found.get(name) != value
+        f"{name} is {_shown(found, name)} in the checkpoint and {_shown(expected, name)} now"
+        for name in dict.fromkeys([*expected, *found])
+        if name not in found or name not in expected or found[name] != expected[name]
     ]
     if different:
         raise ArtefactError(
-            f"{path} belongs to another run ({'; '.join(different)}). Give the settings and data of "
+            f"{path} belongs to another run: {'; '.join(different)}. Give the settings and data of "
             "that run to go on with it, or another checkpoint_dir to start anew."
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state.items()
-        for name, value in values.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`; the optimizer must hold the same parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+def _shown(identity: dict[str, Any], name: str) -> str:
+    if name == "training vectors" and name in identity:
+        return f"data with hash {identity[name][:12]}..."
+    return repr(identity[name]) if name in identity else "not there"

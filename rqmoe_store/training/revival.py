@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.rqmoe import RQMoE
+from rqmoe_store.training.optimizer import forget_rows
 
 _NOISE = 1e-2  # of the codebook's spread: enough for the two halves of a split to part
 
@@ -18,15 +19,17 @@ def revive_dead(
     optimizer: torch.optim.Optimizer,
     usage_MK: Tensor,
     generator: torch.Generator,
+    *,
+    averaged: ResidualQuantizer | None = None,
 ) -> int:
     """Move every codeword that no vector chose next to its step's most chosen ones, and forget the
-    optimizer's memory of it; returns how many were moved.
+    optimizer's memory of it and what `averaged`, an average of the weights, held for it.
 
-    A split keeps the codeword's expert component, so the experts treat both halves alike.
+    Returns how many were moved. A split keeps the codeword's expert component, so the experts treat
+    both halves alike.
     """
-    stacks = [quantizer.codebooks_MKD]
-    if isinstance(quantizer, RQMoE):
-        stacks.append(quantizer.expert_components_MKE)
+    stacks = _stacks(quantizer)
+    averages = [None] * len(stacks) if averaged is None else _stacks(averaged)
     revived = 0
     for step, usage_K in enumerate(usage_MK):
         dead_X = (usage_K == 0).nonzero()[:, 0]
@@ -34,18 +37,20 @@ def revive_dead(
         # With few vectors a codeword used once has nothing to give away.
         splittable_X = usage_K[crowded_X] > 1
         dead_X, crowded_X = dead_X[splittable_X], crowded_X[splittable_X]
-        for stack_MKX in stacks:
+        for stack_MKX, average_MKX in zip(stacks, averages, strict=True):
             codewords_KX = stack_MKX[step]
             noise_XX = torch.randn(len(dead_X), codewords_KX.shape[1], generator=generator)
             spread = codewords_KX.std() * _NOISE
             codewords_KX[dead_X] = codewords_KX[crowded_X] + noise_XX.to(codewords_KX.device) * spread
-            _forget(optimizer, stack_MKX, step, dead_X)
+            forget_rows(optimizer, stack_MKX, step, dead_X)
+            if average_MKX is not None:
+                average_MKX[step, dead_X] = codewords_KX[dead_X]
         revived += len(dead_X)
     return revived
 
 
-def _forget(optimizer: torch.optim.Optimizer, stack_MKX: Tensor, step: int, rows_X: Tensor) -> None:
-    for name in ("exp_avg", "exp_avg_sq"):
-        moment = optimizer.state.get(stack_MKX, {}).get(name)
-        if moment is not None:
-            moment[step, rows_X] = 0
+def _stacks(quantizer: ResidualQuantizer) -> list[Tensor]:
+    """Everything a codeword consists of (M, K, ...)."""
+    if isinstance(quantizer, RQMoE):
+        return [quantizer.codebooks_MKD, quantizer.expert_components_MKE]
+    return [quantizer.codebooks_MKD]

@@ -15,6 +15,7 @@ from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
 
 _CHUNK_ROWS = 8192
+_NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
 
 
 def count_vectors(data: Any) -> int:
@@ -65,6 +66,12 @@ def _check_column(table: Any, vector_column: str) -> None:
     if not is_list and not pa.types.is_fixed_size_list(column_type):
         raise TableError(
             f"Column {vector_column!r} has type {column_type}; expected a list of numbers. "
+            "Name the column that holds the embeddings with vector_column=."
+        )
+    value_type = column_type.value_type
+    if not any(is_number(value_type) for is_number in _NUMBERS):
+        raise TableError(
+            f"Column {vector_column!r} holds lists of {value_type}; expected lists of numbers. "
             "Name the column that holds the embeddings with vector_column=."
         )
 

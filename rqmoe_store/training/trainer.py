@@ -3,8 +3,6 @@
 Shape legend: n training vectors, D dimension, M steps.
 """
 
-import dataclasses
-import hashlib
 import time
 from typing import Any
 
@@ -13,25 +11,25 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs import encoding
+from rqmoe_store.codecs.artefact import Artefact
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, fit_tables
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.encoding_tables import encoding_tables
-from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.config import CodecConfig, TrainConfig, scored_pairs
-from rqmoe_store.training.checkpoint import read_checkpoint
-from rqmoe_store.training.evaluate import prefix_mse
-from rqmoe_store.training.initialise import FULL_ROWS, check_trainable, initialise, with_experts
-from rqmoe_store.training.loop import TrainingLoop, quick_mse
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
+from rqmoe_store.training.evaluate import validation_mse
+from rqmoe_store.training.initialise import check_trainable, warn_if_few
+from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.sampler import count_vectors, sample_vectors
+from rqmoe_store.training.start import fresh_start, resumed_start
+from rqmoe_store.training.workers import Workers, join_workers
 
 _CHUNK_ROWS = 256
-_FEW_ROWS = FULL_ROWS // 2  # below this, at least half of what k-means could use would be mixtures
 _CALIBRATION_PRESELECT = 4
 
 
@@ -54,19 +52,26 @@ def train(
 
     Returns:
         The codec with the lowest validation error seen: at worst that of the plain RQ training starts
-        from, as the quick encoder used for validation measures it.
+        from, as the quick encoder used for validation measures it. Processes that a launcher started
+        together (`accelerate launch`, torchrun) all call this, train one codec and all return it.
 
     Raises:
         TableError: empty table, unknown column or column of another type.
         InvalidInputError: unusable vectors (NaN, infinite, zero under cosine, all the same), fewer
-            vectors than codewords, or settings that do not fit the vectors.
+            vectors than codewords, settings that do not fit the vectors, a device that is not there,
+            or a learning rate at which training fails again and again.
         ArtefactError: a checkpoint that is damaged or belongs to another run.
         KeyboardInterrupt: Ctrl-C without a `checkpoint_dir`.
+
+    Warns:
+        UserWarning: fewer training vectors than codebooks need to generalise, or training that became
+            NaN and went back to better weights.
     """
     started = time.monotonic()
     config, settings = config or CodecConfig(), training or TrainConfig()
-    device = select_device(settings.device)
-    with Progress(visible=settings.progress) as progress:
+    workers = join_workers(settings.device)
+    device = workers.device
+    with Progress(visible=settings.progress and workers.is_main) as progress:
         progress.stage("sampling vectors")
         sample_nD = sample_vectors(
             data,
@@ -78,11 +83,18 @@ def train(
         config = config.resolve(dim=sample_nD.shape[1], rows=count_vectors(data))
         training_nD, validation_nD = _split(sample_nD, validation, config, settings)
         check_trainable(training_nD, config)
+        if workers.is_main:
+            warn_if_few(len(training_nD), config, stacklevel=2)
         quantizer, rq_mse, epochs = _fit(
-            training_nD.to(device), validation_nD.to(device), config, settings, started, progress
+            training_nD.to(device), validation_nD.to(device), config, settings, started, workers, progress
         )
         progress.stage("fitting look-up tables")
-        return _finish(quantizer, training_nD.to(device), validation_nD.to(device), rq_mse, epochs, started)
+        codec = None
+        if workers.is_main:
+            codec = _finish(
+                quantizer, training_nD.to(device), validation_nD.to(device), rq_mse, epochs, started
+            )
+        return _on_all(workers, codec)
 
 
 def _split(
@@ -106,80 +118,37 @@ def _fit(
     config: CodecConfig,
     settings: TrainConfig,
     started: float,
+    workers: Workers,
     progress: Progress,
 ) -> tuple[ResidualQuantizer, tuple[float, ...], float]:
     """The trained quantizer, the prefix errors of plain RQ, and the epochs made."""
-    identity = _identity(training_nD, config, settings)
+    identity = run_identity(training_nD, config, settings)
+    workers.require_same(identity, "settings or vectors")
     checkpoint = None
     if settings.checkpoint_dir is not None:
         checkpoint = read_checkpoint(settings.checkpoint_dir, identity)
+        workers.require_same(checkpoint and checkpoint.counters, "a checkpoint")
     if checkpoint is None:
-        start = _start(training_nD, validation_nD, config, settings.seed, progress)
+        start = fresh_start(
+            training_nD, validation_nD, config, seed=settings.seed, workers=workers, progress=progress
+        )
     else:
-        quantizer = make_quantizer(config, training_nD.shape[1]).to(training_nD.device)
-        quantizer.load_state_dict(checkpoint.group("weights"))
-        kept = checkpoint.counters
-        start = _Start(quantizer, tuple(kept["rq_prefix_mse"]), kept["rq_mse"], kept["mixing"])
+        start = resumed_start(checkpoint, config, training_nD)
     if start.quantizer.mixture is None:
         return start.quantizer, start.rq_prefix_mse, 0.0
     loop = TrainingLoop(
-        start.quantizer,
+        start,
         start.quantizer.normalize(training_nD),
         start.quantizer.normalize(validation_nD),
         settings,
-        rq_prefix_mse=start.rq_prefix_mse,
-        rq_mse=start.rq_mse,
-        mixing=start.mixing,
         started=started,
+        workers=workers,
         progress=progress,
     )
     if checkpoint is not None:
         loop.restore(checkpoint)
     loop.run(identity)
     return start.quantizer, start.rq_prefix_mse, loop.epochs
-
-
-@dataclasses.dataclass(frozen=True)
-class _Start:
-    """What training starts from."""
-
-    quantizer: ResidualQuantizer
-    rq_prefix_mse: tuple[float, ...]
-    """Validation error of plain RQ, by the default encoder."""
-    rq_mse: float
-    """The same by the training encoder, in normalized units."""
-    mixing: bool
-    """Whether to train on mixtures of vectors."""
-
-
-def _start(
-    training_nD: Tensor, validation_nD: Tensor, config: CodecConfig, seed: int, progress: Progress
-) -> _Start:
-    """The untrained quantizer, and plain RQ's errors to compare with.
-
-    Where vectors are few and fill their space, codebooks fitted to mixtures of them too are far
-    better on unseen vectors; where they lie on a curved surface, mixtures leave it. The validation
-    vectors decide which codebooks the experts start from, and whether training mixes as well.
-    """
-    plain = best = initialise(training_nD, config, seed=seed, progress=progress)
-    normalized_nD = plain.normalize(validation_nD)
-    rq_mse = quick_mse(plain, normalized_nD)
-    if config.kind != "rq" and len(training_nD) < _FEW_ROWS:
-        progress.stage("again with mixtures")
-        enlarged = initialise(training_nD, config, seed=seed, progress=progress, enlarge=True)
-        best = enlarged if quick_mse(enlarged, normalized_nD) < rq_mse else plain
-    quantizer = with_experts(best, config, seed=seed)
-    return _Start(quantizer, validation_mse(plain, validation_nD), rq_mse, mixing=best is not plain)
-
-
-def validation_mse(quantizer: ResidualQuantizer, validation_nD: Tensor) -> tuple[float, ...]:
-    """Prefix errors with the quantizer's default encoder, in the units of the input."""
-    config = quantizer.config
-    normalized_nD = quantizer.normalize(validation_nD)
-    errors = prefix_mse(
-        quantizer, normalized_nD, beam=config.beam, preselect=scored_pairs(config.beam, config.preselect)
-    )
-    return tuple(error * float(quantizer.scale) ** 2 for error in errors)
 
 
 def _finish(
@@ -223,10 +192,10 @@ def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Code
     return Codes(np.concatenate(codes), np.concatenate(partitions))
 
 
-def _identity(training_nD: Tensor, config: CodecConfig, settings: TrainConfig) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be resumed."""
-    fields = dataclasses.asdict(settings)
-    for name in ("checkpoint_dir", "checkpoint_minutes", "progress", "device"):
-        del fields[name]
-    data_hash = hashlib.sha256(training_nD.cpu().contiguous().numpy().data).hexdigest()
-    return {"codec": config.to_dict(), "training": fields, "vectors_sha256": data_hash}
+def _on_all(workers: Workers, codec: Codec | None) -> Codec:
+    """The main process's codec in every process: measured once, and equal to the last bit."""
+    artefact = Artefact("", b"") if codec is None else codec.to_artefact()
+    description, weights = workers.share(artefact.config_json), workers.share_bytes(artefact.weights)
+    if codec is not None:
+        return codec
+    return Codec.from_artefact(Artefact(description, weights), device=str(workers.device))

@@ -1,6 +1,7 @@
-"""The loop's schedule and checkpoints, without training for long."""
+"""The loop's steps, checkpoints, recoveries and early stopping, without training for long."""
 
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,105 +9,161 @@ import torch
 from small_codecs import curved, small_config, untrained
 
 from rqmoe_store.config import TrainConfig
-from rqmoe_store.training import loop as loop_module
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.training.checkpoint import read_checkpoint, write_checkpoint
+from rqmoe_store.training.evaluate import quick_mse
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.progress import Progress
+from rqmoe_store.training.start import Start
+from rqmoe_store.training.workers import Workers
 
 
-def loop_for(*, began: float = 0.0, mixing: bool = False, **settings: object) -> TrainingLoop:
-    """A loop whose run began `began` seconds before the loop did."""
+def loop_for(*, mixing: bool = False, **settings: object) -> TrainingLoop:
+    """A loop of three steps an epoch."""
     quantizer = untrained(small_config()).requires_grad_(True)
     rows = quantizer.normalize(torch.from_numpy(curved(400)))
     return TrainingLoop(
-        quantizer,
+        Start(quantizer, rq_prefix_mse=(1.0,), rq_mse=1.0, mixing=mixing),
         rows[:300],
         rows[300:],
-        TrainConfig(**{"batch_size": 100, "progress": False, **settings}),
-        rq_prefix_mse=(1.0,),
-        rq_mse=1.0,
-        mixing=mixing,
-        started=time.monotonic() - began,
+        TrainConfig(**{"batch_size": 100, "progress": False, "learning_rate": 3e-3, **settings}),
+        started=time.monotonic(),
+        workers=Workers(torch.device("cpu")),
         progress=Progress(visible=False),
     )
 
 
-def test_rate_climbs_then_falls_to_a_small_rest() -> None:
-    loop = loop_for(epochs=100, warmup_fraction=0.1, learning_rate=1.0)
-    rates = []
-    for step in range(0, 301, 3):
-        loop.step = step
-        rates.append(loop._learning_rate())
-    peak = rates.index(max(rates))
-    assert rates[peak] == pytest.approx(1.0, rel=0.01)
-    assert 5 <= peak <= 15
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[0] < 0.01
-    assert rates[-1] == pytest.approx(0.02)
-
-
-def test_by_the_clock_the_schedule_covers_what_is_left_of_the_budget() -> None:
-    loop = loop_for(max_minutes=1.0, began=30.0)
-    assert loop.share_done < 0.2
-    loop.loop_started -= 15
-    assert loop.share_done == pytest.approx(15 / 45, abs=0.1)
-    assert loop_for(max_minutes=1.0, began=61.0).share_done == 1
-
-
-def test_whichever_limit_is_nearer_ends_the_run() -> None:
-    loop = loop_for(max_minutes=1.0, epochs=10)
-    loop.step = 15
-    assert loop.share_done == pytest.approx(0.5)
-    loop.started -= 54
-    loop.loop_started -= 54
-    assert loop.share_done > 0.85
-
-
-@pytest.mark.parametrize("mixing", [False, True])
-def test_a_checkpoint_goes_on_with_the_same_batches(mixing: bool, tmp_path: Path) -> None:
-    first = loop_for(epochs=4, mixing=mixing)
-    for _ in range(4):
-        first._train_step()
-        first._after_step()
-    write_checkpoint(first.snapshot({}), str(tmp_path))
-    saved = read_checkpoint(str(tmp_path), {})
-    assert saved is not None
-    second = loop_for(epochs=4, mixing=mixing)
-    second.quantizer.load_state_dict(saved.group("weights"))
-    second.restore(saved)
-    assert torch.equal(first._batch(), second._batch())
-    for loop in (first, second):
-        loop._train_step()
+def steps(loop: TrainingLoop, count: int, share: float = 0.1) -> None:
+    for _ in range(count):
+        loop._train_step(share)
         loop._after_step()
-    for name, value in first.quantizer.state_dict().items():
-        assert torch.equal(value, second.quantizer.state_dict()[name]), name
 
 
-def test_an_epoch_visits_every_vector_once() -> None:
-    loop = loop_for(epochs=4)
-    seen = []
-    for step in range(3):
-        loop.step = step
-        seen.append(loop._batch())
-    everything = torch.cat(seen)
-    assert torch.equal(everything.sort(dim=0).values, loop.training_nD.sort(dim=0).values)
-    assert not torch.equal(everything, loop.training_nD)
+def resumed(loop: TrainingLoop, folder: Path, **settings: object) -> TrainingLoop:
+    """Another loop that goes on where this one is."""
+    write_checkpoint(loop.snapshot({}), str(folder))
+    saved = read_checkpoint(str(folder), {})
+    assert saved is not None
+    other = loop_for(mixing=loop.start.mixing, **settings)
+    other.quantizer.load_state_dict(saved.group("weights"))
+    other.restore(saved)
+    return other
 
 
-def test_bf16_steps_follow_float32_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mixed-precision path itself, also where the hardware would not choose it."""
-    losses = {}
-    for enabled in (False, True):
-        monkeypatch.setattr(
-            loop_module,
-            "mixed_precision",
-            lambda device, enabled=enabled: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
-        )
-        loop = loop_for(epochs=4)
-        for _ in range(6):
-            loop._train_step()
-            loop._after_step()
-        losses[enabled] = loop.loss
-        assert all(value.dtype == torch.float32 for value in loop.quantizer.parameters())
-    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+def assert_same(first: TrainingLoop, second: TrainingLoop) -> None:
+    left, right = first.snapshot({}), second.snapshot({})
+    assert left.tensors.keys() == right.tensors.keys()
+    for name, value in left.tensors.items():
+        assert torch.equal(value, right.tensors[name]), name
+    for name, value in left.counters.items():
+        if not name.endswith("seconds"):
+            assert value == right.counters[name], name
+
+
+@pytest.mark.parametrize("averaging", [0.99, 0.0])
+@pytest.mark.parametrize("mixing", [False, True])
+def test_a_checkpoint_goes_on_with_the_same_steps(mixing: bool, averaging: float, tmp_path: Path) -> None:
+    settings = {"epochs": 40, "averaging": averaging, "patience": 9}
+    first = loop_for(mixing=mixing, **settings)
+    steps(first, 55)
+    second = resumed(first, tmp_path, **settings)
+    assert_same(first, second)
+    for loop in (first, second):
+        steps(loop, 50)
+    assert_same(first, second)
+    assert first.best.step > 0
+    assert (first.average is None) == (averaging == 0)
+
+
+def test_the_better_of_weights_and_average_is_kept() -> None:
+    loop = loop_for(epochs=100)
+    steps(loop, 30)
+    assert loop.average is not None
+    for bad, good in ((loop.quantizer, loop.average.quantizer), (loop.average.quantizer, loop.quantizer)):
+        kept = good.codebooks_MKD.detach().clone()
+        with torch.no_grad():
+            bad.codebooks_MKD.mul_(3)
+        loop.best.mse = float("inf")
+        loop._validate()
+        assert loop.newest_mse == loop.best.mse == quick_mse(good, loop.validation_nD)
+        assert torch.equal(loop.best.weights["codebooks_MKD"], kept)
+        with torch.no_grad():
+            bad.codebooks_MKD.copy_(kept)
+
+
+def test_the_average_is_ahead_of_noisy_weights() -> None:
+    loop = loop_for(epochs=100, learning_rate=2e-2)
+    steps(loop, 300)
+    assert loop.average is not None
+    assert quick_mse(loop.average.quantizer, loop.validation_nD) < quick_mse(
+        loop.quantizer, loop.validation_nD
+    )
+
+
+def test_weights_that_became_nan_are_left_for_the_best_ones() -> None:
+    loop = loop_for(epochs=100)
+    steps(loop, 52)
+    assert loop.best.step == 50
+    best = {name: value.clone() for name, value in loop.best.weights.items()}
+    loop.schedule.rate_factor = 1e25
+    steps(loop, 1)
+    with pytest.warns(UserWarning, match=r"became (nan|inf) at step 53; went back to the weights of step 50"):
+        steps(loop, 1)
+    assert loop.average is not None
+    for quantizer in (loop.quantizer, loop.average.quantizer):
+        for name, value in quantizer.state_dict().items():
+            assert torch.equal(value, best[name]), name
+    assert not loop.optimizer.state
+    assert loop.schedule.rate_factor == 0.5e25
+    loop.schedule.rate_factor = 0.5
+    error = loop.best.mse
+    steps(loop, 100)
+    assert loop.best.mse < error
+    assert loop.recoveries == 1
+
+
+def test_recoveries_outlive_a_checkpoint_and_end(tmp_path: Path) -> None:
+    loop = loop_for(epochs=100, learning_rate=1e30)
+    with pytest.warns(UserWarning) as caught:
+        steps(loop, 6)
+    assert len(caught) == 3
+    assert "at step 5; went back to the weights of step 0, continuing with" in str(caught[2].message)
+    assert str(caught[2].message).endswith("learning_rate=1.25e+29.")
+    other = resumed(loop, tmp_path, epochs=100, learning_rate=1e30)
+    assert (other.recoveries, other.schedule.rate_factor) == (3, 1 / 8)
+    assert_same(loop, other)
+    with (
+        pytest.warns(UserWarning) as caught,
+        pytest.raises(InvalidInputError, match=r"halved 5 times\. Train again with a lower learning_rate"),
+    ):
+        steps(other, 10)
+    assert len(caught) == 2
+
+
+def test_a_gradient_that_is_not_finite_is_not_followed() -> None:
+    loop = loop_for(epochs=100)
+    steps(loop, 1)
+    # Finite weights and loss, but the gradient with respect to such a codeword overflows.
+    loop.quantizer.codebooks_MKD.register_hook(lambda gradient: gradient * 1e38 * 1e38)
+    with pytest.warns(UserWarning, match="norm of the gradient became"):
+        steps(loop, 1)
+    assert torch.equal(loop.quantizer.codebooks_MKD, loop.best.weights["codebooks_MKD"])
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+    settings = {"epochs": 1000, "learning_rate": 3.0, "patience": 2}
+    loop = loop_for(**settings)
+    loop.run({})
+    assert loop.step == 100
+    assert loop.best.step == 0
+    again = resumed(loop, tmp_path, **settings)
+    again.run({})
+    assert again.step == 100
+
+
+def test_without_patience_the_run_is_as_long_as_it_was_set() -> None:
+    loop = loop_for(epochs=60, learning_rate=3.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop.run({})
+    assert loop.step == 180

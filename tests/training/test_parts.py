@@ -1,11 +1,13 @@
-"""The trainer's smaller parts: loss, revival, deferred Ctrl-C."""
+"""The trainer's smaller parts: loss, objective, revival, deferred Ctrl-C."""
 
 import signal
 
 import pytest
 import torch
-from small_codecs import small_config, stirred
+from small_codecs import curved, small_config, stirred
 
+from rqmoe_store.training import objective
+from rqmoe_store.training.averaging import AveragedWeights
 from rqmoe_store.training.interrupt import deferred_interrupt
 from rqmoe_store.training.loss import normalized_residual_loss
 from rqmoe_store.training.revival import revive_dead
@@ -55,6 +57,42 @@ def test_dead_codewords_move_next_to_the_most_used() -> None:
     moment = optimizer.state[quantizer.codebooks_MKD]["exp_avg"]
     assert not moment[1, 3].any()
     assert moment[1, 7].any()
+
+
+def test_the_average_of_a_revived_codeword_starts_anew() -> None:
+    quantizer = stirred(small_config()).requires_grad_(True)
+    averaged = AveragedWeights(stirred(small_config()), 0.99).quantizer
+    averaged.codebooks_MKD += 1
+    before_MKD = averaged.codebooks_MKD.clone()
+    usage_MK = torch.full((4, 16), 5)
+    usage_MK[2, 9] = 0
+    optimizer = torch.optim.AdamW(quantizer.parameters())
+    assert revive_dead(quantizer, optimizer, usage_MK, torch.Generator(), averaged=averaged) == 1
+    for name in ("codebooks_MKD", "expert_components_MKE"):
+        assert torch.equal(getattr(averaged, name)[2, 9], getattr(quantizer, name)[2, 9]), name
+    before_MKD[2, 9] = quantizer.codebooks_MKD[2, 9]
+    assert torch.equal(averaged.codebooks_MKD, before_MKD)
+
+
+def test_bf16_losses_and_gradients_follow_float32_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mixed-precision path itself, also where the hardware would not choose it."""
+    measured = {}
+    for enabled in (False, True):
+        quantizer = stirred(small_config()).requires_grad_(True)
+        monkeypatch.setattr(
+            objective,
+            "mixed_precision",
+            lambda device, enabled=enabled: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
+        )
+        rows_BD = quantizer.normalize(torch.from_numpy(curved(200)))
+        loss, codes_BM = objective.batch_loss(quantizer, rows_BD)
+        loss.backward()
+        gradient = quantizer.codebooks_MKD.grad
+        assert gradient is not None
+        assert gradient.dtype == loss.dtype == torch.float32
+        assert codes_BM.shape == (200, 4)
+        measured[enabled] = float(loss.detach()), float(gradient.norm())
+    assert measured[True] == pytest.approx(measured[False], rel=0.02)
 
 
 def test_codewords_used_once_are_not_split() -> None:

@@ -84,6 +84,9 @@ def test_unusable_columns(tmp_path: Path) -> None:
         sample(table, vector_column="embedding")
     with pytest.raises(TableError, match="has type string"):
         sample(table, vector_column="text")
+    words = table_of(tmp_path, pa.array([["1.5", "2"]], pa.list_(pa.string())))
+    with pytest.raises(TableError, match="holds lists of string"):
+        sample(words)
     nulls = table_of(tmp_path, pa.array([None, None], pa.list_(pa.float32(), 2)))
     with pytest.raises(TableError, match="only nulls"):
         sample(nulls)

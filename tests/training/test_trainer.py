@@ -18,8 +18,9 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
+from rqmoe_store.training.evaluate import validation_mse
 from rqmoe_store.training.loop import TrainingLoop
-from rqmoe_store.training.trainer import train, validation_mse
+from rqmoe_store.training.trainer import train
 
 ROWS = vectors(2500)
 SMALL = {"code_bytes": 3, "codebook_size": 16, "num_experts": 2, "hidden_dim": 16, "beam": 2, "preselect": 8}
@@ -152,10 +153,10 @@ class _StopAt:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         real_step = TrainingLoop._train_step
 
-        def stepping(loop: TrainingLoop) -> None:
+        def stepping(loop: TrainingLoop, share: float) -> None:
             if loop.step == step:
                 signal.raise_signal(signal.SIGINT)
-            real_step(loop)
+            real_step(loop, share)
 
         monkeypatch.setattr(TrainingLoop, "_train_step", stepping)
 
@@ -186,18 +187,22 @@ def test_the_handler_of_ctrl_c_is_put_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other_config", "other_training", "data"),
+    ("other_config", "other_training", "data", "named"),
     [
-        ({"code_bytes": 2}, {}, ROWS),
-        ({}, {"learning_rate": 1e-4}, ROWS),
-        ({}, {}, ROWS[:-1]),
+        ({"code_bytes": 2}, {}, ROWS, "CodecConfig.code_bytes is 3 in the checkpoint and 2 now"),
+        ({}, {"learning_rate": 1e-4}, ROWS, "TrainConfig.learning_rate is 0.003 in the checkpoint and"),
+        ({}, {}, ROWS[:-1], "training vectors is data with hash"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
-    tmp_path: Path, other_config: dict[str, object], other_training: dict[str, object], data: np.ndarray
+    tmp_path: Path,
+    other_config: dict[str, object],
+    other_training: dict[str, object],
+    data: np.ndarray,
+    named: str,
 ) -> None:
     train(ROWS, config=config(), training=quick(epochs=1, checkpoint_dir=str(tmp_path)))
-    with pytest.raises(ArtefactError, match="belongs to another run"):
+    with pytest.raises(ArtefactError, match=f"belongs to another run: {named}"):
         train(
             data,
             config=config(**other_config),
@@ -238,9 +243,28 @@ def test_zero_vectors_under_cosine() -> None:
         train(rows, config=config(metric="cosine"), training=quick())
 
 
-def test_a_diverging_loss_is_an_error() -> None:
-    with pytest.raises(InvalidInputError, match="lower learning_rate"):
+def test_training_that_always_diverges_is_an_error() -> None:
+    with (
+        pytest.warns(UserWarning, match="went back to the weights of step 0"),
+        pytest.raises(InvalidInputError, match="lower learning_rate"),
+    ):
         train(ROWS, config=config(num_layers=3), training=quick(epochs=40, learning_rate=1e25))
+
+
+def test_training_that_diverged_once_gives_a_usable_codec() -> None:
+    with pytest.warns(UserWarning, match=r"became (nan|inf) at step \d+; went back .*learning_rate=50"):
+        codec = train(curved(1500), config=config(), training=quick(epochs=12, learning_rate=100.0))
+    assert codec.report.epochs == 12
+    assert codec.report.validation_mse <= codec.report.rq_validation_mse * (1 + 1e-6)
+    held_out = curved(200, seed=5)
+    error = np.square(held_out - codec.decode(codec.encode(held_out))).sum(axis=1).mean()
+    assert error == pytest.approx(codec.report.validation_mse, rel=0.25)
+
+
+def test_patience_stops_early() -> None:
+    settings = quick(epochs=500, learning_rate=3.0, patience=1)
+    codec = train(ROWS, config=config(), training=settings)
+    assert codec.report.epochs == pytest.approx(50 / 9)
 
 
 def test_unknown_device() -> None:

@@ -1,0 +1,71 @@
+"""What training starts from: fresh codebooks, or the weights of a checkpoint.
+
+Shape legend: n vectors, D dimension.
+"""
+
+import dataclasses
+
+from torch import Tensor
+
+from rqmoe_store.codecs.kinds import make_quantizer
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.training.checkpoint import Checkpoint
+from rqmoe_store.training.evaluate import quick_mse, validation_mse
+from rqmoe_store.training.initialise import FULL_ROWS, initialise, with_experts
+from rqmoe_store.training.progress import Progress
+from rqmoe_store.training.workers import Workers
+
+_FEW_ROWS = FULL_ROWS // 2  # below this, at least half of what k-means could use would be mixtures
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A quantizer to train, and what it has to beat."""
+
+    quantizer: ResidualQuantizer
+    rq_prefix_mse: tuple[float, ...]
+    """Validation error of plain RQ, by the default encoder."""
+    rq_mse: float
+    """The same by the training encoder, in normalized units."""
+    mixing: bool
+    """Whether to train on mixtures of vectors."""
+
+
+def fresh_start(
+    training_nD: Tensor,
+    validation_nD: Tensor,
+    config: CodecConfig,
+    *,
+    seed: int,
+    workers: Workers,
+    progress: Progress,
+) -> Start:
+    """The untrained quantizer, and plain RQ's errors to compare with.
+
+    Where vectors are few and fill their space, codebooks fitted to mixtures of them too are far
+    better on unseen vectors; where they lie on a curved surface, mixtures leave it. The validation
+    vectors decide which codebooks the experts start from, and whether training mixes as well.
+    """
+    plain = best = initialise(training_nD, config, seed=seed, progress=progress)
+    normalized_nD = plain.normalize(validation_nD)
+    rq_mse = quick_mse(plain, normalized_nD)
+    if config.kind != "rq" and len(training_nD) < _FEW_ROWS:
+        progress.stage("again with mixtures")
+        enlarged = initialise(training_nD, config, seed=seed, progress=progress, enlarge=True)
+        best = enlarged if quick_mse(enlarged, normalized_nD) < rq_mse else plain
+    quantizer = with_experts(best, config, seed=seed)
+    # Processes may round differently, and must not start from different weights.
+    workers.broadcast_(quantizer.state_dict().values())
+    rq_prefix_mse, rq_mse, mixing = workers.share(
+        [validation_mse(plain, validation_nD), rq_mse, best is not plain]
+    )
+    return Start(quantizer, tuple(rq_prefix_mse), rq_mse, mixing)
+
+
+def resumed_start(checkpoint: Checkpoint, config: CodecConfig, training_nD: Tensor) -> Start:
+    """The quantizer of a checkpoint, and what its run had to beat."""
+    quantizer = make_quantizer(config, training_nD.shape[1]).to(training_nD.device)
+    quantizer.load_state_dict(checkpoint.group("weights"))
+    kept = checkpoint.counters
+    return Start(quantizer, tuple(kept["rq_prefix_mse"]), kept["rq_mse"], kept["mixing"])

@@ -1,0 +1,38 @@
+"""Names of devices."""
+
+import pytest
+import torch
+
+from rqmoe_store.codecs.device import select_device
+from rqmoe_store.errors import InvalidInputError
+
+
+def test_auto_takes_what_there_is() -> None:
+    assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert select_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["tpu", "gpu", "mps", "meta", "xpu", "", "CPU", "cpu:1", "cuda:", "cuda:-1", "cuda:x", None, 3]
+)
+def test_names_that_mean_nothing_here(name: object) -> None:
+    with pytest.raises(InvalidInputError, match=r"device=.* is unknown; use 'auto', 'cpu', 'cuda'"):
+        select_device(name)  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_is_not_there() -> None:
+    count = torch.cuda.device_count()
+    with pytest.raises(InvalidInputError, match=rf"'cuda:99' is not there: {count} CUDA devices found"):
+        select_device("cuda:99")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_cuda_where_there_is_none() -> None:
+    with pytest.raises(InvalidInputError, match="0 CUDA devices found"):
+        select_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_by_name_and_number() -> None:
+    assert select_device("cuda").type == "cuda"
+    assert select_device("cuda:0") == torch.device("cuda", 0)
