@@ -114,9 +114,6 @@ class TrainConfig:
     """Decoupled weight decay of the expert networks; codebooks are not decayed."""
     clip_norm: float = 1.0
     """Gradient norm above which gradients are scaled down."""
-    averaging: float = 0.99
-    """Decay of an exponential moving average of the weights, which is validated beside the weights
-    themselves; 0 for none. A step moves the average by 1 % at 0.99, by more in the first steps."""
     patience: int | None = None
     """Validations without improvement after which training stops; None to use epochs or minutes up.
     There is one validation an epoch, and never fewer than 50 steps between two."""
@@ -152,7 +149,7 @@ class TrainConfig:
             _require_positive("max_minutes", self.max_minutes)
         if self.patience is not None:
             _require_int("patience", self.patience, 1, 10**9)
-        for name in ("weight_decay", "averaging", "warmup_fraction"):
+        for name in ("weight_decay", "warmup_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidInputError(f"{name}={getattr(self, name)!r} must lie in [0, 1).")
 

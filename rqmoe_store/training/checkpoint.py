@@ -28,7 +28,7 @@ class Checkpoint:
     counters: dict[str, Any]
     """Progress and figures so far, JSON values."""
     tensors: dict[str, Tensor]
-    """Weights, best and averaged ones, optimizer moments, codeword use; names are `group.name`."""
+    """Weights, the best ones, optimizer moments, codeword use; names are `group.name`."""
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors of one group under their own names."""

@@ -14,14 +14,19 @@ from torch import Tensor
 
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.training.averaging import AveragedWeights
 from rqmoe_store.training.batches import Batches, derived_seed
 from rqmoe_store.training.best import BestWeights
 from rqmoe_store.training.checkpoint import Checkpoint, write_checkpoint
 from rqmoe_store.training.evaluate import quick_mse
 from rqmoe_store.training.interrupt import Interrupt, deferred_interrupt
+from rqmoe_store.training.loss import TrainingLoss
 from rqmoe_store.training.objective import batch_loss
-from rqmoe_store.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from rqmoe_store.training.optimizer import (
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
 from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.revival import revive_dead
 from rqmoe_store.training.schedule import Schedule
@@ -64,7 +69,7 @@ class TrainingLoop:
         self.schedule = Schedule(settings, steps_per_epoch=self.batches.per_epoch, started=started)
         self.parameters = list(self.quantizer.parameters())
         self.optimizer = make_optimizer(self.quantizer, settings)
-        self.average = AveragedWeights(self.quantizer, settings.averaging) if settings.averaging else None
+        self.loss_of = TrainingLoss(training_nD, self.quantizer.config.metric, seed=settings.seed)
         shape = (self.quantizer.num_steps, self.quantizer.codebook_size)
         self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
         self.utilisation: float | None = None
@@ -111,12 +116,11 @@ class TrainingLoop:
     def _train_step(self, share: float) -> None:
         batch_BD = self.batches.at(self.step)
         own_BD = self.workers.slice_of(batch_BD)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(share)
+        set_learning_rate(self.optimizer, self.schedule.learning_rate(share))
         self.optimizer.zero_grad(set_to_none=True)
         loss = batch_BD.new_zeros(())
         if len(own_BD):
-            loss, codes_BM = batch_loss(self.quantizer, own_BD)
+            loss, codes_BM = batch_loss(self.quantizer, own_BD, self.loss_of)
             loss.backward()
             self._count(codes_BM)
         loss = self.workers.average_gradients(self.parameters, loss, len(own_BD) / len(batch_BD))
@@ -128,8 +132,6 @@ class TrainingLoop:
             self._go_back(f"norm of the gradient became {float(norm)}")
         else:
             self.optimizer.step()
-            if self.average is not None:
-                self.average.update(self.quantizer, self.step)
 
     def _go_back(self, problem: str) -> None:
         """Leave weights that cannot be trained any further for the best ones, and go on more slowly."""
@@ -141,8 +143,6 @@ class TrainingLoop:
         self.recoveries += 1
         self.schedule.rate_factor /= 2
         self.quantizer.load_state_dict(self.best.weights)
-        if self.average is not None:
-            self.average.restart(self.best.weights)
         self.optimizer.state.clear()
         if self.workers.is_main:
             warnings.warn(
@@ -171,27 +171,15 @@ class TrainingLoop:
         self.workers.sum_(self.usage_MK)
         self.utilisation = float((self.usage_MK > 0).float().mean())
         seed = derived_seed(self.settings.seed, f"revival at step {self.step}")
-        averaged = None if self.average is None else self.average.quantizer
-        revive_dead(
-            self.quantizer,
-            self.optimizer,
-            self.usage_MK,
-            torch.Generator().manual_seed(seed),
-            averaged=averaged,
-        )
+        revive_dead(self.quantizer, self.optimizer, self.usage_MK, torch.Generator().manual_seed(seed))
         # Processes on unlike hardware may round differently; they do not drift apart for long.
-        for quantizer in (self.quantizer, averaged):
-            self.workers.broadcast_(() if quantizer is None else quantizer.parameters())
+        self.workers.broadcast_(self.quantizer.parameters())
         self.usage_MK.zero_()
 
     def _validate(self) -> None:
-        """Offer the weights or their average, whichever are better, as the best ones."""
-        candidates = [self.quantizer, *([] if self.average is None else [self.average.quantizer])]
-        errors = self.workers.share([quick_mse(each, self.validation_nD) for each in candidates])
-        # NaN, the error of weights that are about to be left, compares with nothing.
-        errors = [error if math.isfinite(error) else math.inf for error in errors]
-        self.newest_mse = min(errors)
-        self.best.offer(candidates[errors.index(self.newest_mse)], self.newest_mse, self.step)
+        """Offer the weights as the best ones."""
+        self.newest_mse = self.workers.share(quick_mse(self.quantizer, self.validation_nD))
+        self.best.offer(self.quantizer, self.newest_mse, self.step)
 
     def _count(self, codes_BM: Tensor) -> None:
         for step, indices_B in enumerate(codes_BM.unbind(dim=1)):
@@ -202,7 +190,6 @@ class TrainingLoop:
         groups = {
             "weights": self.quantizer.state_dict(),
             "best": self.best.weights,
-            "average": {} if self.average is None else self.average.tensors(),
             "optimizer": optimizer_tensors(self.optimizer),
             "usage": {"counts": self.workers.sum_(self.usage_MK.clone())},
         }
@@ -219,8 +206,6 @@ class TrainingLoop:
         counters = checkpoint.counters
         self.best.restore(counters, checkpoint.group("best"))
         self.schedule.restore(counters)
-        if self.average is not None:
-            self.average.restart(checkpoint.group("average"))
         restore_optimizer(self.optimizer, checkpoint.group("optimizer"))
         if self.workers.is_main:  # the sum of all processes' counts, to which each adds its own again
             self.usage_MK.copy_(checkpoint.group("usage")["counts"])

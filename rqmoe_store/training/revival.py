@@ -19,17 +19,15 @@ def revive_dead(
     optimizer: torch.optim.Optimizer,
     usage_MK: Tensor,
     generator: torch.Generator,
-    *,
-    averaged: ResidualQuantizer | None = None,
 ) -> int:
     """Move every codeword that no vector chose next to its step's most chosen ones, and forget the
-    optimizer's memory of it and what `averaged`, an average of the weights, held for it.
+    optimizer's memory of it; returns how many were moved.
 
-    Returns how many were moved. A split keeps the codeword's expert component, so the experts treat
-    both halves alike.
+    A split keeps the codeword's expert component, so the experts treat both halves alike.
     """
-    stacks = _stacks(quantizer)
-    averages = [None] * len(stacks) if averaged is None else _stacks(averaged)
+    stacks = [quantizer.codebooks_MKD]
+    if isinstance(quantizer, RQMoE):
+        stacks.append(quantizer.expert_components_MKE)
     revived = 0
     for step, usage_K in enumerate(usage_MK):
         dead_X = (usage_K == 0).nonzero()[:, 0]
@@ -37,20 +35,11 @@ def revive_dead(
         # With few vectors a codeword used once has nothing to give away.
         splittable_X = usage_K[crowded_X] > 1
         dead_X, crowded_X = dead_X[splittable_X], crowded_X[splittable_X]
-        for stack_MKX, average_MKX in zip(stacks, averages, strict=True):
+        for stack_MKX in stacks:
             codewords_KX = stack_MKX[step]
             noise_XX = torch.randn(len(dead_X), codewords_KX.shape[1], generator=generator)
             spread = codewords_KX.std() * _NOISE
             codewords_KX[dead_X] = codewords_KX[crowded_X] + noise_XX.to(codewords_KX.device) * spread
             forget_rows(optimizer, stack_MKX, step, dead_X)
-            if average_MKX is not None:
-                average_MKX[step, dead_X] = codewords_KX[dead_X]
         revived += len(dead_X)
     return revived
-
-
-def _stacks(quantizer: ResidualQuantizer) -> list[Tensor]:
-    """Everything a codeword consists of (M, K, ...)."""
-    if isinstance(quantizer, RQMoE):
-        return [quantizer.codebooks_MKD, quantizer.expert_components_MKE]
-    return [quantizer.codebooks_MKD]

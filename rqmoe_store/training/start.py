@@ -5,6 +5,7 @@ Shape legend: n vectors, D dimension.
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.kinds import make_quantizer
@@ -17,6 +18,8 @@ from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.workers import Workers
 
 _FEW_ROWS = FULL_ROWS // 2  # below this, at least half of what k-means could use would be mixtures
+_ENOUGH_PER_CODEWORD = 512
+_PROBE_ROWS, _PROBE_STEPS = 8_192, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,9 @@ def fresh_start(
 
     Where vectors are few and fill their space, codebooks fitted to mixtures of them too are far
     better on unseen vectors; where they lie on a curved surface, mixtures leave it. The validation
-    vectors decide which codebooks the experts start from, and whether training mixes as well.
+    vectors decide which codebooks the experts start from, and whether training mixes as well. With
+    more vectors k-means gains nothing from mixtures while training still does, so there a small
+    sample of the vectors decides, up to where there are enough vectors for every codeword.
     """
     plain = best = initialise(training_nD, config, seed=seed, progress=progress)
     normalized_nD = plain.normalize(validation_nD)
@@ -54,13 +59,32 @@ def fresh_start(
         progress.stage("again with mixtures")
         enlarged = initialise(training_nD, config, seed=seed, progress=progress, enlarge=True)
         best = enlarged if quick_mse(enlarged, normalized_nD) < rq_mse else plain
+        mixing = best is not plain
+    else:
+        many = len(training_nD) >= _ENOUGH_PER_CODEWORD * config.codebook_size
+        mixing = config.kind != "rq" and not many and mixing_pays(training_nD, validation_nD, config, seed)
     quantizer = with_experts(best, config, seed=seed)
     # Processes may round differently, and must not start from different weights.
     workers.broadcast_(quantizer.state_dict().values())
-    rq_prefix_mse, rq_mse, mixing = workers.share(
-        [validation_mse(plain, validation_nD), rq_mse, best is not plain]
-    )
+    rq_prefix_mse, rq_mse, mixing = workers.share([validation_mse(plain, validation_nD), rq_mse, mixing])
     return Start(quantizer, tuple(rq_prefix_mse), rq_mse, mixing)
+
+
+def mixing_pays(training_nD: Tensor, validation_nD: Tensor, config: CodecConfig, seed: int) -> bool:
+    """Whether the first codebooks of a small sample do better on the validation vectors when they are
+    fitted to mixtures too: a sign that mixtures lie where unseen vectors do."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen_n = torch.randperm(len(training_nD), generator=generator)[:_PROBE_ROWS]
+    sample_nD = training_nD[chosen_n.to(training_nD.device)]
+    steps = min(_PROBE_STEPS, config.code_bytes)
+    plain_config = dataclasses.replace(config, kind="rq", code_bytes=steps, num_partitions=0)
+    errors = []
+    for enlarge in (False, True):
+        quantizer = initialise(
+            sample_nD, plain_config, seed=seed, progress=Progress(visible=False), enlarge=enlarge
+        )
+        errors.append(quick_mse(quantizer, quantizer.normalize(validation_nD)))
+    return errors[1] < errors[0]
 
 
 def resumed_start(checkpoint: Checkpoint, config: CodecConfig, training_nD: Tensor) -> Start:

@@ -1,6 +1,7 @@
 """Mixtures of vectors, and what they do for codebooks fitted to few vectors."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from rqmoe_store.training.augmentation import enlarged, mixed
 from rqmoe_store.training.evaluate import prefix_mse
 from rqmoe_store.training.initialise import initialise
 from rqmoe_store.training.progress import Progress
+from rqmoe_store.training.start import mixing_pays
 
 
 def test_mixtures_keep_mean_and_covariance() -> None:
@@ -48,3 +50,17 @@ def test_mixtures_help_codebooks_fitted_to_few_vectors() -> None:
         return prefix_mse(quantizer, quantizer.normalize(data[500:]), beam=1, preselect=None)[-1]
 
     assert unseen_error(enlarge=True) < 0.97 * unseen_error(enlarge=False)
+
+
+@pytest.mark.parametrize(("lies_on_a_surface", "pays"), [(False, True), (True, False)])
+def test_a_small_sample_tells_whether_mixtures_lie_among_the_vectors(
+    lies_on_a_surface: bool, pays: bool
+) -> None:
+    random = np.random.default_rng(0)
+    if lies_on_a_surface:
+        data = np.sin(random.uniform(-1, 1, (900, 3)) @ random.standard_normal((3, 24)) * 3)
+    else:
+        data = random.standard_normal((900, 24)) * np.linspace(2, 0.2, 24)
+    config = CodecConfig(code_bytes=4, codebook_size=32, num_partitions=0).resolve(dim=24, rows=600)
+    vectors = torch.from_numpy(data.astype(np.float32))
+    assert mixing_pays(vectors[:400], vectors[400:], config, seed=0) == pays

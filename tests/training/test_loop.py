@@ -11,7 +11,6 @@ from small_codecs import curved, small_config, untrained
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.training.checkpoint import read_checkpoint, write_checkpoint
-from rqmoe_store.training.evaluate import quick_mse
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.start import Start
@@ -60,10 +59,9 @@ def assert_same(first: TrainingLoop, second: TrainingLoop) -> None:
             assert value == right.counters[name], name
 
 
-@pytest.mark.parametrize("averaging", [0.99, 0.0])
 @pytest.mark.parametrize("mixing", [False, True])
-def test_a_checkpoint_goes_on_with_the_same_steps(mixing: bool, averaging: float, tmp_path: Path) -> None:
-    settings = {"epochs": 40, "averaging": averaging, "patience": 9}
+def test_a_checkpoint_goes_on_with_the_same_steps(mixing: bool, tmp_path: Path) -> None:
+    settings = {"epochs": 40, "patience": 9}
     first = loop_for(mixing=mixing, **settings)
     steps(first, 55)
     second = resumed(first, tmp_path, **settings)
@@ -72,32 +70,6 @@ def test_a_checkpoint_goes_on_with_the_same_steps(mixing: bool, averaging: float
         steps(loop, 50)
     assert_same(first, second)
     assert first.best.step > 0
-    assert (first.average is None) == (averaging == 0)
-
-
-def test_the_better_of_weights_and_average_is_kept() -> None:
-    loop = loop_for(epochs=100)
-    steps(loop, 30)
-    assert loop.average is not None
-    for bad, good in ((loop.quantizer, loop.average.quantizer), (loop.average.quantizer, loop.quantizer)):
-        kept = good.codebooks_MKD.detach().clone()
-        with torch.no_grad():
-            bad.codebooks_MKD.mul_(3)
-        loop.best.mse = float("inf")
-        loop._validate()
-        assert loop.newest_mse == loop.best.mse == quick_mse(good, loop.validation_nD)
-        assert torch.equal(loop.best.weights["codebooks_MKD"], kept)
-        with torch.no_grad():
-            bad.codebooks_MKD.copy_(kept)
-
-
-def test_the_average_is_ahead_of_noisy_weights() -> None:
-    loop = loop_for(epochs=100, learning_rate=2e-2)
-    steps(loop, 300)
-    assert loop.average is not None
-    assert quick_mse(loop.average.quantizer, loop.validation_nD) < quick_mse(
-        loop.quantizer, loop.validation_nD
-    )
 
 
 def test_weights_that_became_nan_are_left_for_the_best_ones() -> None:
@@ -109,10 +81,8 @@ def test_weights_that_became_nan_are_left_for_the_best_ones() -> None:
     steps(loop, 1)
     with pytest.warns(UserWarning, match=r"became (nan|inf) at step 53; went back to the weights of step 50"):
         steps(loop, 1)
-    assert loop.average is not None
-    for quantizer in (loop.quantizer, loop.average.quantizer):
-        for name, value in quantizer.state_dict().items():
-            assert torch.equal(value, best[name]), name
+    for name, value in loop.quantizer.state_dict().items():
+        assert torch.equal(value, best[name]), name
     assert not loop.optimizer.state
     assert loop.schedule.rate_factor == 0.5e25
     loop.schedule.rate_factor = 0.5
@@ -162,7 +132,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
 
 
 def test_without_patience_the_run_is_as_long_as_it_was_set() -> None:
-    loop = loop_for(epochs=60, learning_rate=3.0)
+    loop = loop_for(epochs=60, learning_rate=0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loop.run({})

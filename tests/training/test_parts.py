@@ -2,14 +2,15 @@
 
 import signal
 
+import numpy as np
 import pytest
 import torch
 from small_codecs import curved, small_config, stirred
 
+from rqmoe_store.config import Metric
 from rqmoe_store.training import objective
-from rqmoe_store.training.averaging import AveragedWeights
 from rqmoe_store.training.interrupt import deferred_interrupt
-from rqmoe_store.training.loss import normalized_residual_loss
+from rqmoe_store.training.loss import TrainingLoss, distance_variance, normalized_residual_loss
 from rqmoe_store.training.revival import revive_dead
 
 
@@ -39,6 +40,42 @@ def test_loss_does_not_depend_on_the_scale_of_the_data() -> None:
     )
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+def test_distance_variance_is_that_of_the_distances(metric: Metric) -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors_BD, queries_QD = torch.randn(30, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    errors_BD = torch.randn(30, 4, generator=generator) * 0.3
+
+    def compared(rows_BD: torch.Tensor) -> torch.Tensor:
+        if metric == "l2":
+            return torch.cdist(rows_BD.double(), queries_QD.double()).square()
+        return -2 * rows_BD.double() @ queries_QD.double().T
+
+    wrong_BQ = compared(vectors_BD - errors_BD) - compared(vectors_BD)
+    expected = wrong_BQ.var(dim=0, correction=0).mean()
+    actual = distance_variance(vectors_BD, errors_BD, queries_QD, metric)
+    assert float(actual) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_an_error_that_all_vectors_share_leaves_the_order_alone() -> None:
+    vectors_BD, queries_QD = torch.randn(30, 4), torch.randn(7, 4)
+    shared_BD = torch.ones(30, 4)
+    assert float(distance_variance(vectors_BD, shared_BD, queries_QD, "dot")) == pytest.approx(0, abs=1e-8)
+
+
+def test_training_loss_falls_with_the_error() -> None:
+    vectors_BD = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    loss = TrainingLoss(vectors_BD, "l2", seed=0)
+    losses = [
+        float(loss(vectors_BD, vectors_BD, torch.stack([vectors_BD * share, vectors_BD * share / 9])))
+        for share in (0.0, 0.3, 0.6, 0.8)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert all(np.isfinite(losses))
+    exact = loss(vectors_BD, vectors_BD, torch.stack([vectors_BD, torch.zeros_like(vectors_BD)]))
+    assert np.isfinite(float(exact))
+
+
 def test_dead_codewords_move_next_to_the_most_used() -> None:
     quantizer = stirred(small_config()).requires_grad_(True)
     optimizer = torch.optim.AdamW(quantizer.parameters())
@@ -59,21 +96,6 @@ def test_dead_codewords_move_next_to_the_most_used() -> None:
     assert moment[1, 7].any()
 
 
-def test_the_average_of_a_revived_codeword_starts_anew() -> None:
-    quantizer = stirred(small_config()).requires_grad_(True)
-    averaged = AveragedWeights(stirred(small_config()), 0.99).quantizer
-    averaged.codebooks_MKD += 1
-    before_MKD = averaged.codebooks_MKD.clone()
-    usage_MK = torch.full((4, 16), 5)
-    usage_MK[2, 9] = 0
-    optimizer = torch.optim.AdamW(quantizer.parameters())
-    assert revive_dead(quantizer, optimizer, usage_MK, torch.Generator(), averaged=averaged) == 1
-    for name in ("codebooks_MKD", "expert_components_MKE"):
-        assert torch.equal(getattr(averaged, name)[2, 9], getattr(quantizer, name)[2, 9]), name
-    before_MKD[2, 9] = quantizer.codebooks_MKD[2, 9]
-    assert torch.equal(averaged.codebooks_MKD, before_MKD)
-
-
 def test_bf16_losses_and_gradients_follow_float32_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mixed-precision path itself, also where the hardware would not choose it."""
     measured = {}
@@ -85,7 +107,7 @@ def test_bf16_losses_and_gradients_follow_float32_ones(monkeypatch: pytest.Monke
             lambda device, enabled=enabled: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
         )
         rows_BD = quantizer.normalize(torch.from_numpy(curved(200)))
-        loss, codes_BM = objective.batch_loss(quantizer, rows_BD)
+        loss, codes_BM = objective.batch_loss(quantizer, rows_BD, TrainingLoss(rows_BD, "l2", seed=0))
         loss.backward()
         gradient = quantizer.codebooks_MKD.grad
         assert gradient is not None

@@ -102,7 +102,7 @@ def test_rounding_the_weights_costs_next_to_nothing(kind: str, monkeypatch: pyte
     quantizer.round_weights()
     rounded = validation_mse(quantizer, held_out_nD)
     assert rounded != exact
-    assert rounded[-1] < 1.001 * exact[-1]
+    assert rounded[-1] < 1.003 * exact[-1]
 
 
 def test_no_epochs_gives_the_untrained_rq() -> None:
@@ -252,8 +252,8 @@ def test_training_that_always_diverges_is_an_error() -> None:
 
 
 def test_training_that_diverged_once_gives_a_usable_codec() -> None:
-    with pytest.warns(UserWarning, match=r"became (nan|inf) at step \d+; went back .*learning_rate=50"):
-        codec = train(curved(1500), config=config(), training=quick(epochs=12, learning_rate=100.0))
+    with pytest.warns(UserWarning, match=r"became (nan|inf) at step \d+; went back .*learning_rate=5\."):
+        codec = train(curved(1500), config=config(), training=quick(epochs=12, learning_rate=10.0))
     assert codec.report.epochs == 12
     assert codec.report.validation_mse <= codec.report.rq_validation_mse * (1 + 1e-6)
     held_out = curved(200, seed=5)
