@@ -12,6 +12,7 @@ from rich.console import Console
 from rqmoe_store import __version__
 from rqmoe_store.config import CODEC_KINDS, METRICS, CodecConfig, TrainConfig
 from rqmoe_store.errors import TableError
+from rqmoe_store.presets import preset
 from rqmoe_store.terminal import (
     Commands,
     names_in,
@@ -74,8 +75,9 @@ def train(
     kind: Annotated[str, typer.Option(help=f"One of {', '.join(CODEC_KINDS)}.")] = "rqmoe",
     metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
     code_bytes: Annotated[int, typer.Option("--bytes", help="Bytes per vector.")] = 16,
-    minutes: Annotated[float | None, typer.Option(help="Time for training; sets the pace.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the sample.")] = None,
+    preset_name: Annotated[str, typer.Option("--preset", help="fast, balanced or best.")] = "balanced",
+    minutes: Annotated[float | None, typer.Option(help="Time for training, if not the preset's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the sample, instead of a time.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", ...')] = "auto",
     checkpoint_dir: Annotated[
@@ -92,11 +94,11 @@ def train(
     from rqmoe_store.training.trainer import train as train_codec
     from rqmoe_store.training.workers import is_main_process, leave_workers
 
-    # The dataclasses check these strings and name the choices.
-    config = CodecConfig(kind=kind, metric=metric, code_bytes=code_bytes)  # type: ignore[arg-type]
-    training = TrainConfig(
-        max_minutes=minutes, epochs=epochs, seed=seed, device=device, checkpoint_dir=checkpoint_dir
-    )
+    settings: dict[str, Any] = {"kind": kind, "metric": metric, "code_bytes": code_bytes, "seed": seed}
+    settings |= {"device": device, "checkpoint_dir": checkpoint_dir, "epochs": epochs}
+    if minutes is not None or epochs is not None:
+        settings["max_minutes"] = minutes
+    config, training = preset(preset_name, **settings)  # type: ignore[arg-type]  # names the choices
     docs = _open(_connect(database), table)
     codec = train_codec(docs, vector_column, config=config, training=training)
     if is_main_process():
