@@ -48,5 +48,5 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable ".[demo,dev,distributed]"
+	$(INSTALL) --editable ".[demo,dev,bench,distributed]"
 	@touch $@ $(VENV)/.installed-demo

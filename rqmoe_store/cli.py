@@ -10,19 +10,11 @@ import typer
 from rich.console import Console
 
 from rqmoe_store import __version__
-from rqmoe_store.config import CODEC_KINDS, METRICS, CodecConfig, TrainConfig
+from rqmoe_store.cli_bench import bench_app
+from rqmoe_store.config import CODEC_KINDS, METRICS
 from rqmoe_store.errors import TableError
 from rqmoe_store.presets import preset
-from rqmoe_store.terminal import (
-    Commands,
-    names_in,
-    numbers_in,
-    print_codec_results,
-    print_rows,
-    print_trained,
-    read_query,
-    write_json,
-)
+from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
@@ -173,42 +165,7 @@ def stats(database: Database, table: TableName) -> None:
     typer.echo(str(open_table(_connect(database), table).stats()))
 
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure on your own vectors.")
 app.add_typer(bench_app, name="bench")
-
-
-@bench_app.command("codec")
-def bench_codec(
-    vectors: Annotated[Path, typer.Option(help="A .npy file of vectors (rows, dim).")],
-    queries: Annotated[Path, typer.Option(help="A .npy file of query vectors.")],
-    code_bytes: Annotated[str, typer.Option("--bytes", help="Code sizes, separated by commas.")] = "8,16",
-    codecs: Annotated[str, typer.Option(help=f"Some of {','.join(CODEC_KINDS)}.")] = "rq,rqmoe",
-    metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
-    partitions: Annotated[int, typer.Option(help="Coarse centroids; 0 compares bytes with bytes.")] = 0,
-    minutes: Annotated[float | None, typer.Option(help="Training time of each codec.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training vectors.")] = None,
-    held_out: Annotated[int, typer.Option(help="Last vectors kept from training to measure on.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
-) -> None:
-    """Compare codecs: distortion on vectors never trained on, and recall over reconstructions.
-
-    Example: [bold]rqmoe bench codec --vectors base.npy --queries queries.npy --bytes 8,16 --minutes 5[/bold]
-    """
-    from rqmoe_store.evaluation.codec_benchmark import benchmark_codecs
-
-    results = benchmark_codecs(
-        read_query(str(vectors)),
-        read_query(str(queries)),
-        kinds=names_in(codecs),  # type: ignore[arg-type]  # checked by CodecConfig
-        code_bytes=numbers_in("--bytes", code_bytes),
-        config=CodecConfig(metric=metric, num_partitions=partitions),  # type: ignore[arg-type]
-        training=TrainConfig(max_minutes=minutes, epochs=epochs, seed=seed),
-        held_out=held_out,
-    )
-    print_codec_results(results)
-    if json_out is not None:
-        write_json(json_out, results)
 
 
 @app.command()

@@ -1,8 +1,7 @@
 """What commands read from a terminal and print to it."""
 
-import dataclasses
 import json
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from rqmoe_store.errors import InvalidInputError, RQMoEError
 
 if TYPE_CHECKING:
     from rqmoe_store.codecs.base import Codec
-    from rqmoe_store.evaluation.codec_benchmark import CodecResult
 
 
 class Commands(TyperGroup):
@@ -91,37 +89,18 @@ def numbers_in(option: str, text: str) -> list[int]:
         raise InvalidInputError(f"Got {option} {text!r}; expected whole numbers, such as 8,16.") from error
 
 
-def print_codec_results(results: "Sequence[CodecResult]") -> None:
-    """The comparison as a table."""
-    headings = (
-        "codec", "bytes", "training", "epochs", "MSE", "x RQ", "1-R@1", "1-R@10", "1-R@100", "10-R@10",
-        "10-R@10 unseen",
-    )  # fmt: skip
-    shown = Table(*headings, title="MSE on vectors never trained on; recall over reconstructions")
-    for result in results:
-        figures = (
-            f"{result.training_seconds:.0f} s",
-            f"{result.epochs:.1f}",
-            f"{result.validation_mse:.4g}",
-            f"{result.relative_to_rq:.3f}",
-            *(
-                f"{recall:.3f}"
-                for recall in (
-                    result.one_recall_1,
-                    result.one_recall_10,
-                    result.one_recall_100,
-                    result.ten_recall_10,
-                    result.unseen_ten_recall_10,
-                )
-            ),
+def require_writable(option: str, path: Path) -> None:
+    """Raise InvalidInputError unless a file can be written at `path`, which `option` names."""
+    folder = path.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+        raise InvalidInputError(
+            f"Cannot write {option} {str(path)!r}; expected the name of a file in an existing folder "
+            "that can be written to."
         )
-        shown.add_row(result.kind, str(result.code_bytes), *figures)
-    # A pipe has no width of its own; a comparison with cut figures is of no use.
-    Console(width=max(Console().width, 120)).print(shown)
 
 
-def write_json(path: Path, results: "Sequence[CodecResult]") -> None:
-    """The figures as a JSON list, one object per codec."""
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
     from rqmoe_store.codecs.artefact import write_atomically
 
-    write_atomically(path, json.dumps([dataclasses.asdict(result) for result in results], indent=2).encode())
+    write_atomically(path, json.dumps(document, indent=2).encode())

@@ -1,8 +1,20 @@
 """What holds for all tests."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # No test may reach for a model hub, nor behave differently where one could be reached.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Set before torch is imported: on tensors as small as the tests' a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def brief_timing() -> Iterator[None]:
+    """Benchmarks repeat what they time as often as they must, not for as long as makes good figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rqmoe_store.evaluation.codec_timing._ENOUGH_SECONDS", 0.0)
+        patch.setattr("rqmoe_store.evaluation.codec_speed._CPU_SIZE", 256)
+        yield

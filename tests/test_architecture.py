@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "table": {"errors", "config", "codecs", "store", "search"},
     "evaluation": {"errors", "config", "codecs", "training", "store", "search", "table"},
     "demo": {"errors", "config", "codecs", "training", "store", "search", "table", "evaluation"},
-    "terminal": {"errors", "codecs", "evaluation"},
+    "terminal": {"errors", "codecs"},
+    "cli_bench": {"errors", "config", "codecs", "evaluation", "terminal"},
     "cli": {
         "errors",
         "config",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "evaluation",
         "demo",
         "terminal",
+        "cli_bench",
     },
     "__main__": {"cli"},
     "__init__": {"errors", "config", "presets", "codecs", "training", "table"},

@@ -1,127 +1,179 @@
-"""Codecs side by side on one set of vectors: distortion, and recall over reconstructions.
+"""Codecs side by side on one set of vectors: distortion, recall, time and memory.
 
-Shape suffixes: N vectors, Q queries, D vector dimension, K neighbours.
+Shape suffixes: N vectors, Q queries, D vector dimension.
 """
 
+import contextlib
 import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from rich.console import Console
 
-from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.config import CodecConfig, CodecKind, TrainConfig
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.recall import Indices, exact_neighbours, k_recall_at_k, one_recall_at
-from rqmoe_store.training.trainer import train
+from rqmoe_store.evaluation.codec_measurement import NEIGHBOURS, Workbench, relative_error
+from rqmoe_store.evaluation.codec_results import BenchmarkReport, GaussianBound
+from rqmoe_store.evaluation.codec_scaling import cyclic_file, measure_scaling, require_disk
+from rqmoe_store.evaluation.codec_speed import measure_matmul_rate, measure_speed
+from rqmoe_store.evaluation.contenders import REFERENCE, Contender, OwnCodec, check_names, plan
+from rqmoe_store.evaluation.machine import describe_machine
+from rqmoe_store.evaluation.rate_distortion import gaussian_distortion, principal_variances
 
-_NEIGHBOURS = 100
+RATE = "float32_multiply_adds_per_second"
+"""Entry of the machine's description: what a large matrix product reaches."""
+
+_WITHOUT_PARTITIONS, _TRAINING = CodecConfig(num_partitions=0), TrainConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodecResult:
-    """One codec's figures."""
+class BenchmarkSettings:
+    """What to compare, and how."""
 
-    kind: CodecKind
-    code_bytes: int
-    training_seconds: float
-    """Wall-clock time of `train`, codebook initialisation included."""
-    epochs: float
-    """Passes over the training vectors."""
-    validation_mse: float
-    """Mean of ||x - x_hat||^2 over the held-out vectors."""
-    relative_to_rq: float
-    """The same divided by plain RQ's, with the same bytes and beam."""
-    one_recall_1: float
-    """Share of queries whose true nearest vector comes first among all reconstructions."""
-    one_recall_10: float
-    """... comes among the first 10."""
-    one_recall_100: float
-    """... comes among the first 100."""
-    ten_recall_10: float
-    """Mean share of the 10 true neighbours among the first 10."""
-    unseen_ten_recall_10: float
-    """The same when only the held-out vectors are searched."""
+    codecs: tuple[str, ...] = ("rq", "rqmoe")
+    """Kinds of our codecs, names of FAISS peers, and folders of codecs already trained. Plain "rq" is
+    measured in any case: errors are given relative to its."""
+    code_bytes: tuple[int, ...] = (8, 16)
+    """Sizes to train; a codec from a folder has its own."""
+    config: CodecConfig = _WITHOUT_PARTITIONS
+    """Every other setting of our codecs. Without partitions, bytes are compared with bytes."""
+    training: TrainConfig = _TRAINING
+    """How each of our codecs is trained."""
+    held_out: int = 5_000
+    """Last vectors, kept from training."""
+    save: Path | None = None
+    """Folder for what is trained: `{kind}-{bytes}` in it."""
+    scaling: tuple[int, ...] = ()
+    """Numbers of vectors that our codecs also encode from a file."""
+
+    def __post_init__(self) -> None:
+        check_names(self.codecs)
+        for size in self.code_bytes:
+            dataclasses.replace(self.config, code_bytes=size)  # checks it
+        if any(count < 1 for count in self.scaling):
+            raise InvalidInputError(
+                f"Got scaling={self.scaling}; expected numbers of vectors, at least 1 each."
+            )
+        select_device(self.training.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        fields = dataclasses.asdict(self)
+        for name in ("kind", "code_bytes"):
+            del fields["config"][name]  # `codecs` and the other `code_bytes` say that
+        return {**fields, "save": None if self.save is None else str(self.save)}
 
 
 def benchmark_codecs(
     vectors: Any,
     queries: Any,
     *,
-    kinds: Sequence[CodecKind],
-    code_bytes: Sequence[int],
-    config: CodecConfig,
-    training: TrainConfig,
-    held_out: int = 5_000,
-) -> list[CodecResult]:
-    """Train every kind of codec at every size and measure it.
+    settings: BenchmarkSettings,
+    console: Console | None = None,
+    on_done: Callable[[BenchmarkReport], None] = lambda report: None,
+) -> BenchmarkReport:
+    """Train every codec at every size and measure it.
 
-    The last `held_out` vectors are never trained on; errors are measured on them. Recall is that of
-    exhaustive search over the reconstructions of all vectors, and of the held-out ones alone, against
-    exhaustive search over the vectors themselves.
+    The last `held_out` vectors take no part in training, not even to choose the best weights; errors are
+    measured on them. Recall is that of exhaustive search over the reconstructions of all vectors, and of
+    the held-out ones alone, against exhaustive search over the vectors themselves.
 
     Args:
         vectors: (N, D).
         queries: (Q, D).
-        config: every other setting of the codecs.
-        training: how each of them is trained.
+        settings: what to compare.
+        console: where progress is shown; None for standard error.
+        on_done: called with everything found so far whenever a codec has been measured.
 
     Raises:
-        InvalidInputError: unusable vectors, or too few of them to hold `held_out` out.
+        InvalidInputError: unusable vectors or queries, too few of them to hold `held_out` out, or settings
+            that do not fit them. Nothing has been trained by then.
+        ArtefactError: a folder without a readable codec.
+        RQMoEError: a peer is wanted but FAISS is not installed.
     """
-    vectors_ND = as_vectors(vectors, metric=config.metric)
-    queries_QD = as_vectors(queries, dim=vectors_ND.shape[1], metric=config.metric)
-    if not _NEIGHBOURS <= held_out <= len(vectors_ND) - _NEIGHBOURS:
+    console = console or Console(stderr=True)
+    vectors_ND, queries_QD = _checked(vectors, queries, settings)
+    dim = vectors_ND.shape[1]
+    contenders = plan(
+        settings.codecs,
+        settings.code_bytes,
+        config=settings.config,
+        training=settings.training,
+        dim=dim,
+        training_rows=len(vectors_ND) - settings.held_out,
+    )
+    if settings.scaling:
+        require_disk(max(settings.scaling), dim)
+    device = select_device(settings.training.device)
+    machine = {**describe_machine(device), RATE: measure_matmul_rate(device)}
+    report = BenchmarkReport(settings=settings.to_dict(), machine=machine)
+    console.print("Finding the true neighbours", highlight=False)
+    workbench = Workbench(
+        vectors_ND,
+        queries_QD,
+        held_out=settings.held_out,
+        metric=settings.config.metric,
+        console=console,
+    )
+    variances_D = principal_variances(workbench.training_ND)
+    with contextlib.ExitStack() as files:
+        many_ND = None
+        if settings.scaling:
+            many_ND = files.enter_context(cyclic_file(vectors_ND, max(settings.scaling)))
+        for contender in contenders:
+            _measure(contender, workbench, report, settings, many_ND)
+            if contender.name == REFERENCE:
+                report.bounds.append(_bound(variances_D, report))
+            on_done(report)
+    return report
+
+
+def _checked(vectors: Any, queries: Any, settings: BenchmarkSettings) -> tuple[Float32Array, Float32Array]:
+    metric, held_out = settings.config.metric, settings.held_out
+    vectors_ND = as_vectors(vectors, metric=metric)
+    try:
+        queries_QD = as_vectors(queries, dim=vectors_ND.shape[1], metric=metric)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"Queries: {error}") from error
+    if len(queries_QD) == 0:
+        raise InvalidInputError("Got no queries; expected at least one.")
+    if not NEIGHBOURS <= held_out <= len(vectors_ND) - NEIGHBOURS:
         raise InvalidInputError(
             f"Got {len(vectors_ND)} vectors to hold {held_out} out of; expected at least "
-            f"{_NEIGHBOURS} on either side. Give more vectors or change the number held out."
+            f"{NEIGHBOURS} on either side. Give more vectors or change the number held out."
         )
-    data = _Data(vectors_ND, queries_QD, held_out, config)
-    results = []
-    for size in code_bytes:
-        for kind in kinds:
-            chosen = dataclasses.replace(config, kind=kind, code_bytes=size)
-            started = time.perf_counter()
-            codec = train(
-                vectors_ND[:-held_out], config=chosen, training=training, validation=vectors_ND[-held_out:]
-            )
-            results.append(data.measure(codec, time.perf_counter() - started))
-    return results
+    return vectors_ND, queries_QD
 
 
-class _Data:
-    """Vectors, queries and the true neighbours among all and among the held-out vectors."""
+def _measure(
+    contender: Contender,
+    workbench: Workbench,
+    report: BenchmarkReport,
+    settings: BenchmarkSettings,
+    many_ND: Float32Array | None,
+) -> None:
+    """Add everything about one codec to the report."""
+    # Plain RQ is the first of every size.
+    reference = [result for result in report.results if result.code_bytes == contender.code_bytes][:1]
+    codec, result = workbench.measure(
+        contender, reference_mse=reference[0].mse if reference else None, save=settings.save
+    )
+    report.results.append(result)
+    if not isinstance(codec, OwnCodec):
+        return
+    held_out_ND = workbench.held_out_ND
+    with workbench.stage(f"timing the forms of {contender}"):
+        report.speed += measure_speed(codec.codec, contender.name, held_out_ND, report.machine[RATE])
+    if many_ND is not None:
+        with workbench.stage(f"encoding many vectors with {contender}"):
+            report.scaling += measure_scaling(codec.codec, contender.name, many_ND, settings.scaling)
 
-    def __init__(
-        self, vectors_ND: Float32Array, queries_QD: Float32Array, held_out: int, config: CodecConfig
-    ) -> None:
-        self.vectors_ND, self.queries_QD = vectors_ND, queries_QD
-        self.held_out, self.metric = held_out, config.metric
-        self.truth_QK = self._neighbours(vectors_ND)
-        self.unseen_truth_QK = self._neighbours(vectors_ND[-held_out:])
 
-    def _neighbours(self, vectors_ND: Float32Array) -> Indices:
-        return exact_neighbours(self.queries_QD, vectors_ND, _NEIGHBOURS, metric=self.metric)[0]
-
-    def measure(self, codec: Codec, seconds: float) -> CodecResult:
-        decoded_ND = codec.decode(codec.encode(self.vectors_ND))
-        found_QK = self._neighbours(decoded_ND)
-        unseen_ND = self.vectors_ND[-self.held_out :]
-        errors_N = np.square(unseen_ND - decoded_ND[-self.held_out :]).sum(axis=1)
-        return CodecResult(
-            kind=codec.config.kind,
-            code_bytes=codec.config.code_bytes,
-            training_seconds=seconds,
-            epochs=codec.report.epochs,
-            validation_mse=float(errors_N.mean()),
-            relative_to_rq=float(errors_N.mean()) / codec.report.rq_validation_mse,
-            one_recall_1=one_recall_at(found_QK, self.truth_QK, 1),
-            one_recall_10=one_recall_at(found_QK, self.truth_QK, 10),
-            one_recall_100=one_recall_at(found_QK, self.truth_QK, 100),
-            ten_recall_10=k_recall_at_k(found_QK, self.truth_QK, 10),
-            unseen_ten_recall_10=k_recall_at_k(
-                self._neighbours(decoded_ND[-self.held_out :]), self.unseen_truth_QK, 10
-            ),
-        )
+def _bound(variances_D: Any, report: BenchmarkReport) -> GaussianBound:
+    """The bound at the bytes of the newest result, which is plain RQ's."""
+    plain = report.results[-1]
+    mse = gaussian_distortion(variances_D, 8 * plain.code_bytes)
+    return GaussianBound(code_bytes=plain.code_bytes, mse=mse, relative_to_rq=relative_error(mse, plain.mse))

@@ -1,70 +1,149 @@
 """The codec comparison on small data."""
 
+import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_codecs import curved
-from typer.testing import CliRunner
 
-from rqmoe_store.cli import app
+from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.codec_benchmark import benchmark_codecs
+from rqmoe_store.evaluation.codec_benchmark import RATE, BenchmarkSettings, benchmark_codecs
+from rqmoe_store.evaluation.codec_results import BenchmarkReport
 
-ROWS, QUERIES = curved(1500), curved(40, seed=1)
-CONFIG = CodecConfig(codebook_size=16, num_partitions=0, num_experts=2, hidden_dim=16)
-TRAINING = TrainConfig(epochs=12, batch_size=200, learning_rate=3e-3, progress=False)
+pytestmark = pytest.mark.usefixtures("brief_timing")
+
+ROWS, QUERIES = curved(2500), curved(40, seed=1)
+SETTINGS = BenchmarkSettings(
+    codecs=("rq",),
+    code_bytes=(2,),
+    config=CodecConfig(codebook_size=16, num_partitions=0, num_experts=2, hidden_dim=16),
+    training=TrainConfig(epochs=12, batch_size=200, learning_rate=3e-3, progress=False, device="cpu"),
+    held_out=300,
+)
 
 
-def test_more_bytes_and_experts_lower_the_error() -> None:
-    results = benchmark_codecs(
-        ROWS,
-        QUERIES,
-        kinds=["rq", "rqmoe"],
-        code_bytes=[2, 4],
-        config=CONFIG,
-        training=TRAINING,
-        held_out=300,
-    )
-    assert [(result.kind, result.code_bytes) for result in results] == [
-        ("rq", 2),
-        ("rqmoe", 2),
-        ("rq", 4),
-        ("rqmoe", 4),
+def benchmark(rows=ROWS, queries=QUERIES, **changes) -> BenchmarkReport:
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return benchmark_codecs(rows, queries, settings=settings, console=Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> BenchmarkReport:
+    """Ours at two sizes, saved."""
+    folder = tmp_path_factory.mktemp("codecs")
+    return benchmark(codecs=("rqmoe",), code_bytes=(4, 2), save=folder)
+
+
+def test_more_bytes_and_experts_lower_the_error(report) -> None:
+    names = [(result.codec, result.code_bytes) for result in report.results]
+    assert names == [("rq", 2), ("rqmoe", 2), ("rq", 4), ("rqmoe", 4)]
+    rq_2, rqmoe_2, rq_4, rqmoe_4 = report.results
+    assert rq_2.relative_to_rq == rq_4.relative_to_rq == 1
+    assert rqmoe_2.mse < rq_2.mse
+    assert rqmoe_4.relative_to_rq == pytest.approx(rqmoe_4.mse / rq_4.mse)
+    assert rqmoe_4.mse < rq_4.mse
+    assert rq_4.mse < rq_2.mse
+    assert rq_4.recall.ten_recall_10 > rq_2.recall.ten_recall_10
+    assert rqmoe_2.epochs == 12
+    for result in report.results:
+        for recall in (result.recall, result.unseen_recall):
+            assert 0 <= recall.one_recall_1 <= recall.one_recall_10 <= recall.one_recall_100 <= 1
+            assert 0 < recall.ten_recall_10 <= 1
+
+
+def test_every_size_has_its_bound(report) -> None:
+    first, second = report.bounds
+    assert (first.code_bytes, second.code_bytes) == (2, 4)
+    assert second.mse < first.mse < ROWS[:-300].var(axis=0).sum()
+    assert first.relative_to_rq == pytest.approx(first.mse / report.results[0].mse)
+
+
+def test_every_codec_of_ours_has_speed_rows_and_was_saved(report) -> None:
+    assert [(row.codec, row.code_bytes) for row in report.speed[::4]] == [
+        (result.codec, result.code_bytes) for result in report.results
     ]
-    rq_2, rqmoe_2, rq_4, rqmoe_4 = results
-    assert rq_2.relative_to_rq == pytest.approx(1, rel=1e-3)
-    assert rqmoe_2.validation_mse < rq_2.validation_mse
-    assert rqmoe_4.relative_to_rq < 1
-    assert rq_4.validation_mse < rq_2.validation_mse
-    assert rq_4.ten_recall_10 > rq_2.ten_recall_10
-    for result in results:
-        assert 0 <= result.one_recall_1 <= result.one_recall_10 <= result.one_recall_100 <= 1
-        assert 0 < result.unseen_ten_recall_10 <= 1
+    assert report.scaling == []
+    assert report.machine[RATE] > 0
+    folder = Path(report.settings["save"])
+    assert {path.name for path in folder.iterdir()} == {"rq-2", "rqmoe-2", "rq-4", "rqmoe-4"}
 
 
-def test_too_few_vectors() -> None:
-    with pytest.raises(InvalidInputError, match="Got 150 vectors to hold 100 out of"):
-        benchmark_codecs(
-            ROWS[:150], QUERIES, kinds=["rq"], code_bytes=[2], config=CONFIG, training=TRAINING, held_out=100
-        )
+def test_held_out_vectors_take_no_part_in_training(report) -> None:
+    codec = load_codec(Path(report.settings["save"]) / "rqmoe-2", device="cpu")
+    assert codec.report.rows + codec.report.validation_rows == 2200
+    other = np.concatenate([ROWS[:-300], np.roll(ROWS[-300:], 1, axis=1)])
+    again = benchmark(other, codecs=("rqmoe",), save=Path(report.settings["save"]) / "again")
+    assert again.results[1].mse != report.results[1].mse
+    trained = load_codec(Path(again.settings["save"]) / "rqmoe-2", device="cpu")
+    assert trained.fingerprint == codec.fingerprint
 
 
-def test_command_prints_and_writes(tmp_path: Path) -> None:
-    np.save(tmp_path / "base.npy", ROWS)
-    np.save(tmp_path / "queries.npy", QUERIES)
-    arguments = [
-        "bench", "codec", "--vectors", str(tmp_path / "base.npy"), "--queries", str(tmp_path / "queries.npy"),
-        "--bytes", "2", "--codecs", "rq", "--held-out", "200", "--json", str(tmp_path / "out.json"),
-    ]  # fmt: skip
-    run = CliRunner().invoke(app, arguments)
-    assert run.exit_code == 0, run.output
-    for heading in ("codec", "training", "MSE", "x RQ", "1-R@100", "10-R@10 unseen"):
-        assert heading in run.output  # whole, also where there is no terminal to fit
-    (written,) = json.loads((tmp_path / "out.json").read_text())
-    assert (written["kind"], written["code_bytes"]) == ("rq", 2)
-    wrong = CliRunner().invoke(app, [*arguments, "--bytes", "many"])
-    assert wrong.exit_code == 1
-    assert "whole numbers" in wrong.output
+def test_a_saved_codec_is_measured_as_it_was(report) -> None:
+    folder = str(Path(report.settings["save"]) / "rqmoe-4")
+    again = benchmark(codecs=(folder,))
+    reference, loaded = again.results
+    assert (reference.codec, loaded.codec) == ("rq", folder)
+    assert loaded.training_seconds is None
+    for name in ("mse", "recall", "unseen_recall", "artefact_bytes", "epochs", "relative_to_rq"):
+        assert getattr(loaded, name) == getattr(report.results[3], name), name
+
+
+def test_peers_scaling_and_what_is_reported_meanwhile() -> None:
+    rows = curved(800)
+    counts: list[int] = []
+    settings = dataclasses.replace(SETTINGS, codecs=("opq", "faiss-rq"), held_out=200, scaling=(500, 200))
+    report = benchmark_codecs(
+        rows,
+        QUERIES,
+        settings=settings,
+        console=Console(file=io.StringIO()),
+        on_done=lambda sofar: counts.append(len(sofar.results)),
+    )
+    assert counts == [1, 2, 3]
+    rq, opq, faiss_rq = report.results
+    assert faiss_rq.mse < rq.mse  # 256 codewords against 16
+    assert opq.epochs is None and opq.training_seconds > 0
+    assert {row.codec for row in report.speed} == {"rq"}
+    assert [(row.codec, row.vectors) for row in report.scaling] == [("rq", 200), ("rq", 500)]
+    written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert written["settings"]["scaling"] == [500, 200]
+    assert written["results"][2]["settings"]["beam"] == 8
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_other_metrics(metric) -> None:
+    config = dataclasses.replace(SETTINGS.config, metric=metric)
+    report = benchmark(codecs=("rq", "opq"), config=config)
+    for result in report.results:
+        assert 0 < result.recall.ten_recall_10 <= 1
+        assert metric == "dot" or result.mse < 1  # of vectors scaled to length 1
+
+
+def test_partitions_are_codecs_settings() -> None:
+    report = benchmark(config=dataclasses.replace(SETTINGS.config, num_partitions=5))
+    assert report.results[0].settings["num_partitions"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"rows": ROWS[:150], "held_out": 100}, "Got 150 vectors to hold 100 out of"),
+        ({"rows": ROWS[:400], "held_out": 400}, "Got 400 vectors to hold 400 out of"),
+        ({"queries": QUERIES[:, :5]}, "Queries: Got vectors of dimension 5; expected 12"),
+        ({"queries": QUERIES[:0]}, "no queries"),
+        ({"codecs": ("rq", "best")}, "Codec 'best' is unknown"),
+        ({"code_bytes": (2, 0)}, "code_bytes=0"),
+        ({"scaling": (0,)}, "scaling"),
+        ({"scaling": (10**15,)}, "TMPDIR"),
+        ({"codecs": ("lsq",), "rows": ROWS[:400], "held_out": 200}, "Got 200 vectors to train lsq on"),
+    ],
+)
+def test_unusable_arguments(changes, reason) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        benchmark(**changes)

@@ -1,0 +1,116 @@
+"""What the comparison of codecs found, as plain values that JSON can hold.
+
+Optional figures are None where they do not apply.
+"""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recalls:
+    """Recall of exhaustive search over reconstructions, against that over the vectors themselves."""
+
+    one_recall_1: float
+    """Share of queries whose true nearest vector comes first."""
+    one_recall_10: float
+    """... is among the first 10."""
+    one_recall_100: float
+    """... is among the first 100."""
+    ten_recall_10: float
+    """Mean share of the 10 true neighbours among the first 10."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodecResult:
+    """One codec's figures."""
+
+    codec: str
+    """Kind of codec, name of a FAISS peer, or the folder a codec was loaded from."""
+    code_bytes: int
+    settings: dict[str, Any]
+    """What it was made with."""
+    training_seconds: float | None
+    """Wall-clock time of training, codebook initialisation included; None for a loaded codec."""
+    epochs: float | None
+    """Passes over the training vectors; None for FAISS."""
+    mse: float
+    """Mean of ||x - x_hat||^2 over the held-out vectors."""
+    relative_to_rq: float | None
+    """The same divided by that of the codec `rq` with the same bytes; None where that is 0."""
+    recall: Recalls
+    """Over the reconstructions of all vectors."""
+    unseen_recall: Recalls
+    """Over those of the held-out vectors alone."""
+    encode_microseconds: dict[int, float]
+    """Vectors encoded at a time -> time per vector."""
+    decode_microseconds: dict[int, float]
+    """Codes decoded at a time -> time per vector."""
+    artefact_bytes: int
+    """Size of the trained codec itself, once per table."""
+    peak_memory_bytes: int
+    """Largest growth of resident memory while training, encoding and decoding all vectors."""
+    peak_cuda_bytes: int | None
+    """Largest growth of the memory allocated on the GPU meanwhile; None where it ran on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianBound:
+    """Rate-distortion function of a Gaussian with the covariance of the training vectors."""
+
+    code_bytes: int
+    mse: float
+    """At 8 bits per code byte."""
+    relative_to_rq: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedRow:
+    """One way to encode or decode with one of our codecs; all rows of a codec are from one run."""
+
+    codec: str
+    code_bytes: int
+    work: str
+    """"encode" or "decode"."""
+    form: str
+    """Which way; each codec's first row of a work is its default."""
+    vectors: int
+    """Vectors timed."""
+    microseconds: float
+    """Time per vector."""
+    times_default: float
+    """The same divided by that of the default."""
+    mse: float
+    """Error over the same few held-out vectors for all rows of a codec."""
+    multiply_adds: int | None = None
+    """Of decoding one vector, counted from shapes."""
+    matmul_share: float | None = None
+    """Multiply-adds per second as a share of what a large float32 matrix product reaches."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingRow:
+    """Encoding many vectors from a file."""
+
+    codec: str
+    code_bytes: int
+    vectors: int
+    vectors_per_second: float
+    memory_growth_bytes: int
+    """Largest growth of resident memory; the file's own pages do not count, the codes do."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class BenchmarkReport:
+    """Everything found so far; grows while codecs are being measured."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    results: list[CodecResult] = dataclasses.field(default_factory=list)
+    bounds: list[GaussianBound] = dataclasses.field(default_factory=list)
+    speed: list[SpeedRow] = dataclasses.field(default_factory=list)
+    scaling: list[ScalingRow] = dataclasses.field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON-ready values."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,179 @@
+"""The codecs to compare, ours and others', behind one face.
+
+Shape suffixes: N vectors, D vector dimension.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rqmoe_store.codecs.base import Codec, load_codec
+from rqmoe_store.codecs.device import select_device
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import CODEC_KINDS, CodecConfig, TrainConfig
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.extras import require_bench
+from rqmoe_store.training.trainer import train
+
+REFERENCE = "rq"
+"""Always measured: errors are given relative to its."""
+
+PEERS = ("opq", "faiss-rq", "lsq")
+"""Codecs of FAISS."""
+
+
+class MeasuredCodec(Protocol):
+    """A codec ready for use; all measuring goes through this."""
+
+    @property
+    def artefact_bytes(self) -> int:
+        """Size of the trained codec itself."""
+
+    @property
+    def epochs(self) -> float | None:
+        """Passes that training made over its vectors; None where there is no such thing."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, as JSON-ready values."""
+
+    def encode(self, vectors_ND: Float32Array) -> Any:
+        """Codes of the vectors; rows of them can be taken as of an array."""
+
+    def decode(self, codes: Any) -> Float32Array:
+        """Reconstructions (N, D), float32."""
+
+    def save(self, path: Path) -> None:
+        """Keep the codec at `path`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnCodec:
+    """A codec of this library."""
+
+    codec: Codec
+
+    @property
+    def artefact_bytes(self) -> int:
+        artefact = self.codec.to_artefact()
+        return len(artefact.config_json.encode()) + len(artefact.weights)
+
+    @property
+    def epochs(self) -> float | None:
+        return self.codec.report.epochs
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.codec.config.to_dict()
+
+    def encode(self, vectors_ND: Float32Array) -> Any:
+        return self.codec.encode(vectors_ND)
+
+    def decode(self, codes: Any) -> Float32Array:
+        return self.codec.decode(codes)
+
+    def save(self, path: Path) -> None:
+        self.codec.save(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """A codec to be measured."""
+
+    name: str
+    """Kind of codec, name of a peer, or the folder of a codec."""
+    code_bytes: int
+    is_trained: bool
+    """Whether `prepare` trains it, and does not just hand over what was loaded."""
+    device: torch.device
+    """Where it runs."""
+    prepare: Callable[[Float32Array], MeasuredCodec]
+    """The codec, from training vectors (N, D)."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.code_bytes} bytes"
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise InvalidInputError unless every name is that of a kind, of a peer, or of a folder there is."""
+    for name in names:
+        if name not in (*CODEC_KINDS, *PEERS) and not (name and Path(name).expanduser().is_dir()):
+            raise InvalidInputError(
+                f"Codec {name!r} is unknown; choose some of {', '.join((*CODEC_KINDS, *PEERS))}, "
+                "or give the folder of a codec that was saved."
+            )
+
+
+def plan(
+    names: Sequence[str],
+    code_bytes: Sequence[int],
+    *,
+    config: CodecConfig,
+    training: TrainConfig,
+    dim: int,
+    training_rows: int,
+) -> list[Contender]:
+    """The codecs to measure, by size; `rq` is the first of every size.
+
+    Args:
+        names: kinds of our codecs, names of peers, and folders of codecs already trained; known to be.
+        code_bytes: sizes to train; a loaded codec has its own.
+        config: every other setting of our codecs.
+
+    Raises:
+        InvalidInputError: a folder's codec that does not fit the data or the metric, or too few vectors
+            for a peer.
+        ArtefactError: a folder without a readable codec.
+        RQMoEError: a peer is wanted but FAISS is not installed.
+    """
+    trained = [name for name in dict.fromkeys(names) if name in (*CODEC_KINDS, *PEERS)]
+    device = select_device(training.device)
+    loaded = [
+        _loaded(name, config, dim, training.device) for name in dict.fromkeys(names) if name not in trained
+    ]
+    sizes = {*(code_bytes if trained else ()), *(contender.code_bytes for contender in loaded)}
+    contenders = []
+    for size in sorted(sizes):
+        wanted = [REFERENCE, *(name for name in trained if name != REFERENCE and size in code_bytes)]
+        for name in wanted:
+            chosen = dataclasses.replace(config, code_bytes=size)
+            contenders.append(
+                _peer(name, chosen, dim, training_rows)
+                if name in PEERS
+                else _own(dataclasses.replace(chosen, kind=name), training, device)  # type: ignore[arg-type]
+            )
+        contenders += [contender for contender in loaded if contender.code_bytes == size]
+    return contenders
+
+
+def _own(config: CodecConfig, training: TrainConfig, device: torch.device) -> Contender:
+    def prepare(training_ND: Float32Array) -> MeasuredCodec:
+        return OwnCodec(train(training_ND, config=config, training=training))
+
+    return Contender(config.kind, config.code_bytes, True, device, prepare)
+
+
+def _loaded(folder: str, config: CodecConfig, dim: int, device: str) -> Contender:
+    codec = load_codec(Path(folder).expanduser(), device=device)
+    if codec.dim != dim or codec.config.metric != config.metric:
+        raise InvalidInputError(
+            f"The codec in {folder!r} is for vectors of dimension {codec.dim} and metric "
+            f"{codec.config.metric!r}; the vectors have dimension {dim} and the metric is {config.metric!r}. "
+            "Give the vectors and the metric it was trained for."
+        )
+    return Contender(folder, codec.config.code_bytes, False, codec.device, lambda _: OwnCodec(codec))
+
+
+def _peer(name: str, config: CodecConfig, dim: int, training_rows: int) -> Contender:
+    require_bench("faiss")
+    from rqmoe_store.evaluation.faiss_codecs import check_trainable, train_peer
+
+    check_trainable(name, training_rows)
+
+    def prepare(training_ND: Float32Array) -> MeasuredCodec:
+        return train_peer(name, training_ND, code_bytes=config.code_bytes, beam=config.beam)
+
+    return Contender(name, config.code_bytes, True, torch.device("cpu"), prepare)

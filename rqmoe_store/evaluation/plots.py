@@ -1,0 +1,109 @@
+"""Recall and error against bytes, as a picture. Needs matplotlib, from the extra `bench`."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult
+
+KINDS = (".png", ".svg", ".pdf")
+"""Suffixes of pictures that can be written."""
+
+# Colours that differ for any colour vision (Okabe and Ito), and markers for print.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+_LEAST_TICKS, _MOST_TICKS = 3, 6
+
+
+def check_plot_kind(path: Path) -> None:
+    """Raise InvalidInputError unless the path's suffix names a kind of picture that can be written."""
+    if path.suffix.lower() not in KINDS:
+        raise InvalidInputError(
+            f"Got the picture {str(path)!r}; expected a name that ends in one of {', '.join(KINDS)}."
+        )
+
+
+def plot_report(report: BenchmarkReport) -> Figure:
+    """10-recall@10 and MSE against bytes, a line per codec, and the Gaussian bound dashed.
+
+    Args:
+        report: with at least one result.
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    recall_axes, error_axes = figure.subplots(1, 2)
+    sizes = sorted({result.code_bytes for result in report.results})
+    for place, codec in enumerate(dict.fromkeys(result.codec for result in report.results)):
+        results = [result for result in report.results if result.codec == codec]
+        _draw_codec(recall_axes, error_axes, results, place)
+    bounds = sorted(report.bounds, key=lambda bound: bound.code_bytes)
+    error_axes.plot(
+        [bound.code_bytes for bound in bounds],
+        [bound.mse for bound in bounds],
+        color="black",
+        linestyle="--",
+        marker="_",
+        label="Gaussian bound",
+    )
+    for axes in (recall_axes, error_axes):
+        _label_sizes(axes, sizes)
+    recall_axes.set_ylabel("10-recall@10, all vectors")
+    error_axes.set_ylabel("MSE, vectors never trained on")
+    _label_errors(error_axes)
+    # The right half's legend names everything; both halves share colours.
+    error_axes.legend(frameon=False)
+    return figure
+
+
+def save_plot(report: BenchmarkReport, path: Path) -> None:
+    """Write the picture in the format that the path's suffix names."""
+    # Without pyplot there is no window and no state; Agg draws what is written as .png.
+    plot_report(report).savefig(path, dpi=150)
+
+
+def _draw_codec(recall_axes: Axes, error_axes: Axes, results: list[CodecResult], place: int) -> None:
+    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    sizes = [result.code_bytes for result in results]
+    recalls = [result.recall.ten_recall_10 for result in results]
+    for axes, values in ((recall_axes, recalls), (error_axes, [result.mse for result in results])):
+        axes.plot(sizes, values, color=colour, marker=marker, label=results[0].codec)
+
+
+def _label_sizes(axes: Axes, sizes: list[int]) -> None:
+    # Sizes are usually doubled from one to the next; each is named as it is.
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    axes.set_xlabel("bytes per vector")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_errors(axes: Axes) -> None:
+    # Equal factors in error are equal gains, and the bound is close to a straight line then.
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(FixedLocator(_round_ticks(low, high)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylim(low, high)
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Some numbers with few digits between two positive ones, about equal factors apart.
+
+    Matplotlib's own ticks of a logarithmic axis may leave a narrow range without any.
+    """
+    wanted = [low * (high / low) ** (step / _MOST_TICKS) for step in range(_MOST_TICKS + 1)]
+    ticks: list[float] = []
+    for digits in range(1, 8):
+        ticks = sorted(
+            {tick for tick in (float(f"{value:.{digits}g}") for value in wanted) if low <= tick <= high}
+        )
+        if len(ticks) >= _LEAST_TICKS:
+            break
+    return ticks

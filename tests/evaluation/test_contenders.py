@@ -1,0 +1,78 @@
+"""Which codecs are measured at which sizes, and what is refused before any is trained."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from small_codecs import DIM, as_codec, small_config, stirred
+
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError
+from rqmoe_store.evaluation.contenders import OwnCodec, check_names, plan
+
+CONFIG = CodecConfig(codebook_size=16, num_partitions=0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A codec of 4 bytes for l2."""
+    as_codec(stirred(small_config())).save(tmp_path / "codec")
+    return str(tmp_path / "codec")
+
+
+def planned(names, sizes=(8, 2), config=CONFIG, dim=DIM, rows=300) -> list[tuple[str, int]]:
+    training = TrainConfig(device="cpu")
+    contenders = plan(names, sizes, config=config, training=training, dim=dim, training_rows=rows)
+    return [(contender.name, contender.code_bytes) for contender in contenders]
+
+
+def test_plain_rq_is_the_first_of_every_size() -> None:
+    assert planned(["rqmoe", "rq"]) == [("rq", 2), ("rqmoe", 2), ("rq", 8), ("rqmoe", 8)]
+    assert planned(["opq"]) == [("rq", 2), ("opq", 2), ("rq", 8), ("opq", 8)]
+    assert planned(["qinco", "qinco"], sizes=[2, 2]) == [("rq", 2), ("qinco", 2)]
+
+
+def test_a_folder_has_a_size_of_its_own(folder) -> None:
+    assert planned([folder]) == [("rq", 4), (folder, 4)]
+    assert planned(["rqmoe", folder], sizes=[2]) == [("rq", 2), ("rqmoe", 2), ("rq", 4), (folder, 4)]
+    assert planned(["rqmoe", folder], sizes=[4]) == [("rq", 4), ("rqmoe", 4), (folder, 4)]
+
+
+def test_a_folder_is_loaded_and_not_trained(folder) -> None:
+    _, contender = plan(
+        [folder], [8], config=CONFIG, training=TrainConfig(device="cpu"), dim=DIM, training_rows=300
+    )
+    assert not contender.is_trained
+    codec = contender.prepare(None)
+    assert isinstance(codec, OwnCodec)
+    files = [path for path in Path(folder).iterdir() if path.suffix == ".safetensors"]
+    assert codec.artefact_bytes > files[0].stat().st_size
+
+
+def test_a_folders_codec_must_fit(folder, tmp_path) -> None:
+    with pytest.raises(InvalidInputError, match=r"dimension 12 .* have dimension 13"):
+        planned([folder], dim=13)
+    with pytest.raises(InvalidInputError, match=r"metric 'l2'; .* metric is 'cosine'"):
+        planned([folder], config=CodecConfig(metric="cosine", num_partitions=0))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtefactError, match="No codec"):
+        planned([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("name", ["rqmo", "", "OPQ", "/no/such/folder"])
+def test_unknown_names(name) -> None:
+    with pytest.raises(InvalidInputError, match="rqmoe, qinco, rq, opq, faiss-rq, lsq"):
+        check_names(["rq", name])
+
+
+def test_too_few_vectors_for_a_peer() -> None:
+    with pytest.raises(InvalidInputError, match="Got 255 vectors to train lsq on; expected at least 256"):
+        planned(["lsq"], rows=255)
+    assert planned(["rqmoe"], sizes=[2], rows=255) == [("rq", 2), ("rqmoe", 2)]
+
+
+def test_without_faiss(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(RQMoEError, match=r'pip install "rqmoe-store\[bench\]"'):
+        planned(["faiss-rq"])
+    assert planned(["rq"], sizes=[2]) == [("rq", 2)]

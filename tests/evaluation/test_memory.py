@@ -1,0 +1,45 @@
+"""Peak memory: held memory counts, freed and file-backed memory does not stay."""
+
+import numpy as np
+import torch
+
+from rqmoe_store.evaluation.memory import PeakMemory, resident_bytes
+
+CPU = torch.device("cpu")
+MB = 2**20
+
+
+def test_what_was_held_counts_even_when_it_is_freed() -> None:
+    before = resident_bytes()
+    with PeakMemory(CPU) as memory:
+        held = np.ones(64 * MB, dtype=np.uint8)
+        memory.look()
+        del held
+    assert 60 * MB < memory.growth_bytes < 100 * MB
+    assert memory.cuda_growth_bytes is None
+    assert resident_bytes() - before < 30 * MB
+
+
+def test_the_thread_looks_by_itself() -> None:
+    with PeakMemory(CPU) as memory:
+        held = np.ones(64 * MB, dtype=np.uint8)
+        for _ in range(200):
+            held += 1
+        del held
+    assert memory.growth_bytes > 60 * MB
+
+
+def test_what_was_held_before_does_not_count() -> None:
+    held = np.ones(64 * MB, dtype=np.uint8)
+    with PeakMemory(CPU) as memory:
+        held += 1
+    assert memory.growth_bytes < 20 * MB
+
+
+def test_a_mapped_file_is_no_memory(tmp_path) -> None:
+    np.save(tmp_path / "rows.npy", np.ones(64 * MB, dtype=np.uint8))
+    with PeakMemory(CPU) as memory:
+        mapped = np.load(tmp_path / "rows.npy", mmap_mode="r", allow_pickle=False)
+        assert int(mapped.sum()) == 64 * MB
+        memory.look()
+    assert memory.growth_bytes < 30 * MB
