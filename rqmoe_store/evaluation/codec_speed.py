@@ -127,7 +127,7 @@ def decode_multiply_adds(config: CodecConfig, dim: int) -> int:
 
         S * E * F                    features from the conditioning vector
         S * N * H * W * (3 * L - 2)  layers: out of each, and into and across between two
-        S * W * D                    back to the vectors' width, where W < D
+        W * D                        back to the vectors' width, where W < D; S times as many for "qinco"
         M * D                        sum of the codewords
         (M + 1) * W * D              "qinco" with W < D: into the network's width, start and every step
     """
@@ -141,11 +141,10 @@ def decode_multiply_adds(config: CodecConfig, dim: int) -> int:
     assert width is not None and hidden is not None and condition_dim is not None, "config is resolved"
     features = config.num_experts * (layers * hidden + 1)
     per_step = condition_dim * features + config.num_experts * hidden * width * (3 * layers - 2)
-    narrowing = 0
+    projections = 0
     if width < dim:
-        per_step += width * dim
-        narrowing = (steps + 1) * width * dim if config.kind == "qinco" else 0
-    return expert_steps * per_step + narrowing + additions
+        projections = expert_steps + steps + 1 if config.kind == "qinco" else 1
+    return expert_steps * per_step + projections * width * dim + additions
 
 
 def measure_matmul_rate(device: torch.device) -> float:

@@ -69,7 +69,9 @@ class TrainingLoop:
         self.schedule = Schedule(settings, steps_per_epoch=self.batches.per_epoch, started=started)
         self.parameters = list(self.quantizer.parameters())
         self.optimizer = make_optimizer(self.quantizer, settings)
-        self.loss_of = TrainingLoss(training_nD, self.quantizer.config.metric, seed=settings.seed)
+        self.loss_of = TrainingLoss(
+            training_nD, self.quantizer.config.metric, seed=settings.seed, sum_=workers.sum_
+        )
         shape = (self.quantizer.num_steps, self.quantizer.codebook_size)
         self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
         self.utilisation: float | None = None
@@ -123,6 +125,8 @@ class TrainingLoop:
             loss, codes_BM = batch_loss(self.quantizer, own_BD, self.loss_of)
             loss.backward()
             self._count(codes_BM)
+        else:
+            self.loss_of.take_no_part()
         loss = self.workers.average_gradients(self.parameters, loss, len(own_BD) / len(batch_BD))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.loss = float(loss)

@@ -11,6 +11,8 @@ An error that all vectors share puts no neighbour before another. One that diffe
 vector does, and reconstructions that fall short of their vectors by different lengths have just that.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,23 +27,49 @@ _EPSILON = 1e-6
 class TrainingLoss:
     """The loss of normalized vectors, given the deformed codewords chosen for them."""
 
-    def __init__(self, vectors_nD: Tensor, metric: Metric, *, seed: int) -> None:
-        """Queries are taken to be distributed as the normalized training vectors are."""
+    def __init__(
+        self,
+        vectors_nD: Tensor,
+        metric: Metric,
+        *,
+        seed: int,
+        sum_: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        """Queries are taken to be distributed as the normalized training vectors are.
+
+        `sum_` adds up a tensor over the processes that each have a part of the batch.
+        """
         generator = torch.Generator().manual_seed(seed)
         chosen_Q = torch.randperm(len(vectors_nD), generator=generator)[:_QUERIES]
         self.queries_QD = vectors_nD[chosen_Q.to(vectors_nD.device)]
-        self.metric = metric
+        self.metric, self._sum = metric, sum_
 
     def __call__(self, vectors_BD: Tensor, first_residual_BD: Tensor, chosen_MBD: Tensor) -> Tensor:
         """The loss (a scalar); `first_residual_BD` is what partitions leave of the vectors."""
         errors_BD = first_residual_BD - chosen_MBD.sum(dim=0)
         final_B = torch.log(errors_BD.square().sum(dim=1) + _EPSILON)
-        variance = distance_variance(vectors_BD, errors_BD, self.queries_QD, self.metric)
+        wrong_BQ = wrong_distances(vectors_BD, errors_BD, self.queries_QD, self.metric)
+        mean_Q, variance = self._statistics(wrong_BQ.detach())
+        # The gradient of log V, with mean and variance of the whole batch as constants.
+        around = (wrong_BQ - mean_Q).square().mean() / variance
         return (
             normalized_residual_loss(first_residual_BD, chosen_MBD)
             + _FINAL_WEIGHT * final_B.mean()
-            + _DISTANCE_WEIGHT * torch.log(variance + _EPSILON)
+            + _DISTANCE_WEIGHT * (variance.log() + around - around.detach())
         )
+
+    def take_no_part(self) -> None:
+        """What a process does whose part of the batch is empty, so that the others do not wait for it."""
+        self._statistics(self.queries_QD.new_empty(0, len(self.queries_QD)))
+
+    def _statistics(self, wrong_BQ: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of every query (Q,), and variance over vectors averaged over queries, of the whole batch."""
+        wrong_BQ = wrong_BQ.double()  # a difference of large sums
+        counts_Q = torch.full_like(self.queries_QD[:, 0], len(wrong_BQ), dtype=torch.float64)
+        sums_3Q = self._sum(torch.stack([wrong_BQ.sum(dim=0), wrong_BQ.square().sum(dim=0), counts_Q]))
+        means_Q, squares_Q = sums_3Q[:2] / sums_3Q[2].clamp_min(1)
+        variance = (squares_Q - means_Q.square()).mean().clamp_min(0) + _EPSILON
+        return means_Q.float(), variance.float()
 
 
 def normalized_residual_loss(first_residual_BD: Tensor, chosen_MBD: Tensor) -> Tensor:
@@ -58,14 +86,14 @@ def normalized_residual_loss(first_residual_BD: Tensor, chosen_MBD: Tensor) -> T
     return torch.log1p(ratio_MB).sum(dim=0).mean()
 
 
-def distance_variance(vectors_BD: Tensor, errors_BD: Tensor, queries_QD: Tensor, metric: Metric) -> Tensor:
-    """Variance over vectors of what their reconstructions get wrong about a query, mean over queries.
+def wrong_distances(vectors_BD: Tensor, errors_BD: Tensor, queries_QD: Tensor, metric: Metric) -> Tensor:
+    """What reconstructions get wrong about every query (B, Q); errors are vectors less reconstructions.
 
-    That is the squared distance under "l2", and twice the inner product for the metrics that compare
-    directions, which lengths do not matter to. `errors_BD` are vectors less reconstructions.
+    That is the squared distance under "l2", and minus twice the inner product for the metrics that
+    compare directions, which lengths do not matter to.
     """
     wrong_BQ = 2 * errors_BD @ queries_QD.T
     if metric == "l2":
         lengths_B = (vectors_BD - errors_BD).square().sum(dim=1) - vectors_BD.square().sum(dim=1)
         wrong_BQ = wrong_BQ + lengths_B.unsqueeze(1)
-    return wrong_BQ.var(dim=0, correction=0).mean()
+    return wrong_BQ

@@ -10,7 +10,7 @@ from small_codecs import curved, small_config, stirred
 from rqmoe_store.config import Metric
 from rqmoe_store.training import objective
 from rqmoe_store.training.interrupt import deferred_interrupt
-from rqmoe_store.training.loss import TrainingLoss, distance_variance, normalized_residual_loss
+from rqmoe_store.training.loss import TrainingLoss, normalized_residual_loss, wrong_distances
 from rqmoe_store.training.revival import revive_dead
 
 
@@ -41,7 +41,7 @@ def test_loss_does_not_depend_on_the_scale_of_the_data() -> None:
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
-def test_distance_variance_is_that_of_the_distances(metric: Metric) -> None:
+def test_wrong_distances_are_differences_of_distances(metric: Metric) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors_BD, queries_QD = torch.randn(30, 4, generator=generator), torch.randn(7, 4, generator=generator)
     errors_BD = torch.randn(30, 4, generator=generator) * 0.3
@@ -51,16 +51,45 @@ def test_distance_variance_is_that_of_the_distances(metric: Metric) -> None:
             return torch.cdist(rows_BD.double(), queries_QD.double()).square()
         return -2 * rows_BD.double() @ queries_QD.double().T
 
-    wrong_BQ = compared(vectors_BD - errors_BD) - compared(vectors_BD)
-    expected = wrong_BQ.var(dim=0, correction=0).mean()
-    actual = distance_variance(vectors_BD, errors_BD, queries_QD, metric)
-    assert float(actual) == pytest.approx(float(expected), rel=1e-4)
+    expected_BQ = compared(vectors_BD - errors_BD) - compared(vectors_BD)
+    actual_BQ = wrong_distances(vectors_BD, errors_BD, queries_QD, metric)
+    torch.testing.assert_close(actual_BQ.double(), expected_BQ, atol=1e-4, rtol=1e-4)
 
 
-def test_an_error_that_all_vectors_share_leaves_the_order_alone() -> None:
-    vectors_BD, queries_QD = torch.randn(30, 4), torch.randn(7, 4)
-    shared_BD = torch.ones(30, 4)
-    assert float(distance_variance(vectors_BD, shared_BD, queries_QD, "dot")) == pytest.approx(0, abs=1e-8)
+def gradient(loss: TrainingLoss, vectors_BD: torch.Tensor, chosen_MBD: torch.Tensor) -> torch.Tensor:
+    chosen_MBD = chosen_MBD.clone().requires_grad_(True)
+    loss(vectors_BD, vectors_BD, chosen_MBD).backward()
+    assert chosen_MBD.grad is not None
+    return chosen_MBD.grad
+
+
+def test_a_batch_in_two_parts_has_the_gradient_of_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors_BD, chosen_MBD = (
+        torch.randn(30, 6, generator=generator),
+        torch.randn(3, 30, 6, generator=generator),
+    )
+    whole_MBD = gradient(TrainingLoss(vectors_BD, "l2", seed=0), vectors_BD, chosen_MBD)
+    parts = (slice(0, 11), slice(11, 30))
+    sums: list[torch.Tensor] = []
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        sums.append(tensor)
+        return tensor
+
+    for part in parts:
+        TrainingLoss(vectors_BD, "l2", seed=0, sum_=remember)(
+            vectors_BD[part], vectors_BD[part], chosen_MBD[:, part]
+        )
+    together = TrainingLoss(vectors_BD, "l2", seed=0, sum_=lambda _: sums[0] + sums[1])
+    for part in parts:
+        share = len(vectors_BD[part]) / len(vectors_BD)
+        part_MBD = gradient(together, vectors_BD[part], chosen_MBD[:, part]) * share
+        torch.testing.assert_close(part_MBD, whole_MBD[:, part])
+    together.take_no_part()
+    remembering = TrainingLoss(vectors_BD, "l2", seed=0, sum_=remember)
+    remembering.take_no_part()
+    assert not sums[2].any()
 
 
 def test_training_loss_falls_with_the_error() -> None:

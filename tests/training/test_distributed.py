@@ -1,0 +1,105 @@
+"""Several processes train the codec that one would have trained."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+import safetensors.torch
+from launched import ROWS, train_small
+from small_codecs import DIM, curved
+
+from rqmoe_store.codecs.base import Codec, load_codec
+
+pytest.importorskip("accelerate")
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--main_process_port", "0"),
+]
+
+
+def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The finished run of two processes."""
+    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests"))
+    # No GPU: two processes on one would be refused. No configuration of accelerate's from elsewhere.
+    environment = {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "HF_HOME": os.devnull}
+    done = subprocess.run(
+        [*LAUNCH, *(str(argument) for argument in arguments)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def make_table(folder: Path) -> None:
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(curved(ROWS).ravel()), DIM)
+    lancedb.connect(folder).create_table("docs", pa.table({"vector": rows}))
+
+
+def of_both(folder: Path, name: str) -> Codec:
+    """The codec of that name, once it is clear that both processes returned the same."""
+    first, second = (load_codec(folder / f"{name}-{rank}", device="cpu") for rank in (0, 1))
+    assert first.fingerprint == second.fingerprint
+    return first
+
+
+def assert_close(codec: Codec, other: Codec) -> None:
+    """Equal but for rounding: sums over a batch in another order, then weights kept in bfloat16."""
+    assert codec.report.epochs == other.report.epochs
+    np.testing.assert_allclose(codec.report.prefix_mse, other.report.prefix_mse, rtol=1e-3)
+    tensors, others = (safetensors.torch.load(each.to_artefact().weights) for each in (codec, other))
+    for name, value in tensors.items():
+        if name.startswith("quantizer."):
+            np.testing.assert_allclose(value.float(), others[name].float(), rtol=2**-7, atol=1e-5)
+
+
+def test_two_processes_train_the_codec_of_one(tmp_path: Path) -> None:
+    make_table(tmp_path)
+    done = launch(ROOT / "tests/launched.py", tmp_path)
+    alone = train_small(tmp_path)
+    assert alone.report.validation_mse < alone.report.rq_validation_mse
+    assert_close(of_both(tmp_path, "straight"), alone)
+    # 13 steps of 9 an epoch: Ctrl-C in process 1 stopped both of them after the same step.
+    assert of_both(tmp_path, "interrupted").report.epochs == pytest.approx(13 / 9)
+    assert_close(of_both(tmp_path, "resumed"), alone)
+    # What two processes left, one goes on with.
+    assert_close(train_small(tmp_path, checkpoint_dir=str(tmp_path / "checkpoint")), alone)
+    # The command: process 0 alone speaks, and writes.
+    assert done.stdout.count("Codec saved") == 1
+    assert load_codec(tmp_path / "command", device="cpu").config.code_bytes == 2
+
+
+@pytest.mark.slow
+def test_decisions_of_the_main_process_are_those_of_all(tmp_path: Path) -> None:
+    """By the clock, out of patience, back from NaN: nobody is left waiting, and all have one codec."""
+    make_table(tmp_path)
+    done = launch(ROOT / "tests/launched.py", tmp_path, "slow")
+    assert done.stderr.count("went back to the weights of step 0") == 1
+    assert_close(of_both(tmp_path, "long"), train_small(tmp_path, epochs=40, learning_rate=1e-3))
+    assert_close(
+        of_both(tmp_path, "qinco"),
+        train_small(tmp_path, kind="qinco", num_partitions=0, epochs=10),
+    )
+    assert of_both(tmp_path, "clock").report.epochs > 0
+    assert of_both(tmp_path, "diverged").report.epochs == 12
+    assert of_both(tmp_path, "impatient").report.epochs == pytest.approx(50 / 9)
+    assert of_both(tmp_path, "rq").config.kind == "rq"
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme(tmp_path: Path) -> None:
+    make_table(tmp_path)
+    command = ("-m", "rqmoe_store", "train", tmp_path, "docs", "--out", tmp_path / "codec", "--epochs", 1)
+    done = launch(*command, "--checkpoint-dir", tmp_path / "checkpoint")
+    assert done.stdout.count("Codec saved") == 1
+    assert load_codec(tmp_path / "codec").report.epochs == 1
+    shutil.rmtree(tmp_path / "codec")
+    assert launch(*command, "--checkpoint-dir", tmp_path / "checkpoint").stdout.count("Codec saved") == 1
