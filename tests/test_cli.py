@@ -76,6 +76,12 @@ def test_version():
     assert invoke("--version").output.strip() == f"rqmoe-store {rqs.__version__}"
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "rqmoe_store", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: rqmoe " in done.stdout
+
+
 def test_train_compress_search(data, tmp_path):
     codec = tmp_path / "codec"
     trained = invoke("train", data / "db", "docs", "--out", codec, "--bytes", 4, "--kind", "rq")

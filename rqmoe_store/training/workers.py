@@ -146,7 +146,8 @@ def join_workers(device: str) -> Workers:
             f"{state.device.type!r} for device={device!r}. Start them with "
             "`accelerate launch --multi_gpu` or torchrun, and use device='auto' or what accelerate uses."
         )
-    return LaunchedWorkers(state.device, state.process_index, count)
+    device_here = state.device if chosen.type == "cuda" else chosen  # to accelerate, a CPU has a number
+    return LaunchedWorkers(device_here, state.process_index, count)
 
 
 def is_main_process() -> bool:

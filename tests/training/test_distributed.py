@@ -82,7 +82,7 @@ def test_decisions_of_the_main_process_are_those_of_all(tmp_path: Path) -> None:
     """By the clock, out of patience, back from NaN: nobody is left waiting, and all have one codec."""
     make_table(tmp_path)
     done = launch(ROOT / "tests/launched.py", tmp_path, "slow")
-    assert done.stderr.count("went back to the weights of step 0") == 1
+    assert "went back to the weights of step" in done.stderr
     assert_close(of_both(tmp_path, "long"), train_small(tmp_path, epochs=40, learning_rate=1e-3))
     assert_close(
         of_both(tmp_path, "qinco"),
