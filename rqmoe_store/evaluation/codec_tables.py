@@ -9,7 +9,8 @@ from rich.table import Table
 from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult, Recalls
 from rqmoe_store.evaluation.codec_timing import BATCHES
 
-_MIN_WIDTH = 120
+_UNLIMITED = 10_000
+_NAME_WIDTHS = len("Gaussian bound"), 32
 
 _BOUND_NOTE = (
     "Gaussian bound: what the best possible code of as many bits would leave of a Gaussian with the training "
@@ -19,9 +20,13 @@ _BOUND_NOTE = (
 
 def print_report(report: BenchmarkReport) -> None:
     """Print all tables to standard output."""
-    # A pipe has no width of its own; a comparison with cut figures is of no use.
-    console = Console(width=max(Console().width, _MIN_WIDTH))
-    for table in _tables(report):
+    console = Console()
+    tables = list(_tables(report))
+    unlimited = console.options.update(width=_UNLIMITED)
+    widest = max(console.measure(table, options=unlimited).maximum for table in tables)
+    # A pipe has no width of its own, and a terminal may be narrow; cut figures are of no use.
+    console.width = max(console.width, widest)
+    for table in tables:
         console.print(table)
         console.print()
 
@@ -49,8 +54,9 @@ def _table(title: str, columns: str, *, caption: str | None = None) -> Table:
     """A table with a column for each of the names, which are separated by semicolons."""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     name, *figures = columns.split("; ")
+    least, most = _NAME_WIDTHS
     # A codec's name may be a long path, which is folded; figures are never cut.
-    table.add_column(name, overflow="fold", min_width=len("faiss-rq"))
+    table.add_column(name, overflow="fold", min_width=least, max_width=most)
     for figure in figures:
         table.add_column(figure, justify="right", no_wrap=True)
     return table

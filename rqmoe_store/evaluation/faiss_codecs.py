@@ -5,7 +5,8 @@ Shape suffixes: N vectors, D vector dimension, M code bytes.
 - "opq": product quantization after a learned rotation. Where the dimension is no multiple of the bytes,
   the rotation leads to the nearest dimension that is one.
 - "faiss-rq": residual quantization, trained with FAISS's own beam and encoded with ours.
-- "lsq": local search quantization. Training and encoding are slow; their parameters are FAISS's.
+- "lsq": local search quantization. Training and encoding are slow; their parameters are FAISS's, which has
+  none for the number of training vectors: it uses all of them.
 
 Every code byte has 256 codewords. All get the same training vectors; k-means and the rotation use at most
 65,536 of them, drawn by FAISS. FAISS runs on the CPU, with as many threads as torch.

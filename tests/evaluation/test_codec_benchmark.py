@@ -65,7 +65,7 @@ def test_every_size_has_its_bound(report) -> None:
 
 
 def test_every_codec_of_ours_has_speed_rows_and_was_saved(report) -> None:
-    assert [(row.codec, row.code_bytes) for row in report.speed[::4]] == [
+    assert [(row.codec, row.code_bytes) for row in report.speed[::5]] == [
         (result.codec, result.code_bytes) for result in report.results
     ]
     assert report.scaling == []
@@ -81,7 +81,7 @@ def test_held_out_vectors_take_no_part_in_training(report) -> None:
     again = benchmark(other, codecs=("rqmoe",), save=Path(report.settings["save"]) / "again")
     assert again.results[1].mse != report.results[1].mse
     trained = load_codec(Path(again.settings["save"]) / "rqmoe-2", device="cpu")
-    assert trained.fingerprint == codec.fingerprint
+    assert trained.to_artefact().weights == codec.to_artefact().weights
 
 
 def test_a_saved_codec_is_measured_as_it_was(report) -> None:
@@ -113,7 +113,7 @@ def test_peers_scaling_and_what_is_reported_meanwhile() -> None:
     assert [(row.codec, row.vectors) for row in report.scaling] == [("rq", 200), ("rq", 500)]
     written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert written["settings"]["scaling"] == [500, 200]
-    assert written["results"][2]["settings"]["beam"] == 8
+    assert written["results"][2]["settings"]["beam"] == SETTINGS.config.beam
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot"])

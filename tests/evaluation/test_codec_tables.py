@@ -1,7 +1,9 @@
 """What is printed: every figure whole, also in a pipe, and markup in names shown as it is."""
 
+import dataclasses
 import re
 
+import pytest
 from small_reports import codec_result, small_report
 
 from rqmoe_store.evaluation.codec_tables import done_line, print_report
@@ -47,6 +49,17 @@ def test_the_bound_is_explained(capsys) -> None:
 def test_long_names_are_folded_and_never_read_as_markup(capsys) -> None:
     folded = "".join(cells(line)[0] for line in printed(small_report(), capsys).splitlines() if cells(line))
     assert folded.count("a/long/path/to/the/folder/of/a/[codec]") == 3  # distortion, recall, cost
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "400"])
+def test_figures_are_whole_in_any_terminal(capsys, monkeypatch, columns) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    report = small_report()
+    report.results[0] = dataclasses.replace(report.results[0], peak_cuda_bytes=123_456_700_000)
+    report.speed[0] = dataclasses.replace(report.speed[0], codec="a/path/to/some/codec", multiply_adds=10**10)
+    rows = [cells(line) for line in printed(report, capsys).splitlines()]
+    assert any(row[-1] == "123456.7" for row in rows if row)
+    assert any(row[-2:] == ["10,000,000,000", "67.9%"] for row in rows if row)
 
 
 def test_optional_parts(capsys) -> None:
