@@ -56,7 +56,7 @@ def main(folder: Path, slow: bool) -> None:
         save("long", epochs=40, learning_rate=1e-3)
         save("clock", epochs=None, max_minutes=0.05)
         save("qinco", kind="qinco", num_partitions=0, epochs=10)
-        save("diverged", epochs=12, learning_rate=10.0)
+        save("diverged", epochs=1, learning_rate=1e25)
         save("impatient", epochs=500, learning_rate=3.0, patience=1)
         save("rq", kind="rq")
         return

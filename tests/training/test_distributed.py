@@ -82,14 +82,16 @@ def test_decisions_of_the_main_process_are_those_of_all(tmp_path: Path) -> None:
     """By the clock, out of patience, back from NaN: nobody is left waiting, and all have one codec."""
     make_table(tmp_path)
     done = launch(ROOT / "tests/launched.py", tmp_path, "slow")
-    assert "went back to the weights of step" in done.stderr
+    recoveries = [line for line in done.stderr.splitlines() if "went back to the weights of" in line]
+    assert recoveries
+    assert len(set(recoveries)) == len(recoveries), "only the main process speaks"
     assert_close(of_both(tmp_path, "long"), train_small(tmp_path, epochs=40, learning_rate=1e-3))
     assert_close(
         of_both(tmp_path, "qinco"),
         train_small(tmp_path, kind="qinco", num_partitions=0, epochs=10),
     )
     assert of_both(tmp_path, "clock").report.epochs > 0
-    assert of_both(tmp_path, "diverged").report.epochs == 12
+    assert of_both(tmp_path, "diverged").report.epochs == 1
     assert of_both(tmp_path, "impatient").report.epochs == pytest.approx(50 / 9)
     assert of_both(tmp_path, "rq").config.kind == "rq"
 
