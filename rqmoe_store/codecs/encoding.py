@@ -24,8 +24,8 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 _BLOCK = 32
 """Candidates per vector that the experts score at a time."""
 
-_CPU_BYTES, _GPU_BYTES = 2**23, 2**31
-"""What one chunk may occupy: about a CPU's second-level caches, a small part of a GPU's memory."""
+_CPU_BYTES, _GPU_BYTES = 2**24, 2**31
+"""What one chunk may occupy: about a CPU's last-level cache, a small part of a GPU's memory."""
 
 _MOST_ROWS = 2**14
 
@@ -33,6 +33,8 @@ _MOST_ROWS = 2**14
 @dataclasses.dataclass(frozen=True)
 class _Beam:
     residual_BRX: Tensor
+    distance_BR: Tensor
+    """Squared lengths of the residuals."""
     condition_BRE: Tensor
     codes_BRM: Tensor
 
@@ -91,6 +93,7 @@ def encode(
     residual_BX = tables.enter(vectors_BD - quantizer.partition_offset(partitions_B))
     state = _Beam(
         residual_BX.unsqueeze(1),
+        residual_BX.square().sum(dim=1, keepdim=True),
         quantizer.initial_condition(partitions_B).unsqueeze(1),
         torch.empty(len(vectors_BD), 1, 0, dtype=torch.long, device=vectors_BD.device),
     )
@@ -110,14 +113,15 @@ def encode(
 
 def _candidates(tables: EncodingTables, state: _Beam, step: int, count: int | None) -> _Candidates:
     """The `count` best continuations as the undeformed codewords rank them; None for all of them."""
-    norms_BR1 = state.residual_BRX.square().sum(dim=2, keepdim=True)
-    products_BRK = state.residual_BRX @ tables.codebooks_MKX[step].T
-    distance_BP = products_BRK.mul_(-2).add_(norms_BR1).add_(tables.norms_MK[step]).flatten(1)
-    size = len(tables.codebooks_MKX[step])
+    codebook_KX, size = tables.codebooks_MKX[step], tables.codebooks_MKX.shape[1]
+    distance_PK = torch.addmm(
+        tables.norms_MK[step], state.residual_BRX.flatten(0, 1), codebook_KX.T, alpha=-2
+    )
+    distance_BP = distance_PK.add_(state.distance_BR.view(-1, 1)).view(len(state.residual_BRX), -1)
     if count is None:
         pairs_BA = torch.arange(distance_BP.shape[1], device=distance_BP.device).expand_as(distance_BP)
         return _Candidates(distance_BP, pairs_BA // size, pairs_BA % size)
-    best = distance_BP.topk(min(count, distance_BP.shape[1]), dim=1, largest=False)
+    best = distance_BP.topk(min(count, distance_BP.shape[1]), dim=1, largest=False, sorted=False)
     return _Candidates(best.values, best.indices // size, best.indices % size)
 
 
@@ -137,6 +141,9 @@ def _best_deformed(
         block, left_BAW = _deformed(quantizer, tables, state, step, block)
         if best is not None:
             block, left_BAW = _joined(best, block), torch.cat([best_BRW, left_BAW], dim=1)
+        if block.distance_BA.shape[1] <= keep:
+            best, best_BRW = block, left_BAW  # all of them; in which order does not matter
+            continue
         distance_BR, column_BR = block.distance_BA.topk(
             min(keep, block.distance_BA.shape[1]), dim=1, largest=False
         )
@@ -172,7 +179,7 @@ def _deformed(
     if tables.subspace_WD is not None:
         rest_BA = block.distance_BA - left_BAW.square().sum(dim=2)
     left_BAW.flatten(0, 1).addmm_(gated_1XG[0], contract_GW, alpha=-1)
-    distance_BA = left_BAW.square().sum(dim=2) + rest_BA
+    distance_BA = torch.linalg.vector_norm(left_BAW, dim=2).square() + rest_BA
     return dataclasses.replace(block, distance_BA=distance_BA), left_BAW
 
 
@@ -202,6 +209,7 @@ def _continued(
     increment_BRE = quantizer.condition_increment(step, chosen.index_BA, codewords_BRD)
     return _Beam(
         residual_BRX,
+        chosen.distance_BA,
         _rows(state.condition_BRE, chosen.source_BA).add_(increment_BRE),
         torch.cat([_rows(state.codes_BRM, chosen.source_BA), chosen.index_BA.unsqueeze(2)], dim=2),
     )
