@@ -134,11 +134,14 @@ def _best_deformed(
     keep: int,
 ) -> tuple[_Candidates, Tensor]:
     """The `keep` best candidates once deformed, and their residuals (B, R, X)."""
+    folded, expert_step = tables.folded, step - quantizer.first_expert_step
+    assert folded is not None, "this step has experts"
+    condition_BRF = state.condition_BRE @ folded.condition_SEF[expert_step]
     best: _Candidates | None = None
     best_BRW = state.residual_BRX[:, :0]  # what is left in the coordinates that deformations change
     for start in range(0, candidates.index_BA.shape[1], _BLOCK):
         block = candidates[start : start + _BLOCK]
-        block, left_BAW = _deformed(quantizer, tables, state, step, block)
+        block, left_BAW = _deformed(quantizer, tables, state, step, block, condition_BRF)
         if best is not None:
             block, left_BAW = _joined(best, block), torch.cat([best_BRW, left_BAW], dim=1)
         if block.distance_BA.shape[1] <= keep:
@@ -160,14 +163,18 @@ def _best_deformed(
 
 
 def _deformed(
-    quantizer: ResidualQuantizer, tables: EncodingTables, state: _Beam, step: int, block: _Candidates
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    state: _Beam,
+    step: int,
+    block: _Candidates,
+    condition_BRF: Tensor,
 ) -> tuple[_Candidates, Tensor]:
     """The candidates with their true distances, and what they leave (B, A, W) of the changed
-    coordinates."""
+    coordinates; `condition_BRF` is the beam entries' share of the first-layer features."""
     folded, contract_SGW = tables.folded, tables.contract_SGW
     assert folded is not None and contract_SGW is not None, "this step has experts"
     expert_step = step - quantizer.first_expert_step
-    condition_BRF = state.condition_BRE @ folded.condition_SEF[expert_step]
     features_BAF = functional.embedding(block.index_BA, folded.codeword_SKF[expert_step])
     features_BAF = features_BAF.add_(_rows(condition_BRF, block.source_BA))
     gated_1XG = folded.gated(features_BAF.flatten(0, 1).unsqueeze(0), expert_step)

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rqmoe_store.codecs import encoding
 from rqmoe_store.codecs.artefact import Artefact
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, fit_tables
-from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.encoder import encode_vectors
 from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
@@ -29,7 +28,6 @@ from rqmoe_store.training.sampler import count_vectors, sample_vectors
 from rqmoe_store.training.start import fresh_start, resumed_start
 from rqmoe_store.training.workers import Workers, join_workers
 
-_CHUNK_ROWS = 256
 _CALIBRATION_PRESELECT = 4
 
 
@@ -161,7 +159,14 @@ def _finish(
 ) -> Codec:
     """The codec: weights as they are stored, look-up tables fitted on training codes, and the report."""
     quantizer.round_weights()
-    calibration = _calibration_codes(quantizer, training_nD[:CALIBRATION_ROWS])
+    # Beam 1 is close enough for fitting tables and much quicker.
+    calibration = encode_vectors(
+        quantizer,
+        encoding_tables(quantizer, quantizer.fold()),
+        training_nD[:CALIBRATION_ROWS],
+        beam=1,
+        preselect=_CALIBRATION_PRESELECT,
+    )
     used = [len(np.unique(calibration.codes[:, step])) for step in range(quantizer.num_steps)]
     centred_nD = validation_nD - validation_nD.mean(dim=0)
     tables = fit_tables(quantizer, calibration)
@@ -176,20 +181,6 @@ def _finish(
         seconds=time.monotonic() - started,
     )
     return Codec(quantizer, tables, calibration, report)
-
-
-@torch.inference_mode()
-def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Codes:
-    """Codes of training vectors; beam 1 is close enough for fitting tables and much quicker."""
-    tables = encoding_tables(quantizer, quantizer.fold())
-    codes, partitions = [], []
-    for chunk_BD in quantizer.normalize(vectors_nD).split(_CHUNK_ROWS):
-        codes_BM, partitions_B = encoding.encode(
-            quantizer, tables, chunk_BD, beam=1, preselect=_CALIBRATION_PRESELECT
-        )
-        codes.append(codes_BM.cpu().numpy().astype(np.uint8))
-        partitions.append(partitions_B.cpu().numpy().astype(np.int32))
-    return Codes(np.concatenate(codes), np.concatenate(partitions))
 
 
 def _on_all(workers: Workers, codec: Codec | None) -> Codec:
