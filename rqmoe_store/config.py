@@ -47,7 +47,7 @@ class CodecConfig:
     rows and network_dim from there on."""
     network_dim: int | None = None
     """Width in which the experts work; None for min(dim, 384)."""
-    beam: int = 4
+    beam: int = 3
     """Default number of partial encodings kept per vector: more take longer and lower the error."""
     preselect: Preselect = "beam"
     """Default number of (beam, codeword) pairs per vector and step that the experts score: "beam"

@@ -10,7 +10,7 @@ PresetName = Literal["fast", "balanced", "best"]
 
 _PRESETS: dict[PresetName, dict[str, Any]] = {
     "fast": {"max_minutes": 3.0, "beam": 2},
-    "balanced": {"max_minutes": 15.0, "beam": 4},
+    "balanced": {"max_minutes": 15.0, "beam": 3},
     "best": {"max_minutes": 60.0, "beam": 16},
 }
 
@@ -18,9 +18,9 @@ _PRESETS: dict[PresetName, dict[str, Any]] = {
 def preset(name: PresetName, **changes: Any) -> tuple[CodecConfig, TrainConfig]:
     """Settings of codec and training.
 
-    - "fast": 3 minutes of training, and encoding at about twice the speed of "balanced".
+    - "fast": 3 minutes of training, and encoding at about 1.5 times the speed of "balanced".
     - "balanced": 15 minutes; everything else as CodecConfig and TrainConfig have it.
-    - "best": an hour, and encoding at about a quarter of the speed of "balanced".
+    - "best": an hour, and encoding at about a fifth of the speed of "balanced".
 
     All three cost the same to store, to decode and to search.
 

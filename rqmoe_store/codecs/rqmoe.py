@@ -37,7 +37,7 @@ class RQMoE(ResidualQuantizer):
         return self.partition_components_PE.new_zeros(len(partitions_B), self.condition_dim)
 
     def condition_increment(self, step: int, indices: Tensor, codewords: Tensor | None) -> Tensor:
-        return self.expert_components_MKE[step, indices]
+        return functional.embedding(indices, self.expert_components_MKE[step])
 
     @torch.no_grad()
     def start_experts(self) -> None:
