@@ -1,15 +1,17 @@
 """`CompressedTable`, the public face of storing and searching, and the two ways to get one."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Self
 
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.search.query import CompressedQuery
-from rqmoe_store.search.snapshot import Snapshots
+from rqmoe_store.search.source import Cache, bytes_allowed, source_of
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.compress import compress as _compress
+from rqmoe_store.store.statistics import TableStats
 from rqmoe_store.store.table import StoredTable
 
 
@@ -21,7 +23,31 @@ class CompressedTable(StoredTable):
 
     def __init__(self, table: LanceTable, codec: Codec, columns: CodeColumns) -> None:
         super().__init__(table, codec, columns)
-        self._snapshots = Snapshots(table)
+        self._source = source_of(self)
+        self.use_cache()
+
+    def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
+        """Choose where searches through this handle read codes; returns the table itself.
+
+        In memory they take `code_bytes` + 8 bytes per row, once for all handles of this process, are
+        loaded by the first search and follow every change of the table. On disk only the probed
+        partitions are read, for every query. Both give the same results.
+
+        Args:
+            cache: "memory" or "disk".
+            memory_budget: bytes; a table whose codes would take more is searched on disk. None for a
+                quarter of the machine's memory.
+
+        Raises:
+            InvalidInputError: another word, or a budget that is not a number of bytes.
+        """
+        self._memory_budget = bytes_allowed(cache, memory_budget)
+        return self
+
+    def stats(self) -> TableStats:
+        """Rows, bytes and quality of this table, measured now."""
+        resident = self._source.resident
+        return dataclasses.replace(super().stats(), resident_bytes=resident.nbytes if resident else 0)
 
     def search(self, query: Any) -> CompressedQuery:
         """Start a nearest-neighbour query; options follow as in LanceDB, then `to_pandas()` or alike.
@@ -36,7 +62,7 @@ class CompressedTable(StoredTable):
             InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
                 an empty batch.
         """
-        return CompressedQuery(self, query, self._snapshots)
+        return CompressedQuery(self, query, self._source, self._memory_budget)
 
 
 def compress(
@@ -71,11 +97,19 @@ def compress(
     )
 
 
-def open_table(db: DBConnection, name: str) -> CompressedTable:
+def open_table(
+    db: DBConnection, name: str, *, cache: Cache = "memory", memory_budget: int | None = None
+) -> CompressedTable:
     """Open the compressed table `name`; its codec is read from the same database.
+
+    Args:
+        db: the database, as opened by `lancedb.connect`.
+        name: the table.
+        cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
 
     Raises:
         TableError: no such table, or not a compressed one.
         ArtefactError: its codec is not in the database, is damaged, or is another one.
+        InvalidInputError: an unknown `cache` or a budget that is not a number of bytes.
     """
-    return CompressedTable.open(db, name)
+    return CompressedTable.open(db, name).use_cache(cache, memory_budget)

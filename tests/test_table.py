@@ -87,11 +87,11 @@ def test_added_rows_are_found_and_null_vectors_are_not(store: CompressedTable) -
 
 
 def test_a_query_reads_one_version(store: CompressedTable) -> None:
-    pinned = store._snapshots.current()
-    assert store._snapshots.current() is pinned
+    pinned = store._source.current(0).snapshot
+    assert store._source.current(0).snapshot is pinned
     store.delete("id < 100")
-    assert pinned.count_rows() == ROWS
-    assert store._snapshots.current().count_rows() == ROWS - 100
+    assert pinned.table.count_rows() == ROWS
+    assert store._source.current(0).snapshot.table.count_rows() == ROWS - 100
 
 
 def test_the_plain_handle_stays_writable(store: CompressedTable) -> None:

@@ -9,6 +9,7 @@ selects sum to its reconstruction:  x_hat ~ A^0[p] + sum_m A^m[i_m].  An extra c
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,48 +20,69 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 
+SMALLEST_SQUARE = np.float32(1e-12)
+"""Squared lengths below this count as this: they are sums of approximations, and may come out negative."""
+
 _ITERATIONS = 24
-_COLUMNS_BY_STEP = 2
 _RIDGE = 1.0  # pseudo-observations of the initial guess per row: rare codewords stay close to it
 
 
 @dataclasses.dataclass(frozen=True)
 class LookupTables:
-    """What every table row adds to the score of a code, for a batch of queries."""
+    """What every table row adds to the score of a code, for a batch of queries: arrays, on the CPU."""
 
     metric: Metric
-    scores_TX: Tensor
-    """One column per query, and under "cosine" one more for the squared norm."""
-    constants_Q: Tensor
+    scores_QT: Float32Array
+    """Sums of the selected rows, plus the constant, are approximate distances under "l2" and "dot", and
+    inner products under "cosine"."""
+    norms_T: Float32Array
+    """Sums of the selected rows are squared lengths; under "cosine" only, else empty."""
+    constants_Q: Float32Array
     """What is added to every sum of a query."""
     num_partitions: int
     codebook_size: int
 
     def score(self, codes: Codes) -> Float32Array:
         """Approximate distances (Q, n), float32, in LanceDB's definition of the metric."""
-        sums_nX = self._sums(codes)
-        if self.metric == "cosine":
-            lengths_n1 = sums_nX[:, -1:].clamp_min(1e-12).sqrt()
-            sums_nX = 1 - sums_nX[:, :-1] / lengths_n1
-        return np.ascontiguousarray((sums_nX + self.constants_Q).T.cpu().numpy(), dtype=np.float32)
+        sums_Qn = self._sums(self.scores_QT, codes) + self.constants_Q[:, None]
+        if self.metric != "cosine":
+            return sums_Qn
+        squares_1n = self._sums(self.norms_T[None], codes)
+        lengths_1n = np.sqrt(np.maximum(squares_1n, SMALLEST_SQUARE))
+        return np.asarray(1 - sums_Qn / lengths_1n, dtype=np.float32)
 
-    def _sums(self, codes: Codes) -> Tensor:
-        """Sum of the selected rows (n, X)."""
-        on_cpu = self.scores_TX.device.type == "cpu"
-        if not on_cpu or self.scores_TX.shape[1] > _COLUMNS_BY_STEP:
-            device = self.scores_TX.device
-            rows_nM = table_rows(codes, self.num_partitions, self.codebook_size, device)
-            return functional.embedding_bag(rows_nM.long(), self.scores_TX, mode="sum")
-        # One or two columns leave a bag nothing to vectorise: look-ups with the code bytes
-        # themselves, step by step in the same order, take an eighth of its time.
-        scores_XT = self.scores_TX.T.contiguous().numpy()
+    @property
+    def num_steps(self) -> int:
+        """Code bytes that the tables are for."""
+        return int(self.scores_QT.shape[1] - self.num_partitions) // self.codebook_size
+
+    def of(self, queries: Sequence[int]) -> "LookupTables":
+        """The tables of some of the queries."""
+        return dataclasses.replace(
+            self, scores_QT=self.scores_QT[queries], constants_Q=self.constants_Q[queries]
+        )
+
+    def scores_of(self, query: int) -> tuple[Float32Array, Float32Array]:
+        """What one query's distances begin with in every partition (P,), constant included, and what
+        codewords add to it (M, K)."""
+        by_partition, by_step = self._by_step(self.scores_QT[query])
+        return by_partition + self.constants_Q[query], by_step
+
+    @property
+    def norms(self) -> tuple[Float32Array, Float32Array]:
+        """The same for squared lengths; empty unless under "cosine"."""
+        return self._by_step(self.norms_T)
+
+    def _by_step(self, table_T: Float32Array) -> tuple[Float32Array, Float32Array]:
+        by_step = table_T[self.num_partitions :].reshape(-1, self.codebook_size)
+        return table_T[: self.num_partitions], by_step
+
+    def _sums(self, scores_XT: Float32Array, codes: Codes) -> Float32Array:
         sums_Xn = np.take(scores_XT, codes.partitions, axis=1)
         for step in range(codes.codes.shape[1]):
             start = self.num_partitions + step * self.codebook_size
-            step_XK = scores_XT[:, start : start + self.codebook_size]
-            for column, sums_n in enumerate(sums_Xn):
-                sums_n += np.take(step_XK[column], codes.codes[:, step])
-        return torch.from_numpy(sums_Xn).T
+            sums_Xn += np.take(scores_XT[:, start : start + self.codebook_size], codes.codes[:, step], axis=1)
+        return sums_Xn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +107,21 @@ class AdditiveTables:
 
     def for_queries(self, queries_QD: Tensor, metric: Metric) -> LookupTables:
         """Look-up tables for checked queries (unit length under cosine)."""
-        products_TQ = self.rows_TD @ queries_QD.T
-        zeros_Q = products_TQ.new_zeros(len(queries_QD))
+        scores_QT = queries_QD @ self.rows_TD.T
+        constants_Q = queries_QD.new_zeros(len(queries_QD))
+        norms_T = self.norms_T1[:, 0]
         if metric == "l2":  # ||q||^2 + ||x_hat||^2 - 2 <q, x_hat>
-            scores_TX, constants_Q = self.norms_T1 - 2 * products_TQ, queries_QD.square().sum(dim=1)
+            scores_QT, constants_Q = norms_T - 2 * scores_QT, queries_QD.square().sum(dim=1)
         elif metric == "dot":
-            scores_TX, constants_Q = -products_TQ, zeros_Q + 1
-        else:
-            scores_TX, constants_Q = torch.cat([products_TQ, self.norms_T1], dim=1), zeros_Q
-        return LookupTables(metric, scores_TX, constants_Q, self.num_partitions, self.codebook_size)
+            scores_QT, constants_Q = -scores_QT, constants_Q + 1
+        return LookupTables(
+            metric,
+            scores_QT.cpu().numpy(),
+            (norms_T if metric == "cosine" else norms_T[:0]).cpu().numpy(),
+            constants_Q.cpu().numpy(),
+            self.num_partitions,
+            self.codebook_size,
+        )
 
 
 def table_rows(codes: Codes, num_partitions: int, codebook_size: int, device: torch.device) -> Tensor:

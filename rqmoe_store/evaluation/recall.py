@@ -11,7 +11,6 @@ import numpy.typing as npt
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import METRICS, Metric
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.scan import smallest
 
 Float32Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -98,13 +97,25 @@ def _block_neighbours(
         chunk_ND = as_vectors(vectors[start : start + chunk_rows], dim=queries_QD.shape[1], metric=metric)
         chunk_QN = _all_distances(queries_QD, chunk_ND, metric)
         positions_N = np.arange(start, start + len(chunk_ND), dtype=np.int64)
-        best_QK = np.stack([smallest(chunk_N, positions_N, k) for chunk_N in chunk_QN])
+        best_QK = np.stack([_smallest(chunk_N, positions_N, k) for chunk_N in chunk_QN])
         distances_QK = np.hstack([distances_QK, np.take_along_axis(chunk_QN, best_QK, axis=1)])
         indices_QK = np.hstack([indices_QK, positions_N[best_QK]])
         order_QK = np.lexsort((indices_QK, distances_QK), axis=1)[:, :k]
         distances_QK = np.take_along_axis(distances_QK, order_QK, axis=1)
         indices_QK = np.take_along_axis(indices_QK, order_QK, axis=1)
     return indices_QK, distances_QK
+
+
+def _smallest(scores_N: Float32Array, positions_N: Indices, count: int) -> Indices:
+    """Places of the `count` smallest scores (all when there are fewer), ties broken by position."""
+    if len(scores_N) <= count:
+        return np.arange(len(scores_N))
+    bound = np.partition(scores_N, count - 1)[count - 1]
+    below, ties = np.flatnonzero(scores_N < bound), np.flatnonzero(scores_N == bound)
+    wanted = count - len(below)
+    if wanted < len(ties):
+        ties = ties[np.argpartition(positions_N[ties], wanted - 1)[:wanted]]
+    return np.concatenate([below, ties])
 
 
 def _all_distances(queries_QD: Float32Array, vectors_ND: Float32Array, metric: Metric) -> Float32Array:

@@ -4,6 +4,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from lancedb.table import LanceTable
+
 from rqmoe_store.errors import InvalidInputError
 
 _QUOTED_OR_COMMENT = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*")
@@ -40,6 +44,17 @@ def combined(conditions: Iterable[str]) -> str | None:
 def partition_filter(column: str, partitions: Iterable[int]) -> str:
     """Condition that keeps the rows of the given partitions."""
     return f"{quoted(column)} IN ({', '.join(str(int(partition)) for partition in partitions)})"
+
+
+def row_id_filter(row_ids: npt.NDArray[np.uint64]) -> str:
+    """Condition that keeps the rows of the given ids, of which there must be one."""
+    return f"_rowid IN ({', '.join(map(str, row_ids.tolist()))})"
+
+
+def matching_row_ids(snapshot: LanceTable, where: str) -> npt.NDArray[np.uint64]:
+    """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help."""
+    found = snapshot.to_lance().scanner(columns=[], with_row_id=True, filter=where).to_table()
+    return np.sort(found["_rowid"].to_numpy())
 
 
 def quoted(column: str) -> str:

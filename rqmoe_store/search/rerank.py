@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import Metric
-from rqmoe_store.search.scan import CodeBatch
+from rqmoe_store.search.segments import CodeBatch
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -53,7 +53,7 @@ def exact_distances(query_D: Float32Array, vectors_SD: Float32Array, metric: Met
     return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
 
 
-def rerank(codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatch | None]) -> list[Hits]:
+def rerank(codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatch]) -> list[Hits]:
     """Every query's shortlist ordered by (exact distance, row id).
 
     Rows whose distance is undefined (NaN) are left out, as LanceDB does.
@@ -61,15 +61,15 @@ def rerank(codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatc
     Args:
         codec: decodes the union of the shortlists, each row once.
         queries_QD: float32 (Q, D), checked by `as_vectors`.
-        shortlists: one per query, None when empty.
+        shortlists: one per query.
     """
     hits: list[Hits] = []
     for turn in _turns(shortlists):
-        filled = [shortlist for shortlist in shortlists[turn] if shortlist is not None]
+        filled = [shortlist for shortlist in shortlists[turn] if len(shortlist)]
         if filled:
             row_ids_U, vectors_UD = _decode_union(codec, filled)
         for query_D, shortlist in zip(queries_QD[turn], shortlists[turn], strict=True):
-            if shortlist is None:
+            if len(shortlist) == 0:
                 hits.append(Hits(np.empty(0, np.uint64), np.empty(0, np.float32)))
                 continue
             vectors_SD = vectors_UD[np.searchsorted(row_ids_U, shortlist.row_ids_N)]
@@ -103,10 +103,10 @@ def _distances(
     return 1 - products_S
 
 
-def _turns(shortlists: Sequence[CodeBatch | None]) -> Iterator[slice]:
+def _turns(shortlists: Sequence[CodeBatch]) -> Iterator[slice]:
     start, rows = 0, 0
     for position, shortlist in enumerate(shortlists):
-        size = 0 if shortlist is None else len(shortlist)
+        size = len(shortlist)
         if position > start and rows + size > MAX_DECODED:
             yield slice(start, position)
             start, rows = position, 0

@@ -1,156 +1,195 @@
-"""Look-up-table scan: streams of codes in, one shortlist of promising rows per query out.
+"""Look-up-table scan: codes in, one shortlist of promising rows per query out.
 
-Shape suffixes: Q queries, N rows of a batch, P partitions, S shortlist.
+Shape suffixes: Q queries, P partitions, R runs of rows, S rows of a shortlist.
 
-Rows are ordered by (score, row id), a total order, so a shortlist depends neither on how the stream is
-cut into batches nor on the order in which rows arrive.
+Rows are ordered by (score, row id), a total order, so a shortlist depends neither on how rows are cut
+into segments nor on how many threads scan them.
 """
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.search.kernels import nearest_rows
+from rqmoe_store.search.segments import (
+    CodeBatch,
+    Mask,
+    Positions,
+    RowIds,
+    Selection,
+    concatenated,
+    no_rows,
+)
 
 Float32Array = npt.NDArray[np.float32]
-RowIds = npt.NDArray[np.uint64]
-Positions = npt.NDArray[np.intp]
 
-MAX_SCORES = 2**23
-"""Scores held at a time (32 MiB): rows are scored in slices so that many queries stay in memory."""
+_ROWS_PER_TASK = 65_536
+"""A query is not split into parts smaller than this: handing out work costs time, too."""
+
+
+class _Side(NamedTuple):
+    """Scores low <= score < high, the smallest of sign * score first."""
+
+    low: np.float32
+    high: np.float32
+    sign: np.float32
 
 
 @dataclasses.dataclass(frozen=True)
-class CodeBatch:
-    """Rows as they come from the table; every row has a code."""
+class _Runs:
+    """Runs of rows, each within one partition."""
 
-    row_ids_N: RowIds
-    codes: Codes
+    starts_R: Positions
+    stops_R: Positions
+    partitions_R: Positions
 
-    def __getitem__(self, rows: slice | npt.NDArray[np.intp]) -> "CodeBatch":
-        return CodeBatch(self.row_ids_N[rows], self.codes[rows])
+    @property
+    def rows(self) -> int:
+        return int((self.stops_R - self.starts_R).sum())
+
+    def cut(self, parts: int) -> "Iterator[_Runs]":
+        """The same rows in parts of about equal size."""
+        ends_R = np.cumsum(self.stops_R - self.starts_R)
+        before_R = ends_R - (self.stops_R - self.starts_R)
+        edges = [self.rows * part // parts for part in range(parts + 1)]
+        for low, high in itertools.pairwise(edges):
+            starts_R = self.starts_R + np.maximum(low - before_R, 0)
+            stops_R = self.stops_R - np.maximum(ends_R - high, 0)
+            some = starts_R < stops_R
+            yield _Runs(starts_R[some], stops_R[some], self.partitions_R[some])
+
+
+class _Task(NamedTuple):
+    query: int
+    side: int
+    runs: _Runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortlist:
+    """The most promising rows of one query, in any order, with their signed scores."""
+
+    scores_S: Float32Array
+    rows: CodeBatch
 
     def __len__(self) -> int:
-        return len(self.row_ids_N)
+        return len(self.rows)
 
+    def best(self, size: int) -> "Shortlist":
+        """The `size` smallest scores; of equal ones, those of the smallest row ids."""
+        if len(self) <= size:
+            return self
+        best_S = np.lexsort((self.rows.row_ids_N, self.scores_S))[:size]
+        return Shortlist(self.scores_S[best_S], self.rows[best_S])
 
-@dataclasses.dataclass(frozen=True)
-class QueryGroup:
-    """Queries that consider the same rows, with their look-up tables."""
+    def only(self, row_ids: RowIds) -> "Shortlist":
+        """Those of the rows that have one of the given ids."""
+        kept_S = np.flatnonzero(np.isin(self.rows.row_ids_N, row_ids))
+        return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
 
-    positions: Sequence[int]
-    """Which queries of the batch these are; row i of a score belongs to positions[i]."""
-    tables: LookupTables
-    probed_P: npt.NDArray[np.bool_] | None
-    """Which partitions these queries consider; None for all."""
-
-
-def smallest(scores_N: Float32Array, row_ids_N: npt.NDArray[np.integer], count: int) -> Positions:
-    """Positions of the `count` smallest scores (all when there are fewer), ties broken by row id.
-
-    Args:
-        scores_N: float32 (N,), free of NaN.
-        row_ids_N: integers (N,), distinct.
-
-    Returns:
-        Positions in no particular order.
-    """
-    if len(scores_N) <= count:
-        return np.arange(len(scores_N))
-    bound = np.partition(scores_N, count - 1)[count - 1]
-    below = np.flatnonzero(scores_N < bound)
-    ties = np.flatnonzero(scores_N == bound)
-    wanted = count - len(below)
-    if wanted < len(ties):
-        ties = ties[np.argpartition(row_ids_N[ties], wanted - 1)[:wanted]]
-    return np.concatenate([below, ties])
-
-
-class Shortlist:
-    """The best `size` rows of one query seen so far, with their codes."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.scores_S: Float32Array = np.empty(0, np.float32)
-        self.rows: CodeBatch | None = None
-        self._bound = np.float32(np.inf)
-
-    def add(self, scores_N: Float32Array, rows: CodeBatch) -> None:
-        """Consider the rows of a batch; rows with a NaN score are passed over."""
-        near = np.flatnonzero(scores_N <= self._bound)
-        near = near[smallest(scores_N[near], rows.row_ids_N[near], self.size)]
-        if len(near) == 0:
-            return
-        scores_S, rows = scores_N[near], rows[near]
-        if self.rows is not None:
-            scores_S = np.concatenate([self.scores_S, scores_S])
-            rows = _concatenate([self.rows, rows])
-            best = smallest(scores_S, rows.row_ids_N, self.size)
-            scores_S, rows = scores_S[best], rows[best]
-        self.scores_S, self.rows = scores_S, rows
-        if len(rows) == self.size:
-            self._bound = scores_S.max()
+    def joined(self, other: "Shortlist") -> "Shortlist":
+        """Both together."""
+        if not len(other):
+            return self
+        scores_S = np.concatenate([self.scores_S, other.scores_S])
+        return Shortlist(scores_S, concatenated([self.rows, other.rows]))
 
 
 def scan(
-    batches: Iterable[CodeBatch], groups: Sequence[QueryGroup], size: int, lower: float | None = None
-) -> list[CodeBatch | None]:
+    selections: Iterable[Selection],
+    tables: LookupTables,
+    probed_QP: Mask,
+    size: int,
+    lower: float | None = None,
+) -> list[Shortlist]:
     """The shortlist of every query: the `size` rows of smallest approximate distance.
 
     With `lower` a query keeps the `size` nearest rows beyond that distance and the `size` farthest
     within it: scores are approximate, so exact distances decide later on which side a row belongs.
 
     Args:
-        batches: stream of rows; read once, one batch in memory at a time.
-        groups: every query position 0..Q-1 in exactly one group.
+        selections: rows to consider; read once, so that they may come from a stream.
+        tables: of Q queries.
+        probed_QP: bool (Q, P), the partitions that every query considers.
+        size: rows kept per query, and with `lower` per side.
+        lower: a distance in the codec's metric.
 
     Returns:
-        For every query its rows in no particular order, None when there were none.
+        One per query.
     """
-    count = sum(len(group.positions) for group in groups)
-    nearest = [Shortlist(size) for _ in range(count)]
-    within = [Shortlist(size) for _ in range(count)] if lower is not None else []
-    for batch in batches:
-        for group in groups:
-            for rows in _slices(_considered(batch, group.probed_P), len(group.positions)):
-                scores_QN = group.tables.score(rows.codes)
-                for position, scores_N in zip(group.positions, scores_QN, strict=True):
-                    if lower is None:
-                        nearest[position].add(scores_N, rows)
-                        continue
-                    beyond_N = scores_N >= lower
-                    nearest[position].add(np.where(beyond_N, scores_N, np.float32(np.nan)), rows)
-                    within[position].add(np.where(beyond_N, np.float32(np.nan), -scores_N), rows)
+    sides = _sides(lower)
+    none = Shortlist(np.empty(0, np.float32), no_rows(tables.num_steps))
+    best = [[none for _ in sides] for _ in probed_QP]
+    for selection in selections:
+        tasks = list(_tasks(selection, probed_QP, len(sides)))
+        found = _together(
+            functools.partial(_nearest, selection, tables, task, sides[task.side], size) for task in tasks
+        )
+        for task, part in zip(tasks, found, strict=True):
+            best[task.query][task.side] = best[task.query][task.side].joined(part).best(size)
+    return [functools.reduce(Shortlist.joined, parts) for parts in best]
+
+
+def _sides(lower: float | None) -> list[_Side]:
+    everything = np.float32(-np.inf), np.float32(np.inf)
     if lower is None:
-        return [shortlist.rows for shortlist in nearest]
-    return [_join(far.rows, near.rows) for far, near in zip(nearest, within, strict=True)]
+        return [_Side(*everything, np.float32(1))]
+    bound = np.float32(lower)
+    return [_Side(bound, everything[1], np.float32(1)), _Side(everything[0], bound, np.float32(-1))]
 
 
-def _considered(batch: CodeBatch, probed_P: npt.NDArray[np.bool_] | None) -> CodeBatch:
-    if probed_P is None:
-        return batch
-    return batch[np.flatnonzero(probed_P[batch.codes.partitions])]
+def _tasks(selection: Selection, probed_QP: Mask, num_sides: int) -> Iterator[_Task]:
+    """What can be done side by side: every query, in parts where there are more threads than queries."""
+    parts_wanted = -(-torch.get_num_threads() // (len(probed_QP) * num_sides))
+    for query, probed_P in enumerate(probed_QP):
+        partitions_R = np.flatnonzero(probed_P)
+        starts_P = selection.segment.starts_P
+        runs = _Runs(starts_P[partitions_R], starts_P[partitions_R + 1], partitions_R)
+        parts = min(parts_wanted, 1 + runs.rows // _ROWS_PER_TASK)
+        for part in runs.cut(parts):
+            for side in range(num_sides):
+                yield _Task(query, side, part)
 
 
-def _slices(rows: CodeBatch, num_queries: int) -> Iterator[CodeBatch]:
-    step = max(1, MAX_SCORES // num_queries)
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
-
-
-def _join(first: CodeBatch | None, second: CodeBatch | None) -> CodeBatch | None:
-    parts = [part for part in (first, second) if part is not None]
-    return _concatenate(parts) if parts else None
-
-
-def _concatenate(parts: Sequence[CodeBatch]) -> CodeBatch:
-    return CodeBatch(
-        row_ids_N=np.concatenate([part.row_ids_N for part in parts]),
-        codes=Codes(
-            codes=np.concatenate([part.codes.codes for part in parts]),
-            partitions=np.concatenate([part.codes.partitions for part in parts]),
-        ),
+def _nearest(selection: Selection, tables: LookupTables, task: _Task, side: _Side, size: int) -> Shortlist:
+    segment, runs = selection.segment, task.runs
+    by_partition, by_step = tables.scores_of(task.query)
+    norms_P, norms_MK = tables.norms
+    scores_S, positions_S = nearest_rows(
+        segment.codes_NM,
+        segment.row_ids_N,
+        np.empty(0, dtype=bool) if selection.allowed_N is None else selection.allowed_N,
+        runs.starts_R,
+        runs.stops_R,
+        by_partition[runs.partitions_R],
+        by_step,
+        norms_P[runs.partitions_R] if len(norms_P) else norms_P,
+        norms_MK,
+        side.low,
+        side.high,
+        side.sign,
+        min(size, runs.rows),
     )
+    return Shortlist(scores_S, segment.rows(positions_S))
+
+
+def _together(tasks: Iterable[Callable[[], Shortlist]]) -> list[Shortlist]:
+    tasks = list(tasks)
+    if len(tasks) == 1 or torch.get_num_threads() == 1:
+        return [task() for task in tasks]
+    return list(_threads(os.getpid()).map(lambda task: task(), tasks))
+
+
+@functools.cache
+def _threads(process: int) -> concurrent.futures.ThreadPoolExecutor:
+    """The threads of this process; a forked one has none of its parent's."""
+    return concurrent.futures.ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="rqmoe-scan")

@@ -1,8 +1,9 @@
-"""One version of a table for all reads of a query, and the codes it holds.
+"""One version of a table for all reads of a query, and reading codes from it.
 
-Shape suffixes: N rows of a batch, V of them with a vector.
+Shape suffixes: N rows of a batch.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,8 @@ from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.search.scan import CodeBatch
+from rqmoe_store.errors import TableError
+from rqmoe_store.search.segments import CodeBatch, RowIds
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 
@@ -18,27 +20,82 @@ _SCAN_ROWS = 131_072
 """Rows per batch of the code scan: large enough for speed, a few MB of codes in memory."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A version of a table."""
+
+    table: LanceTable
+    """A handle that stays at this version, whatever is written to the table."""
+    version: int
+    transaction: str
+    """Which write made the version. A table that was dropped and made again has the same version numbers."""
+
+    @classmethod
+    def of(cls, table: LanceTable) -> "Snapshot":
+        """The version that a pinned handle is at."""
+        return cls(table, table.version, _transaction(table))
+
+
 class Snapshots:
-    """Handles on a table that stay at the version it had when they were asked for."""
+    """The newest version of a table, again and again."""
 
     def __init__(self, table: LanceTable) -> None:
-        self._table = table
-        self._pinned: tuple[int, Table] | None = None
+        self._name, self._branch = table.name, table.current_branch()
+        self._database = databases.database_of(table)
+        # A handle of our own: moving it to the newest version does not move the user's.
+        self._newest = self._open()
+        self._pinned = self._pin()
 
-    def current(self) -> Table:
-        """A handle pinned to the present version; writes to the table do not move it."""
-        version = self._table.version
-        if self._pinned is None or self._pinned[0] != version:
-            self._pinned = version, self._open(version)
-        return self._pinned[1]
+    def newest(self) -> Snapshot:
+        """The version that the table has now, whichever process made it.
 
-    def _open(self, version: int) -> Table:
-        database = databases.database_of(self._table)
-        return database.open_table(self._table.name, branch=self._table.current_branch(), version=version)
+        Raises:
+            TableError: the table was dropped.
+        """
+        try:
+            self._newest.checkout_latest()  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            self._newest = self._open()  # raises when the table is gone
+        if self._newest.version != self._pinned.version:
+            self._pinned = self._pin()
+        return self._pinned
+
+    def is_lost(self, snapshot: Snapshot | None) -> bool:
+        """Whether a version cannot be read any more: its files were cleaned up, or the table replaced.
+
+        `newest` is then another version. None stands for the one that `newest` gave last. Raises
+        TableError when the table was dropped.
+        """
+        snapshot, table = snapshot or self._pinned, self._open()
+        if any(entry["version"] == snapshot.version for entry in table.list_versions()):
+            table = self._open(snapshot.version)
+            if _transaction(table) == snapshot.transaction:
+                return False
+        self._newest = self._open()
+        self._pinned = self._pin()
+        return True
+
+    def _pin(self) -> Snapshot:
+        return Snapshot.of(self._open(self._newest.version))
+
+    def _open(self, version: int | None = None) -> LanceTable:
+        table = databases.open_if_exists(self._database, self._name, branch=self._branch, version=version)
+        if table is None:
+            raise TableError(
+                f"Table {self._name!r} is no longer in {self._database.uri!r}: it was dropped or renamed "
+                "after it was opened. Open another table."
+            )
+        assert isinstance(table, LanceTable), "a database on disk has tables on disk"
+        return table
+
+
+def _transaction(table: LanceTable) -> str:
+    transaction = table.to_lance().read_transaction(table.version)
+    return "" if transaction is None else str(transaction.uuid)
 
 
 def read_codes(
-    snapshot: Table, columns: CodeColumns, config: CodecConfig, where: str | None
+    snapshot: Table, columns: CodeColumns, config: CodecConfig, where: str | None = None
 ) -> Iterator[CodeBatch]:
     """Stream the codes and row ids of the rows that match `where`; rows without a vector are skipped.
 
@@ -46,16 +103,24 @@ def read_codes(
         InvalidInputError: a code or partition id that the codec does not have.
         TableError: the code columns are missing or of another type.
     """
+    for batch, _ in read_rows(snapshot, columns, config, where):
+        if len(batch):
+            yield batch
+
+
+def read_rows(
+    snapshot: Table, columns: CodeColumns, config: CodecConfig, where: str | None
+) -> Iterator[tuple[CodeBatch, RowIds]]:
+    """Stream what `read_codes` does, and beside it the ids (N,) of all rows, with a vector or without."""
     rows = snapshot.search().select(list(columns.names)).with_row_id(True)
     if where is not None:
         rows = rows.where(where)
     for batch in rows.to_batches(_SCAN_ROWS):
         codes, valid_N = columns.from_arrow(batch)
-        if len(codes) == 0:
-            continue
-        _require_codes(codes, config)
+        if len(codes):
+            _require_codes(codes, config)
         row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
-        yield CodeBatch(row_ids_N[valid_N], codes)
+        yield CodeBatch(row_ids_N[valid_N], codes), row_ids_N
 
 
 def _require_codes(codes: Codes, config: CodecConfig) -> None:

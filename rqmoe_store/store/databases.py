@@ -19,10 +19,12 @@ _IN_MEMORY = "memory:"
 _SUFFIX = ".lance"
 
 
-def open_if_exists(db: DBConnection, name: str) -> Table | None:
-    """Table `name` of `db`, or None when there is no such table."""
+def open_if_exists(
+    db: DBConnection, name: str, *, branch: str | None = None, version: int | None = None
+) -> Table | None:
+    """Table `name` of `db`, at its newest version or pinned to one; None when there is no such table."""
     try:
-        return db.open_table(name)
+        return db.open_table(name, branch=branch, version=version)
     except ValueError as error:
         # LanceDB has no class of its own for this. Listing the tables instead would be wrong: it
         # also names folders that an interrupted write left without a table in them.

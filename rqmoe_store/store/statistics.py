@@ -47,6 +47,8 @@ class TableStats:
     """mse_estimate as a share of the variance of the training vectors."""
     codeword_utilisation: float
     """Share of codewords that stored codes use, 0 to 1, averaged over the steps."""
+    resident_bytes: int = 0
+    """Memory that codes and row ids of this table take in this process now."""
 
     def __str__(self) -> str:
         lines = {
@@ -61,6 +63,7 @@ class TableStats:
             "codec pays for itself": self._break_even(),
             "squared error": f"{self.mse_estimate:.6g} ({self.relative_mse:.1%} of the variance)",
             "codewords in use": f"{self.codeword_utilisation:.1%}",
+            "in memory": _readable(self.resident_bytes),
         }
         width = max(len(label) for label in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())

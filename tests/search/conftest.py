@@ -8,11 +8,11 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from small_tables import source_table, tiny_codec
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.config import CodecConfig, Metric, TrainConfig
+from rqmoe_store.config import Metric
 from rqmoe_store.table import CompressedTable, compress
-from rqmoe_store.training.trainer import train
 
 ROWS, DIM, PARTITIONS = 500, 16, 4
 
@@ -31,26 +31,6 @@ class World:
     @property
     def codec(self) -> Codec:
         return self.store.codec
-
-
-def source_table(vectors: np.ndarray) -> pa.Table:
-    rows = np.arange(len(vectors))
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    return pa.table(
-        {
-            "id": rows,
-            "lang": pa.array(np.where(rows % 3 == 0, "en", "de")),
-            "text": pa.array([f"text {row}" for row in rows]),
-            "vector": lists,
-        }
-    )
-
-
-def tiny_codec(vectors: np.ndarray, metric: Metric, partitions: int) -> Codec:
-    config = CodecConfig(
-        kind="rq", code_bytes=4, codebook_size=16, num_partitions=partitions, metric=metric, beam=2
-    )
-    return train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))
 
 
 def reconstructions(store: CompressedTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

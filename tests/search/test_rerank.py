@@ -37,9 +37,9 @@ def test_near_ties_far_from_the_origin_keep_their_order() -> None:
     assert (np.diff(exact_distances(query, vectors, "l2")) > 0).all()
 
 
-def shortlists(world, sizes: list[int]) -> list[CodeBatch | None]:
+def shortlists(world, sizes: list[int]) -> list[CodeBatch]:
     codes = world.codec.encode(world.vectors[: max(sizes)])
-    return [CodeBatch(world.row_ids[:size], codes[:size]) if size else None for size in sizes]
+    return [CodeBatch(world.row_ids[:size], codes[:size]) for size in sizes]
 
 
 def test_rerank_in_turns_is_the_same(world, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,116 +1,140 @@
-"""The scan: shortlists are the smallest scores, however the stream is cut."""
+"""The scan: shortlists are the smallest scores, however rows are cut and shared out."""
 
 import itertools
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.search.scan import CodeBatch, QueryGroup, Shortlist, scan, smallest
+from rqmoe_store.search import scan as scanning
+from rqmoe_store.search.scan import Shortlist, scan
+from rqmoe_store.search.segments import CodeBatch, Selection, grouped
+
+STEPS, CODEWORDS, PARTITIONS = 3, 4, 3
 
 
-def batch_of(row_ids: np.ndarray, partitions: np.ndarray | None = None, codebook_size: int = 8) -> CodeBatch:
-    codes = (row_ids[:, None] * [3, 5] % codebook_size).astype(np.uint8)
-    parts = np.zeros(len(row_ids), np.int32) if partitions is None else partitions.astype(np.int32)
-    return CodeBatch(row_ids.astype(np.uint64), Codes(codes, parts))
+def rows_of(seed: int, count: int) -> CodeBatch:
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, CODEWORDS, (count, STEPS)).astype(np.uint8)
+    partitions = random.integers(0, PARTITIONS, count).astype(np.int32)
+    return CodeBatch(random.permutation(count * 2)[:count].astype(np.uint64), Codes(codes, partitions))
 
 
-def tables(num_queries: int, num_partitions: int = 1, codebook_size: int = 8) -> LookupTables:
-    generator = torch.Generator().manual_seed(0)
-    height = num_partitions + 2 * codebook_size
+def tables_of(seed: int, queries: int, metric: str = "l2") -> LookupTables:
+    """Few distinct values, so that ties are frequent."""
+    random = np.random.default_rng(seed)
+    height = PARTITIONS + STEPS * CODEWORDS
+    norms = random.integers(1, 4, height if metric == "cosine" else 0)
     return LookupTables(
-        metric="dot",
-        # Few distinct values, so that ties are frequent.
-        scores_TX=torch.randint(0, 3, (height, num_queries), generator=generator).float(),
-        constants_Q=torch.ones(num_queries),
-        num_partitions=num_partitions,
-        codebook_size=codebook_size,
+        metric,
+        random.integers(-2, 3, (queries, height)).astype(np.float32),
+        norms.astype(np.float32),
+        random.integers(0, 3, queries).astype(np.float32),
+        PARTITIONS,
+        CODEWORDS,
     )
 
 
-def expected(scores: np.ndarray, row_ids: np.ndarray, count: int) -> list[int]:
-    return row_ids[np.lexsort((row_ids, scores))[:count]].tolist()
+def selections_of(rows: CodeBatch, cuts: list[int]) -> list[Selection]:
+    edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
+    return [Selection(grouped(rows[start:end], PARTITIONS)) for start, end in itertools.pairwise(edges)]
 
 
-scores_lists = st.lists(st.integers(0, 4), max_size=60)
+def best(scores: np.ndarray, row_ids: np.ndarray, some: np.ndarray, count: int) -> list[int]:
+    places = np.flatnonzero(some)
+    order = np.lexsort((row_ids[places], scores[places]))[:count]
+    return sorted(row_ids[places[order]].tolist())
 
 
-@given(scores=scores_lists, count=st.integers(1, 70), seed=st.integers(0, 5))
-def test_smallest_agrees_with_a_full_sort(scores: list[int], count: int, seed: int) -> None:
-    row_ids = np.random.default_rng(seed).permutation(len(scores))
-    array = np.array(scores, np.float32)
-    found = row_ids[smallest(array, row_ids, count)]
-    assert sorted(found.tolist()) == sorted(expected(array, row_ids, count))
+def ids_of(shortlist: Shortlist) -> list[int]:
+    return sorted(shortlist.rows.row_ids_N.tolist())
 
 
-@given(scores=scores_lists, size=st.integers(1, 20), cuts=st.lists(st.integers(0, 60), max_size=5))
-def test_shortlist_does_not_depend_on_batches(scores: list[int], size: int, cuts: list[int]) -> None:
-    row_ids = np.random.default_rng(len(scores)).permutation(len(scores))
-    array, rows = np.array(scores, np.float32), batch_of(row_ids)
-    shortlist = Shortlist(size)
-    edges = [0, *sorted(min(cut, len(scores)) for cut in cuts), len(scores)]
-    for start, end in itertools.pairwise(edges):
-        shortlist.add(array[start:end], rows[start:end])
-    found = [] if shortlist.rows is None else shortlist.rows.row_ids_N.tolist()
-    assert sorted(found) == sorted(expected(array, row_ids, size))
+everything = np.ones((1, PARTITIONS), dtype=bool)
 
 
-def test_shortlist_keeps_the_codes_of_its_rows() -> None:
-    row_ids = np.arange(40)
-    shortlist = Shortlist(5)
-    for start in range(0, 40, 7):
-        part = row_ids[start : start + 7]
-        shortlist.add(-part.astype(np.float32), batch_of(part))
-    assert shortlist.rows is not None
-    assert (shortlist.rows.codes.codes == batch_of(shortlist.rows.row_ids_N.astype(int)).codes.codes).all()
-    assert sorted(shortlist.rows.row_ids_N.tolist()) == [35, 36, 37, 38, 39]
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 80),
+    queries=st.integers(1, 3),
+    size=st.integers(1, 30),
+    cuts=st.lists(st.integers(0, 80), max_size=3),
+)
+def test_shortlists_are_the_smallest_scores(metric, seed, count, queries, size, cuts) -> None:
+    rows, tables = rows_of(seed, count), tables_of(seed, queries, metric)
+    probed = np.random.default_rng(seed).random((queries, PARTITIONS)) < 0.6
+    found = scan(selections_of(rows, cuts), tables, probed, size)
+    scores = tables.score(rows.codes)
+    assert len(found) == queries
+    for query, shortlist in enumerate(found):
+        some = probed[query][rows.codes.partitions]
+        assert ids_of(shortlist) == best(scores[query], rows.row_ids_N, some, size)
+        place = {row_id: index for index, row_id in enumerate(rows.row_ids_N.tolist())}
+        at = [place[row_id] for row_id in shortlist.rows.row_ids_N.tolist()]
+        assert (shortlist.rows.codes.codes == rows.codes.codes[at]).all()
+        assert (shortlist.rows.codes.partitions == rows.codes.partitions[at]).all()
+        np.testing.assert_allclose(shortlist.scores_S, scores[query][at], rtol=1e-6, atol=1e-6)
 
 
-def test_shortlist_passes_over_nan() -> None:
-    shortlist = Shortlist(5)
-    shortlist.add(np.array([np.nan, 1, np.nan, 0], np.float32), batch_of(np.arange(4)))
-    assert shortlist.rows is not None
-    assert sorted(shortlist.rows.row_ids_N.tolist()) == [1, 3]
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 20), lower=st.integers(-4, 4))
+def test_a_lower_bound_keeps_rows_on_both_sides(seed, size, lower) -> None:
+    rows, tables = rows_of(seed, 60), tables_of(seed, 1)
+    (found,) = scan(selections_of(rows, [20]), tables, everything, size, float(lower))
+    (scores,) = tables.score(rows.codes)
+    beyond = best(scores, rows.row_ids_N, scores >= lower, size)
+    within = best(-scores, rows.row_ids_N, scores < lower, size)
+    assert ids_of(found) == sorted(beyond + within)
 
 
-def test_scan_many_queries_in_slices(monkeypatch) -> None:
-    row_ids = np.arange(100)
-    rows, lookup = batch_of(row_ids), tables(3)
-    whole = scan([rows], [QueryGroup(range(3), lookup, None)], 10)
-    monkeypatch.setattr("rqmoe_store.search.scan.MAX_SCORES", 20)
-    sliced = scan([rows[:30], rows[30:]], [QueryGroup(range(3), lookup, None)], 10)
-    scores = lookup.score(rows.codes)
-    for query, (first, second) in enumerate(zip(whole, sliced, strict=True)):
-        assert first is not None and second is not None
-        assert sorted(first.row_ids_N.tolist()) == sorted(second.row_ids_N.tolist())
-        assert sorted(first.row_ids_N.tolist()) == sorted(expected(scores[query], row_ids, 10))
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_rows_that_are_not_allowed_are_passed_over(seed, share) -> None:
+    rows, tables = rows_of(seed, 60), tables_of(seed, 1)
+    allowed_ids = rows.row_ids_N[np.random.default_rng(seed).random(60) < share]
+    selection = Selection(grouped(rows, PARTITIONS))
+    (found,) = scan([selection.only(allowed_ids)], tables, everything, 10)
+    (scores,) = tables.score(rows.codes)
+    assert ids_of(found) == best(scores, rows.row_ids_N, np.isin(rows.row_ids_N, allowed_ids), 10)
 
 
-def test_scan_considers_only_the_probed_partitions_of_each_query() -> None:
-    row_ids = np.arange(60)
-    partitions = row_ids % 3
-    probed = np.array([[True, False, False], [False, True, True]])
-    groups = [QueryGroup([query], tables(1, 3), probed[query]) for query in range(2)]
-    found = scan([batch_of(row_ids, partitions)], groups, 100)
-    assert found[0] is not None and found[1] is not None
-    assert sorted(found[0].row_ids_N.tolist()) == row_ids[partitions == 0].tolist()
-    assert sorted(found[1].row_ids_N.tolist()) == row_ids[partitions != 0].tolist()
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_do_not_change_a_shortlist(threads, monkeypatch) -> None:
+    rows, tables = rows_of(5, 2_000), tables_of(5, 2)
+    probed = np.array([[True, False, True], [True, True, True]])
+    alone = scan([Selection(grouped(rows, PARTITIONS))], tables, probed, 50)
+    monkeypatch.setattr(scanning, "_ROWS_PER_TASK", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    scanning._threads.cache_clear()
+    shared = scan([Selection(grouped(rows, PARTITIONS))], tables, probed, 50)
+    scanning._threads.cache_clear()
+    assert [ids_of(shortlist) for shortlist in shared] == [ids_of(shortlist) for shortlist in alone]
 
 
-def test_scan_with_a_lower_bound_keeps_rows_on_both_sides() -> None:
-    row_ids = np.arange(100)
-    rows, lookup = batch_of(row_ids), tables(1)
-    scores, lower = lookup.score(rows.codes)[0], -1.5
-    (found,) = scan([rows], [QueryGroup([0], lookup, None)], 4, lower)
-    assert found is not None
-    beyond, within = scores >= lower, scores < lower
-    wanted = expected(scores[beyond], row_ids[beyond], 4) + expected(-scores[within], row_ids[within], 4)
-    assert sorted(found.row_ids_N.tolist()) == sorted(wanted)
+def test_rows_without_a_score_are_passed_over() -> None:
+    rows, tables = rows_of(1, 40), tables_of(1, 1)
+    tables.scores_QT[0, PARTITIONS] = np.nan  # the first codeword of the first step
+    (found,) = scan(selections_of(rows, []), tables, everything, 100)
+    assert ids_of(found) == sorted(rows.row_ids_N[rows.codes.codes[:, 0] != 0].tolist())
 
 
 def test_scan_of_nothing() -> None:
-    assert scan([], [QueryGroup(range(2), tables(2), None)], 5) == [None, None]
-    assert scan([], [QueryGroup(range(2), tables(2), None)], 5, 1.0) == [None, None]
+    for lower in (None, 1.0):
+        found = scan([], tables_of(0, 2), np.ones((2, PARTITIONS), bool), 5, lower)
+        assert [len(shortlist) for shortlist in found] == [0, 0]
+        assert found[0].rows.codes.codes.shape == (0, STEPS)
+
+
+def test_parts_of_a_shortlist() -> None:
+    rows = rows_of(3, 10)
+    shortlist = Shortlist(np.arange(10, dtype=np.float32)[::-1].copy(), rows)
+    assert shortlist.best(20) is shortlist
+    assert ids_of(shortlist.best(3)) == sorted(rows.row_ids_N[-3:].tolist())
+    assert ids_of(shortlist.only(rows.row_ids_N[:4])) == sorted(rows.row_ids_N[:4].tolist())
+    assert len(shortlist.joined(shortlist)) == 20

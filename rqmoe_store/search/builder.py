@@ -1,0 +1,208 @@
+"""The options of a query, in LanceDB's words, and the request they make.
+
+Shape suffixes: Q queries, D vector dimension.
+"""
+
+from typing import Any, Self
+
+import pyarrow as pa
+from lancedb.table import Table
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.columns import check_selection, output_names, take
+from rqmoe_store.search.execution import Execution, SearchRequest
+from rqmoe_store.search.filters import checked_filter, combined
+from rqmoe_store.search.options import as_queries, bound, whole_number
+from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.source import CodeSource, TableState
+from rqmoe_store.store.table import StoredTable
+
+DEFAULT_LIMIT = 10
+DEFAULT_NPROBES = 20
+DEFAULT_SHORTLIST = 200
+SHORTLIST_PER_ROW = 10
+"""The default shortlist is this many times limit + offset, and at least DEFAULT_SHORTLIST."""
+
+
+class QueryBuilder:
+    """A search built step by step; every method that sets an option returns the query itself."""
+
+    def __init__(self, store: StoredTable, query: Any, source: CodeSource, memory_budget: int) -> None:
+        """Start a query; `CompressedTable.search` is the usual way.
+
+        Args:
+            store: the table to search.
+            query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32.
+            source: where the codes of the table come from.
+            memory_budget: bytes that codes may take in memory; above it they are read for every query.
+
+        Raises:
+            InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
+                an empty batch.
+        """
+        self._store = store
+        self._source, self._memory_budget = source, memory_budget
+        self._queries_QD = as_queries(query, dim=store.codec.dim, metric=store.codec.config.metric)
+        self._conditions: list[str] = []
+        self._prefilter = True
+        self._selected: list[str] | None = None
+        self._limit = DEFAULT_LIMIT
+        self._offset = 0
+        self._nprobes = DEFAULT_NPROBES
+        self._shortlist: int | None = None
+        self._lower: float | None = None
+        self._upper: float | None = None
+        self._with_row_id = False
+
+    def where(self, condition: str, prefilter: bool = True) -> Self:
+        """Only return rows that match an SQL condition; called again, both must hold.
+
+        Args:
+            condition: checked when the query runs, before anything is read.
+            prefilter: filter before the search, so that `limit` rows are found whenever that many
+                match; False takes the rows that match out of the `limit` nearest ones.
+
+        Raises:
+            InvalidInputError: not a string.
+        """
+        if not isinstance(condition, str):
+            raise InvalidInputError(f"Got where={condition!r}; expected an SQL condition as a string.")
+        self._conditions.append(condition)
+        self._prefilter = bool(prefilter)
+        return self
+
+    def select(self, columns: list[str] | None) -> Self:
+        """Columns to return, in this order; None or [] for all user columns (the default).
+
+        `_distance` is always returned; the code columns only when named here.
+
+        Raises:
+            InvalidInputError: not a list of names, or a name given twice.
+        """
+        self._selected = check_selection(columns)
+        return self
+
+    def limit(self, limit: int) -> Self:
+        """Rows to return per query, default 10. Raises InvalidInputError below 1."""
+        self._limit = whole_number("limit", limit, 1)
+        return self
+
+    def offset(self, offset: int) -> Self:
+        """Rows to skip per query, default 0. Raises InvalidInputError below 0."""
+        self._offset = whole_number("offset", offset, 0)
+        return self
+
+    def nprobes(self, nprobes: int) -> Self:
+        """Partitions to search per query, default 20; more than there are means all.
+
+        When these hold fewer than limit + offset rows (that match), more are searched.
+
+        Raises InvalidInputError below 1.
+        """
+        self._nprobes = whole_number("nprobes", nprobes, 1)
+        return self
+
+    def shortlist(self, shortlist: int) -> Self:
+        """Rows decoded and reranked per query; default 10 (limit + offset), at least 200.
+
+        A longer shortlist finds more of the nearest decoded vectors and takes longer. With a lower
+        distance bound this many rows are kept on either side of it.
+
+        Raises InvalidInputError below 1, and when the query runs below limit + offset.
+        """
+        self._shortlist = whole_number("shortlist", shortlist, 1)
+        return self
+
+    def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
+        """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
+
+        Raises:
+            InvalidInputError: a bound that is no number or NaN, or lower_bound >= upper_bound.
+        """
+        self._lower, self._upper = bound("lower_bound", lower_bound), bound("upper_bound", upper_bound)
+        if self._lower is not None and self._upper is not None and self._lower >= self._upper:
+            raise InvalidInputError(
+                f"Got distance_range({lower_bound}, {upper_bound}), which is empty; expected "
+                "lower_bound < upper_bound."
+            )
+        return self
+
+    def with_row_id(self, with_row_id: bool = True) -> Self:
+        """Also return LanceDB's row id as column `_rowid`."""
+        self._with_row_id = bool(with_row_id)
+        return self
+
+    def distance_type(self, distance_type: str) -> Self:
+        """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
+        metric = self._store.codec.config.metric
+        if not isinstance(distance_type, str) or distance_type.lower() != metric:
+            raise InvalidInputError(
+                f"Got distance_type={distance_type!r}, but the table's codec was trained for {metric!r} "
+                "and searches by it alone. Leave distance_type out, or train a codec for the other metric."
+            )
+        return self
+
+    def _answered(self, trace: Trace) -> pa.Table:
+        """The result, from one version of the table."""
+        while True:
+            state = None
+            try:
+                state = self._source.current(self._memory_budget)
+                return self._answered_from(state, trace)
+            except (OSError, RuntimeError):
+                # Old versions may be cleaned up, and tables replaced, while a query reads them.
+                if not self._source.is_lost(state):
+                    raise
+                trace.stages.clear()
+
+    def _planned(self) -> str:
+        """The stages of `_answered`, without running them."""
+        state, trace = self._source.current(self._memory_budget), Trace()
+        Execution(self._request(state), state, self._store.codec, self._store.columns, trace).plan()
+        trace.plan("Take", ", ".join(self._output_names(state.snapshot.table)))
+        return str(trace)
+
+    def _answered_from(self, state: TableState, trace: Trace) -> pa.Table:
+        names, request = self._output_names(state.snapshot.table), self._request(state)
+        hits = Execution(request, state, self._store.codec, self._store.columns, trace).run()
+        with trace.stage("Take", ", ".join(names)) as stage:
+            found = take(state.snapshot.table, hits, names)
+            stage.rows = found.num_rows
+        return found
+
+    def _request(self, state: TableState) -> SearchRequest:
+        checked = [checked_filter(state.snapshot.table, condition) for condition in self._conditions]
+        return SearchRequest(
+            queries_QD=self._queries_QD,
+            where=combined(checked),
+            where_text=" AND ".join(self._conditions),
+            prefilter=self._prefilter,
+            limit=self._limit,
+            offset=self._offset,
+            nprobes=self._nprobes,
+            shortlist=self._shortlist_size(),
+            lower=self._lower,
+            upper=self._upper,
+        )
+
+    def _shortlist_size(self) -> int:
+        wanted = self._limit + self._offset
+        if self._shortlist is None:
+            return max(SHORTLIST_PER_ROW * wanted, DEFAULT_SHORTLIST)
+        if self._shortlist < wanted:
+            raise InvalidInputError(
+                f"Got shortlist={self._shortlist}, less than limit + offset = {wanted}: only shortlisted "
+                f"rows can be returned. Use shortlist of at least {wanted}, or leave it out."
+            )
+        return self._shortlist
+
+    def _output_names(self, snapshot: Table) -> list[str]:
+        columns, schema = self._store.columns, snapshot.schema
+        return output_names(
+            self._selected,
+            user_columns=[name for name in schema.names if name not in columns.names],
+            code_columns=columns.names,
+            with_row_id=self._with_row_id,
+            # LanceDB counts a batch of one as a single query.
+            batched=len(self._queries_QD) > 1,
+        )

@@ -1,0 +1,191 @@
+"""A query over one version of a table: filter, probe, scan, rerank.
+
+Shape suffixes: Q queries, P partitions, D dimension.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
+from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.rerank import Float32Array, Hits, page, rerank
+from rqmoe_store.search.scan import Shortlist, scan
+from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
+from rqmoe_store.search.snapshot import read_codes
+from rqmoe_store.search.source import TableState
+from rqmoe_store.store.columns import CodeColumns
+
+RowsOf = Callable[[Mask], Iterable[Selection]]
+"""The rows to consider, given which partitions (P,) are probed by any query."""
+
+_WIDER = 4
+"""Partitions that hold too few rows are searched again with this many times as many."""
+
+_MANY_ROWS = 262_144
+"""Below this many rows a filter is evaluated for all of them at once: nothing else is quicker."""
+
+_TRIED_TIMES, _TRIED_ROWS = 4, 4_096
+"""How many times the shortlist's rows a filter is tried on first, and how many rows of all queries."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """What a query asks for; checked."""
+
+    queries_QD: Float32Array
+    where: str | None
+    """A checked condition."""
+    where_text: str
+    """The same as the user wrote it, for plans."""
+    prefilter: bool
+    limit: int
+    offset: int
+    nprobes: int
+    shortlist: int
+    lower: float | None
+    upper: float | None
+
+
+class Execution:
+    """One run of a request."""
+
+    def __init__(
+        self, request: SearchRequest, state: TableState, codec: Codec, columns: CodeColumns, trace: Trace
+    ) -> None:
+        self._request, self._state, self._trace = request, state, trace
+        self._codec, self._columns = codec, columns
+
+    def run(self) -> list[Hits]:
+        """The rows of every query, in result order."""
+        request = self._request
+        filtered_first = request.where if request.prefilter else None
+        shortlists = self._tried(filtered_first) if filtered_first else None
+        if shortlists is None:
+            shortlists = self._scanned(self._rows_of(filtered_first), request.shortlist)
+        with self._trace.stage(*self._rerank_stage) as stage:
+            hits = rerank(self._codec, request.queries_QD, [shortlist.rows for shortlist in shortlists])
+            stage.rows = sum(map(len, hits))
+        pages = [
+            page(found, lower=request.lower, upper=request.upper, offset=request.offset, limit=request.limit)
+            for found in hits
+        ]
+        return pages if request.where is None or request.prefilter else self._filtered(pages, request.where)
+
+    def plan(self) -> None:
+        """Write the stages that `run` would go through, as far as that can be told, into the trace."""
+        request = self._request
+        if request.where is not None and request.prefilter:
+            self._trace.plan("Filter", f"{request.where_text}, before the scan")
+        self._trace.plan(*self._scan_stage(request.nprobes, request.shortlist))
+        self._trace.plan(*self._rerank_stage)
+        if request.where is not None and not request.prefilter:
+            self._trace.plan("Filter", f"{request.where_text}, of the results")
+
+    @property
+    def _rerank_stage(self) -> tuple[str, str]:
+        return "Rerank", f"{self._codec.config.metric} distance to decoded rows, keep {self._request.limit}"
+
+    def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
+        total = self._codec.num_partitions
+        where = "disk" if self._state.resident is None else "memory"
+        return "Scan", f"look-up tables, {min(nprobes, total)} of {total} partitions, {where}, keep {size}"
+
+    def _rows_of(self, where: str | None) -> RowsOf:
+        resident = self._state.resident
+        if resident is None:
+            return lambda probed_P: self._on_disk(where, probed_P)
+        if where is None:
+            return lambda _: resident.selections
+        with self._trace.stage("Filter", f"{self._request.where_text}, of all rows") as stage:
+            selections = resident.matching(where)
+            stage.rows = sum(map(len, selections))
+        return lambda _: selections
+
+    def _on_disk(self, where: str | None, probed_P: Mask) -> Iterable[Selection]:
+        """The rows of the probed partitions, read from the table."""
+        conditions = [] if where is None else [where]
+        if not probed_P.all():
+            conditions.append(partition_filter(self._columns.partition, np.flatnonzero(probed_P)))
+        table, config = self._state.snapshot.table, self._codec.config
+        for batch in read_codes(table, self._columns, config, combined(conditions)):
+            yield Selection(grouped(batch, len(probed_P)))
+
+    def _scanned(self, rows_of: RowsOf, size: int) -> list[Shortlist]:
+        """Shortlists of `size` rows, from more partitions than asked for where those hold too few."""
+        request = self._request
+        nprobes, tables = request.nprobes, self._codec.lookup_tables(request.queries_QD)
+        everyone = list(range(len(request.queries_QD)))
+        shortlists, again = self._scanned_once(rows_of, tables, everyone, nprobes, size)
+        while again:
+            nprobes *= _WIDER
+            wider, still = self._scanned_once(rows_of, tables.of(again), again, nprobes, size)
+            for query, shortlist in zip(again, wider, strict=True):
+                shortlists[query] = shortlist
+            again = still
+        return shortlists
+
+    def _scanned_once(
+        self, rows_of: RowsOf, tables: LookupTables, queries: list[int], nprobes: int, size: int
+    ) -> tuple[list[Shortlist], list[int]]:
+        """Shortlists of some queries, and which of these have too few rows although there may be more."""
+        request, num_partitions = self._request, self._codec.num_partitions
+        nprobes = min(nprobes, num_partitions)
+        with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
+            probed_QP = _probed(self._codec, request.queries_QD[queries], nprobes)
+            anywhere_P = np.logical_or.reduce(probed_QP)
+            shortlists = scan(rows_of(anywhere_P), tables, probed_QP, size, request.lower)
+            stage.rows = sum(map(len, shortlists))
+        enough = request.limit + request.offset
+        few = [query for query, shortlist in zip(queries, shortlists, strict=True) if len(shortlist) < enough]
+        return shortlists, few if nprobes < num_partitions else []
+
+    def _tried(self, where: str) -> list[Shortlist] | None:
+        """Shortlists by way of longer ones that ignore a filter most rows match; None if that is no use.
+
+        The filter is evaluated for few rows only. What is left of a longer shortlist has the best
+        matching rows there are, as long as it has as many as are wanted.
+        """
+        request, resident = self._request, self._state.resident
+        size = _TRIED_TIMES * request.shortlist
+        if (
+            resident is None
+            or len(resident) < _MANY_ROWS
+            or where in resident.filtered
+            or request.lower is not None
+            or size * len(request.queries_QD) > _TRIED_ROWS
+        ):
+            return None
+        longer = self._scanned(self._rows_of(None), size)
+        with self._trace.stage("Filter", f"{self._request.where_text}, of the rows kept") as stage:
+            matching = self._matching([shortlist.rows.row_ids_N for shortlist in longer], where)
+            matched = [shortlist.only(matching) for shortlist in longer]
+            stage.rows = sum(map(len, matched))
+        if any(len(shortlist) < request.shortlist for shortlist in matched):
+            return None
+        return [shortlist.best(request.shortlist) for shortlist in matched]
+
+    def _filtered(self, pages: list[Hits], where: str) -> list[Hits]:
+        """Those of the results that match."""
+        with self._trace.stage("Filter", f"{self._request.where_text}, of the results") as stage:
+            matching = self._matching([hits.row_ids_S for hits in pages], where)
+            pages = [hits[np.isin(hits.row_ids_S, matching)] for hits in pages]
+            stage.rows = sum(map(len, pages))
+        return pages
+
+    def _matching(self, row_ids: Sequence[RowIds], where: str) -> RowIds:
+        """Those of the rows that match."""
+        some = np.unique(np.concatenate(row_ids))
+        if len(some) == 0:
+            return some
+        return matching_row_ids(self._state.snapshot.table, f"{row_id_filter(some)} AND {where}")
+
+
+def _probed(codec: Codec, queries_QD: Float32Array, nprobes: int) -> Mask:
+    """Which partitions every query considers, (Q, P)."""
+    probed_QP = np.zeros((len(queries_QD), codec.num_partitions), dtype=bool)
+    np.put_along_axis(probed_QP, codec.probe(queries_QD, nprobes), True, axis=1)
+    return probed_QP

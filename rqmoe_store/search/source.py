@@ -1,0 +1,108 @@
+"""Where queries get the codes of a table from: memory, or the disk where memory is short."""
+
+import dataclasses
+import os
+import threading
+import weakref
+from typing import Literal
+
+from lancedb.table import LanceTable
+
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search import resident as residents
+from rqmoe_store.search.resident import Resident
+from rqmoe_store.search.snapshot import Snapshot, Snapshots
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.table import StoredTable
+
+Cache = Literal["memory", "disk"]
+
+_SHARE_OF_MEMORY = 4
+"""Codes of a table may by default take one part in this many of the machine's memory."""
+
+_sources: "weakref.WeakValueDictionary[tuple[str, str, str], CodeSource]" = weakref.WeakValueDictionary()
+_sources_lock = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class TableState:
+    """One version of a table."""
+
+    snapshot: Snapshot
+    resident: Resident | None
+    """Its codes, if they are in memory."""
+
+
+class CodeSource:
+    """The newest version of one table and its codes, for all queries of the process."""
+
+    def __init__(self, table: LanceTable, columns: CodeColumns, config: CodecConfig) -> None:
+        self._snapshots = Snapshots(table)
+        self._columns, self._config = columns, config
+        self._lock = threading.Lock()
+        self._resident: Resident | None = None
+
+    def current(self, memory_budget: int) -> TableState:
+        """The version that the table has now.
+
+        Args:
+            memory_budget: bytes that codes may take; above it none are loaded.
+
+        Raises:
+            TableError: the table was dropped.
+            InvalidInputError: a code or partition id that the codec does not have.
+        """
+        with self._lock:  # several queries that find a new version have it read once
+            snapshot = self._snapshots.newest()
+            if self._resident is None or self._resident.snapshot is not snapshot:
+                rows = snapshot.table.count_rows()
+                if residents.bytes_needed(rows, self._config.code_bytes) > memory_budget:
+                    return TableState(snapshot, None)
+                self._resident = residents.brought_to(snapshot, self._resident, self._columns, self._config)
+            return TableState(snapshot, self._resident if memory_budget else None)
+
+    def is_lost(self, state: TableState | None) -> bool:
+        """Whether a version (None for the newest known one) cannot be read any more, and another must be
+        asked for.
+
+        Raises TableError when the table was dropped.
+        """
+        with self._lock:
+            return self._snapshots.is_lost(None if state is None else state.snapshot)
+
+    @property
+    def resident(self) -> Resident | None:
+        """What is in memory now, of whichever version."""
+        return self._resident
+
+
+def source_of(store: StoredTable) -> CodeSource:
+    """The source that all handles on one table in this process share for as long as one of them is used."""
+    key = store.table.uri, str(store.table.current_branch()), store.codec.fingerprint
+    with _sources_lock:
+        source = _sources.get(key)
+        if source is None:
+            source = _sources[key] = CodeSource(store.table, store.columns, store.codec.config)
+        return source
+
+
+def bytes_allowed(cache: Cache, limit: int | None) -> int:
+    """Bytes that codes of a table may take in memory.
+
+    Args:
+        cache: "memory", or "disk" for none.
+        limit: bytes; None for a quarter of the machine's memory.
+
+    Raises:
+        InvalidInputError: another word, or a limit that is not a number of bytes.
+    """
+    if cache not in ("memory", "disk"):
+        raise InvalidInputError(f"Got cache={cache!r}; expected 'memory' or 'disk'.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise InvalidInputError(f"Got memory_budget={limit!r}; expected a number of bytes, or None.")
+    if cache == "disk":
+        return 0
+    if limit is not None:
+        return limit
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE_OF_MEMORY

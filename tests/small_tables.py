@@ -1,0 +1,28 @@
+"""Small tables with vectors, and codecs for them."""
+
+import numpy as np
+import pyarrow as pa
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import CodecConfig, Metric, TrainConfig
+from rqmoe_store.training.trainer import train
+
+
+def source_table(vectors: np.ndarray) -> pa.Table:
+    rows = np.arange(len(vectors))
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return pa.table(
+        {
+            "id": rows,
+            "lang": pa.array(np.where(rows % 3 == 0, "en", "de")),
+            "text": pa.array([f"text {row}" for row in rows]),
+            "vector": lists,
+        }
+    )
+
+
+def tiny_codec(vectors: np.ndarray, metric: Metric, partitions: int) -> Codec:
+    config = CodecConfig(
+        kind="rq", code_bytes=4, codebook_size=16, num_partitions=partitions, metric=metric, beam=2
+    )
+    return train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))
