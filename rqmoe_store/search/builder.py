@@ -6,7 +6,6 @@ Shape suffixes: Q queries, D vector dimension.
 from typing import Any, Self
 
 import pyarrow as pa
-from lancedb.table import Table
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import check_selection, output_names, take
@@ -19,8 +18,8 @@ from rqmoe_store.store.table import StoredTable
 
 DEFAULT_LIMIT = 10
 DEFAULT_NPROBES = 20
-DEFAULT_SHORTLIST = 200
-SHORTLIST_PER_ROW = 10
+DEFAULT_SHORTLIST = 50
+SHORTLIST_PER_ROW = 5
 """The default shortlist is this many times limit + offset, and at least DEFAULT_SHORTLIST."""
 
 
@@ -103,7 +102,7 @@ class QueryBuilder:
         return self
 
     def shortlist(self, shortlist: int) -> Self:
-        """Rows decoded and reranked per query; default 10 (limit + offset), at least 200.
+        """Rows decoded and reranked per query; default 5 (limit + offset), at least 50.
 
         A longer shortlist finds more of the nearest decoded vectors and takes longer. With a lower
         distance bound this many rows are kept on either side of it.
@@ -149,7 +148,7 @@ class QueryBuilder:
             try:
                 state = self._source.current(self._memory_budget)
                 return self._answered_from(state, trace)
-            except (OSError, RuntimeError):
+            except (OSError, RuntimeError, pa.ArrowException):
                 # Old versions may be cleaned up, and tables replaced, while a query reads them.
                 if not self._source.is_lost(state):
                     raise
@@ -159,14 +158,14 @@ class QueryBuilder:
         """The stages of `_answered`, without running them."""
         state, trace = self._source.current(self._memory_budget), Trace()
         Execution(self._request(state), state, self._store.codec, self._store.columns, trace).plan()
-        trace.plan("Take", ", ".join(self._output_names(state.snapshot.table)))
+        trace.plan("Take", ", ".join(self._output_names(state.snapshot.schema)))
         return str(trace)
 
     def _answered_from(self, state: TableState, trace: Trace) -> pa.Table:
-        names, request = self._output_names(state.snapshot.table), self._request(state)
+        names, request = self._output_names(state.snapshot.schema), self._request(state)
         hits = Execution(request, state, self._store.codec, self._store.columns, trace).run()
         with trace.stage("Take", ", ".join(names)) as stage:
-            found = take(state.snapshot.table, hits, names)
+            found = take(state.snapshot.dataset, hits, names)
             stage.rows = found.num_rows
         return found
 
@@ -196,8 +195,8 @@ class QueryBuilder:
             )
         return self._shortlist
 
-    def _output_names(self, snapshot: Table) -> list[str]:
-        columns, schema = self._store.columns, snapshot.schema
+    def _output_names(self, schema: pa.Schema) -> list[str]:
+        columns = self._store.columns
         return output_names(
             self._selected,
             user_columns=[name for name in schema.names if name not in columns.names],

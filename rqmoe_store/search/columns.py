@@ -6,11 +6,12 @@ Shape suffixes: H hits of all queries, in result order.
 from collections.abc import Sequence
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
-from lancedb.table import Table
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.filters import row_id_filter
 from rqmoe_store.search.rerank import Hits
 
 DISTANCE = "_distance"
@@ -68,7 +69,7 @@ def output_names(
     return names
 
 
-def take(snapshot: Table, hits_of_queries: Sequence[Hits], names: Sequence[str]) -> pa.Table:
+def take(dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], names: Sequence[str]) -> pa.Table:
     """The result table: columns `names` of every hit, query after query, nearest first.
 
     Rows that are no longer in the table are left out.
@@ -81,9 +82,10 @@ def take(snapshot: Table, hits_of_queries: Sequence[Hits], names: Sequence[str])
     stored = [name for name in names if name not in (DISTANCE, ROW_ID, QUERY_INDEX)]
     # Taken even without stored columns: the row ids say which rows still exist.
     wanted = np.unique(row_ids_H)
-    taken = snapshot.take_row_ids(wanted.tolist()).select(stored or [ROW_ID]).with_row_id().to_arrow()
+    condition = row_id_filter(wanted) if len(wanted) else "false"
+    taken = dataset.scanner(columns=stored, filter=condition, with_row_id=True).to_table()
     taken_ids = taken[ROW_ID].to_numpy().astype(np.uint64, copy=False)
-    # LanceDB returns each row once and sorted by its own order; put rows where the hits want them.
+    # Lance returns each row once and sorted by its own order; put rows where the hits want them.
     order = np.argsort(taken_ids)
     exists_H = np.isin(row_ids_H, taken_ids)
     places_H = order[np.searchsorted(taken_ids, row_ids_H[exists_H], sorter=order)]

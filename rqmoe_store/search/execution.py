@@ -181,7 +181,7 @@ class Execution:
         some = np.unique(np.concatenate(row_ids))
         if len(some) == 0:
             return some
-        return matching_row_ids(self._state.snapshot.table, f"{row_id_filter(some)} AND {where}")
+        return matching_row_ids(self._state.snapshot.dataset, f"{row_id_filter(some)} AND {where}")
 
 
 def _probed(codec: Codec, queries_QD: Float32Array, nprobes: int) -> Mask:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import lance
 import numpy as np
 import numpy.typing as npt
-from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError
 
@@ -51,9 +51,9 @@ def row_id_filter(row_ids: npt.NDArray[np.uint64]) -> str:
     return f"_rowid IN ({', '.join(map(str, row_ids.tolist()))})"
 
 
-def matching_row_ids(snapshot: LanceTable, where: str) -> npt.NDArray[np.uint64]:
+def matching_row_ids(dataset: lance.LanceDataset, where: str) -> npt.NDArray[np.uint64]:
     """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help."""
-    found = snapshot.to_lance().scanner(columns=[], with_row_id=True, filter=where).to_table()
+    found = dataset.scanner(columns=[], with_row_id=True, filter=where).to_table()
     return np.sort(found["_rowid"].to_numpy())
 
 

@@ -59,7 +59,7 @@ class Resident:
         """The rows that match a checked condition."""
         selections = self.filtered.get(where)
         if selections is None:
-            row_ids_N = matching_row_ids(self.snapshot.table, where)
+            row_ids_N = matching_row_ids(self.snapshot.dataset, where)
             selections = [selection.only(row_ids_N) for selection in self.selections]
             for forgotten in list(self.filtered)[: 1 - _FILTERS_KEPT]:
                 self.filtered.pop(forgotten, None)
@@ -118,7 +118,7 @@ def _grouped(rows: CodeBatch, config: CodecConfig) -> Segment:
 
 def _deleted_since(earlier: Snapshot, snapshot: Snapshot) -> RowIds | None:
     """Ids of the rows deleted since; None when what changed cannot be told."""
-    dataset, steps = snapshot.table.to_lance(), snapshot.version - earlier.version
+    dataset, steps = snapshot.dataset, snapshot.version - earlier.version
     if steps < 0:
         return None
     known = [transaction for transaction in dataset.get_transactions(steps + 1) if transaction is not None]

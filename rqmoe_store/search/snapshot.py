@@ -6,7 +6,9 @@ Shape suffixes: N rows of a batch.
 import dataclasses
 from collections.abc import Iterator
 
+import lance
 import numpy as np
+import pyarrow as pa
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.codes import Codes, check_codes
@@ -26,14 +28,23 @@ class Snapshot:
 
     table: LanceTable
     """A handle that stays at this version, whatever is written to the table."""
-    version: int
+    dataset: lance.LanceDataset
+    """The same for pylance, which answers small requests sooner."""
+    schema: pa.Schema
     transaction: str
     """Which write made the version. A table that was dropped and made again has the same version numbers."""
 
     @classmethod
     def of(cls, table: LanceTable) -> "Snapshot":
         """The version that a pinned handle is at."""
-        return cls(table, table.version, _transaction(table))
+        dataset = table.to_lance()
+        transaction = dataset.read_transaction(dataset.version)
+        return cls(table, dataset, table.schema, "" if transaction is None else str(transaction.uuid))
+
+    @property
+    def version(self) -> int:
+        """Number of the version."""
+        return int(self.dataset.version)
 
 
 class Snapshots:
@@ -42,9 +53,7 @@ class Snapshots:
     def __init__(self, table: LanceTable) -> None:
         self._name, self._branch = table.name, table.current_branch()
         self._database = databases.database_of(table)
-        # A handle of our own: moving it to the newest version does not move the user's.
-        self._newest = self._open()
-        self._pinned = self._pin()
+        self._pinned = Snapshot.of(self._open())
 
     def newest(self) -> Snapshot:
         """The version that the table has now, whichever process made it.
@@ -53,11 +62,11 @@ class Snapshots:
             TableError: the table was dropped.
         """
         try:
-            self._newest.checkout_latest()  # type: ignore[no-untyped-call]
-        except RuntimeError:
-            self._newest = self._open()  # raises when the table is gone
-        if self._newest.version != self._pinned.version:
-            self._pinned = self._pin()
+            version = self._pinned.dataset.latest_version
+        except (OSError, ValueError):
+            version = self._open().version  # raises when the table is gone
+        if version != self._pinned.version:
+            self._pinned = Snapshot.of(self._open(version))
         return self._pinned
 
     def is_lost(self, snapshot: Snapshot | None) -> bool:
@@ -67,16 +76,11 @@ class Snapshots:
         TableError when the table was dropped.
         """
         snapshot, table = snapshot or self._pinned, self._open()
-        if any(entry["version"] == snapshot.version for entry in table.list_versions()):
-            table = self._open(snapshot.version)
-            if _transaction(table) == snapshot.transaction:
-                return False
-        self._newest = self._open()
-        self._pinned = self._pin()
+        kept = any(entry["version"] == snapshot.version for entry in table.list_versions())
+        if kept and Snapshot.of(self._open(snapshot.version)).transaction == snapshot.transaction:
+            return False
+        self._pinned = Snapshot.of(self._open(table.version))
         return True
-
-    def _pin(self) -> Snapshot:
-        return Snapshot.of(self._open(self._newest.version))
 
     def _open(self, version: int | None = None) -> LanceTable:
         table = databases.open_if_exists(self._database, self._name, branch=self._branch, version=version)
@@ -87,11 +91,6 @@ class Snapshots:
             )
         assert isinstance(table, LanceTable), "a database on disk has tables on disk"
         return table
-
-
-def _transaction(table: LanceTable) -> str:
-    transaction = table.to_lance().read_transaction(table.version)
-    return "" if transaction is None else str(transaction.uuid)
 
 
 def read_codes(
