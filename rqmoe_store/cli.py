@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rqmoe_store import __version__
 from rqmoe_store.cli_bench import bench_app
-from rqmoe_store.config import CODEC_KINDS, METRICS
+from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
 from rqmoe_store.errors import TableError
 from rqmoe_store.presets import preset
 from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query
@@ -106,6 +106,9 @@ def compress(
     codec: Annotated[Path, typer.Option("--codec", help="Folder written by `rqmoe train`.")],
     into: Annotated[str, typer.Option("--into", help="Name of the new table.")],
     vector_column: VectorColumn = "vector",
+    keep_vectors: Annotated[
+        str, typer.Option(help=f"Keep the raw vectors as well: one of {', '.join(KEEP_VECTORS)}.")
+    ] = "none",
 ) -> None:
     """Copy a table with codes in place of its vectors.
 
@@ -117,7 +120,8 @@ def compress(
     from rqmoe_store.table import compress as compress_table
 
     docs = _open(_connect(database), table)
-    store = compress_table(docs, load_codec(codec), into=into, vector_column=vector_column)
+    settings: dict[str, Any] = {"vector_column": vector_column, "keep_vectors": keep_vectors}
+    store = compress_table(docs, load_codec(codec), into=into, **settings)
     typer.echo(f"{into}\n{store.stats()}")
 
 
@@ -131,9 +135,12 @@ def search(
     where: Annotated[str | None, typer.Option(help="SQL condition; filters before the search.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="Rows to return.")] = 10,
     select: Annotated[
-        str | None, typer.Option(help="Columns to return, separated by commas; all by default.")
+        str | None, typer.Option(help="Columns to return, separated by commas; default: all but vectors.")
     ] = None,
     nprobes: Annotated[int | None, typer.Option(help="Partitions to search; more find more.")] = None,
+    refine_factor: Annotated[
+        int | None, typer.Option(help="Order this times --limit rows by their kept vectors.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row.")] = False,
 ) -> None:
     """Find the rows nearest to a vector.
@@ -144,13 +151,16 @@ def search(
     """
     from rqmoe_store.table import open_table
 
-    builder = open_table(_connect(database), table).search(read_query(query)).limit(limit)
+    store = open_table(_connect(database), table)
+    builder = store.search(read_query(query)).limit(limit)
     if where is not None:
         builder = builder.where(where)
-    if select is not None:
-        builder = builder.select(names_in(select))
+    others = [name for name in store.schema.names if name != store.kept.column]
+    builder = builder.select(others or ["_distance"] if select is None else names_in(select))
     if nprobes is not None:
         builder = builder.nprobes(nprobes)
+    if refine_factor is not None:
+        builder = builder.refine_factor(refine_factor)
     print_rows(builder.to_list(), as_json=as_json)
 
 

@@ -7,10 +7,12 @@ from rqmoe_store.errors import InvalidInputError
 
 CodecKind = Literal["rqmoe", "qinco", "rq"]
 Metric = Literal["l2", "cosine", "dot"]
+KeepVectors = Literal["none", "float16", "float32"]
 Preselect = int | Literal["beam"] | None
 
 CODEC_KINDS: tuple[CodecKind, ...] = ("rqmoe", "qinco", "rq")
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
+KEEP_VECTORS: tuple[KeepVectors, ...] = ("none", "float16", "float32")
 
 MAX_CODEBOOK_SIZE = 256
 """A code is one byte per step."""

@@ -7,6 +7,7 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import KeepVectors
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import Cache, bytes_allowed, source_of
 from rqmoe_store.store.columns import CodeColumns
@@ -72,6 +73,7 @@ def compress(
     *,
     db: DBConnection | None = None,
     vector_column: str = "vector",
+    keep_vectors: KeepVectors = "none",
     progress: bool = True,
 ) -> CompressedTable:
     """Make a new table with the columns of `docs`, its vectors replaced by codes.
@@ -85,15 +87,25 @@ def compress(
         db: database for the new table; default is the one `docs` lives in.
         vector_column: the column to replace. Rows where it is null keep their other values and are
             never found by a search.
+        keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in the column
+            `vector_column`: searches return them like any column, and `refine_factor` orders by them.
         progress: show a progress bar.
 
     Raises:
         TableError: no such vector column, an empty table, columns named like ours, `into` taken.
         InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
-            cosine (named by row position), or an `into` that cannot be a table name.
+            cosine (named by row position), or beyond float16 where they shall be kept in it; an
+            `into` that cannot be a table name; an unknown `keep_vectors`.
     """
     return _compress(
-        docs, codec, into, db=db, vector_column=vector_column, progress=progress, cls=CompressedTable
+        docs,
+        codec,
+        into,
+        db=db,
+        vector_column=vector_column,
+        keep_vectors=keep_vectors,
+        progress=progress,
+        cls=CompressedTable,
     )
 
 

@@ -94,6 +94,30 @@ def test_train_compress_search(data, tmp_path):
     assert (store.count_rows(), store.codec.config.kind) == (ROWS, "rq")
 
 
+def test_kept_vectors_order_what_is_found(data):
+    kept = ("--codec", data / "codec", "--into", "small_kept", "--keep-vectors", "float16")
+    compressed = invoke("compress", data / "db", "docs", *kept)
+    assert compressed.exit_code == 0, compressed.output
+    assert rqs.open_table(lancedb.connect(data / "db"), "small_kept").kept.keep == "float16"
+    search = (
+        "search",
+        data / "db",
+        "small_kept",
+        "--query",
+        data / "query.npy",
+        "--json",
+        "--refine-factor",
+        4,
+    )
+    rows = [json.loads(line) for line in invoke(*search).stdout.splitlines()]
+    assert (rows[0]["id"], len(rows)) == (7, 10)
+    assert rows[0]["_distance"] < 1e-5  # to the row's own vector, up to rounding
+    assert set(rows[0]) == {"id", "lang", "_distance"}
+    assert "vector" in json.loads(invoke(*search, "--select", "vector").stdout.splitlines()[0])
+    assert "keep_vectors" in fails("search", data / "db", "small", *search[3:])
+    assert "'float8'" in fails("compress", data / "db", "docs", *kept[:3], "more", "--keep-vectors", "float8")
+
+
 @pytest.mark.parametrize("form", ["npy", "json", "inline"])
 def test_search_finds_the_row_itself(data, tmp_path, form):
     vector = np.load(data / "query.npy").tolist()

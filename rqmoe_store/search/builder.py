@@ -49,6 +49,7 @@ class QueryBuilder:
         self._offset = 0
         self._nprobes = DEFAULT_NPROBES
         self._shortlist: int | None = None
+        self._refine_factor: int | None = None
         self._lower: float | None = None
         self._upper: float | None = None
         self._with_row_id = False
@@ -73,7 +74,8 @@ class QueryBuilder:
     def select(self, columns: list[str] | None) -> Self:
         """Columns to return, in this order; None or [] for all user columns (the default).
 
-        `_distance` is always returned; the code columns only when named here.
+        These contain the raw vectors where the table keeps them. `_distance` is always returned; the
+        code columns only when named here.
 
         Raises:
             InvalidInputError: not a list of names, or a name given twice.
@@ -107,9 +109,22 @@ class QueryBuilder:
         A longer shortlist finds more of the nearest decoded vectors and takes longer. With a lower
         distance bound this many rows are kept on either side of it.
 
-        Raises InvalidInputError below 1, and when the query runs below limit + offset.
+        Raises InvalidInputError below 1, and when the query runs below limit + offset, times the
+        refine factor if given.
         """
         self._shortlist = whole_number("shortlist", shortlist, 1)
+        return self
+
+    def refine_factor(self, refine_factor: int) -> Self:
+        """Order the nearest refine_factor * (limit + offset) rows by distance to their raw vectors.
+
+        That is then the `_distance` returned and bounded. More rows find more of the nearest vectors
+        and take longer. With a lower distance bound this many rows on either side of it are ordered.
+
+        Raises InvalidInputError below 1, TableError unless the table keeps vectors.
+        """
+        self._store.kept.require_kept(self._store.name)
+        self._refine_factor = whole_number("refine_factor", refine_factor, 1)
         return self
 
     def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
@@ -170,6 +185,7 @@ class QueryBuilder:
         return found
 
     def _request(self, state: TableState) -> SearchRequest:
+        refined = None if self._refine_factor is None else self._refine_factor * (self._limit + self._offset)
         checked = [checked_filter(state.snapshot.table, condition) for condition in self._conditions]
         return SearchRequest(
             queries_QD=self._queries_QD,
@@ -179,19 +195,19 @@ class QueryBuilder:
             limit=self._limit,
             offset=self._offset,
             nprobes=self._nprobes,
-            shortlist=self._shortlist_size(),
+            shortlist=self._shortlist_size(refined or self._limit + self._offset),
+            refined=refined,
             lower=self._lower,
             upper=self._upper,
         )
 
-    def _shortlist_size(self) -> int:
-        wanted = self._limit + self._offset
+    def _shortlist_size(self, wanted: int) -> int:
         if self._shortlist is None:
-            return max(SHORTLIST_PER_ROW * wanted, DEFAULT_SHORTLIST)
+            return max(SHORTLIST_PER_ROW * (self._limit + self._offset), DEFAULT_SHORTLIST, wanted)
         if self._shortlist < wanted:
             raise InvalidInputError(
-                f"Got shortlist={self._shortlist}, less than limit + offset = {wanted}: only shortlisted "
-                f"rows can be returned. Use shortlist of at least {wanted}, or leave it out."
+                f"Got shortlist={self._shortlist}; expected at least {wanted}, limit + offset times the "
+                "refine factor: only shortlisted rows can be returned. Raise it, or leave it out."
             )
         return self._shortlist
 

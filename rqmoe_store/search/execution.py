@@ -1,4 +1,4 @@
-"""A query over one version of a table: filter, probe, scan, rerank.
+"""A query over one version of a table: filter, probe, scan, rerank, refine.
 
 Shape suffixes: Q queries, P partitions, D dimension.
 """
@@ -12,6 +12,7 @@ from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
 from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.refine import candidates, refine
 from rqmoe_store.search.rerank import Float32Array, Hits, page, rerank
 from rqmoe_store.search.scan import Shortlist, scan
 from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
@@ -46,6 +47,8 @@ class SearchRequest:
     offset: int
     nprobes: int
     shortlist: int
+    refined: int | None
+    """Rows to order by their raw vectors; None for none."""
     lower: float | None
     upper: float | None
 
@@ -69,6 +72,8 @@ class Execution:
         with self._trace.stage(*self._rerank_stage) as stage:
             hits = rerank(self._codec, request.queries_QD, [shortlist.rows for shortlist in shortlists])
             stage.rows = sum(map(len, hits))
+        if request.refined is not None:
+            hits = self._refined(hits, request.refined)
         pages = [
             page(found, lower=request.lower, upper=request.upper, offset=request.offset, limit=request.limit)
             for found in hits
@@ -82,12 +87,19 @@ class Execution:
             self._trace.plan("Filter", f"{request.where_text}, before the scan")
         self._trace.plan(*self._scan_stage(request.nprobes, request.shortlist))
         self._trace.plan(*self._rerank_stage)
+        if request.refined is not None:
+            self._trace.plan(*self._refine_stage)
         if request.where is not None and not request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, of the results")
 
     @property
     def _rerank_stage(self) -> tuple[str, str]:
-        return "Rerank", f"{self._codec.config.metric} distance to decoded rows, keep {self._request.limit}"
+        kept = self._request.refined or self._request.limit
+        return "Rerank", f"{self._codec.config.metric} distance to decoded rows, keep {kept}"
+
+    @property
+    def _refine_stage(self) -> tuple[str, str]:
+        return "Refine", f"{self._codec.config.metric} distance to raw vectors, keep {self._request.limit}"
 
     def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
         total = self._codec.num_partitions
@@ -167,6 +179,16 @@ class Execution:
         if any(len(shortlist) < request.shortlist for shortlist in matched):
             return None
         return [shortlist.best(request.shortlist) for shortlist in matched]
+
+    def _refined(self, hits: list[Hits], count: int) -> list[Hits]:
+        """The nearest `count` rows of every query, in the order of their raw vectors."""
+        request, table = self._request, self._state.snapshot.table
+        with self._trace.stage(*self._refine_stage) as stage:
+            near = [candidates(found, count, request.lower) for found in hits]
+            column, metric = self._columns.vector_column, self._codec.config.metric
+            hits = refine(table, column, request.queries_QD, near, metric)
+            stage.rows = sum(map(len, hits))
+        return hits
 
     def _filtered(self, pages: list[Hits], where: str) -> list[Hits]:
         """Those of the results that match."""

@@ -17,7 +17,7 @@ class CompressedQuery(QueryBuilder):
     """A search over a compressed table, built step by step and run by a `to_...` method.
 
     Approximate distances from look-up tables choose a shortlist; it is decoded and reranked by exact
-    distance to the decoded vectors, which is the `_distance` returned.
+    distance to the decoded vectors, which is the `_distance` returned unless `refine_factor` is given.
     """
 
     def to_arrow(self) -> pa.Table:
@@ -30,7 +30,7 @@ class CompressedQuery(QueryBuilder):
 
         Raises:
             InvalidInputError: a `where` that LanceDB refuses, an unknown column, or a shortlist
-                smaller than limit + offset.
+                smaller than limit + offset, times the refine factor if given.
         """
         return self._answered(Trace())
 

@@ -74,7 +74,7 @@ def rerank(codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatc
                 continue
             vectors_SD = vectors_UD[np.searchsorted(row_ids_U, shortlist.row_ids_N)]
             distances_S = exact_distances(query_D, vectors_SD, codec.config.metric)
-            hits.append(_ordered(Hits(shortlist.row_ids_N, distances_S)))
+            hits.append(ordered(Hits(shortlist.row_ids_N, distances_S)))
     return hits
 
 
@@ -125,7 +125,7 @@ def _decode_union(
     return row_ids_U, codec.decode(Codes(codes=codes[first_U], partitions=partitions[first_U]))
 
 
-def _ordered(hits: Hits) -> Hits:
+def ordered(hits: Hits) -> Hits:
     hits = hits[~np.isnan(hits.distances_S)]
     order = np.lexsort((hits.row_ids_S, hits.distances_S))
     return Hits(hits.row_ids_S[order], hits.distances_S[order])

@@ -1,7 +1,8 @@
 """A LanceDB table with vectors into a new table with codes, in two bounded passes.
 
 Pass 1 encodes the vector column into temporary files; pass 2 takes the other columns in partition
-order and writes them beside the codes, so that a partition is one contiguous run of rows.
+order and writes them beside the codes, so that a partition is one contiguous run of rows. Raw vectors
+that shall be kept follow in the same order, into files that a scan of the codes never opens.
 Shapes: B rows of one batch.
 """
 
@@ -19,13 +20,17 @@ from lancedb.table import LanceTable, Table
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import KeepVectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.takes import take_rows
 from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, rows_per_batch
 
 StoredTableType = TypeVar("StoredTableType", bound=StoredTable)
@@ -42,6 +47,7 @@ def compress(
     *,
     db: DBConnection | None = None,
     vector_column: str = "vector",
+    keep_vectors: KeepVectors = "none",
     progress: bool = True,
     cls: type[StoredTableType] = StoredTable,  # type: ignore[assignment]  # the default is the bound
 ) -> StoredTableType:
@@ -58,6 +64,8 @@ def compress(
         db: database for the new table; default is the one `docs` lives in.
         vector_column: the column to replace. Rows where it is null keep their other values and are
             never found by a search.
+        keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in a column
+            of the same name and in data files of its own.
         progress: show a progress bar.
         cls: class of the returned table.
 
@@ -67,17 +75,20 @@ def compress(
     Raises:
         TableError: no such vector column, an empty table, columns named like ours, `into` taken.
         InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
-            cosine (named by row position), or an `into` that cannot be a table name.
+            cosine (named by row position), or beyond float16 where they shall be kept in it; an
+            `into` that cannot be a table name; an unknown `keep_vectors`.
     """
+    require_keep_vectors(keep_vectors)
     columns = CodeColumns(vector_column)
+    kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
     docs = _on_disk(docs)
     source = _pinned(docs)
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
     _require_compressible(source, codec, columns)
     _require_free_name(db, into, docs)
     with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, _bar(progress) as bar:
-        spill = _encode_all(source, codec, columns, Path(folder), _task(bar, "Encoding", source))
-        table = _write(db, into, source, codec, columns, spill, _task(bar, "Writing", source))
+        spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
+        table = _write(db, into, source, codec, kept, spill, bar)
     return cls(table, codec, columns)
 
 
@@ -119,9 +130,7 @@ def _require_free_name(db: DBConnection, into: str, docs: LanceTable) -> None:
         )
 
 
-def _encode_all(
-    source: Table, codec: Codec, columns: CodeColumns, folder: Path, advance: Advance
-) -> CodeSpill:
+def _encode_all(source: Table, codec: Codec, kept: KeptVectors, folder: Path, advance: Advance) -> CodeSpill:
     """Pass 1: every vector of `source` checked and encoded; nothing is written to the database."""
     spill = CodeSpill(
         folder,
@@ -129,16 +138,15 @@ def _encode_all(
         code_bytes=codec.config.code_bytes,
         num_partitions=codec.num_partitions,
     )
-    scan = source.search().select([columns.vector_column]).with_row_id(True)
+    metric = codec.config.metric
+    scan = source.search().select([kept.column]).with_row_id(True)
     for read in scan.to_batches(rows_per_batch(codec.dim)):
         for start in range(0, read.num_rows, _ENCODE_ROWS):
             batch = read.slice(start, _ENCODE_ROWS)
             vectors, valid_B = read_vectors(
-                batch[columns.vector_column],
-                dim=codec.dim,
-                metric=codec.config.metric,
-                first_row=spill.filled,
+                batch[kept.column], dim=codec.dim, metric=metric, first_row=spill.filled
             )
+            kept.require_storable(vectors, valid_B, metric=metric, first_row=spill.filled)
             spill.append(batch["_rowid"].to_numpy(), codec.encode(vectors), valid_B)
             advance(batch.num_rows)
     if spill.filled != spill.rows:
@@ -151,19 +159,22 @@ def _write(
     into: str,
     source: Table,
     codec: Codec,
-    columns: CodeColumns,
+    kept: KeptVectors,
     spill: CodeSpill,
-    advance: Advance,
+    bar: Progress,
 ) -> LanceTable:
     """Pass 2: the new table, whole and indexed, or none."""
-    kept = user_schema(source.schema, without=(columns.vector_column,))
+    columns, order = CodeColumns(kept.column), spill.order_by_partition()
+    others = user_schema(source.schema, without=(kept.column,))
     schema = pa.schema(
-        [*kept, *columns.fields(codec.config.code_bytes)],
-        metadata=TableMarks.of(codec, columns.vector_column).write(source.schema.metadata),
+        [*others, *columns.fields(codec.config.code_bytes)],
+        metadata=TableMarks.of(codec, kept.column, kept.keep).write(source.schema.metadata),
     )
-    batches = _grouped_batches(source, kept.names, schema, columns, spill, advance)
+    advance = _task(bar, "Writing", source)
+    batches = _grouped_batches(source, others.names, schema, columns, spill, order, advance)
+    vectors = _raw_vectors(source, kept, spill, order, codec.config.metric, bar)
     neighbour = cast(LanceTable, registry.save(db, codec))  # before the table that needs it appears
-    table = databases.create_whole(db, into, schema, batches, neighbour=neighbour)
+    table = databases.create_whole(db, into, schema, batches, neighbour=neighbour, apart=vectors)
     try:
         databases.require_stable_row_ids(table)
         if codec.num_partitions > 1:
@@ -180,29 +191,37 @@ def _grouped_batches(
     schema: pa.Schema,
     columns: CodeColumns,
     spill: CodeSpill,
+    order: npt.NDArray[np.int64],
     advance: Advance,
 ) -> Iterator[pa.RecordBatch]:
-    order = spill.order_by_partition()
     for start in range(0, spill.rows, _TAKE_ROWS):
         rows_B = np.asarray(order[start : start + _TAKE_ROWS])
-        kept = _take(source, names, spill.row_ids(rows_B))
-        arrays = [*kept, *columns.to_arrow(*spill.codes(rows_B))]
+        taken = take_rows(source, names, spill.row_ids(rows_B))
+        arrays = [*taken, *columns.to_arrow(*spill.codes(rows_B))]
         yield from pa.Table.from_arrays(arrays, schema=schema).to_batches()
         advance(len(rows_B))
 
 
-def _take(source: Table, names: list[str], row_ids_B: npt.NDArray[np.uint64]) -> list[pa.ChunkedArray]:
-    """Columns `names` of these rows, in this order."""
-    if not names:
-        return []
-    taken = source.take_row_ids(row_ids_B.tolist()).select(names).with_row_id().to_arrow()
-    taken_ids = taken["_rowid"].to_numpy()
-    if len(taken_ids) != len(row_ids_B):
-        raise TableError(f"Took {len(taken_ids)} of {len(row_ids_B)} rows of {source.name!r}. Try again.")
-    # LanceDB returns the rows sorted by id; put them back into the order asked for.
-    places_B = np.empty(len(row_ids_B), dtype=np.int64)
-    places_B[np.argsort(row_ids_B)] = np.argsort(taken_ids)
-    return list(taken.select(names).take(places_B).columns)
+def _raw_vectors(
+    source: Table,
+    kept: KeptVectors,
+    spill: CodeSpill,
+    order: npt.NDArray[np.int64],
+    metric: str,
+    bar: Progress,
+) -> ApartColumn | None:
+    """The column of raw vectors in the order of the new table; None where none are kept."""
+    if not kept.fields:
+        return None
+    advance = _task(bar, "Keeping vectors", source)
+
+    def read(start: int, stop: int) -> pa.Array:
+        (column,) = take_rows(source, [kept.column], spill.row_ids(np.asarray(order[start:stop])))
+        vectors, valid_B = read_vectors(column, dim=kept.dim, metric=metric, first_row=start)
+        advance(stop - start)
+        return kept.to_arrow(vectors, valid_B)[0]
+
+    return ApartColumn(field=kept.fields[0], read=read, batch_rows=rows_per_batch(kept.dim))
 
 
 def _bar(progress: bool) -> Progress:

@@ -1,18 +1,19 @@
 """Tables of a LanceDB database: which exist, where they live, and how one is created whole or not at all."""
 
 import concurrent.futures
+import dataclasses
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-import lance
 import lancedb
 import pyarrow as pa
 from lancedb.db import DBConnection, LanceDBConnection
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.new_table import ApartColumn, write_table
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _IN_MEMORY = "memory:"
@@ -63,6 +64,7 @@ def create_whole(
     batches: Iterator[pa.RecordBatch],
     *,
     neighbour: LanceTable,
+    apart: ApartColumn | None = None,
 ) -> LanceTable:
     """Create table `name` from a stream, with stable row ids; on any failure nothing of it remains.
 
@@ -76,12 +78,14 @@ def create_whole(
         batches: its rows.
         neighbour: any table of `db`; tells where its tables are stored and the file format that this
             release of LanceDB writes.
+        apart: one more column, written after the stream into data files of its own.
     """
     stopped = threading.Event()
     failures: list[Exception] = []
     reader = pa.RecordBatchReader.from_batches(schema, _until(batches, stopped, failures))
+    apart = None if apart is None else dataclasses.replace(apart, read=_while_not(stopped, apart.read))
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-        writing = pool.submit(_write_beside, cast(LanceDBConnection, db), neighbour, name, reader)
+        writing = pool.submit(_write_beside, cast(LanceDBConnection, db), neighbour, name, reader, apart)
         try:
             writing.result()
         except BaseException as error:
@@ -112,18 +116,21 @@ def undo_create(db: DBConnection, table: LanceTable) -> None:
 
 
 def _write_beside(
-    db: LanceDBConnection, neighbour: LanceTable, name: str, reader: pa.RecordBatchReader
+    db: LanceDBConnection,
+    neighbour: LanceTable,
+    name: str,
+    reader: pa.RecordBatchReader,
+    apart: ApartColumn | None,
 ) -> None:
     # Not through LanceDB's create_table: that takes other lists of numbers in the table for vectors
     # and refuses or changes rows where they are null, NaN or of unequal length.
     file_format: Any = neighbour.to_lance().data_storage_version
-    lance.write_dataset(
-        reader,
+    write_table(
         f"{neighbour.uri.rpartition('/')[0]}/{name}{_SUFFIX}",
-        mode="create",
+        reader,
+        apart=apart,
+        file_format=file_format,
         storage_options=db.storage_options,
-        data_storage_version=file_format,
-        enable_stable_row_ids=True,
     )
 
 
@@ -158,9 +165,23 @@ def _until(
 ) -> Iterator[pa.RecordBatch]:
     try:
         for batch in batches:
-            if stopped.is_set():
-                raise InterruptedError("The write was interrupted.")
+            _require_running(stopped)
             yield batch
     except Exception as error:
         failures.append(error)
         raise
+
+
+def _while_not(
+    stopped: threading.Event, read: Callable[[int, int], pa.Array]
+) -> Callable[[int, int], pa.Array]:
+    def checked(start: int, stop: int) -> pa.Array:
+        _require_running(stopped)
+        return read(start, stop)
+
+    return checked
+
+
+def _require_running(stopped: threading.Event) -> None:
+    if stopped.is_set():
+        raise InterruptedError("The write was interrupted.")

@@ -17,23 +17,25 @@ EMBEDDING_FUNCTIONS = b"embedding_functions"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableMarks:
-    """Which codec a table belongs to and which column it replaced."""
+    """Which codec a table belongs to, which column it replaced, and how raw vectors are kept."""
 
     format_version: int
     fingerprint: str
     vector_column: str
     metric: str
     dim: int
+    keep_vectors: str
 
     @classmethod
-    def of(cls, codec: Codec, vector_column: str) -> "TableMarks":
-        """The marks of a table whose `vector_column` is replaced by codes of `codec`."""
+    def of(cls, codec: Codec, vector_column: str, keep_vectors: str) -> "TableMarks":
+        """The marks of a table whose `vector_column` is kept as codes of `codec`, and raw as said."""
         return cls(
             format_version=FORMAT_VERSION,
             fingerprint=codec.fingerprint,
             vector_column=vector_column,
             metric=codec.config.metric,
             dim=codec.dim,
+            keep_vectors=keep_vectors,
         )
 
     @classmethod
@@ -73,7 +75,7 @@ class TableMarks:
 
     def require_match(self, codec: Codec, table_name: str) -> None:
         """Raise ArtefactError unless the table was written with `codec`."""
-        expected = TableMarks.of(codec, self.vector_column)
+        expected = TableMarks.of(codec, self.vector_column, self.keep_vectors)
         for name in ("fingerprint", "metric", "dim"):
             if getattr(self, name) != getattr(expected, name):
                 raise ArtefactError(

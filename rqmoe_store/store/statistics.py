@@ -5,6 +5,7 @@ Shapes: M steps (code bytes), K codewords per step, V rows of a batch that have 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class TableStats:
     """Everything the table keeps on disk now: all columns, indexes, deletions, older versions."""
     code_disk_bytes: int
     """What its code and partition columns take in the data files of the present version."""
+    vector_disk_bytes: int
+    """What the raw vectors take there; 0 where none are kept."""
     bytes_per_vector: float
     """code_disk_bytes / rows; 0.0 for an empty table."""
     codec_bytes: int
@@ -56,6 +59,7 @@ class TableStats:
             "dimension": f"{self.dim:,}",
             "vectors as float32": _readable(self.raw_bytes),
             "codes on disk": f"{_readable(self.code_disk_bytes)} ({self.bytes_per_vector:.2f} per vector)",
+            "raw vectors on disk": _readable(self.vector_disk_bytes) if self.vector_disk_bytes else "none",
             "compression": f"{self.compression_ratio:.1f} to 1",
             "whole table on disk": _readable(self.disk_bytes),
             "codec": _readable(self.codec_bytes),
@@ -79,7 +83,7 @@ def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats
     dataset = table.to_lance()
     rows = table.count_rows()
     raw_bytes = rows * codec.dim * 4
-    code_bytes = _column_bytes(table, columns)
+    code_bytes = _column_bytes(table, columns.names)
     bytes_per_vector = code_bytes / rows if rows else 0.0
     report, artefact = codec.report, codec.to_artefact()
     codec_bytes = len(artefact.config_json.encode()) + len(artefact.weights)
@@ -90,6 +94,7 @@ def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats
         raw_bytes=raw_bytes,
         disk_bytes=sum(int(batch["size_bytes"].to_numpy().sum()) for batch in dataset.all_files()),
         code_disk_bytes=code_bytes,
+        vector_disk_bytes=_column_bytes(table, [columns.vector_column]),
         bytes_per_vector=bytes_per_vector,
         codec_bytes=codec_bytes,
         bytes_per_vector_with_codec=(code_bytes + codec_bytes) / rows if rows else 0.0,
@@ -101,12 +106,12 @@ def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats
     )
 
 
-def _column_bytes(table: LanceTable, columns: CodeColumns) -> int:
-    """Bytes of our columns in the data files, rows deleted but not yet compacted included."""
+def _column_bytes(table: LanceTable, names: Sequence[str]) -> int:
+    """Bytes of these columns in the data files, rows deleted but not yet compacted included."""
     dataset = table.to_lance()
-    ours = {field.id() for field in dataset.lance_schema.fields() if field.name() in columns.names}
+    wanted = {field.id() for field in dataset.lance_schema.fields() if field.name() in names}
     sizes: Any = dataset.stats.data_stats().fields  # a list, annotated by pylance as one item
-    return sum(int(size.bytes_on_disk) for size in sizes if size.id in ours)
+    return sum(int(size.bytes_on_disk) for size in sizes if size.id in wanted)
 
 
 def _utilisation(table: LanceTable, codec: Codec, columns: CodeColumns) -> float:

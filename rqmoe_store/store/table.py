@@ -12,6 +12,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.metadata import TableMarks, without_ours
 from rqmoe_store.store.rows import tables_of
 from rqmoe_store.store.schemas import user_schema
@@ -31,14 +32,19 @@ class StoredTable:
         Raises:
             TableError, ArtefactError: `table`, `codec` and `columns` do not belong together.
         """
-        TableMarks.read(table.schema, table.name).require_match(codec, table.name)
+        marks = TableMarks.read(table.schema, table.name)
+        marks.require_match(codec, table.name)
         columns.require_in(table.schema, code_bytes=codec.config.code_bytes)
+        kept = KeptVectors(column=columns.vector_column, keep=marks.keep_vectors, dim=codec.dim)
+        kept.require_in(table.schema, table.name)
         self.table = table
         """The LanceDB table. Rows written through it directly need their own codes."""
         self.codec = codec
         """Encodes and decodes the vectors of this table."""
         self.columns = columns
         """Names of the code and partition columns."""
+        self.kept = kept
+        """Whether the table keeps its raw vectors, and how."""
 
     @classmethod
     def open(cls, db: DBConnection, name: str) -> Self:
@@ -70,7 +76,10 @@ class StoredTable:
 
     @property
     def schema(self) -> pa.Schema:
-        """The user's columns: the table's schema without codes, partitions and our metadata."""
+        """The user's columns: the table's schema without codes, partitions and our metadata.
+
+        The vector column is among them, as the last, where the table keeps raw vectors.
+        """
         return without_ours(user_schema(self.table.schema, without=self.columns.names))
 
     def add(self, rows: Any) -> int:
@@ -89,7 +98,8 @@ class StoredTable:
 
         Raises:
             InvalidInputError: unknown or missing columns, values of another type, vectors of another
-                dimension, with NaN or infinite values, or zero under cosine (named by row position).
+                dimension, with NaN or infinite values, zero under cosine, or beyond float16 where the
+                table keeps them in it (named by row position).
         """
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
             # The file stands between checking and writing: no row is committed before all are good.
@@ -131,7 +141,7 @@ class StoredTable:
 
     def _encoded(self, rows: Any) -> Iterator[pa.Table]:
         first_row = 0
-        for table in tables_of(rows, self.schema, self.columns.vector_column):
+        for table in tables_of(rows, self._other_columns(), self.columns.vector_column):
             self._require_vectors(table)
             for start in range(0, table.num_rows, rows_per_batch(self.codec.dim)):
                 part = table.slice(start, rows_per_batch(self.codec.dim))
@@ -150,12 +160,20 @@ class StoredTable:
         column = table[self.columns.vector_column]
         if pa.types.is_null(column.type):
             column = column.cast(pa.list_(pa.float32()))
-        vectors, valid = read_vectors(
-            column, dim=self.codec.dim, metric=self.codec.config.metric, first_row=first_row
-        )
-        ours = self.columns.to_arrow(self.codec.encode(vectors), valid)
-        fields = [*self.schema, *self.columns.fields(self.codec.config.code_bytes)]
-        return pa.Table.from_arrays([*table.columns[:-1], *ours], schema=pa.schema(fields))
+        metric = self.codec.config.metric
+        vectors, valid = read_vectors(column, dim=self.codec.dim, metric=metric, first_row=first_row)
+        self.kept.require_storable(vectors, valid, metric=metric, first_row=first_row)
+        ours = [
+            *self.columns.to_arrow(self.codec.encode(vectors), valid),
+            *self.kept.to_arrow(vectors, valid),
+        ]
+        fields = [*self._other_columns(), *self.columns.fields(self.codec.config.code_bytes)]
+        schema = pa.schema([*fields, *self.kept.fields])
+        return pa.Table.from_arrays([*table.columns[:-1], *ours], schema=schema)
+
+    def _other_columns(self) -> pa.Schema:
+        """The columns that are stored as they come: all but vectors and codes."""
+        return user_schema(self.table.schema, without=(*self.columns.names, self.columns.vector_column))
 
     def __len__(self) -> int:
         return self.count_rows()

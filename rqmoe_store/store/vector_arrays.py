@@ -84,15 +84,17 @@ def read_vectors(
     array = array.drop_null()
     if len(array) == 0:
         return np.zeros((0, dim), dtype=np.float32), valid_N
-    _require(rows_V, _lengths(array) == dim, f"have another dimension than the codec's {dim}")
+    require_rows(rows_V, _lengths(array) == dim, f"have another dimension than the codec's {dim}")
     vectors_VD = _components(array).reshape(len(array), dim)
-    _require(
+    require_rows(
         rows_V,
         np.all(np.isfinite(vectors_VD), axis=1),
         "contain missing, NaN or infinite values (as float32)",
     )
     if metric == "cosine":
-        _require(rows_V, np.any(vectors_VD, axis=1), "are zero, which has no direction under metric='cosine'")
+        require_rows(
+            rows_V, np.any(vectors_VD, axis=1), "are zero, which has no direction under metric='cosine'"
+        )
     return vectors_VD, valid_N
 
 
@@ -110,7 +112,8 @@ def _components(array: pa.Array) -> Float32Array:
     return np.array(values.to_numpy(zero_copy_only=False), dtype=np.float32)
 
 
-def _require(rows_V: npt.NDArray[np.int64], good_V: npt.NDArray[np.bool_], problem: str) -> None:
+def require_rows(rows_V: npt.NDArray[np.int64], good_V: npt.NDArray[np.bool_], problem: str) -> None:
+    """Raise InvalidInputError with the `problem` of those of the rows that are not good."""
     bad = rows_V[~good_V]
     if len(bad) == 0:
         return

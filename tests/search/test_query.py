@@ -272,7 +272,7 @@ def test_a_missing_package_is_named_with_its_command(world, monkeypatch, module)
         (lambda query: query.offset(-1), "offset=-1"),
         (lambda query: query.nprobes(0), "nprobes=0"),
         (lambda query: query.shortlist(0), "shortlist=0"),
-        (lambda query: query.limit(10).offset(5).shortlist(14).to_arrow(), "limit \\+ offset = 15"),
+        (lambda query: query.limit(10).offset(5).shortlist(14).to_arrow(), "at least 15"),
         (lambda query: query.distance_range(1.0, 1.0), "lower_bound < upper_bound"),
         (lambda query: query.distance_range(2, 1), "lower_bound < upper_bound"),
         (lambda query: query.distance_range(float("nan"), None), "lower_bound=nan"),

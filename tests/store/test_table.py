@@ -336,6 +336,7 @@ def test_our_metadata_is_plain_text(store):
         if key.startswith(b"rqmoe_store.")
     }
     assert set(ours) == {
-        f"rqmoe_store.{name}" for name in ("format_version", "fingerprint", "vector_column", "metric", "dim")
+        f"rqmoe_store.{name}"
+        for name in ("format_version", "fingerprint", "vector_column", "metric", "dim", "keep_vectors")
     }
     assert json.dumps(ours)

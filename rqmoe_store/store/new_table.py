@@ -1,0 +1,109 @@
+"""The data files of a new table, and the one commit that makes them a table.
+
+Files are written first and belong to nothing; a reader sees the table whole or not at all, whichever
+file a failure or a lost process interrupts.
+"""
+
+import dataclasses
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance.file import LanceFileWriter
+from lance.fragment import DataFile, FragmentMetadata, write_fragments
+from lance.schema import LanceSchema
+
+ROWS_PER_FILE = 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ApartColumn:
+    """A column of numbers or of fixed-size lists of them, kept in data files of its own."""
+
+    field: pa.Field
+    """Its name and type; it becomes the last column."""
+    read: Callable[[int, int], pa.Array]
+    """Its values in rows start to stop of the new table."""
+    batch_rows: int
+    """Rows to read at a time."""
+
+
+def write_table(
+    uri: str,
+    reader: pa.RecordBatchReader,
+    *,
+    apart: ApartColumn | None,
+    file_format: str,
+    storage_options: dict[str, str] | None,
+    rows_per_file: int = ROWS_PER_FILE,
+) -> None:
+    """Write the rows of `reader`, then the column `apart`, and commit both as one table.
+
+    Row ids are stable. Nothing is a table before this returns; after an error the caller removes the
+    folder.
+
+    Args:
+        uri: folder or bucket URI of the table.
+        reader: its other columns and its metadata.
+        apart: a column that goes into files of its own; None for none.
+        file_format: version of the data files.
+        storage_options: how to reach `uri`; None for a local folder.
+        rows_per_file: rows of one data file.
+    """
+    fragments = write_fragments(
+        reader,
+        uri,
+        mode="create",
+        max_rows_per_file=rows_per_file,
+        data_storage_version=file_format,
+        storage_options=storage_options,
+    )
+    schema = reader.schema
+    if apart is not None:
+        schema = schema.append(apart.field)
+        fragments = _with_column(uri, fragments, schema, apart, file_format, storage_options)
+    lance.LanceDataset.commit(
+        uri,
+        lance.LanceOperation.Overwrite(LanceSchema.from_pyarrow(schema), fragments),
+        storage_options=storage_options,
+        enable_stable_row_ids=True,
+    )
+
+
+def _with_column(
+    uri: str,
+    fragments: list[FragmentMetadata],
+    schema: pa.Schema,
+    apart: ApartColumn,
+    file_format: str,
+    storage_options: dict[str, str] | None,
+) -> list[FragmentMetadata]:
+    """The fragments with one more data file each, which holds the last column of `schema`."""
+    # Ids are given in the order of the fields, so that those of the files already written stay.
+    field_id: Any = LanceSchema.from_pyarrow(schema).fields()[-1].id()
+    extended, first = [], 0
+    for fragment in fragments:
+        stop, path = first + fragment.physical_rows, f"{uuid.uuid4().hex}.lance"
+        with LanceFileWriter(
+            f"{uri}/data/{path}",
+            pa.schema([apart.field]),
+            version=file_format,
+            storage_options=storage_options,
+        ) as writer:
+            for start in range(first, stop, apart.batch_rows):
+                array = apart.read(start, min(start + apart.batch_rows, stop))
+                writer.write_batch(pa.record_batch([array], schema=pa.schema([apart.field])))
+        written = fragment.files[0]
+        file = DataFile(
+            path,
+            fields=[field_id],
+            column_indices=[0],  # lists of a fixed size are one column of the file
+            file_major_version=written.file_major_version,
+            file_minor_version=written.file_minor_version,
+            file_size_bytes=writer.size_bytes,
+        )
+        extended.append(dataclasses.replace(fragment, files=[*fragment.files, file]))
+        first = stop
+    return extended
