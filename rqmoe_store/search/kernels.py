@@ -18,7 +18,15 @@ from rqmoe_store.codecs.additive import SMALLEST_SQUARE
 _ONE = np.float32(1)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+def _compiled(function: Any) -> Any:
+    """The function, compiled at its first call, and from then on for good where a file can be kept."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written to
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
 def _after(scores_S: Any, positions_S: Any, row_ids_N: Any, first: int, second: int) -> bool:
     """Whether heap entry `first` comes after entry `second` in the order of (score, row id)."""
     if scores_S[first] != scores_S[second]:
@@ -26,13 +34,13 @@ def _after(scores_S: Any, positions_S: Any, row_ids_N: Any, first: int, second: 
     return bool(row_ids_N[positions_S[first]] > row_ids_N[positions_S[second]])
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _swap(scores_S: Any, positions_S: Any, first: int, second: int) -> None:
     scores_S[first], scores_S[second] = scores_S[second], scores_S[first]
     positions_S[first], positions_S[second] = positions_S[second], positions_S[first]
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _rise(scores_S: Any, positions_S: Any, row_ids_N: Any, entry: int) -> None:
     while entry > 0:
         parent = (entry - 1) >> 1
@@ -42,7 +50,7 @@ def _rise(scores_S: Any, positions_S: Any, row_ids_N: Any, entry: int) -> None:
         entry = parent
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _sink(scores_S: Any, positions_S: Any, row_ids_N: Any, filled: int) -> None:
     entry = 0
     while True:
@@ -57,7 +65,7 @@ def _sink(scores_S: Any, positions_S: Any, row_ids_N: Any, filled: int) -> None:
         entry = child
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def nearest_rows(
     codes_NM: Any,
     row_ids_N: Any,
