@@ -13,6 +13,7 @@ from rqmoe_store.presets import preset
 if TYPE_CHECKING:
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
+    from rqmoe_store.search.reranker import DecodedReranker
     from rqmoe_store.table import CompressedTable, compress, open_table
     from rqmoe_store.training.trainer import train
 
@@ -24,6 +25,7 @@ __all__ = [
     "CodecConfig",
     "Codes",
     "CompressedTable",
+    "DecodedReranker",
     "InvalidInputError",
     "RQMoEError",
     "TableError",
@@ -40,6 +42,7 @@ _LAZY = {
     "Codec": "rqmoe_store.codecs.base",
     "Codes": "rqmoe_store.codecs.codes",
     "CompressedTable": "rqmoe_store.table",
+    "DecodedReranker": "rqmoe_store.search.reranker",
     "compress": "rqmoe_store.table",
     "load_codec": "rqmoe_store.codecs.base",
     "open_table": "rqmoe_store.table",

@@ -1,15 +1,22 @@
 """`CompressedTable`, the public face of storing and searching, and the two ways to get one."""
 
 import dataclasses
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self, overload
 
 from lancedb.db import DBConnection
+from lancedb.query import FullTextQuery
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import KeepVectors
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.dispatch import QueryType, as_vector, query_kind
+from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import Cache, bytes_allowed, source_of
+from rqmoe_store.search.text import TextQuery
+from rqmoe_store.search.text_index import create_text_index
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.compress import compress as _compress
 from rqmoe_store.store.statistics import TableStats
@@ -50,20 +57,86 @@ class CompressedTable(StoredTable):
         resident = self._source.resident
         return dataclasses.replace(super().stats(), resident_bytes=resident.nbytes if resident else 0)
 
-    def search(self, query: Any) -> CompressedQuery:
-        """Start a nearest-neighbour query; options follow as in LanceDB, then `to_pandas()` or alike.
+    @overload
+    def search(
+        self,
+        query: FullTextQuery,
+        query_type: Literal["auto"] = "auto",
+        fts_columns: str | Sequence[str] | None = None,
+    ) -> TextQuery: ...
+
+    @overload
+    def search(
+        self, query: Any, query_type: Literal["fts"], fts_columns: str | Sequence[str] | None = None
+    ) -> TextQuery: ...
+
+    @overload
+    def search(
+        self,
+        query: str | None = None,
+        *,
+        query_type: Literal["hybrid"],
+        fts_columns: str | Sequence[str] | None = None,
+    ) -> HybridQuery: ...
+
+    @overload
+    def search(self, query: Any, query_type: Literal["auto", "vector"] = "auto") -> CompressedQuery: ...
+
+    def search(
+        self,
+        query: Any = None,
+        query_type: QueryType = "auto",
+        fts_columns: str | Sequence[str] | None = None,
+    ) -> CompressedQuery | TextQuery | HybridQuery:
+        """Start a query; options follow as in LanceDB, then `to_pandas()` or alike.
 
             table.search(vector).where("lang = 'en'").select(["id", "text"]).limit(10).to_pandas()
 
         Args:
             query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32. A
-                batch of several vectors gives a column `query_index`.
+                batch of several vectors gives a column `query_index`. Or text: in a table with an
+                embedding function it is embedded, in others it is searched for in full text.
+            query_type: "vector" for the rows nearest to the query, "fts" for full-text search,
+                "hybrid" for both, merged: of one text, or of what `.vector(...)` and `.text(...)`
+                say when `query` is None.
+            fts_columns: text columns for full-text and hybrid search; default all that have a
+                full-text index.
 
         Raises:
             InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
-                an empty batch.
+                an empty batch, or text that cannot be searched for.
+            RQMoEError: the embedding function is not registered, lacks a package, or fails.
         """
-        return CompressedQuery(self, query, self._source, self._memory_budget)
+        kind = query_kind(self, query, query_type, self._source)
+        if kind == "hybrid":
+            return HybridQuery(self, query, fts_columns, self._source, self._memory_budget)
+        if kind == "fts":
+            return TextQuery(self, query, fts_columns, self._source)
+        if fts_columns:
+            raise InvalidInputError(
+                f"Got fts_columns={fts_columns!r} for a search by vector; expected it with "
+                "query_type='fts' or 'hybrid' only."
+            )
+        return CompressedQuery(self, as_vector(self, query), self._source, self._memory_budget)
+
+    def create_fts_index(
+        self, columns: str | Sequence[str], *, replace: bool = False, **options: Any
+    ) -> None:
+        """Make LanceDB's full-text index on a column of text, or on each of several.
+
+        Rows added later are found without it, but quicker after `table.optimize()`.
+
+        Args:
+            columns: names of user columns that hold text.
+            replace: whether to make anew the indexes that exist.
+            options: those of `lancedb.index.FTS`, such as `language="French"`, `stem=False` or
+                `with_position=True` (for phrases).
+
+        Raises:
+            InvalidInputError: a column that holds no text, or options that LanceDB refuses.
+            TableError: a column has an index already, and `replace` is False.
+        """
+        create_text_index(self, columns, replace=replace, **options)
 
 
 def compress(
@@ -78,7 +151,8 @@ def compress(
 ) -> CompressedTable:
     """Make a new table with the columns of `docs`, its vectors replaced by codes.
 
-    `docs` is never changed. If anything fails, Ctrl-C included, no table `into` is left behind.
+    `docs` is never changed. If anything fails, Ctrl-C included, no table `into` is left behind. An
+    embedding function that LanceDB has for the column is kept, for queries and for rows to come.
 
     Args:
         docs: a LanceDB table on disk or in an object store.

@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "cli_bench",
     },
     "__main__": {"cli"},
-    "__init__": {"errors", "config", "presets", "codecs", "training", "table"},
+    "__init__": {"errors", "config", "presets", "codecs", "training", "search", "table"},
 }
 # Rooms that compute on arrays and tensors only, and their one exception.
 WITHOUT_STORAGE = {"errors", "config", "codecs", "training"}

@@ -1,4 +1,4 @@
-"""The options of a query, in LanceDB's words, and the request they make.
+"""The options of a vector query, in LanceDB's words, and the request they make.
 
 Shape suffixes: Q queries, D vector dimension.
 """
@@ -8,23 +8,23 @@ from typing import Any, Self
 import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.columns import check_selection, output_names, take
+from rqmoe_store.search.columns import output_names, take
 from rqmoe_store.search.execution import Execution, SearchRequest
 from rqmoe_store.search.filters import checked_filter, combined
 from rqmoe_store.search.options import as_queries, bound, whole_number
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.source import CodeSource, TableState
+from rqmoe_store.search.table_query import TableQuery
 from rqmoe_store.store.table import StoredTable
 
-DEFAULT_LIMIT = 10
 DEFAULT_NPROBES = 20
 DEFAULT_SHORTLIST = 50
 SHORTLIST_PER_ROW = 5
 """The default shortlist is this many times limit + offset, and at least DEFAULT_SHORTLIST."""
 
 
-class QueryBuilder:
-    """A search built step by step; every method that sets an option returns the query itself."""
+class QueryBuilder(TableQuery):
+    """A vector search built step by step; every method that sets an option returns the query itself."""
 
     def __init__(self, store: StoredTable, query: Any, source: CodeSource, memory_budget: int) -> None:
         """Start a query; `CompressedTable.search` is the usual way.
@@ -39,59 +39,14 @@ class QueryBuilder:
             InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
                 an empty batch.
         """
-        self._store = store
+        super().__init__(store)
         self._source, self._memory_budget = source, memory_budget
         self._queries_QD = as_queries(query, dim=store.codec.dim, metric=store.codec.config.metric)
-        self._conditions: list[str] = []
-        self._prefilter = True
-        self._selected: list[str] | None = None
-        self._limit = DEFAULT_LIMIT
-        self._offset = 0
         self._nprobes = DEFAULT_NPROBES
         self._shortlist: int | None = None
         self._refine_factor: int | None = None
         self._lower: float | None = None
         self._upper: float | None = None
-        self._with_row_id = False
-
-    def where(self, condition: str, prefilter: bool = True) -> Self:
-        """Only return rows that match an SQL condition; called again, both must hold.
-
-        Args:
-            condition: checked when the query runs, before anything is read.
-            prefilter: filter before the search, so that `limit` rows are found whenever that many
-                match; False takes the rows that match out of the `limit` nearest ones.
-
-        Raises:
-            InvalidInputError: not a string.
-        """
-        if not isinstance(condition, str):
-            raise InvalidInputError(f"Got where={condition!r}; expected an SQL condition as a string.")
-        self._conditions.append(condition)
-        self._prefilter = bool(prefilter)
-        return self
-
-    def select(self, columns: list[str] | None) -> Self:
-        """Columns to return, in this order; None or [] for all user columns (the default).
-
-        These contain the raw vectors where the table keeps them. `_distance` is always returned; the
-        code columns only when named here.
-
-        Raises:
-            InvalidInputError: not a list of names, or a name given twice.
-        """
-        self._selected = check_selection(columns)
-        return self
-
-    def limit(self, limit: int) -> Self:
-        """Rows to return per query, default 10. Raises InvalidInputError below 1."""
-        self._limit = whole_number("limit", limit, 1)
-        return self
-
-    def offset(self, offset: int) -> Self:
-        """Rows to skip per query, default 0. Raises InvalidInputError below 0."""
-        self._offset = whole_number("offset", offset, 0)
-        return self
 
     def nprobes(self, nprobes: int) -> Self:
         """Partitions to search per query, default 20; more than there are means all.
@@ -141,11 +96,6 @@ class QueryBuilder:
             )
         return self
 
-    def with_row_id(self, with_row_id: bool = True) -> Self:
-        """Also return LanceDB's row id as column `_rowid`."""
-        self._with_row_id = bool(with_row_id)
-        return self
-
     def distance_type(self, distance_type: str) -> Self:
         """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
         metric = self._store.codec.config.metric
@@ -158,16 +108,12 @@ class QueryBuilder:
 
     def _answered(self, trace: Trace) -> pa.Table:
         """The result, from one version of the table."""
-        while True:
-            state = None
-            try:
-                state = self._source.current(self._memory_budget)
-                return self._answered_from(state, trace)
-            except (OSError, RuntimeError, pa.ArrowException):
-                # Old versions may be cleaned up, and tables replaced, while a query reads them.
-                if not self._source.is_lost(state):
-                    raise
-                trace.stages.clear()
+
+        def answered_from(state: TableState) -> pa.Table:
+            trace.stages.clear()  # of a version that was lost
+            return self._answered_from(state, trace)
+
+        return self._source.read(self._memory_budget, answered_from)
 
     def _planned(self) -> str:
         """The stages of `_answered`, without running them."""

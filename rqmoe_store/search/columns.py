@@ -15,6 +15,8 @@ from rqmoe_store.search.filters import row_id_filter
 from rqmoe_store.search.rerank import Hits
 
 DISTANCE = "_distance"
+SCORE = "_score"
+RELEVANCE = "_relevance_score"
 ROW_ID = "_rowid"
 QUERY_INDEX = "query_index"
 
@@ -35,6 +37,11 @@ def check_selection(columns: Any) -> list[str] | None:
     if doubled:
         raise InvalidInputError(f"Got column {doubled[0]!r} twice in select; expected every name once.")
     return list(columns) or None
+
+
+def without(table: pa.Table, name: str) -> pa.Table:
+    """`table` less its column `name`, should it have one."""
+    return table.drop_columns([name]) if name in table.column_names else table
 
 
 def output_names(

@@ -1,16 +1,9 @@
-"""The query: builds a request, runs it and returns the rows in the form asked for."""
-
-from typing import TYPE_CHECKING, Any
+"""The vector query: builds a request and runs it."""
 
 import pyarrow as pa
 
 from rqmoe_store.search.builder import QueryBuilder
-from rqmoe_store.search.options import require_installed
 from rqmoe_store.search.plan import Trace
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
 
 
 class CompressedQuery(QueryBuilder):
@@ -44,19 +37,3 @@ class CompressedQuery(QueryBuilder):
         trace = Trace()
         self._answered(trace)
         return str(trace)
-
-    def to_list(self) -> list[dict[str, Any]]:
-        """Run the query; one dict per row. Raises as `to_arrow`."""
-        rows: list[dict[str, Any]] = self.to_arrow().to_pylist()
-        return rows
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Run the query into a pandas frame. Raises as `to_arrow`, RQMoEError without pandas."""
-        require_installed("pandas")
-        return self.to_arrow().to_pandas()
-
-    def to_polars(self) -> "pl.DataFrame":
-        """Run the query into a polars frame. Raises as `to_arrow`, RQMoEError without polars."""
-        polars = require_installed("polars")
-        frame: pl.DataFrame = polars.from_arrow(self.to_arrow())
-        return frame

@@ -4,8 +4,10 @@ import dataclasses
 import os
 import threading
 import weakref
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
+import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.config import CodecConfig
@@ -17,6 +19,7 @@ from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.table import StoredTable
 
 Cache = Literal["memory", "disk"]
+Result = TypeVar("Result")
 
 _SHARE_OF_MEMORY = 4
 """Codes of a table may by default take one part in this many of the machine's memory."""
@@ -61,6 +64,21 @@ class CodeSource:
                     return TableState(snapshot, None)
                 self._resident = residents.brought_to(snapshot, self._resident, self._columns, self._config)
             return TableState(snapshot, self._resident if memory_budget else None)
+
+    def read(self, memory_budget: int, action: Callable[[TableState], Result]) -> Result:
+        """What `action` makes of the version the table has now, from a later one should this be lost.
+
+        Raises as `current` and `action`.
+        """
+        while True:
+            state = None
+            try:
+                state = self.current(memory_budget)
+                return action(state)
+            except (OSError, RuntimeError, pa.ArrowException):
+                # Old versions may be cleaned up, and tables replaced, while a query reads them.
+                if not self.is_lost(state):
+                    raise
 
     def is_lost(self, state: TableState | None) -> bool:
         """Whether a version (None for the newest known one) cannot be read any more, and another must be

@@ -24,6 +24,7 @@ from rqmoe_store.config import KeepVectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.embeddings import moved_embedding
 from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
@@ -111,6 +112,7 @@ def _pinned(docs: LanceTable) -> Table:
 def _require_compressible(source: Table, codec: Codec, columns: CodeColumns) -> None:
     require_vector_column(source.schema, columns.vector_column, codec.dim)
     columns.require_absent_from(source.schema)
+    moved_embedding(source.schema.metadata, columns.vector_column, source.name)  # raises if unreadable
     if blobs := source.blob_columns():
         raise TableError(
             f"Table {source.name!r} has blob columns {blobs}, which cannot be copied with their content. "
@@ -166,9 +168,10 @@ def _write(
     """Pass 2: the new table, whole and indexed, or none."""
     columns, order = CodeColumns(kept.column), spill.order_by_partition()
     others = user_schema(source.schema, without=(kept.column,))
+    metadata = moved_embedding(source.schema.metadata, kept.column, source.name)
     schema = pa.schema(
         [*others, *columns.fields(codec.config.code_bytes)],
-        metadata=TableMarks.of(codec, kept.column, kept.keep).write(source.schema.metadata),
+        metadata=TableMarks.of(codec, kept.column, kept.keep).write(metadata),
     )
     advance = _task(bar, "Writing", source)
     batches = _grouped_batches(source, others.names, schema, columns, spill, order, advance)

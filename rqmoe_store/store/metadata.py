@@ -11,8 +11,6 @@ FORMAT_VERSION = 1
 """Raised whenever an older release of this package could misread a table."""
 
 PREFIX = "rqmoe_store."
-EMBEDDING_FUNCTIONS = b"embedding_functions"
-"""LanceDB's own key. A table without its vector column cannot be added to while it is there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +66,9 @@ class TableMarks:
         return cls(**values)  # type: ignore[arg-type]  # checked against the fields just above
 
     def write(self, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
-        """The user's schema metadata with these marks added and LanceDB's embedding functions removed."""
-        kept = {key: value for key, value in (metadata or {}).items() if key != EMBEDDING_FUNCTIONS}
+        """The user's schema metadata with these marks added."""
         ours = {PREFIX + name: str(value) for name, value in dataclasses.asdict(self).items()}
-        return kept | {key.encode(): value.encode() for key, value in ours.items()}
+        return (metadata or {}) | {key.encode(): value.encode() for key, value in ours.items()}
 
     def require_match(self, codec: Codec, table_name: str) -> None:
         """Raise ArtefactError unless the table was written with `codec`."""

@@ -15,7 +15,9 @@ _ACCEPTED = (
 _CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, pa.ArrowException)
 
 
-def tables_of(rows: Any, schema: pa.Schema, vector_column: str) -> Iterator[pa.Table]:
+def tables_of(
+    rows: Any, schema: pa.Schema, vector_column: str, source_column: str | None = None
+) -> Iterator[pa.Table]:
     """`rows` as Arrow tables with exactly the columns of `schema` and then `vector_column`.
 
     Nothing is read ahead: an iterator or Arrow reader is consumed one batch at a time.
@@ -25,12 +27,14 @@ def tables_of(rows: Any, schema: pa.Schema, vector_column: str) -> Iterator[pa.T
             iterable of those.
         schema: the user's columns; values are cast to these types, absent nullable columns are null.
         vector_column: the column of vectors, passed on as it comes (null where a row has none).
+        source_column: rows that have it need no vector column; None where none can stand in for it.
 
     Raises:
         InvalidInputError: rows of another kind, unknown or missing columns, values that cannot be
             cast, or nulls where the column allows none.
     """
     for table in _raw_tables(rows, schema, vector_column):
+        _require_columns(table, schema, vector_column, source_column)
         yield _fitted(table, schema, vector_column)
 
 
@@ -107,22 +111,23 @@ def _vector(value: Any, position: int) -> Any:
 
 
 def _fitted(table: pa.Table, schema: pa.Schema, vector_column: str) -> pa.Table:
-    _require_columns(table, schema, vector_column)
     columns = [_column(table, field, schema) for field in schema]
-    names = [*schema.names, vector_column]
-    return pa.table([*columns, table[vector_column]], names=names)
+    has_vectors = vector_column in table.column_names
+    vectors = table[vector_column] if has_vectors else pa.nulls(table.num_rows)
+    return pa.table([*columns, vectors], names=[*schema.names, vector_column])
 
 
-def _require_columns(table: pa.Table, schema: pa.Schema, vector_column: str) -> None:
+def _require_columns(
+    table: pa.Table, schema: pa.Schema, vector_column: str, source_column: str | None
+) -> None:
     names, known = table.column_names, [*schema.names, vector_column]
+    optional = [field.name for field in schema if field.nullable]
+    if source_column in names:
+        optional.append(vector_column)
     problems = {
         "unknown": [name for name in names if name not in known],
         "repeated": sorted({name for name in names if names.count(name) > 1}),
-        "missing": [
-            name
-            for name in known
-            if name not in names and (name == vector_column or not schema.field(name).nullable)
-        ],
+        "missing": [name for name in known if name not in names and name not in optional],
     }
     found = "; ".join(f"{problem}: {', '.join(which)}" for problem, which in problems.items() if which)
     if found:

@@ -12,6 +12,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.metadata import TableMarks, without_ours
 from rqmoe_store.store.rows import tables_of
@@ -45,6 +46,8 @@ class StoredTable:
         """Names of the code and partition columns."""
         self.kept = kept
         """Whether the table keeps its raw vectors, and how."""
+        self.embedding = TableEmbedding.read(table.schema.metadata, codec, table.name)
+        """The LanceDB embedding function its vectors come from; None when there is none."""
 
     @classmethod
     def open(cls, db: DBConnection, name: str) -> Self:
@@ -91,7 +94,8 @@ class StoredTable:
         Args:
             rows: a list of dicts, a pandas or polars frame, an Arrow table, record batch or reader,
                 or an iterable of those. Columns are the user's columns and the vector column;
-                nullable ones may be left out, a null vector is stored as null.
+                nullable ones may be left out, a null vector is stored as null. In a table with an
+                embedding function, missing vectors are computed from its source column.
 
         Returns:
             Number of rows added.
@@ -100,6 +104,7 @@ class StoredTable:
             InvalidInputError: unknown or missing columns, values of another type, vectors of another
                 dimension, with NaN or infinite values, zero under cosine, or beyond float16 where the
                 table keeps them in it (named by row position).
+            RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
         """
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
             # The file stands between checking and writing: no row is committed before all are good.
@@ -141,7 +146,8 @@ class StoredTable:
 
     def _encoded(self, rows: Any) -> Iterator[pa.Table]:
         first_row = 0
-        for table in tables_of(rows, self._other_columns(), self.columns.vector_column):
+        source = self.embedding.source_column if self.embedding else None
+        for table in tables_of(rows, self._other_columns(), self.columns.vector_column, source):
             self._require_vectors(table)
             for start in range(0, table.num_rows, rows_per_batch(self.codec.dim)):
                 part = table.slice(start, rows_per_batch(self.codec.dim))
@@ -162,6 +168,8 @@ class StoredTable:
             column = column.cast(pa.list_(pa.float32()))
         metric = self.codec.config.metric
         vectors, valid = read_vectors(column, dim=self.codec.dim, metric=metric, first_row=first_row)
+        if self.embedding is not None:
+            vectors, valid = self.embedding.complete(vectors, valid, table, first_row)
         self.kept.require_storable(vectors, valid, metric=metric, first_row=first_row)
         ours = [
             *self.columns.to_arrow(self.codec.encode(vectors), valid),

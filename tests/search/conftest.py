@@ -8,6 +8,8 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+import word_embedding
+from lancedb.index import FTS
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.codecs.base import Codec
@@ -77,3 +79,47 @@ def metric(request: pytest.FixtureRequest) -> Metric:
 def world(worlds: Callable[[Metric, int], World]) -> World:
     """The table most tests use: l2, four partitions."""
     return worlds("l2", PARTITIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWorld:
+    """A compressed table of texts embedded by a function, and the plain table of its reconstructions."""
+
+    store: CompressedTable
+    plain: lancedb.table.LanceTable
+    texts: list[str]
+    vectors: np.ndarray
+
+    @property
+    def codec(self) -> Codec:
+        return self.store.codec
+
+
+def build_text_world(folder: Path, metric: Metric = "l2") -> TextWorld:
+    """Both tables with full-text indexes on `text` and `title`; rows in the same order."""
+    db = lancedb.connect(folder)
+    texts = word_embedding.sentences(300)
+    docs = word_embedding.text_table(db, "docs", texts)
+    vectors = np.stack(docs.to_pandas()["vector"].to_list())
+    store = compress(docs, tiny_codec(vectors, metric, PARTITIONS), "texts", progress=False)
+    db.drop_table("docs")
+    _, _, decoded = reconstructions(store)
+    columns = store.table.search().select(["id", "lang", "title", "text"]).to_arrow()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(decoded.ravel()), DIM)
+    plain = db.create_table("plain", columns.replace_schema_metadata().append_column("vector", lists))
+    store.create_fts_index(["text", "title"])
+    for name in ("text", "title"):
+        plain.create_index(name, config=FTS())
+    return TextWorld(store, plain, texts, vectors)
+
+
+@pytest.fixture(scope="session")
+def text_world(tmp_path_factory: pytest.TempPathFactory) -> TextWorld:
+    """Tests must not write to it."""
+    return build_text_world(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture
+def own_text_world(tmp_path: Path) -> TextWorld:
+    """For tests that write."""
+    return build_text_world(tmp_path)

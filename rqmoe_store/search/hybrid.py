@@ -1,0 +1,180 @@
+"""Hybrid queries: the nearest decoded vectors and the best texts, merged by a LanceDB reranker."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from lancedb.query import FullTextQuery
+from lancedb.rerankers import Reranker, RRFReranker
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE, without
+from rqmoe_store.search.dispatch import as_vector
+from rqmoe_store.search.fusion import check_normalization, fuse
+from rqmoe_store.search.options import as_queries
+from rqmoe_store.search.query import CompressedQuery
+from rqmoe_store.search.source import CodeSource
+from rqmoe_store.search.table_query import TableQuery
+from rqmoe_store.search.text import TextQuery, require_reranker
+from rqmoe_store.store.table import StoredTable
+
+_OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
+
+
+class HybridQuery(TableQuery):
+    """A search by vector and by text, built step by step and run by a `to_...` method.
+
+    Both searches find limit + offset rows; the reranker merges them into one list.
+    """
+
+    def __init__(
+        self,
+        store: StoredTable,
+        query: str | None,
+        columns: str | Sequence[str] | None,
+        source: CodeSource,
+        memory_budget: int,
+    ) -> None:
+        """Start a query; `CompressedTable.search(text, query_type="hybrid")` is the usual way.
+
+        Args:
+            store: the table to search.
+            query: text to search for as it is and, embedded, by vector; None to say `vector` and
+                `text` one by one.
+            columns: text columns to search; None for all that have a full-text index.
+            source, memory_budget: as for `CompressedQuery`.
+
+        Raises:
+            InvalidInputError: a query that is no string.
+        """
+        super().__init__(store)
+        if query is not None and not isinstance(query, str):
+            raise InvalidInputError(
+                f"Got {type(query).__name__} as a hybrid query; expected a string, or none and then "
+                ".vector(...) and .text(...)."
+            )
+        self._query = query
+        self._columns = columns
+        self._source, self._memory_budget = source, memory_budget
+        self._vector: Any = None
+        self._text: str | FullTextQuery | None = None
+        self._phrase = False
+        self._reranker: Reranker = RRFReranker()
+        self._normalize = check_normalization("score")
+        self._vector_settings: list[Callable[[CompressedQuery], CompressedQuery]] = []
+
+    def vector(self, vector: Any) -> Self:
+        """The vector to search for, (D,), or text to embed. Takes the place of the query's own."""
+        self._vector = vector
+        return self
+
+    def text(self, text: str | FullTextQuery) -> Self:
+        """The text to search for: words or one of LanceDB's structured queries."""
+        self._text = text
+        return self
+
+    def rerank(self, reranker: Reranker | None = None, normalize: str = "score") -> Self:
+        """How the two lists become one.
+
+        Args:
+            reranker: any of `lancedb.rerankers`, or one's own; default `RRFReranker()`, which adds
+                the reciprocal ranks of both lists. With `return_score="all"` also `_distance`,
+                `_score` and `_rowid` are returned.
+            normalize: the reranker is given `_distance` and `_score` scaled to 0 to 1, by their
+                values ("score") or by their ranks ("rank").
+
+        Raises:
+            InvalidInputError: not a `lancedb.rerankers.Reranker`, or another `normalize`.
+        """
+        self._reranker = RRFReranker() if reranker is None else require_reranker(reranker)
+        self._normalize = check_normalization(normalize)
+        if self._reranker.score == "all":
+            self._with_row_id = True
+        return self
+
+    def phrase_query(self, phrase_query: bool = True) -> Self:
+        """As for a full-text query."""
+        self._phrase = bool(phrase_query)
+        return self
+
+    def nprobes(self, nprobes: int) -> Self:
+        """As for a vector query."""
+        return self._set(lambda query: query.nprobes(nprobes))
+
+    def shortlist(self, shortlist: int) -> Self:
+        """As for a vector query."""
+        return self._set(lambda query: query.shortlist(shortlist))
+
+    def refine_factor(self, refine_factor: int) -> Self:
+        """As for a vector query."""
+        return self._set(lambda query: query.refine_factor(refine_factor))
+
+    def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
+        """As for a vector query; rows found by their text may be at any distance."""
+        return self._set(lambda query: query.distance_range(lower_bound, upper_bound))
+
+    def distance_type(self, distance_type: str) -> Self:
+        """As for a vector query."""
+        return self._set(lambda query: query.distance_type(distance_type))
+
+    def to_arrow(self) -> pa.Table:
+        """Run the query.
+
+        Returns:
+            The selected columns and `_relevance_score` (float32), in the reranker's order; `_rowid`
+            if asked for.
+
+        Raises:
+            TableError: the table has no full-text index.
+            InvalidInputError: no text or no vector to search for, or as the two searches raise.
+            RQMoEError: the embedding function cannot be used.
+        """
+        vector, text = self._vector_and_text()
+        schema = self._source.current(0).snapshot.schema
+        names = self._stored_names(schema, RELEVANCE, ROW_ID)
+        stored = [name for name in names if name not in (RELEVANCE, ROW_ID)]
+        by_text = TextQuery(self._store, text, self._columns, self._source).phrase_query(self._phrase)
+        text_results = self._common(by_text).select([*stored, SCORE]).to_arrow()
+        by_vector = self._by_vector(vector)
+        for setting in self._vector_settings:
+            setting(by_vector)
+        vector_results = self._common(by_vector).select([*stored, DISTANCE]).to_arrow()
+        fused = fuse(
+            vector_results, text_results, query=text, reranker=self._reranker, normalize=self._normalize
+        ).slice(self._offset, self._limit)
+        return fused if self._with_row_id or ROW_ID in names else without(fused, ROW_ID)
+
+    def _vector_and_text(self) -> tuple[Any, str | FullTextQuery]:
+        if self._query is not None:
+            if self._vector is not None or self._text is not None:
+                raise InvalidInputError(
+                    f"Got search({self._query!r}, query_type='hybrid') and then .vector or .text; expected "
+                    "either the one or the other. Call search(query_type='hybrid') to say both yourself."
+                )
+            return as_vector(self._store, self._query), self._query
+        if self._vector is None or self._text is None:
+            missing = "vector" if self._vector is None else "text"
+            raise InvalidInputError(
+                f"Got a hybrid query without {missing}; expected search(<text>, query_type='hybrid'), or "
+                "search(query_type='hybrid').vector(...).text(...)."
+            )
+        vector, codec = as_vector(self._store, self._vector), self._store.codec
+        if len(as_queries(vector, dim=codec.dim, metric=codec.config.metric)) > 1:
+            raise InvalidInputError("Got a batch of vectors for a hybrid query; expected a single one.")
+        return vector, self._text
+
+    def _common(self, query: _OneSided) -> _OneSided:
+        """`query` with the filters of this one and the rows that its page is cut from."""
+        for condition in self._conditions:
+            query.where(condition, self._prefilter)
+        return query.limit(self._limit + self._offset).with_row_id()
+
+    def _by_vector(self, vector: Any) -> CompressedQuery:
+        return CompressedQuery(self._store, vector, self._source, self._memory_budget)
+
+    def _set(self, setting: Callable[[CompressedQuery], CompressedQuery]) -> Self:
+        """Keep a setting for the vector query, which there may not be a vector for yet."""
+        setting(self._by_vector(np.ones(self._store.codec.dim)))  # raises what it would raise then
+        self._vector_settings.append(setting)
+        return self

@@ -1,0 +1,124 @@
+"""A reranker for LanceDB's own queries on the table behind a compressed one.
+
+Shape suffixes: R rows of a result, V of them with a code, D vector dimension.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lancedb.rerankers import Reranker
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE
+from rqmoe_store.search.dispatch import as_vector
+from rqmoe_store.search.fusion import values_of
+from rqmoe_store.search.options import as_queries
+from rqmoe_store.search.rerank import Float32Array, exact_distances
+from rqmoe_store.search.source import source_of
+from rqmoe_store.store.table import StoredTable
+
+
+class DecodedReranker(Reranker):
+    """Orders rows by the distance of their decoded vectors to one query vector.
+
+        reranker = DecodedReranker(store, query=vector)
+        store.table.search("words", query_type="fts").with_row_id(True).rerank(reranker).to_pandas()
+
+    `_relevance_score` is minus the distance, so that higher is better, and null for rows without a
+    vector, which come last. Works in LanceDB's vector, full-text and hybrid queries. Where a query
+    selects columns it needs the row id or both code columns (`store.columns.names`) among them.
+    """
+
+    def __init__(self, store: StoredTable, query: Any = None, return_score: str = "relevance") -> None:
+        """Make a reranker for one query, or for all that are texts.
+
+        Args:
+            store: the compressed table whose `table` is searched.
+            query: a vector (D,), or text for the table's embedding function; None for the text
+                LanceDB passes on, which is what its query searches for.
+            return_score: "all" keeps `_distance` and `_score` as LanceDB found them.
+
+        Raises:
+            InvalidInputError: an unusable query, or another `return_score`.
+            RQMoEError: the embedding function cannot be used.
+        """
+        if return_score not in ("relevance", "all"):
+            raise InvalidInputError(f"Got return_score={return_score!r}; expected 'relevance' or 'all'.")
+        super().__init__(return_score)
+        self._store = store
+        self._query_D = None if query is None else self._vector_of(query)
+
+    def __str__(self) -> str:
+        return f"DecodedReranker({self._store.name!r})"
+
+    def rerank_hybrid(self, query: str, vector_results: pa.Table, fts_results: pa.Table) -> pa.Table:
+        """The rows of both results, each once."""
+        merged = self.merge_results(vector_results, fts_results)
+        if self.score == "all":
+            for name, results in ((DISTANCE, vector_results), (SCORE, fts_results)):
+                place = merged.schema.get_field_index(name)
+                merged = merged.set_column(place, merged.field(place), values_of(merged, results, name))
+        return self._reranked(query, merged)
+
+    def rerank_vector(self, query: str, vector_results: pa.Table) -> pa.Table:
+        """The rows of a vector query, over whichever column."""
+        return self._reranked(query, vector_results)
+
+    def rerank_fts(self, query: str, fts_results: pa.Table) -> pa.Table:
+        """The rows of a full-text query."""
+        return self._reranked(query, fts_results)
+
+    def _reranked(self, query: Any, results: pa.Table) -> pa.Table:
+        query_D = self._from_lancedb(query) if self._query_D is None else self._query_D
+        distances = self._distances(query_D, results)
+        # Stable: among equals the order LanceDB found them in. NaN, of rows without a vector, is last.
+        order_R = np.argsort(distances, kind="stable")
+        scores = pa.array(-distances, pa.float32(), from_pandas=True)  # NaN becomes null
+        ranked = results.append_column(RELEVANCE, scores).take(pa.array(order_R))
+        return self._keep_relevance_score(ranked)
+
+    def _from_lancedb(self, query: Any) -> Float32Array:
+        """The vector of what LanceDB passes on: the text of its query, or a structured one."""
+        if not isinstance(query, str) or self._store.embedding is None:
+            raise InvalidInputError(
+                f"Got {query!r} from LanceDB and cannot embed it; expected text, and a table with an "
+                "embedding function. Give the reranker its own query: DecodedReranker(store, query=vector)."
+            )
+        return self._vector_of(query)
+
+    def _vector_of(self, query: Any) -> Float32Array:
+        codec = self._store.codec
+        queries_QD = as_queries(as_vector(self._store, query), dim=codec.dim, metric=codec.config.metric)
+        if len(queries_QD) > 1:
+            raise InvalidInputError("Got a batch of vectors to rerank by; expected a single one.")
+        return np.asarray(queries_QD[0])
+
+    def _distances(self, query_D: Float32Array, results: pa.Table) -> Float32Array:
+        """Distance of every row, (R,), NaN where it has no code."""
+        names = self._store.columns.names
+        if all(name in results.column_names for name in names):
+            return self._distances_of_codes(query_D, results)
+        if ROW_ID not in results.column_names:
+            raise InvalidInputError(
+                f"Got a result with neither {ROW_ID} nor the columns {', '.join(names)}; expected either. "
+                "Add .with_row_id(True) to the query."
+            )
+        row_ids = results[ROW_ID].unique().to_pylist()
+        rows = source_of(self._store).read(
+            0,  # bytes allowed for codes: these few are read, not loaded with all others
+            lambda state: (
+                state.snapshot.table.take_row_ids(row_ids).select(list(names)).with_row_id().to_arrow()
+            ),
+        )
+        distances = pa.array(self._distances_of_codes(query_D, rows))
+        found = pa.table({ROW_ID: rows[ROW_ID], DISTANCE: distances})
+        # A row deleted meanwhile is not among them: null, read as NaN.
+        return np.asarray(values_of(results, found, DISTANCE).to_numpy(), dtype=np.float32)
+
+    def _distances_of_codes(self, query_D: Float32Array, rows: pa.Table) -> Float32Array:
+        codec = self._store.codec
+        codes, valid_R = self._store.columns.from_arrow(rows)
+        distances_R = np.full(len(rows), np.nan, dtype=np.float32)
+        distances_R[valid_R] = exact_distances(query_D, codec.decode(codes), codec.config.metric)
+        return distances_R

@@ -1,0 +1,115 @@
+"""What queries of every kind have in common: the rows and columns they return, and in which form."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.columns import check_selection
+from rqmoe_store.search.options import require_installed, whole_number
+from rqmoe_store.store.table import StoredTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+DEFAULT_LIMIT = 10
+
+
+class TableQuery(ABC):
+    """A query built step by step and run by a `to_...` method.
+
+    Every method that sets an option returns the query itself.
+    """
+
+    def __init__(self, store: StoredTable) -> None:
+        self._store = store
+        self._conditions: list[str] = []
+        self._prefilter = True
+        self._selected: list[str] | None = None
+        self._limit = DEFAULT_LIMIT
+        self._offset = 0
+        self._with_row_id = False
+
+    def where(self, condition: str, prefilter: bool = True) -> Self:
+        """Only return rows that match an SQL condition; called again, both must hold.
+
+        Args:
+            condition: checked when the query runs, before anything is read.
+            prefilter: filter before the search, so that `limit` rows are found whenever that many
+                match; False takes the rows that match out of those found without it.
+
+        Raises:
+            InvalidInputError: not a string.
+        """
+        if not isinstance(condition, str):
+            raise InvalidInputError(f"Got where={condition!r}; expected an SQL condition as a string.")
+        self._conditions.append(condition)
+        self._prefilter = bool(prefilter)
+        return self
+
+    def select(self, columns: list[str] | None) -> Self:
+        """Columns to return, in this order; None or [] for all user columns (the default).
+
+        These contain the raw vectors where the table keeps them. Scores are always returned; the code
+        columns only when named here.
+
+        Raises:
+            InvalidInputError: not a list of names, or a name given twice.
+        """
+        self._selected = check_selection(columns)
+        return self
+
+    def limit(self, limit: int) -> Self:
+        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
+        self._limit = whole_number("limit", limit, 1)
+        return self
+
+    def offset(self, offset: int) -> Self:
+        """Rows to skip (per query of a batch), default 0. Raises InvalidInputError below 0."""
+        self._offset = whole_number("offset", offset, 0)
+        return self
+
+    def with_row_id(self, with_row_id: bool = True) -> Self:
+        """Also return LanceDB's row id as column `_rowid`."""
+        self._with_row_id = bool(with_row_id)
+        return self
+
+    @abstractmethod
+    def to_arrow(self) -> pa.Table:
+        """Run the query."""
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Run the query; one dict per row. Raises as `to_arrow`."""
+        rows: list[dict[str, Any]] = self.to_arrow().to_pylist()
+        return rows
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Run the query into a pandas frame. Raises as `to_arrow`, RQMoEError without pandas."""
+        require_installed("pandas")
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> "pl.DataFrame":
+        """Run the query into a polars frame. Raises as `to_arrow`, RQMoEError without polars."""
+        polars = require_installed("polars")
+        frame: pl.DataFrame = polars.from_arrow(self.to_arrow())
+        return frame
+
+    def _stored_names(self, schema: pa.Schema, *own: str) -> list[str]:
+        """The columns to return of a table of this schema.
+
+        Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for
+        unknown columns.
+        """
+        codes = self._store.columns.names
+        users = [name for name in schema.names if name not in codes]
+        if self._selected is None:
+            return users
+        unknown = [name for name in self._selected if name not in (*users, *codes, *own)]
+        if unknown:
+            available = ", ".join([*users, *codes, *own])
+            raise InvalidInputError(
+                f"Got unknown column {unknown[0]!r} in select; available are {available}."
+            )
+        return self._selected

@@ -1,0 +1,137 @@
+"""Full-text queries: LanceDB's native index on the columns a compressed table has kept."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import pyarrow as pa
+from lancedb.query import FullTextQuery
+from lancedb.rerankers import Reranker
+from lancedb.rerankers.util import check_reranker_result
+from lancedb.table import LanceTable
+
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.search.columns import ROW_ID, SCORE, without
+from rqmoe_store.search.filters import checked_filter, combined
+from rqmoe_store.search.source import CodeSource
+from rqmoe_store.search.table_query import TableQuery
+from rqmoe_store.search.text_index import indexed_columns, text_columns
+from rqmoe_store.store.table import StoredTable
+
+_REFUSAL = "LanceError(Index)"
+"""In a RuntimeError of LanceDB's: the query does not fit the indexes, rather than a failure."""
+
+
+class TextQuery(TableQuery):
+    """A full-text search, built step by step and run by a `to_...` method."""
+
+    def __init__(
+        self,
+        store: StoredTable,
+        query: str | FullTextQuery,
+        columns: str | Sequence[str] | None,
+        source: CodeSource,
+    ) -> None:
+        """Start a query; `CompressedTable.search(text, query_type="fts")` is the usual way.
+
+        Args:
+            store: the table to search.
+            query: words, or one of LanceDB's structured queries such as `MatchQuery`.
+            columns: text columns to search; None for all that have a full-text index.
+            source: where the table's newest version comes from.
+
+        Raises:
+            InvalidInputError: a query of another type.
+        """
+        super().__init__(store)
+        if not isinstance(query, (str, FullTextQuery)):
+            raise InvalidInputError(
+                f"Got {type(query).__name__} as a full-text query; expected a string or one of LanceDB's "
+                "structured queries, such as lancedb.query.MatchQuery."
+            )
+        self._query = query
+        self._columns = columns
+        self._source = source
+        self._phrase = False
+        self._fast = False
+        self._reranker: Reranker | None = None
+
+    def phrase_query(self, phrase_query: bool = True) -> Self:
+        """Match the words side by side and in this order; needs an index made `with_position=True`."""
+        self._phrase = bool(phrase_query)
+        return self
+
+    def fast_search(self) -> Self:
+        """Leave out rows that were added after the index was last optimized."""
+        self._fast = True
+        return self
+
+    def rerank(self, reranker: Reranker) -> Self:
+        """Order the rows found by LanceDB's or one's own reranker, which adds `_relevance_score`.
+
+        Raises:
+            InvalidInputError: not a `lancedb.rerankers.Reranker`.
+        """
+        self._reranker = require_reranker(reranker)
+        if reranker.score == "all":
+            self._with_row_id = True
+        return self
+
+    def to_arrow(self) -> pa.Table:
+        """Run the query.
+
+        Returns:
+            The selected columns, `_score` (float32, higher is better) unless it is selected at
+            another place, and `_rowid` if asked for; best first, in LanceDB's order among equals.
+
+        Raises:
+            TableError: the table has no full-text index.
+            InvalidInputError: a `where` or a text query that LanceDB refuses, an unknown column, or
+                columns to search that hold no text.
+        """
+        # No codes are needed, so none are loaded: 0 bytes are allowed for them.
+        found = self._source.read(0, lambda state: self._found(state.snapshot.table))
+        if self._reranker is None:
+            return found
+        # LanceDB, too, passes structured queries where its annotation says text.
+        reranked = self._reranker.rerank_fts(self._query, found)  # type: ignore[arg-type]
+        check_reranker_result(reranked)  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
+        keeps_row_id = self._with_row_id or ROW_ID in (self._selected or [])
+        return reranked if keeps_row_id else without(reranked, ROW_ID)
+
+    def _found(self, table: LanceTable) -> pa.Table:
+        names = self._stored_names(table.schema, SCORE, ROW_ID)
+        columns = text_columns(table.schema, self._columns) if self._columns else None
+        builder = table.search(self._query, query_type="fts", fts_columns=columns)
+        builder.select(names if SCORE in names else [*names, SCORE])
+        builder.limit(self._limit).offset(self._offset).phrase_query(self._phrase)
+        builder.with_row_id(self._with_row_id or self._reranker is not None)
+        if self._fast:
+            builder.fast_search()
+        where = combined([checked_filter(table, condition) for condition in self._conditions])
+        if where is not None:
+            builder.where(where, self._prefilter)
+        try:
+            found: pa.Table = builder.to_arrow()
+        except (ValueError, TypeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and _REFUSAL not in str(error):
+                raise
+            raise self._refusal(table, error) from error
+        return found.replace_schema_metadata(None)
+
+    def _refusal(self, table: LanceTable, error: Exception) -> Exception:
+        """`error` in our words; LanceDB looks at a text query only when it runs."""
+        if not indexed_columns(table):
+            return TableError(
+                f"Table {self._store.name!r} has no full-text index; make one with "
+                "create_fts_index(<a column of text>)."
+            )
+        return InvalidInputError(f"Got text query {self._query!r}, which LanceDB refuses: {error}")
+
+
+def require_reranker(reranker: Any) -> Reranker:
+    """`reranker`; raises InvalidInputError unless it is one."""
+    if not isinstance(reranker, Reranker):
+        raise InvalidInputError(
+            f"Got {reranker!r} as a reranker; expected one of lancedb.rerankers, such as RRFReranker()."
+        )
+    return reranker

@@ -1,0 +1,67 @@
+"""LanceDB's full-text indexes on the columns a compressed table has kept."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from lancedb.index import FTS
+from lancedb.table import Table
+
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.table import StoredTable
+
+
+def create_text_index(
+    store: StoredTable, columns: str | Sequence[str], *, replace: bool, **options: Any
+) -> None:
+    """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
+    names = text_columns(store.schema, columns)
+    known = [field.name for field in dataclasses.fields(FTS)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InvalidInputError(f"Got unknown option {unknown[0]!r}; available are {', '.join(known)}.")
+    indexed = indexed_columns(store.table)
+    taken = [name for name in names if name in indexed]
+    if taken and not replace:
+        raise TableError(f"Column {taken[0]!r} has a full-text index already; set replace=True to redo it.")
+    for name in names:
+        try:
+            store.table.create_index(name, config=FTS(**options), replace=replace)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"LanceDB refuses a full-text index on column {name!r} with options {options}: {error}"
+            ) from error
+
+
+def text_columns(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:
+    """`columns` as a list of columns of `schema` that hold text.
+
+    Raises:
+        InvalidInputError: none, unknown ones, or columns of other values.
+    """
+    names = [columns] if isinstance(columns, str) else list(columns)
+    texts = [field.name for field in schema if _is_text(field.type)]
+    unusable = [name for name in names if name not in texts]
+    if unusable or not names:
+        raise InvalidInputError(
+            f"Got columns {unusable or names} for full-text search; expected columns of text, here "
+            f"{', '.join(texts) or 'none'}."
+        )
+    return names
+
+
+def indexed_columns(table: Table) -> list[str]:
+    """Columns with a full-text index."""
+    indexes = [index for index in table.list_indices() if index.index_type == "FTS"]
+    return [column for index in indexes for column in index.columns]
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    is_list = pa.types.is_list(data_type) or pa.types.is_large_list(data_type)
+    data_type = data_type.value_type if is_list else data_type
+    return bool(
+        pa.types.is_string(data_type)
+        or pa.types.is_large_string(data_type)
+        or pa.types.is_string_view(data_type)
+    )

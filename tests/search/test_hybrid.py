@@ -1,0 +1,273 @@
+"""Hybrid queries, against LanceDB's own on the plain table of the reconstructions."""
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lancedb.index import FTS
+from lancedb.query import MatchQuery
+from lancedb.rerankers import LinearCombinationReranker, MRRReranker, Reranker, RRFReranker
+from small_tables import tiny_codec
+from word_embedding import WORDS, embed, sentences, text_table
+
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.search.hybrid import HybridQuery
+from rqmoe_store.table import compress
+
+FILTERS = [None, "lang = 'en'", "id > 100 AND lang != 'fr' -- most", "title = 'title7'", "id < 0"]
+
+
+def vector_of(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=16).astype(np.float32)
+
+
+def ours(world, text, vector) -> HybridQuery:
+    search = world.store.search(query_type="hybrid").vector(vector).text(text)
+    return search.nprobes(1000).shortlist(300)
+
+
+def theirs(world, text, vector):
+    search = world.plain.search(query_type="hybrid", vector_column_name="vector")
+    return search.vector(vector.tolist()).text(text)
+
+
+def assert_same(found: pa.Table, wanted: pa.Table) -> None:
+    assert found.schema.names == wanted.schema.names
+    assert found["id"].to_pylist() == wanted["id"].to_pylist()
+    for name in {"_relevance_score", "_distance", "_score"} & set(found.schema.names):
+        left, right = (np.asarray(table[name].to_pylist(), dtype=float) for table in (found, wanted))
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    words=st.lists(st.sampled_from([*WORDS, "title7", "absent"]), min_size=1, max_size=3),
+    where=st.sampled_from(FILTERS),
+    limit=st.integers(1, 40),
+    offset=st.integers(0, 20),
+    kind=st.sampled_from([RRFReranker, LinearCombinationReranker, MRRReranker]),
+    return_score=st.sampled_from(["relevance", "all"]),
+)
+def test_results_are_those_of_lancedb(
+    text_world, seed, words, where, limit, offset, kind, return_score
+) -> None:
+    text, vector = " ".join(words), vector_of(seed)
+    found, wanted = (
+        search.select(["id", "text"]).limit(limit).offset(offset).rerank(kind(return_score=return_score))
+        for search in (ours(text_world, text, vector), theirs(text_world, text, vector))
+    )
+    if where is not None:
+        found, wanted = found.where(where), wanted.where(where)
+    found = found.to_arrow()
+    if found.num_rows:
+        assert_same(found, wanted.to_arrow())
+    else:
+        assert wanted.to_arrow().num_rows == 0
+
+
+@pytest.mark.parametrize("with_row_id", [False, True])
+@pytest.mark.parametrize("columns", [None, [], ["id"], ["text", "id"]])
+def test_columns_are_those_of_lancedb(text_world, columns, with_row_id) -> None:
+    found, wanted = (
+        make(text_world, "copper", vector_of(1)).with_row_id(with_row_id) for make in (ours, theirs)
+    )
+    found = found.select(columns)
+    schema = (wanted if columns is None else wanted.select(columns)).to_arrow().schema
+    kept = [field.remove_metadata() for field in schema if field.name != "vector"]
+    assert list(found.to_arrow().schema) == kept
+    nothing = found.where("id < 0").to_arrow()
+    assert nothing.num_rows == 0 and set(nothing.schema) == set(kept)
+
+
+def test_columns_of_its_own(text_world) -> None:
+    search = ours(text_world, "copper", vector_of(1))
+    names = ["vector_code", "_relevance_score", "_rowid"]
+    assert set(search.select(names).to_arrow().schema.names) == set(names)
+    assert search.select(["_relevance_score"]).to_arrow().schema.names == ["_relevance_score"]
+
+
+def test_original_scores_whatever_the_normalization(text_world) -> None:
+    vector, text = vector_of(2), "silver forest"
+    search = ours(text_world, text, vector).rerank(RRFReranker(return_score="all"), normalize="rank")
+    found = search.limit(20).to_pandas().set_index("id")
+    near = text_world.store.search(vector).nprobes(1000).shortlist(300).limit(20).to_pandas()
+    best = text_world.store.search(text, "fts").limit(20).to_pandas()
+    for name, list_of_one in (("_distance", near), ("_score", best)):
+        scores = found[name].dropna().to_dict()
+        assert scores and scores.items() <= list_of_one.set_index("id")[name].to_dict().items()
+
+
+def test_one_text_is_searched_for_both_ways(text_world) -> None:
+    text = "harbour music"
+    found = text_world.store.search(text, query_type="hybrid").limit(20).to_arrow()
+    one_by_one = text_world.store.search(query_type="hybrid").text(text)
+    assert found.equals(one_by_one.vector(embed(text)).limit(20).to_arrow())
+    assert found.equals(one_by_one.vector(text).limit(20).to_arrow())
+    words = set(text.split())
+    assert all(words & set(row["text"].split()) for row in found.to_pylist()[:5])
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, lambda vector: np.asarray([vector])])
+def test_vectors_of_every_type(text_world, kind) -> None:
+    wanted = ours(text_world, "copper", vector_of(3)).to_arrow()
+    assert ours(text_world, "copper", kind(vector_of(3).tolist())).to_arrow().equals(wanted)
+
+
+def test_structured_text_and_its_columns(text_world) -> None:
+    query, vector = MatchQuery("coper", "text", fuzziness=1), vector_of(4)
+    assert_same(
+        ours(text_world, query, vector).select(["id", "text"]).to_arrow(),
+        theirs(text_world, query, vector).select(["id", "text"]).to_arrow(),
+    )
+    store = text_world.store
+    search = store.search(query_type="hybrid", fts_columns="title").text("title7 copper").vector(vector)
+    scored = search.rerank(RRFReranker(return_score="all")).to_list()
+    assert [row["id"] for row in scored if row["_score"] is not None] == [7]
+
+
+def test_settings_of_the_vector_search_reach_it(text_world) -> None:
+    vector, spy = vector_of(5), Spy()
+    search = text_world.store.search(query_type="hybrid").vector(vector).text("absent").rerank(spy)
+    near = text_world.store.search(vector).limit(300).shortlist(300)
+    search.nprobes(1).shortlist(300).distance_type("l2").limit(300).to_arrow()
+    assert spy.rows() == near.nprobes(1).to_arrow()["id"].to_pylist()
+    distances = near.nprobes(4).to_arrow()["_distance"].to_pylist()
+    search.nprobes(4).distance_range(distances[10], distances[20]).to_arrow()
+    assert spy.rows() == near.distance_range(distances[10], distances[20]).to_arrow()["id"].to_pylist()
+
+
+class Spy(Reranker):
+    """Keeps what it was given."""
+
+    def rerank_hybrid(self, query, vector_results, fts_results):
+        self.given = query, vector_results, fts_results
+        return RRFReranker().rerank_hybrid(query, vector_results, fts_results)
+
+    def rows(self) -> list[int]:
+        return self.given[1]["id"].to_pylist()
+
+
+def test_both_searches_reach_to_the_end_of_the_page(text_world) -> None:
+    spy = Spy()
+    search = ours(text_world, "copper", vector_of(6)).rerank(spy).limit(5).offset(7)
+    assert search.to_arrow().num_rows == 5
+    assert [len(results) for results in spy.given[1:]] == [12, 12]
+    assert spy.given[0] == "copper"
+
+
+def test_default_reranker_and_outputs(text_world) -> None:
+    search = ours(text_world, "copper", vector_of(7))
+    table = search.to_arrow()
+    assert table.num_rows == 10
+    assert search.rerank().to_arrow().equals(table)
+    assert search.rerank(RRFReranker(), normalize="score").to_arrow().equals(table)
+    assert search.to_list() == table.to_pylist()
+    assert search.to_pandas().equals(table.to_pandas())
+    assert search.to_polars().to_arrow()["id"].to_pylist() == table["id"].to_pylist()
+
+
+def test_phrases(own_text_world) -> None:
+    store, spy = own_text_world.store, Spy()
+    store.create_fts_index("text", replace=True, with_position=True)
+    words = own_text_world.texts[5].split()[:3]
+    search = store.search(query_type="hybrid", fts_columns="text").rerank(spy).phrase_query()
+    search.text(" ".join(words)).vector(vector_of(1)).limit(300).to_arrow()
+    together = [row for row, text in enumerate(own_text_world.texts) if " ".join(words) in text]
+    assert set(spy.given[2]["id"].to_pylist()) == set(together)
+
+
+def test_rows_without_a_vector_are_found_by_their_text(own_text_world) -> None:
+    store = own_text_world.store
+    bare = pa.table({"id": [900], "text": pa.array([None], pa.string()), "title": ["lonely"]})
+    store.add(bare)
+    found = store.search(query_type="hybrid").vector(vector_of(1)).text("lonely").limit(300).to_list()
+    assert [row["id"] for row in found].count(900) == 1
+
+
+@pytest.mark.parametrize("prefilter", [True, False])
+def test_filters_before_or_after_both_searches(text_world, prefilter) -> None:
+    vector, text = vector_of(8), "copper bridge"
+    found, wanted = (
+        make(text_world, text, vector).where("lang = 'en'", prefilter).select(["id", "text"]).limit(20)
+        for make in (ours, theirs)
+    )
+    assert_same(found.to_arrow(), wanted.to_arrow())
+
+
+def test_kept_vectors_are_returned_and_refined_by(tmp_path) -> None:
+    db = lancedb.connect(tmp_path)
+    docs = text_table(db, "docs", sentences(200))
+    vectors = np.stack(docs.to_pandas()["vector"].to_list())
+    codec = tiny_codec(vectors, "l2", 4)
+    store = compress(docs, codec, "kept", keep_vectors="float32", progress=False)
+    store.create_fts_index("text")
+    docs.create_index("text", config=FTS())
+    reranker = RRFReranker(return_score="all")
+    vector = embed("copper bridge")  # equal texts come in the order of the rows, which is another one
+    wanted = docs.search(query_type="hybrid", vector_column_name="vector").vector(vector.tolist())
+    found = store.search(query_type="hybrid").vector(vector).nprobes(4).shortlist(200).refine_factor(10)
+    found, wanted = found.text("absent"), wanted.text("absent").limit(10)
+    names = ["id", "vector"]
+    found, wanted = (search.select(names).rerank(reranker).to_arrow() for search in (found, wanted))
+    assert_same(found, wanted)
+    assert found["vector"].combine_chunks().equals(wanted["vector"].combine_chunks())
+    store.add([{"id": 900, "text": "unheard"}])
+    (row,) = store.search("unheard", "fts").to_list()
+    np.testing.assert_array_equal(np.asarray(row["vector"], np.float32), embed("unheard"))
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda query: query.to_arrow(), "hybrid query without vector"),
+        (lambda query: query.vector(vector_of(1)).to_arrow(), "hybrid query without text"),
+        (lambda query: query.text("a").to_arrow(), "without vector"),
+        (lambda query: query.text("a").vector(np.zeros((2, 16))).to_arrow(), "Got a batch of vectors"),
+        (lambda query: query.text("a").vector(np.zeros(3)).to_arrow(), "dimension 3; expected 16"),
+        (lambda query: query.text(5).vector(vector_of(1)).to_arrow(), "Got int as a full-text query"),
+        (lambda query: query.text("a").vector(vector_of(1)).select(["nope"]).to_arrow(), "available are id"),
+        (lambda query: query.text("a").vector(vector_of(1)).where("nope = 1").to_arrow(), "field named nope"),
+        (lambda query: query.text("a").vector(vector_of(1)).shortlist(3).to_arrow(), "shortlist=3"),
+        (lambda query: query.limit(0), "limit=0"),
+        (lambda query: query.offset(-1), "offset=-1"),
+        (lambda query: query.nprobes(0), "nprobes=0"),
+        (lambda query: query.shortlist(0), "shortlist=0"),
+        (lambda query: query.distance_range("a"), "lower_bound='a'"),
+        (lambda query: query.distance_range(2, 1), "lower_bound < upper_bound"),
+        (lambda query: query.distance_type("dot"), "trained for 'l2'"),
+        (lambda query: query.rerank("rrf"), "Got 'rrf' as a reranker"),
+        (lambda query: query.rerank(normalize="max"), "normalize='max'"),
+        (lambda query: query.where(5), "expected an SQL condition"),
+    ],
+)
+def test_unusable_queries(text_world, build, reason) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        build(text_world.store.search(query_type="hybrid"))
+
+
+def test_refining_needs_kept_vectors(text_world) -> None:
+    with pytest.raises(TableError, match="keeps no raw vectors to refine by"):
+        text_world.store.search(query_type="hybrid").refine_factor(2)
+
+
+def test_text_and_parts_exclude_each_other(text_world) -> None:
+    search = text_world.store.search("copper", query_type="hybrid")
+    for more in (search.vector(vector_of(1)), search.text("silver")):
+        with pytest.raises(InvalidInputError, match="either the one or the other"):
+            more.to_arrow()
+    with pytest.raises(InvalidInputError, match="Got ndarray as a hybrid query"):
+        text_world.store.search(vector_of(1), query_type="hybrid")
+    with pytest.raises(InvalidInputError, match=r"Got columns \['id'\] for full-text search"):
+        text_world.store.search("copper", "hybrid", fts_columns=["id"]).to_arrow()
+
+
+def test_without_index_or_embedding_function(world) -> None:
+    search = world.store.search(query_type="hybrid").text("a").vector(vector_of(1))
+    with pytest.raises(TableError, match=r"no full-text index; make one with create_fts_index"):
+        search.to_arrow()
+    with pytest.raises(InvalidInputError, match="has no embedding function"):
+        world.store.search("a", query_type="hybrid").to_arrow()

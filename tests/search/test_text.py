@@ -1,0 +1,252 @@
+"""Full-text queries, against LanceDB's own on the plain table."""
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from lancedb.query import BooleanQuery, BoostQuery, MatchQuery, MultiMatchQuery, Occur, PhraseQuery
+from lancedb.rerankers import Reranker
+from word_embedding import WORDS
+
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.search.reranker import DecodedReranker
+from rqmoe_store.search.text import TextQuery
+from rqmoe_store.table import open_table
+
+FILTERS = [None, "lang = 'en'", "id > 100 AND lang != 'fr' -- most", "title = 'title7'", "id < 0"]
+AWKWARD = [
+    "", " ", "'", '"', '"copper', "copper' OR 1=1 --", "copper; DROP TABLE docs", "copper AND silver",
+    "+copper -silver", "text:copper", "copper*", "(copper", "copper~2", "日本 語", "\n", "\x00", "a\tb\\c",
+    "{'match': 1}", "`text`", "cop%per", "🎈 copper", "$1", "the",
+]  # fmt: skip
+
+
+def both(world, query, **more):
+    return (
+        world.store.search(query, query_type="fts", **more),
+        world.plain.search(query, query_type="fts", **more).select(["id", "lang", "title", "text", "_score"]),
+    )
+
+
+def same(found: pa.Table, wanted: pa.Table) -> bool:
+    return found.equals(wanted.replace_schema_metadata(None))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(st.sampled_from([*WORDS, "title7", "absent"]), min_size=1, max_size=3),
+    where=st.sampled_from(FILTERS),
+    limit=st.integers(1, 40),
+    offset=st.integers(0, 20),
+    columns=st.sampled_from([None, "text", ["title"], ["text", "title"]]),
+    with_row_id=st.booleans(),
+)
+def test_results_are_those_of_lancedb(text_world, words, where, limit, offset, columns, with_row_id) -> None:
+    found, wanted = (
+        search.limit(limit).offset(offset).with_row_id(with_row_id)
+        for search in both(text_world, " ".join(words), fts_columns=columns)
+    )
+    if where is not None:
+        found, wanted = found.where(where), wanted.where(where)
+    assert same(found.to_arrow(), wanted.to_arrow())
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=30))
+@example(text="copper'); --")
+def test_any_text_is_only_text(text_world, text) -> None:
+    outcomes = []
+    for search in both(text_world, text):
+        try:
+            outcomes.append(search.to_arrow().replace_schema_metadata(None))
+        except ValueError as error:  # a phrase in quotes, for which the index has no positions
+            assert "position is not found" in str(error) or "column must be specified" in str(error)
+            outcomes.append(None)
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_texts(text_world, text) -> None:
+    found, wanted = both(text_world, text, fts_columns="text")
+    assert same(found.to_arrow(), wanted.to_arrow())
+    assert text_world.store.count_rows() == 300
+
+
+def test_awkward_texts_in_rows_and_filters(own_text_world) -> None:
+    store = own_text_world.store
+    store.add([{"id": 900 + row, "title": text, "text": "unheard"} for row, text in enumerate(AWKWARD)])
+    for row, text in enumerate(AWKWARD):
+        search = store.search("unheard", query_type="fts").where("title = '" + text.replace("'", "''") + "'")
+        assert [(found["id"], found["title"]) for found in search.to_list()] == [(900 + row, text)]
+
+
+def test_every_word_finds_its_rows(text_world) -> None:
+    for word in WORDS[:5]:
+        found = text_world.store.search(word, query_type="fts", fts_columns="text").limit(300).to_arrow()
+        wanted = {row for row, text in enumerate(text_world.texts) if word in text.split()}
+        assert set(found["id"].to_pylist()) == wanted
+        scores = found["_score"].to_pylist()
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("with_row_id", [False, True])
+@pytest.mark.parametrize(
+    "columns", [None, [], ["id"], ["_score", "text"], ["text", "_score"], ["_rowid", "id"], ["_score"]]
+)
+def test_columns_and_their_order_are_those_of_lancedb(text_world, columns, with_row_id) -> None:
+    theirs = text_world.plain.search("copper", query_type="fts").with_row_id(with_row_id)
+    schema = (theirs if columns is None else theirs.select(columns)).to_arrow().schema
+    wanted = [field for field in schema if field.name != "vector"]
+    search = text_world.store.search("copper", query_type="fts").with_row_id(with_row_id).select(columns)
+    found = search.to_arrow().schema
+    assert list(found) == wanted and found.metadata is None
+    assert list(search.where("id < 0").to_arrow().schema) == wanted
+
+
+def test_code_columns_only_when_selected(text_world) -> None:
+    search = text_world.store.search("copper", query_type="fts")
+    assert search.to_arrow().schema.names == ["id", "lang", "title", "text", "_score"]
+    named = search.select(["vector_code", "vector_partition"]).to_arrow()
+    assert named.schema.names == ["vector_code", "vector_partition", "_score"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        MatchQuery("coper", "text", fuzziness=1),
+        MultiMatchQuery("copper title7", ["text", "title"]),
+        BoostQuery(MatchQuery("copper", "text"), MatchQuery("silver", "text"), negative_boost=0.2),
+        BooleanQuery(
+            [(Occur.MUST, MatchQuery("copper", "text")), (Occur.MUST_NOT, MatchQuery("silver", "text"))]
+        ),
+        MatchQuery("copper", "text") & MatchQuery("silver", "text"),
+    ],
+)
+def test_structured_queries(text_world, query) -> None:
+    found, wanted = both(text_world, query)
+    assert same(found.to_arrow(), wanted.to_arrow())
+    assert found.to_arrow().num_rows > 0
+    assert isinstance(text_world.store.search(query), TextQuery)
+
+
+def test_phrases(own_text_world) -> None:
+    store = own_text_world.store
+    with pytest.raises(InvalidInputError, match="position is not found"):
+        store.search('"copper bridge"', "fts", fts_columns="text").to_arrow()
+    store.create_fts_index("text", replace=True, with_position=True)
+    words = " ".join(own_text_world.texts[9].split()[:2])
+    together = {row for row, text in enumerate(own_text_world.texts) if words in text}
+    for search in (
+        store.search(words, "fts", fts_columns="text").phrase_query(),
+        store.search(f'"{words}"', "fts", fts_columns="text"),
+        store.search(PhraseQuery(words, "text")),
+    ):
+        assert set(search.limit(300).to_arrow()["id"].to_pylist()) == together
+    with pytest.raises(InvalidInputError, match="requires a string or PhraseQuery"):
+        store.search(MatchQuery("copper", "text")).phrase_query().to_arrow()
+
+
+def test_rows_written_since(own_text_world) -> None:
+    store = own_text_world.store
+    found = store.search("copper", "fts").limit(300).to_arrow()["id"].to_pylist()
+    store.add([{"id": 900, "lang": "en", "title": "new", "text": "copper unheard"}])
+    assert store.search("unheard", "fts").to_arrow()["id"].to_pylist() == [900]
+    assert store.search("unheard", "fts").fast_search().to_arrow().num_rows == 0
+    store.delete(f"id = {found[0]}")
+    store.table.optimize()
+    after = store.search("copper", "fts").with_row_id(True).limit(300).to_arrow()
+    assert set(after["id"].to_pylist()) == {*found[1:], 900}
+    taken = store.table.take_row_ids(after["_rowid"].to_pylist()).select(["id"]).to_arrow()
+    assert set(taken["id"].to_pylist()) == set(after["id"].to_pylist())
+    assert store.search("unheard", "fts").fast_search().to_arrow().num_rows == 1
+
+
+@pytest.mark.parametrize("prefilter", [True, False])
+def test_filters_before_or_after(text_world, prefilter) -> None:
+    found, wanted = (search.where("lang = 'en'", prefilter).limit(9) for search in both(text_world, "copper"))
+    assert same(found.to_arrow(), wanted.to_arrow())
+    assert (found.to_arrow().num_rows == 9) == prefilter
+
+
+def test_rows_written_by_others(own_text_world) -> None:
+    store = own_text_world.store
+    store.search("copper", "fts").to_arrow()
+    other = open_table(lancedb.connect(store.table.uri.rpartition("/")[0]), "texts")
+    other.add([{"id": 900, "text": "unheard"}])
+    assert store.search("unheard", "fts").to_arrow()["id"].to_pylist() == [900]
+    reranker = DecodedReranker(store, query=np.ones(16))
+    found = store.search("unheard", "fts").rerank(reranker).to_arrow()
+    assert found["_relevance_score"].null_count == 0
+    hybrid = store.search("unheard", query_type="hybrid").limit(1).to_arrow()
+    assert hybrid["id"].to_pylist() == [900]
+
+
+class Backwards(Reranker):
+    """By falling id; keeps what it was given."""
+
+    def rerank_hybrid(self, query, vector_results, fts_results):
+        raise NotImplementedError
+
+    def rerank_fts(self, query, fts_results):
+        self.given = query, fts_results
+        relevance = fts_results["id"].cast(pa.float32())
+        ranked = fts_results.append_column("_relevance_score", relevance)
+        return self._keep_relevance_score(ranked.sort_by([("_relevance_score", "descending")]))
+
+
+@pytest.mark.parametrize("return_score", ["relevance", "all"])
+@pytest.mark.parametrize("with_row_id", [False, True])
+def test_rerank_as_lancedb_does(text_world, return_score, with_row_id) -> None:
+    reranker = Backwards(return_score)
+    found, wanted = (search.with_row_id(with_row_id) for search in both(text_world, "copper"))
+    found, wanted = (search.rerank(reranker).to_arrow() for search in (found, wanted))
+    assert same(found, wanted)
+    text_world.store.search("copper", "fts").rerank(reranker).to_arrow()
+    assert reranker.given[0] == "copper" and "_rowid" in reranker.given[1].schema.names
+
+
+def test_defaults_and_outputs(text_world) -> None:
+    search = text_world.store.search("copper", query_type="fts")
+    table = search.to_arrow()
+    assert table.num_rows == 10
+    assert search.to_list() == table.to_pylist()
+    assert search.to_pandas().equals(table.to_pandas())
+    assert search.to_polars().to_arrow()["id"].to_pylist() == table["id"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda store: store.search(np.zeros(16), "fts"), "Got ndarray as a full-text query"),
+        (lambda store: store.search(None, "fts"), "Got NoneType as a full-text query"),
+        (
+            lambda store: store.search("a", "fts", fts_columns="id").to_arrow(),
+            r"Got columns \['id'\].*title, text",
+        ),
+        (
+            lambda store: store.search("a", "fts", fts_columns=["text", "nope"]).to_arrow(),
+            r"Got columns \['nope'\]",
+        ),
+        (lambda store: store.search("a", "fts", fts_columns="vector_code").to_arrow(), r"\['vector_code'\]"),
+        (lambda store: store.search(MatchQuery("a", "nope")).to_arrow(), "which LanceDB refuses.*nope"),
+        (lambda store: store.search(MatchQuery("a", "id")).to_arrow(), "which LanceDB refuses.*Int64"),
+        (lambda store: store.search("a", "fts").select(["nope"]).to_arrow(), "available are id, lang, title"),
+        (lambda store: store.search("a", "fts").select(["_distance"]).to_arrow(), "unknown column"),
+        (lambda store: store.search("a", "fts").where("id > 0) OR (1 = 1").to_arrow(), "parentheses"),
+        (lambda store: store.search("a", "fts").where("nope = 1").to_arrow(), "No field named nope"),
+        (lambda store: store.search("a", "fts").limit(0), "limit=0"),
+        (lambda store: store.search("a", "fts").rerank(None), "Got None as a reranker"),
+    ],
+)
+def test_unusable_queries(text_world, build, reason) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        build(text_world.store)
+
+
+def test_without_an_index(world) -> None:
+    with pytest.raises(TableError, match="'docs_compressed' has no full-text index; make one"):
+        world.store.search("a", query_type="fts").to_arrow()
+    # A structured query that names its column needs none; LanceDB reads the texts then.
+    assert world.store.search(MatchQuery("17", "text")).to_arrow()["id"].to_pylist() == [17]
