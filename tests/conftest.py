@@ -4,6 +4,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # No test may reach for a model hub, nor behave differently where one could be reached.
 os.environ["HF_HUB_OFFLINE"] = "1"
