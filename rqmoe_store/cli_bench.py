@@ -99,7 +99,8 @@ def bench_codec(
         save=save,
         scaling=() if scaling is None else tuple(numbers_in("--scaling", scaling)),
     )
-    _check_outputs(json_out, plot, save)
+    check_outputs(json_out, plot)
+    _require_folder(save)
     vectors_ND, queries_QD, data = _read(vectors, queries, vector_column, rows, settings)
     summary = _summary(data)
     console.print(summary, highlight=False, soft_wrap=True)
@@ -129,7 +130,7 @@ def _require_libraries(codecs: list[str], *, with_plot: bool) -> None:
     require_bench(*(["faiss"] if set(codecs) & set(PEERS) else []))
 
 
-def _check_outputs(json_out: Path | None, plot: Path | None, save: Path | None) -> None:
+def check_outputs(json_out: Path | None, plot: Path | None) -> None:
     """Raise InvalidInputError unless everything asked for can be written in the end."""
     if json_out is not None:
         require_writable("--json", json_out)
@@ -138,6 +139,15 @@ def _check_outputs(json_out: Path | None, plot: Path | None, save: Path | None) 
 
         check_plot_kind(plot)
         require_writable("--plot", plot)
+
+
+def require_rows(rows: int) -> None:
+    """Raise InvalidInputError unless `--rows` asks for some."""
+    if rows < 1:
+        raise InvalidInputError(f"Got --rows {rows}; expected a whole number from 1.")
+
+
+def _require_folder(save: Path | None) -> None:
     if save is not None and save.exists() and not save.is_dir():
         raise InvalidInputError(f"Got --save {str(save)!r}, which is a file; expected a folder.")
 
@@ -146,17 +156,18 @@ def _read(
     vectors: str, queries: str, vector_column: str, rows: int, settings: "BenchmarkSettings"
 ) -> tuple["Float32Array", "Float32Array", dict[str, Any]]:
     """Vectors, queries, and where they are from."""
-    from rqmoe_store.evaluation.benchmark_data import VectorSource
+    from rqmoe_store.evaluation.benchmark_data import read_all
 
-    if rows < 1:
-        raise InvalidInputError(f"Got --rows {rows}; expected a whole number from 1.")
-    sources = [
-        VectorSource.open(option, location, vector_column)
-        for option, location in (("--vectors", vectors), ("--queries", queries))
-    ]
-    metric, seed = settings.config.metric, settings.training.seed
-    queries_QD, all_queries = sources[1].read(rows=MAX_QUERIES, metric=metric, seed=seed)
-    vectors_ND, all_rows = sources[0].read(rows=rows, metric=metric, seed=seed)
+    require_rows(rows)
+    metric = settings.config.metric
+    read = read_all(
+        {"--vectors": (vectors, rows), "--queries": (queries, MAX_QUERIES)},
+        vector_column=vector_column,
+        metric=metric,
+        seed=settings.training.seed,
+    )
+    vectors_ND, all_rows = read["--vectors"]
+    queries_QD, all_queries = read["--queries"]
     data = {
         "vectors": vectors,
         "queries": queries,

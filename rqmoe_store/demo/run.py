@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from lancedb.db import DBConnection
-from lancedb.table import Table
 from rich.console import Console
 
 from rqmoe_store.config import CodecConfig, TrainConfig
@@ -26,6 +25,7 @@ from rqmoe_store.demo.embedding import Embedder, Float32Array, embed_cached, sen
 from rqmoe_store.demo.report import DemoResult
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.recall import exact_neighbours, k_recall_at_k
+from rqmoe_store.store.statistics import column_bytes
 from rqmoe_store.table import CompressedTable, compress
 from rqmoe_store.training.trainer import train
 
@@ -88,7 +88,7 @@ def run(
     material = _prepare(settings, clock, roots, make_embedder)
     with clock.phase("store raw vectors"):
         docs: Any = db.create_table(RAW_TABLE, _as_arrow(material))
-    before = _Sizes(_column_bytes(docs, "vector"), _folder_bytes(settings.directory / f"{RAW_TABLE}.lance"))
+    before = _Sizes(column_bytes(docs, ["vector"]), _folder_bytes(settings.directory / f"{RAW_TABLE}.lance"))
     with clock.phase("search them exactly"):
         truth_QK, _ = exact_neighbours(material.queries_QD, material.vectors_ND, _NEIGHBOURS, metric="cosine")
     with clock.phase("train"):
@@ -234,14 +234,6 @@ def _result(
         rq_validation_mse=trained.rq_validation_mse,
         seconds=seconds,
     )
-
-
-def _column_bytes(table: Table, column: str) -> int:
-    """Bytes of one column in the table's data files, as its files record them."""
-    dataset = table.to_lance()
-    (wanted,) = [field.id() for field in dataset.lance_schema.fields() if field.name() == column]
-    sizes: Any = dataset.stats.data_stats().fields  # a list, annotated by pylance as one item
-    return sum(int(size.bytes_on_disk) for size in sizes if size.id == wanted)
 
 
 def _folder_bytes(folder: Path) -> int:

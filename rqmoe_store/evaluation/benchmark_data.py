@@ -4,6 +4,7 @@ Shape suffixes: N rows used, D vector dimension.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,30 @@ class VectorSource:
             return as_vectors(self.data[chosen], metric=metric, positions=chosen), len(self.data)
         except (InvalidInputError, TableError) as error:
             raise type(error)(f"{self.option} {self.location!r}: {error}") from error
+
+
+def read_all(
+    wanted: Mapping[str, tuple[str, int]], *, vector_column: str, metric: Metric, seed: int
+) -> dict[str, tuple[Float32Array, int]]:
+    """Vectors from several places, all of which are opened before any is read.
+
+    Args:
+        wanted: the argument that named a place -> the place, and how many rows to read at most.
+
+    Returns:
+        The same arguments -> what `VectorSource.read` gives.
+
+    Raises:
+        InvalidInputError, TableError: as `VectorSource.open` and `VectorSource.read`.
+    """
+    sources = [
+        (VectorSource.open(option, location, vector_column), rows)
+        for option, (location, rows) in wanted.items()
+    ]
+    # From the last to the first: queries are few, and what is wrong with them is said sooner.
+    return {
+        source.option: source.read(rows=rows, metric=metric, seed=seed) for source, rows in reversed(sources)
+    }
 
 
 def _open_array(option: str, location: str) -> Any:

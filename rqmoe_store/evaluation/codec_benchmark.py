@@ -106,7 +106,7 @@ def benchmark_codecs(
         training_rows=len(vectors_ND) - settings.held_out,
     )
     if settings.scaling:
-        require_disk(max(settings.scaling), dim)
+        require_disk(max(settings.scaling), 4 * dim)
     device = select_device(settings.training.device)
     machine = {**describe_machine(device), RATE: measure_matmul_rate(device)}
     report = BenchmarkReport(settings=settings.to_dict(), machine=machine)

@@ -22,13 +22,13 @@ _BLOCK_ROWS = 8192
 _WARM_UP = 64
 
 
-def require_disk(rows: int, dim: int) -> None:
-    """Raise InvalidInputError unless the temporary folder has room for `rows` vectors."""
-    folder, needed = tempfile.gettempdir(), 4 * rows * dim
+def require_disk(rows: int, row_bytes: int) -> None:
+    """Raise InvalidInputError unless the temporary folder has room for `rows` of so many bytes each."""
+    folder, needed = tempfile.gettempdir(), rows * row_bytes
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InvalidInputError(
-            f"{rows} vectors of dimension {dim} need {needed / 1e9:.1f} GB in {folder!r}, which has "
+            f"{rows} rows of {row_bytes} bytes need {needed / 1e9:.1f} GB in {folder!r}, which has "
             f"{free / 1e9:.1f} GB left. Measure fewer, or set TMPDIR to a folder with more room."
         )
 

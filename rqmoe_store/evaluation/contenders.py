@@ -13,7 +13,7 @@ import torch
 from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import CODEC_KINDS, CodecConfig, TrainConfig
+from rqmoe_store.config import CODEC_KINDS, CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.extras import require_bench
 from rqmoe_store.training.trainer import train
@@ -156,14 +156,25 @@ def _own(config: CodecConfig, training: TrainConfig, device: torch.device) -> Co
     return Contender(config.kind, config.code_bytes, True, device, prepare)
 
 
-def _loaded(folder: str, config: CodecConfig, dim: int, device: str) -> Contender:
+def load_fitting(folder: str, *, dim: int, metric: Metric, device: str) -> Codec:
+    """The codec in `folder`, known to be for such vectors.
+
+    Raises:
+        InvalidInputError: it is for another dimension or metric.
+        ArtefactError: there is no readable codec.
+    """
     codec = load_codec(Path(folder).expanduser(), device=device)
-    if codec.dim != dim or codec.config.metric != config.metric:
+    if codec.dim != dim or codec.config.metric != metric:
         raise InvalidInputError(
             f"The codec in {folder!r} is for vectors of dimension {codec.dim} and metric "
-            f"{codec.config.metric!r}; the vectors have dimension {dim} and the metric is {config.metric!r}. "
+            f"{codec.config.metric!r}; the vectors have dimension {dim} and the metric is {metric!r}. "
             "Give the vectors and the metric it was trained for."
         )
+    return codec
+
+
+def _loaded(folder: str, config: CodecConfig, dim: int, device: str) -> Contender:
+    codec = load_fitting(folder, dim=dim, metric=config.metric, device=device)
     return Contender(folder, codec.config.code_bytes, False, codec.device, lambda _: OwnCodec(codec))
 
 

@@ -91,11 +91,11 @@ def _train_opq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCo
     index: Any = faiss.index_factory(dim, f"OPQ{code_bytes}_{rotated},PQ{code_bytes}x{_BITS}np")
     # What the rotation would make for itself, but quiet about few vectors in each of its iterations.
     quantizer = faiss.ProductQuantizer(rotated, code_bytes, _BITS)
-    _quieten(quantizer.cp)
+    quieten(quantizer.cp)
     rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
     rotation.pq = quantizer
     products: Any = faiss.downcast_index(index.index)
-    _quieten(products.pq.cp)
+    quieten(products.pq.cp)
     index.train(training_ND)
     rotation.pq = None  # it does not belong to the index, and is about to be freed
     return FaissCodec(index, {"rotated_dim": rotated})
@@ -103,7 +103,7 @@ def _train_opq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCo
 
 def _train_rq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCodec:
     index = faiss.IndexResidualQuantizer(training_ND.shape[1], code_bytes, _BITS)
-    _quieten(index.rq.cp)
+    quieten(index.rq.cp)
     training_beam = index.rq.max_beam_size
     index.train(training_ND)
     index.rq.max_beam_size = beam
@@ -119,6 +119,6 @@ def _train_lsq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCo
     )
 
 
-def _quieten(clustering: Any) -> None:
+def quieten(clustering: Any) -> None:
     """Keep k-means from warning, once per codebook and iteration, about few vectors per codeword."""
     clustering.min_points_per_centroid = 1

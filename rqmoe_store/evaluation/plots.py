@@ -13,8 +13,8 @@ KINDS = (".png", ".svg", ".pdf")
 """Suffixes of pictures that can be written."""
 
 # Colours that differ for any colour vision (Okabe and Ito), and markers for print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _LEAST_TICKS, _MOST_TICKS = 3, 6
 
@@ -65,7 +65,7 @@ def save_plot(report: BenchmarkReport, path: Path) -> None:
 
 
 def _draw_codec(recall_axes: Axes, error_axes: Axes, results: list[CodecResult], place: int) -> None:
-    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     sizes = [result.code_bytes for result in results]
     recalls = [result.recall.ten_recall_10 for result in results]
     for axes, values in ((recall_axes, recalls), (error_axes, [result.mse for result in results])):

@@ -5,7 +5,7 @@ Shapes: M steps (code bytes), K codewords per step, V rows of a batch that have 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats
     dataset = table.to_lance()
     rows = table.count_rows()
     raw_bytes = rows * codec.dim * 4
-    code_bytes = _column_bytes(table, columns.names)
+    code_bytes = column_bytes(table, columns.names)
     bytes_per_vector = code_bytes / rows if rows else 0.0
     report, artefact = codec.report, codec.to_artefact()
     codec_bytes = len(artefact.config_json.encode()) + len(artefact.weights)
@@ -94,7 +94,7 @@ def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats
         raw_bytes=raw_bytes,
         disk_bytes=sum(int(batch["size_bytes"].to_numpy().sum()) for batch in dataset.all_files()),
         code_disk_bytes=code_bytes,
-        vector_disk_bytes=_column_bytes(table, [columns.vector_column]),
+        vector_disk_bytes=column_bytes(table, [columns.vector_column]),
         bytes_per_vector=bytes_per_vector,
         codec_bytes=codec_bytes,
         bytes_per_vector_with_codec=(code_bytes + codec_bytes) / rows if rows else 0.0,
@@ -106,7 +106,7 @@ def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats
     )
 
 
-def _column_bytes(table: LanceTable, names: Sequence[str]) -> int:
+def column_bytes(table: LanceTable, names: Collection[str]) -> int:
     """Bytes of these columns in the data files, rows deleted but not yet compacted included."""
     dataset = table.to_lance()
     wanted = {field.id() for field in dataset.lance_schema.fields() if field.name() in names}

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.evaluation.benchmark_data import VectorSource
+from rqmoe_store.evaluation.benchmark_data import VectorSource, read_all
 
 ROWS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 
@@ -94,3 +94,14 @@ def test_messages_name_the_source(table, tmp_path) -> None:
     np.save(tmp_path / "nan.npy", np.where(np.arange(50)[:, None] == 7, np.nan, ROWS))
     with pytest.raises(InvalidInputError, match="rows 7"):
         read(tmp_path / "nan.npy")
+
+
+def test_all_are_opened_before_any_is_read(file, table, tmp_path) -> None:
+    wanted = {"--vectors": (str(table), 100), "--queries": (str(file), 20)}
+    read = read_all(wanted, vector_column="numbers", metric="l2", seed=5)
+    assert [len(read[option][0]) for option in wanted] == [50, 20]
+    assert [read[option][1] for option in wanted] == [52, 50]
+    np.save(tmp_path / "nan.npy", np.full((2, 3), np.nan))
+    wanted = {"--vectors": (str(tmp_path / "nan.npy"), 100), "--queries": ("missing.npy", 20)}
+    with pytest.raises(InvalidInputError, match="Cannot read --queries"):
+        read_all(wanted, vector_column="numbers", metric="l2", seed=5)

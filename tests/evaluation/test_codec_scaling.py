@@ -36,7 +36,7 @@ def test_counts_are_measured_from_small_to_large() -> None:
 
 def test_no_room(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    require_disk(1000, 8)
+    require_disk(1000, 32)
     with pytest.raises(InvalidInputError, match="TMPDIR"):
-        require_disk(10**15, 8)
+        require_disk(10**15, 32)
     assert list(Path(tmp_path).iterdir()) == []
