@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rqmoe_store import __version__
 from rqmoe_store.cli_bench import bench_app
+from rqmoe_store.cli_bench_search import bench_search
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
 from rqmoe_store.errors import TableError
 from rqmoe_store.presets import preset
@@ -175,6 +176,7 @@ def stats(database: Database, table: TableName) -> None:
     typer.echo(str(open_table(_connect(database), table).stats()))
 
 
+bench_app.command("search")(bench_search)
 app.add_typer(bench_app, name="bench")
 
 

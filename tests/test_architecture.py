@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "demo": {"errors", "config", "codecs", "training", "store", "search", "table", "evaluation"},
     "terminal": {"errors", "codecs"},
     "cli_bench": {"errors", "config", "codecs", "evaluation", "terminal"},
+    "cli_bench_search": {"errors", "config", "codecs", "evaluation", "terminal", "cli_bench"},
     "cli": {
         "errors",
         "config",
@@ -40,6 +41,7 @@ MAY_IMPORT = {
         "demo",
         "terminal",
         "cli_bench",
+        "cli_bench_search",
     },
     "__main__": {"cli"},
     "__init__": {"errors", "config", "presets", "codecs", "training", "search", "table"},

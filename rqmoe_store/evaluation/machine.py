@@ -24,7 +24,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "versions": {"rqmoe-store": __version__, **_versions("torch", "numpy", "faiss-cpu")},
+        "versions": {"rqmoe-store": __version__, **_versions("torch", "numpy", "lancedb", "faiss-cpu")},
     }
 
 

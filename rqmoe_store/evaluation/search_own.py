@@ -1,0 +1,100 @@
+"""Our compressed tables as systems to compare.
+
+Shape suffixes: N vectors, Q queries, D vector dimension.
+"""
+
+import time
+
+import numpy as np
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.evaluation.recall import Indices
+from rqmoe_store.evaluation.search_index import (
+    ID,
+    NEIGHBOURS,
+    VECTOR,
+    Corpus,
+    SearchedIndex,
+    positions_of,
+    probe_counts,
+)
+from rqmoe_store.evaluation.search_results import IndexResult, SearchSetting
+from rqmoe_store.table import CompressedTable, compress
+
+_ROW_ID_BYTES = 8
+
+
+class Reconstructions:
+    """Decoded vectors (N, D) in the order of the vectors they stand for, decoded when they are read."""
+
+    def __init__(self, store: CompressedTable) -> None:
+        """Read the codes of a table that has a code in every row and positions in the column ID."""
+        rows = store.table.search().select([ID, *store.columns.names]).to_arrow()
+        codes, _ = store.columns.from_arrow(rows)
+        order_N = np.argsort(rows[ID].to_numpy())
+        self._codec = store.codec
+        self._codes = Codes(codes=codes.codes[order_N], partitions=codes.partitions[order_N])
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __getitem__(self, rows: slice) -> Float32Array:
+        return self._codec.decode(self._codes[rows])
+
+
+def build_own(
+    corpus: Corpus, codec: Codec, *, shortlists: tuple[int, ...], training_seconds: float
+) -> SearchedIndex:
+    """A compressed table of the corpus.
+
+    Args:
+        codec: fits the vectors and the metric.
+        shortlists: to search with, at least NEIGHBOURS each.
+        training_seconds: what the codec took; 0 if it was loaded.
+    """
+    started = time.perf_counter()
+    name = f"codes_{codec.config.code_bytes}"
+    store = compress(corpus.docs, codec, into=name, vector_column=VECTOR, progress=False)
+    seconds = training_seconds + time.perf_counter() - started
+
+    def search(queries_QD: Float32Array, setting: SearchSetting) -> Indices:
+        query = store.search(queries_QD).limit(NEIGHBOURS).select([ID])
+        if setting.nprobes is not None:
+            query = query.nprobes(setting.nprobes)
+        if setting.shortlist is not None:
+            query = query.shortlist(setting.shortlist)
+        return positions_of(query.to_arrow(), len(queries_QD))
+
+    partitioned = codec.num_partitions > 1
+    return SearchedIndex(
+        result=_result(store, seconds),
+        settings=[
+            SearchSetting(nprobes=nprobes, shortlist=shortlist)
+            for shortlist in shortlists
+            for nprobes in (probe_counts(corpus.nprobes, codec.num_partitions) if partitioned else [None])
+        ],
+        search=search,
+        reconstructions=Reconstructions(store),
+    )
+
+
+def resident_bytes_per_vector(store: CompressedTable) -> float:
+    """What a search holds in memory for every vector: its code and its row id."""
+    return store.codec.config.code_bytes + _ROW_ID_BYTES
+
+
+def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
+    stats = store.stats()
+    index_bytes = stats.code_disk_bytes + sum(index.size_bytes or 0 for index in store.table.list_indices())
+    return IndexResult(
+        system=store.codec.config.kind,
+        code_bytes=store.codec.config.code_bytes,
+        num_partitions=store.codec.config.num_partitions or 0,
+        build_seconds=build_seconds,
+        index_bytes=index_bytes / stats.rows,
+        total_bytes=(index_bytes + stats.codec_bytes) / stats.rows,
+        resident_bytes=resident_bytes_per_vector(store),
+        exhaustive_recall=None,
+    )

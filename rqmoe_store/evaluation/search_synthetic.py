@@ -1,0 +1,138 @@
+"""How opening and searching scale with rows, on tables of random codes that no vector was encoded for.
+
+Shape suffixes: B rows of one batch, P partitions, Q queries, D vector dimension.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lancedb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.index import BTree
+from lancedb.table import LanceTable
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.errors import RQMoEError
+from rqmoe_store.evaluation.codec_scaling import require_disk
+from rqmoe_store.evaluation.search_index import ID, VECTOR, probe_counts
+from rqmoe_store.evaluation.search_results import SyntheticResult
+from rqmoe_store.store import databases, registry
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.table import CompressedTable
+
+_BATCH_ROWS = 131_072
+_PAYLOAD_BYTES = 32
+"""Of a row on disk besides its code, at most: position, partition, index."""
+
+
+def create_random_table(
+    db: DBConnection, name: str, codec: Codec, rows: int, *, seed: int
+) -> CompressedTable:
+    """A compressed table whose codes and partitions are drawn at random, grouped by partition.
+
+    It has the column ID besides. Memory is bounded whatever its size.
+
+    Args:
+        db: an existing database on disk.
+        name: a name that is free.
+        rows: at least 1.
+    """
+    columns = CodeColumns(VECTOR)
+    schema = pa.schema(
+        [pa.field(ID, pa.int64()), *columns.fields(codec.config.code_bytes)],
+        metadata=TableMarks.of(codec, VECTOR).write(None),
+    )
+    neighbour = cast(LanceTable, registry.save(db, codec))
+    batches = _random_batches(codec, columns, schema, rows, np.random.default_rng(seed))
+    table = databases.create_whole(db, name, schema, batches, neighbour=neighbour)
+    databases.require_stable_row_ids(table)
+    if codec.num_partitions > 1:
+        table.create_index(columns.partition, config=BTree())
+    return CompressedTable(table, codec, columns)
+
+
+def require_room(codecs: Iterable[Codec], rows: Sequence[int]) -> None:
+    """Raise InvalidInputError unless the temporary folder has room for every table of random codes."""
+    for codec in codecs:
+        require_disk(max(rows), codec.config.code_bytes + _PAYLOAD_BYTES)
+
+
+def measure_synthetic(
+    codecs: Sequence[Codec],
+    queries_QD: Float32Array,
+    *,
+    rows: Sequence[int],
+    nprobes: Sequence[int],
+    timed_queries: int,
+    seed: int,
+    on_start: Callable[[str], None] = lambda what: None,
+) -> Iterator[SyntheticResult]:
+    """Make, open and search a table of random codes for every codec and number of rows, smallest first.
+
+    Every table is opened in a new process, whose memory is its own and whose first query is the first.
+    Tables are removed as soon as they have been measured.
+
+    Args:
+        codecs: fit the queries.
+        queries_QD: at least one.
+        rows: sizes, at least 1 each.
+        nprobes: partitions to search; the codecs' partitions are the same in every size, and so is the
+            share that is searched.
+        timed_queries: queries timed with every number of partitions.
+        on_start: told what comes next.
+
+    Raises:
+        RQMoEError: the process that opens a table fails.
+    """
+    for codec in codecs:
+        for count in sorted(rows):
+            on_start(f"{codec.config.kind}, {codec.config.code_bytes} bytes: {count:,} rows of random codes")
+            with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
+                store = create_random_table(lancedb.connect(folder), "random", codec, count, seed=seed)
+                table_bytes = store.stats().bytes_per_vector
+                np.save(Path(folder) / "queries.npy", queries_QD)
+                opened = _open_apart(Path(folder), probe_counts(nprobes, codec.num_partitions), timed_queries)
+            for figures in opened:
+                yield SyntheticResult(
+                    system=codec.config.kind,
+                    code_bytes=codec.config.code_bytes,
+                    rows=count,
+                    table_bytes=table_bytes,
+                    **figures,
+                )
+
+
+def _random_batches(
+    codec: Codec, columns: CodeColumns, schema: pa.Schema, rows: int, random: np.random.Generator
+) -> Iterator[pa.RecordBatch]:
+    ends_P = random.multinomial(rows, np.full(codec.num_partitions, 1 / codec.num_partitions)).cumsum()
+    for start in range(0, rows, _BATCH_ROWS):
+        ids_B = np.arange(start, min(start + _BATCH_ROWS, rows))
+        partitions_B: npt.NDArray[np.int32] = np.searchsorted(ends_P, ids_B, side="right").astype(np.int32)
+        shape = (len(ids_B), codec.config.code_bytes)
+        codes_BM = random.integers(0, codec.config.codebook_size, shape, dtype=np.uint8)
+        codes = Codes(codes=codes_BM, partitions=partitions_B)
+        arrays = [pa.array(ids_B), *columns.to_arrow(codes, np.ones(len(ids_B), dtype=bool))]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _open_apart(folder: Path, nprobes: Sequence[int], timed_queries: int) -> list[dict[str, Any]]:
+    """What `search_opening` finds on the table "random" in a new process."""
+    command = [sys.executable, "-m", "rqmoe_store.evaluation.search_opening"]
+    settings = {"folder": str(folder), "name": "random", "nprobes": nprobes, "timed_queries": timed_queries}
+    run = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RQMoEError(f"Searching a table of random codes in a new process failed:\n{run.stderr}")
+    found: list[dict[str, Any]] = json.loads(run.stdout)
+    return found
