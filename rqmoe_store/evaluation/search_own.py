@@ -4,13 +4,16 @@ Shape suffixes: N vectors, Q queries, D vector dimension.
 """
 
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.evaluation.recall import Indices
+from rqmoe_store.evaluation.scan_speed import Scan
 from rqmoe_store.evaluation.search_index import (
     ID,
     NEIGHBOURS,
@@ -21,9 +24,11 @@ from rqmoe_store.evaluation.search_index import (
     probe_counts,
 )
 from rqmoe_store.evaluation.search_results import IndexResult, SearchSetting
+from rqmoe_store.search.builder import DEFAULT_SHORTLIST
+from rqmoe_store.search.scan import scan
+from rqmoe_store.search.segments import Selection
+from rqmoe_store.search.source import source_of
 from rqmoe_store.table import CompressedTable, compress
-
-_ROW_ID_BYTES = 8
 
 
 class Reconstructions:
@@ -67,6 +72,8 @@ def build_own(
             query = query.shortlist(setting.shortlist)
         return positions_of(query.to_arrow(), len(queries_QD))
 
+    store.search(corpus.vectors_ND[:1]).to_arrow()  # loads the codes
+    resident = source_of(store).resident
     partitioned = codec.num_partitions > 1
     return SearchedIndex(
         result=_result(store, seconds),
@@ -77,12 +84,29 @@ def build_own(
         ],
         search=search,
         reconstructions=Reconstructions(store),
+        scan=None if resident is None else _scan(codec, resident.selections),
     )
 
 
-def resident_bytes_per_vector(store: CompressedTable) -> float:
-    """What a search holds in memory for every vector: its code and its row id."""
-    return store.codec.config.code_bytes + _ROW_ID_BYTES
+def _scan(codec: Codec, selections: Sequence[Selection]) -> Scan:
+    def prepare(queries_QD: Float32Array, share: float, threads: int) -> Callable[[], int]:
+        probed_QP = np.zeros((len(queries_QD), codec.num_partitions), dtype=bool)
+        nprobes = max(1, round(share * codec.num_partitions))
+        np.put_along_axis(probed_QP, codec.probe(queries_QD, nprobes), True, axis=1)
+        rows = sum(int((probed_QP * np.diff(each.segment.starts_P)).sum()) for each in selections)
+
+        def work() -> int:
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                scan(selections, codec.lookup_tables(queries_QD), probed_QP, DEFAULT_SHORTLIST)
+            finally:
+                torch.set_num_threads(before)
+            return rows
+
+        return work
+
+    return prepare
 
 
 def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
@@ -95,6 +119,6 @@ def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
         build_seconds=build_seconds,
         index_bytes=index_bytes / stats.rows,
         total_bytes=(index_bytes + stats.codec_bytes) / stats.rows,
-        resident_bytes=resident_bytes_per_vector(store),
+        resident_bytes=stats.resident_bytes / stats.rows if stats.resident_bytes else None,
         exhaustive_recall=None,
     )

@@ -51,7 +51,7 @@ def create_random_table(
     columns = CodeColumns(VECTOR)
     schema = pa.schema(
         [pa.field(ID, pa.int64()), *columns.fields(codec.config.code_bytes)],
-        metadata=TableMarks.of(codec, VECTOR).write(None),
+        metadata=TableMarks.of(codec, VECTOR, "none").write(None),
     )
     neighbour = cast(LanceTable, registry.save(db, codec))
     batches = _random_batches(codec, columns, schema, rows, np.random.default_rng(seed))

@@ -51,7 +51,7 @@ def test_every_system_at_every_size(report) -> None:
     assert names == [*expected, ("lancedb-ivf-rq", 2)]
     counts = [sum((r.system, r.code_bytes) == name for r in report.results) for name in names]
     assert counts == [4, 4, 2, 2, 4, 4, 2, 2, 4]
-    assert {scan.system for scan in report.scans} == {"faiss-ivf-pq", "faiss-ivf-rq"}
+    assert {scan.system for scan in report.scans} == {"rq", "faiss-ivf-pq", "faiss-ivf-rq"}
     assert {index.num_partitions for index in report.indexes} == {PARTITIONS}
 
 
