@@ -166,6 +166,29 @@ def search(
 
 
 @app.command()
+def tune(
+    database: Database,
+    table: TableName,
+    queries: Annotated[
+        str | None, typer.Option("--queries", help="Vectors like those searched for: a .npy or .json file.")
+    ] = None,
+    target_recall: Annotated[float, typer.Option(help="Share of the nearest rows to find, to 1.")] = 0.95,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many nearest rows.")] = 10,
+) -> None:
+    """Choose how far searches of a table look, and keep the choice with the table.
+
+    Example: [bold]rqmoe tune ./data docs_compressed --queries queries.npy --target-recall 0.95[/bold]
+
+    Without queries, rows of the table stand in for them; real ones are better. Every row is decoded once.
+    """
+    from rqmoe_store.table import open_table
+
+    vectors = None if queries is None else read_query(queries, "--queries")
+    store = open_table(_connect(database), table)
+    typer.echo(str(store.tune(vectors, target_recall=target_recall, limit=limit)))
+
+
+@app.command()
 def stats(database: Database, table: TableName) -> None:
     """Show what a compressed table costs and how good its codes are.
 

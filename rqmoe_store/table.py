@@ -17,6 +17,8 @@ from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import Cache, bytes_allowed, source_of
 from rqmoe_store.search.text import TextQuery
 from rqmoe_store.search.text_index import create_text_index
+from rqmoe_store.search.tuning import TuningGoal, tune_search
+from rqmoe_store.search.tuning_report import TuningReport
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.compress import compress as _compress
 from rqmoe_store.store.statistics import TableStats
@@ -137,6 +139,48 @@ class CompressedTable(StoredTable):
             TableError: a column has an index already, and `replace` is False.
         """
         create_text_index(self, columns, replace=replace, **options)
+
+    def tune(
+        self,
+        queries: Any = None,
+        *,
+        target_recall: float = 0.95,
+        limit: int = 10,
+        sample: int = 200,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> TuningReport:
+        """Choose the partitions to search and the rows to rerank, and keep the choice with the table.
+
+        Of the settings that find enough, the fastest is taken. Searches use it unless they say `.nprobes()`
+        or `.shortlist()`, in all processes, until the table is tuned again. Every row is decoded once.
+
+        Args:
+            queries: vectors (Q, D) like those that will be searched for. Without any, vectors that rows of
+                the table may have had before they were encoded are used, and must not find their own rows.
+                Real queries are better: questions are seldom distributed like what answers them.
+            target_recall: share of the `limit` nearest rows to find, above 0 and up to 1, mean over the
+                queries. Nearest is meant by distance to decoded vectors, out of all rows.
+            limit: how many nearest rows.
+            sample: queries used at most, chosen at random from more.
+            seed: of that choice.
+            progress: show a progress bar.
+
+        Returns:
+            The setting, its recall and time, and what was measured; prints as a table.
+
+        Raises:
+            InvalidInputError: arguments out of range, queries that `search` refuses, or a target that all
+                partitions with 4,096 (or 16 x limit) rows decoded do not reach; nothing is kept then.
+            TableError: no rows to find.
+        """
+        goal = TuningGoal(target_recall=target_recall, limit=limit, sample=sample, seed=seed)
+        report = self._source.read(
+            self._memory_budget,
+            lambda state: tune_search(state, self.codec, self.columns, queries, goal, progress=progress),
+        )
+        report.setting.write(self.table)
+        return report
 
 
 def compress(

@@ -30,8 +30,8 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from error
 
 
-def read_query(query: str) -> Any:
-    """The vector or vectors that `--query` names: JSON, or the path of a .npy or .json file.
+def read_query(query: str, option: str = "--query") -> Any:
+    """The vector or vectors that an option names: JSON, or the path of a .npy or .json file.
 
     Raises:
         InvalidInputError: neither.
@@ -45,7 +45,7 @@ def read_query(query: str) -> Any:
         return json.loads(path.read_text() if path.suffix == ".json" else query)
     except (OSError, ValueError) as error:
         raise InvalidInputError(
-            f"Cannot read a vector from --query {query!r} ({error}); expected a JSON list such as "
+            f"Cannot read a vector from {option} {query!r} ({error}); expected a JSON list such as "
             "'[0.1, 0.2]', or the path of a .npy or .json file."
         ) from error
 

@@ -56,7 +56,7 @@ def fails(*arguments):
 
 def test_help_teaches():
     output = invoke("--help").output
-    for command in ("train", "compress", "search", "stats", "demo"):
+    for command in ("train", "compress", "search", "tune", "stats", "demo"):
         assert command in output
         assert invoke(command, "--help").exit_code == 0
     assert "rqmoe compress" in output
@@ -146,6 +146,16 @@ def test_search_prints_a_table_and_says_when_there_is_nothing(data):
     empty = invoke(*arguments, "--where", "id < 0")
     assert empty.exit_code == 0
     assert "No rows" in empty.stderr
+
+
+def test_tune(data):
+    tuned = invoke("tune", data / "db", "small", "--queries", data / "queries.npy", "--target-recall", 0.9)
+    assert tuned.exit_code == 0, tuned.output
+    assert "of the 10 nearest" in tuned.output and "<- chosen" in tuned.output
+    again = invoke("tune", data / "db", "small", "--limit", 3)
+    assert "queries made from rows of the table" in again.output
+    assert "target_recall=2" in fails("tune", data / "db", "small", "--target-recall", 2)
+    assert "--queries" in fails("tune", data / "db", "small", "--queries", data / "missing.npy")
 
 
 def test_stats(data):

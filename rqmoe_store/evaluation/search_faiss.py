@@ -26,7 +26,7 @@ from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.scan_speed import Scan
 from rqmoe_store.evaluation.search_index import NEIGHBOURS, Corpus, SearchedIndex, probe_counts
 from rqmoe_store.evaluation.search_results import IndexResult, SearchSetting
-from rqmoe_store.search.builder import DEFAULT_SHORTLIST
+from rqmoe_store.search.reach import DEFAULT_SHORTLIST
 
 _TRAINING_ROWS = 65_536
 _TRAINING_BEAM = 1

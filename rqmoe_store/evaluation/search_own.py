@@ -24,7 +24,7 @@ from rqmoe_store.evaluation.search_index import (
     probe_counts,
 )
 from rqmoe_store.evaluation.search_results import IndexResult, SearchSetting
-from rqmoe_store.search.builder import DEFAULT_SHORTLIST
+from rqmoe_store.search.reach import DEFAULT_SHORTLIST
 from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Selection
 from rqmoe_store.search.source import source_of

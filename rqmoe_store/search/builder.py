@@ -13,14 +13,10 @@ from rqmoe_store.search.execution import Execution, SearchRequest
 from rqmoe_store.search.filters import checked_filter, combined
 from rqmoe_store.search.options import as_queries, bound, whole_number
 from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.reach import reach
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import TableQuery
 from rqmoe_store.store.table import StoredTable
-
-DEFAULT_NPROBES = 20
-DEFAULT_SHORTLIST = 50
-SHORTLIST_PER_ROW = 5
-"""The default shortlist is this many times limit + offset, and at least DEFAULT_SHORTLIST."""
 
 
 class QueryBuilder(TableQuery):
@@ -42,14 +38,15 @@ class QueryBuilder(TableQuery):
         super().__init__(store)
         self._source, self._memory_budget = source, memory_budget
         self._queries_QD = as_queries(query, dim=store.codec.dim, metric=store.codec.config.metric)
-        self._nprobes = DEFAULT_NPROBES
+        self._nprobes: int | None = None
         self._shortlist: int | None = None
         self._refine_factor: int | None = None
         self._lower: float | None = None
         self._upper: float | None = None
 
     def nprobes(self, nprobes: int) -> Self:
-        """Partitions to search per query, default 20; more than there are means all.
+        """Partitions to search per query, default as tuned (`CompressedTable.tune`), else 20; more than
+        there are means all.
 
         When these hold fewer than limit + offset rows (that match), more are searched.
 
@@ -59,7 +56,8 @@ class QueryBuilder(TableQuery):
         return self
 
     def shortlist(self, shortlist: int) -> Self:
-        """Rows decoded and reranked per query; default 5 (limit + offset), at least 50.
+        """Rows decoded and reranked per query; default as tuned (`CompressedTable.tune`) up to the limit
+        tuned for, else 5 (limit + offset) and at least 50.
 
         A longer shortlist finds more of the nearest decoded vectors and takes longer. With a lower
         distance bound this many rows are kept on either side of it.
@@ -131,7 +129,11 @@ class QueryBuilder(TableQuery):
         return found
 
     def _request(self, state: TableState) -> SearchRequest:
-        refined = None if self._refine_factor is None else self._refine_factor * (self._limit + self._offset)
+        page = self._limit + self._offset
+        refined = None if self._refine_factor is None else self._refine_factor * page
+        looks = reach(
+            self._nprobes, self._shortlist, page=page, least=refined or page, tuned=state.snapshot.tuned
+        )
         checked = [checked_filter(state.snapshot.table, condition) for condition in self._conditions]
         return SearchRequest(
             queries_QD=self._queries_QD,
@@ -140,22 +142,11 @@ class QueryBuilder(TableQuery):
             prefilter=self._prefilter,
             limit=self._limit,
             offset=self._offset,
-            nprobes=self._nprobes,
-            shortlist=self._shortlist_size(refined or self._limit + self._offset),
+            **looks._asdict(),
             refined=refined,
             lower=self._lower,
             upper=self._upper,
         )
-
-    def _shortlist_size(self, wanted: int) -> int:
-        if self._shortlist is None:
-            return max(SHORTLIST_PER_ROW * (self._limit + self._offset), DEFAULT_SHORTLIST, wanted)
-        if self._shortlist < wanted:
-            raise InvalidInputError(
-                f"Got shortlist={self._shortlist}; expected at least {wanted}, limit + offset times the "
-                "refine factor: only shortlisted rows can be returned. Raise it, or leave it out."
-            )
-        return self._shortlist
 
     def _output_names(self, schema: pa.Schema) -> list[str]:
         columns = self._store.columns

@@ -12,6 +12,7 @@ from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
 from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.reach import Origin
 from rqmoe_store.search.refine import candidates, refine
 from rqmoe_store.search.rerank import Float32Array, Hits, page, rerank
 from rqmoe_store.search.scan import Shortlist, scan
@@ -38,19 +39,21 @@ class SearchRequest:
     """What a query asks for; checked."""
 
     queries_QD: Float32Array
-    where: str | None
+    where: str | None = None
     """A checked condition."""
-    where_text: str
+    where_text: str = ""
     """The same as the user wrote it, for plans."""
-    prefilter: bool
+    prefilter: bool = True
     limit: int
-    offset: int
+    offset: int = 0
     nprobes: int
+    nprobes_from: Origin = "asked for"
     shortlist: int
-    refined: int | None
+    shortlist_from: Origin = "asked for"
+    refined: int | None = None
     """Rows to order by their raw vectors; None for none."""
-    lower: float | None
-    upper: float | None
+    lower: float | None = None
+    upper: float | None = None
 
 
 class Execution:
@@ -64,11 +67,7 @@ class Execution:
 
     def run(self) -> list[Hits]:
         """The rows of every query, in result order."""
-        request = self._request
-        filtered_first = request.where if request.prefilter else None
-        shortlists = self._tried(filtered_first) if filtered_first else None
-        if shortlists is None:
-            shortlists = self._scanned(self._rows_of(filtered_first), request.shortlist)
+        request, shortlists = self._request, self.shortlists()
         with self._trace.stage(*self._rerank_stage) as stage:
             hits = rerank(self._codec, request.queries_QD, [shortlist.rows for shortlist in shortlists])
             stage.rows = sum(map(len, hits))
@@ -79,6 +78,13 @@ class Execution:
             for found in hits
         ]
         return pages if request.where is None or request.prefilter else self._filtered(pages, request.where)
+
+    def shortlists(self) -> list[Shortlist]:
+        """The rows of every query that are worth decoding, as far as that can be told without."""
+        request = self._request
+        where = request.where if request.prefilter else None
+        shortlists = self._tried(where) if where else None
+        return self._scanned(self._rows_of(where), request.shortlist) if shortlists is None else shortlists
 
     def plan(self) -> None:
         """Write the stages that `run` would go through, as far as that can be told, into the trace."""
@@ -102,9 +108,12 @@ class Execution:
         return "Refine", f"{self._codec.config.metric} distance to raw vectors, keep {self._request.limit}"
 
     def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
-        total = self._codec.num_partitions
-        where = "disk" if self._state.resident is None else "memory"
-        return "Scan", f"look-up tables, {min(nprobes, total)} of {total} partitions, {where}, keep {size}"
+        request, total = self._request, self._codec.num_partitions
+        probed, where = min(nprobes, total), "disk" if self._state.resident is None else "memory"
+        probed_as = request.nprobes_from if probed == min(request.nprobes, total) else "fewer held too few"
+        kept_as = request.shortlist_from if size == request.shortlist else "to filter"
+        partitions, kept = f"{probed} of {total} partitions ({probed_as})", f"keep {size} ({kept_as})"
+        return "Scan", f"look-up tables, {partitions}, {where}, {kept}"
 
     def _rows_of(self, where: str | None) -> RowsOf:
         resident = self._state.resident

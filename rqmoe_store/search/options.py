@@ -49,6 +49,14 @@ def bound(name: str, value: Any) -> float | None:
     return float(value)
 
 
+def share(name: str, value: Any) -> float:
+    """`value` as a float from 0 to 1; raises InvalidInputError otherwise."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:
+        raise InvalidInputError(f"Got {name}={value!r}; expected a number from 0 to 1.")
+    return float(value)
+
+
 def require_installed(module: str) -> ModuleType:
     """The module, imported; raises RQMoEError with the install command when it is missing."""
     try:

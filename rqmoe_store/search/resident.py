@@ -33,6 +33,7 @@ _FOLLOWED = (
     lance.LanceOperation.Update,
     lance.LanceOperation.Rewrite,
     lance.LanceOperation.CreateIndex,
+    lance.LanceOperation.UpdateConfig,  # metadata, such as the setting that the table was tuned to
 )
 """Changes after which the rows that differ can be asked for. Others, Restore and Overwrite among them,
 change rows without a trace."""

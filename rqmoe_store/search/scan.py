@@ -96,6 +96,11 @@ class Shortlist:
         kept_S = np.flatnonzero(np.isin(self.rows.row_ids_N, row_ids))
         return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
 
+    def without(self, row_id: np.uint64) -> "Shortlist":
+        """The rows less one."""
+        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
+        return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
+
     def joined(self, other: "Shortlist") -> "Shortlist":
         """Both together."""
         if not len(other):

@@ -5,7 +5,7 @@ Shape suffixes: N rows of a segment, X some of them, P partitions, M code bytes.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -148,6 +148,14 @@ class Selection:
         )
         allowed_N[positions_X] = False
         return Selection(self.segment, allowed_N)
+
+    def batches(self, rows: int) -> Iterator[CodeBatch]:
+        """The rows with their codes, by partition, up to `rows` at a time."""
+        for start in range(0, len(self.segment), rows):
+            positions_X = np.arange(start, min(start + rows, len(self.segment)))
+            if self.allowed_N is not None:
+                positions_X = positions_X[self.allowed_N[positions_X]]
+            yield self.segment.rows(positions_X)
 
     def rows(self) -> CodeBatch:
         """The rows with their codes, by partition."""

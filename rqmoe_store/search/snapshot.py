@@ -4,6 +4,7 @@ Shape suffixes: N rows of a batch.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import lance
@@ -17,6 +18,7 @@ from rqmoe_store.errors import TableError
 from rqmoe_store.search.segments import CodeBatch, RowIds
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.tuning import TunedSearch
 
 _SCAN_ROWS = 131_072
 """Rows per batch of the code scan: large enough for speed, a few MB of codes in memory."""
@@ -45,6 +47,14 @@ class Snapshot:
     def version(self) -> int:
         """Number of the version."""
         return int(self.dataset.version)
+
+    @functools.cached_property
+    def tuned(self) -> TunedSearch | None:
+        """The setting that searches use by default; None in a table that was not tuned.
+
+        Raises TableError when it cannot be read.
+        """
+        return TunedSearch.read(self.dataset.metadata, self.table.name)
 
 
 class Snapshots:

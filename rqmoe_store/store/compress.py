@@ -17,7 +17,7 @@ import pyarrow as pa
 from lancedb.db import DBConnection
 from lancedb.index import BTree
 from lancedb.table import LanceTable, Table
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import KeepVectors
@@ -28,6 +28,7 @@ from rqmoe_store.store.embeddings import moved_embedding
 from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
+from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable
@@ -87,7 +88,7 @@ def compress(
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
     _require_compressible(source, codec, columns)
     _require_free_name(db, into, docs)
-    with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, _bar(progress) as bar:
+    with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
         spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
         table = _write(db, into, source, codec, kept, spill, bar)
     return cls(table, codec, columns)
@@ -225,16 +226,6 @@ def _raw_vectors(
         return kept.to_arrow(vectors, valid_B)[0]
 
     return ApartColumn(field=kept.fields[0], read=read, batch_rows=rows_per_batch(kept.dim))
-
-
-def _bar(progress: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        disable=not progress,
-    )
 
 
 def _task(bar: Progress, description: str, source: Table) -> Advance:

@@ -57,6 +57,11 @@ def database_of(table: LanceTable) -> DBConnection:
     return lancedb.connect(folder, storage_options=table.initial_storage_options())
 
 
+def reopened(table: LanceTable) -> LanceTable:
+    """Another handle on `table`, at its newest version. Raises as `database_of`."""
+    return cast(LanceTable, database_of(table).open_table(table.name, branch=table.current_branch()))
+
+
 def create_whole(
     db: DBConnection,
     name: str,

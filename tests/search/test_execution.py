@@ -58,7 +58,7 @@ def test_plans(world) -> None:
     assert search.explain_plan() == (
         "Take: query_index, text, _distance\n"
         "  Rerank: l2 distance to decoded rows, keep 7\n"
-        "    Scan: look-up tables, 2 of 4 partitions, memory, keep 50"
+        "    Scan: look-up tables, 2 of 4 partitions (asked for), memory, keep 50 (default)"
     )
     filtered = search.where("id > 3").explain_plan().splitlines()
     assert filtered[-1].strip() == "Filter: id > 3, before the scan"
@@ -72,4 +72,4 @@ def test_measured_plans_count_rows(world) -> None:
     assert all("time=" in line and line.endswith("ms") for line in lines)
     wide = world.store.search(world.vectors[0]).nprobes(1).limit(300).shortlist(300).analyze_plan()
     assert wide.count("Scan: ") == 2  # one partition held fewer than 300 rows
-    assert "4 of 4 partitions" in wide.splitlines()[-2]
+    assert "4 of 4 partitions (fewer held too few)" in wide.splitlines()[-2]

@@ -16,6 +16,7 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search import builder
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search.source import bytes_allowed
+from rqmoe_store.store.tuning import TunedSearch
 from rqmoe_store.table import CompressedTable, compress, open_table
 
 DIM = 16
@@ -67,6 +68,9 @@ CHANGES = {
     ),
     "optimize": lambda table: (table.add(rows(4000, 2)), table.delete("id = 70"), table.table.optimize()),
     "index": lambda table: table.table.create_index("id", config=lancedb.index.BTree()),
+    "metadata": lambda table: TunedSearch(nprobes=2, shortlist=200, limit=10, target_recall=0.9).write(
+        table.table
+    ),
     "restore": lambda table: (table.add(rows(5000, 3)), table.table.restore(1)),
     "clean up": lambda table: (
         table.add(rows(6000, 3)),

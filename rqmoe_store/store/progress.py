@@ -1,0 +1,14 @@
+"""The progress bar of work on whole tables."""
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def progress_bar(visible: bool) -> Progress:
+    """A bar for several tasks, one below the other; shows nothing unless `visible`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        disable=not visible,
+    )

@@ -1,0 +1,54 @@
+"""Exhaustive search against plain numpy."""
+
+import numpy as np
+import pytest
+
+from rqmoe_store.search import exhaustive
+from rqmoe_store.search.exhaustive import nearest_of_all
+from rqmoe_store.search.segments import CodeBatch, concatenated
+
+
+def all_rows(world) -> CodeBatch:
+    return concatenated([part.rows() for part in world.store._source.current(10**9).resident.selections])
+
+
+def distances(world, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    queries, vectors = queries.astype(np.float64)[:, None], vectors.astype(np.float64)[None]
+    products = (queries * vectors).sum(axis=-1)
+    if world.metric == "l2":
+        return ((queries - vectors) ** 2).sum(axis=-1)
+    if world.metric == "cosine":
+        products = products / np.linalg.norm(queries, axis=-1) / np.linalg.norm(vectors, axis=-1)
+    return 1 - products
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("components", [1, 16 * 7, 2**22])
+def test_it_finds_what_plain_numpy_finds(worlds, metric, components, monkeypatch) -> None:
+    world = worlds(metric, 4)
+    monkeypatch.setattr(exhaustive, "_CHUNK_COMPONENTS", components)
+    rows, queries = all_rows(world), np.random.default_rng(5).normal(size=(6, 16)).astype(np.float32)
+    own_Q, seen = rows.row_ids_N[[3, 3, 4, 90, 100, 450]], []
+    wanted = distances(world, queries, world.codec.decode(rows.codes))
+    for excluded in (None, own_Q):
+        batches = [rows[:33], rows[33:33], rows[33:]]
+        found = nearest_of_all(world.codec, queries, batches, 12, excluded_Q=excluded, advance=seen.append)
+        for query, nearest in enumerate(found):
+            near = wanted[query].copy()
+            if excluded is not None:
+                near[rows.row_ids_N == excluded[query]] = np.inf
+            places = np.lexsort((rows.row_ids_N, near))[:12]
+            assert nearest.row_ids_N.tolist() == rows.row_ids_N[places].tolist()
+            assert (nearest.codes.codes == rows.codes.codes[places]).all()
+            assert (nearest.codes.partitions == rows.codes.partitions[places]).all()
+    assert sum(seen) == 2 * len(rows)
+
+
+def test_fewer_rows_than_wanted(world) -> None:
+    rows = all_rows(world)[:3]
+    queries = world.vectors[:2]
+    found = nearest_of_all(
+        world.codec, queries, [rows], 10, excluded_Q=rows.row_ids_N[:2], advance=lambda _: None
+    )
+    assert [len(nearest) for nearest in found] == [2, 2]
+    assert all(own not in nearest.row_ids_N for own, nearest in zip(rows.row_ids_N, found, strict=False))
