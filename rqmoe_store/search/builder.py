@@ -9,11 +9,12 @@ import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import output_names, take
-from rqmoe_store.search.execution import Execution, SearchRequest
+from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.filters import checked_filter, combined
-from rqmoe_store.search.options import as_queries, bound, whole_number
+from rqmoe_store.search.options import as_queries, bound, share, whole_number
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.reach import reach
+from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import TableQuery
 from rqmoe_store.store.table import StoredTable
@@ -41,6 +42,7 @@ class QueryBuilder(TableQuery):
         self._nprobes: int | None = None
         self._shortlist: int | None = None
         self._refine_factor: int | None = None
+        self._diversity: float | None = None
         self._lower: float | None = None
         self._upper: float | None = None
 
@@ -78,6 +80,26 @@ class QueryBuilder(TableQuery):
         """
         self._store.kept.require_kept(self._store.name)
         self._refine_factor = whole_number("refine_factor", refine_factor, 1)
+        return self
+
+    def diversify(self, lambda_: float = 0.5) -> Self:
+        """Return rows that are near the query and unlike each other: maximal marginal relevance.
+
+        Out of the shortlist (or the refined rows, within the distance range) rows are chosen one after
+        the other, always the one for which lambda_ * relevance - (1 - lambda_) * likeness is largest:
+        likeness to the most alike of the rows chosen before, by decoded vectors. Both are cosines under
+        "cosine", and minus squared distances under "l2"; under "dot" relevance is the inner product over
+        the length of the query and of the longest row, likeness a cosine. Results are in the order
+        chosen, with the `_distance` they always have; `offset` skips the rows chosen first. A longer
+        shortlist leaves more to choose from; say it where pages are to continue each other.
+
+        Args:
+            lambda_: 1 for the nearest rows, the same as without; 0 for the most different ones.
+
+        Raises:
+            InvalidInputError: not a number from 0 to 1.
+        """
+        self._diversity = share("lambda_", lambda_)
         return self
 
     def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
@@ -144,6 +166,7 @@ class QueryBuilder(TableQuery):
             offset=self._offset,
             **looks._asdict(),
             refined=refined,
+            diversity=self._diversity,
             lower=self._lower,
             upper=self._upper,
         )

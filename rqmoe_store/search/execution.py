@@ -1,20 +1,20 @@
-"""A query over one version of a table: filter, probe, scan, rerank, refine.
+"""A query over one version of a table: filter, probe, scan, rank.
 
 Shape suffixes: Q queries, P partitions, D dimension.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
 from rqmoe_store.search.plan import Trace
-from rqmoe_store.search.reach import Origin
-from rqmoe_store.search.refine import candidates, refine
-from rqmoe_store.search.rerank import Float32Array, Hits, page, rerank
+from rqmoe_store.search.ranking import Ranking
+from rqmoe_store.search.request import SearchRequest
+from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.scan import Shortlist, scan
 from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
 from rqmoe_store.search.snapshot import read_codes
@@ -34,28 +34,6 @@ _TRIED_TIMES, _TRIED_ROWS = 4, 4_096
 """How many times the shortlist's rows a filter is tried on first, and how many rows of all queries."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchRequest:
-    """What a query asks for; checked."""
-
-    queries_QD: Float32Array
-    where: str | None = None
-    """A checked condition."""
-    where_text: str = ""
-    """The same as the user wrote it, for plans."""
-    prefilter: bool = True
-    limit: int
-    offset: int = 0
-    nprobes: int
-    nprobes_from: Origin = "asked for"
-    shortlist: int
-    shortlist_from: Origin = "asked for"
-    refined: int | None = None
-    """Rows to order by their raw vectors; None for none."""
-    lower: float | None = None
-    upper: float | None = None
-
-
 class Execution:
     """One run of a request."""
 
@@ -64,19 +42,12 @@ class Execution:
     ) -> None:
         self._request, self._state, self._trace = request, state, trace
         self._codec, self._columns = codec, columns
+        self._ranking = Ranking(request, state.snapshot, codec, columns, trace)
 
     def run(self) -> list[Hits]:
         """The rows of every query, in result order."""
-        request, shortlists = self._request, self.shortlists()
-        with self._trace.stage(*self._rerank_stage) as stage:
-            hits = rerank(self._codec, request.queries_QD, [shortlist.rows for shortlist in shortlists])
-            stage.rows = sum(map(len, hits))
-        if request.refined is not None:
-            hits = self._refined(hits, request.refined)
-        pages = [
-            page(found, lower=request.lower, upper=request.upper, offset=request.offset, limit=request.limit)
-            for found in hits
-        ]
+        request = self._request
+        pages = self._ranking.pages([shortlist.rows for shortlist in self.shortlists()])
         return pages if request.where is None or request.prefilter else self._filtered(pages, request.where)
 
     def shortlists(self) -> list[Shortlist]:
@@ -92,20 +63,9 @@ class Execution:
         if request.where is not None and request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, before the scan")
         self._trace.plan(*self._scan_stage(request.nprobes, request.shortlist))
-        self._trace.plan(*self._rerank_stage)
-        if request.refined is not None:
-            self._trace.plan(*self._refine_stage)
+        self._ranking.plan()
         if request.where is not None and not request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, of the results")
-
-    @property
-    def _rerank_stage(self) -> tuple[str, str]:
-        kept = self._request.refined or self._request.limit
-        return "Rerank", f"{self._codec.config.metric} distance to decoded rows, keep {kept}"
-
-    @property
-    def _refine_stage(self) -> tuple[str, str]:
-        return "Refine", f"{self._codec.config.metric} distance to raw vectors, keep {self._request.limit}"
 
     def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
         request, total = self._request, self._codec.num_partitions
@@ -188,16 +148,6 @@ class Execution:
         if any(len(shortlist) < request.shortlist for shortlist in matched):
             return None
         return [shortlist.best(request.shortlist) for shortlist in matched]
-
-    def _refined(self, hits: list[Hits], count: int) -> list[Hits]:
-        """The nearest `count` rows of every query, in the order of their raw vectors."""
-        request, table = self._request, self._state.snapshot.table
-        with self._trace.stage(*self._refine_stage) as stage:
-            near = [candidates(found, count, request.lower) for found in hits]
-            column, metric = self._columns.vector_column, self._codec.config.metric
-            hits = refine(table, column, request.queries_QD, near, metric)
-            stage.rows = sum(map(len, hits))
-        return hits
 
     def _filtered(self, pages: list[Hits], where: str) -> list[Hits]:
         """Those of the results that match."""

@@ -19,7 +19,7 @@ class CompressedQuery(QueryBuilder):
         Returns:
             The selected columns, `_distance` (float32, LanceDB's definition of the metric) and
             `_rowid` if asked for; with several queries `query_index` (int32) comes first and rows are
-            grouped by query. Nearest first, ties by row id.
+            grouped by query. Nearest first, ties by row id; after `diversify`, in the order chosen.
 
         Raises:
             InvalidInputError: a `where` that LanceDB refuses, an unknown column, or a shortlist

@@ -4,6 +4,7 @@ Shape suffixes: Q queries, H hits of all queries, U distinct rows of them, S hit
 D vector dimension.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,7 +65,7 @@ def refine(
     ends = np.cumsum([len(hits) for hits in hits_of_queries])[:-1]
     distances = np.split(distances_H, ends)
     return [
-        ordered(Hits(hits.row_ids_S, distances_S))
+        ordered(dataclasses.replace(hits, distances_S=distances_S))
         for hits, distances_S in zip(hits_of_queries, distances, strict=True)
     ]
 

@@ -29,12 +29,19 @@ class Hits:
 
     row_ids_S: npt.NDArray[np.uint64]
     distances_S: Float32Array
+    vectors_SD: Float32Array | None = None
+    """Decoded vectors; only where somebody needs them."""
 
     def __len__(self) -> int:
         return len(self.row_ids_S)
 
-    def __getitem__(self, rows: slice | npt.NDArray[np.bool_]) -> "Hits":
-        return Hits(self.row_ids_S[rows], self.distances_S[rows])
+    def __getitem__(self, rows: slice | npt.NDArray[np.bool_ | np.integer]) -> "Hits":
+        vectors_SD = None if self.vectors_SD is None else self.vectors_SD[rows]
+        return Hits(self.row_ids_S[rows], self.distances_S[rows], vectors_SD)
+
+    def without_vectors(self) -> "Hits":
+        """The same rows in less memory."""
+        return dataclasses.replace(self, vectors_SD=None)
 
 
 def exact_distances(query_D: Float32Array, vectors_SD: Float32Array, metric: Metric) -> Float32Array:
@@ -53,7 +60,9 @@ def exact_distances(query_D: Float32Array, vectors_SD: Float32Array, metric: Met
     return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
 
 
-def rerank(codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatch]) -> list[Hits]:
+def rerank(
+    codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatch], *, with_vectors: bool = False
+) -> list[Hits]:
     """Every query's shortlist ordered by (exact distance, row id).
 
     Rows whose distance is undefined (NaN) are left out, as LanceDB does.
@@ -62,30 +71,38 @@ def rerank(codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatc
         codec: decodes the union of the shortlists, each row once.
         queries_QD: float32 (Q, D), checked by `as_vectors`.
         shortlists: one per query.
+        with_vectors: keep the decoded vectors, of `decoded_together` queries at most.
     """
     hits: list[Hits] = []
-    for turn in _turns(shortlists):
+    for turn in decoded_together(shortlists):
         filled = [shortlist for shortlist in shortlists[turn] if len(shortlist)]
         if filled:
             row_ids_U, vectors_UD = _decode_union(codec, filled)
         for query_D, shortlist in zip(queries_QD[turn], shortlists[turn], strict=True):
             if len(shortlist) == 0:
-                hits.append(Hits(np.empty(0, np.uint64), np.empty(0, np.float32)))
+                none_SD = np.empty((0, codec.dim), np.float32) if with_vectors else None
+                hits.append(Hits(np.empty(0, np.uint64), np.empty(0, np.float32), none_SD))
                 continue
             vectors_SD = vectors_UD[np.searchsorted(row_ids_U, shortlist.row_ids_N)]
             distances_S = exact_distances(query_D, vectors_SD, codec.config.metric)
-            hits.append(ordered(Hits(shortlist.row_ids_N, distances_S)))
+            kept_SD = vectors_SD if with_vectors else None
+            hits.append(ordered(Hits(shortlist.row_ids_N, distances_S, kept_SD)))
     return hits
 
 
 def page(hits: Hits, *, lower: float | None, upper: float | None, offset: int, limit: int) -> Hits:
     """The hits with lower <= distance < upper, of which `offset` are skipped and `limit` returned."""
+    return within(hits, lower, upper)[offset : offset + limit]
+
+
+def within(hits: Hits, lower: float | None, upper: float | None) -> Hits:
+    """The hits with lower <= distance < upper; None leaves a side open."""
     # Python floats are compared in float32 precision with float32 arrays, as LanceDB compares them.
     if lower is not None:
         hits = hits[hits.distances_S >= np.float32(lower)]
     if upper is not None:
         hits = hits[hits.distances_S < np.float32(upper)]
-    return hits[offset : offset + limit]
+    return hits
 
 
 def _distances(
@@ -103,7 +120,8 @@ def _distances(
     return 1 - products_S
 
 
-def _turns(shortlists: Sequence[CodeBatch]) -> Iterator[slice]:
+def decoded_together(shortlists: Sequence[CodeBatch]) -> Iterator[slice]:
+    """The queries in turns of up to MAX_DECODED shortlisted rows, or of one query."""
     start, rows = 0, 0
     for position, shortlist in enumerate(shortlists):
         size = len(shortlist)
@@ -126,6 +144,6 @@ def _decode_union(
 
 
 def ordered(hits: Hits) -> Hits:
+    """By (distance, row id), less those whose distance is undefined."""
     hits = hits[~np.isnan(hits.distances_S)]
-    order = np.lexsort((hits.row_ids_S, hits.distances_S))
-    return Hits(hits.row_ids_S[order], hits.distances_S[order])
+    return hits[np.lexsort((hits.row_ids_S, hits.distances_S))]

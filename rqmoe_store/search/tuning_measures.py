@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.execution import Execution, SearchRequest
+from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.exhaustive import Float64Array, nearest_of_all
 from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.scan import Shortlist
 from rqmoe_store.search.segments import CodeBatch
 from rqmoe_store.search.snapshot import read_codes
