@@ -11,6 +11,7 @@ from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError, Tab
 from rqmoe_store.presets import preset
 
 if TYPE_CHECKING:
+    from rqmoe_store.async_table import AsyncCompressedTable, open_table_async
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
     from rqmoe_store.search.reranker import DecodedReranker
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArtefactError",
+    "AsyncCompressedTable",
     "Codec",
     "CodecConfig",
     "Codes",
@@ -34,11 +36,13 @@ __all__ = [
     "compress",
     "load_codec",
     "open_table",
+    "open_table_async",
     "preset",
     "train",
 ]
 
 _LAZY = {
+    "AsyncCompressedTable": "rqmoe_store.async_table",
     "Codec": "rqmoe_store.codecs.base",
     "Codes": "rqmoe_store.codecs.codes",
     "CompressedTable": "rqmoe_store.table",
@@ -46,6 +50,7 @@ _LAZY = {
     "compress": "rqmoe_store.table",
     "load_codec": "rqmoe_store.codecs.base",
     "open_table": "rqmoe_store.table",
+    "open_table_async": "rqmoe_store.async_table",
     "train": "rqmoe_store.training.trainer",
 }
 

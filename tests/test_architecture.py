@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "store": {"errors", "config", "codecs"},
     "search": {"errors", "config", "codecs", "store"},
     "table": {"errors", "config", "codecs", "store", "search"},
+    "async_table": {"errors", "config", "codecs", "store", "search", "table"},
     "evaluation": {"errors", "config", "codecs", "training", "store", "search", "table"},
     "demo": {"errors", "config", "codecs", "training", "store", "search", "table", "evaluation"},
     "terminal": {"errors", "codecs"},
@@ -44,7 +45,7 @@ MAY_IMPORT = {
         "cli_bench_search",
     },
     "__main__": {"cli"},
-    "__init__": {"errors", "config", "presets", "codecs", "training", "search", "table"},
+    "__init__": {"errors", "config", "presets", "codecs", "training", "search", "table", "async_table"},
 }
 # Rooms that compute on arrays and tensors only, and their one exception.
 WITHOUT_STORAGE = {"errors", "config", "codecs", "training"}

@@ -16,11 +16,11 @@ from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.reach import reach
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.source import CodeSource, TableState
-from rqmoe_store.search.table_query import TableQuery
+from rqmoe_store.search.table_query import TableQueryBuilder
 from rqmoe_store.store.table import StoredTable
 
 
-class QueryBuilder(TableQuery):
+class QueryBuilder(TableQueryBuilder):
     """A vector search built step by step; every method that sets an option returns the query itself."""
 
     def __init__(self, store: StoredTable, query: Any, source: CodeSource, memory_budget: int) -> None:

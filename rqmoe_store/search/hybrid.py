@@ -15,18 +15,15 @@ from rqmoe_store.search.fusion import check_normalization, fuse
 from rqmoe_store.search.options import as_queries
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import CodeSource
-from rqmoe_store.search.table_query import TableQuery
+from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
 from rqmoe_store.search.text import TextQuery, require_reranker
 from rqmoe_store.store.table import StoredTable
 
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
 
 
-class HybridQuery(TableQuery):
-    """A search by vector and by text, built step by step and run by a `to_...` method.
-
-    Both searches find limit + offset rows; the reranker merges them into one list.
-    """
+class HybridQueryBuilder(TableQueryBuilder):
+    """The options of a search by vector and by text."""
 
     def __init__(
         self,
@@ -118,6 +115,22 @@ class HybridQuery(TableQuery):
         """As for a vector query."""
         return self._set(lambda query: query.distance_type(distance_type))
 
+    def _by_vector(self, vector: Any) -> CompressedQuery:
+        return CompressedQuery(self._store, vector, self._source, self._memory_budget)
+
+    def _set(self, setting: Callable[[CompressedQuery], CompressedQuery]) -> Self:
+        """Keep a setting for the vector query, which there may not be a vector for yet."""
+        setting(self._by_vector(np.ones(self._store.codec.dim)))  # raises what it would raise then
+        self._vector_settings = [*self._vector_settings, setting]
+        return self
+
+
+class HybridQuery(HybridQueryBuilder, TableQuery):
+    """A search by vector and by text, built step by step and run by a `to_...` method.
+
+    Both searches find limit + offset rows; the reranker merges them into one list.
+    """
+
     def to_arrow(self) -> pa.Table:
         """Run the query.
 
@@ -169,12 +182,3 @@ class HybridQuery(TableQuery):
         for condition in self._conditions:
             query.where(condition, self._prefilter)
         return query.limit(self._limit + self._offset).with_row_id()
-
-    def _by_vector(self, vector: Any) -> CompressedQuery:
-        return CompressedQuery(self._store, vector, self._source, self._memory_budget)
-
-    def _set(self, setting: Callable[[CompressedQuery], CompressedQuery]) -> Self:
-        """Keep a setting for the vector query, which there may not be a vector for yet."""
-        setting(self._by_vector(np.ones(self._store.codec.dim)))  # raises what it would raise then
-        self._vector_settings.append(setting)
-        return self

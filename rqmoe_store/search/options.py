@@ -39,6 +39,11 @@ def whole_number(name: str, value: Any, low: int) -> int:
     return number
 
 
+def batch_length(length: Any) -> int | None:
+    """Rows per batch at most as an int, None for no such limit; raises InvalidInputError below 1."""
+    return None if length is None else whole_number("max_batch_length", length, 1)
+
+
 def bound(name: str, value: Any) -> float | None:
     """A side of a distance range as a float; raises InvalidInputError unless a number or None."""
     if value is None:

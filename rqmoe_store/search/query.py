@@ -4,9 +4,10 @@ import pyarrow as pa
 
 from rqmoe_store.search.builder import QueryBuilder
 from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.table_query import TableQuery
 
 
-class CompressedQuery(QueryBuilder):
+class CompressedQuery(QueryBuilder, TableQuery):
     """A search over a compressed table, built step by step and run by a `to_...` method.
 
     Approximate distances from look-up tables choose a shortlist; it is decoded and reranked by exact

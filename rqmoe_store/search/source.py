@@ -105,6 +105,16 @@ def source_of(store: StoredTable) -> CodeSource:
         return source
 
 
+def _renew_locks() -> None:
+    global _sources_lock
+    _sources_lock = threading.Lock()
+    for source in list(_sources.values()):
+        source._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)  # a forked process lacks the threads that held them
+
+
 def bytes_allowed(cache: Cache, limit: int | None) -> int:
     """Bytes that codes of a table may take in memory.
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import check_selection
-from rqmoe_store.search.options import require_installed, whole_number
+from rqmoe_store.search.options import batch_length, require_installed, whole_number
 from rqmoe_store.store.table import StoredTable
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 10
 
 
-class TableQuery(ABC):
-    """A query built step by step and run by a `to_...` method.
+class TableQueryBuilder:
+    """A query built step by step; every method that sets an option returns the query itself.
 
-    Every method that sets an option returns the query itself.
+    An option is a value of its own, replaced and never changed: a copy of a query is independent of it.
     """
 
     def __init__(self, store: StoredTable) -> None:
@@ -32,21 +32,23 @@ class TableQuery(ABC):
         self._offset = 0
         self._with_row_id = False
 
-    def where(self, condition: str, prefilter: bool = True) -> Self:
+    def where(self, condition: str, prefilter: bool | None = None) -> Self:
         """Only return rows that match an SQL condition; called again, both must hold.
 
         Args:
             condition: checked when the query runs, before anything is read.
             prefilter: filter before the search, so that `limit` rows are found whenever that many
-                match; False takes the rows that match out of those found without it.
+                match (the default); False takes the rows that match out of those found without it.
+                It is for all conditions; None leaves what was said before.
 
         Raises:
             InvalidInputError: not a string.
         """
         if not isinstance(condition, str):
             raise InvalidInputError(f"Got where={condition!r}; expected an SQL condition as a string.")
-        self._conditions.append(condition)
-        self._prefilter = bool(prefilter)
+        self._conditions = [*self._conditions, condition]
+        if prefilter is not None:
+            self._prefilter = bool(prefilter)
         return self
 
     def select(self, columns: list[str] | None) -> Self:
@@ -76,26 +78,6 @@ class TableQuery(ABC):
         self._with_row_id = bool(with_row_id)
         return self
 
-    @abstractmethod
-    def to_arrow(self) -> pa.Table:
-        """Run the query."""
-
-    def to_list(self) -> list[dict[str, Any]]:
-        """Run the query; one dict per row. Raises as `to_arrow`."""
-        rows: list[dict[str, Any]] = self.to_arrow().to_pylist()
-        return rows
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Run the query into a pandas frame. Raises as `to_arrow`, RQMoEError without pandas."""
-        require_installed("pandas")
-        return self.to_arrow().to_pandas()
-
-    def to_polars(self) -> "pl.DataFrame":
-        """Run the query into a polars frame. Raises as `to_arrow`, RQMoEError without polars."""
-        polars = require_installed("polars")
-        frame: pl.DataFrame = polars.from_arrow(self.to_arrow())
-        return frame
-
     def _stored_names(self, schema: pa.Schema, *own: str) -> list[str]:
         """The columns to return of a table of this schema.
 
@@ -113,3 +95,38 @@ class TableQuery(ABC):
                 f"Got unknown column {unknown[0]!r} in select; available are {available}."
             )
         return self._selected
+
+
+class TableQuery(TableQueryBuilder, ABC):
+    """A query that is run by a `to_...` method."""
+
+    @abstractmethod
+    def to_arrow(self) -> pa.Table:
+        """Run the query."""
+
+    def to_batches(self, max_batch_length: int | None = None) -> pa.RecordBatchReader:
+        """Run the query; its rows in batches.
+
+        Args:
+            max_batch_length: rows per batch at most; None for no such limit.
+
+        Raises as `to_arrow`, and InvalidInputError for a length below 1.
+        """
+        length = batch_length(max_batch_length)
+        return self.to_arrow().to_reader(max_chunksize=length)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Run the query; one dict per row. Raises as `to_arrow`."""
+        rows: list[dict[str, Any]] = self.to_arrow().to_pylist()
+        return rows
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Run the query into a pandas frame. Raises as `to_arrow`, RQMoEError without pandas."""
+        require_installed("pandas")
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> "pl.DataFrame":
+        """Run the query into a polars frame. Raises as `to_arrow`, RQMoEError without polars."""
+        polars = require_installed("polars")
+        frame: pl.DataFrame = polars.from_arrow(self.to_arrow())
+        return frame

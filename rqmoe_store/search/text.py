@@ -13,7 +13,7 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.columns import ROW_ID, SCORE, without
 from rqmoe_store.search.filters import checked_filter, combined
 from rqmoe_store.search.source import CodeSource
-from rqmoe_store.search.table_query import TableQuery
+from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
 from rqmoe_store.search.text_index import indexed_columns, text_columns
 from rqmoe_store.store.table import StoredTable
 
@@ -21,8 +21,8 @@ _REFUSAL = "LanceError(Index)"
 """In a RuntimeError of LanceDB's: the query does not fit the indexes, rather than a failure."""
 
 
-class TextQuery(TableQuery):
-    """A full-text search, built step by step and run by a `to_...` method."""
+class TextQueryBuilder(TableQueryBuilder):
+    """The options of a full-text search, in LanceDB's words."""
 
     def __init__(
         self,
@@ -75,6 +75,10 @@ class TextQuery(TableQuery):
         if reranker.score == "all":
             self._with_row_id = True
         return self
+
+
+class TextQuery(TextQueryBuilder, TableQuery):
+    """A full-text search, built step by step and run by a `to_...` method."""
 
     def to_arrow(self) -> pa.Table:
         """Run the query.

@@ -34,6 +34,11 @@ def open_if_exists(
         return None
 
 
+def no_such_table(uri: str, name: str) -> TableError:
+    """What to raise when the database at `uri` has no table `name`."""
+    return TableError(f"The database {uri!r} has no table {name!r}. Check the name and the path.")
+
+
 def require_table_name(name: object) -> None:
     """Raise InvalidInputError unless LanceDB accepts `name` as a table name."""
     if not isinstance(name, str) or not _TABLE_NAME.fullmatch(name):

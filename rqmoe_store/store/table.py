@@ -9,7 +9,7 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import TableEmbedding
@@ -61,7 +61,7 @@ class StoredTable:
         databases.require_table_name(name)
         table = databases.open_if_exists(db, name)
         if table is None:
-            raise TableError(f"The database {db.uri!r} has no table {name!r}. Check the name and the path.")
+            raise databases.no_such_table(db.uri, name)
         marks = TableMarks.read(table.schema, name)
         columns = CodeColumns(marks.vector_column)
         columns.require_in(table.schema)

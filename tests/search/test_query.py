@@ -178,6 +178,15 @@ def test_repeated_where_means_and(world) -> None:
     assert set(search.to_arrow()["id"].to_pylist()) == {*range(31, 40), *range(481, 500)}
 
 
+def test_filtering_after_the_search_is_for_all_conditions_as_in_lancedb(world) -> None:
+    query = queries_of(11, 1)[0]
+    theirs = world.plain.search(query).where("id < 250", prefilter=False).where("lang = 'en'").limit(30)
+    ours = exhaustive(world, query).where("id < 250", prefilter=False).where("lang = 'en'").limit(30)
+    assert ours.to_arrow()["id"].to_pylist() == theirs.to_arrow()["id"].to_pylist()
+    again = exhaustive(world, query).where("id < 250", prefilter=False).where("lang = 'en'", prefilter=True)
+    assert again.limit(30).to_arrow().num_rows == 30
+
+
 def test_shorter_shortlists_find_near_rows_and_ties_are_stable(world) -> None:
     query = world.vectors[0]
     first = world.store.search(query).shortlist(30).to_arrow()
@@ -254,6 +263,18 @@ def test_defaults_and_outputs(world) -> None:
     assert search.distance_type("L2").to_arrow().equals(table)
 
 
+@pytest.mark.parametrize("length", [None, 1, 7, 1000])
+def test_batches(world, length) -> None:
+    search = world.store.search(queries_of(9, 3)).limit(20)
+    reader = search.to_batches(length)
+    assert type(reader) is type(world.plain.search(queries_of(9, 1)[0]).to_batches(length))
+    batches = list(reader)
+    assert pa.Table.from_batches(batches, reader.schema).equals(search.to_arrow())
+    assert length is None or all(batch.num_rows <= length for batch in batches)
+    nothing = search.where("id < 0").to_batches(max_batch_length=length)
+    assert nothing.schema == reader.schema and nothing.read_all().num_rows == 0
+
+
 @pytest.mark.parametrize("module", ["polars", "pandas"])
 def test_a_missing_package_is_named_with_its_command(world, monkeypatch, module) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -272,6 +293,7 @@ def test_a_missing_package_is_named_with_its_command(world, monkeypatch, module)
         (lambda query: query.offset(-1), "offset=-1"),
         (lambda query: query.nprobes(0), "nprobes=0"),
         (lambda query: query.shortlist(0), "shortlist=0"),
+        (lambda query: query.to_batches(0), "max_batch_length=0"),
         (lambda query: query.limit(10).offset(5).shortlist(14).to_arrow(), "at least 15"),
         (lambda query: query.distance_range(1.0, 1.0), "lower_bound < upper_bound"),
         (lambda query: query.distance_range(2, 1), "lower_bound < upper_bound"),

@@ -1,5 +1,7 @@
 """Codes in memory follow the table; codes on disk give the same results."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,8 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search import builder
 from rqmoe_store.search import resident as residents
-from rqmoe_store.search.source import bytes_allowed
+from rqmoe_store.search import source as sources
+from rqmoe_store.search.source import bytes_allowed, source_of
 from rqmoe_store.store.tuning import TunedSearch
 from rqmoe_store.table import CompressedTable, compress, open_table
 
@@ -213,6 +216,18 @@ def test_queries_of_many_threads_beside_writes(store) -> None:
         thread.join()
     assert not failures
     assert_up_to_date(store)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_locks_held_at_a_fork_are_free_in_the_new_process(store) -> None:
+    """Only the locks are tried: LanceDB itself promises nothing in a forked process."""
+    with store._source._lock, sources._sources_lock:
+        process = os.fork()
+        if process == 0:
+            signal.alarm(20)
+            with store._source._lock:
+                os._exit(0 if source_of(store) is store._source else 1)
+    assert os.waitpid(process, 0)[1] == 0
 
 
 def test_budgets() -> None:

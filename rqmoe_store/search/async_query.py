@@ -1,0 +1,127 @@
+"""Queries for event loops: the options of the others, and coroutines for what they do at once."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+import pyarrow as pa
+from lancedb.arrow import AsyncRecordBatchReader
+
+from rqmoe_store.search.builder import QueryBuilder
+from rqmoe_store.search.hybrid import HybridQuery, HybridQueryBuilder
+from rqmoe_store.search.options import batch_length
+from rqmoe_store.search.query import CompressedQuery
+from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
+from rqmoe_store.search.text import TextQuery, TextQueryBuilder
+from rqmoe_store.search.threads import in_thread
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+_Query = TypeVar("_Query", bound=TableQueryBuilder)
+
+
+class AsyncTableQuery(TableQueryBuilder, ABC):
+    """A query that is run by awaiting a `to_...` method.
+
+    Options set while it runs are for its next run. To give up on it cancel what awaits it, as
+    `asyncio.timeout` does.
+    """
+
+    @abstractmethod
+    def _now(self) -> TableQuery:
+        """The query with the options that it has at this moment, to be run by a thread."""
+
+    def postfilter(self) -> Self:
+        """Take the rows that match `where` out of those found without it, instead of filtering first."""
+        self._prefilter = False
+        return self
+
+    async def to_arrow(self) -> pa.Table:
+        """Run the query. Returns and raises what the query without coroutines does."""
+        return await in_thread(self._now().to_arrow)
+
+    async def to_batches(self, *, max_batch_length: int | None = None) -> AsyncRecordBatchReader:
+        """Run the query; its rows in batches, to be read with `async for`.
+
+            async for batch in await query.to_batches(max_batch_length=1000): ...
+
+        Args:
+            max_batch_length: rows per batch at most; None for no such limit.
+
+        Raises as `to_arrow`, and InvalidInputError for a length below 1.
+        """
+        length = batch_length(max_batch_length)
+        return AsyncRecordBatchReader(await self.to_arrow(), length)
+
+    async def to_list(self) -> list[dict[str, Any]]:
+        """Run the query; one dict per row. Raises as `to_arrow`."""
+        return await in_thread(self._now().to_list)
+
+    async def to_pandas(self) -> "pd.DataFrame":
+        """Run the query into a pandas frame. Raises as `to_arrow`, RQMoEError without pandas."""
+        return await in_thread(self._now().to_pandas)
+
+    async def to_polars(self) -> "pl.DataFrame":
+        """Run the query into a polars frame. Raises as `to_arrow`, RQMoEError without polars."""
+        return await in_thread(self._now().to_polars)
+
+
+class AsyncCompressedQuery(QueryBuilder, AsyncTableQuery):
+    """A `CompressedQuery` for event loops: the same options, and the same results when awaited."""
+
+    async def explain_plan(self) -> str:
+        """The stages that the query would go through, the last one first. Raises as `to_arrow`."""
+        return await in_thread(self._now().explain_plan)
+
+    async def analyze_plan(self) -> str:
+        """Run the query: its stages with the rows that came out of each and the time it took. Raises as
+        `to_arrow`."""
+        return await in_thread(self._now().analyze_plan)
+
+    def _now(self) -> CompressedQuery:
+        return _copied(self, CompressedQuery)
+
+
+class AsyncTextQuery(TextQueryBuilder, AsyncTableQuery):
+    """A `TextQuery` for event loops: the same options, and the same results when awaited."""
+
+    def _now(self) -> TextQuery:
+        return _copied(self, TextQuery)
+
+
+class AsyncHybridQuery(HybridQueryBuilder, AsyncTableQuery):
+    """A `HybridQuery` for event loops: the same options, and the same results when awaited."""
+
+    def _now(self) -> HybridQuery:
+        return _copied(self, HybridQuery)
+
+
+@overload
+def as_async(query: CompressedQuery) -> AsyncCompressedQuery: ...
+
+
+@overload
+def as_async(query: TextQuery) -> AsyncTextQuery: ...
+
+
+@overload
+def as_async(query: HybridQuery) -> AsyncHybridQuery: ...
+
+
+def as_async(
+    query: CompressedQuery | TextQuery | HybridQuery,
+) -> AsyncCompressedQuery | AsyncTextQuery | AsyncHybridQuery:
+    """The same query for event loops."""
+    if isinstance(query, CompressedQuery):
+        return _copied(query, AsyncCompressedQuery)
+    if isinstance(query, TextQuery):
+        return _copied(query, AsyncTextQuery)
+    return _copied(query, AsyncHybridQuery)
+
+
+def _copied(query: TableQueryBuilder, kind: type[_Query]) -> _Query:
+    """A query of another kind with the same options."""
+    copy = kind.__new__(kind)
+    vars(copy).update(vars(query))
+    return copy
