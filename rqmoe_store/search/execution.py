@@ -15,8 +15,9 @@ from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.ranking import Ranking
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
-from rqmoe_store.search.scan import Shortlist, scan
+from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
+from rqmoe_store.search.shortlist import Shortlist
 from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
 from rqmoe_store.store.columns import CodeColumns
@@ -118,7 +119,7 @@ class Execution:
         with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
             probed_QP = _probed(self._codec, request.queries_QD[queries], nprobes)
             anywhere_P = np.logical_or.reduce(probed_QP)
-            shortlists = scan(rows_of(anywhere_P), tables, probed_QP, size, request.lower)
+            shortlists = scan(rows_of(anywhere_P), tables, probed_QP, size, request.lower, self._codec.device)
             stage.rows = sum(map(len, shortlists))
         enough = request.limit + request.offset
         few = [query for query, shortlist in zip(queries, shortlists, strict=True) if len(shortlist) < enough]

@@ -15,33 +15,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.search.kernels import nearest_rows
-from rqmoe_store.search.segments import (
-    CodeBatch,
-    Mask,
-    Positions,
-    RowIds,
-    Selection,
-    concatenated,
-    no_rows,
-)
+from rqmoe_store.search.segments import Mask, Positions, Selection, no_rows
+from rqmoe_store.search.shortlist import Shortlist, Side, sides_of
+from rqmoe_store.search.tensor_scan import fits, nearest_on
 
-Float32Array = npt.NDArray[np.float32]
+CPU = torch.device("cpu")
 
 _ROWS_PER_TASK = 65_536
 """A query is not split into parts smaller than this: handing out work costs time, too."""
-
-
-class _Side(NamedTuple):
-    """Scores low <= score < high, the smallest of sign * score first."""
-
-    low: np.float32
-    high: np.float32
-    sign: np.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,47 +59,13 @@ class _Task(NamedTuple):
     runs: _Runs
 
 
-@dataclasses.dataclass(frozen=True)
-class Shortlist:
-    """The most promising rows of one query, in any order, with their signed scores."""
-
-    scores_S: Float32Array
-    rows: CodeBatch
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def best(self, size: int) -> "Shortlist":
-        """The `size` smallest scores; of equal ones, those of the smallest row ids."""
-        if len(self) <= size:
-            return self
-        best_S = np.lexsort((self.rows.row_ids_N, self.scores_S))[:size]
-        return Shortlist(self.scores_S[best_S], self.rows[best_S])
-
-    def only(self, row_ids: RowIds) -> "Shortlist":
-        """Those of the rows that have one of the given ids."""
-        kept_S = np.flatnonzero(np.isin(self.rows.row_ids_N, row_ids))
-        return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
-
-    def without(self, row_id: np.uint64) -> "Shortlist":
-        """The rows less one."""
-        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
-        return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
-
-    def joined(self, other: "Shortlist") -> "Shortlist":
-        """Both together."""
-        if not len(other):
-            return self
-        scores_S = np.concatenate([self.scores_S, other.scores_S])
-        return Shortlist(scores_S, concatenated([self.rows, other.rows]))
-
-
 def scan(
     selections: Iterable[Selection],
     tables: LookupTables,
     probed_QP: Mask,
     size: int,
     lower: float | None = None,
+    device: torch.device = CPU,
 ) -> list[Shortlist]:
     """The shortlist of every query: the `size` rows of smallest approximate distance.
 
@@ -127,29 +78,38 @@ def scan(
         probed_QP: bool (Q, P), the partitions that every query considers.
         size: rows kept per query, and with `lower` per side.
         lower: a distance in the codec's metric.
+        device: where to scan; segments are copied to a GPU once, as far as they fit beside what it holds.
 
     Returns:
         One per query.
     """
-    sides = _sides(lower)
+    sides = sides_of(lower)
     none = Shortlist(np.empty(0, np.float32), no_rows(tables.num_steps))
     best = [[none for _ in sides] for _ in probed_QP]
     for selection in selections:
-        tasks = list(_tasks(selection, probed_QP, len(sides)))
-        found = _together(
-            functools.partial(_nearest, selection, tables, task, sides[task.side], size) for task in tasks
-        )
-        for task, part in zip(tasks, found, strict=True):
-            best[task.query][task.side] = best[task.query][task.side].joined(part).best(size)
+        for query, side, part in _parts(selection, tables, probed_QP, sides, size, device):
+            best[query][side] = best[query][side].joined(part).best(size)
     return [functools.reduce(Shortlist.joined, parts) for parts in best]
 
 
-def _sides(lower: float | None) -> list[_Side]:
-    everything = np.float32(-np.inf), np.float32(np.inf)
-    if lower is None:
-        return [_Side(*everything, np.float32(1))]
-    bound = np.float32(lower)
-    return [_Side(bound, everything[1], np.float32(1)), _Side(everything[0], bound, np.float32(-1))]
+def _parts(
+    selection: Selection,
+    tables: LookupTables,
+    probed_QP: Mask,
+    sides: list[Side],
+    size: int,
+    device: torch.device,
+) -> Iterator[tuple[int, int, Shortlist]]:
+    """Queries, sides, and rows that have all of the best ones among them."""
+    if device.type != "cpu" and fits(selection.segment, device):
+        yield from nearest_on(device, selection, tables, probed_QP, sides, size)
+        return
+    tasks = list(_tasks(selection, probed_QP, len(sides)))
+    found = _together(
+        functools.partial(_nearest, selection, tables, task, sides[task.side], size) for task in tasks
+    )
+    for task, part in zip(tasks, found, strict=True):
+        yield task.query, task.side, part
 
 
 def _tasks(selection: Selection, probed_QP: Mask, num_sides: int) -> Iterator[_Task]:
@@ -165,7 +125,7 @@ def _tasks(selection: Selection, probed_QP: Mask, num_sides: int) -> Iterator[_T
                 yield _Task(query, side, part)
 
 
-def _nearest(selection: Selection, tables: LookupTables, task: _Task, side: _Side, size: int) -> Shortlist:
+def _nearest(selection: Selection, tables: LookupTables, task: _Task, side: Side, size: int) -> Shortlist:
     segment, runs = selection.segment, task.runs
     by_partition, by_step = tables.scores_of(task.query)
     norms_P, norms_MK = tables.norms

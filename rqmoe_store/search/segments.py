@@ -53,7 +53,7 @@ def concatenated(parts: Sequence[CodeBatch]) -> CodeBatch:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
     """Rows in the order of their partitions; never changed once made."""
 

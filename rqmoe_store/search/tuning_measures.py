@@ -20,8 +20,8 @@ from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.exhaustive import Float64Array, nearest_of_all
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.scan import Shortlist
 from rqmoe_store.search.segments import CodeBatch
+from rqmoe_store.search.shortlist import Shortlist
 from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
 from rqmoe_store.search.tuning_queries import TuningQueries

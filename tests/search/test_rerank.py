@@ -7,7 +7,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import Metric
 from rqmoe_store.search import rerank as module
 from rqmoe_store.search.rerank import Hits, exact_distances, page, rerank
-from rqmoe_store.search.scan import CodeBatch
+from rqmoe_store.search.segments import CodeBatch
 
 QUERY = np.array([3.0, 4.0], np.float32)
 VECTORS = np.array([[3, 4], [0, 0], [-3, -4], [4, -3], [6, 8]], np.float32)

@@ -1,58 +1,15 @@
 """The scan: shortlists are the smallest scores, however rows are cut and shared out."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_scans import PARTITIONS, STEPS, best, ids_of, rows_of, selections_of, tables_of
 
-from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.search import scan as scanning
-from rqmoe_store.search.scan import Shortlist, scan
-from rqmoe_store.search.segments import CodeBatch, Selection, grouped
-
-STEPS, CODEWORDS, PARTITIONS = 3, 4, 3
-
-
-def rows_of(seed: int, count: int) -> CodeBatch:
-    random = np.random.default_rng(seed)
-    codes = random.integers(0, CODEWORDS, (count, STEPS)).astype(np.uint8)
-    partitions = random.integers(0, PARTITIONS, count).astype(np.int32)
-    return CodeBatch(random.permutation(count * 2)[:count].astype(np.uint64), Codes(codes, partitions))
-
-
-def tables_of(seed: int, queries: int, metric: str = "l2") -> LookupTables:
-    """Few distinct values, so that ties are frequent."""
-    random = np.random.default_rng(seed)
-    height = PARTITIONS + STEPS * CODEWORDS
-    norms = random.integers(1, 4, height if metric == "cosine" else 0)
-    return LookupTables(
-        metric,
-        random.integers(-2, 3, (queries, height)).astype(np.float32),
-        norms.astype(np.float32),
-        random.integers(0, 3, queries).astype(np.float32),
-        PARTITIONS,
-        CODEWORDS,
-    )
-
-
-def selections_of(rows: CodeBatch, cuts: list[int]) -> list[Selection]:
-    edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    return [Selection(grouped(rows[start:end], PARTITIONS)) for start, end in itertools.pairwise(edges)]
-
-
-def best(scores: np.ndarray, row_ids: np.ndarray, some: np.ndarray, count: int) -> list[int]:
-    places = np.flatnonzero(some)
-    order = np.lexsort((row_ids[places], scores[places]))[:count]
-    return sorted(row_ids[places[order]].tolist())
-
-
-def ids_of(shortlist: Shortlist) -> list[int]:
-    return sorted(shortlist.rows.row_ids_N.tolist())
-
+from rqmoe_store.search.scan import scan
+from rqmoe_store.search.segments import Selection, grouped
 
 everything = np.ones((1, PARTITIONS), dtype=bool)
 
@@ -129,12 +86,3 @@ def test_scan_of_nothing() -> None:
         found = scan([], tables_of(0, 2), np.ones((2, PARTITIONS), bool), 5, lower)
         assert [len(shortlist) for shortlist in found] == [0, 0]
         assert found[0].rows.codes.codes.shape == (0, STEPS)
-
-
-def test_parts_of_a_shortlist() -> None:
-    rows = rows_of(3, 10)
-    shortlist = Shortlist(np.arange(10, dtype=np.float32)[::-1].copy(), rows)
-    assert shortlist.best(20) is shortlist
-    assert ids_of(shortlist.best(3)) == sorted(rows.row_ids_N[-3:].tolist())
-    assert ids_of(shortlist.only(rows.row_ids_N[:4])) == sorted(rows.row_ids_N[:4].tolist())
-    assert len(shortlist.joined(shortlist)) == 20

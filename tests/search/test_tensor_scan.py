@@ -1,0 +1,109 @@
+"""The scan by array operations finds what the compiled one does, to the last tie."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_scans import PARTITIONS, ids_of, rows_of, selections_of, tables_of
+
+from rqmoe_store.search import scan as scanning
+from rqmoe_store.search import tensor_scan
+from rqmoe_store.search.scan import scan
+from rqmoe_store.search.segments import Selection, grouped
+from rqmoe_store.search.shortlist import sides_of
+
+CPU = torch.device("cpu")
+
+
+def best_on(device, selections, tables, probed, size, lower):
+    """Row ids of every query and side, by array operations on a device."""
+    sides = sides_of(lower)
+    found = {(query, side): None for query in range(len(probed)) for side in range(len(sides))}
+    for selection in selections:
+        for query, side, part in tensor_scan.nearest_on(device, selection, tables, probed, sides, size):
+            before = found[query, side]
+            found[query, side] = (part if before is None else before.joined(part)).best(size)
+    kept = [(query, shortlist) for (query, _), shortlist in found.items() if shortlist is not None]
+    return [
+        sorted(row_id for owner, shortlist in kept if owner == query for row_id in ids_of(shortlist))
+        for query in range(len(probed))
+    ]
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 80),
+    queries=st.integers(1, 3),
+    size=st.integers(1, 30),
+    cuts=st.lists(st.integers(0, 80), max_size=2),
+    lower=st.sampled_from([None, 0.0, 1.5]),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    chunk=st.integers(1, 100),
+)
+def test_results_are_those_of_the_compiled_scan(
+    metric, seed, count, queries, size, cuts, lower, share, chunk
+) -> None:
+    random = np.random.default_rng(seed)
+    rows, tables = rows_of(seed, count), tables_of(seed, queries, metric)
+    probed = random.random((queries, PARTITIONS)) < 0.6
+    allowed_ids = rows.row_ids_N[random.random(count) < share]
+    selections = [selection.only(allowed_ids) for selection in selections_of(rows, cuts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tensor_scan, "_SCORES", chunk)
+        found = best_on(CPU, selections, tables, probed, size, lower)
+    wanted = scan(selections, tables, probed, size, lower)
+    assert found == [ids_of(shortlist) for shortlist in wanted]
+
+
+def test_rows_without_a_score_are_passed_over() -> None:
+    rows, tables = rows_of(1, 40), tables_of(1, 1)
+    tables.scores_QT[0, PARTITIONS] = np.nan  # the first codeword of the first step
+    everything = np.ones((1, PARTITIONS), dtype=bool)
+    (found,) = best_on(CPU, selections_of(rows, []), tables, everything, 100, None)
+    assert found == sorted(rows.row_ids_N[rows.codes.codes[:, 0] != 0].tolist())
+
+
+def test_a_segment_is_copied_once_and_forgotten_with_it() -> None:
+    segment = grouped(rows_of(2, 30), PARTITIONS)
+    before = len(tensor_scan._copies)
+    first = tensor_scan._copy_of(segment, CPU)
+    assert tensor_scan._copy_of(segment, CPU) is first
+    assert len(tensor_scan._copies) == before + 1
+    del segment
+    gc.collect()
+    assert len(tensor_scan._copies) == before
+
+
+def test_other_devices_than_the_cpu_use_array_operations(monkeypatch) -> None:
+    """As far as that shows without a GPU: the scan hands the device on, and asks whether codes fit."""
+    asked = []
+
+    def nearest_on(device, *arguments):
+        asked.append(device.type)
+        return tensor_scan.nearest_on(CPU, *arguments)
+
+    monkeypatch.setattr(scanning, "nearest_on", nearest_on)
+    rows, tables = rows_of(3, 50), tables_of(3, 2)
+    everything = np.ones((2, PARTITIONS), dtype=bool)
+    selections = [Selection(grouped(rows, PARTITIONS))]
+    wanted = [ids_of(shortlist) for shortlist in scan(selections, tables, everything, 9)]
+    found = scan(selections, tables, everything, 9, device=torch.device("meta"))
+    assert [ids_of(shortlist) for shortlist in found] == wanted and asked == ["meta"]
+    monkeypatch.setattr(scanning, "fits", lambda segment, device: False)
+    found = scan(selections, tables, everything, 9, device=torch.device("meta"))
+    assert [ids_of(shortlist) for shortlist in found] == wanted and asked == ["meta"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_what_the_cpu_does() -> None:
+    rows, tables = rows_of(4, 5_000), tables_of(4, 3)
+    probed = np.random.default_rng(4).random((3, PARTITIONS)) < 0.7
+    selections = selections_of(rows, [1_000])
+    wanted = scan(selections, tables, probed, 50)
+    found = scan(selections, tables, probed, 50, device=torch.device("cuda"))
+    assert [ids_of(shortlist) for shortlist in found] == [ids_of(shortlist) for shortlist in wanted]
