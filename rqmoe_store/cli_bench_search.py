@@ -64,7 +64,7 @@ def bench_search(
         ),
     ] = None,
     nprobes: Annotated[str, typer.Option(help="Partitions to search, separated by commas.")] = "1,5,20,80",
-    shortlists: Annotated[str, typer.Option(help="Rows that ours decodes and reranks.")] = "20,50,200",
+    shortlists: Annotated[str, typer.Option(help="Rows that ours decodes and reranks.")] = "20,30,100",
     batch: Annotated[int, typer.Option(help="Queries asked together, to measure throughput.")] = 64,
     timed_queries: Annotated[int, typer.Option(help="Queries asked one by one, for latency.")] = 500,
     minutes: Annotated[float | None, typer.Option(help="Training time of each of our codecs.")] = None,

@@ -37,7 +37,7 @@ class SearchSettings:
     """How our codecs are trained."""
     nprobes: tuple[int, ...] = (1, 5, 20, 80)
     """Partitions searched, wherever there are partitions."""
-    shortlists: tuple[int, ...] = (20, 50, 200)
+    shortlists: tuple[int, ...] = (20, 30, 100)
     """Rows that ours decodes and reranks."""
     batch: int = 64
     """Queries asked together when throughput is measured."""

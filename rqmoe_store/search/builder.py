@@ -59,7 +59,7 @@ class QueryBuilder(TableQueryBuilder):
 
     def shortlist(self, shortlist: int) -> Self:
         """Rows decoded and reranked per query; default as tuned (`CompressedTable.tune`) up to the limit
-        tuned for, else 5 (limit + offset) and at least 50.
+        tuned for, else 3 (limit + offset) and at least 30.
 
         A longer shortlist finds more of the nearest decoded vectors and takes longer. With a lower
         distance bound this many rows are kept on either side of it.

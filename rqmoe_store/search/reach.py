@@ -8,8 +8,8 @@ from rqmoe_store.store.tuning import TunedSearch
 Origin = Literal["asked for", "tuned", "default"]
 
 DEFAULT_NPROBES = 20
-DEFAULT_SHORTLIST = 50
-SHORTLIST_PER_ROW = 5
+DEFAULT_SHORTLIST = 30
+SHORTLIST_PER_ROW = 3
 """A shortlist not asked for is this many times limit + offset, and at least DEFAULT_SHORTLIST. In a tuned
 table it is as tuned up to the limit it was tuned for, and beyond that the longer of the two."""
 

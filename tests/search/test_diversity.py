@@ -225,10 +225,10 @@ def test_plans(world, refinable) -> None:
     assert search.explain_plan().splitlines()[:3] == [
         "Take: id, _distance",
         "  Diversify: maximal marginal relevance, lambda 0.25, keep 10",
-        "    Rerank: l2 distance to decoded rows, keep 50",
+        "    Rerank: l2 distance to decoded rows, keep 30",
     ]
     rows = [line.split("rows=")[1].split()[0] for line in search.analyze_plan().splitlines()]
-    assert rows == ["10", "10", "50", "50"]
+    assert rows == ["10", "10", "30", "30"]
     refined = refinable.search(queries_of(9, 1)[0]).refine_factor(3).diversify()
     assert [line.strip() for line in refined.explain_plan().splitlines()[1:4]] == [
         "Diversify: maximal marginal relevance, lambda 0.5, keep 10",

@@ -58,7 +58,7 @@ def test_plans(world) -> None:
     assert search.explain_plan() == (
         "Take: query_index, text, _distance\n"
         "  Rerank: l2 distance to decoded rows, keep 7\n"
-        "    Scan: look-up tables, 2 of 4 partitions (asked for), memory, keep 50 (default)"
+        "    Scan: look-up tables, 2 of 4 partitions (asked for), memory, keep 30 (default)"
     )
     filtered = search.where("id > 3").explain_plan().splitlines()
     assert filtered[-1].strip() == "Filter: id > 3, before the scan"
@@ -68,7 +68,7 @@ def test_plans(world) -> None:
 
 def test_measured_plans_count_rows(world) -> None:
     lines = world.store.search(world.vectors[0]).limit(7).analyze_plan().splitlines()
-    assert [line.split("rows=")[1].split()[0] for line in lines] == ["7", "50", "50"]
+    assert [line.split("rows=")[1].split()[0] for line in lines] == ["7", "30", "30"]
     assert all("time=" in line and line.endswith("ms") for line in lines)
     wide = world.store.search(world.vectors[0]).nprobes(1).limit(300).shortlist(300).analyze_plan()
     assert wide.count("Scan: ") == 2  # one partition held fewer than 300 rows

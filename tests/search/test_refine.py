@@ -238,7 +238,7 @@ def test_plans_show_refining(keepers) -> None:
         "    Rerank: l2 distance to decoded rows, keep 20",
     ]
     lines = search.analyze_plan().splitlines()
-    assert [line.split("rows=")[1].split()[0] for line in lines] == ["5", "20", "50", "50"]
+    assert [line.split("rows=")[1].split()[0] for line in lines] == ["5", "20", "30", "30"]
 
 
 # The stage by itself.

@@ -56,7 +56,7 @@ def test_recall_is_that_of_searches(tmp_path, metric, cache) -> None:
 
 def test_searches_use_it_until_they_ask_for_something_else(store, tmp_path) -> None:
     other = open_table(lancedb.connect(tmp_path), "small")
-    assert "8 of 8 partitions (default), memory, keep 50 (default)" in other.search(VECTORS[0]).explain_plan()
+    assert "8 of 8 partitions (default), memory, keep 30 (default)" in other.search(VECTORS[0]).explain_plan()
     setting = store.tune(QUERIES, target_recall=0.6, progress=False).setting
     assert setting.nprobes < 8 and setting.shortlist < 50
     tuned = f"{setting.nprobes} of 8 partitions (tuned), memory, keep {setting.shortlist} (tuned)"
