@@ -202,7 +202,7 @@ def test_pages_continue_each_other(world) -> None:
 
 
 def test_many_queries_take_turns(world, monkeypatch) -> None:
-    search = world.store.search(queries_of(7, 5)).diversify(0.5)
+    search = world.store.search(queries_of(7, 5)).shortlist(50).diversify(0.5)
     together = search.to_arrow()
     monkeypatch.setattr(reranking, "MAX_DECODED", 120)  # two shortlists of 50 rows
     assert search.to_arrow().equals(together)

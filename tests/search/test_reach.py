@@ -21,7 +21,7 @@ def test_what_the_query_asks_for_comes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "factor", "rows"), [(1, 1, 50), (10, 1, 50), (11, 1, 55), (1000, 1, 5000), (10, 8, 80)]
+    ("page", "factor", "rows"), [(1, 1, 30), (10, 1, 30), (11, 1, 33), (1000, 1, 3000), (10, 8, 80)]
 )
 def test_the_default_shortlist_grows_with_the_limit(page, factor, rows) -> None:
     assert of_page(None, None, page, refine_factor=factor) == (20, "default", rows, "default")
@@ -30,8 +30,8 @@ def test_the_default_shortlist_grows_with_the_limit(page, factor, rows) -> None:
 @pytest.mark.parametrize(
     ("page", "factor", "rows", "origin"),
     [
-        *((1, 1, 80, "tuned"), (10, 1, 80, "tuned"), (16, 1, 80, "tuned"), (17, 1, 85, "default")),
-        *((50, 1, 250, "default"), (10, 8, 80, "tuned"), (10, 9, 90, "default")),
+        *((1, 1, 80, "tuned"), (10, 1, 80, "tuned"), (26, 1, 80, "tuned"), (27, 1, 81, "default")),
+        *((50, 1, 150, "default"), (10, 8, 80, "tuned"), (10, 9, 90, "default")),
     ],
 )
 def test_a_tuned_shortlist_is_one_for_its_limit(page, factor, rows, origin) -> None:
@@ -41,7 +41,7 @@ def test_a_tuned_shortlist_is_one_for_its_limit(page, factor, rows, origin) -> N
 def test_a_short_tuned_shortlist_serves_its_limit() -> None:
     short = TunedSearch(nprobes=7, shortlist=12, limit=10, target_recall=0.5)
     assert of_page(None, None, 10, short)[2:] == (12, "tuned")
-    assert of_page(None, None, 11, short)[2:] == (55, "default")
+    assert of_page(None, None, 11, short)[2:] == (33, "default")
 
 
 def test_a_shortlist_below_what_is_returned_is_refused() -> None:

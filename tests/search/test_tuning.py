@@ -65,7 +65,7 @@ def test_searches_use_it_until_they_ask_for_something_else(store, tmp_path) -> N
         assert tuned in handle.search(VECTORS[0]).analyze_plan()
         asked = handle.search(VECTORS[0]).nprobes(7).shortlist(30).explain_plan()
         assert "7 of 8 partitions (asked for), memory, keep 30 (asked for)" in asked
-        assert "keep 400 (default)" in handle.search(VECTORS[0]).limit(80).explain_plan()
+        assert "keep 240 (default)" in handle.search(VECTORS[0]).limit(80).explain_plan()
     wanted = store.search(VECTORS[:3]).nprobes(setting.nprobes).shortlist(setting.shortlist).to_arrow()
     assert other.search(VECTORS[:3]).to_arrow().equals(wanted)
 
