@@ -3,7 +3,6 @@
 Shape legend: n vectors, B vectors of one chunk, M steps, D dimension.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,24 +27,19 @@ def encode_vectors(
     (Unless a GPU ran out of memory: the chunks after that are smaller, and a candidate that is as
     good as another to the last bits may win instead.)
     """
-    parts = [
-        _encode_block(quantizer, tables, block_nD, beam=beam, preselect=preselect)
-        for block_nD in _blocks(vectors, quantizer)
-    ]
-    return Codes(
-        np.concatenate([part.codes for part in parts]), np.concatenate([part.partitions for part in parts])
-    )
-
-
-def _blocks(vectors: Any, quantizer: ResidualQuantizer) -> Iterator[Float32Array]:
-    """At least one block of checked vectors."""
     metric, dim = quantizer.config.metric, quantizer.dim
     if not isinstance(vectors, np.ndarray | torch.Tensor) or vectors.ndim != 2:
-        yield as_vectors(vectors, dim=dim, metric=metric)
-        return
+        checked_nD = as_vectors(vectors, dim=dim, metric=metric)
+        return _encode_block(quantizer, tables, checked_nD, beam=beam, preselect=preselect)
+    codes_nM = np.empty((len(vectors), quantizer.num_steps), dtype=np.uint8)
+    partitions_n = np.empty(len(vectors), dtype=np.int32)
     for start in range(0, max(1, len(vectors)), _BLOCK_ROWS):
         block = vectors[start : start + _BLOCK_ROWS]
-        yield as_vectors(block, dim=dim, metric=metric, positions=np.arange(start, start + len(block)))
+        rows = slice(start, start + len(block))
+        checked_nD = as_vectors(block, dim=dim, metric=metric, positions=np.arange(rows.start, rows.stop))
+        part = _encode_block(quantizer, tables, checked_nD, beam=beam, preselect=preselect)
+        codes_nM[rows], partitions_n[rows] = part.codes, part.partitions
+    return Codes(codes_nM, partitions_n)
 
 
 @torch.inference_mode()

@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 _SHARE_OF_MEMORY = 4
 """Codes of a table may by default take one part in this many of the machine's memory."""
 
+_WHERE_UNKNOWN = 2**32
+
 _sources: "weakref.WeakValueDictionary[tuple[str, str, str], CodeSource]" = weakref.WeakValueDictionary()
 _sources_lock = threading.Lock()
 
@@ -112,7 +114,8 @@ def _renew_locks() -> None:
         source._lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_locks)  # a forked process lacks the threads that held them
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=_renew_locks)  # a forked process lacks the threads that held them
 
 
 def bytes_allowed(cache: Cache, limit: int | None) -> int:
@@ -120,7 +123,7 @@ def bytes_allowed(cache: Cache, limit: int | None) -> int:
 
     Args:
         cache: "memory", or "disk" for none.
-        limit: bytes; None for a quarter of the machine's memory.
+        limit: bytes; None for a quarter of the machine's memory, or 4 GiB on Windows, which does not say.
 
     Raises:
         InvalidInputError: another word, or a limit that is not a number of bytes.
@@ -133,4 +136,6 @@ def bytes_allowed(cache: Cache, limit: int | None) -> int:
         return 0
     if limit is not None:
         return limit
+    if not hasattr(os, "sysconf"):
+        return _WHERE_UNKNOWN
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE_OF_MEMORY

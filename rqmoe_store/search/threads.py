@@ -37,4 +37,5 @@ def _renew_threads() -> None:
     _threads = _new_threads()
 
 
-os.register_at_fork(after_in_child=_renew_threads)  # a forked process has none of its parent's threads
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(after_in_child=_renew_threads)  # a forked process has none of its parent's threads
