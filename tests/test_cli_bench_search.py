@@ -7,6 +7,7 @@ from pathlib import Path
 import lancedb
 import numpy as np
 import pytest
+from failed_commands import message_of
 from small_searches import clustered, small_codec
 from typer.testing import CliRunner
 
@@ -38,11 +39,7 @@ def search(data: Path, *options: object):
 
 def fails(data: Path, *options: object) -> str:
     """The message of a mistake, which is found before anything is measured."""
-    run = search(data, *options)
-    assert run.exit_code == 1, run.output
-    assert run.stdout == ""
-    assert "Measuring" not in run.stderr and "Traceback" not in run.stderr
-    return " ".join(run.stderr.split())
+    return message_of(search(data, *options), before="Measuring")
 
 
 def test_prints_writes_and_draws(data, monkeypatch) -> None:

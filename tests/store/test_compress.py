@@ -2,7 +2,6 @@
 
 import _thread
 import itertools
-import threading
 
 import lancedb
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from interruptions import Interruption
 from lancedb.index import BTree
 
 from rqmoe_store.codecs.codes import Codes
@@ -300,22 +300,8 @@ def test_a_failing_stream_leaves_nothing_and_raises_its_own_error(db, docs, tabl
 
 
 def test_ctrl_c_while_writing_leaves_nothing(db, docs, table_names):
-    reached, go_on = threading.Event(), threading.Event()
-
-    def wait():
-        reached.set()
-        assert go_on.wait(30)
-
-    def interrupt():
-        assert reached.wait(30)
-        _thread.interrupt_main()
-        go_on.set()
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        create(db, stream(50_000, wait))
-    thread.join()
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        create(db, stream(50_000, interruption.wait))
     assert table_names() == {"docs", "neighbour"}
 
 

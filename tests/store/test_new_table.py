@@ -1,10 +1,8 @@
 """The data files of a new table and its one commit: everything or nothing, in every file format."""
 
-import _thread
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import lance
@@ -12,6 +10,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from interruptions import Interruption
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
@@ -130,22 +129,8 @@ def test_a_failing_column_leaves_nothing_and_raises_its_own_error(db, table_name
 
 @pytest.mark.parametrize("row", [0, 490, 980])
 def test_ctrl_c_in_the_column_leaves_nothing(db, table_names, row):
-    reached, go_on = threading.Event(), threading.Event()
-
-    def wait():
-        reached.set()
-        assert go_on.wait(30)
-
-    def interrupt():
-        assert reached.wait(30)
-        _thread.interrupt_main()
-        go_on.set()
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        create(db, at(row, wait))
-    thread.join()
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        create(db, at(row, interruption.wait))
     assert table_names() == {"neighbour"}
 
 
