@@ -11,6 +11,7 @@ import numpy.typing as npt
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import METRICS, Metric
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.exhaustive import all_distances
 
 Float32Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -119,13 +120,10 @@ def _smallest(scores_N: Float32Array, positions_N: Indices, count: int) -> Indic
 
 
 def _all_distances(queries_QD: Float32Array, vectors_ND: Float32Array, metric: Metric) -> Float32Array:
-    # In float64 the expanded square is exact to float32 precision, and a matrix product is fast.
-    queries, vectors = queries_QD.astype(np.float64), vectors_ND.astype(np.float64)
-    products_QN = queries @ vectors.T
-    if metric != "l2":
-        return np.asarray(1 - products_QN, dtype=np.float32)
-    squares_QN = (queries**2).sum(axis=1)[:, None] + (vectors**2).sum(axis=1) - 2 * products_QN
-    return np.asarray(np.maximum(squares_QN, 0), dtype=np.float32)
+    # Under "cosine" both have unit length already, so that their inner product is their cosine.
+    metric = "dot" if metric == "cosine" else metric
+    distances_QN = all_distances(queries_QD.astype(np.float64), vectors_ND.astype(np.float64), metric)
+    return distances_QN.astype(np.float32)
 
 
 def _checked(found: Any, truth: Any, found_width: int, truth_width: int) -> tuple[Indices, Indices]:

@@ -25,7 +25,7 @@ from rqmoe_store.evaluation.search_index import (
 )
 from rqmoe_store.evaluation.search_results import IndexResult, SearchSetting
 from rqmoe_store.search.reach import DEFAULT_SHORTLIST
-from rqmoe_store.search.scan import scan
+from rqmoe_store.search.scan import probed_partitions, scan
 from rqmoe_store.search.segments import Selection
 from rqmoe_store.search.source import source_of
 from rqmoe_store.table import CompressedTable, compress
@@ -90,9 +90,8 @@ def build_own(
 
 def _scan(codec: Codec, selections: Sequence[Selection]) -> Scan:
     def prepare(queries_QD: Float32Array, share: float, threads: int) -> Callable[[], int]:
-        probed_QP = np.zeros((len(queries_QD), codec.num_partitions), dtype=bool)
         nprobes = max(1, round(share * codec.num_partitions))
-        np.put_along_axis(probed_QP, codec.probe(queries_QD, nprobes), True, axis=1)
+        probed_QP = probed_partitions(codec, queries_QD, nprobes)
         rows = sum(int((probed_QP * np.diff(each.segment.starts_P)).sum()) for each in selections)
 
         def work() -> int:

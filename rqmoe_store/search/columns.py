@@ -39,6 +39,15 @@ def check_selection(columns: Any) -> list[str] | None:
     return list(columns) or None
 
 
+def require_known(names: Sequence[str], available: Sequence[str]) -> None:
+    """Raise InvalidInputError, naming the available columns, unless all of `names` are among them."""
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise InvalidInputError(
+            f"Got unknown column {unknown[0]!r} in select; available are {', '.join(available)}."
+        )
+
+
 def without(table: pa.Table, name: str) -> pa.Table:
     """`table` less its column `name`, should it have one."""
     return table.drop_columns([name]) if name in table.column_names else table
@@ -62,11 +71,7 @@ def output_names(
     """
     names = list(user_columns) if selected is None else list(selected)
     own = [DISTANCE, ROW_ID] + ([QUERY_INDEX] if batched else [])
-    known = {*user_columns, *code_columns, *own}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        available = ", ".join([*user_columns, *code_columns, *own])
-        raise InvalidInputError(f"Got unknown column {unknown[0]!r} in select; available are {available}.")
+    require_known(names, [*user_columns, *code_columns, *own])
     if batched:
         names = [QUERY_INDEX] + [name for name in names if name != QUERY_INDEX]
     if DISTANCE not in names:

@@ -3,19 +3,19 @@
 Shape suffixes: Q queries, P partitions, D dimension.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.ranking import Ranking
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
-from rqmoe_store.search.scan import scan
+from rqmoe_store.search.scan import probed_partitions, scan
 from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
 from rqmoe_store.search.shortlist import Shortlist
 from rqmoe_store.search.snapshot import read_codes
@@ -68,6 +68,11 @@ class Execution:
         if request.where is not None and not request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, of the results")
 
+    @functools.cached_property
+    def _tables(self) -> LookupTables:
+        """Of all queries, also when several scans are needed."""
+        return self._codec.lookup_tables(self._request.queries_QD)
+
     def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
         request, total = self._request, self._codec.num_partitions
         probed, where = min(nprobes, total), "disk" if self._state.resident is None else "memory"
@@ -98,8 +103,8 @@ class Execution:
 
     def _scanned(self, rows_of: RowsOf, size: int) -> list[Shortlist]:
         """Shortlists of `size` rows, from more partitions than asked for where those hold too few."""
-        request = self._request
-        nprobes, tables = request.nprobes, self._codec.lookup_tables(request.queries_QD)
+        request, tables = self._request, self._tables
+        nprobes = request.nprobes
         everyone = list(range(len(request.queries_QD)))
         shortlists, again = self._scanned_once(rows_of, tables, everyone, nprobes, size)
         while again:
@@ -117,7 +122,7 @@ class Execution:
         request, num_partitions = self._request, self._codec.num_partitions
         nprobes = min(nprobes, num_partitions)
         with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
-            probed_QP = _probed(self._codec, request.queries_QD[queries], nprobes)
+            probed_QP = probed_partitions(self._codec, request.queries_QD[queries], nprobes)
             anywhere_P = np.logical_or.reduce(probed_QP)
             shortlists = scan(rows_of(anywhere_P), tables, probed_QP, size, request.lower, self._codec.device)
             stage.rows = sum(map(len, shortlists))
@@ -164,10 +169,3 @@ class Execution:
         if len(some) == 0:
             return some
         return matching_row_ids(self._state.snapshot.dataset, f"{row_id_filter(some)} AND {where}")
-
-
-def _probed(codec: Codec, queries_QD: Float32Array, nprobes: int) -> Mask:
-    """Which partitions every query considers, (Q, P)."""
-    probed_QP = np.zeros((len(queries_QD), codec.num_partitions), dtype=bool)
-    np.put_along_axis(probed_QP, codec.probe(queries_QD, nprobes), True, axis=1)
-    return probed_QP

@@ -47,7 +47,7 @@ def nearest_of_all(
     best_QK = np.empty((len(queries), 0), _record(codec.config.code_bytes))
     for chunk in _chunks(batches, max(1, _CHUNK_COMPONENTS // codec.dim)):
         decoded_CD = codec.decode(chunk.codes).astype(np.float64)
-        distances_QC = _distances(queries, decoded_CD, codec.config.metric)
+        distances_QC = all_distances(queries, decoded_CD, codec.config.metric)
         if excluded_Q is not None:
             distances_QC[chunk.row_ids_N == excluded_Q[:, None]] = np.inf
         joined_QK = np.concatenate([best_QK, _nearest(distances_QC, chunk, count)], axis=1)
@@ -88,7 +88,7 @@ def _rows(records_K: npt.NDArray[np.void]) -> CodeBatch:
     return CodeBatch(row_ids, Codes(codes=codes, partitions=partitions))
 
 
-def _distances(queries_QD: Float64Array, vectors_CD: Float64Array, metric: Metric) -> Float64Array:
+def all_distances(queries_QD: Float64Array, vectors_CD: Float64Array, metric: Metric) -> Float64Array:
     """All distances (Q, C), infinite where undefined. In float64 the expanded square is exact enough."""
     products_QC: Float64Array = queries_QD @ vectors_CD.T
     if metric == "dot":

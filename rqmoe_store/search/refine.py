@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from lancedb.table import Table
 
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.search.rerank import Float32Array, Hits, exact_distances, ordered
+from rqmoe_store.search.rerank import Hits, exact_distances, ordered
 from rqmoe_store.store.takes import take_rows
 from rqmoe_store.store.vector_arrays import rows_per_batch
 

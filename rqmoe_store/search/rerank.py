@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.search.segments import CodeBatch
-
-Float32Array = npt.NDArray[np.float32]
+from rqmoe_store.search.segments import CodeBatch, concatenated
 
 MAX_DECODED = 2**16
 """Shortlisted rows decoded together; queries whose shortlists exceed it are reranked in turns."""
@@ -135,12 +133,9 @@ def decoded_together(shortlists: Sequence[CodeBatch]) -> Iterator[slice]:
 def _decode_union(
     codec: Codec, shortlists: Sequence[CodeBatch]
 ) -> tuple[npt.NDArray[np.uint64], Float32Array]:
-    row_ids_U, first_U = np.unique(
-        np.concatenate([shortlist.row_ids_N for shortlist in shortlists]), return_index=True
-    )
-    codes = np.concatenate([shortlist.codes.codes for shortlist in shortlists])
-    partitions = np.concatenate([shortlist.codes.partitions for shortlist in shortlists])
-    return row_ids_U, codec.decode(Codes(codes=codes[first_U], partitions=partitions[first_U]))
+    rows = concatenated(shortlists)
+    row_ids_U, first_U = np.unique(rows.row_ids_N, return_index=True)
+    return row_ids_U, codec.decode(rows.codes[first_U])
 
 
 def ordered(hits: Hits) -> Hits:

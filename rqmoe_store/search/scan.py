@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.kernels import nearest_rows
 from rqmoe_store.search.segments import Mask, Positions, Selection, no_rows
 from rqmoe_store.search.shortlist import Shortlist, Side, sides_of
@@ -57,6 +59,13 @@ class _Task(NamedTuple):
     query: int
     side: int
     runs: _Runs
+
+
+def probed_partitions(codec: Codec, queries_QD: Float32Array, nprobes: int) -> Mask:
+    """Which partitions every query considers, (Q, P), if it probes the `nprobes` nearest."""
+    probed_QP = np.zeros((len(queries_QD), codec.num_partitions), dtype=bool)
+    np.put_along_axis(probed_QP, codec.probe(queries_QD, nprobes), True, axis=1)
+    return probed_QP
 
 
 def scan(

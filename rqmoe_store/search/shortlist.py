@@ -7,11 +7,9 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
-
-Float32Array = npt.NDArray[np.float32]
 
 
 class Side(NamedTuple):

@@ -49,6 +49,11 @@ class Snapshot:
         return int(self.dataset.version)
 
     @functools.cached_property
+    def rows(self) -> int:
+        """Rows of the table, with a vector or without."""
+        return int(self.table.count_rows())
+
+    @functools.cached_property
     def tuned(self) -> TunedSearch | None:
         """The setting that searches use by default; None in a table that was not tuned.
 

@@ -61,8 +61,7 @@ class CodeSource:
         with self._lock:  # several queries that find a new version have it read once
             snapshot = self._snapshots.newest()
             if self._resident is None or self._resident.snapshot is not snapshot:
-                rows = snapshot.table.count_rows()
-                if residents.bytes_needed(rows, self._config.code_bytes) > memory_budget:
+                if residents.bytes_needed(snapshot.rows, self._config.code_bytes) > memory_budget:
                     return TableState(snapshot, None)
                 self._resident = residents.brought_to(snapshot, self._resident, self._columns, self._config)
             return TableState(snapshot, self._resident if memory_budget else None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.columns import check_selection
+from rqmoe_store.search.columns import check_selection, require_known
 from rqmoe_store.search.options import batch_length, require_installed, whole_number
 from rqmoe_store.store.table import StoredTable
 
@@ -88,12 +88,7 @@ class TableQueryBuilder:
         users = [name for name in schema.names if name not in codes]
         if self._selected is None:
             return users
-        unknown = [name for name in self._selected if name not in (*users, *codes, *own)]
-        if unknown:
-            available = ", ".join([*users, *codes, *own])
-            raise InvalidInputError(
-                f"Got unknown column {unknown[0]!r} in select; available are {available}."
-            )
+        require_known(self._selected, [*users, *codes, *own])
         return self._selected
 
 

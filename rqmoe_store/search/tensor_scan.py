@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
-from rqmoe_store.search.segments import Mask, Segment, Selection
+from rqmoe_store.search.segments import Mask, Positions, Segment, Selection
 from rqmoe_store.search.shortlist import Shortlist, Side
 
 _SCORES = 2**26
@@ -78,7 +78,7 @@ def nearest_on(
                 yield query, index, part
 
 
-def _considered(selection: Selection, probed_QP: Mask) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _considered(selection: Selection, probed_QP: Mask) -> Positions:
     """Positions of the rows that any query considers."""
     partitions = np.flatnonzero(probed_QP.any(axis=0))
     starts_P = selection.segment.starts_P
@@ -126,7 +126,7 @@ class _Scorer:
 
 
 def _split(
-    kept_QC: Tensor, scores_QC: Tensor, rows_C: np.ndarray[tuple[int], np.dtype[np.int64]], segment: Segment
+    kept_QC: Tensor, scores_QC: Tensor, rows_C: Positions, segment: Segment
 ) -> Iterator[tuple[int, Shortlist]]:
     """The kept rows, query by query."""
     queries, columns = (places.cpu().numpy() for places in kept_QC.nonzero(as_tuple=True))
