@@ -26,6 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rqmoe_store.codecs.deformations import summed_deformations
 from rqmoe_store.config import CodecConfig
 
 
@@ -90,15 +91,16 @@ class FoldedExperts:
         return self.widen(self.gated(features_SBF, first_step) @ self.contracting(steps))
 
     def summed_deformations(self, features_SBF: Tensor) -> Tensor:
-        """Sum of the first S steps' deformations (B, D); no S x B x D tensor ever exists."""
-        gated_SBG, contract_SGW = self.gated(features_SBF, 0), self.contracting(slice(len(features_SBF)))
-        if gated_SBG.device.type == "cpu" and gated_SBG.dtype == torch.float32:
-            # Accumulating step by step keeps everything in cache and copies nothing.
-            summed_BW = gated_SBG[0] @ contract_SGW[0]
-            for gated_BG, contract_GW in zip(gated_SBG[1:], contract_SGW[1:], strict=True):
-                summed_BW.addmm_(gated_BG, contract_GW)
+        """Sum of the first S steps' deformations (B, D), without gradient and without an S x B x D tensor."""
+        contract_SGW = self.contracting(slice(len(features_SBF)))
+        on_cpu = features_SBF.device.type == "cpu" and features_SBF.dtype == torch.float32
+        if on_cpu and self.contract_SLNHW.shape[1] == 1:
+            summed_BW = torch.from_numpy(
+                summed_deformations(features_SBF.numpy(), contract_SGW.numpy(), self.contract_SLNHW.shape[2])
+            )
         else:
             # One product over steps and hidden units: one launch on a GPU, one rounding in bf16.
+            gated_SBG = self.gated(features_SBF, 0)
             summed_BW = gated_SBG.transpose(0, 1).flatten(1) @ contract_SGW.flatten(0, 1)
         return self.widen(summed_BW)
 

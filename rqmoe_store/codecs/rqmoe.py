@@ -74,16 +74,19 @@ class RQMoE(ResidualQuantizer):
     def _features(self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts) -> Tensor:
         """First-layer features (S, B, F) of every step that has experts."""
         first, num_steps = self.first_expert_step, codes_BM.shape[1]
-        steps_S1 = torch.arange(num_steps - first, device=codes_BM.device)[:, None]
-        chosen_SBF = folded.codeword_SKF[steps_S1, codes_BM.T[first:]]
+        starts_S1 = self.codebook_size * torch.arange(num_steps - first, device=codes_BM.device)[:, None]
+        chosen_SBF = functional.embedding(codes_BM.T[first:] + starts_S1, folded.codeword_SKF.flatten(0, 1))
         instruction_SBE = self._instructions(codes_BM, partitions_B)[first:].to(chosen_SBF.dtype)
         return torch.baddbmm(chosen_SBF, instruction_SBE, folded.condition_SEF[: num_steps - first])
 
     def _instructions(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
         """I^1 .. I^M (M, B, E): look-ups and a prefix sum."""
+        starts_M = self.codebook_size * torch.arange(codes_BM.shape[1] - 1, device=codes_BM.device)
+        components_MBE = functional.embedding(
+            codes_BM.T[:-1] + starts_M[:, None], self.expert_components_MKE.flatten(0, 1)
+        )
         instructions = [self.initial_condition(partitions_B)]
         # Adding whole matrices step by step is several times quicker on a CPU than torch's cumsum.
-        for step, indices_B in enumerate(codes_BM.unbind(dim=1)[:-1]):
-            component_BE = functional.embedding(indices_B, self.expert_components_MKE[step])
+        for component_BE in components_MBE:
             instructions.append(instructions[-1] + component_BE)
         return torch.stack(instructions)

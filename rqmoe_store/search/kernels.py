@@ -10,23 +10,15 @@ parts of one, run side by side.
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from rqmoe_store.codecs.additive import SMALLEST_SQUARE
+from rqmoe_store.codecs.compiled import compiled
 
 _ONE = np.float32(1)
 
 
-def _compiled(function: Any) -> Any:
-    """The function, compiled at its first call, and from then on for good where a file can be kept."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written to
-        return numba.njit(nogil=True)(function)
-
-
-@_compiled
+@compiled
 def _after(scores_S: Any, positions_S: Any, row_ids_N: Any, first: int, second: int) -> bool:
     """Whether heap entry `first` comes after entry `second` in the order of (score, row id)."""
     if scores_S[first] != scores_S[second]:
@@ -34,13 +26,13 @@ def _after(scores_S: Any, positions_S: Any, row_ids_N: Any, first: int, second: 
     return bool(row_ids_N[positions_S[first]] > row_ids_N[positions_S[second]])
 
 
-@_compiled
+@compiled
 def _swap(scores_S: Any, positions_S: Any, first: int, second: int) -> None:
     scores_S[first], scores_S[second] = scores_S[second], scores_S[first]
     positions_S[first], positions_S[second] = positions_S[second], positions_S[first]
 
 
-@_compiled
+@compiled
 def _rise(scores_S: Any, positions_S: Any, row_ids_N: Any, entry: int) -> None:
     while entry > 0:
         parent = (entry - 1) >> 1
@@ -50,7 +42,7 @@ def _rise(scores_S: Any, positions_S: Any, row_ids_N: Any, entry: int) -> None:
         entry = parent
 
 
-@_compiled
+@compiled
 def _sink(scores_S: Any, positions_S: Any, row_ids_N: Any, filled: int) -> None:
     entry = 0
     while True:
@@ -65,7 +57,7 @@ def _sink(scores_S: Any, positions_S: Any, row_ids_N: Any, filled: int) -> None:
         entry = child
 
 
-@_compiled
+@compiled
 def nearest_rows(
     codes_NM: Any,
     row_ids_N: Any,

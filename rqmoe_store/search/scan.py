@@ -6,12 +6,10 @@ Rows are ordered by (score, row id), a total order, so a shortlist depends neith
 into segments nor on how many threads scan them.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.parallel import side_by_side
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.kernels import nearest_rows
 from rqmoe_store.search.segments import Mask, Positions, Selection, no_rows
@@ -114,7 +113,7 @@ def _parts(
         yield from nearest_on(device, selection, tables, probed_QP, sides, size)
         return
     tasks = list(_tasks(selection, probed_QP, len(sides)))
-    found = _together(
+    found = side_by_side(
         functools.partial(_nearest, selection, tables, task, sides[task.side], size) for task in tasks
     )
     for task, part in zip(tasks, found, strict=True):
@@ -154,16 +153,3 @@ def _nearest(selection: Selection, tables: LookupTables, task: _Task, side: Side
         min(size, runs.rows),
     )
     return Shortlist(scores_S, segment.rows(positions_S))
-
-
-def _together(tasks: Iterable[Callable[[], Shortlist]]) -> list[Shortlist]:
-    tasks = list(tasks)
-    if len(tasks) == 1 or torch.get_num_threads() == 1:
-        return [task() for task in tasks]
-    return list(_threads(os.getpid()).map(lambda task: task(), tasks))
-
-
-@functools.cache
-def _threads(process: int) -> concurrent.futures.ThreadPoolExecutor:
-    """The threads of this process; a forked one has none of its parent's."""
-    return concurrent.futures.ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="rqmoe-scan")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_scans import PARTITIONS, STEPS, best, ids_of, rows_of, selections_of, tables_of
 
-from rqmoe_store.search import scan as scanning
+from rqmoe_store.codecs import parallel
 from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Selection, grouped
 
@@ -66,11 +66,11 @@ def test_threads_do_not_change_a_shortlist(threads, monkeypatch) -> None:
     rows, tables = rows_of(5, 2_000), tables_of(5, 2)
     probed = np.array([[True, False, True], [True, True, True]])
     alone = scan([Selection(grouped(rows, PARTITIONS))], tables, probed, 50)
-    monkeypatch.setattr(scanning, "_ROWS_PER_TASK", 100)
+    monkeypatch.setattr("rqmoe_store.search.scan._ROWS_PER_TASK", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    scanning._threads.cache_clear()
+    parallel._threads.cache_clear()
     shared = scan([Selection(grouped(rows, PARTITIONS))], tables, probed, 50)
-    scanning._threads.cache_clear()
+    parallel._threads.cache_clear()
     assert [ids_of(shortlist) for shortlist in shared] == [ids_of(shortlist) for shortlist in alone]
 
 
