@@ -122,6 +122,8 @@ def mean_squared_error(vectors_ND: Float32Array, decoded_ND: Float32Array) -> fl
 def decode_multiply_adds(config: CodecConfig, dim: int) -> int:
     """Multiply-adds of decoding one vector in the default way, counted from shapes.
 
+    Hidden units that are zero count as well, although decoding on a CPU skips them.
+
     With S expert steps, E conditioning width, N experts, L layers, H hidden and W network width,
     F = N * L * H + N first-layer features, D dimension and M steps:
 

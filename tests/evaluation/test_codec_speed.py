@@ -18,18 +18,15 @@ pytestmark = pytest.mark.usefixtures("brief_timing")
 ROWS = vectors(300, seed=4)
 
 
-def flops_in_place(summed, left, right, **_) -> int:
-    """What torch counts for `addmm`; it does not know the in-place form."""
-    return 2 * left[0] * left[1] * right[1]
-
-
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_multiply_adds_are_those_of_torch(shape) -> None:
     quantizer = stirred(small_config(**shape))
     codes = torch.zeros(10, quantizer.num_steps, dtype=torch.long)
     partitions = torch.zeros(10, dtype=torch.long)
     folded = quantizer.fold()
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: flops_in_place}) as counter:
+    # In a format that is decoded by matrix products: the compiled loop is not torch's, and skips zeros.
+    folded = None if folded is None else folded.to(torch.bfloat16)
+    with FlopCounterMode(display=False) as counter:
         quantizer.decode(codes, partitions, folded)
     products = counter.get_total_flops() // 2 // 10  # it counts matrix products, two for a multiply-add
     additions = quantizer.num_steps * quantizer.dim
