@@ -11,10 +11,12 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store import databases, registry
+from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.metadata import TableMarks, without_ours
+from rqmoe_store.store.other_embeddings import complete_others
 from rqmoe_store.store.rows import tables_of
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.statistics import TableStats, measure
@@ -111,7 +113,7 @@ class StoredTable:
             added = _spool(self._encoded(rows), cast(IO[bytes], spool))
             if added > 0:
                 spool.seek(0)
-                self.table.add(pa.ipc.open_stream(spool))
+                append_rows(self.table, pa.ipc.open_stream(spool), {})
         return added
 
     def delete(self, where: str) -> int:
@@ -177,7 +179,8 @@ class StoredTable:
         ]
         fields = [*self._other_columns(), *self.columns.fields(self.codec.config.code_bytes)]
         schema = pa.schema([*fields, *self.kept.fields])
-        return pa.Table.from_arrays([*table.columns[:-1], *ours], schema=schema)
+        others = complete_others(self.table, table.select(self._other_columns().names))
+        return pa.Table.from_arrays([*others.columns, *ours], schema=schema)
 
     def _other_columns(self) -> pa.Schema:
         """The columns that are stored as they come: all but vectors and codes."""

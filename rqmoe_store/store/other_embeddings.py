@@ -1,0 +1,57 @@
+"""Embedding functions of vector columns that are not compressed: LanceDB describes them, we call them.
+
+Shapes: N rows.
+"""
+
+import numpy as np
+import pyarrow as pa
+from lancedb.embeddings import EmbeddingFunctionConfig
+from lancedb.table import LanceTable
+
+from rqmoe_store.errors import RQMoEError
+
+
+def complete_others(table: LanceTable, rows: pa.Table) -> pa.Table:
+    """`rows` with the vectors that LanceDB's embedding functions of `table` make of their source columns.
+
+    Vectors that rows have, and rows whose source is null, stay as they are.
+
+    Raises:
+        RQMoEError: a function that is needed is not registered, lacks a package, or fails.
+    """
+    if b"embedding_functions" not in (table.schema.metadata or {}):
+        return rows
+    for column, config in _functions(table).items():
+        if column in rows.column_names and config.source_column in rows.column_names:
+            place = rows.schema.get_field_index(column)
+            rows = rows.set_column(place, rows.schema.field(place), _completed(rows, column, config))
+    return rows
+
+
+def _functions(table: LanceTable) -> dict[str, EmbeddingFunctionConfig]:
+    try:
+        return table.embedding_functions
+    except (KeyError, ImportError, ValueError) as error:
+        raise RQMoEError(
+            f"An embedding function of table {table.name!r} cannot be made ({error!r}). "
+            "Import the module that registers it with lancedb.embeddings.register, and install what it needs."
+        ) from error
+
+
+def _completed(rows: pa.Table, column: str, config: EmbeddingFunctionConfig) -> pa.Array:
+    vectors, source = rows[column].combine_chunks(), rows[config.source_column].combine_chunks()
+    missing_N = (vectors.is_null().to_numpy(zero_copy_only=False)) & source.is_valid().to_numpy(
+        zero_copy_only=False
+    )
+    if not missing_N.any():
+        return vectors
+    try:
+        made = config.function.compute_source_embeddings_with_retry(source.filter(pa.array(missing_N)))
+        made_array = pa.array([None if each is None else list(each) for each in made], type=vectors.type)
+    except Exception as error:
+        raise RQMoEError(
+            f"The embedding function of column {column!r} failed ({type(error).__name__}: {error})."
+        ) from error
+    places_N = np.arange(len(vectors))
+    places_N[missing_N] = len(vectors) + np.arange(len(made_array))
+    return pa.concat_arrays([vectors, made_array]).take(pa.array(places_N))
