@@ -166,10 +166,10 @@ class AsyncCompressedTable:
         await in_thread(create)
 
     def __repr__(self) -> str:
-        config = self.codec.config
+        store = self.blocking
         return (
-            f"{type(self).__name__}({self.name!r}, dim {self.codec.dim} as {config.code_bytes} code bytes, "
-            f"{config.kind}, metric {config.metric!r})"
+            f"{type(self).__name__}({self.name!r}, dim {store.dim} as {store.codecs.code_bytes} code bytes, "
+            f"{store.codecs.marks.config.kind}, metric {store.metric!r})"
         )
 
 

@@ -19,10 +19,10 @@ from rqmoe_store.search.text import TextQuery
 from rqmoe_store.search.text_index import create_text_index
 from rqmoe_store.search.tuning import TuningGoal, tune_search
 from rqmoe_store.search.tuning_report import TuningReport
-from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.compress import compress as _compress
 from rqmoe_store.store.statistics import TableStats
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
 
 
 class CompressedTable(StoredTable):
@@ -31,8 +31,8 @@ class CompressedTable(StoredTable):
     Made by `compress` or `open_table`. `table` is the underlying LanceDB table.
     """
 
-    def __init__(self, table: LanceTable, codec: Codec, columns: CodeColumns) -> None:
-        super().__init__(table, codec, columns)
+    def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
+        super().__init__(table, codecs)
         self._source = source_of(self)
         self.use_cache()
 
@@ -177,7 +177,7 @@ class CompressedTable(StoredTable):
         goal = TuningGoal(target_recall=target_recall, limit=limit, sample=sample, seed=seed)
         report = self._source.read(
             self._memory_budget,
-            lambda state: tune_search(state, self.codec, self.columns, queries, goal, progress=progress),
+            lambda state: tune_search(state, self.columns, queries, goal, progress=progress),
         )
         report.setting.write(self.table)
         return report

@@ -25,9 +25,10 @@ from rqmoe_store.evaluation.search_index import (
 )
 from rqmoe_store.evaluation.search_results import IndexResult, SearchSetting
 from rqmoe_store.search.reach import DEFAULT_SHORTLIST
-from rqmoe_store.search.scan import probed_partitions, scan
+from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Selection
 from rqmoe_store.search.source import source_of
+from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable, compress
 
 
@@ -39,14 +40,14 @@ class Reconstructions:
         rows = store.table.search().select([ID, *store.columns.names]).to_arrow()
         codes, _ = store.columns.from_arrow(rows)
         order_N = np.argsort(rows[ID].to_numpy())
-        self._codec = store.codec
+        self._codecs = store.codecs
         self._codes = Codes(codes=codes.codes[order_N], partitions=codes.partitions[order_N])
 
     def __len__(self) -> int:
         return len(self._codes)
 
     def __getitem__(self, rows: slice) -> Float32Array:
-        return self._codec.decode(self._codes[rows])
+        return self._codecs.decode(self._codes[rows])
 
 
 def build_own(
@@ -84,21 +85,22 @@ def build_own(
         ],
         search=search,
         reconstructions=Reconstructions(store),
-        scan=None if resident is None else _scan(codec, resident.selections),
+        scan=None if resident is None else _scan(store.codecs, resident.selections),
     )
 
 
-def _scan(codec: Codec, selections: Sequence[Selection]) -> Scan:
+def _scan(codecs: TableCodec, selections: Sequence[Selection]) -> Scan:
     def prepare(queries_QD: Float32Array, share: float, threads: int) -> Callable[[], int]:
-        nprobes = max(1, round(share * codec.num_partitions))
-        probed_QP = probed_partitions(codec, queries_QD, nprobes)
+        nprobes = max(1, round(share * codecs.num_partitions))
+        probed_QP = codecs.probed(queries_QD, nprobes)
         rows = sum(int((probed_QP * np.diff(each.segment.starts_P)).sum()) for each in selections)
 
         def work() -> int:
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
-                scan(selections, codec.lookup_tables(queries_QD), probed_QP, DEFAULT_SHORTLIST)
+                tables = codecs.lookup_tables(queries_QD, codecs.generations)
+                scan(selections, tables, probed_QP, DEFAULT_SHORTLIST)
             finally:
                 torch.set_num_threads(before)
             return rows

@@ -28,7 +28,9 @@ from rqmoe_store.evaluation.search_index import ID, VECTOR, probe_counts
 from rqmoe_store.evaluation.search_results import SyntheticResult
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.new_table import ApartColumn
+from rqmoe_store.store.table_codec import TableCodec, marks_of
 from rqmoe_store.table import CompressedTable
 
 _BATCH_ROWS = 131_072
@@ -48,18 +50,21 @@ def create_random_table(
         name: a name that is free.
         rows: at least 1.
     """
-    columns = CodeColumns(VECTOR)
+    columns, marks = CodeColumns(VECTOR), marks_of(codec, VECTOR, "none")
+    vectors = KeptVectors(column=VECTOR, keep="none", dim=codec.dim)
     schema = pa.schema(
         [pa.field(ID, pa.int64()), *columns.fields(codec.config.code_bytes)],
-        metadata=TableMarks.of(codec, VECTOR, "none").write(None),
+        metadata=marks.write(None),
     )
     neighbour = cast(LanceTable, registry.save(db, codec))
     batches = _random_batches(codec, columns, schema, rows, np.random.default_rng(seed))
-    table = databases.create_whole(db, name, schema, batches, neighbour=neighbour)
+    table = databases.create_whole(
+        db, name, schema, batches, neighbour=neighbour, apart=ApartColumn(field=vectors.field)
+    )
     databases.require_stable_row_ids(table)
     if codec.num_partitions > 1:
         table.create_index(columns.partition, config=BTree())
-    return CompressedTable(table, codec, columns)
+    return CompressedTable(table, TableCodec(marks, [codec]))
 
 
 def require_room(codecs: Iterable[Codec], rows: Sequence[int]) -> None:

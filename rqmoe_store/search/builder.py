@@ -38,7 +38,7 @@ class QueryBuilder(TableQueryBuilder):
         """
         super().__init__(store)
         self._source, self._memory_budget = source, memory_budget
-        self._queries_QD = as_queries(query, dim=store.codec.dim, metric=store.codec.config.metric)
+        self._queries_QD = as_queries(query, dim=store.dim, metric=store.metric)
         self._nprobes: int | None = None
         self._shortlist: int | None = None
         self._refine_factor: int | None = None
@@ -118,7 +118,7 @@ class QueryBuilder(TableQueryBuilder):
 
     def distance_type(self, distance_type: str) -> Self:
         """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
-        metric = self._store.codec.config.metric
+        metric = self._store.metric
         if not isinstance(distance_type, str) or distance_type.lower() != metric:
             raise InvalidInputError(
                 f"Got distance_type={distance_type!r}, but the table's codec was trained for {metric!r} "
@@ -138,13 +138,13 @@ class QueryBuilder(TableQueryBuilder):
     def _planned(self) -> str:
         """The stages of `_answered`, without running them."""
         state, trace = self._source.current(self._memory_budget), Trace()
-        Execution(self._request(state), state, self._store.codec, self._store.columns, trace).plan()
+        Execution(self._request(state), state, self._store.columns, trace).plan()
         trace.plan("Take", ", ".join(self._output_names(state.snapshot.schema)))
         return str(trace)
 
     def _answered_from(self, state: TableState, trace: Trace) -> pa.Table:
         names, request = self._output_names(state.snapshot.schema), self._request(state)
-        hits = Execution(request, state, self._store.codec, self._store.columns, trace).run()
+        hits = Execution(request, state, self._store.columns, trace).run()
         with trace.stage("Take", ", ".join(names)) as stage:
             found = take(state.snapshot.dataset, hits, names)
             stage.rows = found.num_rows
@@ -172,11 +172,10 @@ class QueryBuilder(TableQueryBuilder):
         )
 
     def _output_names(self, schema: pa.Schema) -> list[str]:
-        columns = self._store.columns
         return output_names(
             self._selected,
-            user_columns=[name for name in schema.names if name not in columns.names],
-            code_columns=columns.names,
+            user_columns=[name for name in schema.names if name not in self._store.hidden_columns],
+            hidden_columns=self._store.hidden_columns,
             with_row_id=self._with_row_id,
             # LanceDB counts a batch of one as a single query.
             batched=len(self._queries_QD) > 1,

@@ -57,7 +57,7 @@ def output_names(
     selected: list[str] | None,
     *,
     user_columns: Sequence[str],
-    code_columns: Sequence[str],
+    hidden_columns: Sequence[str],
     with_row_id: bool,
     batched: bool,
 ) -> list[str]:
@@ -71,7 +71,7 @@ def output_names(
     """
     names = list(user_columns) if selected is None else list(selected)
     own = [DISTANCE, ROW_ID] + ([QUERY_INDEX] if batched else [])
-    require_known(names, [*user_columns, *code_columns, *own])
+    require_known(names, [*user_columns, *hidden_columns, *own])
     if batched:
         names = [QUERY_INDEX] + [name for name in names if name != QUERY_INDEX]
     if DISTANCE not in names:

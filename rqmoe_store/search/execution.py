@@ -4,23 +4,23 @@ Shape suffixes: Q queries, P partitions, D dimension.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.ranking import Ranking
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
-from rqmoe_store.search.scan import probed_partitions, scan
-from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
+from rqmoe_store.search.scan import scan
+from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped, no_rows
 from rqmoe_store.search.shortlist import Shortlist
 from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.table_codec import Generation
 
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """The rows to consider, given which partitions (P,) are probed by any query."""
@@ -38,22 +38,24 @@ _TRIED_TIMES, _TRIED_ROWS = 4, 4_096
 class Execution:
     """One run of a request."""
 
-    def __init__(
-        self, request: SearchRequest, state: TableState, codec: Codec, columns: CodeColumns, trace: Trace
-    ) -> None:
+    def __init__(self, request: SearchRequest, state: TableState, columns: CodeColumns, trace: Trace) -> None:
         self._request, self._state, self._trace = request, state, trace
-        self._codec, self._columns = codec, columns
-        self._ranking = Ranking(request, state.snapshot, codec, columns, trace)
+        self._codecs, self._columns = state.snapshot.codecs, columns
+        self._ranking = Ranking(request, state.snapshot, columns, trace)
 
     def run(self) -> list[Hits]:
         """The rows of every query, in result order."""
         request = self._request
-        pages = self._ranking.pages([shortlist.rows for shortlist in self.shortlists()])
+        pages = self._ranking.pages([shortlist.rows for shortlist in self.shortlists()], self._raw())
         return pages if request.where is None or request.prefilter else self._filtered(pages, request.where)
 
     def shortlists(self) -> list[Shortlist]:
         """The rows of every query that are worth decoding, as far as that can be told without."""
         request = self._request
+        if not self._generations:
+            return [Shortlist(np.empty(0, np.float32), no_rows(self._codecs.code_bytes))] * len(
+                request.queries_QD
+            )
         where = request.where if request.prefilter else None
         shortlists = self._tried(where) if where else None
         return self._scanned(self._rows_of(where), request.shortlist) if shortlists is None else shortlists
@@ -63,20 +65,48 @@ class Execution:
         request = self._request
         if request.where is not None and request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, before the scan")
-        self._trace.plan(*self._scan_stage(request.nprobes, request.shortlist))
+        if self._generations:
+            self._trace.plan(*self._scan_stage(request.nprobes, request.shortlist))
+        if self._state.raw:
+            self._trace.plan(*self._raw_stage)
         self._ranking.plan()
         if request.where is not None and not request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, of the results")
 
     @functools.cached_property
-    def _tables(self) -> LookupTables:
+    def _tables(self) -> Mapping[int, LookupTables]:
         """Of all queries, also when several scans are needed."""
-        return self._codec.lookup_tables(self._request.queries_QD)
+        return self._codecs.lookup_tables(self._request.queries_QD, self._generations)
+
+    @functools.cached_property
+    def _generations(self) -> list[Generation]:
+        """The codecs that rows have codes of."""
+        resident, generations = self._state.resident, self._codecs.generations
+        if resident is None:
+            return list(generations)
+        return [each for each in generations if resident.has_rows(each.partitions)]
+
+    @property
+    def _raw_stage(self) -> tuple[str, str]:
+        where = " that match" if self._request.where is not None and self._request.prefilter else ""
+        return "Raw", f"{self._codecs.metric} distance to all rows{where} without a code"
+
+    def _raw(self) -> list[Hits] | None:
+        """The rows of every query that have no code yet; None where the table has none."""
+        if not self._state.raw:
+            return None
+        with self._trace.stage(*self._raw_stage) as stage:
+            hits = self._state.raw.nearest(self._request)
+            stage.rows = sum(map(len, hits))
+        return hits
 
     def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
-        request, total = self._request, self._codec.num_partitions
-        probed, where = min(nprobes, total), "disk" if self._state.resident is None else "memory"
-        probed_as = request.nprobes_from if probed == min(request.nprobes, total) else "fewer held too few"
+        request = self._request
+        counts = [each.mark.num_partitions for each in self._generations]
+        probed, total = sum(min(nprobes, count) for count in counts), sum(counts)
+        where = "disk" if self._state.resident is None else "memory"
+        fewest = sum(min(request.nprobes, count) for count in counts)
+        probed_as = request.nprobes_from if probed == fewest else "fewer held too few"
         kept_as = request.shortlist_from if size == request.shortlist else "to filter"
         partitions, kept = f"{probed} of {total} partitions ({probed_as})", f"keep {size} ({kept_as})"
         return "Scan", f"look-up tables, {partitions}, {where}, {kept}"
@@ -97,8 +127,7 @@ class Execution:
         conditions = [] if where is None else [where]
         if not probed_P.all():
             conditions.append(partition_filter(self._columns.partition, np.flatnonzero(probed_P)))
-        table, config = self._state.snapshot.table, self._codec.config
-        for batch in read_codes(table, self._columns, config, combined(conditions)):
+        for batch in read_codes(self._state.snapshot, self._columns, combined(conditions)):
             yield Selection(grouped(batch, len(probed_P)))
 
     def _scanned(self, rows_of: RowsOf, size: int) -> list[Shortlist]:
@@ -109,26 +138,35 @@ class Execution:
         shortlists, again = self._scanned_once(rows_of, tables, everyone, nprobes, size)
         while again:
             nprobes *= _WIDER
-            wider, still = self._scanned_once(rows_of, tables.of(again), again, nprobes, size)
+            wider, still = self._scanned_once(
+                rows_of, {first: each.of(again) for first, each in tables.items()}, again, nprobes, size
+            )
             for query, shortlist in zip(again, wider, strict=True):
                 shortlists[query] = shortlist
             again = still
         return shortlists
 
     def _scanned_once(
-        self, rows_of: RowsOf, tables: LookupTables, queries: list[int], nprobes: int, size: int
+        self,
+        rows_of: RowsOf,
+        tables: Mapping[int, LookupTables],
+        queries: list[int],
+        nprobes: int,
+        size: int,
     ) -> tuple[list[Shortlist], list[int]]:
         """Shortlists of some queries, and which of these have too few rows although there may be more."""
-        request, num_partitions = self._request, self._codec.num_partitions
-        nprobes = min(nprobes, num_partitions)
+        request, most = self._request, self._codecs.most_partitions
+        nprobes = min(nprobes, most)
         with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
-            probed_QP = probed_partitions(self._codec, request.queries_QD[queries], nprobes)
+            probed_QP = self._codecs.probed(request.queries_QD[queries], nprobes)
             anywhere_P = np.logical_or.reduce(probed_QP)
-            shortlists = scan(rows_of(anywhere_P), tables, probed_QP, size, request.lower, self._codec.device)
+            shortlists = scan(
+                rows_of(anywhere_P), tables, probed_QP, size, request.lower, self._codecs.device
+            )
             stage.rows = sum(map(len, shortlists))
         enough = request.limit + request.offset
         few = [query for query, shortlist in zip(queries, shortlists, strict=True) if len(shortlist) < enough]
-        return shortlists, few if nprobes < num_partitions else []
+        return shortlists, few if nprobes < most else []
 
     def _tried(self, where: str) -> list[Shortlist] | None:
         """Shortlists by way of longer ones that ignore a filter most rows match; None if that is no use.

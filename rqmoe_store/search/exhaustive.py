@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.search.segments import CodeBatch, RowIds
+from rqmoe_store.store.table_codec import TableCodec
 
 _CHUNK_COMPONENTS = 2**22
 """Components decoded at a time: 16 MB, and twice that in float64."""
@@ -21,7 +21,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def nearest_of_all(
-    codec: Codec,
+    codecs: TableCodec,
     queries_QD: Float32Array,
     batches: Iterable[CodeBatch],
     count: int,
@@ -32,7 +32,7 @@ def nearest_of_all(
     """The `count` rows nearest to every query, by distance to the decoded vectors.
 
     Args:
-        codec: decodes every row once, a chunk at a time.
+        codecs: decode every row once, a chunk at a time.
         queries_QD: checked by `as_vectors`.
         batches: all rows.
         count: rows per query, at least 1.
@@ -44,10 +44,10 @@ def nearest_of_all(
         undefined are left out, as in searches.
     """
     queries = queries_QD.astype(np.float64)
-    best_QK = np.empty((len(queries), 0), _record(codec.config.code_bytes))
-    for chunk in _chunks(batches, max(1, _CHUNK_COMPONENTS // codec.dim)):
-        decoded_CD = codec.decode(chunk.codes).astype(np.float64)
-        distances_QC = all_distances(queries, decoded_CD, codec.config.metric)
+    best_QK = np.empty((len(queries), 0), _record(codecs.code_bytes))
+    for chunk in _chunks(batches, max(1, _CHUNK_COMPONENTS // codecs.dim)):
+        decoded_CD = codecs.decode(chunk.codes).astype(np.float64)
+        distances_QC = all_distances(queries, decoded_CD, codecs.metric)
         if excluded_Q is not None:
             distances_QC[chunk.row_ids_N == excluded_Q[:, None]] = np.inf
         joined_QK = np.concatenate([best_QK, _nearest(distances_QC, chunk, count)], axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.store.sql import quoted
 
 _QUOTED_OR_COMMENT = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*")
 
@@ -55,11 +56,6 @@ def matching_row_ids(dataset: lance.LanceDataset, where: str) -> npt.NDArray[np.
     """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help."""
     found = dataset.scanner(columns=[], with_row_id=True, filter=where).to_table()
     return np.sort(found["_rowid"].to_numpy())
-
-
-def quoted(column: str) -> str:
-    """A column name as an SQL identifier, whatever characters it holds."""
-    return "`" + column.replace("`", "``") + "`"
 
 
 def _check_structure(where: str) -> None:

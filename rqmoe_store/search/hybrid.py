@@ -120,7 +120,7 @@ class HybridQueryBuilder(TableQueryBuilder):
 
     def _set(self, setting: Callable[[CompressedQuery], CompressedQuery]) -> Self:
         """Keep a setting for the vector query, which there may not be a vector for yet."""
-        setting(self._by_vector(np.ones(self._store.codec.dim)))  # raises what it would raise then
+        setting(self._by_vector(np.ones(self._store.dim)))  # raises what it would raise then
         self._vector_settings = [*self._vector_settings, setting]
         return self
 
@@ -172,8 +172,8 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
                 f"Got a hybrid query without {missing}; expected search(<text>, query_type='hybrid'), or "
                 "search(query_type='hybrid').vector(...).text(...)."
             )
-        vector, codec = as_vector(self._store, self._vector), self._store.codec
-        if len(as_queries(vector, dim=codec.dim, metric=codec.config.metric)) > 1:
+        vector, store = as_vector(self._store, self._vector), self._store
+        if len(as_queries(vector, dim=store.dim, metric=store.metric)) > 1:
             raise InvalidInputError("Got a batch of vectors for a hybrid query; expected a single one.")
         return vector, self._text
 

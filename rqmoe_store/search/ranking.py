@@ -5,13 +5,12 @@ Shape suffixes: Q queries, D dimension.
 
 from collections.abc import Sequence
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.diversity import diverse_rows
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.refine import candidates, refine
 from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.rerank import Hits, decoded_together, page, rerank, within
+from rqmoe_store.search.rerank import Hits, decoded_together, ordered, page, rerank, within
 from rqmoe_store.search.segments import CodeBatch
 from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.store.columns import CodeColumns
@@ -21,17 +20,22 @@ class Ranking:
     """The stages of one run of a request that come after its shortlists."""
 
     def __init__(
-        self, request: SearchRequest, snapshot: Snapshot, codec: Codec, columns: CodeColumns, trace: Trace
+        self, request: SearchRequest, snapshot: Snapshot, columns: CodeColumns, trace: Trace
     ) -> None:
         self._request, self._snapshot, self._trace = request, snapshot, trace
-        self._codec, self._columns = codec, columns
+        self._codecs, self._columns = snapshot.codecs, columns
 
-    def pages(self, shortlists: Sequence[CodeBatch]) -> list[Hits]:
-        """The rows of every query in result order, given its shortlist."""
+    def pages(self, shortlists: Sequence[CodeBatch], raw: Sequence[Hits] | None = None) -> list[Hits]:
+        """The rows of every query in result order, given its shortlist and the best of the rows that have no
+        code, with their vectors."""
         request = self._request
         # All at once, but for decoded vectors, which are kept until rows have been chosen by them.
         turns = [slice(None)] if request.diversity is None else decoded_together(shortlists)
-        return [found for turn in turns for found in self._ranked(request.queries_QD[turn], shortlists[turn])]
+        return [
+            found
+            for turn in turns
+            for found in self._ranked(request.queries_QD[turn], shortlists[turn], raw and raw[turn])
+        ]
 
     def plan(self) -> None:
         """Write the stages into the trace."""
@@ -41,12 +45,16 @@ class Ranking:
         if self._request.diversity is not None:
             self._trace.plan(*self._diversify_stage)
 
-    def _ranked(self, queries_QD: Float32Array, shortlists: Sequence[CodeBatch]) -> list[Hits]:
-        """The pages of some queries, given their shortlists."""
+    def _ranked(
+        self, queries_QD: Float32Array, shortlists: Sequence[CodeBatch], raw: Sequence[Hits] | None
+    ) -> list[Hits]:
+        """The pages of some queries, given their shortlists and rows without codes."""
         request, diversity = self._request, self._request.diversity
         with self._trace.stage(*self._rerank_stage) as stage:
-            hits = rerank(self._codec, queries_QD, shortlists, with_vectors=diversity is not None)
+            hits = rerank(self._codecs, queries_QD, shortlists, with_vectors=diversity is not None)
             stage.rows = sum(map(len, hits))
+        if raw is not None:
+            hits = [ordered(coded.joined(exact)) for coded, exact in zip(hits, raw, strict=True)]
         if request.refined is not None:
             hits = self._refined(queries_QD, hits, request.refined)
         if diversity is not None:
@@ -59,12 +67,12 @@ class Ranking:
     @property
     def _rerank_stage(self) -> tuple[str, str]:
         kept = self._request.refined or self._kept(self._request.shortlist)
-        return "Rerank", f"{self._codec.config.metric} distance to decoded rows, keep {kept}"
+        return "Rerank", f"{self._codecs.metric} distance to decoded rows, keep {kept}"
 
     @property
     def _refine_stage(self) -> tuple[str, str]:
         kept = self._kept(self._request.refined or 0)
-        return "Refine", f"{self._codec.config.metric} distance to raw vectors, keep {kept}"
+        return "Refine", f"{self._codecs.metric} distance to raw vectors, keep {kept}"
 
     @property
     def _diversify_stage(self) -> tuple[str, str]:
@@ -80,7 +88,7 @@ class Ranking:
         request, table = self._request, self._snapshot.table
         with self._trace.stage(*self._refine_stage) as stage:
             near = [candidates(found, count, request.lower) for found in hits]
-            column, metric = self._columns.vector_column, self._codec.config.metric
+            column, metric = self._columns.vector_column, self._codecs.metric
             hits = refine(table, column, queries_QD, near, metric)
             stage.rows = sum(map(len, hits))
         return hits
@@ -96,7 +104,7 @@ class Ranking:
                     query_D,
                     found.vectors_SD,
                     found.distances_S,
-                    self._codec.config.metric,
+                    self._codecs.metric,
                     lambda_=lambda_,
                     count=request.offset + request.limit,
                 )

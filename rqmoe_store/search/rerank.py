@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.search.segments import CodeBatch, concatenated
+from rqmoe_store.store.table_codec import TableCodec
 
 MAX_DECODED = 2**16
 """Shortlisted rows decoded together; queries whose shortlists exceed it are reranked in turns."""
@@ -37,6 +37,18 @@ class Hits:
         vectors_SD = None if self.vectors_SD is None else self.vectors_SD[rows]
         return Hits(self.row_ids_S[rows], self.distances_S[rows], vectors_SD)
 
+    def joined(self, other: "Hits") -> "Hits":
+        """These and then the others; with vectors if these have them, which the others then must have."""
+        vectors_SD = None
+        if self.vectors_SD is not None:
+            assert other.vectors_SD is not None, "hits with vectors are joined with others that have them"
+            vectors_SD = np.concatenate([self.vectors_SD, other.vectors_SD])
+        return Hits(
+            np.concatenate([self.row_ids_S, other.row_ids_S]),
+            np.concatenate([self.distances_S, other.distances_S]),
+            vectors_SD,
+        )
+
     def without_vectors(self) -> "Hits":
         """The same rows in less memory."""
         return dataclasses.replace(self, vectors_SD=None)
@@ -59,14 +71,18 @@ def exact_distances(query_D: Float32Array, vectors_SD: Float32Array, metric: Met
 
 
 def rerank(
-    codec: Codec, queries_QD: Float32Array, shortlists: Sequence[CodeBatch], *, with_vectors: bool = False
+    codecs: TableCodec,
+    queries_QD: Float32Array,
+    shortlists: Sequence[CodeBatch],
+    *,
+    with_vectors: bool = False,
 ) -> list[Hits]:
     """Every query's shortlist ordered by (exact distance, row id).
 
     Rows whose distance is undefined (NaN) are left out, as LanceDB does.
 
     Args:
-        codec: decodes the union of the shortlists, each row once.
+        codecs: decode the union of the shortlists, each row once.
         queries_QD: float32 (Q, D), checked by `as_vectors`.
         shortlists: one per query.
         with_vectors: keep the decoded vectors, of `decoded_together` queries at most.
@@ -75,14 +91,14 @@ def rerank(
     for turn in decoded_together(shortlists):
         filled = [shortlist for shortlist in shortlists[turn] if len(shortlist)]
         if filled:
-            row_ids_U, vectors_UD = _decode_union(codec, filled)
+            row_ids_U, vectors_UD = _decode_union(codecs, filled)
         for query_D, shortlist in zip(queries_QD[turn], shortlists[turn], strict=True):
             if len(shortlist) == 0:
-                none_SD = np.empty((0, codec.dim), np.float32) if with_vectors else None
+                none_SD = np.empty((0, codecs.dim), np.float32) if with_vectors else None
                 hits.append(Hits(np.empty(0, np.uint64), np.empty(0, np.float32), none_SD))
                 continue
             vectors_SD = vectors_UD[np.searchsorted(row_ids_U, shortlist.row_ids_N)]
-            distances_S = exact_distances(query_D, vectors_SD, codec.config.metric)
+            distances_S = exact_distances(query_D, vectors_SD, codecs.metric)
             kept_SD = vectors_SD if with_vectors else None
             hits.append(ordered(Hits(shortlist.row_ids_N, distances_S, kept_SD)))
     return hits
@@ -131,11 +147,11 @@ def decoded_together(shortlists: Sequence[CodeBatch]) -> Iterator[slice]:
 
 
 def _decode_union(
-    codec: Codec, shortlists: Sequence[CodeBatch]
+    codecs: TableCodec, shortlists: Sequence[CodeBatch]
 ) -> tuple[npt.NDArray[np.uint64], Float32Array]:
     rows = concatenated(shortlists)
     row_ids_U, first_U = np.unique(rows.row_ids_N, return_index=True)
-    return row_ids_U, codec.decode(rows.codes[first_U])
+    return row_ids_U, codecs.decode(rows.codes[first_U])
 
 
 def ordered(hits: Hits) -> Hits:

@@ -89,8 +89,8 @@ class DecodedReranker(Reranker):
         return self._vector_of(query)
 
     def _vector_of(self, query: Any) -> Float32Array:
-        codec = self._store.codec
-        queries_QD = as_queries(as_vector(self._store, query), dim=codec.dim, metric=codec.config.metric)
+        store = self._store
+        queries_QD = as_queries(as_vector(store, query), dim=store.dim, metric=store.metric)
         if len(queries_QD) > 1:
             raise InvalidInputError("Got a batch of vectors to rerank by; expected a single one.")
         return np.asarray(queries_QD[0])
@@ -118,8 +118,8 @@ class DecodedReranker(Reranker):
         return np.asarray(values_of(results, found, DISTANCE).to_numpy(), dtype=np.float32)
 
     def _distances_of_codes(self, query_D: Float32Array, rows: pa.Table) -> Float32Array:
-        codec = self._store.codec
+        codecs = self._store.codecs
         codes, valid_R = self._store.columns.from_arrow(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)
-        distances_R[valid_R] = exact_distances(query_D, codec.decode(codes), codec.config.metric)
+        distances_R[valid_R] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
         return distances_R

@@ -8,7 +8,6 @@ import dataclasses
 import lance
 import numpy as np
 
-from rqmoe_store.config import CodecConfig
 from rqmoe_store.search.filters import matching_row_ids
 from rqmoe_store.search.segments import (
     CodeBatch,
@@ -67,6 +66,13 @@ class Resident:
             self.filtered[where] = selections
         return selections
 
+    def has_rows(self, partitions: slice) -> bool:
+        """Whether any rows were read that are in one of these partitions."""
+        return any(
+            segment.starts_P[partitions.stop] > segment.starts_P[partitions.start]
+            for segment in (self.base.segment, self.tail)
+        )
+
     def __len__(self) -> int:
         return len(self.base) + len(self.tail)
 
@@ -82,19 +88,17 @@ def bytes_needed(rows: int, code_bytes: int) -> int:
     return rows * (code_bytes + np.dtype(np.uint64).itemsize)
 
 
-def brought_to(
-    snapshot: Snapshot, resident: Resident | None, columns: CodeColumns, config: CodecConfig
-) -> Resident:
+def brought_to(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns) -> Resident:
     """The codes of a version, of which only rows that differ from an earlier one are read where possible.
 
     Raises as `read_codes`.
     """
     deleted_N = None if resident is None else _deleted_since(resident.snapshot, snapshot)
     if resident is None or deleted_N is None:
-        return load(snapshot, columns, config)
+        return load(snapshot, columns)
     gone, added = [deleted_N], []
     changed = f"_row_last_updated_at_version > {resident.snapshot.version}"
-    for batch, row_ids_N in read_rows(snapshot.table, columns, config, changed):
+    for batch, row_ids_N in read_rows(snapshot, columns, changed):
         gone.append(row_ids_N)  # of an updated row, the code that it had
         added.append(batch)
     gone_N = np.concatenate(gone)
@@ -102,25 +106,25 @@ def brought_to(
     later = concatenated([Selection(resident.tail).without(gone_N).rows(), *added])
     small = max(_SMALL_ROWS, _SMALL_SHARE * len(base.segment))
     if len(later) > small or len(base.segment) - len(base) > small:
-        base, later = Selection(_grouped(concatenated([base.rows(), later]), config)), later[:0]
-    return Resident(snapshot, base, _grouped(later, config))
+        base, later = Selection(_grouped(concatenated([base.rows(), later]), snapshot)), later[:0]
+    return Resident(snapshot, base, _grouped(later, snapshot))
 
 
-def load(snapshot: Snapshot, columns: CodeColumns, config: CodecConfig) -> Resident:
+def load(snapshot: Snapshot, columns: CodeColumns) -> Resident:
     """All codes of a version. Raises as `read_codes`."""
-    none = no_rows(config.code_bytes)
-    rows = concatenated([none, *read_codes(snapshot.table, columns, config)])
-    return Resident(snapshot, Selection(_grouped(rows, config)), _grouped(none, config))
+    none = no_rows(snapshot.codecs.code_bytes)
+    rows = concatenated([none, *read_codes(snapshot, columns)])
+    return Resident(snapshot, Selection(_grouped(rows, snapshot)), _grouped(none, snapshot))
 
 
-def _grouped(rows: CodeBatch, config: CodecConfig) -> Segment:
-    return grouped(rows, max(1, config.num_partitions or 0))
+def _grouped(rows: CodeBatch, snapshot: Snapshot) -> Segment:
+    return grouped(rows, snapshot.codecs.num_partitions)
 
 
 def _deleted_since(earlier: Snapshot, snapshot: Snapshot) -> RowIds | None:
     """Ids of the rows deleted since; None when what changed cannot be told."""
     dataset, steps = snapshot.dataset, snapshot.version - earlier.version
-    if steps < 0:
+    if steps < 0 or not dataset.has_stable_row_ids or earlier.codecs is not snapshot.codecs:
         return None
     known = [transaction for transaction in dataset.get_transactions(steps + 1) if transaction is not None]
     if len(known) <= steps:  # old versions were cleaned up

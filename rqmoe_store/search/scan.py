@@ -9,16 +9,14 @@ into segments nor on how many threads scan them.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.parallel import side_by_side
-from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.kernels import nearest_rows
 from rqmoe_store.search.segments import Mask, Positions, Selection, no_rows
 from rqmoe_store.search.shortlist import Shortlist, Side, sides_of
@@ -60,16 +58,9 @@ class _Task(NamedTuple):
     runs: _Runs
 
 
-def probed_partitions(codec: Codec, queries_QD: Float32Array, nprobes: int) -> Mask:
-    """Which partitions every query considers, (Q, P), if it probes the `nprobes` nearest."""
-    probed_QP = np.zeros((len(queries_QD), codec.num_partitions), dtype=bool)
-    np.put_along_axis(probed_QP, codec.probe(queries_QD, nprobes), True, axis=1)
-    return probed_QP
-
-
 def scan(
     selections: Iterable[Selection],
-    tables: LookupTables,
+    tables: Mapping[int, LookupTables],
     probed_QP: Mask,
     size: int,
     lower: float | None = None,
@@ -82,7 +73,7 @@ def scan(
 
     Args:
         selections: rows to consider; read once, so that they may come from a stream.
-        tables: of Q queries.
+        tables: of Q queries, for every codec, by the first of its partitions; at least one.
         probed_QP: bool (Q, P), the partitions that every query considers.
         size: rows kept per query, and with `lower` per side.
         lower: a distance in the codec's metric.
@@ -92,11 +83,15 @@ def scan(
         One per query.
     """
     sides = sides_of(lower)
-    none = Shortlist(np.empty(0, np.float32), no_rows(tables.num_steps))
+    (num_steps,) = {each.num_steps for each in tables.values()}
+    none = Shortlist(np.empty(0, np.float32), no_rows(num_steps))
     best = [[none for _ in sides] for _ in probed_QP]
     for selection in selections:
-        for query, side, part in _parts(selection, tables, probed_QP, sides, size, device):
-            best[query][side] = best[query][side].joined(part).best(size)
+        for first, each in tables.items():
+            partitions = slice(first, first + each.num_partitions)
+            seen, probed = selection.of_partitions(partitions), probed_QP[:, partitions]
+            for query, side, part in _parts(seen, each, probed, sides, size, device):
+                best[query][side] = best[query][side].joined(part.shifted(first)).best(size)
     return [functools.reduce(Shortlist.joined, parts) for parts in best]
 
 

@@ -76,6 +76,19 @@ class Segment:
         codes = Codes(self.codes_NM[positions_X], partitions_X.astype(np.int32))
         return CodeBatch(self.row_ids_N[positions_X], codes)
 
+    def of_partitions(self, partitions: slice) -> "Segment":
+        """The same rows, seen by those of some partitions only; these count from 0 then."""
+        if partitions == slice(0, len(self.starts_P) - 1):
+            return self
+        if partitions.start not in self._views:
+            starts_P = self.starts_P[partitions.start : partitions.stop + 1]
+            self._views[partitions.start] = Segment(self.codes_NM, self.row_ids_N, starts_P)
+        return self._views[partitions.start]
+
+    @functools.cached_property
+    def _views(self) -> "dict[int, Segment]":
+        return {}
+
     def part(self, positions_X: Positions) -> "Segment":
         """A segment of the rows at some positions, which must ascend."""
         starts_P = np.searchsorted(positions_X, self.starts_P)
@@ -137,6 +150,10 @@ class Selection:
         allowed_N = np.zeros(len(self.segment), dtype=bool)
         allowed_N[positions_X] = True
         return Selection(self.segment, allowed_N)
+
+    def of_partitions(self, partitions: slice) -> "Selection":
+        """Those of some partitions, which count from 0 then."""
+        return dataclasses.replace(self, segment=self.segment.of_partitions(partitions))
 
     def without(self, row_ids: RowIds) -> "Selection":
         """The rows less those with one of the given ids."""

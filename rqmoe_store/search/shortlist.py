@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
 
@@ -46,6 +47,14 @@ class Shortlist:
         """The rows less one."""
         kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
         return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
+
+    def shifted(self, first_partition: int) -> "Shortlist":
+        """The same with partition ids that count from elsewhere."""
+        if first_partition == 0:
+            return self
+        codes = self.rows.codes
+        shifted = Codes(codes.codes, codes.partitions + np.int32(first_partition))
+        return Shortlist(self.scores_S, CodeBatch(self.rows.row_ids_N, shifted))
 
     def joined(self, other: "Shortlist") -> "Shortlist":
         """Both together."""

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 import lance
 import numpy as np
 import pyarrow as pa
-from lancedb.table import LanceTable, Table
+from lancedb.db import DBConnection
+from lancedb.table import LanceTable
 
-from rqmoe_store.codecs.codes import Codes, check_codes
-from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import TableError
 from rqmoe_store.search.segments import CodeBatch, RowIds
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.tuning import TunedSearch
 
 _SCAN_ROWS = 131_072
@@ -35,13 +36,23 @@ class Snapshot:
     schema: pa.Schema
     transaction: str
     """Which write made the version. A table that was dropped and made again has the same version numbers."""
+    codecs: TableCodec
+    """Of the version's rows."""
 
     @classmethod
-    def of(cls, table: LanceTable) -> "Snapshot":
-        """The version that a pinned handle is at."""
-        dataset = table.to_lance()
-        transaction = dataset.read_transaction(dataset.version)
-        return cls(table, dataset, table.schema, "" if transaction is None else str(transaction.uuid))
+    def of(cls, table: LanceTable, database: DBConnection, known: TableCodec) -> "Snapshot":
+        """The version that a pinned handle is at.
+
+        Args:
+            table: the handle.
+            database: where its codecs are, but for those that `known` has.
+            known: of another version.
+
+        Raises as `TableMarks.read` and `TableCodec.load`.
+        """
+        dataset, schema = table.to_lance(), table.schema
+        codecs = TableCodec.load(database, TableMarks.read(schema, table.name), known)
+        return cls(table, dataset, schema, _transaction(dataset), codecs)
 
     @property
     def version(self) -> int:
@@ -65,10 +76,10 @@ class Snapshot:
 class Snapshots:
     """The newest version of a table, again and again."""
 
-    def __init__(self, table: LanceTable) -> None:
+    def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
         self._name, self._branch = table.name, table.current_branch()
         self._database = databases.database_of(table)
-        self._pinned = Snapshot.of(self._open())
+        self._pinned = Snapshot.of(self._open(), self._database, codecs)
 
     def newest(self) -> Snapshot:
         """The version that the table has now, whichever process made it.
@@ -81,7 +92,7 @@ class Snapshots:
         except (OSError, ValueError):
             version = self._open().version  # raises when the table is gone
         if version != self._pinned.version:
-            self._pinned = Snapshot.of(self._open(version))
+            self._pin(self._open(version))
         return self._pinned
 
     def is_lost(self, snapshot: Snapshot | None) -> bool:
@@ -92,10 +103,13 @@ class Snapshots:
         """
         snapshot, table = snapshot or self._pinned, self._open()
         kept = any(entry["version"] == snapshot.version for entry in table.list_versions())
-        if kept and Snapshot.of(self._open(snapshot.version)).transaction == snapshot.transaction:
+        if kept and _transaction(self._open(snapshot.version).to_lance()) == snapshot.transaction:
             return False
-        self._pinned = Snapshot.of(self._open(table.version))
+        self._pin(self._open(table.version))
         return True
+
+    def _pin(self, table: LanceTable) -> None:
+        self._pinned = Snapshot.of(table, self._database, self._pinned.codecs)
 
     def _open(self, version: int | None = None) -> LanceTable:
         table = databases.open_if_exists(self._database, self._name, branch=self._branch, version=version)
@@ -108,47 +122,32 @@ class Snapshots:
         return table
 
 
-def read_codes(
-    snapshot: Table, columns: CodeColumns, config: CodecConfig, where: str | None = None
-) -> Iterator[CodeBatch]:
+def _transaction(dataset: lance.LanceDataset) -> str:
+    transaction = dataset.read_transaction(dataset.version)
+    return "" if transaction is None else str(transaction.uuid)
+
+
+def read_codes(snapshot: Snapshot, columns: CodeColumns, where: str | None = None) -> Iterator[CodeBatch]:
     """Stream the codes and row ids of the rows that match `where`; rows without a vector are skipped.
 
     Raises:
-        InvalidInputError: a code or partition id that the codec does not have.
+        InvalidInputError: a code or partition id that no codec of the table has.
         TableError: the code columns are missing or of another type.
     """
-    for batch, _ in read_rows(snapshot, columns, config, where):
+    for batch, _ in read_rows(snapshot, columns, where):
         if len(batch):
             yield batch
 
 
 def read_rows(
-    snapshot: Table, columns: CodeColumns, config: CodecConfig, where: str | None
+    snapshot: Snapshot, columns: CodeColumns, where: str | None
 ) -> Iterator[tuple[CodeBatch, RowIds]]:
     """Stream what `read_codes` does, and beside it the ids (N,) of all rows, with a vector or without."""
-    rows = snapshot.search().select(list(columns.names)).with_row_id(True)
+    rows = snapshot.table.search().select(list(columns.names)).with_row_id(True)
     if where is not None:
         rows = rows.where(where)
     for batch in rows.to_batches(_SCAN_ROWS):
         codes, valid_N = columns.from_arrow(batch)
-        if len(codes):
-            _require_codes(codes, config)
+        snapshot.codecs.check(codes)
         row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
         yield CodeBatch(row_ids_N[valid_N], codes), row_ids_N
-
-
-def _require_codes(codes: Codes, config: CodecConfig) -> None:
-    """Raise when a code is out of range: it would score with the row of another codeword."""
-    num_partitions = config.num_partitions or 0
-    highest_partition = max(1, num_partitions) - 1
-    if (
-        codes.codes.max() >= config.codebook_size
-        or codes.partitions.max() > highest_partition
-        or codes.partitions.min() < 0
-    ):
-        check_codes(
-            codes,
-            num_steps=config.code_bytes,
-            codebook_size=config.codebook_size,
-            num_partitions=num_partitions,
-        )

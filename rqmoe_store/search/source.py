@@ -10,13 +10,14 @@ from typing import Literal, TypeVar
 import pyarrow as pa
 from lancedb.table import LanceTable
 
-from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import resident as residents
+from rqmoe_store.search.raw_rows import RawFragments, RawRows
 from rqmoe_store.search.resident import Resident
 from rqmoe_store.search.snapshot import Snapshot, Snapshots
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
 
 Cache = Literal["memory", "disk"]
 Result = TypeVar("Result")
@@ -37,16 +38,20 @@ class TableState:
     snapshot: Snapshot
     resident: Resident | None
     """Its codes, if they are in memory."""
+    raw: RawRows
+    """Its rows without a code."""
 
 
 class CodeSource:
     """The newest version of one table and its codes, for all queries of the process."""
 
-    def __init__(self, table: LanceTable, columns: CodeColumns, config: CodecConfig) -> None:
-        self._snapshots = Snapshots(table)
-        self._columns, self._config = columns, config
+    def __init__(self, table: LanceTable, columns: CodeColumns, codecs: TableCodec) -> None:
+        self._snapshots = Snapshots(table, codecs)
+        self._columns = columns
+        self._raw_fragments = RawFragments(columns)
         self._lock = threading.Lock()
         self._resident: Resident | None = None
+        self._raw: RawRows | None = None
 
     def current(self, memory_budget: int) -> TableState:
         """The version that the table has now.
@@ -56,15 +61,17 @@ class CodeSource:
 
         Raises:
             TableError: the table was dropped.
-            InvalidInputError: a code or partition id that the codec does not have.
+            InvalidInputError: a code or partition id that no codec of the table has.
         """
         with self._lock:  # several queries that find a new version have it read once
             snapshot = self._snapshots.newest()
+            if self._raw is None or self._raw.snapshot is not snapshot:
+                self._raw = self._raw_fragments.of(snapshot)
             if self._resident is None or self._resident.snapshot is not snapshot:
-                if residents.bytes_needed(snapshot.rows, self._config.code_bytes) > memory_budget:
-                    return TableState(snapshot, None)
-                self._resident = residents.brought_to(snapshot, self._resident, self._columns, self._config)
-            return TableState(snapshot, self._resident if memory_budget else None)
+                if residents.bytes_needed(snapshot.rows, snapshot.codecs.code_bytes) > memory_budget:
+                    return TableState(snapshot, None, self._raw)
+                self._resident = residents.brought_to(snapshot, self._resident, self._columns)
+            return TableState(snapshot, self._resident if memory_budget else None, self._raw)
 
     def read(self, memory_budget: int, action: Callable[[TableState], Result]) -> Result:
         """What `action` makes of the version the table has now, from a later one should this be lost.
@@ -98,11 +105,11 @@ class CodeSource:
 
 def source_of(store: StoredTable) -> CodeSource:
     """The source that all handles on one table in this process share for as long as one of them is used."""
-    key = store.table.uri, str(store.table.current_branch()), store.codec.fingerprint
+    key = store.table.uri, str(store.table.current_branch()), store.columns.vector_column
     with _sources_lock:
         source = _sources.get(key)
         if source is None:
-            source = _sources[key] = CodeSource(store.table, store.columns, store.codec.config)
+            source = _sources[key] = CodeSource(store.table, store.columns, store.codecs)
         return source
 
 

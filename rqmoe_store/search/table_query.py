@@ -84,11 +84,11 @@ class TableQueryBuilder:
         Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for
         unknown columns.
         """
-        codes = self._store.columns.names
-        users = [name for name in schema.names if name not in codes]
+        hidden = self._store.hidden_columns
+        users = [name for name in schema.names if name not in hidden]
         if self._selected is None:
             return users
-        require_known(self._selected, [*users, *codes, *own])
+        require_known(self._selected, [*users, *hidden, *own])
         return self._selected
 
 

@@ -90,8 +90,12 @@ def _considered(selection: Selection, probed_QP: Mask) -> Positions:
 def _copy_of(segment: Segment, device: torch.device) -> _Copy:
     copy = _copies.get(segment)
     if copy is None or copy.codes_NM.device != device:
-        sizes_P = torch.from_numpy(np.diff(segment.starts_P))
-        partitions_N = torch.repeat_interleave(sizes_P).to(torch.int32)
+        starts_P = segment.starts_P
+        filled_N = np.zeros(
+            len(segment), dtype=np.int32
+        )  # rows of other codecs are in none of its partitions
+        filled_N[starts_P[0] : starts_P[-1]] = np.repeat(np.arange(len(starts_P) - 1), np.diff(starts_P))
+        partitions_N = torch.from_numpy(filled_N)
         copy = _Copy(torch.from_numpy(segment.codes_NM).to(device), partitions_N.to(device))
         _copies[segment] = copy
     return copy

@@ -5,9 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.filters import matching_row_ids, quoted
+from rqmoe_store.search.filters import matching_row_ids
 from rqmoe_store.search.options import share, whole_number
 from rqmoe_store.search.source import TableState
 from rqmoe_store.search.tuning_measures import ROUNDS, Advance, Measures
@@ -15,6 +14,7 @@ from rqmoe_store.search.tuning_queries import given_queries, queries_from_rows
 from rqmoe_store.search.tuning_report import MeasuredSetting, TimedSetting, TuningReport
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.tuning import TunedSearch
 
 _LONGEST, _LONGEST_PER_ROW = 4_096, 16
@@ -45,13 +45,13 @@ class TuningGoal:
 
 
 def tune_search(
-    state: TableState, codec: Codec, columns: CodeColumns, queries: Any, goal: TuningGoal, *, progress: bool
+    state: TableState, columns: CodeColumns, queries: Any, goal: TuningGoal, *, progress: bool
 ) -> TuningReport:
     """The setting of least time that reaches the goal in one version of a table; nothing is written.
 
     Args:
         state: the version.
-        codec, columns: of the table.
+        columns: of the table.
         queries: (Q, D) or (D,); None to make some from rows of the table.
         goal: what to reach.
         progress: show a progress bar.
@@ -65,10 +65,10 @@ def tune_search(
     if len(row_ids) == 0:
         raise TableError(f"Table {table.name!r} has no rows with a vector; add some before tuning it.")
     if queries is None:
-        asked = queries_from_rows(state.snapshot, row_ids, codec, columns, sample=goal.sample, seed=goal.seed)
+        asked = queries_from_rows(state.snapshot, row_ids, columns, sample=goal.sample, seed=goal.seed)
     else:
-        asked = given_queries(queries, codec, sample=goal.sample, seed=goal.seed)
-    measures = Measures(state, codec, columns, asked, goal.limit)
+        asked = given_queries(queries, state.snapshot.codecs, sample=goal.sample, seed=goal.seed)
+    measures = Measures(state, columns, asked, goal.limit)
     measured, timed = _measure(measures, goal, len(row_ids), progress)
     chosen = cheapest(timed)
     return TuningReport(
@@ -82,7 +82,7 @@ def tune_search(
         milliseconds=chosen.milliseconds,
         queries=len(asked),
         own_rows=asked.own_Q is not None,
-        num_partitions=codec.num_partitions,
+        num_partitions=state.snapshot.codecs.num_partitions,
         measured=tuple(measured),
         timed=tuple(timed),
     )
@@ -92,7 +92,7 @@ def _measure(
     measures: Measures, goal: TuningGoal, rows: int, progress: bool
 ) -> tuple[list[MeasuredSetting], list[TimedSetting]]:
     """The recall of all settings, and the time of those that may be the cheapest."""
-    numbers = geometric(1, measures.codec.num_partitions, math.sqrt(2))
+    numbers = geometric(1, measures.state.snapshot.codecs.most_partitions, math.sqrt(2))
     longest = min(rows, max(_LONGEST, _LONGEST_PER_ROW * goal.limit))
     sizes = geometric(goal.limit, max(goal.limit, longest), 2)
     with progress_bar(progress) as bar:

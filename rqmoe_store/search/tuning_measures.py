@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.exhaustive import Float64Array, nearest_of_all
@@ -43,7 +42,6 @@ class Measures:
     """Measurements on one version of a table with the same queries."""
 
     state: TableState
-    codec: Codec
     columns: CodeColumns
     queries: TuningQueries
     limit: int
@@ -52,11 +50,11 @@ class Measures:
         """What every query would find if every row was decoded, row by row."""
         resident = self.state.resident
         if resident is None:
-            batches = read_codes(self.state.snapshot.table, self.columns, self.codec.config)
+            batches = read_codes(self.state.snapshot, self.columns)
         else:
             batches = (batch for part in resident.selections for batch in part.batches(_BATCH_ROWS))
         return nearest_of_all(
-            self.codec,
+            self.state.snapshot.codecs,
             self.queries.queries_QD,
             batches,
             self.limit,
@@ -115,7 +113,7 @@ class Measures:
 
     def _execution(self, queries_QD: Float32Array, nprobes: int, shortlist: int, limit: int) -> Execution:
         request = SearchRequest(queries_QD=queries_QD, limit=limit, nprobes=nprobes, shortlist=shortlist)
-        return Execution(request, self.state, self.codec, self.columns, Trace())
+        return Execution(request, self.state, self.columns, Trace())
 
 
 def found_share(shortlist: Shortlist, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch) -> Float64Array:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.search.filters import row_id_filter
@@ -17,6 +16,7 @@ from rqmoe_store.search.options import as_queries
 from rqmoe_store.search.segments import RowIds, concatenated
 from rqmoe_store.search.snapshot import Snapshot, read_codes
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.table_codec import TableCodec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TuningQueries:
         return len(self.queries_QD)
 
 
-def given_queries(queries: Any, codec: Codec, *, sample: int, seed: int) -> TuningQueries:
+def given_queries(queries: Any, codecs: TableCodec, *, sample: int, seed: int) -> TuningQueries:
     """The user's queries, a seeded sample if there are more than `sample`. Raises as `as_queries`."""
-    queries_QD = as_queries(queries, dim=codec.dim, metric=codec.config.metric)
+    queries_QD = as_queries(queries, dim=codecs.dim, metric=codecs.metric)
     if len(queries_QD) > sample:
         chosen = np.random.default_rng(seed).choice(len(queries_QD), sample, replace=False)
         queries_QD = queries_QD[np.sort(chosen)]
@@ -42,7 +42,6 @@ def given_queries(queries: Any, codec: Codec, *, sample: int, seed: int) -> Tuni
 def queries_from_rows(
     snapshot: Snapshot,
     row_ids: RowIds,
-    codec: Codec,
     columns: CodeColumns,
     *,
     sample: int,
@@ -58,7 +57,7 @@ def queries_from_rows(
     Args:
         snapshot: the version to read.
         row_ids: of all rows with a vector.
-        codec, columns: of the table.
+        columns: of the table.
         sample: rows used at most.
         seed: of the rows and the directions.
 
@@ -72,10 +71,14 @@ def queries_from_rows(
         )
     random = np.random.default_rng(seed)
     chosen = random.choice(row_ids, min(sample, len(row_ids)), replace=False)
-    batches = read_codes(snapshot.table, columns, codec.config, row_id_filter(chosen))
+    batches = read_codes(snapshot, columns, row_id_filter(chosen))
     rows = concatenated(list(batches))
     rows = rows[np.argsort(rows.row_ids_N)]
-    moves_QD = random.normal(size=(len(rows), codec.dim))
-    moves_QD *= math.sqrt(codec.report.validation_mse) / np.linalg.norm(moves_QD, axis=1, keepdims=True)
-    queries_QD = as_vectors(codec.decode(rows.codes) + moves_QD, metric=codec.config.metric)
+    codecs = snapshot.codecs
+    assert codecs.newest is not None, "rows have codes"
+    moves_QD = random.normal(size=(len(rows), codecs.dim))
+    moves_QD *= math.sqrt(codecs.newest.report.validation_mse) / np.linalg.norm(
+        moves_QD, axis=1, keepdims=True
+    )
+    queries_QD = as_vectors(codecs.decode(rows.codes) + moves_QD, metric=codecs.metric)
     return TuningQueries(queries_QD, rows.row_ids_N)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.errors import TableError
+from rqmoe_store.store.sql import quoted
 
 NO_PARTITION = -1
 """Partition of a row without a vector, in arrays; null in the table."""
@@ -42,6 +43,11 @@ class CodeColumns:
     def names(self) -> tuple[str, str]:
         """Both column names: code, partition."""
         return self.code, self.partition
+
+    @property
+    def raw_filter(self) -> str:
+        """An SQL condition for the rows that have a vector and no code yet."""
+        return f"{quoted(self.vector_column)} IS NOT NULL AND {quoted(self.code)} IS NULL"
 
     def fields(self, code_bytes: int) -> list[pa.Field]:
         """Arrow fields of both columns for codes of `code_bytes` bytes."""

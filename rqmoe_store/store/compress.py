@@ -32,6 +32,7 @@ from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec, marks_of
 from rqmoe_store.store.takes import take_rows
 from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, rows_per_batch
 
@@ -91,7 +92,7 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
         spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
         table = _write(db, into, source, codec, kept, spill, bar)
-    return cls(table, codec, columns)
+    return cls(table, TableCodec(TableMarks.read(table.schema, into), [codec]))
 
 
 def _on_disk(docs: Table) -> LanceTable:
@@ -168,11 +169,12 @@ def _write(
 ) -> LanceTable:
     """Pass 2: the new table, whole and indexed, or none."""
     columns, order = CodeColumns(kept.column), spill.order_by_partition()
+    marks = marks_of(codec, kept.column, kept.keep)
     others = user_schema(source.schema, without=(kept.column,))
     metadata = moved_embedding(source.schema.metadata, kept.column, source.name)
     schema = pa.schema(
         [*others, *columns.fields(codec.config.code_bytes)],
-        metadata=TableMarks.of(codec, kept.column, kept.keep).write(metadata),
+        metadata=marks.write(metadata),
     )
     advance = _task(bar, "Writing", source)
     batches = _grouped_batches(source, others.names, schema, columns, spill, order, advance)
@@ -213,19 +215,19 @@ def _raw_vectors(
     order: npt.NDArray[np.int64],
     metric: str,
     bar: Progress,
-) -> ApartColumn | None:
-    """The column of raw vectors in the order of the new table; None where none are kept."""
-    if not kept.fields:
-        return None
+) -> ApartColumn:
+    """The column of raw vectors in the order of the new table; empty where none are kept."""
+    if not kept.kept:
+        return ApartColumn(field=kept.field)
     advance = _task(bar, "Keeping vectors", source)
 
     def read(start: int, stop: int) -> pa.Array:
         (column,) = take_rows(source, [kept.column], spill.row_ids(np.asarray(order[start:stop])))
         vectors, valid_B = read_vectors(column, dim=kept.dim, metric=metric, first_row=start)
         advance(stop - start)
-        return kept.to_arrow(vectors, valid_B)[0]
+        return kept.raw_array(vectors, valid_B)
 
-    return ApartColumn(field=kept.fields[0], read=read, batch_rows=rows_per_batch(kept.dim))
+    return ApartColumn(field=kept.field, read=read, batch_rows=rows_per_batch(kept.dim))
 
 
 def _task(bar: Progress, description: str, source: Table) -> Advance:

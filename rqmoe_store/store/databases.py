@@ -74,7 +74,7 @@ def create_whole(
     batches: Iterator[pa.RecordBatch],
     *,
     neighbour: LanceTable,
-    apart: ApartColumn | None = None,
+    apart: ApartColumn,
 ) -> LanceTable:
     """Create table `name` from a stream, with stable row ids; on any failure nothing of it remains.
 
@@ -93,7 +93,8 @@ def create_whole(
     stopped = threading.Event()
     failures: list[Exception] = []
     reader = pa.RecordBatchReader.from_batches(schema, _until(batches, stopped, failures))
-    apart = None if apart is None else dataclasses.replace(apart, read=_while_not(stopped, apart.read))
+    if apart.read is not None:
+        apart = dataclasses.replace(apart, read=_while_not(stopped, apart.read))
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
         writing = pool.submit(_write_beside, cast(LanceDBConnection, db), neighbour, name, reader, apart)
         try:
@@ -130,7 +131,7 @@ def _write_beside(
     neighbour: LanceTable,
     name: str,
     reader: pa.RecordBatchReader,
-    apart: ApartColumn | None,
+    apart: ApartColumn,
 ) -> None:
     # Not through LanceDB's create_table: that takes other lists of numbers in the table for vectors
     # and refuses or changes rows where they are null, NaN or of unequal length.

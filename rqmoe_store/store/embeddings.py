@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunction, get_registry
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
 from rqmoe_store.store.metadata import PREFIX
 
@@ -52,23 +52,30 @@ def moved_embedding(metadata: Metadata | None, vector_column: str, table_name: s
 class TableEmbedding:
     """An embedding function as LanceDB describes it, made when first needed."""
 
-    def __init__(self, description: dict[str, Any], codec: Codec) -> None:
+    def __init__(self, description: dict[str, Any], dim: int, metric: Metric) -> None:
         self.name: str = description["name"]
         """Name under which LanceDB's registry knows the function."""
         self.source_column: str = description["source_column"]
         """Column whose values the function turns into vectors."""
         self._description = description
-        self._codec = codec
+        self._dim, self._metric = dim, metric
 
     @classmethod
-    def read(cls, metadata: Metadata | None, codec: Codec, table_name: str) -> "TableEmbedding | None":
+    def read(
+        cls, metadata: Metadata | None, dim: int, metric: Metric, table_name: str
+    ) -> "TableEmbedding | None":
         """The embedding function kept in schema `metadata`, or None when there is none.
+
+        Args:
+            metadata: of the table's schema.
+            dim, metric: what its vectors must fit.
+            table_name: for messages.
 
         Raises:
             TableError: its description is unreadable.
         """
         stored = (metadata or {}).get(_OUR_KEY)
-        return None if stored is None else cls(_parsed(stored, dict, table_name), codec)
+        return None if stored is None else cls(_parsed(stored, dict, table_name), dim, metric)
 
     def of_query(self, query: Any) -> Float32Array:
         """The vector of a query (text, or whatever else the function takes): float32 (D,).
@@ -114,7 +121,7 @@ class TableEmbedding:
             raise InvalidInputError(f"{self} gives {len(made)} vectors for {len(rows_W)} rows.")
         made_VD, positions_V = self._checked(made, first_row + rows_W)
         made_rows = positions_V - first_row
-        vectors_ND = np.zeros((len(valid_N), self._codec.dim), dtype=np.float32)
+        vectors_ND = np.zeros((len(valid_N), self._dim), dtype=np.float32)
         vectors_ND[valid_N] = vectors_VD
         vectors_ND[made_rows] = made_VD
         valid_N = valid_N.copy()
@@ -141,10 +148,8 @@ class TableEmbedding:
             raise RQMoEError(f"{self} needs a package that is not installed: {error}") from error
         except Exception as error:
             raise RQMoEError(f"{self} cannot be made ({type(error).__name__}: {error}).") from error
-        if dim != self._codec.dim:
-            raise InvalidInputError(
-                f"{self} makes vectors of dimension {dim}; expected the codec's {self._codec.dim}."
-            )
+        if dim != self._dim:
+            raise InvalidInputError(f"{self} makes vectors of dimension {dim}; expected {self._dim}.")
         return config.function
 
     def _called(self, compute: Callable[[Any], Any], argument: Any) -> list[Any]:
@@ -157,7 +162,7 @@ class TableEmbedding:
         self, made: list[Any], positions_W: npt.NDArray[np.int64]
     ) -> tuple[Float32Array, npt.NDArray[np.int64]]:
         """The embeddings as float32 (V, D), less empty ones, and where they stand (V,)."""
-        dim, metric = self._codec.dim, self._codec.config.metric
+        dim, metric = self._dim, self._metric
         try:
             arrays = [np.zeros(0) if each is None else np.asarray(each, dtype=np.float32) for each in made]
             filled = [index for index, array in enumerate(arrays) if array.size > 0]

@@ -1,4 +1,5 @@
-"""The raw vectors a compressed table may keep beside their codes, and their Arrow form.
+"""The raw vectors of a compressed table and their Arrow form: of rows that have no code yet, and of all
+rows where the table keeps them.
 
 Shapes: N rows, V of them with a vector, D components.
 """
@@ -19,7 +20,7 @@ _TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeptVectors:
-    """How a table keeps its raw vectors: not at all, or as a nullable column of half or single floats."""
+    """How a table keeps the raw vectors of coded rows: not at all, or as half or single floats."""
 
     column: str
     """Name of the column, that of the vector column in the source table."""
@@ -29,21 +30,23 @@ class KeptVectors:
     """Components of a vector."""
 
     @property
-    def fields(self) -> list[pa.Field]:
-        """The Arrow field of the column, or nothing where no vectors are kept."""
-        if self.keep == "none":
-            return []
-        return [pa.field(self.column, pa.list_(_TYPES[self.keep], self.dim))]
+    def field(self) -> pa.Field:
+        """The nullable Arrow field of raw vectors, which every table has."""
+        return pa.field(self.column, pa.list_(_TYPES.get(self.keep, pa.float32()), self.dim))
 
-    def to_arrow(self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> list[pa.Array]:
-        """The column for N rows, null where `valid_N` is False; nothing where no vectors are kept."""
-        arrays = []
-        for field in self.fields:
-            values_ND = np.zeros((len(valid_N), self.dim), dtype=self.keep)
-            values_ND[valid_N] = vectors_VD
-            values = pa.array(values_ND.ravel())
-            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=field.type, mask=pa.array(~valid_N)))
-        return arrays
+    @property
+    def kept(self) -> bool:
+        """Whether coded rows keep their vectors."""
+        return self.keep != "none"
+
+    def raw_array(self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> pa.Array:
+        """The column for N rows, null where `valid_N` is False."""
+        values_ND = np.zeros(
+            (len(valid_N), self.dim), dtype="float16" if self.keep == "float16" else "float32"
+        )
+        values_ND[valid_N] = vectors_VD
+        values = pa.array(values_ND.ravel())
+        return pa.FixedSizeListArray.from_arrays(values, type=self.field.type, mask=pa.array(~valid_N))
 
     def require_storable(
         self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], *, metric: str, first_row: int
@@ -69,24 +72,23 @@ class KeptVectors:
             require_rows(rows_V, some_V, f"are zero in float16, which has no direction under 'cosine'{hint}")
 
     def require_in(self, schema: pa.Schema, table_name: str) -> None:
-        """Raise TableError unless the table's `schema` has the column, or lacks it, as announced."""
+        """Raise TableError unless the table's `schema` has the column as announced."""
         if self.keep not in KEEP_VECTORS:
             raise TableError(
                 f"Table {table_name!r} says that it keeps vectors as {self.keep!r}; expected one of "
                 f"{', '.join(KEEP_VECTORS)}. Restore an earlier version of the table."
             )
         present = schema.field(self.column).type if self.column in schema.names else None
-        wanted = next((field.type for field in self.fields), None)
-        if present != wanted:
+        if present != self.field.type:
             raise TableError(
-                f"Table {table_name!r} was compressed with keep_vectors={self.keep!r}; expected "
-                f"{f'column {self.column!r} as {wanted}' if wanted else f'no column {self.column!r}'}, got "
-                f"{f'one of {present}' if present else 'none'}. Restore an earlier version of the table."
+                f"Table {table_name!r} keeps vectors as {self.keep!r}; expected column {self.column!r} as "
+                f"{self.field.type}, got {f'one of {present}' if present else 'none'}. Restore an earlier "
+                "version of the table."
             )
 
     def require_kept(self, table_name: str) -> None:
         """Raise TableError unless the table keeps its vectors."""
-        if self.keep == "none":
+        if not self.kept:
             raise TableError(
                 f"Table {table_name!r} keeps no raw vectors to refine by. Leave refine_factor out, or "
                 "compress the source table again with keep_vectors='float16' or 'float32'."

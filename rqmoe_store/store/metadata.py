@@ -1,40 +1,44 @@
 """What a compressed table says about itself, in the metadata of its schema."""
 
 import dataclasses
+import json
+from typing import Any
 
 import pyarrow as pa
 
-from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import ArtefactError, TableError
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.errors import InvalidInputError, TableError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever an older release of this package could misread a table."""
 
 PREFIX = "rqmoe_store."
 
 
+@dataclasses.dataclass(frozen=True)
+class GenerationMark:
+    """A codec that rows of a table were encoded with."""
+
+    fingerprint: str
+    """Of the codec, under which the registry has it."""
+    num_partitions: int
+    """Partition ids that its rows may have, at least 1. The ids of a generation follow on those of the one
+    before, so that a row's partition says which codec it needs."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableMarks:
-    """Which codec a table belongs to, which column it replaced, and how raw vectors are kept."""
+    """Which column a table replaces by codes, how raw vectors are kept, and which codecs it has."""
 
-    format_version: int
-    fingerprint: str
+    format_version: int = FORMAT_VERSION
     vector_column: str
-    metric: str
     dim: int
+    """Components of a vector."""
     keep_vectors: str
-
-    @classmethod
-    def of(cls, codec: Codec, vector_column: str, keep_vectors: str) -> "TableMarks":
-        """The marks of a table whose `vector_column` is kept as codes of `codec`, and raw as said."""
-        return cls(
-            format_version=FORMAT_VERSION,
-            fingerprint=codec.fingerprint,
-            vector_column=vector_column,
-            metric=codec.config.metric,
-            dim=codec.dim,
-            keep_vectors=keep_vectors,
-        )
+    config: CodecConfig
+    """Of the codecs: as the newest one has it, or as the first one shall be trained."""
+    generations: tuple[GenerationMark, ...] = ()
+    """Oldest first. None is ever taken away: partition ids count on it."""
 
     @classmethod
     def read(cls, schema: pa.Schema, table_name: str) -> "TableMarks":
@@ -43,42 +47,76 @@ class TableMarks:
         Raises:
             TableError: there are none, one is missing or unreadable, or a newer release wrote them.
         """
-        stored = {key.decode(): value.decode() for key, value in _ours(schema).items()}
-        if not stored:
+        stored = {key.decode().removeprefix(PREFIX): value for key, value in _ours(schema).items()}
+        if "format_version" not in stored:
             raise TableError(
                 f"Table {table_name!r} is not a compressed table; make one with "
-                "rqmoe_store.compress(table, codec, into=...)."
+                "rqmoe_store.compress(table, codec, into=...) or rqmoe_store.create_table(...)."
             )
-        values: dict[str, str | int] = {}
-        for field in dataclasses.fields(cls):
-            text = stored.get(PREFIX + field.name)
-            if text is None or (field.type is int and not text.isdecimal()):
-                raise TableError(
-                    f"Metadata {PREFIX + field.name!r} of table {table_name!r} is {text!r}; "
-                    "expected what rqmoe_store.compress wrote. Restore an earlier version of the table."
-                )
-            values[field.name] = int(text) if field.type is int else text
-            if field.name == "format_version" and int(text) > FORMAT_VERSION:
-                raise TableError(
-                    f"Table {table_name!r} has format version {text}; this release of rqmoe-store "
-                    f"reads up to {FORMAT_VERSION}. Upgrade rqmoe-store."
-                )
-        return cls(**values)  # type: ignore[arg-type]  # checked against the fields just above
+        version = stored["format_version"]
+        if version.isdigit() and int(version) > FORMAT_VERSION:
+            raise TableError(
+                f"Table {table_name!r} has format version {int(version)}; this release of rqmoe-store "
+                f"reads up to {FORMAT_VERSION}. Upgrade rqmoe-store."
+            )
+        return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
 
     def write(self, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
         """The user's schema metadata with these marks added."""
-        ours = {PREFIX + name: str(value) for name, value in dataclasses.asdict(self).items()}
-        return (metadata or {}) | {key.encode(): value.encode() for key, value in ours.items()}
+        ours = {
+            "format_version": str(self.format_version),
+            "vector_column": self.vector_column,
+            "dim": str(self.dim),
+            "keep_vectors": self.keep_vectors,
+            "config": json.dumps(self.config.to_dict()),
+            "generations": json.dumps([dataclasses.asdict(mark) for mark in self.generations]),
+        }
+        return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in ours.items()}
 
-    def require_match(self, codec: Codec, table_name: str) -> None:
-        """Raise ArtefactError unless the table was written with `codec`."""
-        expected = TableMarks.of(codec, self.vector_column, self.keep_vectors)
-        for name in ("fingerprint", "metric", "dim"):
-            if getattr(self, name) != getattr(expected, name):
-                raise ArtefactError(
-                    f"Table {table_name!r} was written with a codec of {name} {getattr(self, name)!r}; "
-                    f"got one of {name} {getattr(expected, name)!r}. Use the codec it was compressed with."
-                )
+    def with_generation(self, mark: GenerationMark, config: CodecConfig) -> "TableMarks":
+        """The marks of the table once it has one more codec, of this configuration."""
+        return dataclasses.replace(self, config=config, generations=(*self.generations, mark))
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def _config(text: str) -> CodecConfig:
+    return CodecConfig(**json.loads(text))
+
+
+def _generations(text: str) -> tuple[GenerationMark, ...]:
+    marks = tuple(GenerationMark(**entry) for entry in json.loads(text))
+    for mark in marks:
+        count = mark.num_partitions
+        if not isinstance(mark.fingerprint, str) or type(count) is not int or count < 1:
+            raise ValueError(f"{mark} is no generation")
+    return marks
+
+
+_PARSERS: dict[str, Any] = {
+    "format_version": _whole_number,
+    "vector_column": str,
+    "dim": _whole_number,
+    "keep_vectors": str,
+    "config": _config,
+    "generations": _generations,
+}
+
+
+def _parsed(name: str, value: bytes | None, table_name: str) -> Any:
+    try:
+        if value is None:
+            raise ValueError("it is missing")
+        return _PARSERS[name](value.decode())
+    except (ValueError, TypeError, AttributeError, InvalidInputError) as error:
+        raise TableError(
+            f"Metadata {PREFIX + name!r} of table {table_name!r} is {value!r}; expected what rqmoe_store "
+            f"wrote ({error}). Restore an earlier version of the table."
+        ) from error
 
 
 def _ours(schema: pa.Schema) -> dict[bytes, bytes]:

@@ -24,9 +24,9 @@ class ApartColumn:
 
     field: pa.Field
     """Its name and type; it becomes the last column."""
-    read: Callable[[int, int], pa.Array]
-    """Its values in rows start to stop of the new table."""
-    batch_rows: int
+    read: Callable[[int, int], pa.Array] | None = None
+    """Its values in rows start to stop of the new table; None where all are null, which takes no space."""
+    batch_rows: int = 1
     """Rows to read at a time."""
 
 
@@ -34,7 +34,7 @@ def write_table(
     uri: str,
     reader: pa.RecordBatchReader,
     *,
-    apart: ApartColumn | None,
+    apart: ApartColumn,
     file_format: str,
     storage_options: dict[str, str] | None,
     rows_per_file: int = ROWS_PER_FILE,
@@ -47,7 +47,7 @@ def write_table(
     Args:
         uri: folder or bucket URI of the table.
         reader: its other columns and its metadata.
-        apart: a column that goes into files of its own; None for none.
+        apart: a column that goes into files of its own.
         file_format: version of the data files.
         storage_options: how to reach `uri`; None for a local folder.
         rows_per_file: rows of one data file.
@@ -60,10 +60,9 @@ def write_table(
         data_storage_version=file_format,
         storage_options=storage_options,
     )
-    schema = reader.schema
-    if apart is not None:
-        schema = schema.append(apart.field)
-        fragments = _with_column(uri, fragments, schema, apart, file_format, storage_options)
+    schema = reader.schema.append(apart.field)
+    if apart.read is not None:
+        fragments = _with_column(uri, fragments, schema, apart, apart.read, file_format, storage_options)
     lance.LanceDataset.commit(
         uri,
         lance.LanceOperation.Overwrite(LanceSchema.from_pyarrow(schema), fragments),
@@ -77,6 +76,7 @@ def _with_column(
     fragments: list[FragmentMetadata],
     schema: pa.Schema,
     apart: ApartColumn,
+    read: Callable[[int, int], pa.Array],
     file_format: str,
     storage_options: dict[str, str] | None,
 ) -> list[FragmentMetadata]:
@@ -93,7 +93,7 @@ def _with_column(
             storage_options=storage_options,
         ) as writer:
             for start in range(first, stop, apart.batch_rows):
-                array = apart.read(start, min(start + apart.batch_rows, stop))
+                array = read(start, min(start + apart.batch_rows, stop))
                 writer.write_batch(pa.record_batch([array], schema=pa.schema([apart.field])))
         written = fragment.files[0]
         file = DataFile(

@@ -15,6 +15,7 @@ from rqmoe_store.codecs.artefact import Artefact, require_fingerprint
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError
 from rqmoe_store.store.databases import open_if_exists
+from rqmoe_store.store.sql import literal
 
 REGISTRY_TABLE = "_rqmoe_codecs"
 
@@ -72,10 +73,8 @@ def load(db: DBConnection, fingerprint: str) -> Codec:
 
 
 def _stored(registry: Table, fingerprint: str) -> list[Artefact]:
-    # The fingerprint may come from a table's metadata, so it is escaped like any user's string.
-    quoted = fingerprint.replace("'", "''")
     registry.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
-    rows = registry.search().where(f"fingerprint = '{quoted}'").select(["config_json", "weights"])
+    rows = registry.search().where(f"fingerprint = {literal(fingerprint)}").select(["config_json", "weights"])
     return [Artefact(config_json=row["config_json"], weights=row["weights"]) for row in rows.to_list()]
 
 

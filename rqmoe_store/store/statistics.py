@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from lancedb.table import LanceTable
 
-from rqmoe_store.codecs.base import Codec
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.table_codec import TableCodec
 
 _SCAN_ROWS = 131_072
 
@@ -23,6 +23,8 @@ class TableStats:
 
     rows: int
     """Rows in the table."""
+    raw_rows: int
+    """Those that are not encoded yet and keep their raw vectors until then."""
     dim: int
     """Components of a vector."""
     raw_bytes: int
@@ -36,7 +38,7 @@ class TableStats:
     bytes_per_vector: float
     """code_disk_bytes / rows; 0.0 for an empty table."""
     codec_bytes: int
-    """Size of the codec, kept once in the database for all tables that use it."""
+    """Size of its codecs, kept once in the database for all tables that use them."""
     bytes_per_vector_with_codec: float
     """(code_disk_bytes + codec_bytes) / rows; 0.0 for an empty table."""
     break_even_rows: int | None
@@ -44,9 +46,9 @@ class TableStats:
     bytes saved per vector, rounded up. None where codes are not smaller, or there are none yet."""
     compression_ratio: float
     """raw_bytes / code_disk_bytes; 0.0 for an empty table."""
-    mse_estimate: float
-    """Mean squared reconstruction error on held-out training rows."""
-    relative_mse: float
+    mse_estimate: float | None
+    """Mean squared reconstruction error of the newest codec on held-out training rows; None without one."""
+    relative_mse: float | None
     """mse_estimate as a share of the variance of the training vectors."""
     codeword_utilisation: float
     """Share of codewords that stored codes use, 0 to 1, averaged over the steps."""
@@ -55,7 +57,7 @@ class TableStats:
 
     def __str__(self) -> str:
         lines = {
-            "rows": f"{self.rows:,}",
+            "rows": f"{self.rows:,}" + (f", {self.raw_rows:,} of them raw" if self.raw_rows else ""),
             "dimension": f"{self.dim:,}",
             "vectors as float32": _readable(self.raw_bytes),
             "codes on disk": f"{_readable(self.code_disk_bytes)} ({self.bytes_per_vector:.2f} per vector)",
@@ -65,12 +67,17 @@ class TableStats:
             "codec": _readable(self.codec_bytes),
             "codes and codec": f"{self.bytes_per_vector_with_codec:,.2f} bytes per vector",
             "codec pays for itself": self._break_even(),
-            "squared error": f"{self.mse_estimate:.6g} ({self.relative_mse:.1%} of the variance)",
+            "squared error": self._error(),
             "codewords in use": f"{self.codeword_utilisation:.1%}",
             "in memory": _readable(self.resident_bytes),
         }
         width = max(len(label) for label in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())
+
+    def _error(self) -> str:
+        if self.mse_estimate is None or self.relative_mse is None:
+            return "no codec yet"
+        return f"{self.mse_estimate:.6g} ({self.relative_mse:.1%} of the variance)"
 
     def _break_even(self) -> str:
         if self.break_even_rows is not None:
@@ -78,32 +85,38 @@ class TableStats:
         return "never: codes are not smaller than the vectors" if self.rows else "unknown without rows"
 
 
-def measure(table: LanceTable, codec: Codec, columns: CodeColumns) -> TableStats:
+def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> TableStats:
     """Measure `table` now: reads its codes once, in batches, and the sizes of its files."""
-    dataset = table.to_lance()
     rows = table.count_rows()
-    raw_bytes = rows * codec.dim * 4
+    raw_bytes = rows * codecs.dim * 4
     code_bytes = column_bytes(table, columns.names)
     bytes_per_vector = code_bytes / rows if rows else 0.0
-    report, artefact = codec.report, codec.to_artefact()
-    codec_bytes = len(artefact.config_json.encode()) + len(artefact.weights)
-    saved = codec.dim * 4 - bytes_per_vector
+    artefacts = [generation.codec.to_artefact() for generation in codecs.generations]
+    codec_bytes = sum(len(artefact.config_json.encode()) + len(artefact.weights) for artefact in artefacts)
+    saved = codecs.dim * 4 - bytes_per_vector
+    report = None if codecs.newest is None else codecs.newest.report
     return TableStats(
         rows=rows,
-        dim=codec.dim,
+        raw_rows=table.count_rows(columns.raw_filter),
+        dim=codecs.dim,
         raw_bytes=raw_bytes,
-        disk_bytes=sum(int(batch["size_bytes"].to_numpy().sum()) for batch in dataset.all_files()),
+        disk_bytes=disk_bytes(table),
         code_disk_bytes=code_bytes,
         vector_disk_bytes=column_bytes(table, [columns.vector_column]),
         bytes_per_vector=bytes_per_vector,
         codec_bytes=codec_bytes,
         bytes_per_vector_with_codec=(code_bytes + codec_bytes) / rows if rows else 0.0,
-        break_even_rows=math.ceil(codec_bytes / saved) if rows and saved > 0 else None,
+        break_even_rows=math.ceil(codec_bytes / saved) if rows and codec_bytes and saved > 0 else None,
         compression_ratio=raw_bytes / code_bytes if code_bytes else 0.0,
-        mse_estimate=report.validation_mse,
-        relative_mse=report.relative_mse,
-        codeword_utilisation=_utilisation(table, codec, columns),
+        mse_estimate=None if report is None else report.validation_mse,
+        relative_mse=None if report is None else report.relative_mse,
+        codeword_utilisation=_utilisation(table, codecs, columns),
     )
+
+
+def disk_bytes(table: LanceTable) -> int:
+    """Bytes of everything the table keeps on disk now, older versions included."""
+    return sum(int(batch["size_bytes"].to_numpy().sum()) for batch in table.to_lance().all_files())
 
 
 def column_bytes(table: LanceTable, names: Collection[str]) -> int:
@@ -114,9 +127,9 @@ def column_bytes(table: LanceTable, names: Collection[str]) -> int:
     return sum(int(size.bytes_on_disk) for size in sizes if size.id in wanted)
 
 
-def _utilisation(table: LanceTable, codec: Codec, columns: CodeColumns) -> float:
-    used_MK = np.zeros((codec.config.code_bytes, codec.config.codebook_size), dtype=bool)
-    steps_M = np.arange(codec.config.code_bytes)
+def _utilisation(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> float:
+    used_MK = np.zeros((codecs.code_bytes, codecs.marks.config.codebook_size), dtype=bool)
+    steps_M = np.arange(codecs.code_bytes)
     for batch in table.search().select(list(columns.names)).to_batches(_SCAN_ROWS):
         codes, _ = columns.from_arrow(batch)
         used_MK[steps_M, codes.codes] = True  # (V, M) indexes: each code marks its step's codeword

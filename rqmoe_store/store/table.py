@@ -9,18 +9,18 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store import databases, registry
+from rqmoe_store.config import Metric
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store import databases
 from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.metadata import TableMarks, without_ours
-from rqmoe_store.store.other_embeddings import complete_others
-from rqmoe_store.store.rows import tables_of
+from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.statistics import TableStats, measure
-from rqmoe_store.store.vector_arrays import is_vector_type, read_vectors, rows_per_batch
+from rqmoe_store.store.table_codec import TableCodec
 
 _SPOOL_BYTES = 64 * 2**20
 """Encoded rows waiting to be written stay in memory up to this size, then move to a temporary file."""
@@ -29,45 +29,84 @@ _SPOOL_BYTES = 64 * 2**20
 class StoredTable:
     """A LanceDB table with a code column in place of a vector column, and the codec it was made with."""
 
-    def __init__(self, table: LanceTable, codec: Codec, columns: CodeColumns) -> None:
+    def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
         """Wrap `table`; use `StoredTable.open` or `compress` instead of calling this.
 
+        Args:
+            table: one that this package made.
+            codecs: those that its marks name.
+
         Raises:
-            TableError, ArtefactError: `table`, `codec` and `columns` do not belong together.
+            TableError: a column is missing or of another type than the marks say.
         """
-        marks = TableMarks.read(table.schema, table.name)
-        marks.require_match(codec, table.name)
-        columns.require_in(table.schema, code_bytes=codec.config.code_bytes)
-        kept = KeptVectors(column=columns.vector_column, keep=marks.keep_vectors, dim=codec.dim)
-        kept.require_in(table.schema, table.name)
+        self.columns = CodeColumns(codecs.marks.vector_column)
+        """Names of the code and partition columns."""
+        self.columns.require_in(table.schema, code_bytes=codecs.code_bytes)
+        self.kept = KeptVectors(
+            column=codecs.marks.vector_column, keep=codecs.marks.keep_vectors, dim=codecs.dim
+        )
+        """Whether the table keeps its raw vectors, and how."""
+        self.kept.require_in(table.schema, table.name)
         self.table = table
         """The LanceDB table. Rows written through it directly need their own codes."""
-        self.codec = codec
-        """Encodes and decodes the vectors of this table."""
-        self.columns = columns
-        """Names of the code and partition columns."""
-        self.kept = kept
-        """Whether the table keeps its raw vectors, and how."""
-        self.embedding = TableEmbedding.read(table.schema.metadata, codec, table.name)
+        self._codecs = codecs
+        self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
 
     @classmethod
     def open(cls, db: DBConnection, name: str) -> Self:
-        """Open the compressed table `name`; its codec is read from the same database.
+        """Open the compressed table `name`; its codecs are read from the same database.
 
         Raises:
-            TableError: no such table, not a compressed one, its code column is missing or of another
-                width, or a newer release wrote it.
-            ArtefactError: its codec is not in the database, is damaged, or is another one.
+            TableError: no such table, not a compressed one, a column of ours is missing or of another
+                type, or a newer release wrote it.
+            ArtefactError: a codec is not in the database, is damaged, or is another one.
         """
         databases.require_table_name(name)
         table = databases.open_if_exists(db, name)
         if table is None:
             raise databases.no_such_table(db.uri, name)
         marks = TableMarks.read(table.schema, name)
-        columns = CodeColumns(marks.vector_column)
-        columns.require_in(table.schema)
-        return cls(cast(LanceTable, table), registry.load(db, marks.fingerprint), columns)
+        CodeColumns(marks.vector_column).require_in(table.schema)
+        return cls(cast(LanceTable, table), TableCodec.load(db, marks))
+
+    @property
+    def codecs(self) -> TableCodec:
+        """The codecs of all generations of rows, as this handle knows them; `refresh` asks again."""
+        return self._codecs
+
+    @property
+    def codec(self) -> Codec:
+        """The newest codec: encodes the vectors that are added.
+
+        Raises:
+            TableError: the table has none yet.
+        """
+        if self._codecs.newest is None:
+            raise TableError(
+                f"Table {self.name!r} has no codec yet: its {self.count_rows()} rows are kept raw. Train one "
+                "with train()."
+            )
+        return self._codecs.newest
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+        return self._codecs.dim
+
+    @property
+    def metric(self) -> Metric:
+        """The distance that the table is searched by."""
+        return self._codecs.metric
+
+    def refresh(self) -> None:
+        """Bring this handle to the newest version of the table, and to the codecs that it has.
+
+        Raises as `open`.
+        """
+        self.table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
+        marks = TableMarks.read(self.table.schema, self.name)
+        self._codecs = TableCodec.load(databases.database_of(self.table), marks, self._codecs)
 
     @property
     def name(self) -> str:
@@ -85,9 +124,15 @@ class StoredTable:
 
         The vector column is among them, as the last, where the table keeps raw vectors.
         """
-        return without_ours(user_schema(self.table.schema, without=self.columns.names))
+        return without_ours(user_schema(self.table.schema, without=self.hidden_columns))
 
-    def add(self, rows: Any) -> int:
+    @property
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Columns that results leave out unless they are named: codes, partitions, and raw vectors where
+        rows keep them only until they are encoded."""
+        return self.columns.names if self.kept.kept else (*self.columns.names, self.columns.vector_column)
+
+    def add(self, rows: Any, *, encode: bool | None = None) -> int:
         """Encode and append rows, all in one commit or none at all.
 
         Memory stays bounded for iterators and readers, however long; their encoded rows wait in a
@@ -98,6 +143,8 @@ class StoredTable:
                 or an iterable of those. Columns are the user's columns and the vector column;
                 nullable ones may be left out, a null vector is stored as null. In a table with an
                 embedding function, missing vectors are computed from its source column.
+            encode: False to keep the vectors raw, which is quicker, and have `optimize` encode them
+                later; searches find them all the same. None to encode if the table has a codec.
 
         Returns:
             Number of rows added.
@@ -106,11 +153,18 @@ class StoredTable:
             InvalidInputError: unknown or missing columns, values of another type, vectors of another
                 dimension, with NaN or infinite values, zero under cosine, or beyond float16 where the
                 table keeps them in it (named by row position).
+            TableError: `encode` is True and the table has no codec yet.
             RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
         """
+        self.refresh()
+        if encode is None:
+            encode = self._codecs.newest is not None
+        if encode:
+            _ = self.codec  # raises when there is none
+        encoder = RowEncoder(self.table, self._codecs, encode=encode)
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
             # The file stands between checking and writing: no row is committed before all are good.
-            added = _spool(self._encoded(rows), cast(IO[bytes], spool))
+            added = _spool(encoder.encoded(rows), cast(IO[bytes], spool))
             if added > 0:
                 spool.seek(0)
                 append_rows(self.table, pa.ipc.open_stream(spool), {})
@@ -144,56 +198,16 @@ class StoredTable:
 
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""
-        return measure(self.table, self.codec, self.columns)
-
-    def _encoded(self, rows: Any) -> Iterator[pa.Table]:
-        first_row = 0
-        source = self.embedding.source_column if self.embedding else None
-        for table in tables_of(rows, self._other_columns(), self.columns.vector_column, source):
-            self._require_vectors(table)
-            for start in range(0, table.num_rows, rows_per_batch(self.codec.dim)):
-                part = table.slice(start, rows_per_batch(self.codec.dim))
-                yield self._encode(part, first_row + start)
-            first_row += table.num_rows
-
-    def _require_vectors(self, table: pa.Table) -> None:
-        data_type = table.schema.field(self.columns.vector_column).type
-        if not pa.types.is_null(data_type) and not is_vector_type(data_type):
-            raise InvalidInputError(
-                f"Column {self.columns.vector_column!r} is {data_type}; expected vectors of "
-                f"{self.codec.dim} numbers. Nothing was written."
-            )
-
-    def _encode(self, table: pa.Table, first_row: int) -> pa.Table:
-        column = table[self.columns.vector_column]
-        if pa.types.is_null(column.type):
-            column = column.cast(pa.list_(pa.float32()))
-        metric = self.codec.config.metric
-        vectors, valid = read_vectors(column, dim=self.codec.dim, metric=metric, first_row=first_row)
-        if self.embedding is not None:
-            vectors, valid = self.embedding.complete(vectors, valid, table, first_row)
-        self.kept.require_storable(vectors, valid, metric=metric, first_row=first_row)
-        ours = [
-            *self.columns.to_arrow(self.codec.encode(vectors), valid),
-            *self.kept.to_arrow(vectors, valid),
-        ]
-        fields = [*self._other_columns(), *self.columns.fields(self.codec.config.code_bytes)]
-        schema = pa.schema([*fields, *self.kept.fields])
-        others = complete_others(self.table, table.select(self._other_columns().names))
-        return pa.Table.from_arrays([*others.columns, *ours], schema=schema)
-
-    def _other_columns(self) -> pa.Schema:
-        """The columns that are stored as they come: all but vectors and codes."""
-        return user_schema(self.table.schema, without=(*self.columns.names, self.columns.vector_column))
+        return measure(self.table, self._codecs, self.columns)
 
     def __len__(self) -> int:
         return self.count_rows()
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.name!r}, {self.count_rows()} rows, dim {self.codec.dim} as "
-            f"{self.codec.config.code_bytes} code bytes, {self.codec.config.kind}, "
-            f"metric {self.codec.config.metric!r})"
+            f"{type(self).__name__}({self.name!r}, {self.count_rows()} rows, dim {self.dim} as "
+            f"{self._codecs.code_bytes} code bytes, {self._codecs.marks.config.kind}, "
+            f"metric {self.metric!r})"
         )
 
 

@@ -32,7 +32,9 @@ def test_it_finds_what_plain_numpy_finds(worlds, metric, components, monkeypatch
     wanted = distances(world, queries, world.codec.decode(rows.codes))
     for excluded in (None, own_Q):
         batches = [rows[:33], rows[33:33], rows[33:]]
-        found = nearest_of_all(world.codec, queries, batches, 12, excluded_Q=excluded, advance=seen.append)
+        found = nearest_of_all(
+            world.store.codecs, queries, batches, 12, excluded_Q=excluded, advance=seen.append
+        )
         for query, nearest in enumerate(found):
             near = wanted[query].copy()
             if excluded is not None:
@@ -48,7 +50,7 @@ def test_fewer_rows_than_wanted(world) -> None:
     rows = all_rows(world)[:3]
     queries = world.vectors[:2]
     found = nearest_of_all(
-        world.codec, queries, [rows], 10, excluded_Q=rows.row_ids_N[:2], advance=lambda _: None
+        world.store.codecs, queries, [rows], 10, excluded_Q=rows.row_ids_N[:2], advance=lambda _: None
     )
     assert [len(nearest) for nearest in found] == [2, 2]
     assert all(own not in nearest.row_ids_N for own, nearest in zip(rows.row_ids_N, found, strict=False))

@@ -45,9 +45,9 @@ def shortlists(world, sizes: list[int]) -> list[CodeBatch]:
 def test_rerank_in_turns_is_the_same(world, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = world.vectors[:4] + np.float32(0.1)
     lists = shortlists(world, [30, 0, 20, 25])
-    whole = rerank(world.codec, queries, lists)
+    whole = rerank(world.store.codecs, queries, lists)
     monkeypatch.setattr(module, "MAX_DECODED", 40)
-    turned = rerank(world.codec, queries, lists)
+    turned = rerank(world.store.codecs, queries, lists)
     assert [len(hits) for hits in whole] == [30, 0, 20, 25]
     for first, second in zip(whole, turned, strict=True):
         assert (first.row_ids_S == second.row_ids_S).all()
@@ -59,7 +59,7 @@ def test_equal_distances_come_in_row_id_order(world) -> None:
     codes = world.codec.encode(world.vectors[:1])
     same = Codes(np.repeat(codes.codes, 5, axis=0), np.repeat(codes.partitions, 5))
     row_ids = np.array([9, 3, 7, 1, 5], np.uint64)
-    (hits,) = rerank(world.codec, world.vectors[:1], [CodeBatch(row_ids, same)])
+    (hits,) = rerank(world.store.codecs, world.vectors[:1], [CodeBatch(row_ids, same)])
     assert hits.row_ids_S.tolist() == [1, 3, 5, 7, 9]
 
 

@@ -26,7 +26,7 @@ everything = np.ones((1, PARTITIONS), dtype=bool)
 def test_shortlists_are_the_smallest_scores(metric, seed, count, queries, size, cuts) -> None:
     rows, tables = rows_of(seed, count), tables_of(seed, queries, metric)
     probed = np.random.default_rng(seed).random((queries, PARTITIONS)) < 0.6
-    found = scan(selections_of(rows, cuts), tables, probed, size)
+    found = scan(selections_of(rows, cuts), {0: tables}, probed, size)
     scores = tables.score(rows.codes)
     assert len(found) == queries
     for query, shortlist in enumerate(found):
@@ -43,7 +43,7 @@ def test_shortlists_are_the_smallest_scores(metric, seed, count, queries, size, 
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 20), lower=st.integers(-4, 4))
 def test_a_lower_bound_keeps_rows_on_both_sides(seed, size, lower) -> None:
     rows, tables = rows_of(seed, 60), tables_of(seed, 1)
-    (found,) = scan(selections_of(rows, [20]), tables, everything, size, float(lower))
+    (found,) = scan(selections_of(rows, [20]), {0: tables}, everything, size, float(lower))
     (scores,) = tables.score(rows.codes)
     beyond = best(scores, rows.row_ids_N, scores >= lower, size)
     within = best(-scores, rows.row_ids_N, scores < lower, size)
@@ -56,7 +56,7 @@ def test_rows_that_are_not_allowed_are_passed_over(seed, share) -> None:
     rows, tables = rows_of(seed, 60), tables_of(seed, 1)
     allowed_ids = rows.row_ids_N[np.random.default_rng(seed).random(60) < share]
     selection = Selection(grouped(rows, PARTITIONS))
-    (found,) = scan([selection.only(allowed_ids)], tables, everything, 10)
+    (found,) = scan([selection.only(allowed_ids)], {0: tables}, everything, 10)
     (scores,) = tables.score(rows.codes)
     assert ids_of(found) == best(scores, rows.row_ids_N, np.isin(rows.row_ids_N, allowed_ids), 10)
 
@@ -65,11 +65,11 @@ def test_rows_that_are_not_allowed_are_passed_over(seed, share) -> None:
 def test_threads_do_not_change_a_shortlist(threads, monkeypatch) -> None:
     rows, tables = rows_of(5, 2_000), tables_of(5, 2)
     probed = np.array([[True, False, True], [True, True, True]])
-    alone = scan([Selection(grouped(rows, PARTITIONS))], tables, probed, 50)
+    alone = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
     monkeypatch.setattr("rqmoe_store.search.scan._ROWS_PER_TASK", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     parallel._threads.cache_clear()
-    shared = scan([Selection(grouped(rows, PARTITIONS))], tables, probed, 50)
+    shared = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
     parallel._threads.cache_clear()
     assert [ids_of(shortlist) for shortlist in shared] == [ids_of(shortlist) for shortlist in alone]
 
@@ -77,12 +77,12 @@ def test_threads_do_not_change_a_shortlist(threads, monkeypatch) -> None:
 def test_rows_without_a_score_are_passed_over() -> None:
     rows, tables = rows_of(1, 40), tables_of(1, 1)
     tables.scores_QT[0, PARTITIONS] = np.nan  # the first codeword of the first step
-    (found,) = scan(selections_of(rows, []), tables, everything, 100)
+    (found,) = scan(selections_of(rows, []), {0: tables}, everything, 100)
     assert ids_of(found) == sorted(rows.row_ids_N[rows.codes.codes[:, 0] != 0].tolist())
 
 
 def test_scan_of_nothing() -> None:
     for lower in (None, 1.0):
-        found = scan([], tables_of(0, 2), np.ones((2, PARTITIONS), bool), 5, lower)
+        found = scan([], {0: tables_of(0, 2)}, np.ones((2, PARTITIONS), bool), 5, lower)
         assert [len(shortlist) for shortlist in found] == [0, 0]
         assert found[0].rows.codes.codes.shape == (0, STEPS)

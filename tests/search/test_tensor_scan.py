@@ -56,7 +56,7 @@ def test_results_are_those_of_the_compiled_scan(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensor_scan, "_SCORES", chunk)
         found = best_on(CPU, selections, tables, probed, size, lower)
-    wanted = scan(selections, tables, probed, size, lower)
+    wanted = scan(selections, {0: tables}, probed, size, lower)
     assert found == [ids_of(shortlist) for shortlist in wanted]
 
 
@@ -91,11 +91,11 @@ def test_other_devices_than_the_cpu_use_array_operations(monkeypatch) -> None:
     rows, tables = rows_of(3, 50), tables_of(3, 2)
     everything = np.ones((2, PARTITIONS), dtype=bool)
     selections = [Selection(grouped(rows, PARTITIONS))]
-    wanted = [ids_of(shortlist) for shortlist in scan(selections, tables, everything, 9)]
-    found = scan(selections, tables, everything, 9, device=torch.device("meta"))
+    wanted = [ids_of(shortlist) for shortlist in scan(selections, {0: tables}, everything, 9)]
+    found = scan(selections, {0: tables}, everything, 9, device=torch.device("meta"))
     assert [ids_of(shortlist) for shortlist in found] == wanted and asked == ["meta"]
     monkeypatch.setattr(scanning, "fits", lambda segment, device: False)
-    found = scan(selections, tables, everything, 9, device=torch.device("meta"))
+    found = scan(selections, {0: tables}, everything, 9, device=torch.device("meta"))
     assert [ids_of(shortlist) for shortlist in found] == wanted and asked == ["meta"]
 
 
@@ -104,6 +104,6 @@ def test_a_gpu_finds_what_the_cpu_does() -> None:
     rows, tables = rows_of(4, 5_000), tables_of(4, 3)
     probed = np.random.default_rng(4).random((3, PARTITIONS)) < 0.7
     selections = selections_of(rows, [1_000])
-    wanted = scan(selections, tables, probed, 50)
-    found = scan(selections, tables, probed, 50, device=torch.device("cuda"))
+    wanted = scan(selections, {0: tables}, probed, 50)
+    found = scan(selections, {0: tables}, probed, 50, device=torch.device("cuda"))
     assert [ids_of(shortlist) for shortlist in found] == [ids_of(shortlist) for shortlist in wanted]

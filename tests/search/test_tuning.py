@@ -106,8 +106,8 @@ def test_rows_stand_in_for_queries(store, cache) -> None:
 def test_no_query_made_from_a_row_meets_that_row(store) -> None:
     state = store.use_cache("memory")._source.current(10**9)
     row_ids = np.sort(store.table.search().with_row_id(True).to_arrow()["_rowid"].to_numpy())
-    made = queries_from_rows(state.snapshot, row_ids, store.codec, store.columns, sample=20, seed=0)
-    measures = Measures(state, store.codec, store.columns, made, limit=3)
+    made = queries_from_rows(state.snapshot, row_ids, store.columns, sample=20, seed=0)
+    measures = Measures(state, store.columns, made, limit=3)
     nearest, shortlists = measures.nearest(lambda _: None), measures._shortlists(8, 399)
     for own, near, shortlist in zip(made.own_Q, nearest, shortlists, strict=True):
         assert len(near) == 3 and own not in near.row_ids_N
@@ -117,7 +117,7 @@ def test_no_query_made_from_a_row_meets_that_row(store) -> None:
 def test_queries_from_rows_lie_as_far_off_as_vectors_did(store) -> None:
     snapshot = store._source.current(0).snapshot
     row_ids = np.sort(store.table.search().with_row_id(True).to_arrow()["_rowid"].to_numpy())
-    made = queries_from_rows(snapshot, row_ids, store.codec, store.columns, sample=1000, seed=0)
+    made = queries_from_rows(snapshot, row_ids, store.columns, sample=1000, seed=0)
     assert made.own_Q.tolist() == row_ids.tolist()
     stored = store.table.search().with_row_id(True).to_arrow().sort_by("_rowid")
     codes, _ = store.columns.from_arrow(stored)

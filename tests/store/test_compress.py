@@ -2,6 +2,7 @@
 
 import _thread
 import itertools
+import json
 
 import lancedb
 import numpy as np
@@ -16,6 +17,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.compress import compress
+from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable
 
@@ -39,7 +41,7 @@ def test_every_row_keeps_its_columns_and_gets_its_code(docs, codec, vectors, by_
     store = compress(docs, codec, "store", progress=False)
     assert type(store) is StoredTable
     assert_rows_and_codes(by_id, store, codec, vectors, range(300))
-    assert store.table.schema.names == ["id", "text", "vector_code", "vector_partition"]
+    assert store.table.schema.names == ["id", "text", "vector_code", "vector_partition", "vector"]
     assert store.table.schema.field("vector_code").type == pa.binary(CODE_BYTES)
 
 
@@ -69,7 +71,8 @@ def test_metadata_is_kept_but_not_embedding_functions(db, codec, vectors, docs_t
     metadata = store.table.schema.metadata
     assert metadata[b"owner"] == b"ann"
     assert b"embedding_functions" not in metadata
-    assert metadata[b"rqmoe_store.fingerprint"].decode() == codec.fingerprint
+    (generation,) = json.loads(metadata[b"rqmoe_store.generations"])
+    assert generation == {"fingerprint": codec.fingerprint, "num_partitions": codec.num_partitions}
     assert metadata[b"rqmoe_store.dim"] == b"16"
     assert store.schema == docs.schema.remove(2).with_metadata({"owner": "ann"})
     assert store.schema.field("text").metadata == {b"language": b"en"}
@@ -259,7 +262,7 @@ def test_unusable_names(docs, codec, store):
     refused(docs, codec, InvalidInputError, "cannot be a table name", into="a b")
     refused(docs, codec, InvalidInputError, "cannot be a table name", into="")
     refused(docs, codec, InvalidInputError, "cannot be a table name", into=None)
-    refused(store.table, codec, TableError, "no column 'vector'", into="again")
+    refused(store.table, codec, TableError, "already has column 'vector_code'", into="again")
     assert len(store) == 300
 
 
@@ -275,11 +278,12 @@ def test_tables_that_are_not_on_disk(docs, codec, vectors, docs_table):
 
 
 SCHEMA = pa.schema([("id", pa.int64())])
+APART = ApartColumn(field=pa.field("vector", pa.list_(pa.float32(), 2)))
 
 
 def create(db, batches):
     neighbour = db.create_table("neighbour", [{"id": 1}], exist_ok=True)
-    return databases.create_whole(db, "new", SCHEMA, batches, neighbour=neighbour)
+    return databases.create_whole(db, "new", SCHEMA, batches, neighbour=neighbour, apart=APART)
 
 
 def stream(rows, then):

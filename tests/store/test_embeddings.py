@@ -249,7 +249,7 @@ def change(store, **changes) -> StoredTable:
     [
         ({"name": "unheard of"}, RQMoEError, "is not registered in this process. Import"),
         ({"model": {"dim": 0}}, RQMoEError, "needs a package that is not installed: Please install no-such"),
-        ({"model": {"dim": 8}}, InvalidInputError, "makes vectors of dimension 8; expected the codec's 16"),
+        ({"model": {"dim": 8}}, InvalidInputError, "makes vectors of dimension 8; expected 16"),
         ({"model": {"dim": "wide"}}, RQMoEError, "cannot be made.*ValidationError"),
         ({"model": {"scale": "$var:unset"}}, RQMoEError, "cannot be made.*'unset' not found"),
     ],

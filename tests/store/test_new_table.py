@@ -92,12 +92,19 @@ def test_both_parts_become_one_table(db, file_format, number, rows_per_file):
     assert table.to_lance().has_stable_row_ids
 
 
-def test_without_a_column_apart(db):
+def test_a_column_apart_without_values_takes_no_space(db):
+    field = apart_column().field
     write_table(
-        f"{db.uri}/new.lance", rows_of().to_reader(), apart=None, file_format="2.1", storage_options=None
+        f"{db.uri}/new.lance",
+        rows_of().to_reader(),
+        apart=ApartColumn(field=field),
+        file_format="2.1",
+        storage_options=None,
     )
     table = db.open_table("new")
-    assert table.to_arrow().equals(rows_of())
+    assert table.to_arrow().equals(rows_of().append_column(field, pa.nulls(ROWS, field.type)))
+    (fragment,) = table.to_lance().get_fragments()
+    assert len(fragment.data_files()) == 1
     assert table.to_lance().has_stable_row_ids
 
 

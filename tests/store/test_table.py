@@ -13,6 +13,7 @@ import torch
 from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
 from rqmoe_store.store import registry
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
 
 DIM = 16
 
@@ -283,14 +284,32 @@ def set_mark(store, **marks):
     store.table.to_lance().update_schema_metadata(values)
 
 
+def generations_text(fingerprint, num_partitions=4):
+    return json.dumps([{"fingerprint": fingerprint, "num_partitions": num_partitions}])
+
+
 @pytest.mark.parametrize(
     ("marks", "error", "message"),
     [
-        ({"fingerprint": "f" * 64}, ArtefactError, "no codec with fingerprint 'f"),
-        ({"metric": "dot"}, ArtefactError, "codec of metric 'dot'; got one of metric 'l2'"),
-        ({"dim": "17"}, ArtefactError, "codec of dim 17; got one of dim 16"),
-        ({"dim": "wide"}, TableError, "rqmoe_store.dim' of table 'store' is 'wide'"),
-        ({"format_version": "2"}, TableError, "format version 2.*reads up to 1. Upgrade"),
+        ({"generations": generations_text("f" * 64)}, ArtefactError, "no codec with fingerprint 'f"),
+        (
+            {"generations": generations_text("f" * 64, 0)},
+            TableError,
+            "generations.*no generation",
+        ),
+        ({"generations": generations_text(3)}, TableError, "generations.*no generation"),
+        ({"generations": "[{}]"}, TableError, "rqmoe_store.generations.*missing 2 required"),
+        ({"generations": "["}, TableError, "rqmoe_store.generations' of table 'store' is b'\\['"),
+        ({"config": "{}"}, ArtefactError, "codec of code_bytes 16; got .* of code_bytes 4"),
+        (
+            {"config": '{"metric": "dot", "code_bytes": 4}'},
+            ArtefactError,
+            "metric 'dot'; got .* of metric 'l2'",
+        ),
+        ({"config": '{"metric": "far"}'}, TableError, "rqmoe_store.config.*metric='far' is unknown"),
+        ({"dim": "17"}, ArtefactError, "codec of dim 17; got .* of dim 16"),
+        ({"dim": "wide"}, TableError, "rqmoe_store.dim' of table 'store' is b'wide'"),
+        ({"format_version": "3"}, TableError, "format version 3.*reads up to 2. Upgrade"),
         ({"vector_column": "emb"}, TableError, "no column 'emb_code', 'emb_partition'"),
     ],
 )
@@ -311,8 +330,8 @@ def test_a_codec_of_another_fingerprint_under_this_one(store, db, codec, plain_c
 
 
 def test_a_wrong_codec_is_refused(store, plain_codec):
-    with pytest.raises(ArtefactError, match="codec of fingerprint"):
-        StoredTable(store.table, plain_codec, store.columns)
+    with pytest.raises(ArtefactError, match=r"codec of num_partitions 4; got .* of num_partitions 1"):
+        TableCodec(store.codecs.marks, [plain_codec])
 
 
 def test_a_dropped_code_column(store, db):
@@ -324,7 +343,11 @@ def test_a_dropped_code_column(store, db):
 def test_a_code_column_of_another_width(store, db, codec, make_codec):
     narrow = make_codec(num_partitions=4, code_bytes=2)
     registry.save(db, narrow)
-    set_mark(store, fingerprint=narrow.fingerprint)
+    set_mark(
+        store,
+        config=json.dumps(narrow.config.to_dict()),
+        generations=generations_text(narrow.fingerprint),
+    )
     with pytest.raises(TableError, match=r"fixed_size_binary\[4\]; its codec writes fixed_size_binary\[2\]"):
         StoredTable.open(db, "store")
 
@@ -337,6 +360,6 @@ def test_our_metadata_is_plain_text(store):
     }
     assert set(ours) == {
         f"rqmoe_store.{name}"
-        for name in ("format_version", "fingerprint", "vector_column", "metric", "dim", "keep_vectors")
+        for name in ("format_version", "vector_column", "dim", "keep_vectors", "config", "generations")
     }
     assert json.dumps(ours)

@@ -65,7 +65,7 @@ def test_a_table_that_cannot_be_written_is_an_error(store, monkeypatch) -> None:
 
 def test_a_table_made_from_a_tuned_one_is_not_tuned(store, db, codec, vectors, vector_array) -> None:
     SETTING.write(store.table)
-    tuned = reopened(store.table).to_arrow().drop_columns(list(store.columns.names))
+    tuned = reopened(store.table).to_arrow().drop_columns([*store.columns.names, "vector"])
     docs = db.create_table("again", tuned.append_column("vector", vector_array(vectors)))
     assert kept(compress(docs, codec, "new", progress=False)) is None
 
