@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
     from rqmoe_store.search.reranker import DecodedReranker
-    from rqmoe_store.table import CompressedTable, compress, open_table
+    from rqmoe_store.table import CompressedTable
+    from rqmoe_store.tables import compress, create_table, open_table
     from rqmoe_store.training.trainer import train
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "compress",
+    "create_table",
     "load_codec",
     "open_table",
     "open_table_async",
@@ -47,9 +49,10 @@ _LAZY = {
     "Codes": "rqmoe_store.codecs.codes",
     "CompressedTable": "rqmoe_store.table",
     "DecodedReranker": "rqmoe_store.search.reranker",
-    "compress": "rqmoe_store.table",
+    "compress": "rqmoe_store.tables",
+    "create_table": "rqmoe_store.tables",
     "load_codec": "rqmoe_store.codecs.base",
-    "open_table": "rqmoe_store.table",
+    "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.async_table",
     "train": "rqmoe_store.training.trainer",
 }

@@ -25,7 +25,8 @@ from rqmoe_store.search.text import TextQuery
 from rqmoe_store.search.threads import in_thread
 from rqmoe_store.store import databases
 from rqmoe_store.store.statistics import TableStats
-from rqmoe_store.table import CompressedTable, open_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import open_table
 
 _NOT_ON_DISK = ("memory:", "db:")
 

@@ -118,7 +118,7 @@ def compress(
     The codec is stored in the database too. The original is not changed; drop it once you are content.
     """
     from rqmoe_store.codecs.base import load_codec
-    from rqmoe_store.table import compress as compress_table
+    from rqmoe_store.tables import compress as compress_table
 
     docs = _open(_connect(database), table)
     settings: dict[str, Any] = {"vector_column": vector_column, "keep_vectors": keep_vectors}
@@ -150,7 +150,7 @@ def search(
 
     A file may hold several queries, one per row; hits then say which query they belong to.
     """
-    from rqmoe_store.table import open_table
+    from rqmoe_store.tables import open_table
 
     store = open_table(_connect(database), table)
     builder = store.search(read_query(query)).limit(limit)
@@ -181,7 +181,7 @@ def tune(
 
     Without queries, rows of the table stand in for them; real ones are better. Every row is decoded once.
     """
-    from rqmoe_store.table import open_table
+    from rqmoe_store.tables import open_table
 
     vectors = None if queries is None else read_query(queries, "--queries")
     store = open_table(_connect(database), table)
@@ -194,7 +194,7 @@ def stats(database: Database, table: TableName) -> None:
 
     Example: [bold]rqmoe stats ./data docs_compressed[/bold]
     """
-    from rqmoe_store.table import open_table
+    from rqmoe_store.tables import open_table
 
     typer.echo(str(open_table(_connect(database), table).stats()))
 

@@ -1,16 +1,14 @@
-"""`CompressedTable`, the public face of storing and searching, and the two ways to get one."""
+"""`CompressedTable`, the public face of storing and searching."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Self, overload
 
-from lancedb.db import DBConnection
 from lancedb.query import FullTextQuery
-from lancedb.table import LanceTable, Table
+from lancedb.table import LanceTable
 
-from rqmoe_store.codecs.base import Codec
-from rqmoe_store.config import KeepVectors
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.lifecycle import LifecycleTable
 from rqmoe_store.search.dispatch import QueryType, as_vector, query_kind
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.query import CompressedQuery
@@ -19,16 +17,14 @@ from rqmoe_store.search.text import TextQuery
 from rqmoe_store.search.text_index import create_text_index
 from rqmoe_store.search.tuning import TuningGoal, tune_search
 from rqmoe_store.search.tuning_report import TuningReport
-from rqmoe_store.store.compress import compress as _compress
 from rqmoe_store.store.statistics import TableStats
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 
 
-class CompressedTable(StoredTable):
+class CompressedTable(LifecycleTable):
     """A LanceDB table whose vectors are kept as codes, and which can be searched.
 
-    Made by `compress` or `open_table`. `table` is the underlying LanceDB table.
+    Made by `compress`, `create_table` or `open_table`. `table` is the underlying LanceDB table.
     """
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
@@ -181,65 +177,3 @@ class CompressedTable(StoredTable):
         )
         report.setting.write(self.table)
         return report
-
-
-def compress(
-    docs: Table,
-    codec: Codec,
-    into: str,
-    *,
-    db: DBConnection | None = None,
-    vector_column: str = "vector",
-    keep_vectors: KeepVectors = "none",
-    progress: bool = True,
-) -> CompressedTable:
-    """Make a new table with the columns of `docs`, its vectors replaced by codes.
-
-    `docs` is never changed. If anything fails, Ctrl-C included, no table `into` is left behind. An
-    embedding function that LanceDB has for the column is kept, for queries and for rows to come.
-
-    Args:
-        docs: a LanceDB table on disk or in an object store.
-        codec: trained on vectors like those of `docs`; it is kept in the same database.
-        into: name of the new table.
-        db: database for the new table; default is the one `docs` lives in.
-        vector_column: the column to replace. Rows where it is null keep their other values and are
-            never found by a search.
-        keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in the column
-            `vector_column`: searches return them like any column, and `refine_factor` orders by them.
-        progress: show a progress bar.
-
-    Raises:
-        TableError: no such vector column, an empty table, columns named like ours, `into` taken.
-        InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
-            cosine (named by row position), or beyond float16 where they shall be kept in it; an
-            `into` that cannot be a table name; an unknown `keep_vectors`.
-    """
-    return _compress(
-        docs,
-        codec,
-        into,
-        db=db,
-        vector_column=vector_column,
-        keep_vectors=keep_vectors,
-        progress=progress,
-        cls=CompressedTable,
-    )
-
-
-def open_table(
-    db: DBConnection, name: str, *, cache: Cache = "memory", memory_budget: int | None = None
-) -> CompressedTable:
-    """Open the compressed table `name`; its codec is read from the same database.
-
-    Args:
-        db: the database, as opened by `lancedb.connect`.
-        name: the table.
-        cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
-
-    Raises:
-        TableError: no such table, or not a compressed one.
-        ArtefactError: its codec is not in the database, is damaged, or is another one.
-        InvalidInputError: an unknown `cache` or a budget that is not a number of bytes.
-    """
-    return CompressedTable.open(db, name).use_cache(cache, memory_budget)

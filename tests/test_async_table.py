@@ -16,7 +16,8 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store.async_table import AsyncCompressedTable, open_table_async
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.threads import MAX_THREADS
-from rqmoe_store.table import CompressedTable, compress, open_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, open_table
 
 DIM, ROWS = 16, 300
 VECTORS = np.random.default_rng(3).normal(size=(ROWS, DIM)).astype(np.float32)

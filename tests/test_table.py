@@ -10,7 +10,8 @@ import pytest
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.table import CompressedTable, compress, open_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, open_table
 from rqmoe_store.training.trainer import train
 
 ROWS, DIM = 200, 8

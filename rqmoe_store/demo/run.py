@@ -26,7 +26,8 @@ from rqmoe_store.demo.report import DemoResult
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.recall import exact_neighbours, k_recall_at_k
 from rqmoe_store.store.statistics import column_bytes
-from rqmoe_store.table import CompressedTable, compress
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 from rqmoe_store.training.trainer import train
 
 MAX_MINUTES = 3.0

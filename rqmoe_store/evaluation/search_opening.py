@@ -23,7 +23,8 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.evaluation.memory import resident_bytes
 from rqmoe_store.evaluation.search_index import ID, NEIGHBOURS
 from rqmoe_store.evaluation.search_measurement import measure_latency
-from rqmoe_store.table import CompressedTable, open_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import open_table
 
 
 def measure_opening(

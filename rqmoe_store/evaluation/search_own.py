@@ -29,7 +29,8 @@ from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Selection
 from rqmoe_store.search.source import source_of
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.table import CompressedTable, compress
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 
 class Reconstructions:

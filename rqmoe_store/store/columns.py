@@ -5,7 +5,7 @@ A row without a vector has a null code and a null partition; it is never found b
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -112,9 +112,9 @@ class CodeColumns:
         if partition_type != pa.int32():
             raise TableError(f"Column {self.partition!r} is {partition_type}; expected int32.")
 
-    def require_absent_from(self, schema: pa.Schema) -> None:
-        """Raise TableError when `schema` already uses one of the two column names."""
-        taken = [name for name in self.names if name in schema.names]
+    def require_absent_from(self, schema: pa.Schema, names: Collection[str] | None = None) -> None:
+        """Raise TableError when `schema` already uses one of the two column names, or of some of them."""
+        taken = [name for name in (self.names if names is None else names) if name in schema.names]
         if taken:
             raise TableError(
                 f"The table already has column {_quoted(taken)}, which compressing "

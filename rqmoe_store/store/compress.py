@@ -7,7 +7,7 @@ Shapes: B rows of one batch.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -84,10 +84,10 @@ def compress(
     require_keep_vectors(keep_vectors)
     columns = CodeColumns(vector_column)
     kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
-    docs = _on_disk(docs)
+    docs = on_disk(docs)
     source = _pinned(docs)
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
-    _require_compressible(source, codec, columns)
+    require_compressible(source, codec, columns, ours=columns.names)
     _require_free_name(db, into, docs)
     with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
         spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
@@ -95,7 +95,7 @@ def compress(
     return cls(table, TableCodec(TableMarks.read(table.schema, into), [codec]))
 
 
-def _on_disk(docs: Table) -> LanceTable:
+def on_disk(docs: Table) -> LanceTable:
     """`docs`, if it is a table that can be read here."""
     if not isinstance(docs, LanceTable):
         raise TableError(
@@ -111,9 +111,17 @@ def _pinned(docs: LanceTable) -> Table:
     return home.open_table(docs.name, branch=docs.current_branch(), version=docs.version)
 
 
-def _require_compressible(source: Table, codec: Codec, columns: CodeColumns) -> None:
+def require_compressible(source: Table, codec: Codec, columns: CodeColumns, ours: Collection[str]) -> None:
+    """Raise TableError or InvalidInputError unless `codec` can encode `source`.
+
+    Args:
+        source: the table.
+        codec: for vectors like those of `source`.
+        columns: names the column of vectors.
+        ours: columns that `source` must not have.
+    """
     require_vector_column(source.schema, columns.vector_column, codec.dim)
-    columns.require_absent_from(source.schema)
+    columns.require_absent_from(source.schema, ours)
     moved_embedding(source.schema.metadata, columns.vector_column, source.name)  # raises if unreadable
     if blobs := source.blob_columns():
         raise TableError(

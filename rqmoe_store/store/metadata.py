@@ -36,7 +36,7 @@ class TableMarks:
     """Components of a vector."""
     keep_vectors: str
     config: CodecConfig
-    """Of the codecs: as the newest one has it, or as the first one shall be trained."""
+    """Of the codecs; what is None in it is decided whenever one is trained."""
     generations: tuple[GenerationMark, ...] = ()
     """Oldest first. None is ever taken away: partition ids count on it."""
 

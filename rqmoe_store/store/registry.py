@@ -32,7 +32,7 @@ _SCHEMA = pa.schema(
 def save(db: DBConnection, codec: Codec) -> Table:
     """Keep `codec` in `db`, unless an intact copy is there already; returns the registry's table."""
     artefact = codec.to_artefact()
-    registry = _open_or_create(db)
+    registry = open_or_create(db)
     if artefact in _stored(registry, codec.fingerprint):
         return registry
     row = {
@@ -78,7 +78,8 @@ def _stored(registry: Table, fingerprint: str) -> list[Artefact]:
     return [Artefact(config_json=row["config_json"], weights=row["weights"]) for row in rows.to_list()]
 
 
-def _open_or_create(db: DBConnection) -> Table:
+def open_or_create(db: DBConnection) -> Table:
+    """The registry's table, made anew if need be."""
     registry = open_if_exists(db, REGISTRY_TABLE)
     if registry is not None:
         return registry

@@ -59,17 +59,17 @@ class TableStats:
         lines = {
             "rows": f"{self.rows:,}" + (f", {self.raw_rows:,} of them raw" if self.raw_rows else ""),
             "dimension": f"{self.dim:,}",
-            "vectors as float32": _readable(self.raw_bytes),
-            "codes on disk": f"{_readable(self.code_disk_bytes)} ({self.bytes_per_vector:.2f} per vector)",
-            "raw vectors on disk": _readable(self.vector_disk_bytes) if self.vector_disk_bytes else "none",
+            "vectors as float32": readable(self.raw_bytes),
+            "codes on disk": f"{readable(self.code_disk_bytes)} ({self.bytes_per_vector:.2f} per vector)",
+            "raw vectors on disk": readable(self.vector_disk_bytes) if self.vector_disk_bytes else "none",
             "compression": f"{self.compression_ratio:.1f} to 1",
-            "whole table on disk": _readable(self.disk_bytes),
-            "codec": _readable(self.codec_bytes),
+            "whole table on disk": readable(self.disk_bytes),
+            "codec": readable(self.codec_bytes),
             "codes and codec": f"{self.bytes_per_vector_with_codec:,.2f} bytes per vector",
             "codec pays for itself": self._break_even(),
             "squared error": self._error(),
             "codewords in use": f"{self.codeword_utilisation:.1%}",
-            "in memory": _readable(self.resident_bytes),
+            "in memory": readable(self.resident_bytes),
         }
         width = max(len(label) for label in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())
@@ -128,7 +128,8 @@ def column_bytes(table: LanceTable, names: Collection[str]) -> int:
 
 
 def _utilisation(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> float:
-    used_MK = np.zeros((codecs.code_bytes, codecs.marks.config.codebook_size), dtype=bool)
+    sizes = [generation.codec.config.codebook_size for generation in codecs.generations]
+    used_MK = np.zeros((codecs.code_bytes, max(sizes, default=1)), dtype=bool)
     steps_M = np.arange(codecs.code_bytes)
     for batch in table.search().select(list(columns.names)).to_batches(_SCAN_ROWS):
         codes, _ = columns.from_arrow(batch)
@@ -136,7 +137,8 @@ def _utilisation(table: LanceTable, codecs: TableCodec, columns: CodeColumns) ->
     return float(used_MK.mean())
 
 
-def _readable(size: int) -> str:
+def readable(size: int) -> str:
+    """Bytes in a unit that people read."""
     if size < 10_000:
         return f"{size:,} bytes"
     for unit, scale in (("kB", 10**3), ("MB", 10**6), ("GB", 10**9)):

@@ -186,7 +186,8 @@ def marks_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMarks:
         vector_column=vector_column,
         dim=codec.dim,
         keep_vectors=keep_vectors,
-        config=codec.config,
+        # Left open as they may have been: a codec trained later will be for other rows.
+        config=dataclasses.replace(codec.config, num_partitions=None, hidden_dim=None, expert_dim=None),
         generations=(mark_of(codec),),
     )
 

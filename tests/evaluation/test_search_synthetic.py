@@ -10,7 +10,7 @@ from small_searches import DIM, PARTITIONS, clustered, small_codec
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.evaluation import search_synthetic
 from rqmoe_store.evaluation.search_synthetic import create_random_table, measure_synthetic, require_room
-from rqmoe_store.table import open_table
+from rqmoe_store.tables import open_table
 
 CODEC = small_codec()
 QUERIES = clustered(5)

@@ -14,7 +14,8 @@ from small_tables import source_table, tiny_codec
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import Metric
-from rqmoe_store.table import CompressedTable, compress
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 ROWS, DIM, PARTITIONS = 500, 16, 4
 

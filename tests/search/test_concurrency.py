@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from small_tables import source_table, tiny_codec
 
-from rqmoe_store.table import CompressedTable, compress
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 DIM, FIRST_ROWS, THREADS = 16, 300, 8
 

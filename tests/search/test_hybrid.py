@@ -15,7 +15,7 @@ from word_embedding import WORDS, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.hybrid import HybridQuery
-from rqmoe_store.table import compress
+from rqmoe_store.tables import compress
 
 FILTERS = [None, "lang = 'en'", "id > 100 AND lang != 'fr' -- most", "title = 'title7'", "id < 0"]
 

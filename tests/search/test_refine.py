@@ -15,7 +15,8 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search import refine as refining
 from rqmoe_store.search.refine import candidates, refine
 from rqmoe_store.search.rerank import Hits
-from rqmoe_store.table import CompressedTable, compress
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 METRICS = ["l2", "cosine", "dot"]
 KEPT = ["float16", "float32"]

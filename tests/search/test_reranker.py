@@ -12,7 +12,7 @@ import rqmoe_store
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.reranker import DecodedReranker
-from rqmoe_store.table import compress
+from rqmoe_store.tables import compress
 
 METRICS = ["l2", "cosine", "dot"]
 

@@ -20,7 +20,8 @@ from rqmoe_store.search import resident as residents
 from rqmoe_store.search import source as sources
 from rqmoe_store.search.source import bytes_allowed, source_of
 from rqmoe_store.store.tuning import TunedSearch
-from rqmoe_store.table import CompressedTable, compress, open_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, open_table
 
 DIM = 16
 VECTORS = np.random.default_rng(3).normal(size=(300, DIM)).astype(np.float32)

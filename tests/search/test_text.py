@@ -13,7 +13,7 @@ from word_embedding import WORDS
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.reranker import DecodedReranker
 from rqmoe_store.search.text import TextQuery
-from rqmoe_store.table import open_table
+from rqmoe_store.tables import open_table
 
 FILTERS = [None, "lang = 'en'", "id > 100 AND lang != 'fr' -- most", "title = 'title7'", "id < 0"]
 AWKWARD = [

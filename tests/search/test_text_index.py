@@ -26,7 +26,7 @@ def test_options_are_those_of_lancedb(own_text_world) -> None:
 def test_survives_opening_elsewhere(own_text_world) -> None:
     import lancedb
 
-    from rqmoe_store.table import open_table
+    from rqmoe_store.tables import open_table
 
     store = own_text_world.store
     folder = store.table.uri.rpartition("/")[0]

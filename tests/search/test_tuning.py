@@ -16,7 +16,8 @@ from rqmoe_store.search.tuning_measures import Measures
 from rqmoe_store.search.tuning_queries import queries_from_rows
 from rqmoe_store.search.tuning_report import MeasuredSetting, TimedSetting
 from rqmoe_store.store.tuning import TunedSearch
-from rqmoe_store.table import CompressedTable, compress, open_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, open_table
 
 DIM = 16
 VECTORS = np.random.default_rng(3).normal(size=(400, DIM)).astype(np.float32)

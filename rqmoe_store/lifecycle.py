@@ -1,0 +1,188 @@
+"""What a table goes through: raw rows, a first codec, further ones, and upkeep."""
+
+import dataclasses
+import datetime
+from typing import Any, Literal
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.vectors import as_vectors
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import TableError
+from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
+from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
+from rqmoe_store.store.statistics import disk_bytes, readable
+from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.upkeep import compact
+from rqmoe_store.training.trainer import train
+
+ROWS_TO_TRAIN = 10_000
+"""Raw rows from which `optimize` trains the first codec of a table."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizeReport:
+    """What `optimize` did; prints as a few lines."""
+
+    trained: bool
+    """Whether the table got its first codec."""
+    encoded: Reencoded
+    """Rows that were encoded, and the error of a sample of them, read back before their vectors went."""
+    raw_rows: int
+    """Rows that are still raw."""
+    bytes_before: int
+    """What the table took on disk, older versions included."""
+    bytes_after: int
+    """What it takes now."""
+
+    def __str__(self) -> str:
+        error = "" if self.encoded.mse is None else f", mean squared error {self.encoded.mse:.4g}"
+        lines = [
+            f"encoded {self.encoded.rows:,} rows{error}" + (" by a new codec" if self.trained else ""),
+            f"{self.raw_rows:,} rows are raw",
+            f"{readable(self.bytes_before)} on disk before, {readable(self.bytes_after)} now",
+        ]
+        return "\n".join(lines)
+
+
+class LifecycleTable(StoredTable):
+    """A table that can be trained, and kept in good order."""
+
+    def train(
+        self,
+        training: TrainConfig | None = None,
+        *,
+        vectors: Any = None,
+        encode: bool = True,
+        progress: bool = True,
+    ) -> Codec:
+        """Train the first codec of the table on its raw rows, and encode them.
+
+        Args:
+            training: how to train; None for the defaults of TrainConfig.
+            vectors: (n, D) to train on instead.
+            encode: False to leave the encoding of the rows that there are to `optimize`.
+            progress: show progress bars.
+
+        Returns:
+            The codec. From now on it encodes what is added.
+
+        Raises:
+            TableError: the table has a codec already (`retrain` gives it another), or no raw rows.
+            InvalidInputError: as `rqmoe_store.train`.
+        """
+        self.refresh()
+        if self.codecs.newest is not None:
+            raise TableError(f"Table {self.name!r} has a codec already; give it another one with retrain().")
+        return self._trained(training, vectors, self.codecs.marks.config, encode=encode, progress=progress)
+
+    def retrain(
+        self,
+        training: TrainConfig | None = None,
+        *,
+        vectors: Any | Literal["decoded"] = None,
+        config: CodecConfig | None = None,
+        encode: bool = True,
+        progress: bool = True,
+    ) -> Codec:
+        """Train another codec and bring all rows to it, a part at a time; searches find every row meanwhile.
+
+        Interrupted, it can be finished by `optimize`, which any process may call. A row whose raw vector is
+        gone is decoded by the old codec and encoded by the new one: what the old one lost stays lost, and the
+        new one loses a little more. With raw vectors kept (`keep_vectors`) nothing is lost.
+
+        Args:
+            training: how to train; None for the defaults of TrainConfig.
+            vectors: (n, D) to train on; None for the raw vectors that the table has, "decoded" for what its
+                codes decode to, of which a codec cannot learn what the old one lost.
+            config: of the new codec, with the metric and code bytes of the table; None for the same.
+            encode: False to leave the rows that there are to `optimize`; only new ones are encoded by it.
+            progress: show progress bars.
+
+        Returns:
+            The new codec.
+
+        Raises:
+            TableError: no vectors to train on.
+            InvalidInputError: as `rqmoe_store.train`, or a config of another metric or code size.
+        """
+        self.refresh()
+        config = self.codecs.marks.config if config is None else config
+        return self._trained(training, vectors, config, encode=encode, progress=progress)
+
+    def optimize(
+        self,
+        *,
+        training: TrainConfig | None = None,
+        train_from: int | None = ROWS_TO_TRAIN,
+        cleanup_older_than: datetime.timedelta | None = None,
+        progress: bool = True,
+    ) -> OptimizeReport:
+        """Encode what is raw or of an older codec, merge small files, bring indexes up to date, clean up.
+
+        Every row that was encoded takes its code's bytes instead of its vector's once versions older than
+        `cleanup_older_than` have gone. Before a vector goes, a sample is decoded from disk and compared.
+
+        Args:
+            training: how to train the first codec of a table that has none; None for the defaults.
+            train_from: raw rows from which that is done; None for never.
+            cleanup_older_than: versions older than this cannot be restored any more; None for 7 days. Zero
+                makes room at once; other processes must not be writing then.
+            progress: show progress bars.
+
+        Raises:
+            TableError: a codec does not fit the vectors; these stay.
+        """
+        before = disk_bytes(self.table)
+        self.refresh()
+        untrained = self.codecs.newest is None
+        enough = train_from is not None and self.count_rows(self.columns.raw_filter) >= max(1, train_from)
+        if untrained and enough:
+            config = self.codecs.marks.config
+            self._trained(training, None, config, encode=False, progress=progress)
+        encoded = self._reencode(progress)
+        compact(self.table, cleanup_older_than)
+        self.refresh()
+        return OptimizeReport(
+            trained=untrained and enough,
+            encoded=encoded,
+            raw_rows=self.count_rows(self.columns.raw_filter),
+            bytes_before=before,
+            bytes_after=disk_bytes(self.table),
+        )
+
+    def _trained(
+        self,
+        training: TrainConfig | None,
+        vectors: Any,
+        config: CodecConfig,
+        *,
+        encode: bool,
+        progress: bool,
+    ) -> Codec:
+        training = TrainConfig(progress=progress) if training is None else training
+        if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
+            vectors = sampled_vectors(
+                self.table,
+                self.codecs,
+                decoded=vectors is not None,
+                max_rows=training.max_rows,
+                seed=training.seed,
+            )
+        checked = as_vectors(vectors, dim=self.dim, metric=self.metric)
+        codec = train(checked, config=config, training=training)
+        self._codecs = add_generation(self.table, codec, config, self.codecs)
+        if encode:
+            self._reencode(progress)
+        return codec
+
+    def _reencode(self, progress: bool) -> Reencoded:
+        self.refresh()
+        if self.codecs.newest is None:
+            return Reencoded()
+        with progress_bar(progress) as bar:
+            rows = self.count_rows(stale_filter(self.columns, self.codecs))
+            task = bar.add_task("Encoding", total=rows)
+            done = reencode_table(self.table, self.codecs, lambda count: bar.advance(task, count))
+        self.refresh()
+        return done

@@ -1,0 +1,133 @@
+"""New tables without a codec: rows stay raw until there are enough to train one on."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.table import LanceTable
+
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store import databases, registry
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.embeddings import moved_embedding
+from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
+from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.new_table import ApartColumn
+from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.store.vector_arrays import is_vector_type
+
+
+def create_empty(
+    db: DBConnection,
+    name: str,
+    schema: pa.Schema,
+    *,
+    config: CodecConfig,
+    vector_column: str,
+    keep_vectors: str,
+) -> tuple[LanceTable, TableMarks]:
+    """Make a table without rows and without a codec.
+
+    Args:
+        db: a database in a folder or bucket.
+        name: a name that is free.
+        schema: the user's columns and a vector column, a fixed-size list of numbers; LanceDB's description of
+            an embedding function may be in its metadata.
+        config: of the codec that will be trained.
+        vector_column: which of the columns has the vectors.
+        keep_vectors: "none", or "float16" or "float32" to keep raw vectors beside their codes.
+
+    Raises:
+        TableError: the name is taken, no such vector column, columns named like ours.
+        InvalidInputError: an unusable name, a vector column of no fixed length, an unknown `keep_vectors`.
+    """
+    require_keep_vectors(keep_vectors)
+    databases.require_on_disk(db)
+    databases.require_table_name(name)
+    if databases.open_if_exists(db, name) is not None:
+        raise TableError(f"A table {name!r} exists already. Choose another name, or drop it first.")
+    columns, dim = CodeColumns(vector_column), vector_dim(schema, vector_column)
+    columns.require_absent_from(schema)
+    marks = TableMarks(vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config)
+    others = user_schema(schema, without=(vector_column,))
+    metadata = marks.write(moved_embedding(schema.metadata, vector_column, name))
+    fields = [*others, *columns.fields(config.code_bytes)]
+    vectors = KeptVectors(column=vector_column, keep=keep_vectors, dim=dim)
+    table = databases.create_whole(
+        db,
+        name,
+        pa.schema(fields, metadata=metadata),
+        iter(()),
+        neighbour=cast(LanceTable, registry.open_or_create(db)),
+        apart=ApartColumn(field=vectors.field),
+    )
+    databases.require_stable_row_ids(table)
+    return table, marks
+
+
+def vector_dim(schema: pa.Schema, column: str) -> int:
+    """Components of the vectors of `column`.
+
+    Raises:
+        TableError: no such column, or it is no list of numbers.
+        InvalidInputError: a list of no fixed length.
+    """
+    if column not in schema.names or not is_vector_type(schema.field(column).type):
+        found = f"is {schema.field(column).type}" if column in schema.names else "is not there"
+        raise TableError(
+            f"Column {column!r} {found}; expected a column of vectors. Columns are {schema.names}; set "
+            "vector_column=."
+        )
+    data_type = schema.field(column).type
+    storage = getattr(data_type, "storage_type", data_type)
+    if not pa.types.is_fixed_size_list(storage):
+        raise InvalidInputError(
+            f"Column {column!r} is {data_type}; expected a list of fixed length, such as "
+            f"pa.list_(pa.float32(), 384), so that the dimension is known. Change schema=."
+        )
+    return int(storage.list_size)
+
+
+def schema_of_rows(rows: Any, vector_column: str) -> pa.Schema:
+    """The schema that rows have, their vectors as a fixed-size list of single floats.
+
+    Args:
+        rows: a list of dicts, a pandas or polars frame, or an Arrow table or record batch, with at least one
+            vector.
+
+    Raises:
+        InvalidInputError: rows of another kind, or without a vector.
+    """
+    table = _as_table(rows)
+    if vector_column not in table.column_names or not is_vector_type(table.schema.field(vector_column).type):
+        raise InvalidInputError(
+            f"The rows have no vectors in column {vector_column!r} (columns: {table.column_names}); expected "
+            "lists of numbers. Pass schema=, or set vector_column=."
+        )
+    vectors = table[vector_column].drop_null().combine_chunks()
+    if len(vectors) == 0:
+        raise InvalidInputError(f"Column {vector_column!r} has nulls only; pass schema=.")
+    dim = len(vectors[0])
+    place = table.schema.get_field_index(vector_column)
+    return table.schema.set(place, pa.field(vector_column, pa.list_(pa.float32(), dim)))
+
+
+def _as_table(rows: Any) -> pa.Table:
+    library = type(rows).__module__.partition(".")[0]
+    try:
+        if library == "pandas":
+            return pa.Table.from_pandas(rows, preserve_index=False)
+        if hasattr(rows, "__arrow_c_stream__"):
+            return pa.table(rows)
+        if isinstance(rows, pa.RecordBatch):
+            return pa.Table.from_batches([rows])
+        if isinstance(rows, Sequence) and rows:
+            return pa.Table.from_pylist([dict(row) for row in rows])
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise InvalidInputError(f"The rows cannot be read as columns of one type each ({error}).") from error
+    raise InvalidInputError(
+        f"Got rows of type {type(rows).__name__}; expected a list of dicts, a pandas or polars frame, or an "
+        "Arrow table. Pass schema= for rows of other kinds."
+    )

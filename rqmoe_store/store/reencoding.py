@@ -1,0 +1,215 @@
+"""Rows without a code, and rows of older codecs, brought to the newest codec in place.
+
+One fragment of the table after the other is written anew, with the same rows under the same ids, and
+committed before the next is begun. So searches find every row at any time, and what a lost process had not
+committed yet is simply begun again.
+Shapes: N rows of a batch, V of them with a vector, D components.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from lancedb.table import LanceTable
+
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.errors import TableError
+from rqmoe_store.store import databases
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.fragments import read_written, replace_fragment, write_fragment
+from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.retries import despite_conflicts
+from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.store.sql import quoted
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
+
+_SAMPLED_ROWS = 256
+"""Rows of every fragment that are read back and compared with their vectors before it is committed."""
+
+Advance = Callable[[int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reencoded:
+    """What was done and how well the codec fits: errors are those of rows read back from the disk."""
+
+    rows: int = 0
+    """Rows that got a code of the newest codec."""
+    sampled: int = 0
+    """Those of them that were decoded again and compared with their vectors."""
+    squared_error: float = 0.0
+    """Sum of ||x - x_hat||^2 over these."""
+    squared_length: float = 0.0
+    """Sum of ||x||^2 over these."""
+
+    def __add__(self, other: "Reencoded") -> "Reencoded":
+        sums = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Reencoded(*(mine + theirs for mine, theirs in sums))
+
+    @property
+    def mse(self) -> float | None:
+        """Mean squared error of the rows compared; None without any."""
+        return self.squared_error / self.sampled if self.sampled else None
+
+
+def stale_filter(columns: CodeColumns, codecs: TableCodec) -> str:
+    """An SQL condition for the rows that the newest codec has not encoded."""
+    older = f"{quoted(columns.partition)} < {codecs.generations[-1].first_partition}"
+    return f"({columns.raw_filter}) OR {older}"
+
+
+def reencode_table(table: LanceTable, codecs: TableCodec, advance: Advance) -> Reencoded:
+    """Bring all rows to the newest codec, as the table is now; rows added meanwhile may be left.
+
+    Args:
+        table: any handle on it.
+        codecs: of its newest version.
+        advance: told how many rows have been done since it was called last.
+
+    Raises:
+        TableError: the codec does not fit the vectors, or other writers never leave a fragment alone.
+    """
+    columns, done = CodeColumns(codecs.marks.vector_column), Reencoded()
+    condition = stale_filter(columns, codecs)
+    for fragment in databases.reopened(table).to_lance().get_fragments():
+        if fragment.count_rows(filter=condition):
+            step = _FragmentStep(table, codecs, fragment.fragment_id)
+            done += despite_conflicts(functools.partial(step.run, advance))
+    return done
+
+
+class _FragmentStep:
+    """One fragment, encoded anew."""
+
+    def __init__(self, table: LanceTable, codecs: TableCodec, fragment_id: int) -> None:
+        self._table, self._codecs, self._fragment_id = table, codecs, fragment_id
+        marks = codecs.marks
+        self._columns = CodeColumns(marks.vector_column)
+        self._kept = KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
+
+    def run(self, advance: Advance) -> Reencoded:
+        """Write and commit it; nothing where another writer has done so. Raises OSError on a conflict."""
+        self._dataset = databases.reopened(self._table).to_lance()
+        fragment = self._dataset.get_fragment(self._fragment_id)
+        if fragment is None or fragment.count_rows() == 0:
+            return Reencoded()
+        self._rows, self._written = 0, 0
+        self._row_ids: list[npt.NDArray[np.uint64]] = []
+        self._sampled: list[tuple[int, Float32Array]] = []
+        new = write_fragment(self._dataset, self._schema, self._batches(fragment, advance))
+        done = self._verified(new)
+        replace_fragment(self._dataset, fragment, new, np.concatenate(self._row_ids))
+        return done
+
+    @property
+    def _others(self) -> pa.Schema:
+        ours = (*self._columns.names, self._columns.vector_column)
+        return user_schema(self._dataset.schema, without=ours)
+
+    @property
+    def _schema(self) -> pa.Schema:
+        fields = [*self._others, *self._columns.fields(self._codecs.code_bytes)]
+        return pa.schema([*fields, self._kept.field] if self._kept.kept else fields)
+
+    def _batches(self, fragment: lance.LanceFragment, advance: Advance) -> Iterator[pa.RecordBatch]:
+        names = [*self._others.names, *self._columns.names, self._columns.vector_column]
+        scanner = self._dataset.scanner(
+            columns=names,
+            fragments=[fragment],
+            with_row_id=True,
+            batch_size=rows_per_batch(self._codecs.dim),
+            scan_in_order=True,
+        )
+        for batch in scanner.to_batches():
+            self._row_ids.append(batch["_rowid"].to_numpy().astype(np.uint64, copy=False))
+            yield self._encoded(batch)
+            self._written += len(batch)
+            advance(len(batch))
+
+    def _encoded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        vectors_VD, valid_N = self._vectors(batch)
+        codes, coded_N = self._columns.from_arrow(batch)
+        newest = self._codecs.generations[-1].first_partition
+        # What the newest codec has encoded stays: its vector may be gone, and encoding is slow.
+        fresh_N = np.zeros(len(batch), dtype=bool)
+        fresh_N[coded_N] = codes.partitions >= newest
+        stale_N = valid_N & ~fresh_N
+        made = self._codecs.encode(vectors_VD[~fresh_N[valid_N]])
+        whole = _merged(len(batch), codes, coded_N, made, stale_N)
+        self._sample(vectors_VD, valid_N, stale_N)
+        self._rows += len(made)
+        arrays = [batch[name] for name in self._others.names]
+        arrays += self._columns.to_arrow(whole[valid_N], valid_N)
+        if self._kept.kept:
+            arrays.append(batch[self._columns.vector_column])
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _vectors(self, batch: pa.RecordBatch) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+        """The vectors of a batch, raw where there are any and decoded elsewhere."""
+        codecs = self._codecs
+        raw_VD, raw_N = read_vectors(
+            batch[self._columns.vector_column], dim=codecs.dim, metric=codecs.metric, first_row=self._written
+        )
+        codes, coded_N = self._columns.from_arrow(batch)
+        vectors_ND = np.zeros((len(batch), codecs.dim), dtype=np.float32)
+        decoded_N = coded_N & ~raw_N
+        vectors_ND[decoded_N] = codecs.decode(codes[~raw_N[coded_N]])
+        vectors_ND[raw_N] = raw_VD
+        valid_N = raw_N | coded_N
+        return vectors_ND[valid_N], valid_N
+
+    def _sample(
+        self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], stale_N: npt.NDArray[np.bool_]
+    ) -> None:
+        """Remember the first rows that were encoded now, and where they will be."""
+        wanted = _SAMPLED_ROWS - len(self._sampled)
+        places = np.flatnonzero(stale_N)[:wanted]
+        vectors = vectors_VD[np.cumsum(valid_N)[places] - 1]
+        self._sampled += zip((self._written + places).tolist(), vectors, strict=True)
+
+    def _verified(self, new: Any) -> Reencoded:
+        """Decode the remembered rows from what is on disk and compare them with their vectors.
+
+        Raises TableError where these would be lost to a codec that does not fit them.
+        """
+        if not self._sampled:
+            return Reencoded(self._rows)
+        positions = [position for position, _ in self._sampled]
+        metric = self._codecs.metric
+        vectors_VD = as_vectors(np.stack([vector for _, vector in self._sampled]), metric=metric)
+        written = read_written(self._dataset, new, self._columns.names, positions)
+        codes, valid = self._columns.from_arrow(written)
+        expected = self._codecs.encode(vectors_VD)
+        if not valid.all() or not np.array_equal(codes.codes, expected.codes):
+            raise TableError(
+                f"Fragment {self._fragment_id} of table {self._table.name!r} reads back other codes than "
+                "were written. The rows are as they were; check the storage, and try again."
+            )
+        errors_VD = vectors_VD - self._codecs.decode(codes)
+        squared_error = float(np.square(errors_VD, dtype=np.float64).sum())
+        squared_length = float(np.square(vectors_VD, dtype=np.float64).sum())
+        if squared_error > squared_length and not self._kept.kept:
+            raise TableError(
+                f"The codec does not fit the vectors of {self._table.name!r}: decoded, {len(positions)} of "
+                f"them differ by more than their own length ({squared_error:.4g} > {squared_length:.4g}, "
+                "sums of squares). The rows are as they were; train another codec on them."
+            )
+        return Reencoded(self._rows, len(positions), squared_error, squared_length)
+
+
+def _merged(
+    rows: int, codes: Codes, coded_N: npt.NDArray[np.bool_], made: Codes, made_N: npt.NDArray[np.bool_]
+) -> Codes:
+    """Codes of all rows: those there were, but those made now where any were; zeros elsewhere."""
+    codes_NM = np.zeros((rows, made.codes.shape[1]), dtype=np.uint8)
+    partitions_N = np.zeros(rows, dtype=np.int32)
+    for some, some_N in ((codes, coded_N), (made, made_N)):
+        codes_NM[some_N], partitions_N[some_N] = some.codes, some.partitions
+    return Codes(codes_NM, partitions_N)

@@ -1,0 +1,183 @@
+"""Making and opening compressed tables."""
+
+import datetime
+from typing import Any, cast
+
+import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.table import LanceTable, Table
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import CodecConfig, KeepVectors
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.search.source import Cache
+from rqmoe_store.store import databases
+from rqmoe_store.store.compress import compress as _compress
+from rqmoe_store.store.compress import on_disk
+from rqmoe_store.store.creation import create_empty, schema_of_rows
+from rqmoe_store.store.in_place import adopt
+from rqmoe_store.store.kept_vectors import require_keep_vectors
+from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.table import CompressedTable
+
+
+def create_table(
+    db: DBConnection,
+    name: str,
+    data: Any = None,
+    *,
+    schema: pa.Schema | None = None,
+    config: CodecConfig | None = None,
+    vector_column: str = "vector",
+    keep_vectors: KeepVectors = "none",
+) -> CompressedTable:
+    """Make a table that works at once, with any number of rows, and is compressed when it has grown.
+
+    Vectors stay raw and are searched exactly until there is a codec: `train` makes one, and so does
+    `optimize` once there are enough rows.
+
+    Args:
+        db: a database in a folder or bucket.
+        name: a name that is free.
+        data: first rows, as for `CompressedTable.add`; None for none.
+        schema: columns, the vector column among them as a list of fixed length, such as
+            `pa.list_(pa.float32(), 384)`; None to take it from `data`, which must then be a list of dicts, a
+            frame or an Arrow table. Its metadata may describe embedding functions, as LanceDB does.
+        config: of the codec that will be trained, metric and code bytes among it; None for the defaults.
+        vector_column: the column of vectors.
+        keep_vectors: "float16" or "float32" to keep raw vectors beside their codes.
+
+    Raises:
+        TableError: the name is taken, no such vector column, columns named like ours.
+        InvalidInputError: neither data nor schema, rows that `add` refuses, an unusable name or column.
+    """
+    if schema is None:
+        if data is None:
+            raise InvalidInputError("Got neither data nor schema; expected one, to know the columns.")
+        schema = schema_of_rows(data, vector_column)
+    config = CodecConfig() if config is None else config
+    table, marks = create_empty(
+        db, name, schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
+    )
+    store = CompressedTable(table, TableCodec(marks, []))
+    if data is not None:
+        try:
+            store.add(data)
+        except BaseException:
+            databases.undo_create(db, table)
+            raise
+    return store
+
+
+def compress(
+    docs: Table,
+    codec: Codec,
+    into: str | None = None,
+    *,
+    in_place: bool = False,
+    db: DBConnection | None = None,
+    vector_column: str = "vector",
+    keep_vectors: KeepVectors = "none",
+    progress: bool = True,
+) -> CompressedTable:
+    """Make a new table with the columns of `docs`, its vectors replaced by codes; or compress `docs` itself.
+
+    Into a new table, `docs` is never changed, and if anything fails, Ctrl-C included, no table `into` is left
+    behind. An embedding function that LanceDB has for the column is kept, for queries and for rows to come.
+
+    In place, rows keep their ids and can be searched throughout; their vectors go part by part, each after a
+    sample of its codes was read back and decoded. Then older versions are removed, and what the vectors took
+    on disk is free. Interrupted, it can be finished by calling this again, or by `optimize`.
+
+    Args:
+        docs: a LanceDB table on disk or in an object store.
+        codec: trained on vectors like those of `docs`; it is kept in the same database.
+        into: name of the new table; None with `in_place`.
+        in_place: compress `docs` itself. Nobody else may be writing to it, and its older versions are lost.
+        db: database for the new table; default is the one `docs` lives in.
+        vector_column: the column to replace. Rows where it is null keep their other values and are
+            never found by a search.
+        keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in the column
+            `vector_column`: searches return them like any column, and `refine_factor` orders by them.
+        progress: show a progress bar.
+
+    Raises:
+        TableError: no such vector column, an empty table, columns named like ours, `into` taken; in place,
+            vectors of another type than single floats, or a codec that does not fit them.
+        InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
+            cosine (named by row position), or beyond float16 where they shall be kept in it; an
+            `into` that cannot be a table name; an unknown `keep_vectors`; both or neither of `into` and
+            `in_place`.
+    """
+    if (into is None) != in_place:
+        raise InvalidInputError(
+            f"Got into={into!r} and in_place={in_place}; expected the name of a new table, or in_place=True."
+        )
+    if in_place:
+        return _compress_in_place(on_disk(docs), codec, db, vector_column, keep_vectors, progress)
+    return _compress(
+        docs,
+        codec,
+        cast(str, into),
+        db=db,
+        vector_column=vector_column,
+        keep_vectors=keep_vectors,
+        progress=progress,
+        cls=CompressedTable,
+    )
+
+
+def _compress_in_place(
+    docs: LanceTable,
+    codec: Codec,
+    db: DBConnection | None,
+    vector_column: str,
+    keep_vectors: KeepVectors,
+    progress: bool,
+) -> CompressedTable:
+    if db is not None:
+        raise InvalidInputError("Got db= with in_place=True; a table compressed in place stays where it is.")
+    require_keep_vectors(keep_vectors)
+    store = _begun(docs, codec)
+    if store is None:
+        with progress_bar(progress) as bar:
+            task = bar.add_task("Checking", total=docs.count_rows())
+            codecs = adopt(docs, codec, vector_column, keep_vectors, lambda rows: bar.advance(task, rows))
+        store = CompressedTable(databases.reopened(docs), codecs)
+    report = store.optimize(cleanup_older_than=datetime.timedelta(0), progress=progress)
+    if progress:
+        print(report)
+    return store
+
+
+def _begun(docs: LanceTable, codec: Codec) -> CompressedTable | None:
+    """The table, if an earlier call got as far as making it a compressed one with this codec."""
+    try:
+        store = CompressedTable.open(databases.database_of(docs), docs.name)
+    except TableError:
+        return None
+    if codec.fingerprint not in [mark.fingerprint for mark in store.codecs.marks.generations[-1:]]:
+        raise TableError(
+            f"Table {docs.name!r} is one of rqmoe_store's already, with another codec or none. Open it with "
+            "open_table, and use train() or retrain()."
+        )
+    return store
+
+
+def open_table(
+    db: DBConnection, name: str, *, cache: Cache = "memory", memory_budget: int | None = None
+) -> CompressedTable:
+    """Open the compressed table `name`; its codec is read from the same database.
+
+    Args:
+        db: the database, as opened by `lancedb.connect`.
+        name: the table.
+        cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
+
+    Raises:
+        TableError: no such table, or not a compressed one.
+        ArtefactError: its codec is not in the database, is damaged, or is another one.
+        InvalidInputError: an unknown `cache` or a budget that is not a number of bytes.
+    """
+    return CompressedTable.open(db, name).use_cache(cache, memory_budget)
