@@ -8,6 +8,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import TableError
+from rqmoe_store.store.drift import fold as fold_drift
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
@@ -141,6 +142,8 @@ class LifecycleTable(StoredTable):
             config = self.codecs.marks.config
             self._trained(training, None, config, encode=False, progress=progress)
         encoded = self._reencode(progress)
+        if self.codecs.newest is not None:
+            fold_drift(self.table, self.codecs)  # before the versions that say it are removed
         compact(self.table, cleanup_older_than)
         self.refresh()
         return OptimizeReport(

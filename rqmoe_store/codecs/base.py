@@ -47,7 +47,8 @@ class Codec:
         self.report = report
         self._quantizer = quantizer.eval().requires_grad_(False)
         self._tables = tables
-        self._calibration = calibration
+        self.calibration = calibration
+        """Codes of vectors it was trained on, 32,768 at most."""
         self._prepare()
         self._artefact: Artefact | None = None
 
@@ -200,7 +201,7 @@ class Codec:
         }
         quantizer.load_state_dict(kept)
         quantizer.to(self.device)
-        calibration = self._calibration[:, :num_steps]
+        calibration = self.calibration[:, :num_steps]
         report = self.report.truncated(num_steps)
         return Codec(quantizer, fit_tables(quantizer, calibration), calibration, report)
 
@@ -215,7 +216,7 @@ class Codec:
     def to_artefact(self) -> Artefact:
         """The codec as two byte strings, to be stored anywhere."""
         if self._artefact is None:
-            parts = CodecParts(self._quantizer, self._tables, self._calibration, self.report)
+            parts = CodecParts(self._quantizer, self._tables, self.calibration, self.report)
             self._artefact = pack(parts)
         return self._artefact
 

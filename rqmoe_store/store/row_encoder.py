@@ -11,6 +11,7 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.drift import DriftMeter
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.other_embeddings import complete_others
@@ -40,6 +41,8 @@ class RowEncoder:
         """The LanceDB embedding function its vectors come from; None when there is none."""
         self.others = user_schema(table.schema, without=(*self.columns.names, marks.vector_column))
         """The columns that are stored as they come."""
+        self.drift = DriftMeter(codecs) if encode else None
+        """How well the rows encoded so far fit the codec."""
         self._table, self._codecs, self._encode = table, codecs, encode
 
     @property
@@ -89,7 +92,10 @@ class RowEncoder:
         self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
         arrays = [*complete_others(self._table, part.select(self.others.names)).columns]
         if self._encode:
-            arrays += self.columns.to_arrow(self._codecs.encode(vectors_VD), valid_N)
+            codes = self._codecs.encode(vectors_VD)
+            arrays += self.columns.to_arrow(codes, valid_N)
+            if self.drift is not None:
+                self.drift.add(vectors_VD, codes)
         if not self._encode or self.kept.kept:
             arrays.append(self.kept.raw_array(vectors_VD, valid_N))
         return pa.Table.from_arrays(arrays, schema=self.schema)

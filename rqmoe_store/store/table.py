@@ -15,6 +15,7 @@ from rqmoe_store.store import databases
 from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import TableEmbedding
+from rqmoe_store.store.health import DriftWatch, HealthReport, measure_health
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.metadata import TableMarks, without_ours
 from rqmoe_store.store.row_encoder import RowEncoder
@@ -50,6 +51,7 @@ class StoredTable:
         self.table = table
         """The LanceDB table. Rows written through it directly need their own codes."""
         self._codecs = codecs
+        self._watch = DriftWatch()
         self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
 
@@ -167,7 +169,10 @@ class StoredTable:
             added = _spool(encoder.encoded(rows), cast(IO[bytes], spool))
             if added > 0:
                 spool.seek(0)
-                append_rows(self.table, pa.ipc.open_stream(spool), {})
+                properties = encoder.drift.properties if encoder.drift else {}
+                append_rows(self.table, pa.ipc.open_stream(spool), properties)
+        if encoder.drift is not None:
+            self._watch.note(self.table, self._codecs, encoder.drift.sums)
         return added
 
     def delete(self, where: str) -> int:
@@ -195,6 +200,11 @@ class StoredTable:
                 f"The condition {filter!r} cannot be used ({error}). Write an SQL condition over "
                 f"{', '.join(self.schema.names)}, such as \"lang = 'en'\"."
             ) from error
+
+    def health(self) -> HealthReport:
+        """Whether the newest codec still fits what is added, in numbers and in words."""
+        self.refresh()
+        return measure_health(self.table, self._codecs)
 
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""

@@ -24,7 +24,7 @@ def undeformed_rows(codec: Codec) -> np.ndarray:
 
 def selection(codec: Codec) -> np.ndarray:
     """Which tables rows (n, T) each calibration code selects."""
-    rows_nM = table_rows(codec._calibration, codec.num_partitions, codec.config.codebook_size, CPU).numpy()
+    rows_nM = table_rows(codec.calibration, codec.num_partitions, codec.config.codebook_size, CPU).numpy()
     selected_nT = np.zeros((len(rows_nM), len(codec._tables.rows_TD)))
     np.put_along_axis(selected_nT, rows_nM, 1, axis=1)
     return selected_nT
@@ -33,14 +33,14 @@ def selection(codec: Codec) -> np.ndarray:
 def dense_fit(codec: Codec) -> np.ndarray:
     """Tables (T, D) fitted to reconstructions as a whole, one pseudo-observation of the start per row."""
     initial_TD, selected_nT = undeformed_rows(codec), selection(codec)
-    residual_nD = codec.decode(codec._calibration) - selected_nT @ initial_TD
+    residual_nD = codec.decode(codec.calibration) - selected_nT @ initial_TD
     gram_TT = selected_nT.T @ selected_nT + np.eye(len(initial_TD))
     return initial_TD + np.linalg.solve(gram_TT, selected_nT.T @ residual_nD)
 
 
 def error(codec: Codec, rows_TD: np.ndarray) -> float:
     """How far the tables' sums are from reconstructions of the calibration codes, squared."""
-    return float(np.square(selection(codec) @ rows_TD - codec.decode(codec._calibration)).sum(axis=1).mean())
+    return float(np.square(selection(codec) @ rows_TD - codec.decode(codec.calibration)).sum(axis=1).mean())
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def fitted(codec: Codec, projection_WD: torch.Tensor) -> AdditiveTables:
     assert mixture is not None and mixture.output_projection_WD is not None
     with torch.no_grad():
         mixture.output_projection_WD.copy_(projection_WD)
-    return fit_tables(codec._quantizer, codec._calibration)
+    return fit_tables(codec._quantizer, codec.calibration)
 
 
 def test_projections_without_an_inverse() -> None:

@@ -1,0 +1,163 @@
+"""How well the newest codec has fitted the rows added since it was trained, told while they are added.
+
+Every commit of encoded rows says in its properties how far a sample of them lay from what their codes decode
+to. The sums of all commits are kept in the table's metadata, brought up to date before old versions, and
+the properties with them, are cleaned up.
+Shapes: V vectors, D components.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from lancedb.table import LanceTable
+
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.errors import TableError
+from rqmoe_store.store import databases
+from rqmoe_store.store.metadata import PREFIX
+from rqmoe_store.store.table_codec import TableCodec
+
+KEY = PREFIX + "drift"
+
+_SAMPLED_ROWS = 128
+"""Rows of every batch that are decoded again."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DriftSums:
+    """Sums over rows that one codec has encoded."""
+
+    fingerprint: str
+    """Of the codec."""
+    rows: int = 0
+    """Rows added."""
+    sampled: int = 0
+    """Those of them that were decoded again."""
+    squared_error: float = 0.0
+    """Sum of ||x - x_hat||^2 over these."""
+
+    def plus(self, other: "DriftSums") -> "DriftSums":
+        """Both together; those of the other codec count for nothing."""
+        if other.fingerprint != self.fingerprint:
+            return self
+        return dataclasses.replace(
+            self,
+            rows=self.rows + other.rows,
+            sampled=self.sampled + other.sampled,
+            squared_error=self.squared_error + other.squared_error,
+        )
+
+    @property
+    def mse(self) -> float | None:
+        """Mean squared error; None without a row."""
+        return self.squared_error / self.sampled if self.sampled else None
+
+
+class DriftMeter:
+    """Measures rows while they are encoded."""
+
+    def __init__(self, codecs: TableCodec) -> None:
+        """Begin with none; `codecs` must have a newest one."""
+        self._codecs = codecs
+        self.sums = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint)
+        """What was measured so far."""
+
+    def add(self, vectors_VD: Float32Array, codes: Codes) -> None:
+        """Take note of vectors and their codes; a sample of them, evenly spread, is decoded."""
+        if len(codes) == 0:
+            return
+        chosen = np.linspace(0, len(codes) - 1, min(len(codes), _SAMPLED_ROWS)).astype(np.int64)
+        wanted_SD = as_vectors(vectors_VD[chosen], metric=self._codecs.metric)
+        errors_SD = wanted_SD - self._codecs.decode(codes[chosen])
+        more = dataclasses.replace(
+            self.sums,
+            rows=len(codes),
+            sampled=len(chosen),
+            squared_error=float(np.square(errors_SD, dtype=np.float64).sum()),
+        )
+        self.sums = self.sums.plus(more)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the commit of the rows is to say."""
+        return {KEY: json.dumps(dataclasses.asdict(self.sums))} if self.sums.rows else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drift:
+    """The sums of a table."""
+
+    sums: DriftSums
+    complete: bool
+    """Whether all commits since the codec was made are in them; False when somebody cleaned up versions
+    before they were counted."""
+    version: int
+    """The version up to which commits were counted."""
+
+
+def read_drift(table: LanceTable, codecs: TableCodec) -> Drift:
+    """What commits up to the newest version have said about the newest codec.
+
+    Raises:
+        TableError: what is stored is unreadable.
+    """
+    dataset = databases.reopened(table).to_lance()
+    sums = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint)
+    folded_at, stored = _stored(dataset.metadata, table.name)
+    if stored is not None:
+        sums = sums.plus(stored)
+    version = int(dataset.version)
+    transactions = dataset.get_transactions(version - folded_at) if version > folded_at else []
+    known = [transaction for transaction in transactions if transaction is not None]
+    for transaction in known:
+        text = (transaction.transaction_properties or {}).get(KEY)
+        if text is not None:
+            sums = sums.plus(_parsed(text, table.name))
+    return Drift(sums=sums, complete=len(known) == version - folded_at, version=version)
+
+
+def fold(table: LanceTable, codecs: TableCodec) -> None:
+    """Keep the sums in the table's metadata, before the versions that they come from are cleaned up."""
+    while True:
+        drift = read_drift(table, codecs)
+        dataset = databases.reopened(table).to_lance()
+        if _stored(dataset.metadata, table.name) == (drift.version, drift.sums):
+            return
+        text = json.dumps({"version": drift.version, "sums": dataclasses.asdict(drift.sums)})
+        try:
+            dataset.update_metadata({KEY: text})
+        except OSError:
+            # Two writers of one key are a conflict: the one that comes second starts again.
+            if dataset.latest_version == dataset.version:
+                raise
+        else:
+            return
+
+
+def _stored(metadata: Mapping[str, str], table_name: str) -> tuple[int, DriftSums | None]:
+    """The version that sums were kept for, and these; 0 and None in a table without."""
+    text = metadata.get(KEY)
+    if text is None:
+        return 0, None
+    try:
+        kept = json.loads(text)
+        return int(kept["version"]), DriftSums(**kept["sums"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _unreadable(text, table_name) from error
+
+
+def _parsed(text: str, table_name: str) -> DriftSums:
+    try:
+        return DriftSums(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise _unreadable(text, table_name) from error
+
+
+def _unreadable(text: str, table_name: str) -> TableError:
+    return TableError(
+        f"Table {table_name!r} says {text!r} about how its codec fits; expected what add() wrote. Restore an "
+        "earlier version of the table."
+    )
