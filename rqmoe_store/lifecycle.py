@@ -8,13 +8,12 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.drift import fold as fold_drift
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.statistics import disk_bytes, readable
 from rqmoe_store.store.table import StoredTable
-from rqmoe_store.store.upkeep import compact
+from rqmoe_store.store.upkeep import tidy
 from rqmoe_store.training.trainer import train
 
 ROWS_TO_TRAIN = 10_000
@@ -142,9 +141,7 @@ class LifecycleTable(StoredTable):
             config = self.codecs.marks.config
             self._trained(training, None, config, encode=False, progress=progress)
         encoded = self._reencode(progress)
-        if self.codecs.newest is not None:
-            fold_drift(self.table, self.codecs)  # before the versions that say it are removed
-        compact(self.table, cleanup_older_than)
+        tidy(self.table, self.codecs, cleanup_older_than)
         self.refresh()
         return OptimizeReport(
             trained=untrained and enough,

@@ -4,20 +4,35 @@ import datetime
 
 from lancedb.table import LanceTable
 
+from rqmoe_store.store import databases
+from rqmoe_store.store.drift import fold
 from rqmoe_store.store.retries import despite_conflicts
+from rqmoe_store.store.table_codec import TableCodec
 
 
-def compact(table: LanceTable, cleanup_older_than: datetime.timedelta | None) -> None:
-    """LanceDB's `optimize`, again when other writers come in between.
+def tidy(table: LanceTable, codecs: TableCodec, older_than: datetime.timedelta | None) -> None:
+    """Merge small files, bring indexes up to date and remove old versions.
+
+    What commits say about rows is kept before the versions that carry it are removed.
 
     Args:
         table: any handle on it; it is at the newest version afterwards.
-        cleanup_older_than: versions older than this are removed; None for 7 days.
+        codecs: of its newest version.
+        older_than: versions older than this are removed; None for 7 days.
     """
 
-    def optimize() -> None:
+    def compact() -> None:
         table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
-        table.optimize(cleanup_older_than=cleanup_older_than)
+        table.optimize()
 
-    despite_conflicts(optimize)
+    _keep_notes(table, codecs)
+    despite_conflicts(compact)  # also removes what is older than 7 days
+    if older_than is not None:
+        _keep_notes(table, codecs)  # those of the commits just made: a version without its commit is a gap
+        databases.reopened(table).to_lance().cleanup_old_versions(older_than=older_than)
     table.checkout_latest()  # type: ignore[no-untyped-call]
+
+
+def _keep_notes(table: LanceTable, codecs: TableCodec) -> None:
+    if codecs.newest is not None:
+        fold(table, codecs)
