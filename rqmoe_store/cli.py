@@ -4,7 +4,7 @@ Modules that need torch or LanceDB are imported inside commands, so that `--help
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,17 +12,11 @@ from rich.console import Console
 from rqmoe_store import __version__
 from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.cli_bench_search import bench_search
+from rqmoe_store.cli_database import Database, TableName, VectorColumn, connect, open_existing
+from rqmoe_store.cli_lifecycle import health, optimize
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
-from rqmoe_store.errors import TableError
 from rqmoe_store.presets import preset
 from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query
-
-if TYPE_CHECKING:
-    from lancedb.db import DBConnection
-
-Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
-TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in it.")]
-VectorColumn = Annotated[str, typer.Option("--vector-column", help="Column that holds the vectors.")]
 
 app = typer.Typer(
     cls=Commands,
@@ -92,7 +86,7 @@ def train(
     if minutes is not None or epochs is not None:
         settings["max_minutes"] = minutes
     config, training = preset(preset_name, **settings)  # type: ignore[arg-type]  # names the choices
-    docs = _open(_connect(database), table)
+    docs = open_existing(connect(database), table)
     codec = train_codec(docs, vector_column, config=config, training=training)
     if is_main_process():
         codec.save(out)
@@ -105,25 +99,29 @@ def compress(
     database: Database,
     table: TableName,
     codec: Annotated[Path, typer.Option("--codec", help="Folder written by `rqmoe train`.")],
-    into: Annotated[str, typer.Option("--into", help="Name of the new table.")],
+    into: Annotated[str | None, typer.Option("--into", help="Name of the new table.")] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Compress the table itself; its vectors go.")
+    ] = False,
     vector_column: VectorColumn = "vector",
     keep_vectors: Annotated[
         str, typer.Option(help=f"Keep the raw vectors as well: one of {', '.join(KEEP_VECTORS)}.")
     ] = "none",
 ) -> None:
-    """Copy a table with codes in place of its vectors.
+    """Copy a table with codes in place of its vectors, or compress it in place.
 
     Example: [bold]rqmoe compress ./data docs --codec codec/ --into docs_compressed[/bold]
 
-    The codec is stored in the database too. The original is not changed; drop it once you are content.
+    The codec is stored in the database too. With --into the original is not changed; drop it once you are
+    content. With --in-place its vectors and older versions are gone afterwards, and what they took is free.
     """
     from rqmoe_store.codecs.base import load_codec
     from rqmoe_store.tables import compress as compress_table
 
-    docs = _open(_connect(database), table)
+    docs = open_existing(connect(database), table)
     settings: dict[str, Any] = {"vector_column": vector_column, "keep_vectors": keep_vectors}
-    store = compress_table(docs, load_codec(codec), into=into, **settings)
-    typer.echo(f"{into}\n{store.stats()}")
+    store = compress_table(docs, load_codec(codec), into, in_place=in_place, **settings)
+    typer.echo(f"{store.name}\n{store.stats()}")
 
 
 @app.command()
@@ -152,7 +150,7 @@ def search(
     """
     from rqmoe_store.tables import open_table
 
-    store = open_table(_connect(database), table)
+    store = open_table(connect(database), table)
     builder = store.search(read_query(query)).limit(limit)
     if where is not None:
         builder = builder.where(where)
@@ -184,7 +182,7 @@ def tune(
     from rqmoe_store.tables import open_table
 
     vectors = None if queries is None else read_query(queries, "--queries")
-    store = open_table(_connect(database), table)
+    store = open_table(connect(database), table)
     typer.echo(str(store.tune(vectors, target_recall=target_recall, limit=limit)))
 
 
@@ -196,9 +194,11 @@ def stats(database: Database, table: TableName) -> None:
     """
     from rqmoe_store.tables import open_table
 
-    typer.echo(str(open_table(_connect(database), table).stats()))
+    typer.echo(str(open_table(connect(database), table).stats()))
 
 
+app.command()(optimize)
+app.command()(health)
 bench_app.command("search")(bench_search)
 app.add_typer(bench_app, name="bench")
 
@@ -222,23 +222,3 @@ def demo(
     from rqmoe_store.demo.run import DemoSettings, run
 
     run(DemoSettings(directory=directory, cache_dir=cache_dir, minutes=minutes), Console())
-
-
-def _connect(database: str) -> "DBConnection":
-    """The database, which must exist: connecting to a mistyped folder would create it."""
-    import lancedb
-
-    if "://" not in database and not Path(database).expanduser().is_dir():
-        raise TableError(f"There is no folder {database!r}; expected the folder of a LanceDB database.")
-    return lancedb.connect(database if "://" in database else Path(database).expanduser())
-
-
-def _open(database: "DBConnection", name: str) -> Any:
-    from rqmoe_store.store.databases import open_if_exists, require_table_name
-
-    require_table_name(name)
-    table = open_if_exists(database, name)
-    if table is None:
-        tables = ", ".join(sorted(database.list_tables().tables)) or "none"
-        raise TableError(f"There is no table {name!r} in this database; it has: {tables}.")
-    return table

@@ -31,6 +31,8 @@ MAY_IMPORT = {
     "terminal": {"errors", "codecs"},
     "cli_bench": {"errors", "config", "codecs", "evaluation", "terminal"},
     "cli_bench_search": {"errors", "config", "codecs", "evaluation", "terminal", "cli_bench"},
+    "cli_database": {"errors", "store"},
+    "cli_lifecycle": {"config", "lifecycle", "tables", "cli_database"},
     "cli": {
         "errors",
         "config",
@@ -46,6 +48,8 @@ MAY_IMPORT = {
         "terminal",
         "cli_bench",
         "cli_bench_search",
+        "cli_database",
+        "cli_lifecycle",
     },
     "__main__": {"cli"},
     "__init__": {
