@@ -9,6 +9,7 @@ import pyarrow as pa
 from lancedb.db import AsyncConnection, DBConnection
 from lancedb.query import FullTextQuery
 
+from rqmoe_store.async_lifecycle import AsyncLifecycle
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.async_query import (
@@ -31,7 +32,7 @@ from rqmoe_store.tables import open_table
 _NOT_ON_DISK = ("memory:", "db:")
 
 
-class AsyncCompressedTable:
+class AsyncCompressedTable(AsyncLifecycle):
     """A compressed table with the calls of LanceDB's `AsyncTable`, for event loops.
 
     Made by `open_table_async`, or from a `CompressedTable` that is open already. Work is done in threads

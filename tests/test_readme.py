@@ -12,8 +12,8 @@ def test_python_blocks_run_in_order(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     assert len(blocks) >= 5
     script = "\n".join(blocks)
-    assert "max_minutes=1," in script
-    quick = script.replace("max_minutes=1,", "max_minutes=0.05,")  # the one change: less patience
+    quick, times = re.subn(r"max_minutes=[\d.]+", "max_minutes=0.05", script)  # the one change: less patience
+    assert times == 3
     run = subprocess.run(
         [sys.executable, "-c", quick], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )

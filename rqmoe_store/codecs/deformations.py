@@ -3,23 +3,19 @@
 Shape legend: S steps, B codes, F first-layer features, G hidden units of all experts, W network width.
 
 About four of five rectified units are zero. A matrix product would multiply by them all the same; the loop
-below skips them and takes half the time. It also never stores a gate or a gated unit, and a code's result
-does not depend on the codes beside it.
+below skips them and takes half the time on one core. It also never stores a gate or a gated unit.
 """
 
-import functools
-import itertools
 from typing import Any
 
 import numpy as np
 import torch
 
 from rqmoe_store.codecs.compiled import compiled
-from rqmoe_store.codecs.parallel import side_by_side
 from rqmoe_store.codecs.vectors import Float32Array
 
-_CODES_PER_TASK = 128
-"""Handing fewer to another thread takes longer than doing them."""
+_MANY_CODES = 256
+"""For fewer, several cores spend more time on waiting for each other than they save."""
 
 
 def summed_deformations(
@@ -33,26 +29,23 @@ def summed_deformations(
         contract_SGW: what every hidden unit contributes.
         num_experts: G is a multiple of it.
     """
-    num_codes, width = features_SBF.shape[1], contract_SGW.shape[2]
-    summed_BW = np.zeros((num_codes, width), dtype=np.float32)
-    parts = max(1, min(torch.get_num_threads(), num_codes // _CODES_PER_TASK))
-    edges = [num_codes * part // parts for part in range(parts + 1)]
-    side_by_side(
-        functools.partial(_add_deformations, features_SBF, contract_SGW, num_experts, start, stop, summed_BW)
-        for start, stop in itertools.pairwise(edges)
-    )
+    summed_BW = np.zeros((features_SBF.shape[1], contract_SGW.shape[2]), dtype=np.float32)
+    _add_deformations(features_SBF, contract_SGW, num_experts, summed_BW)
     return summed_BW
 
 
+def pays(num_codes: int) -> bool:
+    """Whether the loop is the quickest way for so many codes: it runs on one core, matrix products on all."""
+    return num_codes < _MANY_CODES or torch.get_num_threads() == 1
+
+
 @compiled
-def _add_deformations(
-    features_SBF: Any, contract_SGW: Any, num_experts: int, start: int, stop: int, summed_BW: Any
-) -> None:
+def _add_deformations(features_SBF: Any, contract_SGW: Any, num_experts: int, summed_BW: Any) -> None:
     num_steps, num_hidden = contract_SGW.shape[0], contract_SGW.shape[1]
     gated_G, used_G = np.empty(num_hidden, np.float32), np.empty(num_hidden, np.int64)
     gates_N = np.empty(num_experts, np.float32)
     for step in range(num_steps):  # outside, so that a step's weights are read once from memory
-        for row in range(start, stop):
+        for row in range(len(summed_BW)):
             features_F = features_SBF[step, row]
             _softmax(features_F[num_hidden:], gates_N)
             used = _gate(features_F, gates_N, gated_G, used_G)

@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rqmoe_store.codecs.deformations import summed_deformations
+from rqmoe_store.codecs.deformations import pays, summed_deformations
 from rqmoe_store.config import CodecConfig
 
 
@@ -94,12 +94,12 @@ class FoldedExperts:
         """Sum of the first S steps' deformations (B, D), without gradient and without an S x B x D tensor."""
         contract_SGW = self.contracting(slice(len(features_SBF)))
         on_cpu = features_SBF.device.type == "cpu" and features_SBF.dtype == torch.float32
-        if on_cpu and self.contract_SLNHW.shape[1] == 1:
+        if on_cpu and self.contract_SLNHW.shape[1] == 1 and pays(features_SBF.shape[1]):
             summed_BW = torch.from_numpy(
                 summed_deformations(features_SBF.numpy(), contract_SGW.numpy(), self.contract_SLNHW.shape[2])
             )
         else:
-            # One product over steps and hidden units: one launch on a GPU, one rounding in bf16.
+            # One product over steps and hidden units: one launch on a GPU, one rounding in bf16, all cores.
             gated_SBG = self.gated(features_SBF, 0)
             summed_BW = gated_SBG.transpose(0, 1).flatten(1) @ contract_SGW.flatten(0, 1)
         return self.widen(summed_BW)
