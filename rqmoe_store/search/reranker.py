@@ -18,6 +18,7 @@ from rqmoe_store.search.options import as_queries
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.source import source_of
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.vector_arrays import read_vectors
 
 
 class DecodedReranker(Reranker):
@@ -28,7 +29,8 @@ class DecodedReranker(Reranker):
 
     `_relevance_score` is minus the distance, so that higher is better, and null for rows without a
     vector, which come last. Works in LanceDB's vector, full-text and hybrid queries. Where a query
-    selects columns it needs the row id or both code columns (`store.columns.names`) among them.
+    selects columns it needs the row id among them, or the vector column and both code columns
+    (`store.columns.names`).
     """
 
     def __init__(self, store: StoredTable, query: Any = None, return_score: str = "relevance") -> None:
@@ -97,9 +99,9 @@ class DecodedReranker(Reranker):
 
     def _distances(self, query_D: Float32Array, results: pa.Table) -> Float32Array:
         """Distance of every row, (R,), NaN where it has no code."""
-        names = self._store.columns.names
+        names = [*self._store.columns.names, self._store.columns.vector_column]
         if all(name in results.column_names for name in names):
-            return self._distances_of_codes(query_D, results)
+            return self._distances_of_rows(query_D, results)
         if ROW_ID not in results.column_names:
             raise InvalidInputError(
                 f"Got a result with neither {ROW_ID} nor the columns {', '.join(names)}; expected either. "
@@ -108,18 +110,20 @@ class DecodedReranker(Reranker):
         row_ids = results[ROW_ID].unique().to_pylist()
         rows = source_of(self._store).read(
             0,  # bytes allowed for codes: these few are read, not loaded with all others
-            lambda state: (
-                state.snapshot.table.take_row_ids(row_ids).select(list(names)).with_row_id().to_arrow()
-            ),
+            lambda state: state.snapshot.table.take_row_ids(row_ids).select(names).with_row_id().to_arrow(),
         )
-        distances = pa.array(self._distances_of_codes(query_D, rows))
+        distances = pa.array(self._distances_of_rows(query_D, rows))
         found = pa.table({ROW_ID: rows[ROW_ID], DISTANCE: distances})
         # A row deleted meanwhile is not among them: null, read as NaN.
         return np.asarray(values_of(results, found, DISTANCE).to_numpy(), dtype=np.float32)
 
-    def _distances_of_codes(self, query_D: Float32Array, rows: pa.Table) -> Float32Array:
-        codecs = self._store.codecs
-        codes, valid_R = self._store.columns.from_arrow(rows)
+    def _distances_of_rows(self, query_D: Float32Array, rows: pa.Table) -> Float32Array:
+        """To decoded vectors; to raw ones in rows that are not encoded yet."""
+        store, codecs = self._store, self._store.codecs
+        codes, coded_R = store.columns.from_arrow(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)
-        distances_R[valid_R] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
+        distances_R[coded_R] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
+        raw = rows[store.columns.vector_column].filter(pa.array(~coded_R))
+        vectors_VD, valid = read_vectors(raw, dim=store.dim, metric=store.metric, first_row=0)
+        distances_R[np.flatnonzero(~coded_R)[valid]] = exact_distances(query_D, vectors_VD, store.metric)
         return distances_R

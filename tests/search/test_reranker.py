@@ -12,7 +12,7 @@ import rqmoe_store
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.reranker import DecodedReranker
-from rqmoe_store.tables import compress
+from rqmoe_store.tables import compress, create_table
 
 METRICS = ["l2", "cosine", "dot"]
 
@@ -174,3 +174,22 @@ def test_what_cannot_be_used(text_world, world) -> None:
         with pytest.raises(InvalidInputError, match=r"DecodedReranker\(store, query=vector\)"):
             DecodedReranker(table).rerank_fts(passed, results)
     assert str(DecodedReranker(store)) == "DecodedReranker('texts')"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_without_a_code_are_ranked_by_their_raw_vectors(tmp_path, metric) -> None:
+    vectors = np.random.default_rng(8).normal(size=(40, 16)).astype(np.float32)
+    rows = [{"id": row, "text": "word", "vector": vector} for row, vector in enumerate(vectors)]
+    config = rqmoe_store.CodecConfig(kind="rq", metric=metric, code_bytes=4, codebook_size=16)
+    store = create_table(lancedb.connect(tmp_path), "raw", rows[:30], config=config)
+    store.train(rqmoe_store.TrainConfig(epochs=0, progress=False), progress=False)
+    store.add(rows[30:], encode=False)
+    store.create_fts_index("text")
+    query = vectors[35] + 0.01
+    search = store.table.search("word", query_type="fts").with_row_id(True).limit(40)
+    found = search.rerank(DecodedReranker(store, query=query)).to_arrow()
+    wanted = store.search(query).limit(40).select(["id"]).to_arrow()
+    assert found["id"].to_pylist() == wanted["id"].to_pylist()
+    np.testing.assert_allclose(
+        found["_relevance_score"], -np.array(wanted["_distance"]), rtol=1e-4, atol=1e-4
+    )
