@@ -27,6 +27,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_PREFIX = "weights-"
 WEIGHTS_SUFFIX = ".safetensors"
 
+_BAD_TENSORS = (KeyError, ValueError, RuntimeError, AssertionError)
+"""What safetensors lets through of tensors whose type torch does not have, or whose bytes do not fill it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Artefact:
@@ -61,17 +64,11 @@ class Artefact:
         Raises:
             ArtefactError: not JSON, another format version, or weights that do not match their hash.
         """
-        try:
-            description = json.loads(self.config_json)
-        except ValueError as error:
+        description = _parsed(self.config_json, "The codec's description")
+        if description.get("format_version") != FORMAT_VERSION:
             raise ArtefactError(
-                f"The codec's description is not JSON ({error}). Restore it from a copy."
-            ) from error
-        if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
-            version = description.get("format_version") if isinstance(description, dict) else None
-            raise ArtefactError(
-                f"Got a codec of format version {version!r}; this release reads version {FORMAT_VERSION}. "
-                "Upgrade rqmoe-store, or train again."
+                f"Got a codec of format version {description.get('format_version')!r}; this release reads "
+                f"version {FORMAT_VERSION}. Upgrade rqmoe-store, or train again."
             )
         digest = hashlib.sha256(self.weights).hexdigest()
         if digest != description.get("weights_sha256"):
@@ -82,8 +79,11 @@ class Artefact:
             )
         try:
             tensors = safetensors.torch.load(self.weights)
-        except safetensors.SafetensorError as error:
-            raise ArtefactError(f"The codec's weights are not readable ({error}).") from error
+        except (safetensors.SafetensorError, *_BAD_TENSORS) as error:
+            raise ArtefactError(
+                f"The codec's weights are not readable ({type(error).__name__}: {error}). "
+                "Restore them from a copy."
+            ) from error
         return description, {
             name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
             for name, tensor in tensors.items()
@@ -108,7 +108,7 @@ def write_artefact(artefact: Artefact, directory: str | os.PathLike[str]) -> Non
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"{folder} is a file; give a directory to save the codec in.")
     folder.mkdir(parents=True, exist_ok=True)
-    weights_name = f"{WEIGHTS_PREFIX}{artefact.fingerprint[:16]}{WEIGHTS_SUFFIX}"
+    weights_name = _weights_name(artefact)
     write_atomically(folder / weights_name, artefact.weights)
     document = json.loads(artefact.config_json)
     outer = {"fingerprint": artefact.fingerprint, "weights_file": weights_name, "codec": document}
@@ -125,22 +125,47 @@ def read_artefact(directory: str | os.PathLike[str]) -> Artefact:
         ArtefactError: a file is missing, truncated or changed.
     """
     folder = Path(directory)
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise ArtefactError(f"No codec at {folder}: {CONFIG_FILE} is missing. Save one with codec.save().")
-    try:
-        outer = json.loads(path.read_bytes())
-        fingerprint, weights_name, document = outer["fingerprint"], outer["weights_file"], outer["codec"]
-        weights_path = folder / Path(str(weights_name)).name
-    except (ValueError, KeyError, TypeError) as error:
+    outer = _parsed(_content(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    # Written again in the form that was hashed, from which the name of the other file follows.
+    described = Artefact(json.dumps(outer.get("codec"), sort_keys=True), b"")
+    require_fingerprint(described, outer.get("fingerprint"))
+    weights_name = _weights_name(described)
+    if outer.get("weights_file") != weights_name:
         raise ArtefactError(
-            f"{path} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
+            f"{folder / CONFIG_FILE} names {outer.get('weights_file')!r} as the file of the weights; "
+            f"expected {weights_name!r}. It was changed: restore it from a copy."
+        )
+    return dataclasses.replace(described, weights=_content(folder / weights_name))
+
+
+def _weights_name(artefact: Artefact) -> str:
+    return f"{WEIGHTS_PREFIX}{artefact.fingerprint[:16]}{WEIGHTS_SUFFIX}"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error}). Restore it from a copy.") from error
+    raise ArtefactError(
+        f"No codec at {path.parent}: {path.name} is missing. Save one with codec.save(), or restore the file "
+        "from a copy."
+    )
+
+
+def _parsed(text: str | bytes, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(
+            f"{name} is not JSON ({type(error).__name__}: {error}). Restore it from a copy."
         ) from error
-    if not weights_path.is_file():
-        raise ArtefactError(f"{weights_path} is missing; restore it from a copy of the codec.")
-    artefact = Artefact(json.dumps(document, sort_keys=True), weights_path.read_bytes())
-    require_fingerprint(artefact, fingerprint)
-    return artefact
+    if not isinstance(document, dict):
+        raise ArtefactError(
+            f"{name} is a JSON {type(document).__name__}; expected an object. Restore it from a copy."
+        )
+    return document
 
 
 def require_fingerprint(artefact: Artefact, expected: object) -> None:

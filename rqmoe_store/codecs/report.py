@@ -1,7 +1,10 @@
 """What training measured about a codec."""
 
 import dataclasses
+import math
 from typing import Any
+
+from rqmoe_store.errors import InvalidInputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,8 @@ class TrainingReport:
 
     @property
     def relative_mse(self) -> float:
-        """Error as a share of the variance."""
-        return self.validation_mse / self.variance
+        """Error as a share of the variance; NaN where all vectors were the same."""
+        return self.validation_mse / self.variance if self.variance else math.nan
 
     def truncated(self, num_steps: int) -> "TrainingReport":
         """The report of the codec's first `num_steps` steps."""
@@ -54,8 +57,18 @@ class TrainingReport:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "TrainingReport":
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`.
+
+        Raises:
+            InvalidInputError: a figure is not a number.
+            KeyError, TypeError, ValueError: `fields` are others than those of a report.
+        """
         values: dict[str, Any] = dict(fields)
         for name in ("prefix_mse", "rq_prefix_mse"):
             values[name] = tuple(values[name])  # JSON has lists only
-        return cls(**values)
+        report = cls(**values)
+        figures = [report.rows, report.epochs, report.validation_rows, report.variance]
+        figures += [report.utilisation, report.seconds, *report.prefix_mse, *report.rq_prefix_mse]
+        if not all(type(figure) in (int, float) for figure in figures):
+            raise InvalidInputError(f"Got {report}; expected numbers.")
+        return report

@@ -82,7 +82,7 @@ def test_weights_file_cannot_point_outside(saved: Path) -> None:
     document = json.loads((saved / "config.json").read_text())
     document["weights_file"] = "../../etc/passwd"
     (saved / "config.json").write_text(json.dumps(document))
-    with pytest.raises(ArtefactError, match="missing"):
+    with pytest.raises(ArtefactError, match="as the file of the weights"):
         load_codec(saved)
 
 

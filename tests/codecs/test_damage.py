@@ -1,0 +1,329 @@
+"""Thousands of damaged codecs: each is refused with ArtefactError, or is the codec that was saved.
+
+Where the hashes would notice the damage, they are computed again, so that what lies behind them is reached.
+"""
+
+import dataclasses
+import hashlib
+import json
+import resource
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
+
+from rqmoe_store.codecs.artefact import CONFIG_FILE, Artefact, read_artefact, require_fingerprint
+from rqmoe_store.codecs.base import Codec, load_codec
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.errors import ArtefactError
+
+CODEC = as_codec(stirred(small_config(num_partitions=3, network_dim=5)))
+ARTEFACT = CODEC.to_artefact()
+DESCRIPTION = json.loads(ARTEFACT.config_json)
+HEADER_BYTES = struct.unpack("<Q", ARTEFACT.weights[:8])[0]
+TENSORS = safetensors.torch.load(ARTEFACT.weights)
+VECTORS = vectors(20)
+CODES = CODEC.encode(VECTORS)
+DECODED = CODEC.decode(CODES)
+
+HOSTILE = [
+    *(None, True, "", "x", "../x", "\ud800", "' OR 1=1 --", [], [1], [[]], {}, {"a": 1}),
+    *(-1, 0, 1, 2, 5000, 2**24, 2**31, 10**30, 1.5, -0.0, 1e308, float("nan"), float("inf")),
+]
+"""What a value may have become; some of it happens to be what it was, or as good."""
+
+MOST_MEMORY = 200 * 2**20  # bytes, of which most is what the libraries take on their first use
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_memory() -> Iterator[None]:
+    """No damage makes a reader ask for memory that the artefact does not fill."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_MEMORY
+
+
+def rehashed(weights: bytes, description: dict[str, Any] = DESCRIPTION) -> Artefact:
+    """An artefact whose hashes agree with its content."""
+    document = {**description, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    return Artefact(json.dumps(document, sort_keys=True), weights)
+
+
+def is_refused(artefact: Artefact) -> bool:
+    """Whether an artefact is refused; one that is not must be a codec that works."""
+    try:
+        codec = Codec.from_artefact(artefact)
+    except ArtefactError:
+        return True
+    codes = Codes(np.zeros((3, codec.config.code_bytes), np.uint8), np.zeros(3, np.int32))
+    codec.decode(codes)
+    codec.lookup_tables(VECTORS[:3]).score(codes)
+    codec.probe(VECTORS[:3], 2)
+    assert isinstance(codec.report.relative_mse, float)
+    return False
+
+
+def require_noticed(artefact: Artefact) -> None:
+    """Checked as wherever a codec is read: no other codec passes for the one that was saved."""
+    if artefact == ARTEFACT:
+        return
+    with pytest.raises(ArtefactError):
+        require_fingerprint(artefact, CODEC.fingerprint)
+        Codec.from_artefact(artefact)
+
+
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """Bytes flipped, cut off, cut out, put in, repeated or zeroed."""
+    start, stop = sorted(random.integers(0, len(content) + 1, 2))
+    kind = random.integers(7)
+    if kind == 0:
+        return content[:start]
+    if kind == 1:
+        return content[start:]
+    if kind == 2:
+        return content[:start] + content[stop:]
+    if kind == 3:
+        return content[:start] + random.bytes(int(random.integers(1, 40))) + content[start:]
+    if kind == 4:
+        return content[:stop] + content[start:stop] + content[stop:]
+    if kind == 5:
+        return content[:start] + bytes(stop - start) + content[stop:]
+    changed = bytearray(content)
+    for place in random.integers(0, len(content), random.integers(1, 9)):
+        changed[place] ^= random.integers(1, 256)
+    return bytes(changed)
+
+
+def test_damaged_weights_are_noticed() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        require_noticed(dataclasses.replace(ARTEFACT, weights=damaged(ARTEFACT.weights, random)))
+
+
+def test_damaged_descriptions_are_noticed() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(2000):
+        text = damaged(ARTEFACT.config_json.encode(), random).decode(errors="replace")
+        require_noticed(dataclasses.replace(ARTEFACT, config_json=text))
+
+
+def test_damaged_weights_behind_good_hashes() -> None:
+    """Anything may be in the header of the tensors and in their numbers: it is refused, or works."""
+    random = np.random.default_rng(2)
+    refused = 0
+    for _ in range(600):
+        refused += is_refused(rehashed(damaged(ARTEFACT.weights, random)))
+    assert refused > 300
+    header, data = ARTEFACT.weights[8 : 8 + HEADER_BYTES], ARTEFACT.weights[8 + HEADER_BYTES :]
+    for _ in range(1000):
+        changed = damaged(header, random)
+        is_refused(rehashed(struct.pack("<Q", len(changed)) + changed + data))
+    for _ in range(200):
+        changed = damaged(data, random)[: len(data)].ljust(len(data))
+        is_refused(rehashed(ARTEFACT.weights[: 8 + HEADER_BYTES] + changed))
+
+
+def test_damaged_calibration_codes_behind_good_hashes() -> None:
+    """They are used when a codec is truncated, long after it was read."""
+    random = np.random.default_rng(3)
+    for name, limit in (("calibration.codes", 16), ("calibration.partitions", 3)):
+        for _ in range(20):
+            changed = TENSORS[name].clone()
+            place, value = random.integers(changed.numel()), int(random.integers(256))
+            changed.view(-1)[place] = value
+            artefact = rehashed(safetensors.torch.save({**TENSORS, name: changed}))
+            if value < limit:
+                Codec.from_artefact(artefact).truncate(1)
+            else:
+                assert is_refused(artefact)
+
+
+@pytest.mark.parametrize(
+    "length",
+    [0, 1, HEADER_BYTES - 1, HEADER_BYTES + 1, len(ARTEFACT.weights), 10**8, 2**31, 2**32, 2**63, 2**64 - 1],
+)
+def test_other_header_lengths(length: int) -> None:
+    assert is_refused(rehashed(struct.pack("<Q", length) + ARTEFACT.weights[8:]))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["F64", "F16", "I32", "U32", "BOOL", "F4", "F8_E8M0", "C64", "X", "", "bf16"]
+)
+def test_other_types_in_the_header(dtype: str) -> None:
+    header = json.loads(ARTEFACT.weights[8 : 8 + HEADER_BYTES])
+    for name in TENSORS:
+        changed = {**header, name: {**header[name], "dtype": dtype}}
+        text = json.dumps(changed).encode()
+        if header[name]["dtype"] != dtype:
+            artefact = rehashed(struct.pack("<Q", len(text)) + text + ARTEFACT.weights[8 + HEADER_BYTES :])
+            assert is_refused(artefact), name
+
+
+def test_a_tensor_that_is_there_twice() -> None:
+    """Readers differ in which one they take."""
+    text = ARTEFACT.weights[8 : 8 + HEADER_BYTES].strip()
+    twice = (
+        text[:-1] + b',"quantizer.scale":' + json.dumps(json.loads(text)["quantizer.mean_D"]).encode() + b"}"
+    )
+    twice_and_data = twice + ARTEFACT.weights[8 + HEADER_BYTES :]
+    assert is_refused(rehashed(struct.pack("<Q", len(twice)) + twice_and_data))
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "float64": torch.Tensor.double,
+    "float16": torch.Tensor.half,
+    "int64": torch.Tensor.long,
+    "bool": torch.Tensor.bool,
+    "longer": lambda tensor: torch.cat([tensor.flatten(), tensor.flatten()[:1]]),
+    "flat": lambda tensor: tensor.flatten()[None],
+    "deeper": lambda tensor: tensor[..., None],
+    "turned": lambda tensor: tensor.movedim(0, -1).contiguous() if tensor.ndim > 1 else tensor[None],
+    "empty": lambda tensor: tensor.flatten()[:0],
+    "cut": lambda tensor: tensor[:-1] if tensor.ndim else tensor.expand(2).clone(),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_other_tensors_behind_good_hashes(name: str) -> None:
+    tensor = TENSORS[name]
+    others = {key: value for key, value in TENSORS.items() if key != name}
+    assert is_refused(rehashed(safetensors.torch.save(others)))
+    assert is_refused(rehashed(safetensors.torch.save({**others, name + "s": tensor})))
+    assert is_refused(rehashed(safetensors.torch.save({**TENSORS, name + "s": tensor.clone()})))
+    for change, made in CHANGES.items():
+        changed = made(tensor)
+        same = changed.shape == tensor.shape and changed.dtype == tensor.dtype
+        if not same and (name, changed.numel()) != ("quantizer.scale", 1):  # one number is one number
+            assert is_refused(rehashed(safetensors.torch.save({**others, name: changed}))), change
+    for value in (float("nan"), float("inf"), -float("inf")) if tensor.is_floating_point() else (99,):
+        changed = tensor.clone()
+        changed.view(-1)[-1] = value
+        assert is_refused(rehashed(safetensors.torch.save({**others, name: changed}))), value
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_impossible_scales(scale: float) -> None:
+    tensors = {**TENSORS, "quantizer.scale": torch.tensor(scale)}
+    assert is_refused(rehashed(safetensors.torch.save(tensors)))
+
+
+def paths(document: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in document.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*prefix, key))
+
+
+def replaced(document: dict[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:
+    key, *rest = path
+    return {**document, key: replaced(document[key], tuple(rest), value) if rest else value}
+
+
+@pytest.mark.parametrize("path", list(paths(DESCRIPTION)), ids=".".join)
+def test_other_values_in_the_description(path: tuple[str, ...]) -> None:
+    for value in HOSTILE:
+        description = replaced(DESCRIPTION, path, value)
+        is_refused(Artefact(json.dumps(description, sort_keys=True), ARTEFACT.weights))
+    owner: Any = DESCRIPTION
+    for key in path[:-1]:
+        owner = owner[key]
+    without = {key: value for key, value in owner.items() if key != path[-1]}
+    description = replaced(DESCRIPTION, path[:-1], without) if path[1:] else without
+    optional = path[0] == "config" and len(path) > 1  # a setting that is not there has its default
+    refused = is_refused(Artefact(json.dumps(description, sort_keys=True), ARTEFACT.weights))
+    assert refused or optional
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_codec_of_another_configuration_is_refused(kind: str) -> None:
+    """Descriptions and tensors of all kinds, each with the other's."""
+    mine = as_codec(stirred(small_config(**SHAPES[kind]))).to_artefact()
+    for other, changes in SHAPES.items():
+        config = small_config(**changes)
+        document = {**json.loads(mine.config_json), "config": config.to_dict()}
+        refused = is_refused(rehashed(mine.weights, document))
+        assert refused == (other != kind), other
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "7", '"x"', "{}", "{", "NaN", "[" * 10**5, '{"a":' * 10**5]
+)
+def test_descriptions_that_are_none(text: str, tmp_path: Path) -> None:
+    assert is_refused(Artefact(text, ARTEFACT.weights))
+    CODEC.save(tmp_path)
+    for content in (text, '{"codec": ' + text, f'{{"codec": {text}}}'):
+        (tmp_path / CONFIG_FILE).write_text(content)
+        with pytest.raises(ArtefactError):
+            load_codec(tmp_path)
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 7))
+def test_descriptions_near_the_deepest_that_can_be_read(depth: int, tmp_path: Path) -> None:
+    CODEC.save(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text('{"codec": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ArtefactError):
+        load_codec(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("codec")
+    CODEC.save(path)
+    return path
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 2**32), which=st.sampled_from([0, 1]))
+def test_damaged_files(folder: Path, seed: int, which: int) -> None:
+    path = sorted(folder.iterdir())[which]
+    whole = path.read_bytes()
+    path.write_bytes(damaged(whole, np.random.default_rng(seed)))
+    try:
+        assert read_artefact(folder) == ARTEFACT or load_codec(folder).fingerprint == CODEC.fingerprint
+    except ArtefactError:
+        pass
+    finally:
+        path.write_bytes(whole)
+    np.testing.assert_array_equal(load_codec(folder).decode(CODES), DECODED)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a\0b", "x" * 300, "/dev/zero", "\ud800", None, 7, ["x"]])
+def test_other_names_of_the_weights_file(folder: Path, name: object) -> None:
+    whole = (folder / CONFIG_FILE).read_text()
+    try:
+        (folder / CONFIG_FILE).write_text(json.dumps({**json.loads(whole), "weights_file": name}))
+        with pytest.raises(ArtefactError, match="as the file of the weights"):
+            load_codec(folder)
+    finally:
+        (folder / CONFIG_FILE).write_text(whole)
+
+
+def test_files_of_two_codecs(tmp_path: Path) -> None:
+    """Whatever is exchanged between two folders, nothing but one of the two codecs is read from them."""
+    other = as_codec(stirred(small_config()))
+    CODEC.save(tmp_path / "mine")
+    other.save(tmp_path / "other")
+    mine, others = (sorted(path.iterdir()) for path in (tmp_path / "mine", tmp_path / "other"))
+    for path, source in ((mine[0], others[0]), (mine[1], others[1])):
+        whole = path.read_bytes()
+        path.write_bytes(source.read_bytes())
+        with pytest.raises(ArtefactError):
+            load_codec(tmp_path / "mine")
+        path.write_bytes(whole)
+    (tmp_path / "mine" / others[1].name).write_bytes(others[1].read_bytes())  # a file too many
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert load_codec(tmp_path / "mine").fingerprint == CODEC.fingerprint
+    mine[0].write_bytes(others[0].read_bytes())
+    assert load_codec(tmp_path / "mine").fingerprint == other.fingerprint
+    mine[0].unlink()
+    (tmp_path / "mine" / CONFIG_FILE).mkdir()
+    with pytest.raises(ArtefactError, match="missing"):
+        load_codec(tmp_path / "mine")
