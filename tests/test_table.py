@@ -9,9 +9,14 @@ import pytest
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
+<<<<<<< HEAD
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
+=======
+from rqmoe_store.errors import TableError
+from rqmoe_store.table import CompressedTable, compress, open_table
+>>>>>>> 9270c52 (Report damage to registry, marks and stored codes as what it is)
 from rqmoe_store.training.trainer import train
 
 ROWS, DIM = 200, 8
@@ -106,10 +111,10 @@ def test_codes_the_codec_does_not_have_are_reported(store: CompressedTable) -> N
     schema = store.table.schema.remove(store.table.schema.get_field_index("vector"))
     bad = {"id": [1000], "vector_code": [b"\xff\x00\x00\x00"], "vector_partition": [0]}
     store.table.add(pa.table(bad, schema=schema))
-    with pytest.raises(InvalidInputError, match="Got code 255"):
+    with pytest.raises(TableError, match="Got code 255"):
         found(store, VECTORS[0])
     store.delete("id = 1000")
     bad = {"id": [1000], "vector_code": [b"\x00\x00\x00\x00"], "vector_partition": [4]}
     store.table.add(pa.table(bad, schema=schema))
-    with pytest.raises(InvalidInputError, match="Got partition id 4"):
+    with pytest.raises(TableError, match="Got partition id 4"):
         found(store, VECTORS[0])

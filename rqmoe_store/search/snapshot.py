@@ -131,8 +131,8 @@ def read_codes(snapshot: Snapshot, columns: CodeColumns, where: str | None = Non
     """Stream the codes and row ids of the rows that match `where`; rows without a vector are skipped.
 
     Raises:
-        InvalidInputError: a code or partition id that no codec of the table has.
-        TableError: the code columns are missing or of another type.
+        TableError: the code columns are missing or of another type, or have a code or partition id that no
+            codec of the table has.
     """
     for batch, _ in read_rows(snapshot, columns, where):
         if len(batch):

@@ -60,8 +60,7 @@ class CodeSource:
             memory_budget: bytes that codes may take; above it none are loaded.
 
         Raises:
-            TableError: the table was dropped.
-            InvalidInputError: a code or partition id that no codec of the table has.
+            TableError: the table was dropped, or has a code or partition id that none of its codecs has.
         """
         with self._lock:  # several queries that find a new version have it read once
             snapshot = self._snapshots.newest()

@@ -7,12 +7,14 @@ from typing import Any
 import pyarrow as pa
 
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import TableError
 
 FORMAT_VERSION = 2
 """Raised whenever an older release of this package could misread a table."""
 
 PREFIX = "rqmoe_store."
+
+_LARGEST = 2**31 - 1  # of dimensions and partition ids, in Arrow as in the columns of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +49,18 @@ class TableMarks:
         Raises:
             TableError: there are none, one is missing or unreadable, or a newer release wrote them.
         """
-        stored = {key.decode().removeprefix(PREFIX): value for key, value in _ours(schema).items()}
+        stored = {
+            key.decode(errors="replace").removeprefix(PREFIX): value for key, value in _ours(schema).items()
+        }
         if "format_version" not in stored:
             raise TableError(
                 f"Table {table_name!r} is not a compressed table; make one with "
                 "rqmoe_store.compress(table, codec, into=...) or rqmoe_store.create_table(...)."
             )
-        version = stored["format_version"]
-        if version.isdigit() and int(version) > FORMAT_VERSION:
+        version = _parsed("format_version", stored["format_version"], table_name)
+        if version > FORMAT_VERSION:
             raise TableError(
-                f"Table {table_name!r} has format version {int(version)}; this release of rqmoe-store "
+                f"Table {table_name!r} has format version {version}; this release of rqmoe-store "
                 f"reads up to {FORMAT_VERSION}. Upgrade rqmoe-store."
             )
         return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
@@ -79,8 +83,8 @@ class TableMarks:
 
 
 def _whole_number(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"{text!r} is no whole number")
+    if not text.isdecimal() or not 0 < int(text) <= _LARGEST:
+        raise ValueError(f"expected a whole number from 1 to {_LARGEST}")
     return int(text)
 
 
@@ -92,7 +96,7 @@ def _generations(text: str) -> tuple[GenerationMark, ...]:
     marks = tuple(GenerationMark(**entry) for entry in json.loads(text))
     for mark in marks:
         count = mark.num_partitions
-        if not isinstance(mark.fingerprint, str) or type(count) is not int or count < 1:
+        if not isinstance(mark.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST:
             raise ValueError(f"{mark} is no generation")
     return marks
 
@@ -112,7 +116,7 @@ def _parsed(name: str, value: bytes | None, table_name: str) -> Any:
         if value is None:
             raise ValueError("it is missing")
         return _PARSERS[name](value.decode())
-    except (ValueError, TypeError, AttributeError, InvalidInputError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise TableError(
             f"Metadata {PREFIX + name!r} of table {table_name!r} is {value!r}; expected what rqmoe_store "
             f"wrote ({error}). Restore an earlier version of the table."

@@ -30,7 +30,11 @@ _SCHEMA = pa.schema(
 
 
 def save(db: DBConnection, codec: Codec) -> Table:
-    """Keep `codec` in `db`, unless an intact copy is there already; returns the registry's table."""
+    """Keep `codec` in `db`, unless an intact copy is there already; returns the registry's table.
+
+    Raises:
+        ArtefactError: the table of codecs cannot be read.
+    """
     artefact = codec.to_artefact()
     registry = open_or_create(db)
     if artefact in _stored(registry, codec.fingerprint):
@@ -51,7 +55,7 @@ def load(db: DBConnection, fingerprint: str) -> Codec:
     Raises:
         ArtefactError: `db` has no such codec, or every stored copy is damaged.
     """
-    registry = open_if_exists(db, REGISTRY_TABLE)
+    registry = _opened(db)
     artefacts = [] if registry is None else _stored(registry, fingerprint)
     if not artefacts:
         raise ArtefactError(
@@ -73,20 +77,45 @@ def load(db: DBConnection, fingerprint: str) -> Codec:
 
 
 def _stored(registry: Table, fingerprint: str) -> list[Artefact]:
-    registry.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
-    rows = registry.search().where(f"fingerprint = {literal(fingerprint)}").select(["config_json", "weights"])
-    return [Artefact(config_json=row["config_json"], weights=row["weights"]) for row in rows.to_list()]
+    condition = f"fingerprint = {literal(fingerprint)}"
+    try:
+        registry.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
+        rows = registry.search().where(condition).select(["config_json", "weights"]).to_arrow()
+    except Exception as error:  # LanceDB panics on some damage, with an exception of no other class
+        raise _unreadable(error) from error
+    if rows.schema.types != [_SCHEMA.field(name).type for name in rows.schema.names]:
+        raise _unreadable(f"its columns are {rows.schema.types}")
+    return [Artefact(row["config_json"] or "", row["weights"] or b"") for row in rows.to_pylist()]
+
+
+def _opened(db: DBConnection) -> Table | None:
+    try:
+        return open_if_exists(db, REGISTRY_TABLE)
+    except Exception as error:  # as above
+        raise _unreadable(error) from error
+
+
+def _unreadable(reason: object) -> ArtefactError:
+    return ArtefactError(
+        f"The table {REGISTRY_TABLE!r}, which keeps the codecs of this database, cannot be read ({reason}). "
+        "Restore it from a copy, or drop it and save every codec again with "
+        "rqmoe_store.store.registry.save(db, codec)."
+    )
 
 
 def open_or_create(db: DBConnection) -> Table:
-    """The registry's table, made anew if need be."""
-    registry = open_if_exists(db, REGISTRY_TABLE)
+    """The registry's table, made anew if need be.
+
+    Raises:
+        ArtefactError: it is there and cannot be read.
+    """
+    registry = _opened(db)
     if registry is not None:
         return registry
     try:
         return db.create_table(REGISTRY_TABLE, schema=_SCHEMA)
     except (ValueError, RuntimeError):
-        registry = open_if_exists(db, REGISTRY_TABLE)
+        registry = _opened(db)
         if registry is None:
             raise
         return registry  # another process made it between the two calls

@@ -86,7 +86,11 @@ class TableStats:
 
 
 def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> TableStats:
-    """Measure `table` now: reads its codes once, in batches, and the sizes of its files."""
+    """Measure `table` now: reads its codes once, in batches, and the sizes of its files.
+
+    Raises:
+        TableError: it has a code or partition id that none of its codecs has.
+    """
     rows = table.count_rows()
     raw_bytes = rows * codecs.dim * 4
     code_bytes = column_bytes(table, columns.names)
@@ -133,6 +137,7 @@ def _utilisation(table: LanceTable, codecs: TableCodec, columns: CodeColumns) ->
     steps_M = np.arange(codecs.code_bytes)
     for batch in table.search().select(list(columns.names)).to_batches(_SCAN_ROWS):
         codes, _ = columns.from_arrow(batch)
+        codecs.check(codes)
         used_MK[steps_M, codes.codes] = True  # (V, M) indexes: each code marks its step's codeword
     return float(used_MK.mean())
 

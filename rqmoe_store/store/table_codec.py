@@ -17,7 +17,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.errors import ArtefactError, TableError
+from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
 from rqmoe_store.store import registry
 from rqmoe_store.store.metadata import GenerationMark, TableMarks
 
@@ -118,24 +118,33 @@ class TableCodec:
         """Reconstructions (n, D), float32, each by the codec that encoded it.
 
         Raises:
-            InvalidInputError: a code or partition that no codec of the table has.
+            TableError: a code or partition that no codec of the table has.
         """
+        self.check(codes)
         if len(self.generations) == 1:
             return self.generations[0].codec.decode(codes)
-        self.check(codes)
         decoded_nD = np.empty((len(codes), self.dim), dtype=np.float32)
         for generation, rows in self._by_generation(codes):
             decoded_nD[rows] = generation.codec.decode(_local(codes[rows], generation))
         return decoded_nD
 
     def check(self, codes: Codes) -> None:
-        """Raise InvalidInputError when a code is out of range: it would score as another codeword."""
+        """Raise TableError when a stored code is out of range: it would score as another codeword."""
         if len(codes) == 0:
             return
         smallest = min((each.codec.config.codebook_size for each in self.generations), default=0)
         lowest, highest = codes.partitions.min(), codes.partitions.max()
         if codes.codes.max() < smallest and lowest >= 0 and highest < self.num_partitions:
             return
+        try:
+            self._check_each(codes)
+        except InvalidInputError as error:
+            raise TableError(
+                f"The table has codes that none of its codecs wrote. {error} Delete these rows or restore an "
+                "earlier version of the table, and write to it through this package only."
+            ) from error
+
+    def _check_each(self, codes: Codes) -> None:
         check_codes(  # names the code or partition that none of them has
             codes,
             num_steps=self.code_bytes,

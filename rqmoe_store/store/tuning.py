@@ -16,6 +16,8 @@ from rqmoe_store.store.metadata import PREFIX
 
 KEY = PREFIX + "tuned_search"
 
+_LARGEST = 2**31 - 1  # rows of a result
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TunedSearch:
@@ -42,10 +44,13 @@ class TunedSearch:
             return None
         try:
             setting = cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise _unreadable(text, table_name) from error
         numbers = setting.nprobes, setting.shortlist, setting.limit
-        if not all(type(number) is int and number > 0 for number in numbers):
+        share = setting.target_recall
+        if not all(type(number) is int and 0 < number <= _LARGEST for number in numbers) or not (
+            type(share) in (int, float) and 0 < share <= 1
+        ):
             raise _unreadable(text, table_name)
         return setting
 

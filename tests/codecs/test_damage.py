@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
+from small_damage import HOSTILE, damaged
 
 from rqmoe_store.codecs.artefact import CONFIG_FILE, Artefact, read_artefact, require_fingerprint
 from rqmoe_store.codecs.base import Codec, load_codec
@@ -33,12 +34,6 @@ TENSORS = safetensors.torch.load(ARTEFACT.weights)
 VECTORS = vectors(20)
 CODES = CODEC.encode(VECTORS)
 DECODED = CODEC.decode(CODES)
-
-HOSTILE = [
-    *(None, True, "", "x", "../x", "\ud800", "' OR 1=1 --", [], [1], [[]], {}, {"a": 1}),
-    *(-1, 0, 1, 2, 5000, 2**24, 2**31, 10**30, 1.5, -0.0, 1e308, float("nan"), float("inf")),
-]
-"""What a value may have become; some of it happens to be what it was, or as good."""
 
 MOST_MEMORY = 200 * 2**20  # bytes, of which most is what the libraries take on their first use
 
@@ -78,28 +73,6 @@ def require_noticed(artefact: Artefact) -> None:
     with pytest.raises(ArtefactError):
         require_fingerprint(artefact, CODEC.fingerprint)
         Codec.from_artefact(artefact)
-
-
-def damaged(content: bytes, random: np.random.Generator) -> bytes:
-    """Bytes flipped, cut off, cut out, put in, repeated or zeroed."""
-    start, stop = sorted(random.integers(0, len(content) + 1, 2))
-    kind = random.integers(7)
-    if kind == 0:
-        return content[:start]
-    if kind == 1:
-        return content[start:]
-    if kind == 2:
-        return content[:start] + content[stop:]
-    if kind == 3:
-        return content[:start] + random.bytes(int(random.integers(1, 40))) + content[start:]
-    if kind == 4:
-        return content[:stop] + content[start:stop] + content[stop:]
-    if kind == 5:
-        return content[:start] + bytes(stop - start) + content[stop:]
-    changed = bytearray(content)
-    for place in random.integers(0, len(content), random.integers(1, 9)):
-        changed[place] ^= random.integers(1, 256)
-    return bytes(changed)
 
 
 def test_damaged_weights_are_noticed() -> None:
