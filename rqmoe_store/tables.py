@@ -65,7 +65,7 @@ def create_table(
         try:
             store.add(data)
         except BaseException:
-            databases.undo_create(db, table)
+            databases.drop(db, name)
             raise
     return store
 

@@ -9,14 +9,9 @@ import pytest
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
-<<<<<<< HEAD
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import TableError
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
-=======
-from rqmoe_store.errors import TableError
-from rqmoe_store.table import CompressedTable, compress, open_table
->>>>>>> 9270c52 (Report damage to registry, marks and stored codes as what it is)
 from rqmoe_store.training.trainer import train
 
 ROWS, DIM = 200, 8

@@ -194,7 +194,7 @@ def _write(
         if codec.num_partitions > 1:
             table.create_index(columns.partition, config=BTree())
     except BaseException:
-        databases.undo_create(db, table)
+        databases.drop(db, into)
         raise
     return table
 

@@ -102,28 +102,27 @@ def create_whole(
         except BaseException as error:
             stopped.set()
             concurrent.futures.wait([writing])
-            _clean_up(db, name, writing)
-            if failures and isinstance(error, Exception):
-                # LanceDB reports a failing stream as text only; raise what really happened.
+            kept = not _clean_up(db, name, writing)
+            if not isinstance(error, Exception):
+                raise
+            if failures:  # LanceDB reports a failing stream as text only; raise what really happened
                 raise failures[0] from error
+            if kept:
+                raise TableError(
+                    f"Another process made table {name!r} meanwhile; it is kept. Choose another name."
+                ) from error
             raise
-    table = cast(LanceTable, db.open_table(name))
-    if table.version > 1:
-        undo_create(db, table)
-        raise TableError(f"Another process made table {name!r} meanwhile; it is kept. Choose another name.")
-    return table
+    return cast(LanceTable, db.open_table(name))
 
 
-def undo_create(db: DBConnection, table: LanceTable) -> None:
-    """Remove a table that `create_whole` made.
+def drop(db: DBConnection, name: str) -> None:
+    """Remove table `name`, or what an unfinished writer left of it."""
+    cast(LanceDBConnection, db).drop_table(name, ignore_missing=True)
 
-    LanceDB looks for a table of the same name before it starts writing, not when it commits: one that
-    was made in between has become an older version of ours, and is put back.
-    """
-    if table.version == 1:
-        cast(LanceDBConnection, db).drop_table(table.name, ignore_missing=True)
-    else:
-        table.restore(table.version - 1)
+
+def location(db: DBConnection, name: str) -> str:
+    """Where table `name` of a database on disk is, or would be."""
+    return f"{db.uri.rstrip('/')}/{name}{_SUFFIX}"
 
 
 def _write_beside(
@@ -145,12 +144,12 @@ def _write_beside(
     )
 
 
-def _clean_up(db: DBConnection, name: str, writing: "concurrent.futures.Future[None]") -> None:
-    """Remove what a writer that has ended left of table `name`, but nothing of anyone else's."""
-    if writing.exception() is None:
-        undo_create(db, cast(LanceTable, db.open_table(name)))
-    elif open_if_exists(db, name) is None:
-        cast(LanceDBConnection, db).drop_table(name, ignore_missing=True)
+def _clean_up(db: DBConnection, name: str, writing: "concurrent.futures.Future[None]") -> bool:
+    """Remove what a writer that has ended left of table `name`, unless someone else made it; says whether."""
+    if writing.exception() is not None and open_if_exists(db, name) is not None:
+        return False
+    drop(db, name)
+    return True
 
 
 def require_on_disk(db: DBConnection) -> None:

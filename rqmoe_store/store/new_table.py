@@ -6,7 +6,7 @@ file a failure or a lost process interrupts.
 
 import dataclasses
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lance
@@ -42,7 +42,7 @@ def write_table(
     """Write the rows of `reader`, then the column `apart`, and commit both as one table.
 
     Row ids are stable. Nothing is a table before this returns; after an error the caller removes the
-    folder.
+    folder, unless there is a table of someone else in it.
 
     Args:
         uri: folder or bucket URI of the table.
@@ -63,11 +63,28 @@ def write_table(
     schema = reader.schema.append(apart.field)
     if apart.read is not None:
         fragments = _with_column(uri, fragments, schema, apart, apart.read, file_format, storage_options)
+    commit_new(uri, schema, fragments, storage_options=storage_options, enable_stable_row_ids=True)
+
+
+def commit_new(
+    uri: str,
+    schema: pa.Schema,
+    fragments: Sequence[FragmentMetadata],
+    *,
+    storage_options: dict[str, str] | None,
+    enable_stable_row_ids: bool | None = None,
+) -> None:
+    """Commit fragments as the first version of a table; of several writers that do so at once, one succeeds.
+
+    Raises:
+        OSError: there is a table at `uri` already, which stays as it is, or the commit failed.
+    """
     lance.LanceDataset.commit(
         uri,
         lance.LanceOperation.Overwrite(LanceSchema.from_pyarrow(schema), fragments),
         storage_options=storage_options,
-        enable_stable_row_ids=True,
+        enable_stable_row_ids=enable_stable_row_ids,
+        max_retries=0,  # with retries a table that is there would get this one as its next version
     )
 
 

@@ -6,15 +6,17 @@ which is harmless: a load takes the first one that is intact.
 """
 
 import datetime
+from typing import cast
 
 import pyarrow as pa
-from lancedb.db import DBConnection
+from lancedb.db import DBConnection, LanceDBConnection
 from lancedb.table import Table
 
 from rqmoe_store.codecs.artefact import Artefact, require_fingerprint
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError
-from rqmoe_store.store.databases import open_if_exists
+from rqmoe_store.store.databases import location, open_if_exists
+from rqmoe_store.store.new_table import commit_new
 from rqmoe_store.store.sql import literal
 
 REGISTRY_TABLE = "_rqmoe_codecs"
@@ -113,9 +115,15 @@ def open_or_create(db: DBConnection) -> Table:
     if registry is not None:
         return registry
     try:
-        return db.create_table(REGISTRY_TABLE, schema=_SCHEMA)
-    except (ValueError, RuntimeError):
+        commit_new(
+            location(db, REGISTRY_TABLE),
+            _SCHEMA,
+            [],
+            storage_options=cast(LanceDBConnection, db).storage_options,
+        )
+    except OSError:
         registry = _opened(db)
         if registry is None:
             raise
         return registry  # another process made it between the two calls
+    return db.open_table(REGISTRY_TABLE)

@@ -34,13 +34,28 @@ def test_saving_twice_keeps_one_row_each(db, codec, plain_codec):
     assert registry.load(db, plain_codec.fingerprint).config == plain_codec.config
 
 
-def test_concurrent_saves_of_the_same_codec_are_harmless(db, codec):
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        saves = [pool.submit(registry.save, lancedb.connect(db.uri), codec) for _ in range(8)]
-        for save in saves:
-            save.result()
-    assert 1 <= len(stored_rows(db)) <= 8
-    assert registry.load(db, codec.fingerprint).fingerprint == codec.fingerprint
+def test_concurrent_saves_into_a_new_database_lose_nothing(tmp_path, codec, plain_codec):
+    for place in range(8):
+        db = lancedb.connect(tmp_path / str(place))
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            saves = [
+                pool.submit(registry.save, lancedb.connect(db.uri), saved)
+                for saved in (codec, plain_codec, codec, plain_codec)
+            ]
+            for save in saves:
+                save.result()
+        assert 2 <= len(stored_rows(db)) <= 4
+        for saved in (codec, plain_codec):
+            assert registry.load(db, saved.fingerprint).fingerprint == saved.fingerprint
+
+
+def test_the_registry_has_the_file_format_that_lancedb_writes(db, codec):
+    registry.save(db, codec)
+    formats = {
+        table.to_lance().data_storage_version
+        for table in (db.open_table(registry.REGISTRY_TABLE), db.create_table("other", [{"id": 1}]))
+    }
+    assert len(formats) == 1
 
 
 def test_a_missing_codec_is_named(db, codec):
