@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError, TableError
+from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError, StorageError, TableError
 from rqmoe_store.presets import preset
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "DecodedReranker",
     "InvalidInputError",
     "RQMoEError",
+    "StorageError",
     "TableError",
     "TrainConfig",
     "__version__",

@@ -1,7 +1,7 @@
-"""Errors raised by `rqmoe_store`: one root, three leaves.
+"""Errors raised by `rqmoe_store`: one root, four leaves.
 
 Every message says what was got, what was expected and what to do next, and every error is raised
-before anything is written.
+before anything is written, but for those of the writing itself.
 """
 
 
@@ -19,3 +19,7 @@ class TableError(RQMoEError, ValueError):
 
 class ArtefactError(RQMoEError):
     """A stored codec or checkpoint is missing, truncated, tampered with, or does not fit."""
+
+
+class StorageError(RQMoEError, OSError):
+    """A disk or bucket refused a write: full, read-only, or not permitted. What it held before is intact."""

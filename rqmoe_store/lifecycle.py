@@ -11,6 +11,7 @@ from rqmoe_store.errors import TableError
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
+from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.statistics import disk_bytes, readable
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.upkeep import tidy
@@ -48,6 +49,7 @@ class OptimizeReport:
 class LifecycleTable(StoredTable):
     """A table that can be trained, and kept in good order."""
 
+    @names_refusals
     def train(
         self,
         training: TrainConfig | None = None,
@@ -70,12 +72,14 @@ class LifecycleTable(StoredTable):
         Raises:
             TableError: the table has a codec already (`retrain` gives it another), or no raw rows.
             InvalidInputError: as `rqmoe_store.train`.
+            StorageError: the disk or bucket refuses to take codec or codes; rows that have none stay raw.
         """
         self.refresh()
         if self.codecs.newest is not None:
             raise TableError(f"Table {self.name!r} has a codec already; give it another one with retrain().")
         return self._trained(training, vectors, self.codecs.marks.config, encode=encode, progress=progress)
 
+    @names_refusals
     def retrain(
         self,
         training: TrainConfig | None = None,
@@ -105,11 +109,13 @@ class LifecycleTable(StoredTable):
         Raises:
             TableError: no vectors to train on.
             InvalidInputError: as `rqmoe_store.train`, or a config of another metric or code size.
+            StorageError: as `train`; rows that were not reached keep the codes that they have.
         """
         self.refresh()
         config = self.codecs.marks.config if config is None else config
         return self._trained(training, vectors, config, encode=encode, progress=progress)
 
+    @names_refusals
     def optimize(
         self,
         *,
@@ -132,6 +138,7 @@ class LifecycleTable(StoredTable):
 
         Raises:
             TableError: a codec does not fit the vectors; these stay.
+            StorageError: the disk or bucket refuses a write; what was not done yet is left as it was.
         """
         before = disk_bytes(self.table)
         self.refresh()

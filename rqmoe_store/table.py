@@ -169,6 +169,7 @@ class CompressedTable(LifecycleTable):
             InvalidInputError: arguments out of range, queries that `search` refuses, or a target that all
                 partitions with 4,096 (or 16 x limit) rows decoded do not reach; nothing is kept then.
             TableError: no rows to find.
+            StorageError: the disk or bucket refuses to keep the choice.
         """
         goal = TuningGoal(target_recall=target_recall, limit=limit, sample=sample, seed=seed)
         report = self._source.read(

@@ -51,6 +51,7 @@ def create_table(
     Raises:
         TableError: the name is taken, no such vector column, columns named like ours.
         InvalidInputError: neither data nor schema, rows that `add` refuses, an unusable name or column.
+        StorageError: the disk or bucket refuses to take it; there is no such table then.
     """
     if schema is None:
         if data is None:
@@ -109,6 +110,8 @@ def compress(
             cosine (named by row position), or beyond float16 where they shall be kept in it; an
             `into` that cannot be a table name; an unknown `keep_vectors`; both or neither of `into` and
             `in_place`.
+        StorageError: the disk or bucket refuses to take it. There is no new table then; one compressed in
+            place has all its rows, and goes on where it stopped when this is called again.
     """
     if (into is None) != in_place:
         raise InvalidInputError(

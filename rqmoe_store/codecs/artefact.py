@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.errors import ArtefactError, StorageError
 
 FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
@@ -103,19 +103,29 @@ def write_artefact(artefact: Artefact, directory: str | os.PathLike[str]) -> Non
 
     The weights file carries the fingerprint in its name and `config.json` is replaced last in one
     rename, so a reader sees the old codec or the new one, never a mixture.
+
+    Raises:
+        ArtefactError: `directory` is a file.
+        StorageError: the disk refuses to take it; what was there before is intact.
     """
     folder = Path(directory)
     if folder.exists() and not folder.is_dir():
         raise ArtefactError(f"{folder} is a file; give a directory to save the codec in.")
-    folder.mkdir(parents=True, exist_ok=True)
     weights_name = _weights_name(artefact)
-    write_atomically(folder / weights_name, artefact.weights)
     document = json.loads(artefact.config_json)
     outer = {"fingerprint": artefact.fingerprint, "weights_file": weights_name, "codec": document}
-    write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
-    for stale in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
-        if stale.name != weights_name:
-            stale.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / weights_name, artefact.weights)
+        write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
+        for stale in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
+            if stale.name != weights_name:
+                stale.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"The codec of {len(artefact.weights):,} bytes cannot be saved in {folder} ({error}). What was "
+            "there before is intact; make room or get the right to write there, or choose another directory."
+        ) from error
 
 
 def read_artefact(directory: str | os.PathLike[str]) -> Artefact:

@@ -234,7 +234,10 @@ class Codec:
         return codec
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the codec to a directory (config.json + safetensors), atomically."""
+        """Write the codec to a directory (config.json + safetensors), atomically.
+
+        Raises StorageError where the disk refuses to take it, ArtefactError where `path` is a file.
+        """
         write_artefact(self.to_artefact(), path)
 
 

@@ -9,9 +9,11 @@ from lancedb.index import FTS
 from lancedb.table import Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table import StoredTable
 
 
+@names_refusals
 def create_text_index(
     store: StoredTable, columns: str | Sequence[str], *, replace: bool, **options: Any
 ) -> None:

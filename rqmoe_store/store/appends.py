@@ -8,8 +8,10 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.store import databases
 from rqmoe_store.store.new_table import ROWS_PER_FILE
+from rqmoe_store.store.refusals import names_refusals
 
 
+@names_refusals
 def append_rows(table: LanceTable, rows: pa.RecordBatchReader, properties: Mapping[str, str]) -> None:
     """Append `rows` to the newest version of `table`: all of them in one commit, or none.
 

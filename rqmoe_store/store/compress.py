@@ -29,6 +29,7 @@ from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable
@@ -43,6 +44,7 @@ _TAKE_ROWS = 16_384
 _ENCODE_ROWS = 1024  # between two moves of the progress bar; encoding is the slow part
 
 
+@names_refusals
 def compress(
     docs: Table,
     codec: Codec,
@@ -80,6 +82,7 @@ def compress(
         InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
             cosine (named by row position), or beyond float16 where they shall be kept in it; an
             `into` that cannot be a table name; an unknown `keep_vectors`.
+        StorageError: the disk or bucket, or that of temporary files, refuses to take it.
     """
     require_keep_vectors(keep_vectors)
     columns = CodeColumns(vector_column)

@@ -15,10 +15,12 @@ from rqmoe_store.store.embeddings import moved_embedding
 from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
+from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.vector_arrays import is_vector_type
 
 
+@names_refusals
 def create_empty(
     db: DBConnection,
     name: str,

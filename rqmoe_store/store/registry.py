@@ -17,6 +17,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError
 from rqmoe_store.store.databases import location, open_if_exists
 from rqmoe_store.store.new_table import commit_new
+from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.sql import literal
 
 REGISTRY_TABLE = "_rqmoe_codecs"
@@ -31,6 +32,7 @@ _SCHEMA = pa.schema(
 )
 
 
+@names_refusals
 def save(db: DBConnection, codec: Codec) -> Table:
     """Keep `codec` in `db`, unless an intact copy is there already; returns the registry's table.
 

@@ -3,6 +3,8 @@
 Shapes: N rows of the table, B rows of one batch, M code bytes, P partitions.
 """
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.errors import StorageError
 from rqmoe_store.store.columns import NO_PARTITION
 
 _SORT_ROWS = 2**18
@@ -75,4 +78,21 @@ class CodeSpill:
         return np.where(partitions_B == NO_PARTITION, len(self._counts_P1) - 1, partitions_B)
 
     def _file(self, name: str, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        return np.memmap(self._folder / name, dtype=dtype, mode="w+", shape=shape)
+        path, size = self._folder / name, math.prod(shape) * np.dtype(dtype).itemsize
+        try:
+            with path.open("wb") as file:
+                _reserve(file.fileno(), size)
+        except OSError as error:
+            raise StorageError(
+                f"Temporary files in {self._folder.parent} need {size:,} more bytes ({error}). Nothing was "
+                "written; make room there, or set the environment variable TMPDIR to a folder with room."
+            ) from error
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give an empty file its size, and on disk, where the system can: writing to a mapped file on a full disk
+    is no error but the end of the process."""
+    os.truncate(file, size)
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)

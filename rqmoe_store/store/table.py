@@ -18,6 +18,7 @@ from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.health import DriftWatch, HealthReport, measure_health
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.metadata import TableMarks, without_ours
+from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.statistics import TableStats, measure
@@ -156,6 +157,7 @@ class StoredTable:
                 dimension, with NaN or infinite values, zero under cosine, or beyond float16 where the
                 table keeps them in it (named by row position).
             TableError: `encode` is True and the table has no codec yet.
+            StorageError: the disk or bucket refuses to take them; no row was added.
             RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
         """
         self.refresh()
@@ -175,11 +177,13 @@ class StoredTable:
             self._watch.note(self.table, self._codecs, encoder.drift.sums)
         return added
 
+    @names_refusals
     def delete(self, where: str) -> int:
         """Delete the rows that match the SQL condition `where`; returns how many.
 
         Raises:
             InvalidInputError: `where` cannot be parsed or names an unknown column.
+            StorageError: the disk or bucket refuses the change; no row was deleted.
         """
         if not isinstance(where, str):
             raise InvalidInputError(f'Got where={where!r}; expected an SQL condition, such as "id = 3".')

@@ -13,6 +13,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
+from rqmoe_store.store.refusals import names_refusals
 
 KEY = PREFIX + "tuned_search"
 
@@ -54,6 +55,7 @@ class TunedSearch:
             raise _unreadable(text, table_name)
         return setting
 
+    @names_refusals
     def write(self, table: LanceTable) -> None:
         """Keep the setting in the newest version of `table`; only metadata is written.
 
