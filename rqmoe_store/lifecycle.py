@@ -8,12 +8,14 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import TableError
+from rqmoe_store.store import databases
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.statistics import disk_bytes, readable
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.unused_codecs import GRACE, RemovedCodecs, remove_unused
 from rqmoe_store.store.upkeep import tidy
 from rqmoe_store.training.trainer import train
 
@@ -35,6 +37,8 @@ class OptimizeReport:
     """What the table took on disk, older versions included."""
     bytes_after: int
     """What it takes now."""
+    removed: RemovedCodecs
+    """Codecs that the database kept and nothing needs any more."""
 
     def __str__(self) -> str:
         error = "" if self.encoded.mse is None else f", mean squared error {self.encoded.mse:.4g}"
@@ -43,6 +47,11 @@ class OptimizeReport:
             f"{self.raw_rows:,} rows are raw",
             f"{readable(self.bytes_before)} on disk before, {readable(self.bytes_after)} now",
         ]
+        if self.removed.codecs:
+            size = readable(self.removed.bytes)
+            lines.append(f"removed {self.removed.codecs} codecs that nothing needs any more, {size}")
+        if self.removed.kept_because is not None:
+            lines.append(f"kept all codecs, for {self.removed.kept_because}")
         return "\n".join(lines)
 
 
@@ -122,18 +131,24 @@ class LifecycleTable(StoredTable):
         training: TrainConfig | None = None,
         train_from: int | None = ROWS_TO_TRAIN,
         cleanup_older_than: datetime.timedelta | None = None,
+        codecs_older_than: datetime.timedelta = GRACE,
         progress: bool = True,
     ) -> OptimizeReport:
         """Encode what is raw or of an older codec, merge small files, bring indexes up to date, clean up.
 
         Every row that was encoded takes its code's bytes instead of its vector's once versions older than
         `cleanup_older_than` have gone. Before a vector goes, a sample is decoded from disk and compared.
+        Then codecs are removed that nothing in the database needs: no row of any version, of any table, that
+        can still be restored.
 
         Args:
             training: how to train the first codec of a table that has none; None for the defaults.
             train_from: raw rows from which that is done; None for never.
             cleanup_older_than: versions older than this cannot be restored any more; None for 7 days. Zero
-                makes room at once; other processes must not be writing then.
+                makes room at once; other processes must not be writing then. Versions that a tag or a branch
+                keeps stay.
+            codecs_older_than: codecs that nothing needs stay until they were saved, and replaced, longer ago
+                than this; 7 days. Shorter only while no other process writes to any table of the database.
             progress: show progress bars.
 
         Raises:
@@ -150,12 +165,14 @@ class LifecycleTable(StoredTable):
         encoded = self._reencode(progress)
         tidy(self.table, self.codecs, cleanup_older_than)
         self.refresh()
+        removed = remove_unused(databases.database_of(self.table), codecs_older_than)
         return OptimizeReport(
             trained=untrained and enough,
             encoded=encoded,
             raw_rows=self.count_rows(self.columns.raw_filter),
             bytes_before=before,
             bytes_after=disk_bytes(self.table),
+            removed=removed,
         )
 
     def _trained(

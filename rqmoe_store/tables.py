@@ -61,7 +61,7 @@ def create_table(
     table, marks = create_empty(
         db, name, schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
     )
-    store = CompressedTable(table, TableCodec(marks, []))
+    store = CompressedTable(table, TableCodec.of(marks, []))
     if data is not None:
         try:
             store.add(data)

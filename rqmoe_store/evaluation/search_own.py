@@ -93,7 +93,7 @@ def build_own(
 def _scan(codecs: TableCodec, selections: Sequence[Selection]) -> Scan:
     def prepare(queries_QD: Float32Array, share: float, threads: int) -> Callable[[], int]:
         nprobes = max(1, round(share * codecs.num_partitions))
-        probed_QP = codecs.probed(queries_QD, nprobes)
+        probed_QP = codecs.probed(queries_QD, nprobes, codecs.generations)
         rows = sum(int((probed_QP * np.diff(each.segment.starts_P)).sum()) for each in selections)
 
         def work() -> int:

@@ -64,7 +64,7 @@ def create_random_table(
     databases.require_stable_row_ids(table)
     if codec.num_partitions > 1:
         table.create_index(columns.partition, config=BTree())
-    return CompressedTable(table, TableCodec(marks, [codec]))
+    return CompressedTable(table, TableCodec.of(marks, [codec]))
 
 
 def require_room(codecs: Iterable[Codec], rows: Sequence[int]) -> None:

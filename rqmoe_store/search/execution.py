@@ -20,7 +20,7 @@ from rqmoe_store.search.shortlist import Shortlist
 from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.table_codec import Generation
+from rqmoe_store.store.generations import Generation
 
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """The rows to consider, given which partitions (P,) are probed by any query."""
@@ -83,7 +83,7 @@ class Execution:
         """The codecs that rows have codes of."""
         resident, generations = self._state.resident, self._codecs.generations
         if resident is None:
-            return list(generations)
+            return [generations[place] for place in self._state.snapshot.places_in_use]
         return [each for each in generations if resident.has_rows(each.partitions)]
 
     @property
@@ -158,7 +158,7 @@ class Execution:
         request, most = self._request, self._codecs.most_partitions
         nprobes = min(nprobes, most)
         with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
-            probed_QP = self._codecs.probed(request.queries_QD[queries], nprobes)
+            probed_QP = self._codecs.probed(request.queries_QD[queries], nprobes, self._generations)
             anywhere_P = np.logical_or.reduce(probed_QP)
             shortlists = scan(
                 rows_of(anywhere_P), tables, probed_QP, size, request.lower, self._codecs.device

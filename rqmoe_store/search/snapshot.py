@@ -16,6 +16,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.errors import TableError
 from rqmoe_store.search.segments import CodeBatch, RowIds
 from rqmoe_store.store import databases
+from rqmoe_store.store.codec_needs import places_in_use
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.table_codec import TableCodec
@@ -63,6 +64,11 @@ class Snapshot:
     def rows(self) -> int:
         """Rows of the table, with a vector or without."""
         return int(self.table.count_rows())
+
+    @functools.cached_property
+    def places_in_use(self) -> list[int]:
+        """Which of the codecs any rows have codes of; the newest always counts."""
+        return places_in_use(self.dataset, self.codecs.marks)
 
     @functools.cached_property
     def tuned(self) -> TunedSearch | None:

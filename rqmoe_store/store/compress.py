@@ -95,7 +95,7 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
         spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
         table = _write(db, into, source, codec, kept, spill, bar)
-    return cls(table, TableCodec(TableMarks.read(table.schema, into), [codec]))
+    return cls(table, TableCodec.of(TableMarks.read(table.schema, into), [codec]))
 
 
 def on_disk(docs: Table) -> LanceTable:

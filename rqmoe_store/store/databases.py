@@ -34,6 +34,17 @@ def open_if_exists(
         return None
 
 
+def table_names(db: DBConnection) -> Iterator[str]:
+    """Names of everything that `db` lists as a table; some may be folders without a table in them."""
+    token = None
+    while True:
+        page = db.list_tables(page_token=token)
+        yield from page.tables
+        token = page.page_token
+        if not token:
+            return
+
+
 def no_such_table(uri: str, name: str) -> TableError:
     """What to raise when the database at `uri` has no table `name`."""
     return TableError(f"The database {uri!r} has no table {name!r}. Check the name and the path.")

@@ -11,9 +11,10 @@ from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.generations import mark_of
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.sql import quoted
-from rqmoe_store.store.table_codec import TableCodec, mark_of
+from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.takes import take_rows
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
 

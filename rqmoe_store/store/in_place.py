@@ -61,7 +61,7 @@ def adopt(
     metadata = marks.write(moved_embedding(table.schema.metadata, vector_column, table.name))
     written: dict[str, str | None] = {key.decode(): value.decode() for key, value in metadata.items()}
     databases.reopened(table).to_lance().update_schema_metadata(written, replace=True)
-    return TableCodec(marks, [codec])
+    return TableCodec.of(marks, [codec])
 
 
 def _missing_columns(table: LanceTable, columns: CodeColumns, code_bytes: int) -> list[pa.Field]:

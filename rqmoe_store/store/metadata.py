@@ -1,6 +1,7 @@
 """What a compressed table says about itself, in the metadata of its schema."""
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -41,6 +42,12 @@ class TableMarks:
     """Of the codecs; what is None in it is decided whenever one is trained."""
     generations: tuple[GenerationMark, ...] = ()
     """Oldest first. None is ever taken away: partition ids count on it."""
+
+    @property
+    def first_partitions(self) -> tuple[int, ...]:
+        """The first partition id of every generation and, as the last, the first that none has."""
+        counts = (mark.num_partitions for mark in self.generations)
+        return tuple(itertools.accumulate(counts, initial=0))
 
     @classmethod
     def read(cls, schema: pa.Schema, table_name: str) -> "TableMarks":
@@ -126,6 +133,11 @@ def _parsed(name: str, value: bytes | None, table_name: str) -> Any:
 def _ours(schema: pa.Schema) -> dict[bytes, bytes]:
     metadata: dict[bytes, bytes] = schema.metadata or {}
     return {key: value for key, value in metadata.items() if key.startswith(PREFIX.encode())}
+
+
+def has_marks(schema: pa.Schema) -> bool:
+    """Whether any mark of ours is in `schema`, be it readable or not."""
+    return bool(_ours(schema))
 
 
 def without_ours(schema: pa.Schema) -> pa.Schema:

@@ -1,12 +1,12 @@
 """Codecs kept inside the database, so that a compressed table opens anywhere with nothing else.
 
 One row per codec in the LanceDB table `_rqmoe_codecs`: fingerprint, config as JSON, weights, time.
-Rows are only ever appended. Two processes that save the same codec at once leave two equal rows,
-which is harmless: a load takes the first one that is intact.
+Rows are appended, and removed when no version of any table needs them any more. Two processes that save the
+same codec at once leave two equal rows, which is harmless: a load takes the first one that is intact.
 """
 
 import datetime
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 from lancedb.db import DBConnection, LanceDBConnection
@@ -22,6 +22,10 @@ from rqmoe_store.store.sql import literal
 
 REGISTRY_TABLE = "_rqmoe_codecs"
 
+_FRESH = datetime.timedelta(days=1)
+"""A codec that was saved longer ago is saved again when it is needed again: only what was saved long ago is
+ever removed, and the table that needs it may not be committed for a while."""
+
 _SCHEMA = pa.schema(
     [
         pa.field("fingerprint", pa.string(), nullable=False),
@@ -34,20 +38,23 @@ _SCHEMA = pa.schema(
 
 @names_refusals
 def save(db: DBConnection, codec: Codec) -> Table:
-    """Keep `codec` in `db`, unless an intact copy is there already; returns the registry's table.
+    """Keep `codec` in `db`, unless an intact copy was saved lately; returns the registry's table.
 
     Raises:
         ArtefactError: the table of codecs cannot be read.
     """
     artefact = codec.to_artefact()
     registry = open_or_create(db)
-    if artefact in _stored(registry, codec.fingerprint):
+    now = datetime.datetime.now(datetime.UTC)
+    if artefact in stored(
+        registry, f"{is_codec(codec.fingerprint)} AND created_at > {sql_time(now - _FRESH)}"
+    ):
         return registry
     row = {
         "fingerprint": codec.fingerprint,
         "config_json": artefact.config_json,
         "weights": artefact.weights,
-        "created_at": datetime.datetime.now(datetime.UTC),
+        "created_at": now,
     }
     registry.add(pa.Table.from_pylist([row], schema=_SCHEMA))
     return registry
@@ -59,8 +66,8 @@ def load(db: DBConnection, fingerprint: str) -> Codec:
     Raises:
         ArtefactError: `db` has no such codec, or every stored copy is damaged.
     """
-    registry = _opened(db)
-    artefacts = [] if registry is None else _stored(registry, fingerprint)
+    registry = opened(db)
+    artefacts = [] if registry is None else stored(registry, is_codec(fingerprint))
     if not artefacts:
         raise ArtefactError(
             f"The database has no codec with fingerprint {fingerprint!r} (table {REGISTRY_TABLE!r}); "
@@ -80,19 +87,47 @@ def load(db: DBConnection, fingerprint: str) -> Codec:
     ) from damage
 
 
-def _stored(registry: Table, fingerprint: str) -> list[Artefact]:
-    condition = f"fingerprint = {literal(fingerprint)}"
+def stored(registry: Table, condition: str) -> list[Artefact]:
+    """The codecs in the rows of the registry's newest version that match, be they intact or not.
+
+    Raises:
+        ArtefactError: it cannot be read.
+    """
+    rows = _read(registry, ["config_json", "weights"], condition)
+    return [Artefact(row["config_json"] or "", row["weights"] or b"") for row in rows]
+
+
+def saved_at(registry: Table) -> dict[str, list[datetime.datetime]]:
+    """When the copies of every codec were saved, by its fingerprint. Raises as `stored`."""
+    times: dict[str, list[datetime.datetime]] = {}
+    for row in _read(registry, ["fingerprint", "created_at"], "created_at IS NOT NULL"):
+        times.setdefault(row["fingerprint"], []).append(row["created_at"])
+    return times
+
+
+def is_codec(fingerprint: str) -> str:
+    """An SQL condition for the rows of one codec."""
+    return f"fingerprint = {literal(fingerprint)}"
+
+
+def sql_time(moment: datetime.datetime) -> str:
+    """A time to compare `created_at` with, in SQL."""
+    return f"timestamp '{moment.isoformat()}'"
+
+
+def _read(registry: Table, columns: list[str], condition: str) -> list[dict[str, Any]]:
     try:
         registry.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
-        rows = registry.search().where(condition).select(["config_json", "weights"]).to_arrow()
+        rows = registry.search().where(condition).select(columns).to_arrow()
     except Exception as error:  # LanceDB panics on some damage, with an exception of no other class
         raise _unreadable(error) from error
     if rows.schema.types != [_SCHEMA.field(name).type for name in rows.schema.names]:
         raise _unreadable(f"its columns are {rows.schema.types}")
-    return [Artefact(row["config_json"] or "", row["weights"] or b"") for row in rows.to_pylist()]
+    return list(rows.to_pylist())
 
 
-def _opened(db: DBConnection) -> Table | None:
+def opened(db: DBConnection) -> Table | None:
+    """The registry's table; None in a database without. Raises as `stored`."""
     try:
         return open_if_exists(db, REGISTRY_TABLE)
     except Exception as error:  # as above
@@ -113,7 +148,7 @@ def open_or_create(db: DBConnection) -> Table:
     Raises:
         ArtefactError: it is there and cannot be read.
     """
-    registry = _opened(db)
+    registry = opened(db)
     if registry is not None:
         return registry
     try:
@@ -124,7 +159,7 @@ def open_or_create(db: DBConnection) -> Table:
             storage_options=cast(LanceDBConnection, db).storage_options,
         )
     except OSError:
-        registry = _opened(db)
+        registry = opened(db)
         if registry is None:
             raise
         return registry  # another process made it between the two calls

@@ -5,12 +5,14 @@ Shapes: M steps (code bytes), K codewords per step, V rows of a batch that have 
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.store.codec_needs import places_in_use
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -38,7 +40,7 @@ class TableStats:
     bytes_per_vector: float
     """code_disk_bytes / rows; 0.0 for an empty table."""
     codec_bytes: int
-    """Size of its codecs, kept once in the database for all tables that use them."""
+    """Size of the codecs that its rows need, kept once in the database for all tables that use them."""
     bytes_per_vector_with_codec: float
     """(code_disk_bytes + codec_bytes) / rows; 0.0 for an empty table."""
     break_even_rows: int | None
@@ -95,7 +97,8 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
     raw_bytes = rows * codecs.dim * 4
     code_bytes = column_bytes(table, columns.names)
     bytes_per_vector = code_bytes / rows if rows else 0.0
-    artefacts = [generation.codec.to_artefact() for generation in codecs.generations]
+    in_use = [codecs.generations[place].codec for place in places_in_use(table.to_lance(), codecs.marks)]
+    artefacts = [codec.to_artefact() for codec in in_use]
     codec_bytes = sum(len(artefact.config_json.encode()) + len(artefact.weights) for artefact in artefacts)
     saved = codecs.dim * 4 - bytes_per_vector
     report = None if codecs.newest is None else codecs.newest.report
@@ -114,7 +117,7 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
         compression_ratio=raw_bytes / code_bytes if code_bytes else 0.0,
         mse_estimate=None if report is None else report.validation_mse,
         relative_mse=None if report is None else report.relative_mse,
-        codeword_utilisation=_utilisation(table, codecs, columns),
+        codeword_utilisation=_utilisation(table, codecs, columns, in_use),
     )
 
 
@@ -131,8 +134,10 @@ def column_bytes(table: LanceTable, names: Collection[str]) -> int:
     return sum(int(size.bytes_on_disk) for size in sizes if size.id in wanted)
 
 
-def _utilisation(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> float:
-    sizes = [generation.codec.config.codebook_size for generation in codecs.generations]
+def _utilisation(
+    table: LanceTable, codecs: TableCodec, columns: CodeColumns, in_use: Sequence[Codec]
+) -> float:
+    sizes = [codec.config.codebook_size for codec in in_use]
     used_MK = np.zeros((codecs.code_bytes, max(sizes, default=1)), dtype=bool)
     steps_M = np.arange(codecs.code_bytes)
     for batch in table.search().select(list(columns.names)).to_batches(_SCAN_ROWS):

@@ -6,6 +6,7 @@ Shapes: n codes, D components, Q queries, P partitions of all generations.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,60 +18,54 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
-from rqmoe_store.store import registry
-from rqmoe_store.store.metadata import GenerationMark, TableMarks
-
-
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """One codec of a table and the partition ids it owns."""
-
-    codec: Codec
-    mark: GenerationMark
-    first_partition: int
-
-    @property
-    def partitions(self) -> slice:
-        """Its places in arrays over all partitions."""
-        return slice(self.first_partition, self.first_partition + self.mark.num_partitions)
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.generations import (
+    Generation,
+    generations_in,
+    generations_of,
+    mark_of,
+    require_match,
+)
+from rqmoe_store.store.metadata import TableMarks
 
 
 class TableCodec:
     """Encodes with the newest codec of a table, and decodes what any of them encoded."""
 
-    def __init__(self, marks: TableMarks, codecs: Sequence[Codec]) -> None:
-        """Wrap the codecs of all generations of `marks`.
+    def __init__(self, marks: TableMarks, generations: Sequence[Generation]) -> None:
+        """Wrap all generations of `marks`; use `of` or `load` instead of calling this."""
+        self.marks = marks
+        self.num_partitions: int = marks.first_partitions[-1]
+        """Partition ids of all generations together."""
+        self.generations = tuple(generations)
+        """Oldest first."""
+
+    @classmethod
+    def of(cls, marks: TableMarks, codecs: list[Codec]) -> "TableCodec":
+        """The codecs of all generations of `marks`, oldest first, which are at hand.
 
         Raises:
             ArtefactError: they are not what the marks describe.
         """
-        self.marks = marks
-        firsts = np.cumsum([0, *(mark.num_partitions for mark in marks.generations)]).tolist()
-        self.num_partitions: int = firsts[-1]
-        """Partition ids of all generations together."""
-        self.generations = tuple(
-            Generation(codec, mark, first)
-            for codec, mark, first in zip(codecs, marks.generations, firsts[:-1], strict=True)
-        )
-        """Oldest first."""
-        for generation in self.generations:
-            _require_match(generation, marks)
+        return cls(marks, generations_of(marks, codecs))
 
     @classmethod
     def load(cls, db: DBConnection, marks: TableMarks, known: "TableCodec | None" = None) -> "TableCodec":
         """The codecs that `marks` name, from the registry of `db`, but for those that `known` has.
 
+        The newest one is loaded now, older ones when a row needs them: they may have been removed from the
+        registry since no row does.
+
         Raises:
-            ArtefactError: one is not in the database, is damaged, or is not what the marks describe.
+            ArtefactError: the newest is not in the database, is damaged, or is not what the marks describe.
         """
         if known is not None and known.marks == marks:
             return known
-        have = {each.mark.fingerprint: each.codec for each in known.generations} if known else {}
-        codecs = [
-            have.get(mark.fingerprint) or registry.load(db, mark.fingerprint) for mark in marks.generations
-        ]
-        return cls(marks, codecs)
+        have = {each: each for each in known.generations} if known else {}
+        codecs = cls(marks, [have.get(each, each) for each in generations_in(db, marks)])
+        if codecs.newest is not None:
+            require_match(codecs.newest, marks.generations[-1], marks)
+        return codecs
 
     @property
     def dim(self) -> int:
@@ -132,10 +127,6 @@ class TableCodec:
         """Raise TableError when a stored code is out of range: it would score as another codeword."""
         if len(codes) == 0:
             return
-        smallest = min((each.codec.config.codebook_size for each in self.generations), default=0)
-        lowest, highest = codes.partitions.min(), codes.partitions.max()
-        if codes.codes.max() < smallest and lowest >= 0 and highest < self.num_partitions:
-            return
         try:
             self._check_each(codes)
         except InvalidInputError as error:
@@ -145,25 +136,33 @@ class TableCodec:
             ) from error
 
     def _check_each(self, codes: Codes) -> None:
-        check_codes(  # names the code or partition that none of them has
-            codes,
-            num_steps=self.code_bytes,
-            codebook_size=max((each.codec.config.codebook_size for each in self.generations), default=0),
-            num_partitions=self.num_partitions,
-        )
+        if codes.partitions.min() < 0 or codes.partitions.max() >= self.num_partitions:
+            check_codes(  # names the partition that none of them has
+                codes,
+                num_steps=self.code_bytes,
+                codebook_size=256 if self.generations else 0,
+                num_partitions=self.num_partitions,
+            )
         for generation, rows in self._by_generation(codes):
             config = generation.codec.config
-            check_codes(
-                _local(codes[rows], generation),
-                num_steps=self.code_bytes,
-                codebook_size=config.codebook_size,
-                num_partitions=config.num_partitions or 0,
-            )
+            if codes.codes[rows].max() >= config.codebook_size:
+                check_codes(
+                    _local(codes[rows], generation),
+                    num_steps=self.code_bytes,
+                    codebook_size=config.codebook_size,
+                    num_partitions=config.num_partitions or 0,
+                )
 
-    def probed(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.bool_]:
-        """The partitions that checked queries consider, bool (Q, P): the nearest of every generation."""
-        probed_QP = np.zeros((len(queries_QD), self.num_partitions), dtype=bool)
-        for generation in self.generations:
+    def probed(
+        self, queries_QD: Float32Array, nprobes: int, generations: Sequence[Generation]
+    ) -> npt.NDArray[np.bool_]:
+        """The partitions that checked queries consider, bool (Q, P): the nearest of every generation.
+
+        Generations that are not among those given have no rows; their partitions all count as considered.
+        """
+        probed_QP = np.ones((len(queries_QD), self.num_partitions), dtype=bool)
+        for generation in generations:
+            probed_QP[:, generation.partitions] = False
             nearest = generation.codec.probe(queries_QD, min(nprobes, generation.mark.num_partitions))
             np.put_along_axis(probed_QP, nearest + generation.first_partition, True, axis=1)
         return probed_QP
@@ -174,7 +173,10 @@ class TableCodec:
         """Look-up tables of checked queries for some of the generations, by their first partition."""
         return {each.first_partition: each.codec.lookup_tables(queries_QD) for each in generations}
 
-    def _by_generation(self, codes: Codes) -> "list[tuple[Generation, npt.NDArray[np.int64]]]":
+    def _by_generation(self, codes: Codes) -> "list[tuple[Generation, Any]]":
+        """The generations that some of the codes are of, and an index of these codes."""
+        if len(self.generations) == 1:
+            return [(self.generations[0], slice(None))]
         firsts = [generation.first_partition for generation in self.generations]
         owners_n = np.searchsorted(firsts, codes.partitions, side="right") - 1
         return [
@@ -182,11 +184,6 @@ class TableCodec:
             for place, generation in enumerate(self.generations)
             if (owners_n == place).any()
         ]
-
-
-def mark_of(codec: Codec) -> GenerationMark:
-    """How the marks of a table name a codec."""
-    return GenerationMark(codec.fingerprint, codec.num_partitions)
 
 
 def marks_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMarks:
@@ -204,25 +201,3 @@ def marks_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMarks:
 def _local(codes: Codes, generation: Generation) -> Codes:
     """Codes with partition ids as their codec counts them."""
     return Codes(codes.codes, codes.partitions - np.int32(generation.first_partition))
-
-
-def _require_match(generation: Generation, marks: TableMarks) -> None:
-    codec, mark = generation.codec, generation.mark
-    expected = {
-        "dim": marks.dim,
-        "metric": marks.config.metric,
-        "code_bytes": marks.config.code_bytes,
-        "num_partitions": mark.num_partitions,
-    }
-    found = {
-        "dim": codec.dim,
-        "metric": codec.config.metric,
-        "code_bytes": codec.config.code_bytes,
-        "num_partitions": codec.num_partitions,
-    }
-    for name, value in expected.items():
-        if found[name] != value:
-            raise ArtefactError(
-                f"The table was written with a codec of {name} {value!r}; got {mark.fingerprint[:12]!r} "
-                f"of {name} {found[name]!r}. Use the codec it was made with, or restore an earlier version."
-            )

@@ -4,16 +4,19 @@ import datetime
 
 from lancedb.table import LanceTable
 
-from rqmoe_store.store import databases
 from rqmoe_store.store.drift import fold
 from rqmoe_store.store.retries import despite_conflicts
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.versions import remove_old_versions
+
+_NEVER = datetime.timedelta(days=36_500)
 
 
 def tidy(table: LanceTable, codecs: TableCodec, older_than: datetime.timedelta | None) -> None:
     """Merge small files, bring indexes up to date and remove old versions.
 
-    What commits say about rows is kept before the versions that carry it are removed.
+    What commits say about rows is kept before the versions that carry it are removed. Versions that a tag or
+    a branch keeps stay.
 
     Args:
         table: any handle on it; it is at the newest version afterwards.
@@ -23,13 +26,12 @@ def tidy(table: LanceTable, codecs: TableCodec, older_than: datetime.timedelta |
 
     def compact() -> None:
         table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
-        table.optimize()
+        # LanceDB would remove old versions, too, but refuses to where one has a tag.
+        table.optimize(cleanup_older_than=_NEVER)
 
-    _keep_notes(table, codecs)
-    despite_conflicts(compact)  # also removes what is older than 7 days
-    if older_than is not None:
-        _keep_notes(table, codecs)  # those of the commits just made: a version without its commit is a gap
-        databases.reopened(table).to_lance().cleanup_old_versions(older_than=older_than)
+    despite_conflicts(compact)
+    _keep_notes(table, codecs)  # those of the commits just made, too: a version without its commit is a gap
+    remove_old_versions(table, older_than)
     table.checkout_latest()  # type: ignore[no-untyped-call]
 
 
