@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "training": {"errors", "config", "codecs"},
     "store": {"errors", "config", "codecs"},
     "search": {"errors", "config", "codecs", "store"},
+    "ingestion": {"errors", "config", "codecs", "store"},
     "lifecycle": {"errors", "config", "codecs", "training", "store"},
     "table": {"errors", "config", "codecs", "store", "search", "lifecycle"},
     "tables": {"errors", "config", "codecs", "store", "search", "table"},

@@ -1,0 +1,198 @@
+"""Parquet, Arrow, CSV, JSON and ORC files, alone, in folders, or as a pyarrow dataset: a piece is a file."""
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.ingestion.filesystems import filesystem_of
+from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, skip, stamp_of
+
+FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "ipc",
+    ".feather": "ipc",
+    ".ipc": "ipc",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".orc": "orc",
+}
+"""Endings of file names -> pyarrow's names of the formats."""
+_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+
+_BUFFER_BYTES = 4 * 2**20
+"""Read of one Parquet column at a time: without it, whole row groups are, of whatever size."""
+
+
+class FilePiece(Piece):
+    """One file of a pyarrow dataset, of any format."""
+
+    def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo) -> None:
+        super().__init__(fragment.path, stamp_of(info.size, info.mtime_ns), info.size)
+        self._fragment = fragment
+        self._schema = schema
+
+    def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+        batches = self._fragment.to_batches(
+            schema=self._schema,
+            columns=list(columns),
+            batch_size=batch_rows,
+            batch_readahead=1,
+            fragment_readahead=1,
+        )
+        for batch in skip(batches, start, self.name):
+            yield Chunk(batch, 0)
+
+
+class ParquetPiece(Piece):
+    """One Parquet file, of which row groups before the first row that is needed are not read."""
+
+    def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo) -> None:
+        super().__init__(fragment.path, stamp_of(info.size, info.mtime_ns), info.size)
+        # Not the fragment itself: it would keep the file's footer for as long as there is a list of pieces.
+        self._filesystem = fragment.filesystem
+        self._partition = pads.get_partition_keys(fragment.partition_expression)
+        self._schema = schema
+
+    def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+        with self._filesystem.open_input_file(self.name) as file:
+            parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            metadata = parquet.metadata
+            ends = itertools.accumulate(
+                metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
+            )
+            skipped = [end for end in ends if end <= start]
+            groups = range(len(skipped), metadata.num_row_groups)
+            names = [name for name in columns if name in parquet.schema_arrow.names]
+            batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=names)
+            row_bytes = (self.source_bytes or 0) / max(1, metadata.num_rows)
+            inside = min(start, metadata.num_rows) - max(skipped, default=0)
+            for batch in skip(batches, inside, self.name):
+                yield Chunk(self._with_partition(batch, columns), round(row_bytes * batch.num_rows))
+
+    def _with_partition(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+        """`batch` with those of the columns whose values stand in the file's path."""
+        for name, value in self._partition.items():
+            if name in columns and name not in batch.schema.names:
+                field = self._schema.field(name)
+                batch = batch.append_column(field, pa.repeat(pa.scalar(value, field.type), batch.num_rows))
+        return batch
+
+
+def dataset_at(location: str, storage_options: Mapping[str, str] | None) -> pads.FileSystemDataset:
+    """The file at a path or URI, or all files of one format in the folder there.
+
+    Columns named by folders, as in `lang=en/part-0.parquet`, are part of it. Files and folders whose names
+    begin with a point or an underscore are left out.
+
+    Raises:
+        InvalidInputError: nothing there, files that cannot be read or are of several formats, or a first
+            file whose columns cannot be told.
+    """
+    filesystem, path = filesystem_of(location, storage_options)
+    try:
+        paths = _files_at(filesystem, path, location)
+        return pads.dataset(
+            paths,
+            filesystem=filesystem,
+            format=_one_format(paths, location),
+            partitioning="hive",
+            partition_base_dir=path,
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInputError(f"{location!r} cannot be read ({error}).") from error
+
+
+def open_files(dataset: pads.Dataset, location: str | None = None) -> Source:
+    """The files of a pyarrow dataset, or of all those that a union is of, in the order of their paths.
+
+    Of Parquet files all rows are read, even if the dataset is of some row groups only.
+
+    Args:
+        dataset: made of files.
+        location: where it is; None for the innermost folder that holds all files.
+
+    Raises:
+        InvalidInputError: a dataset that is not made of files, is filtered, or has a file twice.
+    """
+    datasets = _of_files(dataset)
+    pieces = sorted((piece for each in datasets for piece in _pieces(each)), key=lambda piece: piece.name)
+    for before, piece in itertools.pairwise(pieces):
+        if before.name == piece.name:
+            raise InvalidInputError(f"The source has {piece.name!r} twice; expected each file once.")
+    if location is None:
+        location = os.path.commonpath([os.path.dirname(piece.name) for piece in pieces] or [""])
+    return Source(schema=_plain(dataset.schema), pieces=pieces, location=f"files {location}")
+
+
+def _of_files(dataset: pads.Dataset) -> list[pads.FileSystemDataset]:
+    if isinstance(dataset, pads.UnionDataset):
+        return [each for child in dataset.children for each in _of_files(child)]
+    if not isinstance(dataset, pads.FileSystemDataset):
+        raise InvalidInputError(
+            f"Got a pyarrow {type(dataset).__name__}; expected one of files. Pass its rows as a stream: "
+            "dataset.scanner().to_reader()."
+        )
+    return [dataset]
+
+
+def _files_at(filesystem: pafs.FileSystem, path: str, location: str) -> list[str]:
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise InvalidInputError(f"There is nothing at {location!r}; expected a file or a folder of files.")
+    if info.is_file:
+        return [path]
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    paths = [each.path for each in found if each.is_file]
+    return [name for name in paths if not any(part[:1] in "._" for part in name[len(path) + 1 :].split("/"))]
+
+
+def _one_format(paths: list[str], location: str) -> str:
+    formats = {_format_of(path) for path in paths}
+    found = formats.pop() if len(formats) == 1 else None
+    if found is None:
+        kinds = ", ".join(sorted({os.path.splitext(path)[1] or "no ending" for path in paths})) or "none"
+        raise InvalidInputError(
+            f"{location!r} has {len(paths)} files with these endings: {kinds}; expected files of one format, "
+            f"with one of {', '.join(FORMATS)}. Pass those that you mean as pyarrow.dataset.dataset([...])."
+        )
+    return found
+
+
+def _format_of(path: str) -> str | None:
+    stem, ending = os.path.splitext(path.lower())
+    if ending in _COMPRESSED:
+        ending = os.path.splitext(stem)[1]
+    return FORMATS.get(ending)
+
+
+def _pieces(dataset: pads.FileSystemDataset) -> Iterator[Piece]:
+    try:
+        fragments = list(dataset.get_fragments())
+    except ValueError as error:
+        raise InvalidInputError(
+            f"The pyarrow dataset cannot be read file by file ({error}) Pass the rows it selects as a "
+            "stream: dataset.scanner().to_reader()."
+        ) from error
+    infos = dataset.filesystem.get_file_info([fragment.path for fragment in fragments])
+    for fragment, info in zip(fragments, infos, strict=True):
+        kind = ParquetPiece if isinstance(fragment, pads.ParquetFileFragment) else FilePiece
+        yield kind(fragment, dataset.schema, info)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """`schema` without what a file format has noted in it about itself."""
+    fields = []
+    for field in schema:
+        own = {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"PARQUET:")}
+        fields.append(field.with_metadata(own) if own else field.remove_metadata())
+    return pa.schema(fields)

@@ -1,0 +1,111 @@
+"""What is ingested, as pieces: each has an identity that outlives the process, and rows in a fixed order.
+
+A piece is a file, a fragment of a Lance table, or a whole stream. What has been ingested is remembered by
+piece and number of rows, so a piece must give the same rows in the same order whenever it is read.
+"""
+
+import abc
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from rqmoe_store.errors import InvalidInputError
+
+
+class Chunk(NamedTuple):
+    """Some consecutive rows of a piece."""
+
+    rows: pa.RecordBatch
+    """The columns asked for that the piece has, as the source types them."""
+    source_bytes: int
+    """Their share of the piece's bytes; 0 where it shows only in the end."""
+
+
+class Piece(abc.ABC):
+    """A part of a source that is read from its first row to its last."""
+
+    def __init__(self, name: str, stamp: str, source_bytes: int | None) -> None:
+        self.name = name
+        """Names the piece in its source; never changes."""
+        self.stamp = stamp
+        """Changes whenever rows of the piece do."""
+        self.source_bytes = source_bytes
+        """Its size, on which estimates of the time left are based; None where nobody knows."""
+
+    @property
+    def key(self) -> str:
+        """A digest of the name."""
+        return digest(self.name, 9)
+
+    @property
+    def state(self) -> str:
+        """A digest of the stamp."""
+        return digest(self.stamp, 6)
+
+    @abc.abstractmethod
+    def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+        """The rows from `start` on, in chunks of at most `batch_rows`; a bounded number is in memory.
+
+        Raises:
+            InvalidInputError: there are fewer than `start` rows.
+            OSError, pyarrow.ArrowException: the piece cannot be read.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A list of pieces with the same columns."""
+
+    schema: pa.Schema
+    """Columns of the source; single pieces may lack some or have other types."""
+    pieces: Sequence[Piece]
+    """In an order that stays the same as long as the pieces do."""
+    location: str | None
+    """Tells this source from any other; None when nothing does."""
+    version_note: str = ""
+    """How to get the source again as it is now, should it change; empty where there is no way."""
+    replaces_pieces: bool = False
+    """Whether rows move to new pieces when the source is rewritten: a piece that is gone tells of it."""
+
+    @property
+    def source_bytes(self) -> int | None:
+        """Size of all pieces; None when one of them does not know its own."""
+        sizes = [piece.source_bytes for piece in self.pieces]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def digest(text: str, size: int) -> str:
+    """A hash of `size` bytes (a multiple of 3) of `text`, as letters, digits, hyphens and underscores."""
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:size]).decode()
+
+
+def stamp_of(*parts: object) -> str:
+    """A stamp made of these values."""
+    return json.dumps(parts)
+
+
+def skip(batches: Iterator[pa.RecordBatch], rows: int, name: str) -> Iterator[pa.RecordBatch]:
+    """`batches` without the first `rows` rows.
+
+    Raises:
+        InvalidInputError: piece `name` has fewer.
+    """
+    left = rows
+    for batch in batches:
+        if left == 0:
+            yield batch
+        elif batch.num_rows > left:
+            yield batch.slice(left)
+            left = 0
+        else:
+            left -= batch.num_rows
+    if left:
+        raise InvalidInputError(
+            f"{name} has {rows - left} rows, but {rows} of it have been ingested before. Is it another one? "
+            "Then give it a name of its own with job=; to ingest it again from its start, pass resume=False."
+        )
