@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import lance
 import pyarrow as pa
+from lance.dataset import Transaction
+from lance.fragment import write_fragments
 from lancedb.table import LanceTable
 
 from rqmoe_store.store import databases
@@ -22,11 +24,29 @@ def append_rows(table: LanceTable, rows: pa.RecordBatchReader, properties: Mappi
         properties: kept with the commit; `read_transaction` gives them back until the version it made is
             cleaned up.
     """
-    lance.write_dataset(
+    commit_rows(table, write_rows(table, rows), properties)
+
+
+def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
+    """Write `rows` as data files of `table` that belong to no version yet.
+
+    They stay behind if they are never committed, until old versions of the table are cleaned up.
+
+    Returns:
+        What `commit_rows` takes to make them part of the table.
+    """
+    return write_fragments(
         rows,
         databases.reopened(table).to_lance(),
         mode="append",
         max_rows_per_file=ROWS_PER_FILE,
-        transaction_properties=dict(properties),
+        return_transaction=True,
     )
+
+
+def commit_rows(table: LanceTable, transaction: Transaction, properties: Mapping[str, str]) -> int:
+    """Make rows that `write_rows` has written part of `table`, as `append_rows` does; returns the version."""
+    transaction.transaction_properties = dict(properties)
+    dataset = lance.LanceDataset.commit(databases.reopened(table).to_lance(), transaction)
     table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
+    return int(dataset.version)

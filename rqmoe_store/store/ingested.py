@@ -1,0 +1,240 @@
+"""What bulk ingestions have put into a table, kept in the table, so that no row comes twice.
+
+Every commit of an ingestion says in its properties which rows of which pieces it adds: the rows and the
+note of them are one. Now and then the notes are folded into the table's metadata, one key per job, so that
+the versions that carry them can be cleaned up; what a job has finished is that key and the notes since.
+"""
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import lance
+from lance.dataset import Transaction
+from lancedb.table import LanceTable
+
+from rqmoe_store.errors import TableError
+from rqmoe_store.store import databases
+from rqmoe_store.store.metadata import PREFIX
+
+_PROPERTY = PREFIX + "ingested"
+_KEY = _PROPERTY + "."
+_REPLACES = (lance.LanceOperation.Overwrite, lance.LanceOperation.Restore)
+
+
+_Change = Callable[[dict[str, "Ingested"], int], dict[str, "Ingested"]]
+
+
+class Done(NamedTuple):
+    """How much of a piece is in the table."""
+
+    state: str
+    """Digest of what the piece was when it was read."""
+    rows: int | None
+    """Rows from its first one on; None for all of them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ingested:
+    """What one job has put into a table."""
+
+    run: str
+    """Names the process that last claimed the job: no other one may add to it."""
+    round: int
+    """Grows when the job is begun anew; notes of earlier rounds do not count."""
+    version_note: str
+    """How to get the source as it was."""
+    folded_at: int
+    """Version of the table up to which notes are folded in here."""
+    pieces: Mapping[str, Done]
+    """Key of a piece -> how much of it is in the table."""
+
+
+class Claim:
+    """The right to add to a job, which the next process to claim it takes away."""
+
+    def __init__(self, table: LanceTable, job: str, ingested: Ingested) -> None:
+        self.ingested = ingested
+        """What was in the table when the job was claimed."""
+        self._table, self._job = table, job
+        self._seen = ingested.folded_at
+        self._own: set[int] = set()
+
+    def properties(self, pieces: Mapping[str, Done]) -> dict[str, str]:
+        """The note to commit with rows of these pieces."""
+        note = {"job": self._job, "run": self.ingested.run, "round": self.ingested.round}
+        return {_PROPERTY: json.dumps(note | {"pieces": pieces})}
+
+    def committed(self, version: int) -> None:
+        """Take note that this process made a version."""
+        self._own.add(version)
+
+    def require(self) -> None:
+        """Raise TableError when another process has claimed, continued or undone the job since."""
+        dataset = databases.reopened(self._table).to_lance()
+        current = _stored(dataset, self._table.name).get(self._job)
+        if current is None or current.run != self.ingested.run:
+            raise self._lost()
+        for version in range(self._seen + 1, dataset.version + 1):
+            if version not in self._own:
+                made_by = _transaction(dataset, version, self._table.name)
+                note = _note(made_by)
+                if isinstance(made_by.operation, _REPLACES) or (note and note["job"] == self._job):
+                    raise self._lost()
+        self._seen = dataset.version
+        self._own.clear()
+
+    def _lost(self) -> TableError:
+        return TableError(
+            f"Another process ingests the same source into table {self._table.name!r}, or has restored or "
+            "replaced the table. What is committed stays; ingest again when nothing else does."
+        )
+
+
+def claim(
+    table: LanceTable,
+    job: str,
+    *,
+    version_note: str = "",
+    anew: bool = False,
+    round: int | None = None,
+    check: Callable[[Ingested], None] = lambda ingested: None,
+) -> Claim:
+    """Claim a job, which from now on this process alone adds to.
+
+    Args:
+        table: where rows are ingested.
+        job: names the source.
+        version_note: how to get the source as it is now.
+        anew: whether what was ingested before counts for nothing.
+        round: the round that another table says is the present one; what is of others counts for nothing.
+        check: given what is in the table; raises if the job must not go on, before anything is written.
+
+    Raises:
+        TableError: versions of the table that may have notes are gone, or its metadata is damaged.
+    """
+
+    def claimed(known: dict[str, Ingested], version: int) -> dict[str, Ingested]:
+        before = known.get(job) or Ingested(run="", round=0, version_note="", folded_at=version, pieces={})
+        present = before.round + anew if round is None else round
+        if present != before.round:
+            before = dataclasses.replace(before, round=present, pieces={})
+        check(before)
+        run = uuid.uuid4().hex
+        return {job: dataclasses.replace(before, run=run, version_note=version_note, folded_at=version)}
+
+    return Claim(table, job, _update(table, claimed)[job])
+
+
+def fold(table: LanceTable) -> None:
+    """Fold the notes of all jobs into the metadata of `table`; versions up to now can then be cleaned up.
+
+    Nothing is written where nothing was ever ingested.
+
+    Raises as `claim`.
+    """
+    _update(
+        table,
+        lambda known, version: {
+            job: dataclasses.replace(ingested, folded_at=version) for job, ingested in known.items()
+        },
+    )
+
+
+def _update(table: LanceTable, change: _Change) -> dict[str, Ingested]:
+    """Write what `change` makes of the present jobs and version; of several writers each sees the others."""
+    while True:
+        dataset = databases.reopened(table).to_lance()
+        changed: dict[str, Ingested] = change(_present(dataset, table.name), dataset.version)
+        if not changed:
+            return changed
+        try:
+            dataset.update_metadata({_KEY + job: _written(each) for job, each in changed.items()})
+        except OSError:
+            # Two writers of one key are a conflict: the one that comes second starts again.
+            if dataset.latest_version == dataset.version:
+                raise
+        else:
+            return changed
+
+
+def _present(dataset: lance.LanceDataset, table_name: str) -> dict[str, Ingested]:
+    """What every job has put into the table up to this version of it."""
+    stored = _stored(dataset, table_name)
+    oldest = min((each.folded_at for each in stored.values()), default=dataset.version)
+    notes: list[tuple[int, dict[str, Any]]] = []
+    for version, transaction in _since(dataset, oldest, table_name):
+        if isinstance(transaction.operation, lance.LanceOperation.Overwrite):
+            stored = {
+                job: each if each.folded_at >= version else dataclasses.replace(each, pieces={})
+                for job, each in stored.items()
+            }
+            break
+        if note := _note(transaction):
+            notes.append((version, note))
+    for version, note in reversed(notes):
+        before = stored.get(note["job"])
+        if before is not None and version > before.folded_at and note["round"] == before.round:
+            pieces = {**before.pieces, **_pieces(note["pieces"])}
+            stored[note["job"]] = dataclasses.replace(before, pieces=pieces)
+    return stored
+
+
+def _since(dataset: lance.LanceDataset, oldest: int, table_name: str) -> Iterator[tuple[int, Transaction]]:
+    """Versions after `oldest` that led to the present one, newest first, with what made them."""
+    version = dataset.version
+    while version > oldest:
+        transaction = _transaction(dataset, version, table_name)
+        if isinstance(transaction.operation, lance.LanceOperation.Restore):
+            version = transaction.operation.version  # what came in between is undone
+        else:
+            yield version, transaction
+            version -= 1
+
+
+def _transaction(dataset: lance.LanceDataset, version: int, table_name: str) -> Transaction:
+    try:
+        transaction = dataset.read_transaction(version)
+    except OSError as error:
+        raise _gone(version, table_name) from error
+    if transaction is None:
+        raise _gone(version, table_name)
+    return transaction
+
+
+def _gone(version: int, table_name: str) -> TableError:
+    return TableError(
+        f"Version {version} of table {table_name!r} was cleaned up before it was noted which rows it "
+        "ingested, so they could come twice. Delete the rows that came from this source and ingest it with "
+        "resume=False, or into a new table. The table's optimize() cleans up without losing these notes."
+    )
+
+
+def _note(transaction: Transaction) -> dict[str, Any] | None:
+    text = (transaction.transaction_properties or {}).get(_PROPERTY)
+    return None if text is None else json.loads(text)
+
+
+def _stored(dataset: lance.LanceDataset, table_name: str) -> dict[str, Ingested]:
+    stored = {}
+    for key, text in dataset.metadata.items():
+        if key.startswith(_KEY):
+            try:
+                values = json.loads(text)
+                stored[key.removeprefix(_KEY)] = Ingested(**values | {"pieces": _pieces(values["pieces"])})
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise TableError(
+                    f"Metadata {key!r} of table {table_name!r} is damaged ({error!r}); expected what "
+                    "ingest wrote. Restore an earlier version of the table."
+                ) from error
+    return stored
+
+
+def _written(ingested: Ingested) -> str:
+    return json.dumps(dataclasses.asdict(ingested))
+
+
+def _pieces(values: dict[str, Any]) -> dict[str, Done]:
+    return {key: Done(*value) for key, value in values.items()}
