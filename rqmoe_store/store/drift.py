@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
+import lance
 import numpy as np
 from lancedb.table import LanceTable
 
@@ -104,9 +105,21 @@ def read_drift(table: LanceTable, codecs: TableCodec) -> Drift:
     Raises:
         TableError: what is stored is unreadable.
     """
-    dataset = databases.reopened(table).to_lance()
+    return _read(databases.reopened(table).to_lance(), codecs, table.name)
+
+
+def folded(dataset: lance.LanceDataset, codecs: TableCodec, table_name: str) -> dict[str, str]:
+    """Table metadata that keeps the sums of all commits up to the version that `dataset` is at.
+
+    Raises as `read_drift`.
+    """
+    drift = _read(dataset, codecs, table_name)
+    return {KEY: json.dumps({"version": drift.version, "sums": dataclasses.asdict(drift.sums)})}
+
+
+def _read(dataset: lance.LanceDataset, codecs: TableCodec, table_name: str) -> Drift:
     sums = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint)
-    folded_at, stored = _stored(dataset.metadata, table.name)
+    folded_at, stored = _stored(dataset.metadata, table_name)
     if stored is not None:
         sums = sums.plus(stored)
     version = int(dataset.version)
@@ -115,26 +128,8 @@ def read_drift(table: LanceTable, codecs: TableCodec) -> Drift:
     for transaction in known:
         text = (transaction.transaction_properties or {}).get(KEY)
         if text is not None:
-            sums = sums.plus(_parsed(text, table.name))
+            sums = sums.plus(_parsed(text, table_name))
     return Drift(sums=sums, complete=len(known) == version - folded_at, version=version)
-
-
-def fold(table: LanceTable, codecs: TableCodec) -> None:
-    """Keep the sums in the table's metadata, before the versions that they come from are cleaned up."""
-    while True:
-        drift = read_drift(table, codecs)
-        dataset = databases.reopened(table).to_lance()
-        if _stored(dataset.metadata, table.name) == (drift.version, drift.sums):
-            return
-        text = json.dumps({"version": drift.version, "sums": dataclasses.asdict(drift.sums)})
-        try:
-            dataset.update_metadata({KEY: text})
-        except OSError:
-            # Two writers of one key are a conflict: the one that comes second starts again.
-            if dataset.latest_version == dataset.version:
-                raise
-        else:
-            return
 
 
 def _stored(metadata: Mapping[str, str], table_name: str) -> tuple[int, DriftSums | None]:

@@ -18,13 +18,11 @@ from lancedb.table import LanceTable
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
+from rqmoe_store.store.retries import despite_conflicts
 
 _PROPERTY = PREFIX + "ingested"
 _KEY = _PROPERTY + "."
 _REPLACES = (lance.LanceOperation.Overwrite, lance.LanceOperation.Restore)
-
-
-_Change = Callable[[dict[str, "Ingested"], int], dict[str, "Ingested"]]
 
 
 class Done(NamedTuple):
@@ -116,48 +114,34 @@ def claim(
         TableError: versions of the table that may have notes are gone, or its metadata is damaged.
     """
 
-    def claimed(known: dict[str, Ingested], version: int) -> dict[str, Ingested]:
-        before = known.get(job) or Ingested(run="", round=0, version_note="", folded_at=version, pieces={})
+    def claimed() -> Ingested:
+        dataset = databases.reopened(table).to_lance()
+        fresh = Ingested(run="", round=0, version_note="", folded_at=dataset.version, pieces={})
+        before = _present(dataset, table.name).get(job, fresh)
         present = before.round + anew if round is None else round
         if present != before.round:
             before = dataclasses.replace(before, round=present, pieces={})
         check(before)
-        run = uuid.uuid4().hex
-        return {job: dataclasses.replace(before, run=run, version_note=version_note, folded_at=version)}
+        after = dataclasses.replace(
+            before, run=uuid.uuid4().hex, version_note=version_note, folded_at=dataset.version
+        )
+        dataset.update_metadata({_KEY + job: _written(after)})
+        return after
 
-    return Claim(table, job, _update(table, claimed)[job])
+    return Claim(table, job, despite_conflicts(claimed))
 
 
-def fold(table: LanceTable) -> None:
-    """Fold the notes of all jobs into the metadata of `table`; versions up to now can then be cleaned up.
+def folded(dataset: lance.LanceDataset, table_name: str) -> dict[str, str]:
+    """Table metadata that keeps the notes of all jobs up to the version that `dataset` is at.
 
-    Nothing is written where nothing was ever ingested.
+    Versions up to that one can be cleaned up once it is written. Empty where nothing was ever ingested.
 
     Raises as `claim`.
     """
-    _update(
-        table,
-        lambda known, version: {
-            job: dataclasses.replace(ingested, folded_at=version) for job, ingested in known.items()
-        },
-    )
-
-
-def _update(table: LanceTable, change: _Change) -> dict[str, Ingested]:
-    """Write what `change` makes of the present jobs and version; of several writers each sees the others."""
-    while True:
-        dataset = databases.reopened(table).to_lance()
-        changed: dict[str, Ingested] = change(_present(dataset, table.name), dataset.version)
-        if not changed:
-            return changed
-        try:
-            dataset.update_metadata({_KEY + job: _written(each) for job, each in changed.items()})
-        except OSError:
-            # Two writers of one key are a conflict: the one that comes second starts again.
-            if dataset.latest_version == dataset.version:
-                raise
-        else:
-            return changed
+    return {
+        _KEY + job: _written(dataclasses.replace(each, folded_at=dataset.version))
+        for job, each in _present(dataset, table_name).items()
+    }
 
 
 def _present(dataset: lance.LanceDataset, table_name: str) -> dict[str, Ingested]:

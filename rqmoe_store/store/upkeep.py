@@ -4,7 +4,7 @@ import datetime
 
 from lancedb.table import LanceTable
 
-from rqmoe_store.store.drift import fold
+from rqmoe_store.store import databases, drift, ingested
 from rqmoe_store.store.retries import despite_conflicts
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.versions import remove_old_versions
@@ -36,5 +36,17 @@ def tidy(table: LanceTable, codecs: TableCodec, older_than: datetime.timedelta |
 
 
 def _keep_notes(table: LanceTable, codecs: TableCodec) -> None:
-    if codecs.newest is not None:
-        fold(table, codecs)
+    """Write what commits say about drift and ingestions into the table's metadata.
+
+    In one commit: another one would be a version that the first does not count.
+    """
+
+    def write() -> None:
+        dataset = databases.reopened(table).to_lance()
+        notes: dict[str, str | None] = {**ingested.folded(dataset, table.name)}
+        if codecs.newest is not None:
+            notes |= drift.folded(dataset, codecs, table.name)
+        if notes:
+            dataset.update_metadata(notes)
+
+    despite_conflicts(write)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.ingested import Done, claim, fold
+from rqmoe_store.store.ingested import Done, claim, folded
 
 ROWS = pa.table({"id": [1]})
 OPTIONS = {"new_table_enable_stable_row_ids": "true"}
@@ -29,6 +29,13 @@ def commit(table, held, **pieces):
         table, ROWS.to_reader(), held.properties({key: Done("s", rows) for key, rows in pieces.items()})
     )
     held.committed(table.version)
+
+
+def fold(table):
+    """As the upkeep of a table does."""
+    dataset = lance.dataset(table.uri)
+    if notes := folded(dataset, table.name):
+        dataset.update_metadata(notes)
 
 
 def finished(table, job="job"):
