@@ -56,6 +56,11 @@ class DriftSums:
         """Mean squared error; None without a row."""
         return self.squared_error / self.sampled if self.sampled else None
 
+    @property
+    def properties(self) -> dict[str, str]:
+        """What the commit of the rows is to say."""
+        return {KEY: json.dumps(dataclasses.asdict(self))} if self.rows else {}
+
 
 class DriftMeter:
     """Measures rows while they are encoded."""
@@ -63,8 +68,12 @@ class DriftMeter:
     def __init__(self, codecs: TableCodec) -> None:
         """Begin with none; `codecs` must have a newest one."""
         self._codecs = codecs
-        self.sums = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint)
-        """What was measured so far."""
+        self._sums = self._none = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint)
+
+    def take(self) -> DriftSums:
+        """What was measured since this was asked last."""
+        taken, self._sums = self._sums, self._none
+        return taken
 
     def add(self, vectors_VD: Float32Array, codes: Codes) -> None:
         """Take note of vectors and their codes; a sample of them, evenly spread, is decoded."""
@@ -74,17 +83,12 @@ class DriftMeter:
         wanted_SD = as_vectors(vectors_VD[chosen], metric=self._codecs.metric)
         errors_SD = wanted_SD - self._codecs.decode(codes[chosen])
         more = dataclasses.replace(
-            self.sums,
+            self._none,
             rows=len(codes),
             sampled=len(chosen),
             squared_error=float(np.square(errors_SD, dtype=np.float64).sum()),
         )
-        self.sums = self.sums.plus(more)
-
-    @property
-    def properties(self) -> dict[str, str]:
-        """What the commit of the rows is to say."""
-        return {KEY: json.dumps(dataclasses.asdict(self.sums))} if self.sums.rows else {}
+        self._sums = self._sums.plus(more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -66,10 +66,12 @@ class KeptVectors:
         rows_V = first_row + np.flatnonzero(valid_N)
         hint = "; keep_vectors='float32' can keep them"
         within_V = np.all(np.isfinite(halves_VD), axis=1)
-        require_rows(rows_V, within_V, f"have components beyond 65,504, the range of float16{hint}")
+        require_rows(rows_V, within_V, f"components beyond 65,504, the range of float16{hint}")
         if metric == "cosine":
             some_V = np.any(halves_VD, axis=1)
-            require_rows(rows_V, some_V, f"are zero in float16, which has no direction under 'cosine'{hint}")
+            require_rows(
+                rows_V, some_V, f"zeros only in float16, which have no direction under 'cosine'{hint}"
+            )
 
     def require_in(self, schema: pa.Schema, table_name: str) -> None:
         """Raise TableError unless the table's `schema` has the column as announced."""

@@ -6,9 +6,12 @@ Shapes: N rows of a part, V of them with a vector, D components.
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.drift import DriftMeter
@@ -67,7 +70,7 @@ class RowEncoder:
         first_row, column = 0, self.columns.vector_column
         source = self.embedding.source_column if self.embedding else None
         for table in tables_of(rows, self.others, column, source):
-            self._require_vectors(table)
+            self.require_vectors(table.schema.field(column).type)
             for start in range(0, table.num_rows, rows_per_batch(self._codecs.dim)):
                 part = table.slice(start, rows_per_batch(self._codecs.dim))
                 yield self.encoded_part(part, first_row + start)
@@ -82,14 +85,37 @@ class RowEncoder:
 
         Raises as `encoded`.
         """
-        column = part[self.columns.vector_column]
+        vectors_VD, valid_N = self.read(part[self.columns.vector_column], first_row)
+        return self.encoded_vectors(part, vectors_VD, valid_N, first_row)
+
+    def read(self, column: pa.ChunkedArray, first_row: int) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+        """The vectors of N rows, float32 (V, D), checked, and which rows have one, (N,).
+
+        Raises:
+            InvalidInputError: vectors that cannot be encoded or kept, named by position.
+        """
         if pa.types.is_null(column.type):
             column = column.cast(pa.list_(pa.float32()))
-        metric = self._codecs.metric
-        vectors_VD, valid_N = read_vectors(column, dim=self._codecs.dim, metric=metric, first_row=first_row)
+        dim, metric = self._codecs.dim, self._codecs.metric
+        vectors_VD, valid_N = read_vectors(column, dim=dim, metric=metric, first_row=first_row)
+        self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
+        return vectors_VD, valid_N
+
+    def encoded_vectors(
+        self, part: pa.Table, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], first_row: int
+    ) -> pa.Table:
+        """As `encoded_part`, for vectors that have been read.
+
+        Args:
+            part: N rows with the columns of `others`.
+            vectors_VD: of those of the rows where `valid_N` is True, as `read` gives them.
+            valid_N: which rows have a vector; an embedding function makes those that are missing.
+            first_row: position of the first row, for messages.
+        """
         if self.embedding is not None:
             vectors_VD, valid_N = self.embedding.complete(vectors_VD, valid_N, part, first_row)
-        self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
+            metric = self._codecs.metric
+            self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
         arrays = [*complete_others(self._table, part.select(self.others.names)).columns]
         if self._encode:
             codes = self._codecs.encode(vectors_VD)
@@ -100,8 +126,8 @@ class RowEncoder:
             arrays.append(self.kept.raw_array(vectors_VD, valid_N))
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def _require_vectors(self, table: pa.Table) -> None:
-        data_type = table.schema.field(self.columns.vector_column).type
+    def require_vectors(self, data_type: pa.DataType) -> None:
+        """Raise InvalidInputError unless a column of this type can hold vectors."""
         if not pa.types.is_null(data_type) and not is_vector_type(data_type):
             raise InvalidInputError(
                 f"Column {self.columns.vector_column!r} is {data_type}; expected vectors of "

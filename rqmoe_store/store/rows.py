@@ -34,8 +34,8 @@ def tables_of(
             cast, or nulls where the column allows none.
     """
     for table in _raw_tables(rows, schema, vector_column):
-        _require_columns(table, schema, vector_column, source_column)
-        yield _fitted(table, schema, vector_column)
+        require_columns(table.column_names, schema, vector_column, source_column)
+        yield fitted(table, schema, vector_column)
 
 
 def _raw_tables(rows: Any, schema: pa.Schema, vector_column: str) -> Iterator[pa.Table]:
@@ -110,17 +110,25 @@ def _vector(value: Any, position: int) -> Any:
     return array
 
 
-def _fitted(table: pa.Table, schema: pa.Schema, vector_column: str) -> pa.Table:
+def fitted(table: pa.Table, schema: pa.Schema, vector_column: str) -> pa.Table:
+    """`table` with exactly the columns of `schema`, cast to its types, and then `vector_column` as it is.
+
+    Columns that `table` lacks are null.
+
+    Raises:
+        InvalidInputError: values that cannot be cast, or nulls where the column allows none.
+    """
     columns = [_column(table, field, schema) for field in schema]
     has_vectors = vector_column in table.column_names
     vectors = table[vector_column] if has_vectors else pa.nulls(table.num_rows)
     return pa.table([*columns, vectors], names=[*schema.names, vector_column])
 
 
-def _require_columns(
-    table: pa.Table, schema: pa.Schema, vector_column: str, source_column: str | None
+def require_columns(
+    names: Sequence[str], schema: pa.Schema, vector_column: str, source_column: str | None
 ) -> None:
-    names, known = table.column_names, [*schema.names, vector_column]
+    """Raise InvalidInputError unless rows with columns `names` can be fitted; arguments as in `tables_of`."""
+    known = [*schema.names, vector_column]
     optional = [field.name for field in schema if field.nullable]
     if source_column in names:
         optional.append(vector_column)

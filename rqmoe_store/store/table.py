@@ -169,12 +169,12 @@ class StoredTable:
         with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as spool:
             # The file stands between checking and writing: no row is committed before all are good.
             added = _spool(encoder.encoded(rows), cast(IO[bytes], spool))
+            drift = encoder.drift.take() if encoder.drift else None
             if added > 0:
                 spool.seek(0)
-                properties = encoder.drift.properties if encoder.drift else {}
-                append_rows(self.table, pa.ipc.open_stream(spool), properties)
-        if encoder.drift is not None:
-            self._watch.note(self.table, self._codecs, encoder.drift.sums)
+                append_rows(self.table, pa.ipc.open_stream(spool), drift.properties if drift else {})
+        if drift is not None:
+            self._watch.note(self.table, self._codecs, drift)
         return added
 
     @names_refusals

@@ -1,6 +1,6 @@
 """Vectors out of Arrow columns, checked, with offending rows named by their position in the table.
 
-Shapes: N rows, V of them with a vector, D components.
+Shapes: N rows, V of them with a vector, F of those with the right dimension D.
 """
 
 from typing import Any
@@ -77,25 +77,53 @@ def read_vectors(
         InvalidInputError: another dimension, a missing, NaN or infinite component, or a zero vector
             under "cosine"; rows are named by position.
     """
+    array, valid_N = _present(column)
+    vectors_VD, problems = _screened(array, dim, metric)
+    for problem, good_V in problems.items():
+        require_rows(first_row + np.flatnonzero(valid_N), good_V, problem)
+    return vectors_VD, valid_N
+
+
+def unusable_vectors(column: pa.ChunkedArray | pa.Array, *, dim: int, metric: str) -> dict[int, str]:
+    """What is wrong with the rows that `read_vectors` refuses, by position; arguments as there."""
+    array, valid_N = _present(column)
+    rows_V = np.flatnonzero(valid_N)
+    found: dict[int, str] = {}
+    for problem, good_V in _screened(array, dim, metric)[1].items():
+        for row in rows_V[~good_V]:
+            found.setdefault(int(row), f"vector with {problem}")
+    return found
+
+
+def _present(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """The V vectors of N rows, and which rows have one."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     array = getattr(array, "storage", array)
-    valid_N = array.is_valid().to_numpy(zero_copy_only=False)
-    rows_V = first_row + np.flatnonzero(valid_N)
-    array = array.drop_null()
-    if len(array) == 0:
-        return np.zeros((0, dim), dtype=np.float32), valid_N
-    require_rows(rows_V, _lengths(array) == dim, f"have another dimension than the codec's {dim}")
-    vectors_VD = _components(array).reshape(len(array), dim)
-    require_rows(
-        rows_V,
-        np.all(np.isfinite(vectors_VD), axis=1),
-        "contain missing, NaN or infinite values (as float32)",
-    )
+    return array.drop_null(), array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _screened(
+    array: pa.Array, dim: int, metric: str
+) -> tuple[Float32Array, dict[str, npt.NDArray[np.bool_]]]:
+    """Those of V vectors that have `dim` components, and per problem which of the V do not have it."""
+    fits_V = _lengths(array) == dim
+    vectors_FD = _components(array if fits_V.all() else array.filter(pa.array(fits_V))).reshape(-1, dim)
+    problems = {
+        f"another dimension than the codec's {dim}": fits_V,
+        "missing, NaN or infinite values (as float32)": _spread(
+            np.all(np.isfinite(vectors_FD), axis=1), fits_V
+        ),
+    }
     if metric == "cosine":
-        require_rows(
-            rows_V, np.any(vectors_VD, axis=1), "are zero, which has no direction under metric='cosine'"
-        )
-    return vectors_VD, valid_N
+        problem = "zeros only, which have no direction under metric='cosine'"
+        problems[problem] = _spread(np.any(vectors_FD, axis=1), fits_V)
+    return vectors_FD, problems
+
+
+def _spread(good_F: npt.NDArray[np.bool_], fits_V: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    good_V = np.ones(len(fits_V), dtype=bool)
+    good_V[fits_V] = good_F
+    return good_V
 
 
 def _lengths(array: pa.Array) -> npt.NDArray[Any]:
@@ -120,6 +148,6 @@ def require_rows(rows_V: npt.NDArray[np.int64], good_V: npt.NDArray[np.bool_], p
     named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
     more = f" and {len(bad) - _ROWS_NAMED} more near them" if len(bad) > _ROWS_NAMED else ""
     raise InvalidInputError(
-        f"Vectors {problem}: rows {named}{more} (counted from 0). Nothing was written; "
+        f"Vectors with {problem}: rows {named}{more} (counted from 0). Nothing was written; "
         "remove or repair these rows and try again."
     )
