@@ -29,6 +29,9 @@ class Chunk(NamedTuple):
 class Piece(abc.ABC):
     """A part of a source that is read from its first row to its last."""
 
+    may_grow = False
+    """Whether rows may have come after its last one when it is read again."""
+
     def __init__(self, name: str, stamp: str, source_bytes: int | None) -> None:
         self.name = name
         """Names the piece in its source; never changes."""

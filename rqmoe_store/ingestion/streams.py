@@ -20,6 +20,8 @@ EXPECTED = (
 class StreamPiece(Piece):
     """The batches of an iterator, in the order they come."""
 
+    may_grow = True
+
     def __init__(self, batches: Iterator[pa.RecordBatch], name: str, source_bytes: int | None) -> None:
         super().__init__(name, "", source_bytes)
         self._batches = batches

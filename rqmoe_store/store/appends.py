@@ -14,7 +14,7 @@ from rqmoe_store.store.refusals import names_refusals
 
 
 @names_refusals
-def append_rows(table: LanceTable, rows: pa.RecordBatchReader, properties: Mapping[str, str]) -> None:
+def append_rows(table: LanceTable, rows: pa.RecordBatchReader, properties: Mapping[str, str]) -> int:
     """Append `rows` to the newest version of `table`: all of them in one commit, or none.
 
     Columns that `rows` lacks are null and take no space. Afterwards `table` is at the version made.
@@ -23,8 +23,11 @@ def append_rows(table: LanceTable, rows: pa.RecordBatchReader, properties: Mappi
         rows: checked and encoded.
         properties: kept with the commit; `read_transaction` gives them back until the version it made is
             cleaned up.
+
+    Returns:
+        The version.
     """
-    commit_rows(table, write_rows(table, rows), properties)
+    return commit_rows(table, write_rows(table, rows), properties)
 
 
 def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:

@@ -1,12 +1,13 @@
-"""New tables without a codec: rows stay raw until there are enough to train one on."""
+"""New tables without rows; without a codec, too, rows stay raw until there are enough to train one on."""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
 import pyarrow as pa
 from lancedb.db import DBConnection
-from lancedb.table import LanceTable
+from lancedb.table import LanceTable, Table
 
+from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
@@ -17,6 +18,7 @@ from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.store.table_codec import marks_of
 from rqmoe_store.store.vector_arrays import is_vector_type
 
 
@@ -45,28 +47,61 @@ def create_empty(
         TableError: the name is taken, no such vector column, columns named like ours.
         InvalidInputError: an unusable name, a vector column of no fixed length, an unknown `keep_vectors`.
     """
-    require_keep_vectors(keep_vectors)
+    dim = vector_dim(schema, vector_column)
+    marks = TableMarks(vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config)
+    _require_creatable(db, name, schema, marks)
+    return _create(db, name, schema, marks, registry.open_or_create(db)), marks
+
+
+@names_refusals
+def create_coded(
+    db: DBConnection,
+    name: str,
+    schema: pa.Schema,
+    *,
+    codec: Codec,
+    vector_column: str,
+    keep_vectors: str,
+) -> tuple[LanceTable, TableMarks]:
+    """Make a table without rows that encodes them with `codec`; arguments and errors as `create_empty`.
+
+    Args:
+        schema: may have the vector column in any type, or not at all.
+        codec: it is kept in the same database.
+    """
+    marks = marks_of(codec, vector_column, keep_vectors)
+    _require_creatable(db, name, schema, marks)
+    return _create(db, name, schema, marks, registry.save(db, codec)), marks
+
+
+def _require_creatable(db: DBConnection, name: str, schema: pa.Schema, marks: TableMarks) -> None:
+    require_keep_vectors(marks.keep_vectors)
     databases.require_on_disk(db)
     databases.require_table_name(name)
     if databases.open_if_exists(db, name) is not None:
         raise TableError(f"A table {name!r} exists already. Choose another name, or drop it first.")
-    columns, dim = CodeColumns(vector_column), vector_dim(schema, vector_column)
-    columns.require_absent_from(schema)
-    marks = TableMarks(vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config)
-    others = user_schema(schema, without=(vector_column,))
-    metadata = marks.write(moved_embedding(schema.metadata, vector_column, name))
-    fields = [*others, *columns.fields(config.code_bytes)]
-    vectors = KeptVectors(column=vector_column, keep=keep_vectors, dim=dim)
+    CodeColumns(marks.vector_column).require_absent_from(schema)
+
+
+def _create(
+    db: DBConnection, name: str, schema: pa.Schema, marks: TableMarks, neighbour: Table
+) -> LanceTable:
+    columns, column = CodeColumns(marks.vector_column), marks.vector_column
+    others = user_schema(schema, without=(column,))
+    vectors = KeptVectors(column=column, keep=marks.keep_vectors, dim=marks.dim)
     table = databases.create_whole(
         db,
         name,
-        pa.schema(fields, metadata=metadata),
+        pa.schema(
+            [*others, *columns.fields(marks.config.code_bytes)],
+            metadata=marks.write(moved_embedding(schema.metadata, column, name)),
+        ),
         iter(()),
-        neighbour=cast(LanceTable, registry.open_or_create(db)),
+        neighbour=cast(LanceTable, neighbour),
         apart=ApartColumn(field=vectors.field),
     )
     databases.require_stable_row_ids(table)
-    return table, marks
+    return table
 
 
 def vector_dim(schema: pa.Schema, column: str) -> int:

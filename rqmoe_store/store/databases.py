@@ -13,7 +13,7 @@ from lancedb.db import DBConnection, LanceDBConnection
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.new_table import ApartColumn, write_table
+from rqmoe_store.store.new_table import ApartColumn, commit_new, write_table
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _IN_MEMORY = "memory:"
@@ -124,6 +124,19 @@ def create_whole(
                 ) from error
             raise
     return cast(LanceTable, db.open_table(name))
+
+
+def create_if_absent(db: DBConnection, name: str, schema: pa.Schema) -> Table:
+    """Table `name`, made without rows if there is none; of several makers at once all get the same."""
+    try:
+        options = cast(LanceDBConnection, db).storage_options
+        commit_new(location(db, name), schema, [], storage_options=options)
+    except OSError:
+        table = open_if_exists(db, name)
+        if table is None:
+            raise
+        return table
+    return db.open_table(name)
 
 
 def drop(db: DBConnection, name: str) -> None:

@@ -84,11 +84,39 @@ class Claim:
         self._seen = dataset.version
         self._own.clear()
 
+    def fold(self) -> None:
+        """Note what was added where it stays when old versions of the table are cleaned up."""
+
+        def write() -> None:
+            dataset = databases.reopened(self._table).to_lance()
+            dataset.update_metadata({**folded(dataset, self._table.name)})
+
+        despite_conflicts(write)
+
     def _lost(self) -> TableError:
         return TableError(
             f"Another process ingests the same source into table {self._table.name!r}, or has restored or "
             "replaced the table. What is committed stays; ingest again when nothing else does."
         )
+
+
+class NoClaim(Claim):
+    """Stands in for a claim where nothing is remembered, as the source cannot be told from others."""
+
+    def __init__(self) -> None:
+        self.ingested = Ingested(run="", round=0, version_note="", folded_at=0, pieces={})
+
+    def properties(self, pieces: Mapping[str, Done]) -> dict[str, str]:
+        return {}
+
+    def committed(self, version: int) -> None:
+        pass
+
+    def require(self) -> None:
+        pass
+
+    def fold(self) -> None:
+        pass
 
 
 def claim(

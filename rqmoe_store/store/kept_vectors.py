@@ -59,19 +59,21 @@ class KeptVectors:
             metric: under "cosine" a vector must not round to zero either.
             first_row: position of the first row, for messages.
         """
+        for problem, good_V in self.problems(vectors_VD, metric).items():
+            hint = "; keep_vectors='float32' can keep them"
+            require_rows(first_row + np.flatnonzero(valid_N), good_V, f"{problem}{hint}")
+
+    def problems(self, vectors_VD: Float32Array, metric: str) -> dict[str, npt.NDArray[np.bool_]]:
+        """Per problem that half floats may have with finite vectors, which of the V do not have it."""
         if self.keep != "float16":
-            return
+            return {}
         with np.errstate(over="ignore"):  # becomes inf, which is what is looked for
             halves_VD = vectors_VD.astype(np.float16)
-        rows_V = first_row + np.flatnonzero(valid_N)
-        hint = "; keep_vectors='float32' can keep them"
-        within_V = np.all(np.isfinite(halves_VD), axis=1)
-        require_rows(rows_V, within_V, f"components beyond 65,504, the range of float16{hint}")
+        problems = {"components beyond 65,504, the range of float16": np.all(np.isfinite(halves_VD), axis=1)}
         if metric == "cosine":
-            some_V = np.any(halves_VD, axis=1)
-            require_rows(
-                rows_V, some_V, f"zeros only in float16, which have no direction under 'cosine'{hint}"
-            )
+            problem = "zeros only in float16, which have no direction under 'cosine'"
+            problems[problem] = np.any(halves_VD, axis=1)
+        return problems
 
     def require_in(self, schema: pa.Schema, table_name: str) -> None:
         """Raise TableError unless the table's `schema` has the column as announced."""

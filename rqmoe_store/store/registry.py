@@ -6,17 +6,16 @@ same codec at once leave two equal rows, which is harmless: a load takes the fir
 """
 
 import datetime
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
-from lancedb.db import DBConnection, LanceDBConnection
+from lancedb.db import DBConnection
 from lancedb.table import Table
 
 from rqmoe_store.codecs.artefact import Artefact, require_fingerprint
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError
-from rqmoe_store.store.databases import location, open_if_exists
-from rqmoe_store.store.new_table import commit_new
+from rqmoe_store.store.databases import create_if_absent, open_if_exists
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.sql import literal
 
@@ -149,18 +148,4 @@ def open_or_create(db: DBConnection) -> Table:
         ArtefactError: it is there and cannot be read.
     """
     registry = opened(db)
-    if registry is not None:
-        return registry
-    try:
-        commit_new(
-            location(db, REGISTRY_TABLE),
-            _SCHEMA,
-            [],
-            storage_options=cast(LanceDBConnection, db).storage_options,
-        )
-    except OSError:
-        registry = opened(db)
-        if registry is None:
-            raise
-        return registry  # another process made it between the two calls
-    return db.open_table(REGISTRY_TABLE)
+    return create_if_absent(db, REGISTRY_TABLE, _SCHEMA) if registry is None else registry

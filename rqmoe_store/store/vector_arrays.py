@@ -91,7 +91,7 @@ def unusable_vectors(column: pa.ChunkedArray | pa.Array, *, dim: int, metric: st
     found: dict[int, str] = {}
     for problem, good_V in _screened(array, dim, metric)[1].items():
         for row in rows_V[~good_V]:
-            found.setdefault(int(row), f"vector with {problem}")
+            found.setdefault(int(row), problem)
     return found
 
 
