@@ -1,0 +1,181 @@
+"""Operations on a whole table, of several commits each."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from lancedb.index import FTS, BTree, IvfFlat
+
+from killed.intact import DIM, Contents, assert_untouched, has_vector, rows_of
+from killed.operation import (
+    FIRST,
+    TABLE,
+    TRAINING,
+    Operation,
+    assert_all_coded,
+    assert_same_row_ids,
+    block,
+    database,
+    plain_table,
+    small_config,
+    tiny_codec,
+)
+from rqmoe_store.codecs.base import load_codec
+from rqmoe_store.store.databases import open_if_exists
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, create_table, open_table
+
+ANOTHER = dataclasses.replace(TRAINING, seed=1)
+"""A training that makes another codec."""
+
+
+class CompressInPlace(Operation):
+    """A table with vectors, turned into one with codes where it is."""
+
+    def __init__(
+        self, name: str, *, keep_vectors: str = "none", stable: bool = True, nulls: bool = True
+    ) -> None:
+        self.name, self._keep, self._stable = name, keep_vectors, stable
+        self._nulls = nulls
+        """Whether some rows lack a vector; the column does not allow it otherwise."""
+
+    def prepare(self, folder: Path) -> None:
+        rows = rows_of(self.contents(0))
+        if not self._nulls:
+            vector = pa.field("vector", pa.list_(pa.float32(), DIM), nullable=False)
+            rows = rows.cast(rows.schema.set(rows.schema.get_field_index("vector"), vector))
+        docs = plain_table(folder, TABLE, rows, stable=self._stable)
+        docs.create_index("id", config=BTree())
+        docs.create_index("text", config=FTS())
+        docs.create_index("vector", config=IvfFlat(num_partitions=2))
+        tiny_codec(num_partitions=3).save(folder / "codec")
+
+    def begin(self, folder: Path) -> Any:
+        return database(folder).open_table(TABLE), load_codec(folder / "codec")
+
+    def call(self, target: Any, number: int) -> None:
+        compress(*target, in_place=True, keep_vectors=self._keep, progress=False)
+
+    def contents(self, calls: int) -> Contents:
+        return {row: 0 for row in FIRST if self._nulls or has_vector(row)}
+
+    def check(self, folder: Path, acknowledged: int) -> int:
+        docs = database(folder).open_table(TABLE)
+        if b"rqmoe_store.generations" in (docs.schema.metadata or {}):
+            return super().check(folder, acknowledged)
+        assert_untouched(docs.to_arrow(), self.contents(0))
+        assert_same_row_ids(folder, docs)
+        return 0
+
+    def check_finished(self, folder: Path) -> None:
+        assert_all_coded(folder, generations=1)
+
+
+class CompressInto(Operation):
+    """A table with vectors, compressed into a new one."""
+
+    name = "compress into a new table"
+
+    def prepare(self, folder: Path) -> None:
+        plain_table(folder, "source", rows_of(FIRST), stable=False)
+        tiny_codec(num_partitions=3).save(folder / "codec")
+
+    def begin(self, folder: Path) -> Any:
+        return database(folder), load_codec(folder / "codec")
+
+    def call(self, target: Any, number: int) -> None:
+        db, codec = target
+        if open_if_exists(db, TABLE) is None:
+            compress(db.open_table("source"), codec, TABLE, keep_vectors="float16", progress=False)
+
+    def check(self, folder: Path, acknowledged: int) -> int:
+        db = database(folder)
+        assert_untouched(db.open_table("source").to_arrow(), FIRST)
+        if acknowledged or open_if_exists(db, TABLE) is not None:
+            return super().check(folder, acknowledged)
+        return 0
+
+    def check_finished(self, folder: Path) -> None:
+        assert_all_coded(folder, generations=1)
+
+
+class Train(Operation):
+    """The first codec of a table, and all rows encoded by it."""
+
+    def __init__(self, name: str, *, keep_vectors: str = "none") -> None:
+        self.name, self._keep = name, keep_vectors
+
+    generations: ClassVar[int] = 1
+
+    def prepare(self, folder: Path) -> None:
+        db, config = database(folder), small_config(num_partitions=2)
+        schema = rows_of({}).schema
+        store = create_table(db, TABLE, schema=schema, config=config, keep_vectors=self._keep)
+        for number in range(3):
+            store.add(rows_of(block(number, 100)))
+        store.table.create_index("id", config=BTree())
+        store.create_fts_index("text")
+
+    def call(self, target: CompressedTable, number: int) -> None:
+        target.refresh()
+        if len(target.codecs.generations) < self.generations:
+            self._train(target)
+        else:
+            target.optimize(progress=False)
+
+    def _train(self, target: CompressedTable) -> None:
+        target.train(TRAINING, progress=False)
+
+    def check_finished(self, folder: Path) -> None:
+        assert_all_coded(folder, generations=self.generations)
+
+
+class Retrain(Train):
+    """A second codec of a table."""
+
+    generations = 2
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        super()._train(open_table(database(folder), TABLE))
+
+    def _train(self, target: CompressedTable) -> None:
+        vectors = None if self._keep != "none" else "decoded"
+        target.retrain(ANOTHER, vectors=vectors, progress=False)
+
+
+class Optimize(Operation):
+    """Raw rows encoded, rows of an older codec as well, small files merged, indexes brought up to date, old
+    versions removed; rows added, and all of it again."""
+
+    name, calls = "optimize", 3
+
+    def prepare(self, folder: Path) -> None:
+        store = create_table(database(folder), TABLE, rows_of(block(0, 160)), config=small_config())
+        store.train(TRAINING, progress=False)
+        for number in range(8, 12):
+            store.add(rows_of(block(number)), encode=number % 2 == 0)
+        store.table.create_index("id", config=BTree())
+        store.create_fts_index("text")
+        store.retrain(ANOTHER, vectors="decoded", encode=False, progress=False)
+        for number in range(12, 15):
+            store.add(rows_of(block(number)), encode=number % 2 == 0)
+        store.delete("id % 13 = 5")
+
+    def call(self, target: CompressedTable, number: int) -> None:
+        if number == 1:
+            target.add(rows_of(block(15)), encode=False)
+        else:
+            target.optimize(cleanup_older_than=datetime.timedelta(0), progress=False)
+
+    def contents(self, calls: int) -> Contents:
+        kept = {row: 0 for row in FIRST if row % 13 != 5}
+        return kept | (block(15) if calls > 1 else {})
+
+    def encoded_rows(self, calls: int) -> int:
+        return sum(has_vector(row) for row in (block(12) | block(14)))
+
+    def check_finished(self, folder: Path) -> None:
+        assert_all_coded(folder, generations=2)

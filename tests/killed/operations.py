@@ -1,0 +1,24 @@
+"""All operations that processes are killed in the middle of."""
+
+from killed.codecs import Register, Save
+from killed.jobs import CompressInPlace, CompressInto, Optimize, Retrain, Train
+from killed.operation import Operation
+from killed.rows import Add, Delete
+
+OPERATIONS: list[Operation] = [
+    Add(),
+    Delete(),
+    CompressInPlace("compress in place"),
+    CompressInto(),
+    Train("train"),
+    Retrain("retrain"),
+    Optimize(),
+    Save(),
+    Register(),
+]
+VARIANTS: list[Operation] = [
+    CompressInPlace("compress in place, vectors kept", keep_vectors="float32", nulls=False),
+    CompressInPlace("compress in place, row ids not stable", stable=False),
+    Retrain("retrain, vectors kept", keep_vectors="float16"),
+]
+"""Operations that go the same way as others of them, for the most part."""
