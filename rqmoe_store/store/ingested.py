@@ -153,7 +153,7 @@ def claim(
         after = dataclasses.replace(
             before, run=uuid.uuid4().hex, version_note=version_note, folded_at=dataset.version
         )
-        dataset.update_metadata({_KEY + job: _written(after)})
+        dataset.update_metadata({_KEY + job: json.dumps(dataclasses.asdict(after))})
         return after
 
     return Claim(table, job, despite_conflicts(claimed))
@@ -167,7 +167,7 @@ def folded(dataset: lance.LanceDataset, table_name: str) -> dict[str, str]:
     Raises as `claim`.
     """
     return {
-        _KEY + job: _written(dataclasses.replace(each, folded_at=dataset.version))
+        _KEY + job: json.dumps(dataclasses.asdict(dataclasses.replace(each, folded_at=dataset.version)))
         for job, each in _present(dataset, table_name).items()
     }
 
@@ -242,10 +242,6 @@ def _stored(dataset: lance.LanceDataset, table_name: str) -> dict[str, Ingested]
                     "ingest wrote. Restore an earlier version of the table."
                 ) from error
     return stored
-
-
-def _written(ingested: Ingested) -> str:
-    return json.dumps(dataclasses.asdict(ingested))
 
 
 def _pieces(values: dict[str, Any]) -> dict[str, Done]:
