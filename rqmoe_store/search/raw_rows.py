@@ -15,7 +15,7 @@ from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.fragments import has_column
+from rqmoe_store.store.fragments import count_rows, has_column
 
 
 class RawFragments:
@@ -33,8 +33,8 @@ class RawFragments:
             files = tuple(file.path for file in fragment.data_files())
             if files in self._coded:
                 continue
-            if has_column(dataset, fragment, self._columns.vector_column) and fragment.count_rows(
-                filter=self._columns.raw_filter
+            if has_column(dataset, fragment, self._columns.vector_column) and count_rows(
+                dataset, fragment, self._columns.raw_filter
             ):
                 found.append(fragment)
             else:

@@ -22,7 +22,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.fragments import read_written, replace_fragment, write_fragment
+from rqmoe_store.store.fragments import count_rows, read_written, replace_fragment, write_fragment
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.retries import despite_conflicts
 from rqmoe_store.store.schemas import user_schema
@@ -78,8 +78,9 @@ def reencode_table(table: LanceTable, codecs: TableCodec, advance: Advance) -> R
     """
     columns, done = CodeColumns(codecs.marks.vector_column), Reencoded()
     condition = stale_filter(columns, codecs)
-    for fragment in databases.reopened(table).to_lance().get_fragments():
-        if fragment.count_rows(filter=condition):
+    dataset = databases.reopened(table).to_lance()
+    for fragment in dataset.get_fragments():
+        if count_rows(dataset, fragment, condition):
             step = _FragmentStep(table, codecs, fragment.fragment_id)
             done += despite_conflicts(functools.partial(step.run, advance))
     return done

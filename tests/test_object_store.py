@@ -1,0 +1,181 @@
+"""What a table goes through in a bucket, step by step, beside the same in a folder."""
+
+import datetime
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pytest
+from lancedb.db import DBConnection
+from small_tables import source_table, tiny_codec
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import ArtefactError, TableError
+from rqmoe_store.store import registry
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, create_table, open_table
+
+ROWS, DIM = 400, 8
+VECTORS = np.random.default_rng(3).normal(size=(ROWS, DIM)).astype(np.float32)
+QUERIES = VECTORS[:3] + np.float32(0.01)
+MORE = source_table(np.random.default_rng(4).normal(size=(60, DIM)).astype(np.float32))
+CONFIG = CodecConfig(kind="rq", code_bytes=4, codebook_size=16, num_partitions=4, beam=2)
+TRAINING = TrainConfig(epochs=0, progress=False)
+NOW = datetime.timedelta(0)
+
+Step = tuple[str, Any]
+"""What was done and what came of it, equal wherever the table is."""
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return tiny_codec(VECTORS, "l2", 4)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server_module = pytest.importorskip("moto.server", reason="moto, a server for buckets, is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def options(endpoint: str) -> dict[str, str]:
+    """How to reach the one bucket of the server, which is empty."""
+    import boto3
+
+    keys = {"aws_access_key_id": "someone", "aws_secret_access_key": "secret"}
+    bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).Bucket("bucket")
+    bucket.create()
+    bucket.objects.all().delete()
+    # The server runs in this process: a call that lets no other thread run would wait for itself.
+    patience = {"timeout": "20s", "client_max_retries": "1"}
+    return {**keys, **patience, "aws_region": "us-east-1", "aws_endpoint": endpoint, "allow_http": "true"}
+
+
+def found(store: CompressedTable, **where: str) -> list[list[dict[str, Any]]]:
+    """What searches find with codes in memory and on disk."""
+    results = []
+    for cache in ("memory", "disk"):
+        search = store.use_cache(cache).search(QUERIES).nprobes(4).limit(5).with_row_id(True)
+        results.append((search.where(where["where"]) if where else search).to_list())
+    store.use_cache("memory")
+    return results
+
+
+def compressed_table(db: DBConnection, again: DBConnection, codec: Codec) -> Iterator[Step]:
+    """A table that is compressed, used and opened by someone else."""
+    docs = db.create_table("docs", source_table(VECTORS))
+    store = compress(docs, codec, "small", keep_vectors="float16", progress=False)
+    yield "compressed", store.schema
+    yield "searched", found(store)
+    yield "filtered", found(store, where="lang = 'en' AND id < 200")
+    yield "refined", store.search(QUERIES[0]).limit(5).refine_factor(4).to_list()
+    yield "added", store.add(MORE)
+    yield "found what was added", found(store)
+    yield "deleted", store.delete("id % 7 = 1")
+    yield "counted", (len(store), store.count_rows("lang = 'de'"))
+    yield "found what is left", found(store)
+    other = open_table(again, "small")
+    yield "opened by someone else", (other.codec.fingerprint, len(other), found(other))
+    yield "added by someone else", other.add(MORE)
+    yield "found what someone else added", found(store)
+    store.create_fts_index("text")
+    yield "searched for words", store.search("17", query_type="fts").limit(3).select(["id"]).to_list()
+    report = store.tune(QUERIES, sample=3, progress=False)
+    yield "tuned", (report.recall, other.search(QUERIES[0]).explain_plan())
+    stats = store.stats()
+    yield "measured", (stats.rows, stats.code_disk_bytes, stats.vector_disk_bytes, stats.codeword_utilisation)
+    yield "optimized", store.optimize(cleanup_older_than=NOW, progress=False).raw_rows
+    yield "found after that", (found(store), found(other))
+    with pytest.raises(TableError, match="'small' exists already"):
+        compress(docs, codec, "small", progress=False)
+    db.drop_table("small")
+    with pytest.raises(TableError, match="no table 'small'"):
+        open_table(again, "small")
+
+
+def growing_table(db: DBConnection, again: DBConnection) -> Iterator[Step]:
+    """A table that is begun without a codec."""
+    store = create_table(db, "raw", source_table(VECTORS), config=CONFIG)
+    yield "begun", (len(store), store.stats().raw_rows)
+    yield "searched exactly", found(store)
+    codec = store.train(TRAINING, progress=False)
+    yield "trained", codec.decode(codec.encode(VECTORS[:9])).tolist()
+    yield "searched by codes", found(store)
+    yield "added raw", store.add(MORE, encode=False)
+    other = open_table(again, "raw")
+    yield "found raw and coded", (found(store), found(other))
+    yield "encoded", other.optimize(cleanup_older_than=NOW, progress=False).encoded.rows
+    yield "found coded", (found(store), found(other))
+    store.retrain(TRAINING, progress=False, vectors=VECTORS[:300])
+    yield "retrained", (found(store), found(other))
+
+
+def table_in_place(db: DBConnection, again: DBConnection, codec: Codec) -> Iterator[Step]:
+    """A table that is compressed where it is."""
+    docs = db.create_table("docs", source_table(VECTORS), mode="overwrite")
+    store = compress(docs, codec, in_place=True, progress=False)
+    yield "compressed in place", (store.stats().raw_rows, found(store))
+    yield "opened by someone else", found(open_table(again, "docs"))
+
+
+def codecs_in_the_database(db: DBConnection, again: DBConnection, codec: Codec) -> Iterator[Step]:
+    """The registry."""
+    shorter = codec.truncate(2)
+    registry.save(db, shorter)
+    registry.save(again, shorter)
+    yield "saved once", registry.save(db, shorter).count_rows(f"fingerprint = '{shorter.fingerprint}'")
+    yield "loaded", registry.load(again, shorter.fingerprint).fingerprint
+    with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+        registry.load(again, "0" * 64)
+
+
+def test_a_bucket_is_as_good_as_a_folder(options: dict[str, str], codec: Codec, tmp_path: Path) -> None:
+    def connected(to: str) -> DBConnection:
+        return lancedb.connect("s3://bucket/db", storage_options=options) if to == "bucket" else local
+
+    local = lancedb.connect(tmp_path)
+    lives = {
+        to: [
+            *compressed_table(connected(to), connected(to), codec),
+            *growing_table(connected(to), connected(to)),
+            *table_in_place(connected(to), connected(to), codec),
+            *codecs_in_the_database(connected(to), connected(to), codec),
+        ]
+        for to in ("folder", "bucket")
+    }
+    for (step, expected), (_, got) in zip(lives["folder"], lives["bucket"], strict=True):
+        assert got == expected, step
+
+
+def test_another_process_opens_a_bucket(options: dict[str, str], codec: Codec) -> None:
+    db = lancedb.connect("s3://bucket/db", storage_options=options)
+    store = compress(db.create_table("docs", source_table(VECTORS)), codec, "small", progress=False)
+    script = (
+        "import json, sys, lancedb, rqmoe_store\n"
+        "options, query = json.loads(sys.argv[1])\n"
+        "db = lancedb.connect('s3://bucket/db', storage_options=options)\n"
+        "store = rqmoe_store.open_table(db, 'small')\n"
+        "store.delete('id = 3')\n"
+        "print(json.dumps(store.search(query).select(['id']).limit(5).to_list()))\n"
+    )
+    arguments = json.dumps([options, QUERIES[0].tolist()])
+    run = subprocess.run(
+        [sys.executable, "-c", script, arguments], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == store.search(QUERIES[0]).select(["id"]).limit(5).to_list()
+    store.refresh()
+    assert len(store) == ROWS - 1
