@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.db import DBConnection
 
+from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
@@ -18,6 +19,9 @@ Contents = dict[int, int]
 
 _random = np.random.default_rng(3)
 _VECTORS = (_random.normal(size=(4096, 6)) @ _random.normal(size=(6, DIM))).astype(np.float32)
+
+_seen: dict[str, Codec] = {}
+"""Codecs of all tables so far, by fingerprint."""
 
 
 def has_vector(row: int) -> bool:
@@ -96,13 +100,16 @@ def _assert_vectors(store: CompressedTable, stored: pa.Table, contents: Contents
 
 def _possible_codes(codecs: TableCodec, vectors_ND: np.ndarray) -> list[Codes]:
     """All codes that vectors may have: by any codec, of the vectors or of what an older one made of them."""
-    made: list[Codes] = []
+    possible, versions = [], [vectors_ND]
     for generation in codecs.generations:
-        versions = [vectors_ND, *(codecs.decode(each) for each in made)]
-        for version_ND in versions:
-            codes = generation.codec.encode(version_ND)
-            made.append(Codes(codes.codes, codes.partitions + np.int32(generation.first_partition)))
-    return made
+        # Once no row needs a codec any more, the database may have lost it; another check has seen it before.
+        fingerprint = generation.mark.fingerprint
+        codec = _seen[fingerprint] = _seen.get(fingerprint) or generation.codec
+        made = [codec.encode(version_ND) for version_ND in versions]
+        versions += [codec.decode(each) for each in made]
+        first = np.int32(generation.first_partition)
+        possible += [Codes(each.codes, each.partitions + first) for each in made]
+    return possible
 
 
 def _assert_searched(store: CompressedTable, contents: Contents, vectors_ND: np.ndarray) -> None:

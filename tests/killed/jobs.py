@@ -23,12 +23,14 @@ from killed.operation import (
     tiny_codec,
 )
 from rqmoe_store.codecs.base import load_codec
+from rqmoe_store.store import registry
 from rqmoe_store.store.databases import open_if_exists
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
 
 ANOTHER = dataclasses.replace(TRAINING, seed=1)
 """A training that makes another codec."""
+_NOW = datetime.timedelta(0)
 
 
 class CompressInPlace(Operation):
@@ -148,7 +150,7 @@ class Retrain(Train):
 
 class Optimize(Operation):
     """Raw rows encoded, rows of an older codec as well, small files merged, indexes brought up to date, old
-    versions removed; rows added, and all of it again."""
+    versions and the older codec removed; rows added, and all of it again."""
 
     name, calls = "optimize", 3
 
@@ -168,7 +170,7 @@ class Optimize(Operation):
         if number == 1:
             target.add(rows_of(block(15)), encode=False)
         else:
-            target.optimize(cleanup_older_than=datetime.timedelta(0), progress=False)
+            target.optimize(cleanup_older_than=_NOW, codecs_older_than=_NOW, progress=False)
 
     def contents(self, calls: int) -> Contents:
         kept = {row: 0 for row in FIRST if row % 13 != 5}
@@ -179,3 +181,6 @@ class Optimize(Operation):
 
     def check_finished(self, folder: Path) -> None:
         assert_all_coded(folder, generations=2)
+        kept = registry.opened(database(folder))
+        newest = open_table(database(folder), TABLE).codec
+        assert kept is not None and list(registry.saved_at(kept)) == [newest.fingerprint]
