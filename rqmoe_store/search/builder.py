@@ -10,13 +10,14 @@ import pyarrow as pa
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import output_names, take
 from rqmoe_store.search.execution import Execution
-from rqmoe_store.search.filters import checked_filter, combined
+from rqmoe_store.search.filters import combined
 from rqmoe_store.search.options import as_queries, bound, share, whole_number
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.reach import reach
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import TableQueryBuilder
+from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.table import StoredTable
 
 
@@ -156,7 +157,7 @@ class QueryBuilder(TableQueryBuilder):
         looks = reach(
             self._nprobes, self._shortlist, page=page, least=refined or page, tuned=state.snapshot.tuned
         )
-        checked = [checked_filter(state.snapshot.table, condition) for condition in self._conditions]
+        checked = [checked_condition(state.snapshot.table, condition) for condition in self._conditions]
         return SearchRequest(
             queries_QD=self._queries_QD,
             where=combined(checked),

@@ -1,40 +1,12 @@
-"""SQL filters of a query: the user's `where`, checked before anything is read, and the probed partitions."""
+"""SQL filters of a query: the checked conditions of the user's, and the probed partitions."""
 
-import re
 from collections.abc import Iterable
-from typing import Any
 
 import lance
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.sql import quoted
-
-_QUOTED_OR_COMMENT = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*")
-
-
-def checked_filter(table: Any, where: str) -> str:
-    """`where` in parentheses, safe to combine with other filters by AND.
-
-    Nothing is read: LanceDB only plans the filter.
-
-    Raises:
-        InvalidInputError: LanceDB cannot parse the filter, it names an unknown column or is not a
-            condition (LanceDB's reason is quoted), or it would change the meaning of a filter
-            combined with it.
-    """
-    _check_structure(where)
-    # The line break ends a trailing `--` comment, which would swallow the parenthesis.
-    enclosed = f"({where}\n)"
-    try:
-        table.search().where(enclosed).output_schema()
-    except Exception as error:  # LanceDB panics on some, with an exception of no other class
-        raise InvalidInputError(
-            f"Got where={where!r}, which LanceDB refuses: {error}\n"
-            "Expected an SQL condition over the table's columns, such as \"lang = 'en' AND year > 2000\"."
-        ) from error
-    return enclosed
 
 
 def combined(conditions: Iterable[str]) -> str | None:
@@ -56,25 +28,3 @@ def matching_row_ids(dataset: lance.LanceDataset, where: str) -> npt.NDArray[np.
     """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help."""
     found = dataset.scanner(columns=[], with_row_id=True, filter=where).to_table()
     return np.sort(found["_rowid"].to_numpy())
-
-
-def _check_structure(where: str) -> None:
-    """Refuse what LanceDB's parser skips over in silence: it stops reading where a condition ends."""
-    bare = _QUOTED_OR_COMMENT.sub(" ", where)
-    if not bare.strip() and bare == where:
-        raise InvalidInputError("Got an empty where; expected an SQL condition, or no where at all.")
-    for fragment in (";", "$", "/*"):
-        if fragment in bare:
-            raise InvalidInputError(
-                f"Got where={where!r} with {fragment!r}; expected one SQL condition without statement "
-                "ends, $ parameters or block comments. Put such characters in quotes if they are text."
-            )
-    depth = 0
-    for character in bare:
-        depth += (character == "(") - (character == ")")
-        if depth < 0:
-            break
-    if depth != 0:
-        raise InvalidInputError(
-            f"Got where={where!r} with unbalanced parentheses; expected every '(' to have its ')'."
-        )

@@ -8,9 +8,9 @@ from lance.dataset import Transaction
 from lance.fragment import write_fragments
 from lancedb.table import LanceTable
 
-from rqmoe_store.store import databases
 from rqmoe_store.store.new_table import ROWS_PER_FILE
 from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.store.retries import to_newest
 
 
 @names_refusals
@@ -38,9 +38,10 @@ def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
     Returns:
         What `commit_rows` takes to make them part of the table.
     """
+    to_newest(table)
     return write_fragments(
         rows,
-        databases.reopened(table).to_lance(),
+        table.to_lance(),
         mode="append",
         max_rows_per_file=ROWS_PER_FILE,
         return_transaction=True,
@@ -50,6 +51,6 @@ def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
 def commit_rows(table: LanceTable, transaction: Transaction, properties: Mapping[str, str]) -> int:
     """Make rows that `write_rows` has written part of `table`, as `append_rows` does; returns the version."""
     transaction.transaction_properties = dict(properties)
-    dataset = lance.LanceDataset.commit(databases.reopened(table).to_lance(), transaction)
-    table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
+    dataset = lance.LanceDataset.commit(table.to_lance(), transaction)
+    to_newest(table)
     return int(dataset.version)

@@ -19,6 +19,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
+from rqmoe_store.store.retries import to_newest
 from rqmoe_store.store.table_codec import TableCodec
 
 KEY = PREFIX + "drift"
@@ -101,6 +102,18 @@ class Drift:
     before they were counted."""
     version: int
     """The version up to which commits were counted."""
+
+
+def note_apart(table: LanceTable, sums: DriftSums) -> None:
+    """Say in a commit of its own, which changes nothing, how rows fit that another commit has written."""
+    dataset = table.to_lance()
+    note = lance.Transaction(
+        read_version=dataset.version,
+        operation=lance.LanceOperation.UpdateConfig(),
+        transaction_properties=sums.properties,
+    )
+    lance.LanceDataset.commit(dataset, note)
+    to_newest(table)
 
 
 def read_drift(table: LanceTable, codecs: TableCodec) -> Drift:

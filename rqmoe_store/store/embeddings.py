@@ -19,6 +19,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
 from rqmoe_store.store.metadata import PREFIX
+from rqmoe_store.store.vector_arrays import with_replaced
 
 Metadata = dict[bytes, bytes]
 
@@ -112,13 +113,9 @@ class TableEmbedding:
         """
         if self.source_column not in rows.column_names:
             return vectors_VD, valid_N
-        source = rows[self.source_column].combine_chunks()
-        rows_W = np.flatnonzero(~valid_N & source.is_valid().to_numpy(zero_copy_only=False))
+        rows_W, made = self._made(rows, ~valid_N)
         if len(rows_W) == 0:
             return vectors_VD, valid_N
-        made = self._called(self._function.compute_source_embeddings_with_retry, source.take(rows_W))
-        if len(made) != len(rows_W):
-            raise InvalidInputError(f"{self} gives {len(made)} vectors for {len(rows_W)} rows.")
         made_VD, positions_V = self._checked(made, first_row + rows_W)
         made_rows = positions_V - first_row
         vectors_ND = np.zeros((len(valid_N), self._dim), dtype=np.float32)
@@ -127,6 +124,38 @@ class TableEmbedding:
         valid_N = valid_N.copy()
         valid_N[made_rows] = True
         return vectors_ND[valid_N], valid_N
+
+    def filled_in(self, vectors: pa.Array, rows: pa.Table) -> pa.Array:
+        """`vectors` (N), lists of numbers, with those that are null computed as in `complete`; what comes out
+        of the function is not looked at.
+
+        Raises:
+            RQMoEError: the function is not registered, lacks a package, or fails.
+            InvalidInputError: it gives something else than lists of numbers.
+        """
+        if self.source_column not in rows.column_names:
+            return vectors
+        rows_W, made = self._made(rows, vectors.is_null().to_numpy(zero_copy_only=False))
+        lists = pa.list_(pa.float32())
+        try:
+            arrays = [None if each is None else np.asarray(each, dtype=np.float32) for each in made]
+            values = pa.array(arrays, type=lists)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"{self} gives unusable vectors: {error}") from error
+        return with_replaced(vectors.cast(lists, safe=False), rows_W, values)
+
+    def _made(
+        self, rows: pa.Table, missing_N: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.int64], list[Any]]:
+        """What the function makes of the sources of rows whose vector is missing, and which rows (W,)."""
+        source = rows[self.source_column].combine_chunks()
+        rows_W = np.flatnonzero(missing_N & source.is_valid().to_numpy(zero_copy_only=False))
+        if len(rows_W) == 0:
+            return rows_W, []
+        made = self._called(self._function.compute_source_embeddings_with_retry, source.take(rows_W))
+        if len(made) != len(rows_W):
+            raise InvalidInputError(f"{self} gives {len(made)} vectors for {len(rows_W)} rows.")
+        return rows_W, made
 
     @functools.cached_property
     def _function(self) -> EmbeddingFunction:

@@ -63,12 +63,18 @@ class KeptVectors:
             hint = "; keep_vectors='float32' can keep them"
             require_rows(first_row + np.flatnonzero(valid_N), good_V, f"{problem}{hint}")
 
+    def rounded(self, vectors_VD: Float32Array) -> npt.NDArray[np.floating]:
+        """The vectors in the numbers that they would be kept in: infinite beyond float16 where it is that."""
+        if self.keep != "float16":
+            return vectors_VD
+        with np.errstate(over="ignore"):
+            return vectors_VD.astype(np.float16)
+
     def problems(self, vectors_VD: Float32Array, metric: str) -> dict[str, npt.NDArray[np.bool_]]:
         """Per problem that half floats may have with finite vectors, which of the V do not have it."""
         if self.keep != "float16":
             return {}
-        with np.errstate(over="ignore"):  # becomes inf, which is what is looked for
-            halves_VD = vectors_VD.astype(np.float16)
+        halves_VD = self.rounded(vectors_VD)
         problems = {"components beyond 65,504, the range of float16": np.all(np.isfinite(halves_VD), axis=1)}
         if metric == "cosine":
             problem = "zeros only in float16, which have no direction under 'cosine'"

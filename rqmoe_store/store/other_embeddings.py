@@ -3,12 +3,24 @@
 Shapes: N rows.
 """
 
+import json
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunctionConfig
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import RQMoEError
+from rqmoe_store.store.vector_arrays import with_replaced
+
+_KEY = b"embedding_functions"
+
+
+def computed_from(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Vector columns that LanceDB has an embedding function for, and the columns these take."""
+    described = json.loads((metadata or {}).get(_KEY, b"[]"))
+    return {each["vector_column"]: each["source_column"] for each in described}
 
 
 def complete_others(table: LanceTable, rows: pa.Table) -> pa.Table:
@@ -19,7 +31,7 @@ def complete_others(table: LanceTable, rows: pa.Table) -> pa.Table:
     Raises:
         RQMoEError: a function that is needed is not registered, lacks a package, or fails.
     """
-    if b"embedding_functions" not in (table.schema.metadata or {}):
+    if _KEY not in (table.schema.metadata or {}):
         return rows
     for column, config in _functions(table).items():
         if column in rows.column_names and config.source_column in rows.column_names:
@@ -52,6 +64,4 @@ def _completed(rows: pa.Table, column: str, config: EmbeddingFunctionConfig) -> 
         raise RQMoEError(
             f"The embedding function of column {column!r} failed ({type(error).__name__}: {error})."
         ) from error
-    places_N = np.arange(len(vectors))
-    places_N[missing_N] = len(vectors) + np.arange(len(made_array))
-    return pa.concat_arrays([vectors, made_array]).take(pa.array(places_N))
+    return with_replaced(vectors, np.flatnonzero(missing_N), made_array)

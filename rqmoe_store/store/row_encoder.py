@@ -13,12 +13,13 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.store.bad_vectors import ALL_GOOD, BadVectors
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.drift import DriftMeter
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.kept_vectors import KeptVectors
-from rqmoe_store.store.other_embeddings import complete_others
-from rqmoe_store.store.rows import tables_of
+from rqmoe_store.store.other_embeddings import complete_others, computed_from
+from rqmoe_store.store.rows import given_tables, tables_of
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import is_vector_type, read_vectors, rows_per_batch
@@ -51,42 +52,84 @@ class RowEncoder:
     @property
     def schema(self) -> pa.Schema:
         """Columns of what is written: the others, then codes, vectors, or both."""
-        fields = [*self.others]
-        if self._encode:
-            fields += self.columns.fields(self._codecs.code_bytes)
-        if not self._encode or self.kept.kept:
-            fields.append(self.kept.field)
-        return pa.schema(fields)
+        return pa.schema([*self.others, *self._written])
 
-    def encoded(self, rows: Any) -> Iterator[pa.Table]:
-        """The rows, a bounded number at a time.
+    @property
+    def ours(self) -> list[pa.Field]:
+        """All columns that the table has for the vector column."""
+        return [*self.columns.fields(self._codecs.code_bytes), self.kept.field]
+
+    @property
+    def _written(self) -> list[pa.Field]:
+        """Those of them that get values."""
+        code, partition, vector = self.ours
+        codes = [code, partition] if self._encode else []
+        return [*codes, vector] if not self._encode or self.kept.kept else codes
+
+    @property
+    def computed(self) -> dict[str, str]:
+        """Vector columns with an embedding function, and the column that each is computed from."""
+        computed = computed_from(self._table.schema.metadata)
+        if self.embedding is not None:
+            computed[self.columns.vector_column] = self.embedding.source_column
+        return computed
+
+    def encoded(self, rows: Any, bad: BadVectors = ALL_GOOD) -> Iterator[pa.Table]:
+        """The rows, a bounded number at a time, with all other columns; those that they lack are null.
 
         Args:
             rows: as for `tables_of`.
+            bad: what becomes of vectors that cannot be used.
 
         Raises:
             InvalidInputError, RQMoEError: as `StoredTable.add`.
         """
-        first_row, column = 0, self.columns.vector_column
         source = self.embedding.source_column if self.embedding else None
-        for table in tables_of(rows, self.others, column, source):
-            self.require_vectors(table.schema.field(column).type)
-            for start in range(0, table.num_rows, rows_per_batch(self._codecs.dim)):
-                part = table.slice(start, rows_per_batch(self._codecs.dim))
-                yield self.encoded_part(part, first_row + start)
+        yield from self._parts(tables_of(rows, self.others, self.columns.vector_column, source), bad)
+
+    def given(self, rows: Any, bad: BadVectors = ALL_GOOD) -> Iterator[pa.Table]:
+        """The rows, a bounded number at a time, with those columns alone that they have, or that are computed
+        from these. Takes and raises what `encoded` does, except for columns that are missing."""
+        column = self.columns.vector_column
+        yield from self._parts(given_tables(rows, self.others, column, self.computed), bad)
+
+    def _parts(self, tables: Iterator[pa.Table], bad: BadVectors) -> Iterator[pa.Table]:
+        first_row, column, step = 0, self.columns.vector_column, rows_per_batch(self._codecs.dim)
+        for table in tables:
+            if column in table.column_names:
+                self.require_vectors(table.schema.field(column).type)
+            for start in range(0, table.num_rows, step):
+                yield self.encoded_part(table.slice(start, step), first_row + start, bad)
             first_row += table.num_rows
 
-    def encoded_part(self, part: pa.Table, first_row: int) -> pa.Table:
-        """Rows with exactly the columns of `others` and, as the last, the vector column.
+    def encoded_part(self, part: pa.Table, first_row: int, bad: BadVectors = ALL_GOOD) -> pa.Table:
+        """Rows as they are written, less those to be dropped.
 
         Args:
-            part: N rows.
+            part: N rows with some of the columns of `others` and, if it is to be written, the vector column.
             first_row: position of the first one, for messages.
+            bad: what becomes of vectors that cannot be used.
 
         Raises as `encoded`.
         """
+        if self.columns.vector_column not in part.column_names:
+            return self._others_of(part)
+        if bad.action != "error":
+            part = self._repaired(part, bad)
         vectors_VD, valid_N = self.read(part[self.columns.vector_column], first_row)
-        return self.encoded_vectors(part, vectors_VD, valid_N, first_row)
+        if self.embedding is not None and bad.action == "error":
+            vectors_VD, valid_N = self._completed(part, vectors_VD, valid_N, first_row)
+        return self._encoded(part, vectors_VD, valid_N)
+
+    def _repaired(self, part: pa.Table, bad: BadVectors) -> pa.Table:
+        place = part.schema.get_field_index(self.columns.vector_column)
+        column = part[self.columns.vector_column].combine_chunks()
+        if pa.types.is_null(column.type):
+            column = column.cast(pa.list_(pa.float32()))
+        if self.embedding is not None:  # first, so that what it makes can be bad, too
+            column = self.embedding.filled_in(column, part)
+        column, stays_N = bad.repaired(column, self.kept, self._codecs.metric)
+        return part.set_column(place, self.columns.vector_column, column).filter(pa.array(stays_N))
 
     def read(self, column: pa.ChunkedArray, first_row: int) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
         """The vectors of N rows, float32 (V, D), checked, and which rows have one, (N,).
@@ -107,16 +150,26 @@ class RowEncoder:
         """As `encoded_part`, for vectors that have been read.
 
         Args:
-            part: N rows with the columns of `others`.
+            part: N rows with columns of `others`.
             vectors_VD: of those of the rows where `valid_N` is True, as `read` gives them.
             valid_N: which rows have a vector; an embedding function makes those that are missing.
             first_row: position of the first row, for messages.
         """
         if self.embedding is not None:
-            vectors_VD, valid_N = self.embedding.complete(vectors_VD, valid_N, part, first_row)
-            metric = self._codecs.metric
-            self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
-        arrays = [*complete_others(self._table, part.select(self.others.names)).columns]
+            vectors_VD, valid_N = self._completed(part, vectors_VD, valid_N, first_row)
+        return self._encoded(part, vectors_VD, valid_N)
+
+    def _completed(
+        self, part: pa.Table, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], first_row: int
+    ) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+        assert self.embedding is not None
+        vectors_VD, valid_N = self.embedding.complete(vectors_VD, valid_N, part, first_row)
+        metric = self._codecs.metric
+        self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
+        return vectors_VD, valid_N
+
+    def _encoded(self, part: pa.Table, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> pa.Table:
+        arrays: list[pa.Array] = []
         if self._encode:
             codes = self._codecs.encode(vectors_VD)
             arrays += self.columns.to_arrow(codes, valid_N)
@@ -124,7 +177,17 @@ class RowEncoder:
                 self.drift.add(vectors_VD, codes)
         if not self._encode or self.kept.kept:
             arrays.append(self.kept.raw_array(vectors_VD, valid_N))
-        return pa.Table.from_arrays(arrays, schema=self.schema)
+        others = self._others_of(part)
+        return pa.Table.from_arrays(
+            [*others.columns, *arrays], schema=pa.schema([*others.schema, *self._written])
+        )
+
+    def _others_of(self, part: pa.Table) -> pa.Table:
+        """The columns of a part that are stored as they come, those with an embedding function completed."""
+        names = [name for name in self.others.names if name in part.column_names]
+        completed = complete_others(self._table, part.select(names))
+        schema = pa.schema([self.others.field(name) for name in names])
+        return pa.Table.from_arrays(completed.columns, schema=schema)
 
     def require_vectors(self, data_type: pa.DataType) -> None:
         """Raise InvalidInputError unless a column of this type can hold vectors."""

@@ -38,6 +38,35 @@ def tables_of(
         yield fitted(table, schema, vector_column)
 
 
+def given_tables(
+    rows: Any, schema: pa.Schema, vector_column: str, computed: Mapping[str, str]
+) -> Iterator[pa.Table]:
+    """`rows` as Arrow tables of those of the columns that they have, in the order of `tables_of`.
+
+    Args:
+        rows, schema, vector_column: as for `tables_of`.
+        computed: columns that come as nulls where another one is there without them, by its name.
+
+    Raises:
+        InvalidInputError: as `tables_of`, but for columns that all rows lack; tables of an iterable
+            whose columns differ.
+    """
+    first: list[str] | None = None
+    for table in _raw_tables(rows, schema, vector_column):
+        names = table.column_names
+        first = names if first is None else first
+        if set(names) != set(first):
+            raise InvalidInputError(
+                f"The rows have columns {', '.join(first)} at first and {', '.join(names)} later; expected "
+                "the same in all of them. Nothing was written."
+            )
+        some = [field for field in schema if field.name in names or computed.get(field.name) in names]
+        with_vectors = vector_column in names or computed.get(vector_column) in names
+        require_columns(names, schema, vector_column, None, partial=True)
+        fit = fitted(table, pa.schema(some), vector_column)
+        yield fit if with_vectors else fit.drop_columns([vector_column])
+
+
 def _raw_tables(rows: Any, schema: pa.Schema, vector_column: str) -> Iterator[pa.Table]:
     library = type(rows).__module__.partition(".")[0]
     if library == "polars" and hasattr(rows, "collect"):
@@ -125,9 +154,20 @@ def fitted(table: pa.Table, schema: pa.Schema, vector_column: str) -> pa.Table:
 
 
 def require_columns(
-    names: Sequence[str], schema: pa.Schema, vector_column: str, source_column: str | None
+    names: Sequence[str],
+    schema: pa.Schema,
+    vector_column: str,
+    source_column: str | None,
+    *,
+    partial: bool = False,
 ) -> None:
-    """Raise InvalidInputError unless rows with columns `names` can be fitted; arguments as in `tables_of`."""
+    """Raise InvalidInputError unless rows with columns `names` can be fitted.
+
+    Args:
+        names: of the rows.
+        schema, vector_column, source_column: as for `tables_of`.
+        partial: whether any of the columns may be missing.
+    """
     known = [*schema.names, vector_column]
     optional = [field.name for field in schema if field.nullable]
     if source_column in names:
@@ -135,7 +175,7 @@ def require_columns(
     problems = {
         "unknown": [name for name in names if name not in known],
         "repeated": sorted({name for name in names if names.count(name) > 1}),
-        "missing": [name for name in known if name not in names and name not in optional],
+        "missing": [name for name in known if not partial and name not in names and name not in optional],
     }
     found = "; ".join(f"{problem}: {', '.join(which)}" for problem, which in problems.items() if which)
     if found:

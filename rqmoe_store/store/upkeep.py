@@ -5,7 +5,7 @@ import datetime
 from lancedb.table import LanceTable
 
 from rqmoe_store.store import databases, drift, ingested
-from rqmoe_store.store.retries import despite_conflicts
+from rqmoe_store.store.retries import despite_conflicts, on_newest, to_newest
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.versions import remove_old_versions
 
@@ -23,16 +23,11 @@ def tidy(table: LanceTable, codecs: TableCodec, older_than: datetime.timedelta |
         codecs: of its newest version.
         older_than: versions older than this are removed; None for 7 days.
     """
-
-    def compact() -> None:
-        table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
-        # LanceDB would remove old versions, too, but refuses to where one has a tag.
-        table.optimize(cleanup_older_than=_NEVER)
-
-    despite_conflicts(compact)
+    # LanceDB would remove old versions, too, but refuses to where one has a tag.
+    on_newest(table, lambda: table.optimize(cleanup_older_than=_NEVER))
     _keep_notes(table, codecs)  # those of the commits just made, too: a version without its commit is a gap
     remove_old_versions(table, older_than)
-    table.checkout_latest()  # type: ignore[no-untyped-call]
+    to_newest(table)
 
 
 def _keep_notes(table: LanceTable, codecs: TableCodec) -> None:

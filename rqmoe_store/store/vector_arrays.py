@@ -126,6 +126,30 @@ def _spread(good_F: npt.NDArray[np.bool_], fits_V: npt.NDArray[np.bool_]) -> npt
     return good_V
 
 
+def dense_vectors(column: pa.Array, dim: int) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
+    """Vectors of any lengths cut, or followed by NaN, to (N, `dim`), and which of them had that length.
+
+    Nulls, and components that are missing, are NaN. `column` is as for `read_vectors`.
+    """
+    array = getattr(column, "storage", column)
+    valid_N = array.is_valid().to_numpy(zero_copy_only=False)
+    array = array.drop_null()
+    lengths_N = np.zeros(len(column), dtype=np.int64)
+    lengths_N[valid_N] = _lengths(array)
+    starts_N = np.cumsum(lengths_N) - lengths_N
+    present_ND = np.arange(dim) < lengths_N[:, None]
+    vectors_ND = np.full(present_ND.shape, np.nan, dtype=np.float32)
+    vectors_ND[present_ND] = _components(array)[(starts_N[:, None] + np.arange(dim))[present_ND]]
+    return vectors_ND, valid_N & (lengths_N == dim)
+
+
+def with_replaced(array: pa.Array, places_W: npt.NDArray[np.int64], values: pa.Array) -> pa.Array:
+    """`array` with `values`, of the same type, at some of its places."""
+    taken_N = np.arange(len(array))
+    taken_N[places_W] = len(array) + np.arange(len(values))
+    return pa.concat_arrays([array, values]).take(pa.array(taken_N))
+
+
 def _lengths(array: pa.Array) -> npt.NDArray[Any]:
     if pa.types.is_fixed_size_list(array.type):
         return np.full(len(array), array.type.list_size)

@@ -235,6 +235,21 @@ def test_rows_need_a_vector_or_its_source(store, docs, codec) -> None:
         plain.add([{"id": 900, "text": "copper"}])
 
 
+def test_bad_vectors_of_the_function(store, codec) -> None:
+    texts = ["copper", "NAN", "SHORT", "", None, "silver"]
+    rows = [{"id": 900 + row, "text": text} for row, text in enumerate(texts)]
+    rows.append({"id": 906, "text": "copper", "vector": [float("nan")] * DIM})
+    assert store.add(rows, on_bad_vectors="null") == 7
+    wanted = codes_for(codec, {900: embed("copper"), 905: embed("silver")})
+    assert codes_of(store, "id >= 900") == {**dict.fromkeys(range(900, 907)), **wanted}
+    store.delete("id >= 900")
+    assert store.add(rows, on_bad_vectors="drop") == 2
+    assert codes_of(store, "id >= 900") == wanted
+    for text in ("NESTED", "WORDS"):
+        with pytest.raises(InvalidInputError, match=f"function '{NAME}'.* gives unusable vectors"):
+            store.add([{"id": 910, "text": text}], on_bad_vectors="drop")
+
+
 # Functions that cannot be had.
 
 

@@ -108,8 +108,8 @@ def test_adding_nothing_changes_nothing(store, rows):
 
 
 def test_a_long_stream_is_spooled_to_disk_and_added_in_one_commit(docs, vectors, make_codec):
-    from rqmoe_store.store import table as module
     from rqmoe_store.store.compress import compress
+    from rqmoe_store.store.spooled_rows import SPOOL_BYTES
 
     store = compress(docs, make_codec(code_bytes=1), "long", progress=False)
     text = "x" * 2**20
@@ -119,7 +119,7 @@ def test_a_long_stream_is_spooled_to_disk_and_added_in_one_commit(docs, vectors,
             yield [{"id": start + row, "text": text, "vector": vectors[row]} for row in range(10)]
 
     version = store.version
-    assert 80 * len(text) > module._SPOOL_BYTES  # it does leave memory
+    assert 80 * len(text) > SPOOL_BYTES  # it does leave memory
     assert store.add(batches()) == 80
     assert store.version == version + 1
     assert store.count_rows("length(text) = 1048576") == 80
@@ -216,7 +216,7 @@ def test_delete_and_count(store):
 def test_conditions_that_cannot_be_used(store, where):
     version = store.version
     for method in (store.count_rows, store.delete):
-        with pytest.raises(InvalidInputError, match=r"cannot be used.*over id, text"):
+        with pytest.raises(InvalidInputError, match=r"expected an SQL condition|LanceDB refuses"):
             method(where)
     assert store.version == version
 

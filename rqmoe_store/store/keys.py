@@ -1,0 +1,117 @@
+"""The column that tells rows of a table apart: which it is, and whether it does.
+
+LanceDB keeps a key in the metadata of its fields and does not enforce it, but for one thing: of two
+concurrent `merge_insert`s by the key that would insert the same new one, the second starts again.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import pyarrow as pa
+from lancedb.table import Table
+
+from rqmoe_store.errors import InvalidInputError, TableError
+
+_POSITION = b"lance-schema:unenforced-primary-key:position"
+_MARKS = {_POSITION, b"lance-schema:unenforced-primary-key"}  # the second was written by older releases
+_SHOWN = 3
+_SCAN_ROWS = 131_072
+
+
+def key_of(schema: pa.Schema) -> str | None:
+    """Name of the column that is the key; None without one."""
+    marked = [field.name for field in schema if _MARKS & set(field.metadata or {})]
+    return marked[0] if marked else None
+
+
+def with_key(schema: pa.Schema, key: str | None) -> pa.Schema:
+    """`schema` with the column `key` as its key, which then allows no nulls; None leaves it as it is.
+
+    Args:
+        schema: of the user's columns.
+        key: a column of integers (32 or 64 bits), text or bytes.
+
+    Raises:
+        InvalidInputError: no such column, or of another type.
+    """
+    if key is None:
+        return schema
+    usable = [field.name for field in schema if _can_be_key(field.type)]
+    if key not in usable:
+        raise InvalidInputError(
+            f"Got key={key!r}; expected a column of int32, int64, text or bytes, here "
+            f"{', '.join(usable) or 'none'}."
+        )
+    fields = []
+    for field in schema:
+        kept = {name: text for name, text in (field.metadata or {}).items() if name not in _MARKS}
+        if field.name == key:
+            field, kept = field.with_nullable(False), {**kept, _POSITION: b"1"}
+        fields.append(field.with_metadata(kept or None))
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def column_names(columns: str | Iterable[str] | None, *, called: str) -> list[str]:
+    """One or several names as a list. Raises InvalidInputError for none, doubled ones, or other things."""
+    names = [columns] if isinstance(columns, str) else list(columns) if isinstance(columns, Iterable) else []
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InvalidInputError(
+            f"Got {called}={columns!r}; expected the name of a column, or several different ones."
+        )
+    return names
+
+
+def require_unique(keys: Iterable[pa.Table | pa.RecordBatch], names: Sequence[str], where: str) -> None:
+    """Raise unless every key is there once; keys with a null are not compared.
+
+    Args:
+        keys: rows with the columns `names`, held in memory together.
+        names: the columns that make a key.
+        where: what the rows are, for messages.
+
+    Raises:
+        InvalidInputError: a key is repeated (some are named), or of a type that cannot be compared.
+    """
+    parts = [pa.table([part[name] for name in names], names=list(names)) for part in keys]
+    if not parts:
+        return
+    try:
+        together = pa.concat_tables(parts).drop_null()
+        counts = together.group_by(list(names)).aggregate([([], "count_all")])
+    except pa.ArrowNotImplementedError as error:
+        raise InvalidInputError(
+            f"Got rows told apart by {', '.join(names)}, which cannot be compared ({error}). Name a column "
+            "of numbers or text."
+        ) from error
+    repeated = counts.filter(pa.compute.greater(counts["count_all"], 1))
+    if repeated.num_rows:
+        shown = [
+            ", ".join(f"{name}={row[name]!r}" for name in names) for row in repeated[:_SHOWN].to_pylist()
+        ]
+        more = f" and {repeated.num_rows - _SHOWN} more" if repeated.num_rows > _SHOWN else ""
+        raise InvalidInputError(
+            f"Got several rows of the same key in {where}: {'; '.join(shown)}{more}. Nothing was written; "
+            "keep one row of each and try again."
+        )
+
+
+def require_key(table: Table, key: str) -> None:
+    """Raise unless the column `key` tells the rows of a table apart; its values are held in memory.
+
+    Raises:
+        TableError: a row has none.
+        InvalidInputError: several rows have the same.
+    """
+    batches = list(table.search().select([key]).to_batches(_SCAN_ROWS))
+    if any(batch[key].null_count for batch in batches):
+        raise TableError(
+            f"Column {key!r} of table {table.name!r} has nulls, which a key cannot have. Delete these rows "
+            "or fill them, or leave key out."
+        )
+    require_unique(batches, [key], f"table {table.name!r}")
+
+
+def _can_be_key(data_type: pa.DataType) -> bool:
+    return bool(
+        data_type in (pa.int32(), pa.int64(), pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+        or pa.types.is_fixed_size_binary(data_type)
+    )

@@ -1,0 +1,227 @@
+"""Upserts: rows that replace those of the same key, are inserted, or say which ones to delete."""
+
+import dataclasses
+import datetime
+from collections.abc import Iterator
+from typing import Any, Self
+
+import lance
+import pyarrow as pa
+from lancedb.expr import Expr
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
+from rqmoe_store.store.conditions import as_sql, checked_condition
+from rqmoe_store.store.drift import note_apart
+from rqmoe_store.store.keys import require_unique
+from rqmoe_store.store.open_table import OpenTable
+from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.store.retries import PATIENCE, on_newest
+from rqmoe_store.store.row_encoder import RowEncoder
+from rqmoe_store.store.spooled_rows import SpooledRows, spooled
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """What a merge did; the same fields as LanceDB's result."""
+
+    version: int
+    """Version of the table that it made."""
+    num_updated_rows: int
+    num_inserted_rows: int
+    num_deleted_rows: int
+    num_attempts: int
+    """How often it was tried; more than once where others changed the same rows meanwhile."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows written."""
+        return self.num_updated_rows + self.num_inserted_rows
+
+
+class MergeBuilder:
+    """The actions of a merge, in LanceDB's words; every method that adds one returns the builder itself."""
+
+    def __init__(self, store: OpenTable, on: list[str]) -> None:
+        """Start a merge; `merge_insert` of a table is the usual way."""
+        self._store, self._on = store, on
+        self._update = self._insert = self._delete = False
+        self._update_where: str | None = None
+        self._delete_where: str | None = None
+        self._use_index = True
+
+    def when_matched_update_all(self, *, where: str | None = None) -> Self:
+        """Replace rows of the table by new ones of the same key, in those columns that these have.
+
+        Args:
+            where: SQL condition on both rows, such as "target.updated < source.updated"; rows that
+                do not match it stay as they are.
+
+        Raises:
+            InvalidInputError: not a string.
+        """
+        self._update, self._update_where = True, _enclosed(where, "where")
+        return self
+
+    def when_not_matched_insert_all(self) -> Self:
+        """Insert new rows whose key the table does not have."""
+        self._insert = True
+        return self
+
+    def when_not_matched_by_source_delete(self, condition: str | Expr | None = None) -> Self:
+        """Delete rows of the table whose key no new row has.
+
+        Args:
+            condition: only those of them that match this condition: SQL, or an expression of
+                `lancedb.expr`. None for all.
+
+        Raises:
+            InvalidInputError: neither of these.
+        """
+        self._delete, self._delete_where = True, _enclosed(condition, "condition")
+        return self
+
+    def use_index(self, use_index: bool) -> Self:
+        """Whether a scalar index of the key may be used to find its rows; by default it may."""
+        self._use_index = bool(use_index)
+        return self
+
+
+class MergeInsert(MergeBuilder):
+    """A merge, built step by step and done by `execute`."""
+
+    @names_refusals
+    def execute(
+        self,
+        new_data: Any,
+        on_bad_vectors: OnBadVectors = "error",
+        fill_value: float = 0.0,
+        timeout: datetime.timedelta | None = None,
+    ) -> MergeResult:
+        """Encode and merge rows, all in one commit or none at all.
+
+        Columns that `new_data` lacks stay as they are in rows that are replaced, vectors and codes among
+        them, and are null in rows that are inserted. A vector that is null takes the vector away. With an
+        embedding function vectors that are missing are computed, wherever there is text.
+
+        Args:
+            new_data: rows as for `add`, every key once; with the columns of the key and any others.
+            on_bad_vectors, fill_value: as for `add`.
+            timeout: when others keep changing the same rows, no attempt begins after it. None for a minute.
+
+        Raises:
+            InvalidInputError: no action was chosen; a condition LanceDB refuses; a key that is repeated in
+                `new_data`; columns that are unknown, or are missing and the key, the vector of rows to be
+                inserted, or without nulls in these; otherwise as `add`.
+            RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
+            TableError: an earlier version is checked out, or others change the same rows all the time.
+            StorageError: the disk or bucket refuses to take them; nothing was changed.
+        """
+        bad, encoder = BadVectors(on_bad_vectors, fill_value), self._store._encoder()
+        if not (self._update or self._insert or self._delete):
+            raise InvalidInputError(
+                "Got a merge without any action; expected when_matched_update_all(), "
+                "when_not_matched_insert_all() or when_not_matched_by_source_delete() before execute(...)."
+            )
+        if self._delete_where is not None:
+            checked_condition(self._store.table, self._delete_where, called="condition")
+        keys: list[pa.Table] = []
+        with spooled(self._checked(encoder.given(new_data, bad), keys)) as rows:
+            require_unique(keys, self._on, "the new rows")
+            if rows.count == 0 and not self._delete:
+                return MergeResult(
+                    version=self._store.version,
+                    num_updated_rows=0,
+                    num_inserted_rows=0,
+                    num_deleted_rows=0,
+                    num_attempts=0,
+                )
+            done = self._merged(rows, encoder, PATIENCE if timeout is None else timeout)
+        drift = encoder.drift.take() if encoder.drift else None
+        if drift is not None and drift.rows:
+            # A merge has no properties for it, as appended rows have.
+            note_apart(self._store.table, drift)
+            self._store._watch.note(self._store.table, self._store.codecs, drift)
+        return done
+
+    def _checked(self, tables: Iterator[pa.Table], keys: list[pa.Table]) -> Iterator[pa.Table]:
+        """The tables, once it is clear that they can be merged; their keys are put into `keys`."""
+        for position, table in enumerate(tables):
+            if position == 0:  # all have the same columns
+                self._require_columns(table.schema.names)
+                self._require_condition(table.schema)
+            keys.append(table.select(self._on))
+            yield table
+
+    def _require_columns(self, names: list[str]) -> None:
+        store = self._store
+        needed = list(self._on)
+        if self._insert:
+            needed += [field.name for field in store.schema if not field.nullable]
+            given = {store.columns.code, store.columns.vector_column}.intersection(names)
+            needed += [] if given else [store.columns.vector_column]
+        missing = [name for name in dict.fromkeys(needed) if name not in names]
+        if missing:
+            raise InvalidInputError(
+                f"The rows to merge do not have all columns that are needed (missing: {', '.join(missing)}). "
+                "Nothing was written; add these columns, or leave out when_not_matched_insert_all() to "
+                "change other columns of rows that exist."
+            )
+
+    def _require_condition(self, new_rows: pa.Schema) -> None:
+        if self._update_where is None:
+            return
+        try:
+            self._configured(self._store.table.to_lance()).explain_plan(new_rows)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"Got where={self._update_where!r}, which LanceDB refuses: {error}\nExpected an SQL "
+                "condition over columns named as target.<column> and source.<column>."
+            ) from error
+
+    def _configured(self, dataset: lance.LanceDataset) -> Any:
+        merge = dataset.merge_insert(self._on).use_index(self._use_index)
+        if self._update:
+            merge = merge.when_matched_update_all(self._update_where)
+        if self._insert:
+            merge = merge.when_not_matched_insert_all()
+        if self._delete:
+            merge = merge.when_not_matched_by_source_delete(self._delete_where)
+        return merge
+
+    def _merged(self, rows: SpooledRows, encoder: RowEncoder, timeout: datetime.timedelta) -> MergeResult:
+        table, attempts = self._store.table, 0
+
+        def merge() -> MergeResult:
+            nonlocal attempts
+            attempts += 1
+            dataset = table.to_lance()
+            # Not through LanceDB's own: it refuses rows where other vector columns are null.
+            merge = self._configured(dataset).conflict_retries(0)
+            done = merge.execute(self._source(rows, encoder))
+            return MergeResult(version=int(dataset.version), num_attempts=attempts, **done)
+
+        return on_newest(table, merge, patience=timeout)
+
+    def _source(self, rows: SpooledRows, encoder: RowEncoder) -> pa.RecordBatchReader | pa.Table:
+        """The new rows, from the first one on."""
+        if rows.schema is None:
+            return pa.schema([encoder.others.field(name) for name in self._on]).empty_table()
+        ours = {field.name for field in encoder.ours}
+        # What a vector takes the place of must go: a code, or the raw vector of a row that had none.
+        missing = [field for field in encoder.ours if field.name not in rows.schema.names]
+        if not ours.intersection(rows.schema.names):
+            return rows.reader()
+        schema = pa.schema([*rows.schema, *missing])
+        batches = (
+            pa.RecordBatch.from_arrays(
+                [*batch.columns, *(pa.nulls(len(batch), field.type) for field in missing)], schema=schema
+            )
+            for batch in rows.reader()
+        )
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+def _enclosed(condition: str | Expr | None, called: str) -> str | None:
+    # The line break ends a trailing `--` comment.
+    return None if condition is None else f"({as_sql(condition, called=called)}\n)"

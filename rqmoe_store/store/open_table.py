@@ -1,0 +1,144 @@
+"""What every group of a table's methods works with."""
+
+import pyarrow as pa
+from lancedb.table import LanceTable
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import Metric
+from rqmoe_store.errors import TableError
+from rqmoe_store.store import databases
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.embeddings import TableEmbedding
+from rqmoe_store.store.health import DriftWatch
+from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.keys import key_of
+from rqmoe_store.store.metadata import TableMarks, without_ours
+from rqmoe_store.store.retries import to_newest
+from rqmoe_store.store.row_encoder import RowEncoder
+from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.store.table_codec import TableCodec
+
+
+class OpenTable:
+    """A table, its columns and its codecs; methods come in groups, each a class that derives from this "
+    "one."""
+
+    def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
+        """Wrap `table`; use `StoredTable.open` or `compress` instead of calling this.
+
+        Args:
+            table: one that this package made.
+            codecs: those that its marks name.
+
+        Raises:
+            TableError: a column is missing or of another type than the marks say.
+        """
+        self.columns = CodeColumns(codecs.marks.vector_column)
+        """Names of the code and partition columns."""
+        self.columns.require_in(table.schema, code_bytes=codecs.code_bytes)
+        self.kept = KeptVectors(
+            column=codecs.marks.vector_column, keep=codecs.marks.keep_vectors, dim=codecs.dim
+        )
+        """Whether the table keeps its raw vectors, and how."""
+        self.kept.require_in(table.schema, table.name)
+        self.table = table
+        """The LanceDB table. Rows written through it directly need their own codes; check versions out by
+        `checkout`, not through it."""
+        self.checked_out: int | None = None
+        """The version that everything is read from; None for the newest one."""
+        self._codecs = codecs
+        self._watch = DriftWatch()
+        self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
+        """The LanceDB embedding function its vectors come from; None when there is none."""
+
+    @property
+    def codecs(self) -> TableCodec:
+        """The codecs of all generations of rows, as this handle knows them; `refresh` asks again."""
+        return self._codecs
+
+    @property
+    def codec(self) -> Codec:
+        """The newest codec: encodes the vectors that are added.
+
+        Raises:
+            TableError: the table has none yet.
+        """
+        if self._codecs.newest is None:
+            raise TableError(
+                f"Table {self.name!r} has no codec yet: its {self.table.count_rows()} rows are kept raw. "
+                "Train one with train()."
+            )
+        return self._codecs.newest
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+        return self._codecs.dim
+
+    @property
+    def metric(self) -> Metric:
+        """The distance that the table is searched by."""
+        return self._codecs.metric
+
+    @property
+    def name(self) -> str:
+        """Name of the table."""
+        return self.table.name
+
+    @property
+    def version(self) -> int:
+        """Version of the table; grows with every change."""
+        return self.table.version
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The user's columns: the table's schema without codes, partitions and our metadata.
+
+        The vector column is among them, as the last, where the table keeps raw vectors.
+        """
+        return without_ours(user_schema(self.table.schema, without=self.hidden_columns))
+
+    @property
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Columns that results leave out unless they are named: codes, partitions, and raw vectors where
+        rows keep them only until they are encoded."""
+        return self.columns.names if self.kept.kept else (*self.columns.names, self.columns.vector_column)
+
+    @property
+    def key(self) -> str | None:
+        """The column that tells rows apart, if it was said which does; see `merge_insert`."""
+        return key_of(self.table.schema)
+
+    def refresh(self) -> None:
+        """Bring this handle to the newest version of the table, and to the codecs that it has.
+
+        Raises:
+            TableError: an earlier version is checked out; otherwise as `open`.
+        """
+        if self.checked_out is not None:
+            raise TableError(
+                f"Table {self.name!r} is checked out at version {self.checked_out}, which cannot be changed. "
+                "Call checkout_latest() to go on with the newest version, or restore() to make this one it."
+            )
+        to_newest(self.table)
+        self._read_codecs()
+
+    def _read_codecs(self) -> None:
+        """Know the codecs of the version that the handle is at."""
+        marks = TableMarks.read(self.table.schema, self.name)
+        self._codecs = TableCodec.load(databases.database_of(self.table), marks, self._codecs)
+
+    def _encoder(self, encode: bool | None = None) -> RowEncoder:
+        """What makes rows ready to be written to the newest version, which the handle is brought to.
+
+        Args:
+            encode: None to encode if the table has a codec.
+
+        Raises as `refresh`, and TableError if there is nothing to encode with.
+        """
+        self.refresh()
+        if encode is None:
+            encode = self._codecs.newest is not None
+        if encode:
+            _ = self.codec  # raises when there is none
+        return RowEncoder(self.table, self._codecs, encode=encode)
