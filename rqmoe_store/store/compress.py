@@ -30,7 +30,7 @@ from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.refusals import names_refusals
-from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.store.schemas import require_readable, user_schema
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec, marks_of
@@ -123,6 +123,7 @@ def require_compressible(source: Table, codec: Codec, columns: CodeColumns, ours
         columns: names the column of vectors.
         ours: columns that `source` must not have.
     """
+    require_readable(source.schema)
     require_vector_column(source.schema, columns.vector_column, codec.dim)
     columns.require_absent_from(source.schema, ours)
     moved_embedding(source.schema.metadata, columns.vector_column, source.name)  # raises if unreadable

@@ -17,7 +17,7 @@ from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.refusals import names_refusals
-from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.store.schemas import require_readable, user_schema
 from rqmoe_store.store.table_codec import marks_of
 from rqmoe_store.store.vector_arrays import is_vector_type
 
@@ -80,6 +80,7 @@ def _require_creatable(db: DBConnection, name: str, schema: pa.Schema, marks: Ta
     databases.require_table_name(name)
     if databases.open_if_exists(db, name) is not None:
         raise TableError(f"A table {name!r} exists already. Choose another name, or drop it first.")
+    require_readable(schema)
     CodeColumns(marks.vector_column).require_absent_from(schema)
 
 

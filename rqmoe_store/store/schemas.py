@@ -2,14 +2,27 @@
 
 import pyarrow as pa
 
+from rqmoe_store.errors import TableError
+
 _EXTENSION = b"ARROW:extension:name"
 _LANCE_JSON = b"lance.json"
+_UNREADABLE = {"`", "."}
 
 
 def user_schema(schema: pa.Schema, *, without: tuple[str, ...]) -> pa.Schema:
     """`schema` less the columns named in `without`; field and schema metadata are kept."""
     fields = [_as_read(field) for field in schema if field.name not in without]
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def require_readable(schema: pa.Schema) -> None:
+    """Raise TableError for column names that LanceDB may store, but does not find again when it reads."""
+    bad = [name for name in schema.names if name in ("", "*") or set(name) & _UNREADABLE]
+    if bad:
+        raise TableError(
+            f"Columns named {', '.join(map(repr, bad))} cannot be read from a LanceDB table. Rename them: a "
+            "name has at least one character, neither a backtick nor a period in it, and is not '*'."
+        )
 
 
 def _as_read(field: pa.Field) -> pa.Field:
