@@ -9,6 +9,7 @@ Shapes: V vectors, D components.
 import dataclasses
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import lance
 import numpy as np
@@ -20,6 +21,7 @@ from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
 from rqmoe_store.store.retries import to_newest
+from rqmoe_store.store.stored_values import json_object, require_types
 from rqmoe_store.store.table_codec import TableCodec
 
 KEY = PREFIX + "drift"
@@ -116,6 +118,14 @@ def note_apart(table: LanceTable, sums: DriftSums) -> None:
     to_newest(table)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What the table's metadata keeps."""
+
+    version: int
+    sums: dict[str, Any]
+
+
 def read_drift(table: LanceTable, codecs: TableCodec) -> Drift:
     """What commits up to the newest version have said about the newest codec.
 
@@ -131,7 +141,8 @@ def folded(dataset: lance.LanceDataset, codecs: TableCodec, table_name: str) -> 
     Raises as `read_drift`.
     """
     drift = _read(dataset, codecs, table_name)
-    return {KEY: json.dumps({"version": drift.version, "sums": dataclasses.asdict(drift.sums)})}
+    kept = _Kept(version=drift.version, sums=dataclasses.asdict(drift.sums))
+    return {KEY: json.dumps(dataclasses.asdict(kept))}
 
 
 def _read(dataset: lance.LanceDataset, codecs: TableCodec, table_name: str) -> Drift:
@@ -155,15 +166,15 @@ def _stored(metadata: Mapping[str, str], table_name: str) -> tuple[int, DriftSum
     if text is None:
         return 0, None
     try:
-        kept = json.loads(text)
-        return int(kept["version"]), DriftSums(**kept["sums"])
-    except (ValueError, TypeError, KeyError) as error:
+        kept = require_types(_Kept(**json_object(text)))
+        return kept.version, require_types(DriftSums(**kept.sums))
+    except (ValueError, TypeError) as error:
         raise _unreadable(text, table_name) from error
 
 
 def _parsed(text: str, table_name: str) -> DriftSums:
     try:
-        return DriftSums(**json.loads(text))
+        return require_types(DriftSums(**json_object(text)))
     except (ValueError, TypeError) as error:
         raise _unreadable(text, table_name) from error
 

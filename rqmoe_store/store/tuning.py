@@ -14,10 +14,9 @@ from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
 from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.store.stored_values import json_object, require_types
 
 KEY = PREFIX + "tuned_search"
-
-_LARGEST = 2**31 - 1  # rows of a result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +43,10 @@ class TunedSearch:
         if text is None:
             return None
         try:
-            setting = cls(**json.loads(text))
-        except (TypeError, ValueError, RecursionError) as error:
+            setting = require_types(cls(**json_object(text)))
+        except (TypeError, ValueError) as error:
             raise _unreadable(text, table_name) from error
-        numbers = setting.nprobes, setting.shortlist, setting.limit
-        share = setting.target_recall
-        if not all(type(number) is int and 0 < number <= _LARGEST for number in numbers) or not (
-            type(share) in (int, float) and 0 < share <= 1
-        ):
+        if min(setting.nprobes, setting.shortlist, setting.limit) < 1 or not 0 < setting.target_recall <= 1:
             raise _unreadable(text, table_name)
         return setting
 

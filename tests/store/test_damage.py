@@ -1,5 +1,6 @@
 """Damage to what a database keeps: the registry, the marks of a table, codes; nothing is read wrongly."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from small_damage import HOSTILE, damaged
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError, RQMoEError, TableError
-from rqmoe_store.store import registry
+from rqmoe_store.store import databases, drift, registry
+from rqmoe_store.store.appends import append_rows
+from rqmoe_store.store.ingested import Done, claim, folded
 from rqmoe_store.store.metadata import FORMAT_VERSION, PREFIX, TableMarks
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.tuning import KEY, TunedSearch
@@ -183,6 +186,26 @@ def test_damaged_tuning_is_refused_or_of_use(field: str) -> None:
         assert found is not None
         assert min(found.nprobes, found.shortlist, found.limit) > 0
         assert 0 < found.target_recall <= 1
+
+
+def test_damaged_notes_on_drift_and_ingestions_are_refused_or_of_use(store) -> None:
+    claimed = claim(store.table, "job")
+    properties = claimed.properties({"a.csv": Done("as it was", 10), "b.csv": Done("as it was", None)})
+    append_rows(store.table, store.table.to_arrow().slice(0, 1).to_reader(), properties)
+    claimed.fold()
+    dataset = databases.reopened(store.table).to_lance()
+    dataset.update_metadata(drift.folded(dataset, store.codecs, "store"))
+    whole = {key: text for key, text in dataset.metadata.items() if key.startswith(PREFIX)}
+    assert len(whole) == 2
+    for key, text in whole.items():
+        changes = [damaged(text.encode(), random).decode(errors="replace") for random in of_seeds(40)]
+        for changed in [*TEXTS[::3], *changes]:
+            dataset.update_metadata({key: changed.replace("\0", "")})
+            read = drift.folded if key == drift.KEY else lambda dataset, _, name: folded(dataset, name)
+            with contextlib.suppress(TableError):
+                read(dataset, store.codecs, "store")
+        dataset.update_metadata({key: text})
+    assert set(claim(store.table, "job").ingested.pieces) == {"a.csv", "b.csv"}
 
 
 @pytest.mark.parametrize(
