@@ -10,6 +10,7 @@ from rqmoe_store.search.threads import in_thread
 from rqmoe_store.search.tuning_report import TuningReport
 from rqmoe_store.store.health import HealthReport
 from rqmoe_store.table import CompressedTable
+from rqmoe_store.verification.report import VerifyReport
 
 
 class AsyncLifecycle:
@@ -32,6 +33,10 @@ class AsyncLifecycle:
     async def health(self) -> HealthReport:
         """Whether the newest codec still fits what is added."""
         return await in_thread(self.blocking.health)
+
+    async def verify(self, *, progress: bool = True) -> VerifyReport:
+        """Read the whole table, as it is now, and tell what is wrong with it."""
+        return await in_thread(functools.partial(self.blocking.verify, progress=progress))
 
     async def tune(self, queries: Any = None, **options: Any) -> TuningReport:
         """Choose the partitions to search and the rows to rerank, and keep the choice with the table."""

@@ -14,6 +14,7 @@ from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.cli_bench_search import bench_search
 from rqmoe_store.cli_database import Database, TableName, VectorColumn, connect, open_existing
 from rqmoe_store.cli_lifecycle import health, optimize
+from rqmoe_store.cli_verify import verify
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
 from rqmoe_store.presets import preset
 from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query
@@ -199,6 +200,7 @@ def stats(database: Database, table: TableName) -> None:
 
 app.command()(optimize)
 app.command()(health)
+app.command()(verify)
 bench_app.command("search")(bench_search)
 app.add_typer(bench_app, name="bench")
 

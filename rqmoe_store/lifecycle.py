@@ -18,6 +18,8 @@ from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.unused_codecs import GRACE, RemovedCodecs, remove_unused
 from rqmoe_store.store.upkeep import tidy
 from rqmoe_store.training.trainer import train
+from rqmoe_store.verification.report import VerifyReport
+from rqmoe_store.verification.run import verify
 
 ROWS_TO_TRAIN = 10_000
 """Raw rows from which `optimize` trains the first codec of a table."""
@@ -174,6 +176,20 @@ class LifecycleTable(StoredTable):
             bytes_after=disk_bytes(self.table),
             removed=removed,
         )
+
+    def verify(self, *, progress: bool = True) -> VerifyReport:
+        """Read the whole table, as it is now, and tell what is wrong with it; nothing is changed.
+
+        Looked at are marks, codecs, every column of every row, codes and a sample of what they decode to, row
+        ids, indexes and files; memory is bounded. `print(report)` says it in words, `report.ok` whether there
+        are no problems. For a table that is too damaged to be opened there are `rqmoe verify DB TABLE` and
+        `rqmoe_store.verification.run.verify(db, name)`.
+
+        Args:
+            progress: show a progress bar.
+        """
+        database, branch = databases.database_of(self.table), self.table.current_branch()
+        return verify(database, self.name, branch=branch, progress=progress)
 
     def _trained(
         self,

@@ -1,0 +1,1 @@
+"""Reading a whole table to tell whether it is intact."""

@@ -1,0 +1,163 @@
+"""All rows of a table, read a fragment and a batch at a time and checked.
+
+Shapes: N rows of a batch, C of them with a code, V with a vector, D components, M code bytes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.vector_arrays import rows_per_batch
+from rqmoe_store.verification.codecs import VerifiedCodec
+from rqmoe_store.verification.duplicates import Duplicates
+from rqmoe_store.verification.findings import Findings
+from rqmoe_store.verification.report import RowCounts
+
+_SAMPLED = 64
+"""Rows of every batch that are decoded."""
+
+_OTHER_ROWS = 1024
+"""Rows of a batch of other columns, which may be long texts."""
+
+Advance = Callable[[int], object]
+RowIds = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+
+class RowChecks:
+    """What a row must be, given the marks and codecs of its table."""
+
+    def __init__(self, marks: TableMarks, codecs: Sequence[VerifiedCodec], findings: Findings) -> None:
+        self.columns = CodeColumns(marks.vector_column)
+        """Names of the columns that are checked, beside the vector column."""
+        self._marks, self._codecs, self._findings = marks, codecs, findings
+
+    @property
+    def names(self) -> list[str]:
+        """Columns that a batch must have."""
+        return [*self.columns.names, self._marks.vector_column]
+
+    @property
+    def rows_per_batch(self) -> int:
+        """How many rows a batch may have, for the memory they take."""
+        return rows_per_batch(self._marks.dim)
+
+    def check(self, batch: pa.RecordBatch) -> RowCounts:
+        """Note what is wrong with N rows that have the columns `names` and `_rowid`."""
+        row_ids_N = batch["_rowid"].to_numpy()
+        code_N, partition_N, vector_N = (_valid(batch[name]) for name in self.names)
+        coded_N, raw_N = code_N & partition_N, vector_N & ~code_N & ~partition_N
+        self._findings.rows(
+            "rows have a code without a partition, or a partition without a code",
+            row_ids_N[code_N != partition_N],
+        )
+        self._check_vectors(batch[self._marks.vector_column], vector_N, row_ids_N)
+        if self._marks.keep_vectors != "none":
+            self._findings.rows(
+                "rows have a code and no vector, which this table keeps", row_ids_N[coded_N & ~vector_N]
+            )
+        codes, valid_N = self.columns.from_arrow(batch)
+        older, decoded = self._check_codes(codes, row_ids_N[valid_N])
+        return RowCounts(
+            rows=len(batch), coded=int(coded_N.sum()), raw=int(raw_N.sum()), older=older, decoded=decoded
+        )
+
+    def _check_vectors(self, column: pa.Array, vector_N: Mask, row_ids_N: RowIds) -> None:
+        row_ids_V = row_ids_N[vector_N]
+        # What is null within a vector becomes NaN.
+        components = column.drop_null().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
+        vectors_VD = components.reshape(len(row_ids_V), self._marks.dim)
+        finite_V = np.isfinite(vectors_VD).all(axis=1)
+        self._findings.rows("rows have a vector with missing, NaN or infinite values", row_ids_V[~finite_V])
+        if self._marks.config.metric == "cosine":
+            self._findings.rows(
+                "rows have a vector that is zero, which has no direction", row_ids_V[~vectors_VD.any(axis=1)]
+            )
+
+    def _check_codes(self, codes: Codes, row_ids_C: RowIds) -> tuple[int, int]:
+        """Check codes; returns how many are of older codecs, and how many were decoded."""
+        known_C, decoded = np.zeros(len(codes), dtype=bool), 0
+        for verified in self._codecs:
+            first, stop = verified.first_partition, verified.first_partition + verified.num_partitions
+            own_C = (codes.partitions >= first) & (codes.partitions < stop)
+            known_C |= own_C
+            if verified.codec is not None and own_C.any():
+                local = Codes(codes.codes[own_C], codes.partitions[own_C] - np.int32(first))
+                decoded += self._decode(verified, local, row_ids_C[own_C])
+        self._findings.rows("rows are in a partition that no codec of the table has", row_ids_C[~known_C])
+        newest = self._marks.first_partitions[-2] if self._marks.generations else 0
+        return int((codes.partitions < newest).sum()), decoded
+
+    def _decode(self, verified: VerifiedCodec, codes: Codes, row_ids_C: RowIds) -> int:
+        """Check codes of one codec and decode a sample of them; returns how many."""
+        assert verified.codec is not None, "checked by the caller"
+        good_C = (codes.codes < verified.codec.config.codebook_size).all(axis=1)
+        self._findings.rows("rows have a code that their codec does not have", row_ids_C[~good_C])
+        chosen = np.flatnonzero(good_C)
+        chosen = chosen[:: max(1, len(chosen) // _SAMPLED)][:_SAMPLED]
+        if len(chosen) == 0:
+            return 0
+        finite = np.isfinite(verified.codec.decode(codes[chosen])).all(axis=1)
+        self._findings.rows("rows decode to NaN or infinite values", row_ids_C[chosen[~finite]])
+        return len(chosen)
+
+
+def read_rows(
+    dataset: lance.LanceDataset,
+    checks: RowChecks | None,
+    row_ids: Duplicates,
+    findings: Findings,
+    advance: Advance,
+) -> RowCounts:
+    """Read every column of every row, those that have codes and vectors first; go on where something fails.
+
+    Args:
+        dataset: the version to read.
+        checks: None where columns of ours are missing: then rows are only read.
+        row_ids: is told all row ids.
+        findings: takes what is wrong.
+        advance: told how many rows have been read since it was called last; every row counts twice.
+    """
+    ours = [] if checks is None else checks.names
+    others = [name for name in dataset.schema.names if name not in ours]
+    rows = _OTHER_ROWS if checks is None else checks.rows_per_batch
+    counts = RowCounts()
+    for fragment in dataset.get_fragments():
+        where = f"fragment {fragment.fragment_id} ({', '.join(file.path for file in fragment.data_files())})"
+        read, expected = 0, fragment.count_rows()
+        with findings.during(f"{where}: codes and vectors cannot be read"):
+            for batch in _batches(dataset, fragment, ours, rows):
+                row_ids.add(batch["_rowid"].to_numpy())
+                counts += RowCounts(rows=len(batch)) if checks is None else checks.check(batch)
+                read += len(batch)
+                advance(len(batch))
+            if read != expected:
+                findings.problems.append(f"{where}: has {read:,} rows; the table counts {expected:,}")
+        for name in others:
+            with findings.during(f"{where}: column {name!r} cannot be read"):
+                for _ in _batches(dataset, fragment, [name], _OTHER_ROWS):
+                    pass  # what counts is that they can be read
+        advance(expected)
+    if counts.rows != dataset.count_rows():
+        findings.problems.append(f"read {counts.rows:,} rows; the table counts {dataset.count_rows():,}")
+    return counts
+
+
+def _batches(
+    dataset: lance.LanceDataset, fragment: lance.LanceFragment, names: list[str], rows: int
+) -> Iterator[pa.RecordBatch]:
+    scanner = dataset.scanner(
+        columns=names, fragments=[fragment], with_row_id=True, batch_size=rows, batch_readahead=2
+    )
+    yield from scanner.to_batches()
+
+
+def _valid(array: pa.Array) -> Mask:
+    valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
+    return valid

@@ -1,0 +1,147 @@
+"""Reading a whole table to tell whether it is intact: every mark, codec, row and file of it."""
+
+import tempfile
+from pathlib import Path
+from typing import cast
+
+from lancedb.db import DBConnection
+from lancedb.table import LanceTable
+
+from rqmoe_store.store import databases, drift, ingested
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.embeddings import TableEmbedding
+from rqmoe_store.store.generations import generations_in
+from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.tuning import TunedSearch
+from rqmoe_store.verification.codecs import VerifiedCodec, find_unused_codecs, verify_codecs
+from rqmoe_store.verification.duplicates import Duplicates
+from rqmoe_store.verification.files import verify_files, verify_indexes
+from rqmoe_store.verification.findings import Findings
+from rqmoe_store.verification.report import OrphanedFile, RowCounts, VerifyReport
+from rqmoe_store.verification.rows import RowChecks, read_rows
+
+
+def verify(db: DBConnection, name: str, *, branch: str | None = None, progress: bool = True) -> VerifyReport:
+    """Read a table from end to end and tell what is wrong with it; nothing is changed.
+
+    Works on damaged tables: whatever is found, the rest is looked at, too. Memory is bounded; temporary files
+    take 8 bytes per row. Lance keeps no checksums: a byte of a code, text or number that became another goes
+    unnoticed where the row is still one that could be. On damaged lengths within a file, Lance may try to
+    reserve more memory than there is, which ends the process.
+
+    Args:
+        db: a database in a folder or bucket.
+        name: a table of it that this package made.
+        branch: of the table; None for the main one.
+        progress: show a progress bar.
+
+    Raises:
+        TableError: no such table.
+        InvalidInputError: `name` cannot be the name of a table.
+    """
+    databases.require_table_name(name)
+    findings, table, is_there = Findings(), None, True
+    with findings.during("the table cannot be opened"):
+        table = cast(LanceTable | None, databases.open_if_exists(db, name, branch=branch))
+        is_there = table is not None
+    if not is_there:
+        raise databases.no_such_table(db.uri, name)
+    report = None
+    if table is not None:
+        with findings.during("the table cannot be read"):
+            report = _Verification(db, table, findings).run(progress)
+    return report or VerifyReport(
+        table=name,
+        version=None,
+        counts=RowCounts(),
+        fragments=0,
+        codecs=0,
+        problems=tuple(findings.all_problems),
+        advice=(),
+        orphans=(),
+    )
+
+
+class _Verification:
+    """One version of a table, looked at from all sides."""
+
+    def __init__(self, db: DBConnection, table: LanceTable, findings: Findings) -> None:
+        self._db, self._table, self._findings = db, table, findings
+        self._dataset = table.to_lance()
+
+    def run(self, progress: bool) -> VerifyReport:
+        findings, marks = self._findings, self._marks()
+        codecs = [] if marks is None else verify_codecs(self._db, self._dataset, marks, findings)
+        if marks is not None:
+            self._read_notes(marks)
+        counts = self._read_rows(None if marks is None else self._row_checks(marks, codecs), progress)
+        self._advise(counts, bool(codecs))
+        orphans: list[OrphanedFile] = []
+        with findings.during("its files cannot be listed"):
+            orphans = verify_files(self._dataset, self._table.current_branch(), findings)
+        with findings.during("its indexes cannot be read"):
+            verify_indexes(self._table, self._dataset, findings)
+        find_unused_codecs(self._db, findings)
+        return VerifyReport(
+            table=self._table.name,
+            version=int(self._dataset.version),
+            counts=counts,
+            fragments=len(self._dataset.get_fragments()),
+            codecs=sum(each.codec is not None for each in codecs),
+            problems=tuple(findings.all_problems),
+            advice=tuple(findings.advice),
+            orphans=tuple(orphans),
+        )
+
+    def _marks(self) -> TableMarks | None:
+        marks = None
+        with self._findings.during("marks"):
+            marks = TableMarks.read(self._dataset.schema, self._table.name)
+        return marks
+
+    def _read_notes(self, marks: TableMarks) -> None:
+        """Read what else the metadata says, as those do who use it."""
+        dataset, name = self._dataset, self._table.name
+        with self._findings.during("embedding function"):
+            TableEmbedding.read(dataset.schema.metadata, marks.dim, marks.config.metric, name)
+        with self._findings.during("search setting"):
+            TunedSearch.read(dataset.metadata, name)
+        with self._findings.during("notes on ingested rows"):
+            ingested.folded(dataset, name)
+        if marks.generations:
+            with self._findings.during("notes on how well the codec fits"):
+                drift.folded(dataset, TableCodec(marks, generations_in(self._db, marks)), name)
+
+    def _row_checks(self, marks: TableMarks, codecs: list[VerifiedCodec]) -> RowChecks | None:
+        """What rows must be; None where columns of ours are not what they should be."""
+        checks, kept = None, KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
+        with self._findings.during("columns"):
+            CodeColumns(marks.vector_column).require_in(
+                self._dataset.schema, code_bytes=marks.config.code_bytes
+            )
+            kept.require_in(self._dataset.schema, self._table.name)
+            checks = RowChecks(marks, codecs, self._findings)
+        return checks
+
+    def _read_rows(self, checks: RowChecks | None, progress: bool) -> RowCounts:
+        rows = sum(fragment.count_rows() for fragment in self._dataset.get_fragments())
+        with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
+            task = bar.add_task("Reading", total=2 * rows)
+            row_ids = Duplicates(Path(folder) / "row_ids", rows)
+            counts = read_rows(
+                self._dataset, checks, row_ids, self._findings, lambda count: bar.advance(task, count)
+            )
+            self._findings.rows("rows have the id of another row", row_ids.repeated())
+            del row_ids  # it holds a file in the folder
+        return counts
+
+    def _advise(self, counts: RowCounts, has_codec: bool) -> None:
+        if counts.raw and has_codec:
+            self._findings.advice.append(f"{counts.raw:,} rows have no code yet; optimize() encodes them")
+        if counts.older:
+            self._findings.advice.append(
+                f"{counts.older:,} rows are of an older codec; optimize() encodes them anew"
+            )
