@@ -178,18 +178,18 @@ class LifecycleTable(StoredTable):
         )
 
     def verify(self, *, progress: bool = True) -> VerifyReport:
-        """Read the whole table, as it is now, and tell what is wrong with it; nothing is changed.
+        """Read the whole table, as it is now or is checked out, and tell what is wrong with it.
 
         Looked at are marks, codecs, every column of every row, codes and a sample of what they decode to, row
-        ids, indexes and files; memory is bounded. `print(report)` says it in words, `report.ok` whether there
-        are no problems. For a table that is too damaged to be opened there are `rqmoe verify DB TABLE` and
-        `rqmoe_store.verification.run.verify(db, name)`.
+        ids, the key, indexes and files; nothing is changed, and memory is bounded. `print(report)` says it in
+        words, `report.ok` whether there are no problems. For a table that is too damaged to be opened there
+        are `rqmoe verify DB TABLE` and `rqmoe_store.verification.run.verify(db, name)`.
 
         Args:
             progress: show a progress bar.
         """
         database, branch = databases.database_of(self.table), self.table.current_branch()
-        return verify(database, self.name, branch=branch, progress=progress)
+        return verify(database, self.name, branch=branch, version=self.checked_out, progress=progress)
 
     def _trained(
         self,

@@ -17,6 +17,7 @@ from rqmoe_store.store.vector_arrays import rows_per_batch
 from rqmoe_store.verification.codecs import VerifiedCodec
 from rqmoe_store.verification.duplicates import Duplicates
 from rqmoe_store.verification.findings import Findings
+from rqmoe_store.verification.keys import KeyCheck
 from rqmoe_store.verification.report import RowCounts
 
 _SAMPLED = 64
@@ -112,6 +113,7 @@ def read_rows(
     dataset: lance.LanceDataset,
     checks: RowChecks | None,
     row_ids: Duplicates,
+    key: KeyCheck | None,
     findings: Findings,
     advance: Advance,
 ) -> RowCounts:
@@ -121,6 +123,7 @@ def read_rows(
         dataset: the version to read.
         checks: None where columns of ours are missing: then rows are only read.
         row_ids: is told all row ids.
+        key: is given the rows of the column that is the key; None in a table without one.
         findings: takes what is wrong.
         advance: told how many rows have been read since it was called last; every row counts twice.
     """
@@ -141,8 +144,9 @@ def read_rows(
                 findings.problems.append(f"{where}: has {read:,} rows; the table counts {expected:,}")
         for name in others:
             with findings.during(f"{where}: column {name!r} cannot be read"):
-                for _ in _batches(dataset, fragment, [name], _OTHER_ROWS):
-                    pass  # what counts is that they can be read
+                for batch in _batches(dataset, fragment, [name], _OTHER_ROWS):  # that they can be read counts
+                    if key is not None and key.name == name:
+                        key.add(batch)
         advance(expected)
     if counts.rows != dataset.count_rows():
         findings.problems.append(f"read {counts.rows:,} rows; the table counts {dataset.count_rows():,}")

@@ -12,6 +12,7 @@ from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.generations import generations_in
 from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.keys import key_of
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.table_codec import TableCodec
@@ -20,15 +21,23 @@ from rqmoe_store.verification.codecs import VerifiedCodec, find_unused_codecs, v
 from rqmoe_store.verification.duplicates import Duplicates
 from rqmoe_store.verification.files import verify_files, verify_indexes
 from rqmoe_store.verification.findings import Findings
+from rqmoe_store.verification.keys import KeyCheck
 from rqmoe_store.verification.report import OrphanedFile, RowCounts, VerifyReport
 from rqmoe_store.verification.rows import RowChecks, read_rows
 
 
-def verify(db: DBConnection, name: str, *, branch: str | None = None, progress: bool = True) -> VerifyReport:
+def verify(
+    db: DBConnection,
+    name: str,
+    *,
+    branch: str | None = None,
+    version: int | None = None,
+    progress: bool = True,
+) -> VerifyReport:
     """Read a table from end to end and tell what is wrong with it; nothing is changed.
 
     Works on damaged tables: whatever is found, the rest is looked at, too. Memory is bounded; temporary files
-    take 8 bytes per row. Lance keeps no checksums: a byte of a code, text or number that became another goes
+    take 16 bytes per row. Lance keeps no checksums: a byte of a code, text or number that became another goes
     unnoticed where the row is still one that could be. On damaged lengths within a file, Lance may try to
     reserve more memory than there is, which ends the process.
 
@@ -36,6 +45,7 @@ def verify(db: DBConnection, name: str, *, branch: str | None = None, progress: 
         db: a database in a folder or bucket.
         name: a table of it that this package made.
         branch: of the table; None for the main one.
+        version: to read; None for the newest.
         progress: show a progress bar.
 
     Raises:
@@ -45,7 +55,7 @@ def verify(db: DBConnection, name: str, *, branch: str | None = None, progress: 
     databases.require_table_name(name)
     findings, table, is_there = Findings(), None, True
     with findings.during("the table cannot be opened"):
-        table = cast(LanceTable | None, databases.open_if_exists(db, name, branch=branch))
+        table = cast(LanceTable | None, databases.open_if_exists(db, name, branch=branch, version=version))
         is_there = table is not None
     if not is_there:
         raise databases.no_such_table(db.uri, name)
@@ -131,11 +141,16 @@ class _Verification:
         with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
             task = bar.add_task("Reading", total=2 * rows)
             row_ids = Duplicates(Path(folder) / "row_ids", rows)
+            name = key_of(self._dataset.schema)
+            key = None if name is None else KeyCheck(name, Path(folder) / "keys", rows, self._findings)
             counts = read_rows(
-                self._dataset, checks, row_ids, self._findings, lambda count: bar.advance(task, count)
+                self._dataset, checks, row_ids, key, self._findings, lambda count: bar.advance(task, count)
             )
             self._findings.rows("rows have the id of another row", row_ids.repeated())
-            del row_ids  # it holds a file in the folder
+            if key is not None:
+                with self._findings.during("values of the key cannot be compared"):
+                    key.find_repeated(self._dataset)
+            del row_ids, key  # they hold files in the folder
         return counts
 
     def _advise(self, counts: RowCounts, has_codec: bool) -> None:

@@ -15,6 +15,8 @@ from lancedb.index import FTS, BTree
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import registry
 from rqmoe_store.store.fragments import write_fragment
+from rqmoe_store.tables import create_table
+from rqmoe_store.verification import keys
 from rqmoe_store.verification.report import RowCounts, VerifyReport
 from rqmoe_store.verification.run import verify
 
@@ -117,6 +119,15 @@ def test_a_branch_is_verified_on_its_own(db, store, rows):
     assert report.ok and report.counts.rows == 100 and report.orphans == ()
 
 
+def test_a_version_that_is_checked_out(store):
+    before = store.version
+    store.delete("id < 50")
+    store.table.checkout(before)
+    store.checked_out = before
+    report = verified(store)
+    assert report.ok and (report.version, report.counts.rows) == (before, 100)
+
+
 def test_indexes_that_are_behind_are_told_of(store, rows):
     store.table.create_index("id", config=BTree())
     store.create_fts_index("text")
@@ -205,6 +216,25 @@ def test_rows_of_one_id(store):
     operation = lance.LanceOperation.Update(removed_fragment_ids=[], new_fragments=[new])
     lance.LanceDataset.commit(dataset.uri, operation, read_version=dataset.version)
     assert f"{len(ids)} rows have the id of another row: _rowid 0, 1, 2, 3, 4 and others" in problems(store)
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string(), pa.binary()])
+def test_keys(db, make_store, kind, monkeypatch):
+    def key(number):
+        return number if kind == pa.int64() else f"key {number}" if kind == pa.string() else b"%d" % number
+
+    schema = pa.schema([pa.field("name", kind, nullable=False), ("vector", pa.list_(pa.float32(), DIM))])
+    store = create_table(db, "keyed", schema=schema)
+    lance.dataset(store.table.uri).update_field_metadata(
+        {"name": {"lance-schema:unenforced-primary-key:position": "1"}}
+    )
+    append(store, name=[key(number) for number in range(10)])
+    assert verified(store).ok
+    append(store, name=[key(3), key(7), key(3), *map(key, range(20, 30))])
+    found = problems(store)
+    assert f"2 values of the key 'name' are there more than once: {key(3)!r} (3 rows), {key(7)!r}" in found
+    monkeypatch.setattr(keys, "_LOOKED_AT", 1)
+    assert "2 values of the key 'name' are there" in problems(store)
 
 
 def test_rows_that_are_counted_and_not_there(store):
