@@ -8,7 +8,7 @@ from typing import Any
 
 import lance
 import pytest
-from lance.dataset import LanceDataset
+from lance.dataset import LanceDataset, MergeInsertBuilder
 from lancedb.db import LanceDBConnection
 from lancedb.table import LanceTable
 
@@ -21,7 +21,17 @@ COMMITTING = {
         "update_metadata",
         "update_schema_metadata",
     ],
-    LanceTable: ["add", "alter_columns", "create_index", "delete", "drop_index", "optimize", "restore"],
+    MergeInsertBuilder: ["execute"],
+    LanceTable: [
+        "add",
+        "alter_columns",
+        "create_index",
+        "delete",
+        "drop_index",
+        "optimize",
+        "restore",
+        "update",
+    ],
     LanceDBConnection: ["create_table", "drop_table"],
     os: ["replace"],
 }

@@ -3,10 +3,12 @@
 from killed.codecs import Register, Save
 from killed.jobs import CompressInPlace, CompressInto, Optimize, Retrain, Train
 from killed.operation import Operation
-from killed.rows import Add, Delete
+from killed.rows import Add, Delete, Merge, Update
 
 OPERATIONS: list[Operation] = [
     Add(),
+    Merge(),
+    Update(),
     Delete(),
     CompressInPlace("compress in place"),
     CompressInto(),
