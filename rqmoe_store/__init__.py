@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rqmoe_store.async_table import AsyncCompressedTable, open_table_async
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
+    from rqmoe_store.ingestion.job import ingest
+    from rqmoe_store.ingestion.report import IngestReport
     from rqmoe_store.search.reranker import DecodedReranker
     from rqmoe_store.table import CompressedTable
     from rqmoe_store.tables import compress, create_table, open_table
@@ -29,6 +31,7 @@ __all__ = [
     "Codes",
     "CompressedTable",
     "DecodedReranker",
+    "IngestReport",
     "InvalidInputError",
     "RQMoEError",
     "StorageError",
@@ -37,6 +40,7 @@ __all__ = [
     "__version__",
     "compress",
     "create_table",
+    "ingest",
     "load_codec",
     "open_table",
     "open_table_async",
@@ -50,8 +54,10 @@ _LAZY = {
     "Codes": "rqmoe_store.codecs.codes",
     "CompressedTable": "rqmoe_store.table",
     "DecodedReranker": "rqmoe_store.search.reranker",
+    "IngestReport": "rqmoe_store.ingestion.report",
     "compress": "rqmoe_store.tables",
     "create_table": "rqmoe_store.tables",
+    "ingest": "rqmoe_store.ingestion.job",
     "load_codec": "rqmoe_store.codecs.base",
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.async_table",

@@ -64,6 +64,7 @@ MAY_IMPORT = {
         "codecs",
         "training",
         "search",
+        "ingestion",
         "table",
         "tables",
         "async_table",

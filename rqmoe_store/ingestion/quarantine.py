@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 from lancedb.db import DBConnection
@@ -14,7 +14,8 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.ingested import Claim, Done, claim
+from rqmoe_store.store.claims import Claim, NoClaim, claim
+from rqmoe_store.store.ingested import Done
 
 SUFFIX = "_quarantine"
 
@@ -45,13 +46,13 @@ class BadRow:
 class Quarantine:
     """The table of bad rows beside a table, made when there is one to keep."""
 
-    def __init__(self, db: DBConnection, table_name: str, job: str, round: int) -> None:
+    def __init__(self, db: DBConnection, table_name: str, job: str | None, round: int) -> None:
         """Prepare for the bad rows of a job.
 
         Args:
             db: the database.
             table_name: the table that they were meant for.
-            job: of that table.
+            job: of that table; None where nothing is remembered of it.
             round: the present one of the job in that table.
         """
         self.name = f"{table_name}{SUFFIX}"
@@ -76,7 +77,7 @@ class Quarantine:
         if not rows:
             return
         if self._claimed is None:
-            self._claim(databases.open_if_exists(self._db, self.name) or self._created())
+            self._claim(databases.create_if_absent(self._db, self.name, _SCHEMA))
         assert self._claimed is not None, "claimed just above"
         table, held = self._claimed
         held.require()
@@ -87,19 +88,17 @@ class Quarantine:
     def fold(self) -> None:
         """Note what is here where it stays when old versions of the table are cleaned up."""
         if self._claimed is not None:
-            self._claim(self._claimed[0])
+            self._claimed[1].fold()
 
     def _claim(self, table: Table) -> None:
         if table.schema != _SCHEMA:
             raise TableError(
-                f"Table {self.name!r} has columns {table.schema.names}; expected {_SCHEMA.names}: bad "
+                f"Table {self.name!r} has columns {table.schema.names}; expected {_SCHEMA.names}, as bad "
                 "rows go there. Rename it, or pass on_bad_rows='error'."
             )
-        assert isinstance(table, LanceTable), "a database on disk has tables on disk"
-        self._claimed = table, claim(table, self._job, round=self._round)
-
-    def _created(self) -> Table:
-        return databases.create_if_absent(self._db, self.name, _SCHEMA)
+        table = cast(LanceTable, table)
+        held = NoClaim() if self._job is None else claim(table, self._job, round=self._round)
+        self._claimed = table, held
 
 
 def as_json(row: Mapping[str, Any]) -> str:

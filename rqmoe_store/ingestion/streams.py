@@ -16,6 +16,9 @@ EXPECTED = (
     "record batches"
 )
 
+_OF_FRAMES = b"pandas"
+"""Under this key pandas describes its index, which a table has not."""
+
 
 class StreamPiece(Piece):
     """The batches of an iterator, in the order they come."""
@@ -54,6 +57,8 @@ def open_stream(rows: Any, job: str | None) -> Source:
         schema, batches = first.schema, chain([first], batches)
     name = f"stream {job}" if job else type(rows).__name__
     piece = StreamPiece(batches, name, size if isinstance(size, int) else None)
+    metadata = {key: value for key, value in (schema.metadata or {}).items() if key != _OF_FRAMES}
+    schema = schema.with_metadata(metadata or None)
     return Source(schema=schema, pieces=[piece], location=f"stream {job}" if job else None)
 
 

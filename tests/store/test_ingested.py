@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.ingested import Done, claim, folded
+from rqmoe_store.store.claims import claim
+from rqmoe_store.store.ingested import Done, folded
 
 ROWS = pa.table({"id": [1]})
 OPTIONS = {"new_table_enable_stable_row_ids": "true"}
@@ -98,8 +99,11 @@ def test_versions_that_are_gone(table):
     cleaned(table)
     with pytest.raises(TableError, match=r"cleaned up before .* resume=False"):
         claim(table, "job")
+    fold(table)  # other jobs go on
     with pytest.raises(TableError, match="cleaned up before"):
-        fold(table)
+        claim(table, "job")
+    assert claim(table, "job", anew=True).ingested.pieces == {}
+    assert finished(table) == {}
 
 
 def test_folding_where_nothing_was_ingested(table):

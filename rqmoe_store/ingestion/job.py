@@ -1,0 +1,121 @@
+"""`ingest`: a source of any size into a table, exactly once."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import KeepVectors
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.ingestion.checks import RowChecker
+from rqmoe_store.ingestion.pipeline import COMMIT_ROWS, Ingestion, IngestSettings
+from rqmoe_store.ingestion.report import IngestReport
+from rqmoe_store.ingestion.sources import open_source
+from rqmoe_store.ingestion.target import Target, as_codec, create_target, open_target, require_codec
+from rqmoe_store.store.health import DriftWatch
+from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.store.row_encoder import RowEncoder
+
+OnBadRows = Literal["quarantine", "error"]
+
+
+@names_refusals
+def ingest(
+    source: Any,
+    into: Target,
+    *,
+    codec: Codec | str | os.PathLike[str] | None = None,
+    vector_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    metadata: str | None = None,
+    encode: bool | None = None,
+    keep_vectors: KeepVectors = "none",
+    on_bad_rows: OnBadRows = "quarantine",
+    commit_rows: int = COMMIT_ROWS,
+    job: str | None = None,
+    resume: bool = True,
+    storage_options: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> IngestReport:
+    """Add the rows of a source to a table: any number of them in bounded memory, each of them once.
+
+    Rows are committed part by part. Interrupted at any moment, by Ctrl-C, an error or the loss of the
+    process, the same call goes on where it was: every commit says which rows of the source it adds.
+    Called again once all rows are in, it adds what has come since, such as new files in a folder.
+    Reading, encoding and writing overlap; an iterator is read in another thread.
+
+    Args:
+        source: the path or URI of a file or folder in Parquet, Arrow, CSV, JSON or ORC, of a .npy file, or of
+            a .lance folder; a pyarrow dataset, a Lance dataset or a LanceDB table; or a stream: an Arrow
+            table or reader, a frame, or an iterator of record batches. Folders named like `lang=en` are
+            columns.
+        into: a table, or the database and name of one, as `(db, "docs")`, which is made if need be.
+        codec: what to make a new table with, or the folder of it; kept in the database.
+        vector_column: what the source calls the vectors; default is what the table calls them, or "vector".
+        columns: columns of the source to take, besides the vectors; default all.
+        metadata: path or URI of the file with the other columns of a .npy file.
+        encode: False to keep vectors raw and have `optimize` encode them later; None to encode if the table
+            has a codec.
+        keep_vectors: of a new table, as in `compress`.
+        on_bad_rows: "quarantine" to put rows that cannot be encoded (with a vector of another dimension, NaN
+            or infinite, zero under cosine; null where that is not allowed; of values that do not cast) into
+            the table `<name>_quarantine`, with source, position, reason and the row as JSON; or "error".
+        commit_rows: rows of the source per commit at most.
+        job: names a source that has no place of its own. A stream is only resumed if it has a name, and must
+            then yield the same rows again from its first on; more may follow.
+        resume: False to ingest all rows again, whether or not they are in the table.
+        storage_options: credentials and so on for URIs, as LanceDB takes them.
+        progress: show a progress bar.
+
+    Returns:
+        Rows added and quarantined, time and speed; prints as words.
+
+    Raises:
+        InvalidInputError: a source or argument that cannot be used, columns that are not those of the table,
+            a file that has changed since part of it was ingested, or a bad row if that is an error.
+        TableError: no such table and no codec, one that is not ours, another process that ingests the same
+            source, or a table that cannot tell any more what was ingested.
+        StorageError: the disk or bucket is full, or may not be written to.
+    """
+    started = time.perf_counter()
+    settings = IngestSettings(
+        on_bad_rows=on_bad_rows, commit_rows=commit_rows, job=job, resume=resume, progress=progress
+    )
+    store, codec = open_target(into), as_codec(codec)
+    if vector_column is None:
+        vector_column = "vector" if store is None else store.columns.vector_column
+    opened = open_source(
+        source, vector_column=vector_column, metadata=metadata, storage_options=storage_options, job=job
+    )
+    schema = _chosen(opened.schema, columns, vector_column)
+    if store is None:
+        assert isinstance(into, tuple), "a table that was passed exists"
+        store = create_target(into, schema, codec, vector_column, keep_vectors)
+    else:
+        require_codec(store, codec)
+    if encode is None:
+        encode = store.codecs.newest is not None
+    if encode:
+        _ = store.codec  # raises when there is none
+    encoder = RowEncoder(store.table, store.codecs, encode=encode)
+    checker = RowChecker(encoder, vector_column, dim=store.dim, metric=store.metric)
+    checker.require(schema)
+    report, drift = Ingestion(store, opened, schema.names, encoder, checker, settings).run(started)
+    if drift is not None:
+        DriftWatch().note(store.table, store.codecs, drift)
+    return report
+
+
+def _chosen(schema: pa.Schema, columns: Sequence[str] | None, vector_column: str) -> pa.Schema:
+    """The columns of a source that are taken."""
+    if columns is None:
+        return schema
+    names = [name for name in columns if name != vector_column]
+    if missing := [name for name in names if name not in schema.names]:
+        raise InvalidInputError(f"The source has no columns {missing}; it has {schema.names}. Set columns=.")
+    if vector_column in schema.names:
+        names.append(vector_column)
+    return pa.schema([schema.field(name) for name in names], metadata=schema.metadata)

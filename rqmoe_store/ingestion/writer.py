@@ -1,0 +1,139 @@
+"""Encoded rows into a table, in commits that say which rows of the source they are."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+from lancedb.table import LanceTable
+
+from rqmoe_store.ingestion.quarantine import BadRow, Quarantine
+from rqmoe_store.store.appends import commit_rows, write_rows
+from rqmoe_store.store.claims import Claim
+from rqmoe_store.store.drift import DriftSums
+from rqmoe_store.store.ingested import Done
+
+_COMMITS_PER_FOLD = 64
+"""Commits that a process must look through, at most, to find out what is in the table."""
+
+_BAD_BYTES = 64 * 2**20
+"""Text of bad rows that is held until the next commit, at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedBlock:
+    """What is left of a block when its rows are encoded: not its vectors, which take most memory."""
+
+    encoded: pa.Table
+    """The good rows as they are stored."""
+    drift: DriftSums | None
+    """How well they fit the codec; None if they were not encoded."""
+    rows: int
+    """Rows read, good or bad."""
+    bad: Sequence[BadRow]
+    """Rows for the quarantine."""
+    pieces: Mapping[str, Done]
+    """How much of these pieces is in the table once the block is."""
+
+
+class CommitWriter:
+    """Writes blocks into a table, a bounded number of rows per commit.
+
+    Data files are written while blocks come; they, their note and their bad rows count from the commit on.
+    """
+
+    def __init__(
+        self,
+        table: LanceTable,
+        schema: pa.Schema,
+        claim: Claim,
+        quarantine: Quarantine | None,
+        *,
+        commit_rows: int,
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            table: any handle on it.
+            schema: of what is written.
+            claim: of the job.
+            quarantine: where bad rows go; None where there are none.
+            commit_rows: rows of the source per commit at most, unless a single block has more.
+        """
+        self.rows = 0
+        """Rows committed so far."""
+        self.quarantined = 0
+        """Rows put into quarantine so far."""
+        self.drift: DriftSums | None = None
+        """How well the rows committed fit the codec."""
+        self._table, self._schema, self._claim = table, schema, claim
+        self._quarantine, self._commit_rows = quarantine, commit_rows
+
+    def write(self, blocks: Iterator[EncodedBlock]) -> None:
+        """Write all blocks.
+
+        Raises:
+            TableError: another process ingests the same source.
+        """
+        following, commits = next(blocks, None), 0
+        while following is not None:
+            commit = _Commit()
+
+            def batches(commit: _Commit = commit) -> Iterator[pa.RecordBatch]:
+                nonlocal following
+                while following is not None and commit.has_room_for(following, self._commit_rows):
+                    commit.add(following)
+                    yield from following.encoded.to_batches()
+                    following = next(blocks, None)
+
+            written = write_rows(self._table, pa.RecordBatchReader.from_batches(self._schema, batches()))
+            self._claim.require()
+            if self._quarantine is not None:  # first: what is in both tables is finished
+                self._quarantine.add(commit.bad, commit.pieces)
+            properties = self._claim.properties(commit.pieces) | commit.drift_properties
+            self._claim.committed(commit_rows(self._table, written, properties))
+            self._count(commit)
+            commits += 1
+            if commits % _COMMITS_PER_FOLD == 0:
+                self._fold()
+        self._fold()
+
+    def _count(self, commit: "_Commit") -> None:
+        self.rows += commit.rows_written
+        self.quarantined += len(commit.bad)
+        if commit.drift is not None:
+            self.drift = commit.drift if self.drift is None else self.drift.plus(commit.drift)
+
+    def _fold(self) -> None:
+        self._claim.fold()
+        if self._quarantine is not None:
+            self._quarantine.fold()
+
+
+@dataclasses.dataclass
+class _Commit:
+    """Blocks that become part of the table together."""
+
+    rows_read: int = 0
+    rows_written: int = 0
+    bad: list[BadRow] = dataclasses.field(default_factory=list)
+    bad_bytes: int = 0
+    pieces: dict[str, Done] = dataclasses.field(default_factory=dict)
+    drift: DriftSums | None = None
+
+    @property
+    def drift_properties(self) -> dict[str, str]:
+        return {} if self.drift is None else self.drift.properties
+
+    def has_room_for(self, block: EncodedBlock, most_rows: int) -> bool:
+        if not self.pieces:
+            return True
+        return self.bad_bytes < _BAD_BYTES and self.rows_read + block.rows <= most_rows
+
+    def add(self, block: EncodedBlock) -> None:
+        self.rows_read += block.rows
+        self.rows_written += block.encoded.num_rows
+        self.bad += block.bad
+        self.bad_bytes += sum(len(row.row) for row in block.bad)
+        self.pieces |= block.pieces
+        if block.drift is not None:
+            self.drift = block.drift if self.drift is None else self.drift.plus(block.drift)
