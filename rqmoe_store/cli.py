@@ -13,6 +13,7 @@ from rqmoe_store import __version__
 from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.cli_bench_search import bench_search
 from rqmoe_store.cli_database import Database, TableName, VectorColumn, connect, open_existing
+from rqmoe_store.cli_ingest import ingest
 from rqmoe_store.cli_lifecycle import health, optimize
 from rqmoe_store.cli_verify import verify
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
@@ -198,6 +199,7 @@ def stats(database: Database, table: TableName) -> None:
     typer.echo(str(open_table(connect(database), table).stats()))
 
 
+app.command()(ingest)
 app.command()(optimize)
 app.command()(health)
 app.command()(verify)

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "cli_bench": {"errors", "config", "codecs", "evaluation", "terminal"},
     "cli_bench_search": {"errors", "config", "codecs", "evaluation", "terminal", "cli_bench"},
     "cli_database": {"errors", "store"},
+    "cli_ingest": {"errors", "config", "ingestion", "cli_database"},
     "cli_lifecycle": {"config", "lifecycle", "tables", "cli_database"},
     "cli_verify": {"verification", "cli_database"},
     "cli": {
@@ -53,6 +54,7 @@ MAY_IMPORT = {
         "cli_bench",
         "cli_bench_search",
         "cli_database",
+        "cli_ingest",
         "cli_lifecycle",
         "cli_verify",
     },
