@@ -109,6 +109,9 @@ def compress(
     keep_vectors: Annotated[
         str, typer.Option(help=f"Keep the raw vectors as well: one of {', '.join(KEEP_VECTORS)}.")
     ] = "none",
+    key: Annotated[
+        str | None, typer.Option(help="A column that tells rows apart, for concurrent upserts.")
+    ] = None,
 ) -> None:
     """Copy a table with codes in place of its vectors, or compress it in place.
 
@@ -121,7 +124,7 @@ def compress(
     from rqmoe_store.tables import compress as compress_table
 
     docs = open_existing(connect(database), table)
-    settings: dict[str, Any] = {"vector_column": vector_column, "keep_vectors": keep_vectors}
+    settings: dict[str, Any] = {"vector_column": vector_column, "keep_vectors": keep_vectors, "key": key}
     store = compress_table(docs, load_codec(codec), into, in_place=in_place, **settings)
     typer.echo(f"{store.name}\n{store.stats()}")
 

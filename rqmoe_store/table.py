@@ -50,6 +50,16 @@ class CompressedTable(LifecycleTable):
         self._memory_budget = bytes_allowed(cache, memory_budget)
         return self
 
+    def checkout(self, version: int | str) -> None:
+        """As `StoredTable.checkout`."""
+        super().checkout(version)
+        self._source = source_of(self)
+
+    def checkout_latest(self) -> None:
+        """As `StoredTable.checkout_latest`."""
+        super().checkout_latest()
+        self._source = source_of(self)
+
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""
         resident = self._source.resident
@@ -132,7 +142,8 @@ class CompressedTable(LifecycleTable):
 
         Raises:
             InvalidInputError: a column that holds no text, or options that LanceDB refuses.
-            TableError: a column has an index already, and `replace` is False.
+            TableError: a column has an index already, and `replace` is False; or an earlier version is
+                checked out.
         """
         create_text_index(self, columns, replace=replace, **options)
 
@@ -168,9 +179,10 @@ class CompressedTable(LifecycleTable):
         Raises:
             InvalidInputError: arguments out of range, queries that `search` refuses, or a target that all
                 partitions with 4,096 (or 16 x limit) rows decoded do not reach; nothing is kept then.
-            TableError: no rows to find.
+            TableError: no rows to find, or an earlier version is checked out.
             StorageError: the disk or bucket refuses to keep the choice.
         """
+        self.refresh()
         goal = TuningGoal(target_recall=target_recall, limit=limit, sample=sample, seed=seed)
         report = self._source.read(
             self._memory_budget,

@@ -17,6 +17,7 @@ from rqmoe_store.store.compress import on_disk
 from rqmoe_store.store.creation import create_empty, schema_of_rows
 from rqmoe_store.store.in_place import adopt
 from rqmoe_store.store.kept_vectors import require_keep_vectors
+from rqmoe_store.store.keys import require_key
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
@@ -31,6 +32,7 @@ def create_table(
     config: CodecConfig | None = None,
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
+    key: str | None = None,
 ) -> CompressedTable:
     """Make a table that works at once, with any number of rows, and is compressed when it has grown.
 
@@ -47,6 +49,7 @@ def create_table(
         config: of the codec that will be trained, metric and code bytes among it; None for the defaults.
         vector_column: the column of vectors.
         keep_vectors: "float16" or "float32" to keep raw vectors beside their codes.
+        key: a column that tells rows apart; see `CompressedTable.set_key`.
 
     Raises:
         TableError: the name is taken, no such vector column, columns named like ours.
@@ -62,12 +65,14 @@ def create_table(
         db, name, schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
     )
     store = CompressedTable(table, TableCodec.of(marks, []))
-    if data is not None:
-        try:
+    try:
+        if data is not None:
             store.add(data)
-        except BaseException:
-            databases.drop(db, name)
-            raise
+        if key is not None:
+            store.set_key(key)
+    except BaseException:
+        databases.drop(db, name)
+        raise
     return store
 
 
@@ -80,6 +85,7 @@ def compress(
     db: DBConnection | None = None,
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
+    key: str | None = None,
     progress: bool = True,
 ) -> CompressedTable:
     """Make a new table with the columns of `docs`, its vectors replaced by codes; or compress `docs` itself.
@@ -101,15 +107,16 @@ def compress(
             never found by a search.
         keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in the column
             `vector_column`: searches return them like any column, and `refine_factor` orders by them.
+        key: a column that tells rows apart; see `CompressedTable.set_key`. None for that of `docs`, if any.
         progress: show a progress bar.
 
     Raises:
         TableError: no such vector column, an empty table, columns named like ours, `into` taken; in place,
-            vectors of another type than single floats, or a codec that does not fit them.
+            vectors of another type than single floats, or a codec that does not fit them; a key with nulls.
         InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
             cosine (named by row position), or beyond float16 where they shall be kept in it; an
             `into` that cannot be a table name; an unknown `keep_vectors`; both or neither of `into` and
-            `in_place`.
+            `in_place`; a key that rows share, or that no column can be.
         StorageError: the disk or bucket refuses to take it. There is no new table then; one compressed in
             place has all its rows, and goes on where it stopped when this is called again.
     """
@@ -117,18 +124,33 @@ def compress(
         raise InvalidInputError(
             f"Got into={into!r} and in_place={in_place}; expected the name of a new table, or in_place=True."
         )
+    if key is not None:
+        require_key(docs, key)  # now rather than when all is encoded
     if in_place:
-        return _compress_in_place(on_disk(docs), codec, db, vector_column, keep_vectors, progress)
-    return _compress(
-        docs,
-        codec,
-        cast(str, into),
-        db=db,
-        vector_column=vector_column,
-        keep_vectors=keep_vectors,
-        progress=progress,
-        cls=CompressedTable,
-    )
+        store = _compress_in_place(on_disk(docs), codec, db, vector_column, keep_vectors, progress)
+    else:
+        store = _compress(
+            docs,
+            codec,
+            cast(str, into),
+            db=db,
+            vector_column=vector_column,
+            keep_vectors=keep_vectors,
+            progress=progress,
+            cls=CompressedTable,
+        )
+    if key is not None:
+        _set_key(store, key, new=not in_place)
+    return store
+
+
+def _set_key(store: CompressedTable, key: str, *, new: bool) -> None:
+    try:
+        store.set_key(key)
+    except BaseException:
+        if new:
+            databases.drop(databases.database_of(store.table), store.name)
+        raise
 
 
 def _compress_in_place(

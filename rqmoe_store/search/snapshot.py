@@ -80,19 +80,22 @@ class Snapshot:
 
 
 class Snapshots:
-    """The newest version of a table, again and again."""
+    """The newest version of a table, again and again, or an earlier one that was checked out."""
 
-    def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
+    def __init__(self, table: LanceTable, codecs: TableCodec, checked_out: int | None) -> None:
         self._name, self._branch = table.name, table.current_branch()
         self._database = databases.database_of(table)
-        self._pinned = Snapshot.of(self._open(), self._database, codecs)
+        self._checked_out = checked_out
+        self._pinned = Snapshot.of(self._open(checked_out), self._database, codecs)
 
-    def newest(self) -> Snapshot:
-        """The version that the table has now, whichever process made it.
+    def current(self) -> Snapshot:
+        """The version that was checked out, or that the table has now, whichever process made it.
 
         Raises:
             TableError: the table was dropped.
         """
+        if self._checked_out is not None:
+            return self._pinned
         try:
             version = self._pinned.dataset.latest_version
         except (OSError, ValueError):
@@ -104,13 +107,18 @@ class Snapshots:
     def is_lost(self, snapshot: Snapshot | None) -> bool:
         """Whether a version cannot be read any more: its files were cleaned up, or the table replaced.
 
-        `newest` is then another version. None stands for the one that `newest` gave last. Raises
-        TableError when the table was dropped.
+        `current` is then another version. None stands for the one that `current` gave last. Raises
+        TableError when the table was dropped, or the version was checked out.
         """
         snapshot, table = snapshot or self._pinned, self._open()
         kept = any(entry["version"] == snapshot.version for entry in table.list_versions())
         if kept and _transaction(self._open(snapshot.version).to_lance()) == snapshot.transaction:
             return False
+        if self._checked_out is not None:
+            raise TableError(
+                f"Version {self._checked_out} of table {self._name!r}, which is checked out, was cleaned up. "
+                "Call checkout_latest(); a version that has a tag is kept."
+            )
         self._pin(self._open(table.version))
         return True
 

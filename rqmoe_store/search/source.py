@@ -27,7 +27,9 @@ _SHARE_OF_MEMORY = 4
 
 _WHERE_UNKNOWN = 2**32
 
-_sources: "weakref.WeakValueDictionary[tuple[str, str, str], CodeSource]" = weakref.WeakValueDictionary()
+_sources: "weakref.WeakValueDictionary[tuple[str, str, str, int | None], CodeSource]" = (
+    weakref.WeakValueDictionary()
+)
 _sources_lock = threading.Lock()
 
 
@@ -43,10 +45,16 @@ class TableState:
 
 
 class CodeSource:
-    """The newest version of one table and its codes, for all queries of the process."""
+    """The newest version of one table, or an earlier one, and its codes, for all queries of the process."""
 
-    def __init__(self, table: LanceTable, columns: CodeColumns, codecs: TableCodec) -> None:
-        self._snapshots = Snapshots(table, codecs)
+    def __init__(
+        self,
+        table: LanceTable,
+        columns: CodeColumns,
+        codecs: TableCodec,
+        checked_out: int | None = None,
+    ) -> None:
+        self._snapshots = Snapshots(table, codecs, checked_out)
         self._columns = columns
         self._raw_fragments = RawFragments(columns)
         self._lock = threading.Lock()
@@ -63,7 +71,7 @@ class CodeSource:
             TableError: the table was dropped, or has a code or partition id that none of its codecs has.
         """
         with self._lock:  # several queries that find a new version have it read once
-            snapshot = self._snapshots.newest()
+            snapshot = self._snapshots.current()
             if self._raw is None or self._raw.snapshot is not snapshot:
                 self._raw = self._raw_fragments.of(snapshot)
             if self._resident is None or self._resident.snapshot is not snapshot:
@@ -103,12 +111,14 @@ class CodeSource:
 
 
 def source_of(store: StoredTable) -> CodeSource:
-    """The source that all handles on one table in this process share for as long as one of them is used."""
-    key = store.table.uri, str(store.table.current_branch()), store.columns.vector_column
+    """The source that all handles on one version of a table, most often the newest, share in this process for
+    as long as one of them is used."""
+    version = store.checked_out
+    key = store.table.uri, str(store.table.current_branch()), store.columns.vector_column, version
     with _sources_lock:
         source = _sources.get(key)
         if source is None:
-            source = _sources[key] = CodeSource(store.table, store.columns, store.codecs)
+            source = _sources[key] = CodeSource(store.table, store.columns, store.codecs, version)
         return source
 
 

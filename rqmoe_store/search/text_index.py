@@ -18,6 +18,7 @@ def create_text_index(
     store: StoredTable, columns: str | Sequence[str], *, replace: bool, **options: Any
 ) -> None:
     """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
+    store.refresh()
     names = text_columns(store.schema, columns)
     known = [field.name for field in dataclasses.fields(FTS)]
     unknown = sorted(set(options) - set(known))

@@ -20,7 +20,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
-from rqmoe_store.store.retries import to_newest
+from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.stored_values import json_object, require_types
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -108,14 +108,17 @@ class Drift:
 
 def note_apart(table: LanceTable, sums: DriftSums) -> None:
     """Say in a commit of its own, which changes nothing, how rows fit that another commit has written."""
-    dataset = table.to_lance()
-    note = lance.Transaction(
-        read_version=dataset.version,
-        operation=lance.LanceOperation.UpdateConfig(),
-        transaction_properties=sums.properties,
-    )
-    lance.LanceDataset.commit(dataset, note)
-    to_newest(table)
+
+    def write() -> None:
+        dataset = table.to_lance()
+        note = lance.Transaction(
+            read_version=dataset.version,
+            operation=lance.LanceOperation.UpdateConfig(),
+            transaction_properties=sums.properties,
+        )
+        lance.LanceDataset.commit(dataset, note)
+
+    on_newest(table, write)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,15 @@ concurrent `merge_insert`s by the key that would insert the same new one, the se
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pyarrow as pa
-from lancedb.table import Table
+from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.retries import on_newest
 
-_POSITION = b"lance-schema:unenforced-primary-key:position"
-_MARKS = {_POSITION, b"lance-schema:unenforced-primary-key"}  # the second was written by older releases
+_MARKS = {b"lance-schema:unenforced-primary-key:position", b"lance-schema:unenforced-primary-key"}
 _SHOWN = 3
 _SCAN_ROWS = 131_072
 
@@ -23,31 +24,25 @@ def key_of(schema: pa.Schema) -> str | None:
     return marked[0] if marked else None
 
 
-def with_key(schema: pa.Schema, key: str | None) -> pa.Schema:
-    """`schema` with the column `key` as its key, which then allows no nulls; None leaves it as it is.
+def set_key(table: LanceTable, key: str) -> None:
+    """Make the column `key` the key of a table; it allows no nulls from then on.
 
-    Args:
-        schema: of the user's columns.
-        key: a column of integers (32 or 64 bits), text or bytes.
-
-    Raises:
-        InvalidInputError: no such column, or of another type.
+    Raises as `require_key`, and TableError when the table has another key, which LanceDB does not change.
     """
-    if key is None:
-        return schema
-    usable = [field.name for field in schema if _can_be_key(field.type)]
-    if key not in usable:
-        raise InvalidInputError(
-            f"Got key={key!r}; expected a column of int32, int64, text or bytes, here "
-            f"{', '.join(usable) or 'none'}."
+    require_key(table, key)
+    if key_of(table.schema) not in (None, key):
+        raise TableError(
+            f"Table {table.name!r} has the key {key_of(table.schema)!r}, which cannot be changed to {key!r}. "
+            "Copy its rows into a new table."
         )
-    fields = []
-    for field in schema:
-        kept = {name: text for name, text in (field.metadata or {}).items() if name not in _MARKS}
-        if field.name == key:
-            field, kept = field.with_nullable(False), {**kept, _POSITION: b"1"}
-        fields.append(field.with_metadata(kept or None))
-    return pa.schema(fields, metadata=schema.metadata)
+
+    def write() -> None:
+        if key_of(table.schema) is None:
+            not_null: Any = {"path": key, "nullable": False}
+            table.alter_columns(not_null)
+            table.set_unenforced_primary_key(key)
+
+    on_newest(table, write)
 
 
 def column_names(columns: str | Iterable[str] | None, *, called: str) -> list[str]:
@@ -95,12 +90,19 @@ def require_unique(keys: Iterable[pa.Table | pa.RecordBatch], names: Sequence[st
 
 
 def require_key(table: Table, key: str) -> None:
-    """Raise unless the column `key` tells the rows of a table apart; its values are held in memory.
+    """Raise unless the column `key` can tell the rows of a table apart; its values are held in memory.
 
     Raises:
+        InvalidInputError: no such column, or of other values than integers (32 or 64 bits), text or bytes;
+            several rows have the same.
         TableError: a row has none.
-        InvalidInputError: several rows have the same.
     """
+    usable = [field.name for field in table.schema if _can_be_key(field.type)]
+    if key not in usable:
+        raise InvalidInputError(
+            f"Got key={key!r}; expected a column of int32, int64, text or bytes, here "
+            f"{', '.join(usable) or 'none'}."
+        )
     batches = list(table.search().select([key]).to_batches(_SCAN_ROWS))
     if any(batch[key].null_count for batch in batches):
         raise TableError(

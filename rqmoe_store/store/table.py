@@ -11,10 +11,12 @@ from rqmoe_store.store.health import HealthReport, measure_health
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.row_operations import RowOperations
 from rqmoe_store.store.statistics import TableStats, measure
+from rqmoe_store.store.structure import TableStructure
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.time_travel import TableVersions
 
 
-class StoredTable(RowOperations):
+class StoredTable(RowOperations, TableStructure, TableVersions):
     """A LanceDB table with a code column in place of a vector column, and the codec it was made with."""
 
     @classmethod

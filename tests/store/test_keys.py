@@ -4,48 +4,58 @@ import pyarrow as pa
 import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.keys import column_names, key_of, require_key, require_unique, with_key
+from rqmoe_store.store.keys import column_names, key_of, require_unique, set_key
 
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.int64()),
-        pa.field("name", pa.string(), metadata={"language": "en"}),
-        pa.field("price", pa.float64()),
-        pa.field("digest", pa.binary(8)),
-    ],
-    metadata={"owner": "ann"},
+ROWS = pa.table(
+    {
+        "id": pa.array(range(50), pa.int64()),
+        "name": [f"name {row}" for row in range(50)],
+        "digest": pa.array([row.to_bytes(8) for row in range(50)], pa.binary(8)),
+        "group": [row % 7 for row in range(50)],
+        "hole": [None, *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVW"],
+        "price": [float(row) for row in range(50)],
+    }
 )
 
 
+@pytest.fixture
+def table(db):
+    return db.create_table("docs", ROWS)
+
+
 @pytest.mark.parametrize("key", ["id", "name", "digest"])
-def test_a_key_is_read_as_it_was_set(key) -> None:
-    schema = with_key(SCHEMA, key)
-    assert key_of(schema) == key
-    assert [field.name for field in schema if not field.nullable] == [key]
-    assert schema.metadata == {b"owner": b"ann"}
-    assert schema.field("name").metadata[b"language"] == b"en"
-    assert key_of(with_key(schema, "name")) == "name"  # the last one counts
+def test_a_key_is_read_as_it_was_set(table, key) -> None:
+    assert key_of(table.schema) is None
+    set_key(table, key)
+    assert key_of(table.schema) == key
+    assert [field.name for field in table.schema if not field.nullable] == [key]
+    version = table.version
+    set_key(table, key)
+    assert table.version == version and table.count_rows() == 50
+    with pytest.raises(TableError, match=f"has the key '{key}', which cannot be changed to"):
+        set_key(table, "id" if key == "name" else "name")
 
 
-def test_no_key() -> None:
-    assert key_of(SCHEMA) is None
-    assert with_key(SCHEMA, None) is SCHEMA
-    assert key_of(with_key(with_key(SCHEMA, "id"), None)) == "id"
-
-
-def test_keys_of_lancedb(db) -> None:
-    schema = pa.schema([pa.field(name, pa.int64(), nullable=False) for name in "abc"])
-    table = db.create_table("docs", schema=schema)
-    table.set_unenforced_primary_key("c")
-    assert key_of(table.schema) == "c"
+def test_keys_of_older_releases() -> None:
     older = pa.field("a", pa.int64(), metadata={"lance-schema:unenforced-primary-key": "true"})
-    assert key_of(pa.schema([older])) == "a"
+    assert key_of(pa.schema([pa.field("b", pa.int64()), older])) == "a"
 
 
-@pytest.mark.parametrize("key", ["nope", "price", "", 5, ["id"]])
-def test_keys_that_cannot_be(key) -> None:
-    with pytest.raises(InvalidInputError, match=r"Got key=.*expected a column of .* id, name, digest\."):
-        with_key(SCHEMA, key)
+@pytest.mark.parametrize("key", ["nope", "price", "", 5, ["id"], None])
+def test_keys_that_cannot_be(table, key) -> None:
+    version = table.version
+    with pytest.raises(InvalidInputError, match=r"Got key=.* here id, name, digest, group, hole\."):
+        set_key(table, key)
+    assert table.version == version
+
+
+def test_rows_that_a_column_does_not_tell_apart(table) -> None:
+    version = table.version
+    with pytest.raises(InvalidInputError, match=r"same key in table 'docs': group=0; .* and 4 more"):
+        set_key(table, "group")
+    with pytest.raises(TableError, match="Column 'hole' of table 'docs' has nulls"):
+        set_key(table, "hole")
+    assert table.version == version
 
 
 @pytest.mark.parametrize("columns", [[], ["id", "id"], 5, [5], None])
@@ -80,13 +90,3 @@ def test_every_key_once() -> None:
 def test_values_that_cannot_be_compared() -> None:
     with pytest.raises(InvalidInputError, match="told apart by id, which cannot be compared"):
         require_unique(keys([[1], [2]]), ["id"], "the rows")
-
-
-def test_a_table_whose_rows_a_column_tells_apart(db) -> None:
-    rows = pa.table({"id": range(50), "group": [row % 7 for row in range(50)], "name": [None, *"a" * 49]})
-    table = db.create_table("docs", rows)
-    require_key(table, "id")
-    with pytest.raises(InvalidInputError, match=r"same key in table 'docs': group=0; .* and 4 more"):
-        require_key(table, "group")
-    with pytest.raises(TableError, match="Column 'name' of table 'docs' has nulls"):
-        require_key(table, "name")
