@@ -1,10 +1,12 @@
 """Training and upkeep without keeping an event loop waiting."""
 
 import functools
+import os
 from typing import Any
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import TrainConfig
+from rqmoe_store.exports.report import ExportReport
 from rqmoe_store.lifecycle import OptimizeReport
 from rqmoe_store.search.threads import in_thread
 from rqmoe_store.search.tuning_report import TuningReport
@@ -37,6 +39,10 @@ class AsyncLifecycle:
     async def verify(self, *, progress: bool = True) -> VerifyReport:
         """Read the whole table, as it is now, and tell what is wrong with it."""
         return await in_thread(functools.partial(self.blocking.verify, progress=progress))
+
+    async def export(self, path: str | os.PathLike[str], **options: Any) -> ExportReport:
+        """Write all rows, as they are now, to files that others can read."""
+        return await in_thread(functools.partial(self.blocking.export, path, **options))
 
     async def tune(self, queries: Any = None, **options: Any) -> TuningReport:
         """Choose the partitions to search and the rows to rerank, and keep the choice with the table."""

@@ -13,6 +13,7 @@ from rqmoe_store import __version__
 from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.cli_bench_search import bench_search
 from rqmoe_store.cli_database import Database, TableName, VectorColumn, connect, open_existing
+from rqmoe_store.cli_export import export
 from rqmoe_store.cli_ingest import ingest
 from rqmoe_store.cli_lifecycle import health, optimize
 from rqmoe_store.cli_verify import verify
@@ -206,6 +207,7 @@ app.command()(ingest)
 app.command()(optimize)
 app.command()(health)
 app.command()(verify)
+app.command()(export)
 bench_app.command("search")(bench_search)
 app.add_typer(bench_app, name="bench")
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.contents import TableContents
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
@@ -14,12 +15,9 @@ from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.statistics import disk_bytes, readable
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.unused_codecs import GRACE, RemovedCodecs, remove_unused
 from rqmoe_store.store.upkeep import tidy
 from rqmoe_store.training.trainer import train
-from rqmoe_store.verification.report import VerifyReport
-from rqmoe_store.verification.run import verify
 
 ROWS_TO_TRAIN = 10_000
 """Raw rows from which `optimize` trains the first codec of a table."""
@@ -57,7 +55,7 @@ class OptimizeReport:
         return "\n".join(lines)
 
 
-class LifecycleTable(StoredTable):
+class LifecycleTable(TableContents):
     """A table that can be trained, and kept in good order."""
 
     @names_refusals
@@ -176,20 +174,6 @@ class LifecycleTable(StoredTable):
             bytes_after=disk_bytes(self.table),
             removed=removed,
         )
-
-    def verify(self, *, progress: bool = True) -> VerifyReport:
-        """Read the whole table, as it is now or is checked out, and tell what is wrong with it.
-
-        Looked at are marks, codecs, every column of every row, codes and a sample of what they decode to, row
-        ids, the key, indexes and files; nothing is changed, and memory is bounded. `print(report)` says it in
-        words, `report.ok` whether there are no problems. For a table that is too damaged to be opened there
-        are `rqmoe verify DB TABLE` and `rqmoe_store.verification.run.verify(db, name)`.
-
-        Args:
-            progress: show a progress bar.
-        """
-        database, branch = databases.database_of(self.table), self.table.current_branch()
-        return verify(database, self.name, branch=branch, version=self.checked_out, progress=progress)
 
     def _trained(
         self,
