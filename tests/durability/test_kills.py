@@ -49,7 +49,7 @@ def killed_times(
 
 
 def test_killed_at_random_moments(operation, template, tmp_path, seconds):
-    assert len(killed_times(operation, template, tmp_path, seconds, 4)) == 4
+    assert len(killed_times(operation, template, tmp_path, seconds, 3)) == 3
 
 
 @pytest.mark.slow

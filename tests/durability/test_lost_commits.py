@@ -10,9 +10,6 @@ from killed.commits import Commits, watched_commits
 from killed.operation import finish
 from killed.processes import run
 
-_CALLS = 2
-"""After so many calls of an operation, further ones are like those before."""
-
 
 @pytest.fixture
 def folders(template, tmp_path) -> Iterator:
@@ -36,13 +33,13 @@ def interrupted_everywhere(operation, folders, *, after: bool) -> int:
         target, calls, interrupted = operation.begin(folder), 0, False
         with watched_commits(interruption(number, after=after)):
             try:
-                while calls < operation.calls:
+                while calls < operation.kinds:
                     operation.call(target, calls)
                     calls += 1
             except KeyboardInterrupt:
                 interrupted = True
-        finish(operation, folder, operation.check(folder, calls))
-        if not interrupted or calls >= _CALLS:
+        finish(operation, folder, operation.check(folder, calls), operation.kinds)
+        if not interrupted:
             return number - 1
     raise AssertionError("there are endless folders")
 
@@ -80,7 +77,7 @@ def test_interrupted_after_every_commit(operation, folders):
 def test_killed_before_every_commit(operation, folders):
     for number, folder in folders:
         done = run(operation, folder, kill_at_commit=number)
-        finish(operation, folder, operation.check(folder, done.acknowledged))
-        if done.finished or done.acknowledged >= _CALLS:
+        finish(operation, folder, operation.check(folder, done.acknowledged), operation.kinds)
+        if done.finished or done.acknowledged >= operation.kinds:
             break
     assert number > 1

@@ -16,7 +16,7 @@ from rqmoe_store.store import registry
 class Save(Operation):
     """Codecs saved to a folder, each over the one before."""
 
-    name, calls = "save to a folder", 8
+    name, calls, kinds = "save to a folder", 8, 2
 
     def prepare(self, folder: Path) -> None:
         for seed in range(2):
@@ -45,7 +45,7 @@ class Save(Operation):
 class Register(Operation):
     """Codecs kept in a database, the first of them in one that has none."""
 
-    name, calls = "save to the database", 6
+    name, calls, kinds = "save to the database", 6, 2
 
     def prepare(self, folder: Path) -> None:
         for seed in range(self.calls):

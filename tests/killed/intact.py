@@ -51,7 +51,7 @@ def rows_of(contents: Contents) -> pa.Table:
 
 
 def assert_intact(db: DBConnection, name: str, *possible: Contents) -> int:
-    """Open a table and compare all there is in it, searches included, with what there must be.
+    """Open a table, verify it, and compare all there is in it, searches included, with what there must be.
 
     Args:
         db: its database.
@@ -62,6 +62,8 @@ def assert_intact(db: DBConnection, name: str, *possible: Contents) -> int:
         Which of the possibilities it is.
     """
     store = open_table(db, name)
+    report = store.verify(progress=False)
+    assert report.ok, report
     names = ["id", "revision", "text", *store.columns.names, "vector"]
     stored = store.table.search().select(names).with_row_id(True).to_arrow().combine_chunks()
     ids = stored["id"].to_pylist()

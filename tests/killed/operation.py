@@ -60,6 +60,8 @@ class Operation:
 
     name: str
     calls: int = 1
+    kinds: int = 1
+    """After so many calls, the others go like those before."""
     notes_apart = False
     """Whether calls say how their rows fit the codec in another commit, which a kill can come before."""
 
@@ -97,8 +99,8 @@ class Operation:
         assert health.complete and (health.rows == encoded or (self.notes_apart and health.rows < encoded))
         return made
 
-    def check_finished(self, folder: Path) -> None:
-        """All calls have done what they should."""
+    def check_done(self, folder: Path, calls: int) -> None:
+        """The calls have done what they should, this one the last."""
 
 
 def assert_same_row_ids(folder: Path, table: LanceTable) -> None:
@@ -123,11 +125,11 @@ def assert_all_coded(folder: Path, *, generations: int) -> None:
     assert codes.partitions.min() >= store.codecs.generations[-1].first_partition
 
 
-def finish(operation: Operation, folder: Path, calls: int) -> None:
-    """Make the calls that are still to be made, after so many."""
-    target = operation.begin(folder)
-    for number in range(calls, operation.calls):
+def finish(operation: Operation, folder: Path, calls: int, until: int | None = None) -> None:
+    """Make the calls that are still to be made, after so many; all of them, or until there are that many."""
+    target, until = operation.begin(folder), operation.calls if until is None else max(until, calls)
+    for number in range(calls, until):
         operation.call(target, number)
-    assert operation.check(folder, operation.calls) == operation.calls
-    operation.check_finished(folder)
+    assert operation.check(folder, until) == until
+    operation.check_done(folder, until)
     shutil.rmtree(folder)

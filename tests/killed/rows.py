@@ -13,7 +13,7 @@ from rqmoe_store.tables import create_table
 class Add(Operation):
     """Rows added, encoded and raw in turn."""
 
-    name, calls = "add", 12
+    name, calls, kinds = "add", 12, 2
 
     def prepare(self, folder: Path) -> None:
         store = create_table(database(folder), TABLE, rows_of(block(0, 100)), config=small_config())
