@@ -91,11 +91,17 @@ def compressed_table(db: DBConnection, again: DBConnection, codec: Codec) -> Ite
     yield "opened by someone else", (other.codec.fingerprint, len(other), found(other))
     yield "added by someone else", other.add(MORE)
     yield "found what someone else added", found(store)
+    yield "updated", store.update(where="id % 5 = 0", values={"lang": "fr"}).rows_updated
+    merge = store.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+    merged = merge.execute(source_table(VECTORS[::-1]).slice(50, 3))
+    yield "merged", (merged.num_updated_rows, merged.num_inserted_rows)
+    yield "found what was changed", (found(store, where="lang = 'fr'"), found(other))
     store.create_fts_index("text")
     yield "searched for words", store.search("17", query_type="fts").limit(3).select(["id"]).to_list()
     report = store.tune(QUERIES, sample=3, progress=False)
     yield "tuned", (report.recall, other.search(QUERIES[0]).explain_plan())
     stats = store.stats()
+    yield "looked after", (store.health().rows, store.health().complete)
     yield "measured", (stats.rows, stats.code_disk_bytes, stats.vector_disk_bytes, stats.codeword_utilisation)
     yield "optimized", store.optimize(cleanup_older_than=NOW, progress=False).raw_rows
     yield "found after that", (found(store), found(other))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from rqmoe_store.errors import ArtefactError
 
 CHECKPOINT_FILE = "training.safetensors"
 _STATE_KEY = "state"
+_DIGEST_KEY = "sha256"
 _MAY_CHANGE = {"checkpoint_dir", "checkpoint_minutes", "progress", "device"}
 
 
@@ -44,7 +46,8 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = json.dumps({"identity": checkpoint.identity, "counters": checkpoint.counters})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    write_atomically(folder / CHECKPOINT_FILE, save(tensors, metadata={_STATE_KEY: state}))
+    metadata = {_STATE_KEY: state, _DIGEST_KEY: _digest(state, tensors)}
+    write_atomically(folder / CHECKPOINT_FILE, save(tensors, metadata=metadata))
 
 
 def read_checkpoint(directory: str, identity: dict[str, Any]) -> Checkpoint | None:
@@ -58,13 +61,24 @@ def read_checkpoint(directory: str, identity: dict[str, Any]) -> Checkpoint | No
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()[_STATE_KEY])
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata[_DIGEST_KEY] != _digest(metadata[_STATE_KEY], tensors):
+            raise ValueError("its content has another hash than was written")
+        state = json.loads(metadata[_STATE_KEY])
         found, counters = state["identity"], state["counters"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} is damaged ({error}). Delete it to train from the start.") from error
     _require_same_run(path, found, json.loads(json.dumps(identity)))
     return Checkpoint(found, counters, tensors)
+
+
+def _digest(state: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def run_identity(training_nD: Tensor, config: CodecConfig, settings: TrainConfig) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_codecs import small_config
+from small_damage import damaged
 
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import ArtefactError
@@ -75,6 +77,9 @@ def test_settings_that_change_no_figure_may_change(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     write(tmp_path)
     path = next(tmp_path.iterdir())
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ArtefactError, match=r"is damaged .* Delete it"):
-        read_checkpoint(str(tmp_path), identity())
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for content in (whole[:100], b"", *(damaged(whole, random) for _ in range(1000))):
+        path.write_bytes(content)
+        if content != whole:
+            with pytest.raises(ArtefactError, match=r"is damaged .* Delete it"):
+                read_checkpoint(str(tmp_path), identity())
