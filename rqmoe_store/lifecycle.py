@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import warnings
 from typing import Any, Literal
 
 from rqmoe_store.codecs.base import Codec
@@ -122,6 +123,13 @@ class LifecycleTable(TableContents):
         """
         self.refresh()
         config = self.codecs.marks.config if config is None else config
+        lost = self.count_rows(self.columns.decoded_filter)
+        if lost:
+            warnings.warn(
+                f"{lost:,} rows of table {self.name!r} have codes only: they are decoded by the old codec "
+                "and encoded by the new one, which adds its own error to what the old one lost.",
+                stacklevel=3,
+            )
         return self._trained(training, vectors, config, encode=encode, progress=progress)
 
     @names_refusals

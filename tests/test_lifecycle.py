@@ -167,10 +167,14 @@ def test_a_second_codec_takes_over_part_by_part(db, metric):
 def test_retraining_on_what_codes_decode_to(db):
     store = create_table(db, "docs", rows_of(0, 300), config=config_of())
     store.train(TRAINING, progress=False)
-    with pytest.raises(TableError, match="no raw vectors to train on"):
+    with (
+        pytest.warns(UserWarning, match="have codes only"),
+        pytest.raises(TableError, match="no raw vectors to train on"),
+    ):
         store.retrain(TRAINING, progress=False)
     before = decoded(store)
-    store.retrain(TRAINING, vectors="decoded", progress=False)
+    with pytest.warns(UserWarning, match="300 rows of table 'docs' have codes only"):
+        store.retrain(TRAINING, vectors="decoded", progress=False)
     after = decoded(store)
     errors = [np.square(after[row] - before[row]).sum() for row in before]
     assert np.mean(errors) < 0.5 * np.mean([np.square(vector).sum() for vector in before.values()])

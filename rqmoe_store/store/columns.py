@@ -49,6 +49,11 @@ class CodeColumns:
         """An SQL condition for the rows that have a vector and no code yet."""
         return f"{quoted(self.vector_column)} IS NOT NULL AND {quoted(self.code)} IS NULL"
 
+    @property
+    def decoded_filter(self) -> str:
+        """An SQL condition for the rows that have a code and no vector: only decoding brings theirs back."""
+        return f"{quoted(self.vector_column)} IS NULL AND {quoted(self.code)} IS NOT NULL"
+
     def fields(self, code_bytes: int) -> list[pa.Field]:
         """Arrow fields of both columns for codes of `code_bytes` bytes."""
         return [pa.field(self.code, pa.binary(code_bytes)), pa.field(self.partition, pa.int32())]

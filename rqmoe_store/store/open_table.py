@@ -20,8 +20,7 @@ from rqmoe_store.store.table_codec import TableCodec
 
 
 class OpenTable:
-    """A table, its columns and its codecs; methods come in groups, each a class that derives from this "
-    "one."""
+    """A table, its columns and its codecs; methods come in groups, each a class that derives from it."""
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
         """Wrap `table`; use `StoredTable.open` or `compress` instead of calling this.
