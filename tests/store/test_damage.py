@@ -16,7 +16,8 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError, RQMoEError, TableError
 from rqmoe_store.store import databases, drift, registry
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.ingested import Done, claim, folded
+from rqmoe_store.store.claims import claim
+from rqmoe_store.store.ingested import Done, folded
 from rqmoe_store.store.metadata import FORMAT_VERSION, PREFIX, TableMarks
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.tuning import KEY, TunedSearch
