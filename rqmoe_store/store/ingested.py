@@ -16,6 +16,7 @@ from lance.dataset import Transaction
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store.metadata import PREFIX
+from rqmoe_store.store.stored_values import json_object, require_types
 
 _PROPERTY = PREFIX + "ingested"
 _KEY = _PROPERTY + "."
@@ -83,8 +84,9 @@ def stored(dataset: lance.LanceDataset, table_name: str) -> dict[str, Ingested]:
     for key, text in dataset.metadata.items():
         if key.startswith(_KEY):
             try:
-                values = json.loads(text)
-                found[key.removeprefix(_KEY)] = Ingested(**values | {"pieces": _pieces(values["pieces"])})
+                values = json_object(text)
+                values["pieces"] = _pieces(values["pieces"])
+                found[key.removeprefix(_KEY)] = require_types(Ingested(**values))
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise TableError(
                     f"Metadata {key!r} of table {table_name!r} is damaged ({error!r}); expected what "
