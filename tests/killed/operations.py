@@ -1,6 +1,7 @@
 """All operations that processes are killed in the middle of."""
 
 from killed.codecs import Register, Save
+from killed.ingestion import Ingest, IngestNew
 from killed.jobs import CompressInPlace, CompressInto, Optimize, Retrain, Train
 from killed.operation import Operation
 from killed.rows import Add, Delete, Merge, Update
@@ -15,6 +16,7 @@ OPERATIONS: list[Operation] = [
     Train("train"),
     Retrain("retrain"),
     Optimize(),
+    Ingest("ingest"),
     Save(),
     Register(),
 ]
@@ -22,5 +24,6 @@ VARIANTS: list[Operation] = [
     CompressInPlace("compress in place, vectors kept", keep_vectors="float32", nulls=False),
     CompressInPlace("compress in place, row ids not stable", stable=False),
     Retrain("retrain, vectors kept", keep_vectors="float16"),
+    IngestNew("ingest into a new table"),
 ]
 """Operations that go the same way as others of them, for the most part."""
