@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.ingestion.checks import Checked, RowChecker
 from rqmoe_store.ingestion.pieces import Chunk, Piece
 from rqmoe_store.ingestion.quarantine import BadRow, as_json
@@ -65,6 +65,9 @@ class BlockReader:
                     pending = _Pending()
                 self._take(chunk, piece, start, pending)
                 start, left = start + chunk.rows.num_rows, left - chunk.source_bytes
+                if pending.rows == self.block_rows:
+                    yield pending.block(self.checker.nothing)
+                    pending = _Pending()
             pending.pieces[piece.key] = Done(piece.state, start if piece.may_grow else None)
             pending.source_bytes += max(0, left)
         if pending.pieces:
@@ -73,7 +76,7 @@ class BlockReader:
     def _chunks(self, piece: Piece, start: int) -> Iterator[Chunk]:
         try:
             yield from piece.read(start, self.columns, self.block_rows)
-        except InvalidInputError:
+        except RQMoEError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
             raise InvalidInputError(

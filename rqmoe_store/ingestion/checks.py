@@ -122,6 +122,8 @@ def _failing(check: Callable[[int, int], None], start: int, stop: int) -> dict[i
     try:
         check(start, stop)
     except InvalidInputError as error:
+        if stop == start:
+            raise  # not on account of a row
         if stop - start == 1:
             return {start: error}
         middle = (start + stop) // 2

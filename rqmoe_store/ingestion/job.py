@@ -30,7 +30,7 @@ def ingest(
     codec: Codec | str | os.PathLike[str] | None = None,
     vector_column: str | None = None,
     columns: Sequence[str] | None = None,
-    metadata: str | None = None,
+    metadata: str | os.PathLike[str] | None = None,
     encode: bool | None = None,
     keep_vectors: KeepVectors = "none",
     on_bad_rows: OnBadRows = "quarantine",

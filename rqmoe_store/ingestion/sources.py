@@ -18,7 +18,7 @@ def open_source(
     source: Any,
     *,
     vector_column: str,
-    metadata: str | None = None,
+    metadata: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, str] | None = None,
     job: str | None = None,
 ) -> Source:
@@ -37,7 +37,8 @@ def open_source(
     if isinstance(source, (str, os.PathLike)):
         location = os.fspath(source)
         if location.rstrip("/").endswith(arrays.ENDING):
-            return arrays.open_array(location, metadata, vector_column, storage_options)
+            beside = None if metadata is None else os.fspath(metadata)
+            return arrays.open_array(location, beside, vector_column, storage_options)
         _require_none("metadata", metadata, "files in .npy")
         if location.rstrip("/").endswith(lance_tables.ENDING):
             return lance_tables.open_uri(location, storage_options)

@@ -51,14 +51,19 @@ class Behind(Generic[Item]):
     def __init__(self, work: Callable[[Iterator[Item]], None], depth: int) -> None:
         """Prepare; `depth` items wait at most."""
         self._work = work
-        self._items: queue.Queue[Item | object] = queue.Queue(depth)
-        self._abandoned = False
+        # Simple queues are interrupted by Ctrl-C either before or after an item, never half way.
+        self._items: queue.SimpleQueue[Item | object] = queue.SimpleQueue()
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(depth):
+            self._places.put(None)
+        self._abandoned = self._ended = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="write", daemon=True)
 
     def put(self, item: Item) -> None:
         """Hand over an item; waits while too many do. Raises what `work` has raised so far."""
         self._raise_failure()
+        self._places.get()
         self._items.put(item)
 
     def __enter__(self) -> "Behind[Item]":
@@ -73,24 +78,26 @@ class Behind(Generic[Item]):
             self._raise_failure()
 
     def _run(self) -> None:
-        ended = False
-
-        def taken() -> Iterator[Item]:
-            nonlocal ended
-            while not ended:
-                item = self._items.get()
-                ended = item is _END
-                if self._abandoned:
-                    raise AbandonedError
-                if not ended:
-                    yield item  # type: ignore[misc]  # not the end
-
         try:
-            self._work(taken())
+            self._work(self._taken())
         except BaseException as failure:  # raised again where the other thread can see it
             self._failure = failure
-        while not ended:  # whoever is putting an item must not wait for ever
-            ended = self._items.get() is _END
+        while not self._ended:  # whoever is putting an item must not wait for ever
+            self._take()
+
+    def _taken(self) -> Iterator[Item]:
+        while not self._ended:
+            item = self._take()
+            if self._abandoned:
+                raise AbandonedError
+            if not self._ended:
+                yield item  # type: ignore[misc]  # not the end
+
+    def _take(self) -> Item | object:
+        item = self._items.get()
+        self._places.put(None)
+        self._ended = item is _END
+        return item
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -19,6 +19,9 @@ _BAD_BYTES = 64 * 2**20
 """Text of bad rows that is held until the next commit, at most."""
 
 
+_Batches = Iterator[pa.RecordBatch]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodedBlock:
     """What is left of a block when its rows are encoded: not its vectors, which take most memory."""
@@ -76,14 +79,15 @@ class CommitWriter:
         """
         following, commits = next(blocks, None), 0
         while following is not None:
-            commit = _Commit()
+            commit = _Commit(self._commit_rows)
 
-            def batches(commit: _Commit = commit) -> Iterator[pa.RecordBatch]:
+            def batches(block: EncodedBlock | None = following, commit: _Commit = commit) -> _Batches:
                 nonlocal following
-                while following is not None and commit.has_room_for(following, self._commit_rows):
-                    commit.add(following)
-                    yield from following.encoded.to_batches()
-                    following = next(blocks, None)
+                while block is not None and commit.has_room_for(block):
+                    commit.add(block)
+                    yield from block.encoded.to_batches()
+                    block = None if commit.is_full else next(blocks, None)
+                following = block
 
             written = write_rows(self._table, pa.RecordBatchReader.from_batches(self._schema, batches()))
             self._claim.require()
@@ -95,6 +99,7 @@ class CommitWriter:
             commits += 1
             if commits % _COMMITS_PER_FOLD == 0:
                 self._fold()
+            following = following or next(blocks, None)
         self._fold()
 
     def _count(self, commit: "_Commit") -> None:
@@ -113,6 +118,7 @@ class CommitWriter:
 class _Commit:
     """Blocks that become part of the table together."""
 
+    most_rows: int
     rows_read: int = 0
     rows_written: int = 0
     bad: list[BadRow] = dataclasses.field(default_factory=list)
@@ -124,10 +130,12 @@ class _Commit:
     def drift_properties(self) -> dict[str, str]:
         return {} if self.drift is None else self.drift.properties
 
-    def has_room_for(self, block: EncodedBlock, most_rows: int) -> bool:
-        if not self.pieces:
-            return True
-        return self.bad_bytes < _BAD_BYTES and self.rows_read + block.rows <= most_rows
+    @property
+    def is_full(self) -> bool:
+        return self.rows_read >= self.most_rows or self.bad_bytes >= _BAD_BYTES
+
+    def has_room_for(self, block: EncodedBlock) -> bool:
+        return not self.pieces or self.rows_read + block.rows <= self.most_rows
 
     def add(self, block: EncodedBlock) -> None:
         self.rows_read += block.rows

@@ -1,0 +1,53 @@
+"""A codec, databases and tables to ingest into."""
+
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pytest
+from small_sources import DIM, rows_of
+from small_tables import tiny_codec
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.store.creation import create_coded
+from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
+
+
+@pytest.fixture(scope="session")
+def codec() -> Codec:
+    return _codec("l2")
+
+
+@pytest.fixture(scope="session")
+def cosine_codec() -> Codec:
+    return _codec("cosine")
+
+
+def _codec(metric: Any) -> Codec:
+    vectors = np.random.default_rng(7).normal(size=(400, DIM)).astype(np.float32)
+    return tiny_codec(vectors, metric, partitions=3)
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> lancedb.DBConnection:
+    return lancedb.connect(tmp_path / "db")
+
+
+@pytest.fixture
+def store(db: lancedb.DBConnection, codec: Codec) -> StoredTable:
+    """An empty table `docs` for `rows_of`."""
+    return _empty(db, codec)
+
+
+@pytest.fixture
+def cosine_store(db: lancedb.DBConnection, cosine_codec: Codec) -> StoredTable:
+    return _empty(db, cosine_codec)
+
+
+def _empty(db: lancedb.DBConnection, codec: Codec) -> StoredTable:
+    table, marks = create_coded(
+        db, "docs", rows_of(0).schema, codec=codec, vector_column="vector", keep_vectors="none"
+    )
+    return StoredTable(table, TableCodec(marks, [codec]))
