@@ -8,6 +8,7 @@ import typer
 from rqmoe_store.cli_database import Database, TableName, connect
 from rqmoe_store.config import KEEP_VECTORS
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.terminal import names_in
 
 
 def ingest(
@@ -27,6 +28,9 @@ def ingest(
     vector_column: Annotated[
         str | None, typer.Option(help="What the source calls the vectors; default as the table does.")
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Other columns to take, separated by commas; default all.")
+    ] = None,
     metadata: Annotated[str | None, typer.Option(help="File with the other columns of a .npy file.")] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Keep vectors raw; `rqmoe optimize` encodes them later.")
@@ -41,6 +45,10 @@ def ingest(
     again: Annotated[
         bool, typer.Option("--again", help="Ingest all rows, also those that are in the table.")
     ] = False,
+    storage_options: Annotated[
+        list[str] | None,
+        typer.Option("--storage-option", help="KEY=VALUE for a source in a bucket; as often as needed."),
+    ] = None,
 ) -> None:
     """Add the rows of a source to a compressed table, each of them once.
 
@@ -56,14 +64,27 @@ def ingest(
     settings: dict[str, Any] = {"on_bad_rows": on_bad_rows, "keep_vectors": keep_vectors}
     if commit_rows is not None:
         settings["commit_rows"] = commit_rows
-    report = ingest_source(
-        source,
-        (connect(database), table),
-        codec=codec,
-        vector_column=vector_column,
-        metadata=metadata,
-        encode=False if raw else None,
-        resume=not again,
-        **settings,
-    )
+    try:
+        report = ingest_source(
+            source,
+            (connect(database), table),
+            codec=codec,
+            vector_column=vector_column,
+            columns=None if columns is None else names_in(columns),
+            metadata=metadata,
+            encode=False if raw else None,
+            resume=not again,
+            storage_options=_options(storage_options or []),
+            **settings,
+        )
+    except KeyboardInterrupt as interruption:
+        typer.echo("Interrupted. What is committed stays; the same command goes on from there.", err=True)
+        raise typer.Exit(130) from interruption
     typer.echo(str(report))
+
+
+def _options(pairs: list[str]) -> dict[str, str] | None:
+    for pair in pairs:
+        if "=" not in pair:
+            raise InvalidInputError(f"Got --storage-option {pair!r}; expected KEY=VALUE.")
+    return dict(pair.split("=", 1) for pair in pairs) or None

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "cli_bench": {"errors", "config", "codecs", "evaluation", "terminal"},
     "cli_bench_search": {"errors", "config", "codecs", "evaluation", "terminal", "cli_bench"},
     "cli_database": {"errors", "store"},
-    "cli_ingest": {"errors", "config", "ingestion", "cli_database"},
+    "cli_ingest": {"errors", "config", "ingestion", "terminal", "cli_database"},
     "cli_lifecycle": {"config", "lifecycle", "tables", "cli_database"},
     "cli_verify": {"verification", "cli_database"},
     "cli_export": {"tables", "cli_database"},

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import rqmoe_store as rqs
 from rqmoe_store.cli import app
+from rqmoe_store.ingestion import writer
 
 ROWS, DIM = 300, 8
 VECTORS = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
@@ -62,3 +63,35 @@ def test_bad_rows_can_be_errors(folders):
     assert result.exit_code == 1 and "NaN" in result.stderr
     result = invoke(*command, "--on-bad-rows", "ignore")
     assert result.exit_code == 1 and "expected 'quarantine' or 'error'" in result.stderr
+
+
+def test_options_are_passed_on(folders):
+    vectors = VECTORS.astype(np.float64)
+    np.save(folders / "v.npy", vectors)
+    pq.write_table(pa.table({"id": range(ROWS), "more": range(ROWS)}), folders / "rows.parquet")
+    command = ("ingest", folders / "v.npy", folders / "db", "docs", "--codec", folders / "codec")
+    chosen = ("--metadata", folders / "rows.parquet", "--vector-column", "embedding", "--columns", "id")
+    done = invoke(*command, *chosen, "--keep-vectors", "float16")
+    assert done.exit_code == 0, done.output
+    table = lancedb.connect(folders / "db").open_table("docs").to_arrow()
+    assert set(table.schema.names) == {"id", "embedding", "embedding_code", "embedding_partition"}
+    assert table["embedding"].null_count == 0
+
+
+def test_options_of_buckets(folders):
+    command = ("ingest", folders / "files", folders / "db", "docs", "--codec", folders / "codec")
+    assert "KEY=VALUE" in invoke(*command, "--storage-option", "region").stderr
+    assert "storage_options={'region': 'x=y'}" in invoke(*command, "--storage-option", "region=x=y").stderr
+
+
+def test_ctrl_c_says_how_to_go_on(folders, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    command = ("ingest", folders / "files", folders / "db", "docs", "--codec", folders / "codec")
+    monkeypatch.setattr(writer, "commit_rows", interrupted)
+    done = invoke(*command)
+    assert done.exit_code == 130
+    assert "goes on from there" in done.stderr
+    monkeypatch.undo()
+    assert "299 rows added" in invoke(*command).stdout

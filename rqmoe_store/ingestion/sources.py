@@ -10,7 +10,7 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.ingestion import arrays, files, lance_tables, streams
-from rqmoe_store.ingestion.filesystems import absolute
+from rqmoe_store.ingestion.filesystems import absolute, is_uri
 from rqmoe_store.ingestion.pieces import Source
 
 
@@ -36,6 +36,8 @@ def open_source(
     """
     if isinstance(source, (str, os.PathLike)):
         location = os.fspath(source)
+        if not is_uri(location):
+            _require_none("storage_options", storage_options, "URIs")
         if location.rstrip("/").endswith(arrays.ENDING):
             beside = None if metadata is None else os.fspath(metadata)
             return arrays.open_array(location, beside, vector_column, storage_options)
@@ -44,7 +46,7 @@ def open_source(
             return lance_tables.open_uri(location, storage_options)
         return files.open_files(files.dataset_at(location, storage_options), absolute(location))
     _require_none("metadata", metadata, "files in .npy")
-    _require_none("storage_options", storage_options, "paths and URIs")
+    _require_none("storage_options", storage_options, "URIs")
     if isinstance(source, LanceTable):
         return lance_tables.open_dataset(source.to_lance())
     if isinstance(source, lance.LanceDataset):

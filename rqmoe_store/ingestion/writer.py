@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
+from lance.dataset import Transaction
 from lancedb.table import LanceTable
 
 from rqmoe_store.ingestion.quarantine import BadRow, Quarantine
@@ -17,9 +18,6 @@ _COMMITS_PER_FOLD = 64
 
 _BAD_BYTES = 64 * 2**20
 """Text of bad rows that is held until the next commit, at most."""
-
-
-_Batches = Iterator[pa.RecordBatch]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,30 +75,24 @@ class CommitWriter:
         Raises:
             TableError: another process ingests the same source.
         """
-        following, commits = next(blocks, None), 0
-        while following is not None:
+        waiting, commits = _Returnable(blocks), 0
+        while (first := next(waiting, None)) is not None:
             commit = _Commit(self._commit_rows)
-
-            def batches(block: EncodedBlock | None = following, commit: _Commit = commit) -> _Batches:
-                nonlocal following
-                while block is not None and commit.has_room_for(block):
-                    commit.add(block)
-                    yield from block.encoded.to_batches()
-                    block = None if commit.is_full else next(blocks, None)
-                following = block
-
-            written = write_rows(self._table, pa.RecordBatchReader.from_batches(self._schema, batches()))
-            self._claim.require()
-            if self._quarantine is not None:  # first: what is in both tables is finished
-                self._quarantine.add(commit.bad, commit.pieces)
-            properties = self._claim.properties(commit.pieces) | commit.drift_properties
-            self._claim.committed(commit_rows(self._table, written, properties))
-            self._count(commit)
+            batches = pa.RecordBatchReader.from_batches(self._schema, commit.filled(first, waiting))
+            self._commit(commit, write_rows(self._table, batches))
             commits += 1
             if commits % _COMMITS_PER_FOLD == 0:
                 self._fold()
-            following = following or next(blocks, None)
         self._fold()
+
+    def _commit(self, commit: "_Commit", written: Transaction) -> None:
+        self._claim.require()
+        if self._quarantine is not None:  # first: what is in both tables is finished
+            self._quarantine.add(commit.bad, commit.pieces)
+        drift = {} if commit.drift is None else commit.drift.properties
+        properties = self._claim.properties(commit.pieces) | drift
+        self._claim.committed(commit_rows(self._table, written, properties))
+        self._count(commit)
 
     def _count(self, commit: "_Commit") -> None:
         self.rows += commit.rows_written
@@ -126,18 +118,18 @@ class _Commit:
     pieces: dict[str, Done] = dataclasses.field(default_factory=dict)
     drift: DriftSums | None = None
 
-    @property
-    def drift_properties(self) -> dict[str, str]:
-        return {} if self.drift is None else self.drift.properties
+    def filled(self, block: EncodedBlock | None, blocks: "_Returnable") -> Iterator[pa.RecordBatch]:
+        """The rows of `block` and as many of those that follow as there is room for."""
+        while block is not None:
+            if self.pieces and self.rows_read + block.rows > self.most_rows:
+                blocks.give_back(block)
+                return
+            self._add(block)
+            yield from block.encoded.to_batches()
+            is_full = self.rows_read >= self.most_rows or self.bad_bytes >= _BAD_BYTES
+            block = None if is_full else next(blocks, None)
 
-    @property
-    def is_full(self) -> bool:
-        return self.rows_read >= self.most_rows or self.bad_bytes >= _BAD_BYTES
-
-    def has_room_for(self, block: EncodedBlock) -> bool:
-        return not self.pieces or self.rows_read + block.rows <= self.most_rows
-
-    def add(self, block: EncodedBlock) -> None:
+    def _add(self, block: EncodedBlock) -> None:
         self.rows_read += block.rows
         self.rows_written += block.encoded.num_rows
         self.bad += block.bad
@@ -145,3 +137,17 @@ class _Commit:
         self.pieces |= block.pieces
         if block.drift is not None:
             self.drift = block.drift if self.drift is None else self.drift.plus(block.drift)
+
+
+class _Returnable(Iterator[EncodedBlock]):
+    """Blocks, of which the last one that was taken can be given back."""
+
+    def __init__(self, blocks: Iterator[EncodedBlock]) -> None:
+        self._blocks = blocks
+        self._returned: list[EncodedBlock] = []
+
+    def __next__(self) -> EncodedBlock:
+        return self._returned.pop() if self._returned else next(self._blocks)
+
+    def give_back(self, block: EncodedBlock) -> None:
+        self._returned.append(block)

@@ -59,7 +59,8 @@ def test_one_place_is_one_location(folder, monkeypatch):
 def test_arguments_that_belong_to_other_sources(folder):
     with pytest.raises(InvalidInputError, match="metadata='x'"):
         open_source(folder / "files", vector_column="vector", metadata="x")
-    with pytest.raises(InvalidInputError, match="storage_options"):
-        open_source(rows_of(1), vector_column="vector", storage_options={"region": "x"})
+    for source in (rows_of(1), folder / "files"):
+        with pytest.raises(InvalidInputError, match="storage_options"):
+            open_source(source, vector_column="vector", storage_options={"region": "x"})
     with pytest.raises(InvalidInputError, match="type int"):
         open_source(3, vector_column="vector")
