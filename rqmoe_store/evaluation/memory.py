@@ -4,12 +4,14 @@ import ctypes
 import gc
 import sys
 import threading
+import time
 from types import TracebackType
 
 import psutil
 import torch
 
 _INTERVAL_SECONDS = 0.01
+_COARSE_SECONDS = 0.05
 
 
 def resident_bytes() -> int:
@@ -66,6 +68,50 @@ class PeakMemory:
     def look(self) -> None:
         """Take the present moment into account; for what is known to be a peak."""
         self.growth_bytes = max(self.growth_bytes, resident_bytes() - self._before)
+
+
+class MemoryOverTime:
+    """How memory grows inside a `with` block over what was held when it began, twenty times a second."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, int]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "MemoryOverTime":
+        gc.collect()
+        _return_free_memory()
+        self._before, self._started = resident_bytes(), time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    def peaks(self, parts: int) -> list[int]:
+        """The largest growth in each of `parts` equal parts of the time, in bytes; 0 where none was seen."""
+        length = self._samples[-1][0] / parts
+        peaks = [0] * parts
+        for seconds, growth in self._samples:
+            part = min(int(seconds / length), parts - 1) if length else 0
+            peaks[part] = max(peaks[part], growth)
+        return peaks
+
+    def by_second(self) -> list[list[float]]:
+        """Every second that was looked at, with the largest growth in it, in bytes."""
+        largest: dict[int, int] = {}
+        for seconds, growth in self._samples:
+            largest[int(seconds)] = max(largest.get(int(seconds), 0), growth)
+        return [[second, growth] for second, growth in largest.items()]
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_COARSE_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        self._samples.append((time.perf_counter() - self._started, resident_bytes() - self._before))
 
 
 def _return_free_memory() -> None:

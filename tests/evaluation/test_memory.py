@@ -1,12 +1,13 @@
 """Peak memory: held memory counts, freed and file-backed memory does not stay."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from rqmoe_store.evaluation.memory import PeakMemory, resident_bytes
+from rqmoe_store.evaluation.memory import MemoryOverTime, PeakMemory, resident_bytes
 
 CPU = torch.device("cpu")
 MB = 2**20
@@ -47,3 +48,16 @@ def test_a_mapped_file_is_no_memory(tmp_path) -> None:
         assert int(mapped.sum()) == 64 * MB
         memory.look()
     assert memory.growth_bytes < 30 * MB
+
+
+def test_growth_over_time() -> None:
+    with MemoryOverTime() as memory:
+        time.sleep(0.2)
+        held = np.ones(64 * MB, dtype=np.uint8)
+        time.sleep(0.2)
+        del held
+    first, *_, last = memory.peaks(10)
+    assert first < 30 * MB
+    assert 60 * MB < max(memory.peaks(10)) < 100 * MB
+    assert last <= max(memory.peaks(10))
+    assert max(growth for _, growth in memory.by_second()) == max(memory.peaks(1))

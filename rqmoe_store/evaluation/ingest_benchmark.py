@@ -1,0 +1,179 @@
+"""How fast rows are ingested, against encoding alone, and what that takes in memory and on disk."""
+
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+from rich.console import Console
+
+from rqmoe_store.codecs.base import Codec, load_codec
+from rqmoe_store.codecs.device import select_device
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.codec_scaling import require_disk
+from rqmoe_store.evaluation.ingest_source import ID, TEXT, synthetic_rows, vectors_of, write_parquet
+from rqmoe_store.evaluation.machine import describe_machine
+from rqmoe_store.evaluation.memory import MemoryOverTime
+from rqmoe_store.ingestion.job import ingest
+from rqmoe_store.store.statistics import column_bytes, disk_bytes
+from rqmoe_store.store.vector_arrays import rows_per_batch
+from rqmoe_store.tables import open_table
+from rqmoe_store.training.trainer import train
+
+_QUARTERS = 4
+_PAYLOAD_BYTES = 300
+"""Of a row on disk besides its vector, in Parquet and in the table, at most."""
+_ROWS_PER_FILE = 2**19
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestBenchmarkSettings:
+    """What to measure; checked when made."""
+
+    rows: int = 50_000
+    """Rows to ingest."""
+    dim: int = 384
+    """Components of a vector; that of the codec, if one is loaded."""
+    codec: Path | None = None
+    """Folder of the codec to encode with; None to train one on synthetic vectors."""
+    config: CodecConfig = dataclasses.field(default_factory=CodecConfig)
+    """Of the codec to train."""
+    training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """How to train it."""
+    training_rows: int = 20_000
+    """Synthetic vectors to train on."""
+    encoded_rows: int = 16_384
+    """Vectors that are encoded alone, before and again after rows are ingested."""
+    commit_rows: int = 2**18
+    """Rows per commit."""
+    encode: bool = True
+    """Whether rows are encoded, or kept raw."""
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "dim", "training_rows", "encoded_rows", "commit_rows"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise InvalidInputError(
+                    f"Got {name}={getattr(self, name)!r}; expected a whole number from 1."
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestBenchmarkReport:
+    """What was found; prints as words."""
+
+    rows: int
+    dim: int
+    codec: str
+    code_bytes: int
+    parquet_bytes: int
+    seconds: float
+    """To ingest all rows."""
+    rows_per_second: float
+    encode_rows_per_second: float
+    """Of encoding alone, the mean of before and after."""
+    memory_quarters: list[int]
+    """Largest growth of memory in each quarter of the time, in bytes."""
+    memory_seconds: list[list[float]]
+    """Second, and the largest growth of memory in it, in bytes."""
+    disk_bytes_per_row: float
+    """Of the table, beyond what the user's own columns take."""
+    machine: dict[str, Any]
+
+    @property
+    def share_of_encoding(self) -> float:
+        """Rows ingested a second, as a share of those encoded alone."""
+        return self.rows_per_second / self.encode_rows_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return dataclasses.asdict(self) | {"share_of_encoding": self.share_of_encoding}
+
+    def __str__(self) -> str:
+        quarters = ", ".join(f"{size / 2**20:,.0f}" for size in self.memory_quarters)
+        return "\n".join(
+            [
+                f"{self.rows:,} rows of dimension {self.dim} from {self.parquet_bytes / 1e6:,.0f} MB of "
+                f"Parquet, with {self.codec} at {self.code_bytes} bytes: {self.seconds:,.1f} s",
+                f"rows/s              {self.rows_per_second:,.0f}",
+                f"rows/s of encoding  {self.encode_rows_per_second:,.0f} (alone; ingesting reaches "
+                f"{self.share_of_encoding:.0%})",
+                f"memory, MiB         {quarters} (largest growth in each quarter of the time)",
+                f"disk, bytes/row     {self.disk_bytes_per_row:,.2f} beyond the user's columns "
+                f"({self.code_bytes} are the code)",
+            ]
+        )
+
+
+def benchmark_ingest(settings: IngestBenchmarkSettings, console: Console) -> IngestBenchmarkReport:
+    """Make Parquet files of synthetic rows in a temporary folder, ingest them, and measure.
+
+    Args:
+        settings: what to measure.
+        console: where progress is shown.
+
+    Raises:
+        InvalidInputError: too little room in the temporary folder.
+        ArtefactError: a folder without a readable codec.
+    """
+    loaded = settings.codec and load_codec(settings.codec, device=settings.training.device)
+    dim = loaded.dim if loaded else settings.dim
+    require_disk(settings.rows, _PAYLOAD_BYTES + (1 if settings.encode else 2) * 4 * dim)
+    codec = loaded or _trained(settings)
+    seed = settings.training.seed
+    with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as name:
+        source, database = Path(name) / "source", Path(name) / "database"
+        source.mkdir()
+        console.print(f"Writing {settings.rows:,} rows as Parquet", highlight=False)
+        parquet_bytes = write_parquet(
+            source, settings.rows, dim=codec.dim, seed=seed, rows_per_file=_ROWS_PER_FILE
+        )
+        before = _encoding_speed(codec, settings)
+        db = lancedb.connect(database)
+        with MemoryOverTime() as memory:
+            report = ingest(
+                source,
+                (db, "rows"),
+                codec=codec,
+                commit_rows=settings.commit_rows,
+                encode=settings.encode,
+                progress=console.is_terminal,
+            )
+        after = _encoding_speed(codec, settings)
+        table = open_table(db, "rows").table
+        extra = disk_bytes(table) - column_bytes(table, (ID, TEXT))
+    return IngestBenchmarkReport(
+        rows=report.rows,
+        dim=codec.dim,
+        codec=codec.config.kind,
+        code_bytes=codec.config.code_bytes,
+        parquet_bytes=parquet_bytes,
+        seconds=report.seconds,
+        rows_per_second=report.rows_per_second,
+        encode_rows_per_second=2 / (1 / before + 1 / after),
+        memory_quarters=memory.peaks(_QUARTERS),
+        memory_seconds=memory.by_second(),
+        disk_bytes_per_row=extra / report.rows,
+        machine=describe_machine(select_device(settings.training.device)),
+    )
+
+
+def _trained(settings: IngestBenchmarkSettings) -> Codec:
+    tables = synthetic_rows(settings.training_rows, dim=settings.dim, seed=settings.training.seed)
+    vectors = np.concatenate([vectors_of(table) for table in tables])
+    return train(vectors, config=settings.config, training=settings.training)
+
+
+def _encoding_speed(codec: Codec, settings: IngestBenchmarkSettings) -> float:
+    """Vectors encoded a second, in batches of the size that ingestion uses."""
+    tables = synthetic_rows(settings.encoded_rows, dim=codec.dim, seed=settings.training.seed + 1)
+    vectors = np.concatenate([vectors_of(table) for table in tables])
+    batch = rows_per_batch(codec.dim)
+    codec.encode(vectors[:64])
+    started = time.perf_counter()
+    for first in range(0, len(vectors), batch):
+        codec.encode(vectors[first : first + batch])
+    return len(vectors) / (time.perf_counter() - started)

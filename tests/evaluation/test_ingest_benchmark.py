@@ -1,0 +1,57 @@
+"""A small run of the whole benchmark: rows really are ingested, and figures fit together."""
+
+import io
+import json
+import tempfile
+
+import pytest
+from rich.console import Console
+
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.ingest_benchmark import IngestBenchmarkSettings, benchmark_ingest
+
+TRAINING = TrainConfig(epochs=0, progress=False, device="cpu")
+SMALL = {
+    "rows": 3_000, "dim": 32, "config": CodecConfig(kind="rq", code_bytes=4, codebook_size=16, beam=1),
+    "training": TRAINING, "training_rows": 500, "encoded_rows": 500, "commit_rows": 1_000,
+}  # fmt: skip
+
+
+def run(**changes):
+    settings = IngestBenchmarkSettings(**{**SMALL, **changes})
+    return benchmark_ingest(settings, Console(file=io.StringIO()))
+
+
+def test_everything_is_measured(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    report = run()
+    assert (report.rows, report.dim, report.codec, report.code_bytes) == (3_000, 32, "rq", 4)
+    assert report.parquet_bytes > 3_000 * 32 * 4
+    assert report.rows_per_second == pytest.approx(3_000 / report.seconds)
+    assert report.share_of_encoding == pytest.approx(report.rows_per_second / report.encode_rows_per_second)
+    assert len(report.memory_quarters) == 4
+    assert max(growth for _, growth in report.memory_seconds) == max(report.memory_quarters)
+    assert 4 < report.disk_bytes_per_row < 32 * 4
+    assert json.loads(json.dumps(report.to_dict()))["share_of_encoding"] == report.share_of_encoding
+    assert "3,000 rows of dimension 32" in str(report) and "4 are the code" in str(report)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_raw_rows_take_their_vectors() -> None:
+    assert run(encode=False).disk_bytes_per_row > 32 * 4
+
+
+def test_a_codec_that_is_there(tmp_path) -> None:
+    from small_codecs import DIM, as_codec, small_config, stirred
+
+    as_codec(stirred(small_config())).save(tmp_path / "codec")
+    report = run(codec=tmp_path / "codec", rows=500)
+    assert (report.dim, report.codec) == (DIM, "rqmoe")
+
+
+def test_settings_that_cannot_be_used() -> None:
+    with pytest.raises(InvalidInputError, match="rows=0"):
+        run(rows=0)
+    with pytest.raises(InvalidInputError, match="TMPDIR"):
+        run(rows=10**13)
