@@ -61,10 +61,13 @@ def _find_missing(
         # Files in other folders are listed nowhere; what made a version is not needed to read it.
         if name in there or not name.startswith(folder) or file.kind == "transaction file":
             continue
-        needed = (
-            "this version needs it" if file.by_this_version else "an older version or another branch needs it"
-        )
-        findings.problems.append(f"{file.kind} {name.removeprefix(folder)} is missing; {needed}")
+        missing = f"{file.kind} {name.removeprefix(folder)} is missing"
+        if file.by_this_version:
+            findings.problems.append(f"{missing}; this version needs it")
+        else:  # also what a clean-up leaves that was interrupted between the files of a version and itself
+            findings.advice.append(
+                f"{missing}, which an older version or another branch needs: that cannot be restored"
+            )
 
 
 def verify_indexes(table: LanceTable, dataset: lance.LanceDataset, findings: Findings) -> None:

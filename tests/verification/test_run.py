@@ -273,8 +273,11 @@ def test_files_that_only_an_older_version_needs(store):
     store.optimize(progress=False)
     assert path not in data_files(store)
     path.unlink()
-    assert verified(store).problems == (
-        f"data file data/{path.name} is missing; an older version or another branch needs it",
+    report = verified(store)
+    assert report.ok
+    assert report.advice == (
+        f"data file data/{path.name} is missing, which an older version or another branch needs: that cannot "
+        "be restored",
     )
 
 
