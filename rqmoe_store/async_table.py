@@ -10,6 +10,7 @@ from lancedb.db import AsyncConnection, DBConnection
 from lancedb.query import FullTextQuery
 
 from rqmoe_store.async_lifecycle import AsyncLifecycle
+from rqmoe_store.async_rows import AsyncRows
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.async_query import (
@@ -32,7 +33,7 @@ from rqmoe_store.tables import open_table
 _NOT_ON_DISK = ("memory:", "db:")
 
 
-class AsyncCompressedTable(AsyncLifecycle):
+class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
     """A compressed table with the calls of LanceDB's `AsyncTable`, for event loops.
 
     Made by `open_table_async`, or from a `CompressedTable` that is open already. Work is done in threads
@@ -65,36 +66,9 @@ class AsyncCompressedTable(AsyncLifecycle):
         """The user's columns: the table's schema without codes, partitions and our metadata."""
         return await in_thread(lambda: self.blocking.schema)
 
-    async def count_rows(self, filter: str | None = None) -> int:
-        """Number of rows, or of those that match the SQL condition `filter`.
-
-        Raises:
-            InvalidInputError: `filter` cannot be parsed or names an unknown column.
-        """
-        return await in_thread(functools.partial(self.blocking.count_rows, filter))
-
     async def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""
         return await in_thread(self.blocking.stats)
-
-    async def add(self, rows: Any) -> int:
-        """Encode and append rows, all in one commit or none at all; returns how many.
-
-        Args:
-            rows: what `CompressedTable.add` takes. Iterators and readers are read in another thread.
-
-        Raises:
-            InvalidInputError: rows that do not fit the table, as in `CompressedTable.add`.
-        """
-        return await in_thread(functools.partial(self.blocking.add, rows))
-
-    async def delete(self, where: str) -> int:
-        """Delete the rows that match the SQL condition `where`; returns how many.
-
-        Raises:
-            InvalidInputError: `where` cannot be parsed or names an unknown column.
-        """
-        return await in_thread(functools.partial(self.blocking.delete, where))
 
     @overload
     async def search(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rqmoe_store import __version__
 from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.cli_bench_ingest import bench_ingest
+from rqmoe_store.cli_bench_rows import bench_rows
 from rqmoe_store.cli_bench_search import bench_search
 from rqmoe_store.cli_database import Database, TableName, VectorColumn, connect, open_existing
 from rqmoe_store.cli_export import export
@@ -211,6 +212,7 @@ app.command()(verify)
 app.command()(export)
 bench_app.command("search")(bench_search)
 bench_app.command("ingest")(bench_ingest)
+bench_app.command("rows")(bench_rows)
 app.add_typer(bench_app, name="bench")
 
 

@@ -95,10 +95,11 @@ def test_train_compress_search(data, tmp_path):
 
 
 def test_kept_vectors_order_what_is_found(data):
-    kept = ("--codec", data / "codec", "--into", "small_kept", "--keep-vectors", "float16")
+    kept = ("--codec", data / "codec", "--into", "small_kept", "--keep-vectors", "float16", "--key", "id")
     compressed = invoke("compress", data / "db", "docs", *kept)
     assert compressed.exit_code == 0, compressed.output
-    assert rqs.open_table(lancedb.connect(data / "db"), "small_kept").kept.keep == "float16"
+    store = rqs.open_table(lancedb.connect(data / "db"), "small_kept")
+    assert (store.kept.keep, store.key) == ("float16", "id")
     search = (
         "search",
         data / "db",

@@ -38,26 +38,40 @@ _PAYLOAD_BYTES = 32
 """Of a row on disk besides its code, at most: position, partition, index."""
 
 
+def ids_alone(ids_B: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """Rows with the column ID and no other."""
+    return pa.record_batch({ID: ids_B})
+
+
 def create_random_table(
-    db: DBConnection, name: str, codec: Codec, rows: int, *, seed: int
+    db: DBConnection,
+    name: str,
+    codec: Codec,
+    rows: int,
+    *,
+    seed: int,
+    rows_of: Callable[[npt.NDArray[np.int64]], pa.RecordBatch] = ids_alone,
 ) -> CompressedTable:
     """A compressed table whose codes and partitions are drawn at random, grouped by partition.
 
-    It has the column ID besides. Memory is bounded whatever its size.
+    Memory is bounded whatever its size.
 
     Args:
         db: an existing database on disk.
         name: a name that is free.
+        codec: what the codes could be of.
         rows: at least 1.
+        seed: of the codes.
+        rows_of: the other columns of rows, given their positions (B,).
     """
     columns, marks = CodeColumns(VECTOR), marks_of(codec, VECTOR, "none")
     vectors = KeptVectors(column=VECTOR, keep="none", dim=codec.dim)
     schema = pa.schema(
-        [pa.field(ID, pa.int64()), *columns.fields(codec.config.code_bytes)],
+        [*rows_of(np.arange(0)).schema, *columns.fields(codec.config.code_bytes)],
         metadata=marks.write(None),
     )
     neighbour = cast(LanceTable, registry.save(db, codec))
-    batches = _random_batches(codec, columns, schema, rows, np.random.default_rng(seed))
+    batches = _random_batches(codec, columns, schema, rows, np.random.default_rng(seed), rows_of)
     table = databases.create_whole(
         db, name, schema, batches, neighbour=neighbour, apart=ApartColumn(field=vectors.field)
     )
@@ -119,7 +133,12 @@ def measure_synthetic(
 
 
 def _random_batches(
-    codec: Codec, columns: CodeColumns, schema: pa.Schema, rows: int, random: np.random.Generator
+    codec: Codec,
+    columns: CodeColumns,
+    schema: pa.Schema,
+    rows: int,
+    random: np.random.Generator,
+    rows_of: Callable[[npt.NDArray[np.int64]], pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     ends_P = random.multinomial(rows, np.full(codec.num_partitions, 1 / codec.num_partitions)).cumsum()
     for start in range(0, rows, _BATCH_ROWS):
@@ -128,7 +147,7 @@ def _random_batches(
         shape = (len(ids_B), codec.config.code_bytes)
         codes_BM = random.integers(0, codec.config.codebook_size, shape, dtype=np.uint8)
         codes = Codes(codes=codes_BM, partitions=partitions_B)
-        arrays = [pa.array(ids_B), *columns.to_arrow(codes, np.ones(len(ids_B), dtype=bool))]
+        arrays = [*rows_of(ids_B).columns, *columns.to_arrow(codes, np.ones(len(ids_B), dtype=bool))]
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 

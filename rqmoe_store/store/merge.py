@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import lance
@@ -13,7 +13,7 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
 from rqmoe_store.store.conditions import as_sql, checked_condition
 from rqmoe_store.store.drift import note_apart
-from rqmoe_store.store.keys import require_unique
+from rqmoe_store.store.keys import column_names, require_unique
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import PATIENCE, on_newest
@@ -42,9 +42,14 @@ class MergeResult:
 class MergeBuilder:
     """The actions of a merge, in LanceDB's words; every method that adds one returns the builder itself."""
 
-    def __init__(self, store: OpenTable, on: list[str]) -> None:
-        """Start a merge; `merge_insert` of a table is the usual way."""
-        self._store, self._on = store, on
+    def __init__(self, store: OpenTable, on: str | Iterable[str] | None) -> None:
+        """Start a merge; `merge_insert` of a table is the usual way, and says what `on` is.
+
+        Raises:
+            InvalidInputError: no names of columns.
+        """
+        self._store = store
+        self._on = None if on is None else column_names(on, called="on")
         self._update = self._insert = self._delete = False
         self._update_where: str | None = None
         self._delete_where: str | None = None
@@ -110,9 +115,9 @@ class MergeInsert(MergeBuilder):
             timeout: when others keep changing the same rows, no attempt begins after it. None for a minute.
 
         Raises:
-            InvalidInputError: no action was chosen; a condition LanceDB refuses; a key that is repeated in
-                `new_data`; columns that are unknown, or are missing and the key, the vector of rows to be
-                inserted, or without nulls in these; otherwise as `add`.
+            InvalidInputError: no action was chosen; no columns to tell rows apart by; a condition LanceDB
+                refuses; a key that is repeated in `new_data`; columns that are unknown, or are missing and
+                the key, the vector of rows to be inserted, or without nulls in these; otherwise as `add`.
             RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
             TableError: an earlier version is checked out, or others change the same rows all the time.
             StorageError: the disk or bucket refuses to take them; nothing was changed.
@@ -125,9 +130,10 @@ class MergeInsert(MergeBuilder):
             )
         if self._delete_where is not None:
             checked_condition(self._store.table, self._delete_where, called="condition")
+        on = self._columns(encoder)
         keys: list[pa.Table] = []
-        with spooled(self._checked(encoder.given(new_data, bad), keys)) as rows:
-            require_unique(keys, self._on, "the new rows")
+        with spooled(self._checked(encoder.given(new_data, bad), on, keys)) as rows:
+            require_unique(keys, on, "the new rows")
             if rows.count == 0 and not self._delete:
                 return MergeResult(
                     version=self._store.version,
@@ -136,7 +142,7 @@ class MergeInsert(MergeBuilder):
                     num_deleted_rows=0,
                     num_attempts=0,
                 )
-            done = self._merged(rows, encoder, PATIENCE if timeout is None else timeout)
+            done = self._merged(rows, on, encoder, PATIENCE if timeout is None else timeout)
         drift = encoder.drift.take() if encoder.drift else None
         if drift is not None and drift.rows:
             # A merge has no properties for it, as appended rows have.
@@ -144,18 +150,31 @@ class MergeInsert(MergeBuilder):
             self._store._watch.note(self._store.table, self._store.codecs, drift)
         return done
 
-    def _checked(self, tables: Iterator[pa.Table], keys: list[pa.Table]) -> Iterator[pa.Table]:
+    def _columns(self, encoder: RowEncoder) -> list[str]:
+        """What tells rows apart."""
+        key, others = self._store.key, encoder.others.names
+        if self._on is None and key is None:
+            raise InvalidInputError(
+                f"Got no columns to tell rows apart by, and table {self._store.name!r} has no key; expected "
+                "merge_insert(on), or a key as set_key() sets it."
+            )
+        on = [str(key)] if self._on is None else self._on
+        if not set(on) <= set(others):
+            raise InvalidInputError(f"Got on={on!r}; expected some of the columns {', '.join(others)}.")
+        return on
+
+    def _checked(self, tables: Iterator[pa.Table], on: list[str], keys: list[pa.Table]) -> Iterator[pa.Table]:
         """The tables, once it is clear that they can be merged; their keys are put into `keys`."""
         for position, table in enumerate(tables):
             if position == 0:  # all have the same columns
-                self._require_columns(table.schema.names)
-                self._require_condition(table.schema)
-            keys.append(table.select(self._on))
+                self._require_columns(table.schema.names, on)
+                self._require_condition(table.schema, on)
+            keys.append(table.select(on))
             yield table
 
-    def _require_columns(self, names: list[str]) -> None:
+    def _require_columns(self, names: list[str], on: list[str]) -> None:
         store = self._store
-        needed = list(self._on)
+        needed = list(on)
         if self._insert:
             needed += [field.name for field in store.schema if not field.nullable]
             given = {store.columns.code, store.columns.vector_column}.intersection(names)
@@ -168,19 +187,19 @@ class MergeInsert(MergeBuilder):
                 "change other columns of rows that exist."
             )
 
-    def _require_condition(self, new_rows: pa.Schema) -> None:
+    def _require_condition(self, new_rows: pa.Schema, on: list[str]) -> None:
         if self._update_where is None:
             return
         try:
-            self._configured(self._store.table.to_lance()).explain_plan(new_rows)
+            self._configured(self._store.table.to_lance(), on).explain_plan(new_rows)
         except (OSError, ValueError) as error:
             raise InvalidInputError(
                 f"Got where={self._update_where!r}, which LanceDB refuses: {error}\nExpected an SQL "
                 "condition over columns named as target.<column> and source.<column>."
             ) from error
 
-    def _configured(self, dataset: lance.LanceDataset) -> Any:
-        merge = dataset.merge_insert(self._on).use_index(self._use_index)
+    def _configured(self, dataset: lance.LanceDataset, on: list[str]) -> Any:
+        merge = dataset.merge_insert(on).use_index(self._use_index)
         if self._update:
             merge = merge.when_matched_update_all(self._update_where)
         if self._insert:
@@ -189,7 +208,9 @@ class MergeInsert(MergeBuilder):
             merge = merge.when_not_matched_by_source_delete(self._delete_where)
         return merge
 
-    def _merged(self, rows: SpooledRows, encoder: RowEncoder, timeout: datetime.timedelta) -> MergeResult:
+    def _merged(
+        self, rows: SpooledRows, on: list[str], encoder: RowEncoder, timeout: datetime.timedelta
+    ) -> MergeResult:
         table, attempts = self._store.table, 0
 
         def merge() -> MergeResult:
@@ -197,29 +218,30 @@ class MergeInsert(MergeBuilder):
             attempts += 1
             dataset = table.to_lance()
             # Not through LanceDB's own: it refuses rows where other vector columns are null.
-            merge = self._configured(dataset).conflict_retries(0)
-            done = merge.execute(self._source(rows, encoder))
+            merge = self._configured(dataset, on).conflict_retries(0)
+            if rows.schema is None:
+                done = merge.execute(pa.schema([encoder.others.field(name) for name in on]).empty_table())
+            else:
+                done = merge.execute(_source(rows, rows.schema, encoder.ours))
             return MergeResult(version=int(dataset.version), num_attempts=attempts, **done)
 
         return on_newest(table, merge, patience=timeout)
 
-    def _source(self, rows: SpooledRows, encoder: RowEncoder) -> pa.RecordBatchReader | pa.Table:
-        """The new rows, from the first one on."""
-        if rows.schema is None:
-            return pa.schema([encoder.others.field(name) for name in self._on]).empty_table()
-        ours = {field.name for field in encoder.ours}
-        # What a vector takes the place of must go: a code, or the raw vector of a row that had none.
-        missing = [field for field in encoder.ours if field.name not in rows.schema.names]
-        if not ours.intersection(rows.schema.names):
-            return rows.reader()
-        schema = pa.schema([*rows.schema, *missing])
-        batches = (
-            pa.RecordBatch.from_arrays(
-                [*batch.columns, *(pa.nulls(len(batch), field.type) for field in missing)], schema=schema
-            )
-            for batch in rows.reader()
+
+def _source(rows: SpooledRows, schema: pa.Schema, ours: list[pa.Field]) -> pa.RecordBatchReader:
+    """The new rows, from the first one on."""
+    missing = [field for field in ours if field.name not in schema.names]
+    if len(missing) == len(ours):
+        return rows.reader()
+    # What a vector takes the place of must go: a code, or the raw vector of a row that had none.
+    whole = pa.schema([*schema, *missing])
+    batches = (
+        pa.RecordBatch.from_arrays(
+            [*batch.columns, *(pa.nulls(len(batch), field.type) for field in missing)], schema=whole
         )
-        return pa.RecordBatchReader.from_batches(schema, batches)
+        for batch in rows.reader()
+    )
+    return pa.RecordBatchReader.from_batches(whole, batches)
 
 
 def _enclosed(condition: str | Expr | None, called: str) -> str | None:

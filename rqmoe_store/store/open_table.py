@@ -125,7 +125,8 @@ class OpenTable:
     def _read_codecs(self) -> None:
         """Know the codecs of the version that the handle is at."""
         marks = TableMarks.read(self.table.schema, self.name)
-        self._codecs = TableCodec.load(databases.database_of(self.table), marks, self._codecs)
+        if marks != self._codecs.marks:
+            self._codecs = TableCodec.load(databases.database_of(self.table), marks, self._codecs)
 
     def _encoder(self, encode: bool | None = None) -> RowEncoder:
         """What makes rows ready to be written to the newest version, which the handle is brought to.

@@ -10,7 +10,6 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
 from rqmoe_store.store.conditions import checked_condition
-from rqmoe_store.store.keys import column_names
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.refusals import names_refusals
@@ -91,14 +90,9 @@ class RowOperations(OpenTable):
             on: the column that tells rows apart, or several together; None for the table's key.
 
         Raises:
-            InvalidInputError: no such columns, or none in a table without a key.
+            InvalidInputError: no names of columns.
         """
-        others = self._encoder().others.names
-        names = column_names(self.key if on is None else on, called="on")
-        unknown = [name for name in names if name not in others]
-        if unknown:
-            raise InvalidInputError(f"Got on={on!r}; expected some of the columns {', '.join(others)}.")
-        return MergeInsert(self, names)
+        return MergeInsert(self, on)
 
     def update(
         self,

@@ -14,6 +14,7 @@ from rqmoe_store.store.keys import column_names, set_key
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import on_newest
+from rqmoe_store.store.schemas import require_readable
 from rqmoe_store.store.sql import quoted
 
 ScalarIndex = Literal["BTREE", "BITMAP", "LABEL_LIST"]
@@ -57,7 +58,7 @@ class TableStructure(OpenTable):
 
         Raises:
             InvalidInputError: names that are taken, or what LanceDB refuses.
-            TableError: an earlier version is checked out.
+            TableError: names that LanceDB does not find again, or an earlier version is checked out.
             StorageError: the disk or bucket refuses the change.
         """
         self.refresh()
@@ -91,7 +92,7 @@ class TableStructure(OpenTable):
         Raises:
             InvalidInputError: unknown columns, the vector's or what is written along with it, the key but for
                 its name, the name of text that vectors are computed from, or what LanceDB refuses.
-            TableError: an earlier version is checked out.
+            TableError: names that LanceDB does not find again, or an earlier version is checked out.
             StorageError: the disk or bucket refuses the change.
         """
         encoder = self._encoder()
@@ -215,3 +216,4 @@ class TableStructure(OpenTable):
         for name in names:
             if not isinstance(name, str) or name in self.table.schema.names:
                 raise InvalidInputError(f"Got {name!r} as the name of a column; expected one that is free.")
+            require_readable(pa.schema([pa.field(name, pa.null())]))

@@ -208,10 +208,10 @@ def test_bad_rows_change_nothing(store, new, message) -> None:
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (lambda store: store.merge_insert("nope"), r"on='nope'; expected some of the columns id, text\."),
-        (lambda store: store.merge_insert("vector"), "on='vector'"),
-        (lambda store: store.merge_insert(["id", "vector_code"]), "on="),
-        (lambda store: store.merge_insert(), "Got on=None; expected the name"),
+        (lambda store: upsert(store, "nope"), r"on=\['nope'\]; expected some of the columns id, text\."),
+        (lambda store: upsert(store, "vector"), r"on=\['vector'\]"),
+        (lambda store: upsert(store, ["id", "vector_code"]), "on="),
+        (lambda store: upsert(store, None), "no columns to tell rows apart by.*has no key"),
         (lambda store: store.merge_insert(["id", "id"]), "several different ones"),
         (lambda store: store.merge_insert("id"), "without any action"),
         (lambda store: upsert(store).when_matched_update_all(where="text ="), "where=.*sql parser error"),

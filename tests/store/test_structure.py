@@ -76,6 +76,18 @@ def test_columns_that_cannot_be_added(store, transforms, message) -> None:
     assert store.version == version
 
 
+def test_names_that_are_not_found_again(store) -> None:
+    version = store.version
+    for change in (
+        lambda: store.add_columns({"a.b": "id"}),
+        lambda: store.add_columns(pa.field("", pa.int64())),
+        lambda: store.alter_columns({"path": "text", "rename": "a`b"}),
+    ):
+        with pytest.raises(TableError, match="cannot be read from a LanceDB table"):
+            change()
+    assert store.version == version
+
+
 def test_altered_columns(store, vectors) -> None:
     before = code_of(store)["vector_code"]
     store.alter_columns({"path": "text", "rename": "words", "data_type": pa.large_string()})
@@ -144,8 +156,8 @@ def test_text_that_is_embedded_keeps_its_name(db, codec) -> None:
 
 def test_a_key(store, vectors) -> None:
     assert store.key is None
-    with pytest.raises(InvalidInputError, match="Got on=None"):
-        store.merge_insert()
+    with pytest.raises(InvalidInputError, match="no columns to tell rows apart by"):
+        store.merge_insert().when_not_matched_insert_all().execute([])
     store.set_key("id")
     assert store.key == "id"
     merge = store.merge_insert().when_matched_update_all().when_not_matched_insert_all()

@@ -1,0 +1,99 @@
+"""A plain table and a compressed one of the same columns, for timing what is done to their rows.
+
+Shape suffixes: B rows.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import lancedb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.evaluation.search_index import ID, VECTOR
+from rqmoe_store.evaluation.search_synthetic import create_random_table
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.table import CompressedTable
+
+Done = TypeVar("Done")
+Ids = npt.NDArray[np.int64]
+
+_BATCH_ROWS = 131_072
+_WORDS = ("river", "bridge", "stone", "water", "light", "paper", "engine", "forest")
+
+
+class TimedCodec(TableCodec):
+    """The codecs of a table, and the time that they have taken."""
+
+    seconds = 0.0
+
+    def encode(self, vectors_nD: Float32Array) -> Codes:
+        """As `TableCodec.encode`."""
+        return self._timed(lambda: super(TimedCodec, self).encode(vectors_nD))
+
+    def decode(self, codes: Codes) -> Float32Array:
+        """As `TableCodec.decode`."""
+        return self._timed(lambda: super(TimedCodec, self).decode(codes))
+
+    def _timed(self, work: Callable[[], Done]) -> Done:
+        started = time.perf_counter()
+        done = work()
+        self.seconds += time.perf_counter() - started
+        return done
+
+
+@dataclasses.dataclass
+class Side:
+    """One of the two tables; their methods have the same names."""
+
+    table: Any
+    codec: TimedCodec | None
+    """None for the plain table, whose rows have no vectors."""
+    next_id: int
+
+    def rows(self, ids_B: Ids) -> pa.Table:
+        """Rows with these ids, other texts than before, and vectors if the table takes them."""
+        rows = pa.Table.from_batches([rows_of(ids_B)])
+        rows = rows.set_column(2, "text", pa.array([f"changed {row}" for row in ids_B]))
+        if self.codec is None:
+            return rows
+        random = np.random.default_rng(int(ids_B[0]))
+        vectors = pa.array(random.normal(size=len(ids_B) * self.codec.dim).astype(np.float32))
+        return rows.append_column(VECTOR, pa.FixedSizeListArray.from_arrays(vectors, self.codec.dim))
+
+    def new(self, count: int) -> Ids:
+        """Ids that no row has had."""
+        self.next_id += count
+        return np.arange(self.next_id - count, self.next_id)
+
+
+def rows_of(ids_B: Ids) -> pa.RecordBatch:
+    """Rows with a number, a language, a text and a price."""
+    texts = [f"{_WORDS[row % 8]} {_WORDS[row // 8 % 8]} number {row}" for row in ids_B.tolist()]
+    return pa.record_batch(
+        {
+            ID: ids_B,
+            "lang": pa.array(np.array(["en", "de", "fr"])[ids_B % 3]),
+            "text": pa.array(texts, pa.string()),
+            "price": ids_B.astype(np.float64) / 7,
+        }
+    )
+
+
+def make_sides(folder: str, codec: Codec, rows: int, seed: int) -> list[Side]:
+    """A plain table and a compressed one of the same rows, in a database in `folder`."""
+    db = lancedb.connect(folder)
+    batches = (
+        rows_of(np.arange(start, min(start + _BATCH_ROWS, rows))) for start in range(0, rows, _BATCH_ROWS)
+    )
+    reader = pa.RecordBatchReader.from_batches(rows_of(np.arange(0)).schema, batches)
+    plain = db.create_table("plain", reader)
+    made = create_random_table(db, "compressed", codec, rows, seed=seed, rows_of=rows_of)
+    timed = TimedCodec(made.codecs.marks, made.codecs.generations)
+    return [Side(plain, None, rows), Side(CompressedTable(made.table, timed), timed, rows)]
