@@ -35,6 +35,8 @@ def test_a_table_lives_in_an_event_loop(tmp_path):
         assert (await store.optimize(progress=False)).raw_rows == 0
         assert not (await store.health()).needs_retraining
         assert (await store.tune(VECTORS[:5], target_recall=0.5, progress=False)).recall >= 0.5
+        assert (await store.verify(progress=False)).ok
+        assert (await store.export(tmp_path / "docs.parquet", progress=False)).rows == len(rows)
         ticking.cancel()
 
     asyncio.run(live())

@@ -238,7 +238,7 @@ def test_what_is_there_is_not_replaced_unless_asked(store, tmp_path, format):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out*")} == before
     store.delete("id < 100")
     assert exported(store, tmp_path, format, overwrite=True).rows < 100
-    assert names(tmp_path) == {"out.npy", "out.parquet"} if format == "npy" else {FORMATS[format]}
+    assert names(tmp_path) == ({"out.npy", "out.parquet"} if format == "npy" else {FORMATS[format]})
 
 
 def test_a_table_beside_an_array_is_not_replaced_either(store, tmp_path):

@@ -122,8 +122,7 @@ def test_a_branch_is_verified_on_its_own(db, store, rows):
 def test_a_version_that_is_checked_out(store):
     before = store.version
     store.delete("id < 50")
-    store.table.checkout(before)
-    store.checked_out = before
+    store.checkout(before)
     report = verified(store)
     assert report.ok and (report.version, report.counts.rows) == (before, 100)
 
