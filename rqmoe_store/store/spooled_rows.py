@@ -11,6 +11,9 @@ import pyarrow as pa
 SPOOL_BYTES = 64 * 2**20
 """They stay in memory up to this size, then move to a temporary file."""
 
+# Streams may hold numbers of 16 bytes, such as decimals, at multiples of 8, at which Lance panics.
+_ALIGNED = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.At64Byte)
+
 
 @dataclasses.dataclass(frozen=True)
 class SpooledRows:
@@ -24,7 +27,7 @@ class SpooledRows:
     def reader(self) -> pa.RecordBatchReader:
         """All rows, of which there must be some, from the first one on. One reader at a time."""
         self._file.seek(0)
-        return pa.ipc.open_stream(self._file)
+        return pa.ipc.open_stream(self._file, options=_ALIGNED)
 
 
 @contextlib.contextmanager

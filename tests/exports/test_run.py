@@ -1,5 +1,6 @@
 """Exports hold what the table holds, in every format, and can be used without it."""
 
+import decimal
 import json
 import subprocess
 import sys
@@ -198,6 +199,7 @@ def test_columns_of_all_kinds(db, tmp_path):
             ("struct", pa.struct([("a", pa.int32())])),
             ("texts", pa.large_list(pa.string())),
             ("bytes", pa.binary(3)),
+            ("decimal", pa.decimal128(10, 2)),
             ("vector", pa.list_(pa.float32(), 4)),
         ]
     )
@@ -208,6 +210,7 @@ def test_columns_of_all_kinds(db, tmp_path):
         "struct": {"a": 1},
         "texts": ["a"],
         "bytes": b"abc",
+        "decimal": decimal.Decimal("1.50"),
     }
     store = create_table(db, "docs", schema=schema)
     store.add([{**values, "vector": [1.0] * 4}, dict.fromkeys(schema.names)])

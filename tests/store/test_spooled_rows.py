@@ -1,40 +1,51 @@
-"""Rows that wait for the last of them."""
+"""Rows that wait: read again as they were, and in a form that can be stored."""
+
+import decimal
 
 import pyarrow as pa
 import pytest
-from pyarrow.lib import ArrowInvalid
 
 from rqmoe_store.store import spooled_rows
 from rqmoe_store.store.spooled_rows import spooled
+from rqmoe_store.tables import create_table
 
-PARTS = [pa.table({"id": [1, 2], "text": ["a", None]}), pa.table({"id": [3], "text": ["c"]})]
 
-
-@pytest.mark.parametrize("limit", [1, 2**20])
-def test_rows_are_read_again_and_again(monkeypatch, limit) -> None:
-    monkeypatch.setattr(spooled_rows, "SPOOL_BYTES", limit)
-    with spooled(iter(PARTS)) as rows:
-        assert (rows.count, rows.schema) == (3, PARTS[0].schema)
+@pytest.mark.parametrize("spool_bytes", [1, 2**20])
+def test_rows_are_read_again_and_again(monkeypatch, spool_bytes):
+    monkeypatch.setattr(spooled_rows, "SPOOL_BYTES", spool_bytes)
+    parts = [pa.table({"text": [f"row {row}"], "number": [row]}) for row in range(5)]
+    with spooled(iter(parts)) as rows:
+        assert (rows.count, rows.schema) == (5, parts[0].schema)
         for _ in range(2):
-            assert rows.reader().read_all().equals(pa.concat_tables(PARTS))
-        rows.reader().read_next_batch()  # given up in the middle
-        assert rows.reader().read_all().num_rows == 3
+            assert rows.reader().read_all().equals(pa.concat_tables(parts))
 
 
-def test_no_rows() -> None:
-    with spooled([]) as rows:
-        assert (rows.count, rows.schema) == (0, None)
-    with spooled([PARTS[0].slice(0, 0)]) as rows:
-        assert (rows.count, rows.schema) == (0, PARTS[0].schema)
+def test_no_rows():
+    with spooled(iter(())) as none:
+        assert (none.count, none.schema) == (0, None)
+    empty = pa.table({"text": pa.array([], pa.string())})
+    with spooled([empty]) as none:
+        assert (none.count, none.schema) == (0, empty.schema)
 
 
-def test_what_goes_wrong_on_the_way() -> None:
+def test_what_goes_wrong_on_the_way():
+    part = pa.table({"text": ["a"], "number": [1]})
+
     def parts():
-        yield PARTS[0]
+        yield part
         raise OSError("connection lost")
 
     with pytest.raises(OSError, match="connection lost"), spooled(parts()):
         raise AssertionError("never reached")
-    other = PARTS[1].select(["id"])
-    with pytest.raises(ArrowInvalid), spooled([PARTS[0], other]):
+    with pytest.raises(pa.ArrowInvalid), spooled([part, part.select(["text"])]):
         raise AssertionError("never reached")
+
+
+@pytest.mark.parametrize("data_type", [pa.decimal128(20, 2), pa.decimal256(50, 2)])
+def test_wide_numbers_can_be_stored(db, data_type):
+    schema = pa.schema([("text", pa.string()), ("price", data_type), ("vector", pa.list_(pa.float32(), 4))])
+    store = create_table(db, "docs", schema=schema)
+    prices = [decimal.Decimal(f"{number}.25") for number in range(20)]
+    for length in range(4):  # moves what comes after the texts
+        store.add([{"text": "x" * length, "price": price, "vector": [1.0] * 4} for price in prices])
+    assert store.table.to_arrow()["price"].to_pylist() == prices * 4
