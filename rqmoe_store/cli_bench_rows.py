@@ -31,15 +31,15 @@ def bench_rows(
     ] = None,
     dim: Annotated[int, typer.Option(help="Components of random vectors.")] = 384,
     code_bytes: Annotated[int, typer.Option("--bytes", help="Code size for random vectors.")] = 16,
-    repeats: Annotated[int, typer.Option(help="How often everything is done to either table.")] = 9,
+    repeats: Annotated[int, typer.Option(help="How often everything is done to each table.")] = 9,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write everything here.")] = None,
 ) -> None:
-    """Time add, merge_insert, update, delete and more, beside a LanceDB table without vectors.
+    """Time add, merge_insert, update, delete and more, beside LanceDB tables without vectors.
 
     Example: [bold]rqmoe bench rows --rows 1000000 --json rows.json[/bold]
 
-    Both tables are made in a temporary database that is removed in the end.
+    The tables are made in a temporary database that is removed in the end.
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
     from rqmoe_store.evaluation.extras import require_bench

@@ -1,4 +1,4 @@
-"""A plain table and a compressed one of the same columns, for timing what is done to their rows.
+"""Plain tables and a compressed one of the same columns, for timing what is done to their rows.
 
 Shape suffixes: B rows.
 """
@@ -12,6 +12,8 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.table import Table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
@@ -50,11 +52,11 @@ class TimedCodec(TableCodec):
 
 @dataclasses.dataclass
 class Side:
-    """One of the two tables; their methods have the same names."""
+    """One of the tables; their methods have the same names."""
 
     table: Any
     codec: TimedCodec | None
-    """None for the plain table, whose rows have no vectors."""
+    """None for plain tables, whose rows have no vectors."""
     next_id: int
 
     def rows(self, ids_B: Ids) -> pa.Table:
@@ -87,13 +89,22 @@ def rows_of(ids_B: Ids) -> pa.RecordBatch:
 
 
 def make_sides(folder: str, codec: Codec, rows: int, seed: int) -> list[Side]:
-    """A plain table and a compressed one of the same rows, in a database in `folder`."""
+    """A plain table, one whose rows keep their ids for good, as those of compressed tables do, and a
+    compressed one, all of the same rows, in a database in `folder`."""
     db = lancedb.connect(folder)
+    plain = [
+        Side(_plain_table(db, name, rows, stable), None, rows)
+        for name, stable in (("plain", False), ("stable", True))
+    ]
+    made = create_random_table(db, "compressed", codec, rows, seed=seed, rows_of=rows_of)
+    timed = TimedCodec(made.codecs.marks, made.codecs.generations)
+    return [*plain, Side(CompressedTable(made.table, timed), timed, rows)]
+
+
+def _plain_table(db: DBConnection, name: str, rows: int, stable: bool) -> Table:
     batches = (
         rows_of(np.arange(start, min(start + _BATCH_ROWS, rows))) for start in range(0, rows, _BATCH_ROWS)
     )
     reader = pa.RecordBatchReader.from_batches(rows_of(np.arange(0)).schema, batches)
-    plain = db.create_table("plain", reader)
-    made = create_random_table(db, "compressed", codec, rows, seed=seed, rows_of=rows_of)
-    timed = TimedCodec(made.codecs.marks, made.codecs.generations)
-    return [Side(plain, None, rows), Side(CompressedTable(made.table, timed), timed, rows)]
+    options = {"new_table_enable_stable_row_ids": str(stable).lower()}
+    return db.create_table(name, reader, storage_options=options)

@@ -219,10 +219,10 @@ class MergeInsert(MergeBuilder):
             dataset = table.to_lance()
             # Not through LanceDB's own: it refuses rows where other vector columns are null.
             merge = self._configured(dataset, on).conflict_retries(0)
-            if rows.schema is None:
-                done = merge.execute(pa.schema([encoder.others.field(name) for name in on]).empty_table())
-            else:
-                done = merge.execute(_source(rows, rows.schema, encoder.ours))
+            nothing = encoder.others.empty_table().select(on)
+            new = nothing.to_reader() if rows.schema is None else _source(rows, rows.schema, encoder.ours)
+            # Knowing how few they are, Lance keeps these in memory rather than the stored ones.
+            done = merge.execute(new.read_all() if rows.are_few else new)
             return MergeResult(version=int(dataset.version), num_attempts=attempts, **done)
 
         return on_newest(table, merge, patience=timeout)

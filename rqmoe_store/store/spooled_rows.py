@@ -22,6 +22,8 @@ class SpooledRows:
     count: int
     schema: pa.Schema | None
     """None without any rows."""
+    are_few: bool
+    """Whether they fit in memory all at once."""
     _file: IO[bytes]
 
     def reader(self) -> pa.RecordBatchReader:
@@ -45,4 +47,4 @@ def spooled(tables: Iterable[pa.Table]) -> Iterator[SpooledRows]:
         finally:
             if writer is not None:
                 writer.close()
-        yield SpooledRows(rows, schema, file)
+        yield SpooledRows(rows, schema, spool.tell() <= SPOOL_BYTES, file)

@@ -70,23 +70,23 @@ class TableVersions(OpenTable):
         self.checkout_latest()
 
     def _number(self, version: int | str) -> int:
-        """The number of a version that there is."""
+        """The number of a version, which a tag may name."""
         tags = self.table.tags.list() if isinstance(version, str) else {}
         number = tags[version]["version"] if version in tags else version
-        if isinstance(number, bool) or number not in [entry["version"] for entry in self.list_versions()]:
-            raise InvalidInputError(
-                f"Got version {version!r}; expected one that list_versions() names, or a tag. Versions that "
-                "were cleaned up cannot be had again."
-            )
-        return int(number)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 2**63:
+            raise _unknown(version)
+        return number
 
     def _codecs_at(self, number: int) -> TableCodec:
         """The codecs of a version, if it can be read as one of this table."""
         database = databases.database_of(self.table)
-        table = cast(
-            LanceTable,
-            database.open_table(self.name, branch=self.table.current_branch(), version=number),
-        )
+        branch = self.table.current_branch()
+        try:
+            table = cast(LanceTable, database.open_table(self.name, branch=branch, version=number))
+        except ValueError as error:
+            if "no longer exists" not in str(error):
+                raise
+            raise _unknown(number) from error
         marks = TableMarks.read(table.schema, self.name)
         if marks.vector_column != self.columns.vector_column or marks.keep_vectors != self.kept.keep:
             raise TableError(
@@ -96,3 +96,10 @@ class TableVersions(OpenTable):
             )
         CodeColumns(marks.vector_column).require_in(table.schema, code_bytes=marks.config.code_bytes)
         return TableCodec.load(database, marks, self._codecs)
+
+
+def _unknown(version: Any) -> InvalidInputError:
+    return InvalidInputError(
+        f"Got version {version!r}; expected one that list_versions() names, or a tag. Versions that were "
+        "cleaned up cannot be had again."
+    )
