@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rqmoe_store.ingestion.job import ingest
     from rqmoe_store.ingestion.report import IngestReport
     from rqmoe_store.search.reranker import DecodedReranker
+    from rqmoe_store.store.column_conditions import column_condition
+    from rqmoe_store.store.json_conditions import JsonField, json_field
     from rqmoe_store.table import CompressedTable
     from rqmoe_store.tables import compress, create_table, open_table
     from rqmoe_store.training.trainer import train
@@ -33,14 +35,17 @@ __all__ = [
     "DecodedReranker",
     "IngestReport",
     "InvalidInputError",
+    "JsonField",
     "RQMoEError",
     "StorageError",
     "TableError",
     "TrainConfig",
     "__version__",
+    "column_condition",
     "compress",
     "create_table",
     "ingest",
+    "json_field",
     "load_codec",
     "open_table",
     "open_table_async",
@@ -55,9 +60,12 @@ _LAZY = {
     "CompressedTable": "rqmoe_store.table",
     "DecodedReranker": "rqmoe_store.search.reranker",
     "IngestReport": "rqmoe_store.ingestion.report",
+    "JsonField": "rqmoe_store.store.json_conditions",
+    "column_condition": "rqmoe_store.store.column_conditions",
     "compress": "rqmoe_store.tables",
     "create_table": "rqmoe_store.tables",
     "ingest": "rqmoe_store.ingestion.job",
+    "json_field": "rqmoe_store.store.json_conditions",
     "load_codec": "rqmoe_store.codecs.base",
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.async_table",

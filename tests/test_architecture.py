@@ -103,6 +103,7 @@ MAY_IMPORT = {
         "presets",
         "codecs",
         "training",
+        "store",
         "search",
         "ingestion",
         "table",

@@ -1,0 +1,105 @@
+"""SQL conditions on plain columns, made of values, and the values that conditions can be made of."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.store.sql import literal, quoted
+
+Value = str | bool | int | float
+
+NEVER = "(false)"
+"""The condition that no row meets."""
+
+
+def column_condition(column: str, values: Iterable[Value]) -> str:
+    """The SQL condition that a column of texts, numbers or bools is one of these values.
+
+    It is in parentheses, and false where the column is null: `f"NOT {condition}"` and `f"{a} AND {b}"` mean
+    what they say. Scalar indexes are used for it.
+
+    Args:
+        column: name of the column, with any characters.
+        values: all texts, all numbers, or all bools, with any characters; none for a condition that no row
+            meets.
+
+    Raises:
+        InvalidInputError: a name that is no text; values of several kinds or another one, None, NaN or
+            infinite ones, integers beyond 64 bits.
+    """
+    listed = plain_values(values, "column_condition")
+    kinds = {_kind(value) for value in listed}
+    if len(kinds) > 1:
+        raise InvalidInputError(
+            f"Got {' and '.join(sorted(kinds))} as values of column {column!r}; expected those of one kind, "
+            "that of the column."
+        )
+    name = quoted(require_name(column))
+    if not listed:
+        return NEVER
+    return f"({name} IS NOT NULL AND {name} IN ({', '.join(map(value_literal, listed))}))"
+
+
+def value_literal(value: Value) -> str:
+    """A checked value as an SQL literal."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return literal(value) if isinstance(value, str) else repr(value)
+
+
+def plain_values(values: Iterable[Any], called: str) -> list[Value]:
+    """All of the values, checked by `plain_value`; a single text is refused as well."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"Got {values!r} as the values of {called}; expected a list of values.")
+    return [plain_value(value, called) for value in values]
+
+
+def plain_value(value: Any, called: str) -> Value:
+    """A text, bool, int or float as Python has it.
+
+    Args:
+        value: from the user.
+        called: what it is for, in messages.
+
+    Raises:
+        InvalidInputError: None, NaN or infinite, an integer beyond 64 bits, text that is not Unicode, or of
+            another type.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        raise InvalidInputError(
+            f"Got None as a value of {called}; expected a text, number or bool. For null use is_null(), or "
+            "'<column> IS NULL' for a plain column."
+        )
+    if isinstance(value, str) and _is_unicode(value):
+        return value
+    if isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**64):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise InvalidInputError(
+        f"Got {value!r} as a value of {called}; expected a text of valid Unicode, a bool, an integer of 64 "
+        "bits or a finite float."
+    )
+
+
+def require_name(name: Any) -> str:
+    """The name of a column or field; raises InvalidInputError unless it can be one."""
+    if not isinstance(name, str) or not _is_unicode(name):
+        raise InvalidInputError(f"Got {name!r} as the name of a column or field; expected a text.")
+    return name
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` has no lone surrogates, which no SQL can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _kind(value: Value) -> str:
+    if isinstance(value, bool):
+        return "bools"
+    return "texts" if isinstance(value, str) else "numbers"

@@ -1,0 +1,198 @@
+"""SQL conditions on what is in a JSON column.
+
+Lance's functions are used as follows. `json_get` finds a field whatever characters its name has, and
+`json_extract(..., '$')` gives its compact JSON text, from which one tells its type. Those that return values
+of one type fail on others, and so are only given fields of that type: by a CASE over the JSON itself, since
+one over conditions is turned into AND and OR, which do not guard.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.store.column_conditions import NEVER, Value, plain_value, plain_values, require_name
+from rqmoe_store.store.sql import literal, quoted
+
+_EXACT = 2**53
+"""Integers below this are doubles as well."""
+
+
+def json_field(column: str, *path: str) -> "JsonField":
+    """A field of a JSON column, for conditions on it.
+
+        author = json_field("metadata", "author")
+        store.search(vector).where(f"{author.eq('Ann')} AND NOT {author.is_null()}")
+
+    Args:
+        column: name of a column of Arrow type `pa.json_()`, which is checked when the condition is used.
+        path: the field's name; more than one reach into nested objects. Any characters, no path syntax.
+
+    Raises:
+        InvalidInputError: no name, or one that is no text.
+    """
+    if not path:
+        raise InvalidInputError(
+            f"Got json_field({column!r}) without a field; expected its name, as in "
+            f'json_field({column!r}, "author").'
+        )
+    return JsonField(require_name(column), tuple(map(require_name, path)))
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonField:
+    """A field of a JSON column; made by `json_field`.
+
+    Every method returns an SQL condition in parentheses that is true or false for every row, and never null:
+    `f"NOT {a}"`, `f"{a} AND {b}"` and `f"{a} OR {b}"` mean what they say. Where the field is missing, or of
+    another type than the value, all are false but `ne` and `is_null`. Types are told apart: "10" is not 10, 1
+    is not true; 10 and 10.0 are one number.
+
+    Values are texts, bools, integers of 64 bits and finite floats; InvalidInputError is raised for others.
+    """
+
+    column: str
+    path: tuple[str, ...]
+
+    def eq(self, value: Value) -> str:
+        """The field is this text, number or bool."""
+        return _two_valued(self._equals(plain_value(value, "eq")))
+
+    def ne(self, value: Value) -> str:
+        """The field is missing or anything else than this text, number or bool."""
+        return f"(NOT {_two_valued(self._equals(plain_value(value, 'ne')))})"
+
+    def lt(self, value: str | int | float) -> str:
+        """The field is a number below this one, or a text before this one in the order of code points."""
+        return self._compared("<", value)
+
+    def lte(self, value: str | int | float) -> str:
+        """As `lt`, or the same."""
+        return self._compared("<=", value)
+
+    def gt(self, value: str | int | float) -> str:
+        """The field is a number above this one, or a text after this one in the order of code points."""
+        return self._compared(">", value)
+
+    def gte(self, value: str | int | float) -> str:
+        """As `gt`, or the same."""
+        return self._compared(">=", value)
+
+    def isin(self, values: Iterable[Value]) -> str:
+        """The field is one of these texts, numbers and bools; of none, never."""
+        listed = plain_values(values, "isin")
+        texts = [value for value in listed if isinstance(value, str)]
+        terms = [self._equals(value) for value in listed if not isinstance(value, str)]
+        if texts:
+            terms.append(f"{self._string} IN ({', '.join(map(literal, texts))})")
+        return f"({' OR '.join(map(_two_valued, terms))})" if terms else NEVER
+
+    def contains(self, value: Value) -> str:
+        """The field is a list, and this text, number or bool is one of its elements.
+
+        2.0**64 alone is also found in lists that have integers less than 1024 below it.
+        """
+        value = plain_value(value, "contains")
+        elements = f"CASE WHEN {self._text} LIKE '[%' THEN {self._json} END"
+        if isinstance(value, str):
+            element = literal(json.dumps(value, ensure_ascii=False))
+            return _two_valued(f"json_array_contains({elements}, '$', {element})")
+        # Lists in the list are found, too, if they have the value; so are there other elements than lists?
+        found = _element_condition(value)
+        any_kind, lists = (literal(f"$[*] ? ({found}{more})") for more in ("", " && exists(@[0])"))
+        return _two_valued(
+            f"json_extract({elements}, {any_kind}) IS DISTINCT FROM json_extract({elements}, {lists})"
+        )
+
+    def has_text(self, part: str) -> str:
+        """The field is a text that has this one in it, as it is written."""
+        text = plain_value(part, "has_text")
+        if not isinstance(text, str):
+            raise InvalidInputError(f"Got has_text({part!r}); expected a text.")
+        return _two_valued(f"strpos({self._string}, {literal(text)}) > 0")
+
+    def exists(self) -> str:
+        """The field is there, whatever it is, null included."""
+        return f"({self._json} IS NOT NULL)"
+
+    def is_null(self) -> str:
+        """The field is missing, or null."""
+        return f"(coalesce({self._text}, 'null') = 'null')"
+
+    @property
+    def _parent(self) -> str:
+        """The object that has the field, in Lance's binary JSON."""
+        found = quoted(self.column)
+        for name in self.path[:-1]:
+            found = f"json_get({_object(found, name)}, {literal(name)})"
+        return _object(found, self.path[-1])
+
+    @property
+    def _json(self) -> str:
+        """The field, in Lance's binary JSON; null where it is missing."""
+        return f"json_get({self._parent}, {literal(self.path[-1])})"
+
+    @property
+    def _text(self) -> str:
+        """The compact JSON text of the field; null where it is missing."""
+        return f"json_extract({self._json}, '$')"
+
+    @property
+    def _string(self) -> str:
+        """The field as text where it is one, else null."""
+        parent = f"CASE WHEN {self._text} LIKE '\"%' THEN {self._parent} END"
+        return f"json_get_string({parent}, {literal(self.path[-1])})"
+
+    def _compared(self, operator: str, value: str | int | float) -> str:
+        value = plain_value(value, "an order")
+        if isinstance(value, bool):
+            raise InvalidInputError(f"Got {value!r} to compare by {operator}; expected a number or a text.")
+        return _two_valued(self._comparison(operator, value))
+
+    def _equals(self, value: Value) -> str:
+        if isinstance(value, bool):
+            return f"{self._text} = '{str(value).lower()}'"
+        return self._comparison("=", value)
+
+    def _comparison(self, operator: str, value: str | int | float) -> str:
+        if isinstance(value, str):
+            return f"{self._string} {operator} {literal(value)}"
+        double = f"try_cast({self._text} AS DOUBLE)"
+        by_double = f"{double} {operator} CAST('{float(value)!r}' AS DOUBLE)"
+        if abs(value) < _EXACT or abs(value) > 2**64:
+            return by_double
+        # As doubles, other numbers are the same as this one.
+        digits = f"coalesce(try_cast({self._text} AS DECIMAL(38, 0)), try_cast({double} AS DECIMAL(38, 0)))"
+        return f"coalesce({digits} {operator} CAST('{int(value)}' AS DECIMAL(38, 0)), {by_double})"
+
+
+def _two_valued(condition: str) -> str:
+    return f"(coalesce({condition}, false))"
+
+
+def _object(found: str, name: str) -> str:
+    """Binary JSON, but null for lists where `name` could be a place in one."""
+    if not name.lstrip("+-").isdecimal():
+        return found
+    return f"CASE WHEN json_extract({found}, '$') LIKE '{{%' THEN {found} END"
+
+
+def _element_condition(value: bool | int | float) -> str:
+    """The condition of a JSON path that an element is this number or bool."""
+    if isinstance(value, bool):
+        return f"@ == {str(value).lower()}"
+    if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**64:
+        value = int(value)
+    if isinstance(value, float):
+        return f"@ == {_path_number(value)}"
+    if int(float(value)) == value:
+        return f"@ == {value}"
+    # A float of the list would be compared with the double nearest to this integer; which is not among these.
+    above = f" && @ < {value + 1}" if value + 1 < 2**64 else ""
+    return f"@ == {value} && @ > {value - 1}{above}"
+
+
+def _path_number(value: float) -> str:
+    """A float as Lance's JSON paths can read it: their numbers that begin with digits are integers."""
+    digits, exponent = f"{abs(value):.17e}".split("e")
+    return f"{'-' if value < 0 else ''}.{digits.replace('.', '')}e{int(exponent) + 1}"
