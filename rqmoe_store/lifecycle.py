@@ -1,6 +1,5 @@
 """What a table goes through: raw rows, a first codec, further ones, and upkeep."""
 
-import dataclasses
 import datetime
 import warnings
 from typing import Any, Literal
@@ -9,55 +8,31 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.contents import TableContents
-from rqmoe_store.errors import TableError
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
+from rqmoe_store.store.background import BackgroundEncoding
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.refusals import names_refusals
-from rqmoe_store.store.statistics import disk_bytes, readable
-from rqmoe_store.store.unused_codecs import GRACE, RemovedCodecs, remove_unused
-from rqmoe_store.store.upkeep import tidy
+from rqmoe_store.store.statistics import disk_bytes
+from rqmoe_store.store.unused_codecs import GRACE, remove_unused
+from rqmoe_store.store.upkeep import OptimizeReport, tidy
 from rqmoe_store.training.trainer import train
 
 ROWS_TO_TRAIN = 10_000
 """Raw rows from which `optimize` trains the first codec of a table."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizeReport:
-    """What `optimize` did; prints as a few lines."""
-
-    trained: bool
-    """Whether the table got its first codec."""
-    encoded: Reencoded
-    """Rows that were encoded, and the error of a sample of them, read back before their vectors went."""
-    raw_rows: int
-    """Rows that are still raw."""
-    bytes_before: int
-    """What the table took on disk, older versions included."""
-    bytes_after: int
-    """What it takes now."""
-    removed: RemovedCodecs
-    """Codecs that the database kept and nothing needs any more."""
-
-    def __str__(self) -> str:
-        error = "" if self.encoded.mse is None else f", mean squared error {self.encoded.mse:.4g}"
-        lines = [
-            f"encoded {self.encoded.rows:,} rows{error}" + (" by a new codec" if self.trained else ""),
-            f"{self.raw_rows:,} rows are raw",
-            f"{readable(self.bytes_before)} on disk before, {readable(self.bytes_after)} now",
-        ]
-        if self.removed.codecs:
-            size = readable(self.removed.bytes)
-            lines.append(f"removed {self.removed.codecs} codecs that nothing needs any more, {size}")
-        if self.removed.kept_because is not None:
-            lines.append(f"kept all codecs, for {self.removed.kept_because}")
-        return "\n".join(lines)
+Encode = bool | Literal["background"]
+"""Whether the rows that there are get codes before a call returns, after it has, or not by it."""
 
 
 class LifecycleTable(TableContents):
     """A table that can be trained, and kept in good order."""
+
+    encoding: BackgroundEncoding | None = None
+    """What was begun last, through this handle, by `encode_in_background` or alike; None if nothing was."""
 
     @names_refusals
     def train(
@@ -65,7 +40,7 @@ class LifecycleTable(TableContents):
         training: TrainConfig | None = None,
         *,
         vectors: Any = None,
-        encode: bool = True,
+        encode: Encode = True,
         progress: bool = True,
     ) -> Codec:
         """Train the first codec of the table on its raw rows, and encode them.
@@ -73,7 +48,8 @@ class LifecycleTable(TableContents):
         Args:
             training: how to train; None for the defaults of TrainConfig.
             vectors: (n, D) to train on instead.
-            encode: False to leave the encoding of the rows that there are to `optimize`.
+            encode: "background" to return once there is a codec and go on as `encode_in_background`, with
+                progress in `encoding`; False to leave the rows that there are to `optimize`.
             progress: show progress bars.
 
         Returns:
@@ -81,7 +57,7 @@ class LifecycleTable(TableContents):
 
         Raises:
             TableError: the table has a codec already (`retrain` gives it another), or no raw rows.
-            InvalidInputError: as `rqmoe_store.train`.
+            InvalidInputError: as `rqmoe_store.train`, or another word for `encode`.
             StorageError: the disk or bucket refuses to take codec or codes; rows that have none stay raw.
         """
         self.refresh()
@@ -96,7 +72,7 @@ class LifecycleTable(TableContents):
         *,
         vectors: Any | Literal["decoded"] = None,
         config: CodecConfig | None = None,
-        encode: bool = True,
+        encode: Encode = True,
         progress: bool = True,
     ) -> Codec:
         """Train another codec and bring all rows to it, a part at a time; searches find every row meanwhile.
@@ -110,7 +86,7 @@ class LifecycleTable(TableContents):
             vectors: (n, D) to train on; None for the raw vectors that the table has, "decoded" for what its
                 codes decode to, of which a codec cannot learn what the old one lost.
             config: of the new codec, with the metric and code bytes of the table; None for the same.
-            encode: False to leave the rows that there are to `optimize`; only new ones are encoded by it.
+            encode: as for `train`.
             progress: show progress bars.
 
         Returns:
@@ -132,6 +108,24 @@ class LifecycleTable(TableContents):
             )
         return self._trained(training, vectors, config, encode=encode, progress=progress)
 
+    def encode_in_background(self) -> BackgroundEncoding:
+        """Begin to encode, in a thread, rows that are raw or of an older codec; return at once.
+
+        Searches and writes go on meanwhile, through this handle and others, and find every row. While one is
+        under way that was begun through this handle, it is that one which goes on, with these rows as well.
+        What is not done when the process ends is left to another call, of any process, or to `optimize`.
+
+        Returns:
+            What tells how far it is, waits for it and stops it; `encoding` is the same from now on.
+
+        Raises:
+            TableError: an earlier version is checked out.
+        """
+        self.refresh()
+        if self.encoding is None or not self.encoding.takes_more():
+            self.encoding = BackgroundEncoding(self.table, self.codecs)
+        return self.encoding
+
     @names_refusals
     def optimize(
         self,
@@ -147,7 +141,7 @@ class LifecycleTable(TableContents):
         Every row that was encoded takes its code's bytes instead of its vector's once versions older than
         `cleanup_older_than` have gone. Before a vector goes, a sample is decoded from disk and compared.
         Then codecs are removed that nothing in the database needs: no row of any version, of any table, that
-        can still be restored.
+        can still be restored. What this handle is encoding in the background is stopped, and done here.
 
         Args:
             training: how to train the first codec of a table that has none; None for the defaults.
@@ -165,6 +159,8 @@ class LifecycleTable(TableContents):
         """
         before = disk_bytes(self.table)
         self.refresh()
+        if self.encoding is not None:
+            self.encoding.stop()
         untrained = self.codecs.newest is None
         enough = train_from is not None and self.count_rows(self.columns.raw_filter) >= max(1, train_from)
         if untrained and enough:
@@ -189,9 +185,11 @@ class LifecycleTable(TableContents):
         vectors: Any,
         config: CodecConfig,
         *,
-        encode: bool,
+        encode: Encode,
         progress: bool,
     ) -> Codec:
+        if not (isinstance(encode, bool) or encode == "background"):
+            raise InvalidInputError(f"Got encode={encode!r}; expected True, False or 'background'.")
         training = TrainConfig(progress=progress) if training is None else training
         if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
             vectors = sampled_vectors(
@@ -204,7 +202,9 @@ class LifecycleTable(TableContents):
         checked = as_vectors(vectors, dim=self.dim, metric=self.metric)
         codec = train(checked, config=config, training=training)
         self._codecs = add_generation(self.table, codec, config, self.codecs)
-        if encode:
+        if encode == "background":
+            self.encode_in_background()
+        elif encode:
             self._reencode(progress)
         return codec
 

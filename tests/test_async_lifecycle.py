@@ -32,6 +32,13 @@ def test_a_table_lives_in_an_event_loop(tmp_path):
         before = ticks
         assert before > 10  # the loop went on while the codec was trained
         assert (await store.retrain(TRAINING, vectors=VECTORS, progress=False)).dim == codec.dim
+        assert store.encoding is None
+        await store.retrain(TRAINING, vectors=VECTORS, encode="background", progress=False)
+        assert store.encoding is not None
+        assert (await store.encoding.wait()).rows == len(rows)
+        again = await store.encode_in_background()
+        await again.stop()
+        assert (await again.wait(timeout=60)).rows == again.blocking.rows_left == 0
         assert (await store.optimize(progress=False)).raw_rows == 0
         assert not (await store.health()).needs_retraining
         assert (await store.tune(VECTORS[:5], target_recall=0.5, progress=False)).recall >= 0.5

@@ -6,17 +6,16 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import TableError
-from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.health import DriftWatch
 from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.keys import key_of
-from rqmoe_store.store.metadata import TableMarks, without_ours
+from rqmoe_store.store.metadata import without_ours
 from rqmoe_store.store.retries import to_newest
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.schemas import user_schema
-from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.table_codec import TableCodec, codecs_of
 
 
 class OpenTable:
@@ -120,13 +119,7 @@ class OpenTable:
                 "Call checkout_latest() to go on with the newest version, or restore() to make this one it."
             )
         to_newest(self.table)
-        self._read_codecs()
-
-    def _read_codecs(self) -> None:
-        """Know the codecs of the version that the handle is at."""
-        marks = TableMarks.read(self.table.schema, self.name)
-        if marks != self._codecs.marks:
-            self._codecs = TableCodec.load(databases.database_of(self.table), marks, self._codecs)
+        self._codecs = codecs_of(self.table, self._codecs)
 
     def _encoder(self, encode: bool | None = None) -> RowEncoder:
         """What makes rows ready to be written to the newest version, which the handle is brought to.

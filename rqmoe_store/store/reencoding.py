@@ -6,6 +6,7 @@ committed yet is simply begun again.
 Shapes: N rows of a batch, V of them with a vector, D components.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -24,10 +25,11 @@ from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.fragments import count_rows, read_written, replace_fragment, write_fragment
 from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.retries import despite_conflicts
 from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.sql import quoted
-from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.table_codec import TableCodec, codecs_of
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
 
 _SAMPLED_ROWS = 256
@@ -66,24 +68,48 @@ def stale_filter(columns: CodeColumns, codecs: TableCodec) -> str:
 
 
 def reencode_table(table: LanceTable, codecs: TableCodec, advance: Advance) -> Reencoded:
+    """Do all steps of `reencoding_steps`, whose arguments and errors these are; what they did together."""
+    return sum(reencoding_steps(table, codecs, advance), Reencoded())
+
+
+def reencoding_steps(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[Reencoded]:
     """Bring all rows to the newest codec, as the table is now; rows added meanwhile may be left.
+
+    A table that gets another codec meanwhile, or is restored to a version that has others, is begun again.
 
     Args:
         table: any handle on it.
-        codecs: of its newest version.
-        advance: told how many rows have been done since it was called last.
+        codecs: of some version.
+        advance: told after every batch how many rows have been read since it was called last. What it raises
+            ends the step that is under way, of which nothing is committed.
+
+    Yields: what was done, after every fragment that is committed.
 
     Raises:
         TableError: the codec does not fit the vectors, or other writers never leave a fragment alone.
     """
-    columns, done = CodeColumns(codecs.marks.vector_column), Reencoded()
-    condition = stale_filter(columns, codecs)
-    dataset = databases.reopened(table).to_lance()
+    while True:
+        newest = databases.reopened(table)
+        codecs = codecs_of(newest, codecs)
+        if codecs.newest is None:
+            return
+        with contextlib.suppress(_OtherCodecsError):
+            yield from _pass(newest, codecs, advance)
+            return
+
+
+def _pass(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[Reencoded]:
+    """Encode every fragment that needs it."""
+    condition = stale_filter(CodeColumns(codecs.marks.vector_column), codecs)
+    dataset = table.to_lance()
     for fragment in dataset.get_fragments():
         if count_rows(dataset, fragment, condition):
             step = _FragmentStep(table, codecs, fragment.fragment_id)
-            done += despite_conflicts(functools.partial(step.run, advance))
-    return done
+            yield despite_conflicts(functools.partial(step.run, advance))
+
+
+class _OtherCodecsError(Exception):
+    """The newest version of the table has other codecs; nothing was committed."""
 
 
 class _FragmentStep:
@@ -96,8 +122,16 @@ class _FragmentStep:
         self._kept = KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
 
     def run(self, advance: Advance) -> Reencoded:
-        """Write and commit it; nothing where another writer has done so. Raises OSError on a conflict."""
-        self._dataset = databases.reopened(self._table).to_lance()
+        """Write and commit it; nothing where another writer has done so.
+
+        Raises:
+            OSError: a conflict; nothing was committed.
+            _OtherCodecsError: as it says.
+        """
+        newest = databases.reopened(self._table)
+        if TableMarks.read(newest.schema, newest.name) != self._codecs.marks:
+            raise _OtherCodecsError
+        self._dataset = newest.to_lance()
         fragment = self._dataset.get_fragment(self._fragment_id)
         if fragment is None or fragment.count_rows() == 0:
             return Reencoded()

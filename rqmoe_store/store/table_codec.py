@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lancedb.db import DBConnection
+from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
@@ -19,6 +20,7 @@ from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store import databases
 from rqmoe_store.store.generations import (
     Generation,
     generations_in,
@@ -184,6 +186,12 @@ class TableCodec:
             for place, generation in enumerate(self.generations)
             if (owners_n == place).any()
         ]
+
+
+def codecs_of(table: LanceTable, known: TableCodec) -> TableCodec:
+    """The codecs of the version that `table` is at, given those of some version. Raises as `load`."""
+    marks = TableMarks.read(table.schema, table.name)
+    return known if known.marks == marks else TableCodec.load(databases.database_of(table), marks, known)
 
 
 def marks_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMarks:

@@ -148,6 +148,16 @@ class Retrain(Train):
         target.retrain(ANOTHER, vectors=vectors, progress=False)
 
 
+class RetrainInBackground(Retrain):
+    """A second codec, to which a thread brings the rows."""
+
+    def call(self, target: CompressedTable, number: int) -> None:
+        target.refresh()
+        if len(target.codecs.generations) < self.generations:
+            target.retrain(ANOTHER, vectors="decoded", encode="background", progress=False)
+        target.encode_in_background().wait()
+
+
 class Optimize(Operation):
     """Raw rows encoded, rows of an older codec as well, small files merged, indexes brought up to date, old
     versions and the older codec removed; rows added, and all of it again."""

@@ -2,7 +2,7 @@
 
 from killed.codecs import Register, Save
 from killed.ingestion import Ingest, IngestNew
-from killed.jobs import CompressInPlace, CompressInto, Optimize, Retrain, Train
+from killed.jobs import CompressInPlace, CompressInto, Optimize, Retrain, RetrainInBackground, Train
 from killed.operation import Operation
 from killed.rows import Add, Delete, Merge, Update
 
@@ -24,6 +24,7 @@ VARIANTS: list[Operation] = [
     CompressInPlace("compress in place, vectors kept", keep_vectors="float32", nulls=False),
     CompressInPlace("compress in place, row ids not stable", stable=False),
     Retrain("retrain, vectors kept", keep_vectors="float16"),
+    RetrainInBackground("retrain in the background"),
     IngestNew("ingest into a new table"),
 ]
 """Operations that go the same way as others of them, for the most part."""
