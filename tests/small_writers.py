@@ -1,4 +1,4 @@
-"""What each process of test_concurrent_writers.py does to the table they share."""
+"""What the processes of test_concurrent_writers.py do to one table: one tidies, the others write."""
 
 import dataclasses
 import random
@@ -8,7 +8,7 @@ from typing import Any
 import lancedb
 import numpy as np
 
-from rqmoe_store.store.retries import despite_conflicts
+from rqmoe_store.config import TrainConfig
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import open_table
 
@@ -27,14 +27,24 @@ OWN_ROWS = 1000
 
 @dataclasses.dataclass
 class Outcome:
-    """What a process has done."""
+    """What a process that writes has done."""
 
-    own: dict[int, tuple[str, int]]
+    own: dict[int, tuple[str, int]] = dataclasses.field(default_factory=dict)
     """Text and vector of the rows that it has to itself, by id."""
-    counted: int
-    operations: int
-    attempts: int
+    counted: int = 0
+    operations: int = 0
+    merges: int = 0
+    attempts: int = 0
     """Of all merges; more than there were where others came first."""
+
+
+@dataclasses.dataclass
+class Tidied:
+    """What the process that tidies has done."""
+
+    optimized: int = 0
+    encoded: int = 0
+    """Rows that it brought to the newest codec."""
 
 
 def row(number: int, text: str, place: int) -> dict[str, Any]:
@@ -47,18 +57,19 @@ class Writer:
     def __init__(self, store: CompressedTable, process: int) -> None:
         self.store, self.process = store, process
         self.random = random.Random(process)
-        self.outcome = Outcome({}, 0, 0, 0)
+        self.outcome = Outcome()
 
     def upsert(self, rows: list[dict[str, Any]]) -> None:
         merge = self.store.merge_insert().when_matched_update_all().when_not_matched_insert_all()
         self.outcome.attempts += merge.execute(rows).num_attempts
+        self.outcome.merges += 1
 
     def some_own(self) -> list[int]:
         return self.random.sample(sorted(self.outcome.own), min(3, len(self.outcome.own)))
 
     def step(self) -> None:
         own, place = self.outcome.own, self.random.randrange(len(POOL))
-        text, kind = f"{self.process}: {self.outcome.operations}", self.random.randrange(7)
+        text, kind = f"{self.process}: {self.outcome.operations}", self.random.randrange(6)
         if kind == 0:
             new = [self.process * OWN_ROWS + self.random.randrange(OWN_ROWS) for _ in range(3)]
             new = [number for number in dict.fromkeys(new) if number not in own]
@@ -83,13 +94,7 @@ class Writer:
         elif kind == 5:
             self.store.update(f"id = {COUNTER}", values_sql={"count": "count + 1"})
             self.outcome.counted += 1
-        elif kind == 6 and self.process == 1:
-            despite_conflicts(self.tidy)
         self.outcome.operations += 1
-
-    def tidy(self) -> None:
-        self.store.table.checkout_latest()
-        self.store.table.optimize()
 
 
 def write(folder: str, process: int, seconds: float, together: Any, outcomes: Any) -> None:
@@ -103,3 +108,17 @@ def write(folder: str, process: int, seconds: float, together: Any, outcomes: An
     while time.monotonic() < end:
         writer.step()
     outcomes.put(writer.outcome)
+
+
+def tidy(folder: str, together: Any, finished: Any, outcomes: Any) -> None:
+    """Optimize the table again and again, and give it another codec once, until the others have finished."""
+    store, done = open_table(lancedb.connect(folder), "table"), Tidied()
+    for _ in range(len(NEW) + 1):
+        together.wait()
+    while not finished.is_set():
+        done.encoded += store.optimize(progress=False).encoded.rows
+        done.optimized += 1
+        if done.optimized == 2:
+            training = TrainConfig(epochs=0, seed=1, progress=False)
+            store.retrain(training, vectors=POOL, encode="background", progress=False)
+    outcomes.put(done)

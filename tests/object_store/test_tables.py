@@ -2,76 +2,25 @@
 
 import datetime
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import lancedb
 import numpy as np
 import pytest
 from lancedb.db import DBConnection
-from small_tables import source_table, tiny_codec
+from small_buckets import CONFIG, DIM, QUERIES, ROWS, TRAINING, VECTORS, Step, assert_equal, connected, found
+from small_tables import source_table
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import ArtefactError, TableError
 from rqmoe_store.store import registry
-from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
 
-ROWS, DIM = 400, 8
-VECTORS = np.random.default_rng(3).normal(size=(ROWS, DIM)).astype(np.float32)
-QUERIES = VECTORS[:3] + np.float32(0.01)
 MORE = source_table(np.random.default_rng(4).normal(size=(60, DIM)).astype(np.float32))
-CONFIG = CodecConfig(kind="rq", code_bytes=4, codebook_size=16, num_partitions=4, beam=2)
-TRAINING = TrainConfig(epochs=0, progress=False)
 NOW = datetime.timedelta(0)
-
-Step = tuple[str, Any]
-"""What was done and what came of it, equal wherever the table is."""
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    return tiny_codec(VECTORS, "l2", 4)
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server_module = pytest.importorskip("moto.server", reason="moto, a server for buckets, is not installed")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def options(endpoint: str) -> dict[str, str]:
-    """How to reach the one bucket of the server, which is empty."""
-    import boto3
-
-    keys = {"aws_access_key_id": "someone", "aws_secret_access_key": "secret"}
-    bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).Bucket("bucket")
-    bucket.create()
-    bucket.objects.all().delete()
-    # The server runs in this process: a call that lets no other thread run would wait for itself.
-    patience = {"timeout": "20s", "client_max_retries": "1"}
-    return {**keys, **patience, "aws_region": "us-east-1", "aws_endpoint": endpoint, "allow_http": "true"}
-
-
-def found(store: CompressedTable, **where: str) -> list[list[dict[str, Any]]]:
-    """What searches find with codes in memory and on disk."""
-    results = []
-    for cache in ("memory", "disk"):
-        search = store.use_cache(cache).search(QUERIES).nprobes(4).limit(5).with_row_id(True)
-        results.append((search.where(where["where"]) if where else search).to_list())
-    store.use_cache("memory")
-    return results
 
 
 def compressed_table(db: DBConnection, again: DBConnection, codec: Codec) -> Iterator[Step]:
@@ -149,21 +98,16 @@ def codecs_in_the_database(db: DBConnection, again: DBConnection, codec: Codec) 
 
 
 def test_a_bucket_is_as_good_as_a_folder(options: dict[str, str], codec: Codec, tmp_path: Path) -> None:
-    def connected(to: str) -> DBConnection:
-        return lancedb.connect("s3://bucket/db", storage_options=options) if to == "bucket" else local
-
-    local = lancedb.connect(tmp_path)
     lives = {
         to: [
-            *compressed_table(connected(to), connected(to), codec),
-            *growing_table(connected(to), connected(to)),
-            *table_in_place(connected(to), connected(to), codec),
-            *codecs_in_the_database(connected(to), connected(to), codec),
+            *compressed_table(db(), db(), codec),
+            *growing_table(db(), db()),
+            *table_in_place(db(), db(), codec),
+            *codecs_in_the_database(db(), db(), codec),
         ]
-        for to in ("folder", "bucket")
+        for to, db in connected(tmp_path, options).items()
     }
-    for (step, expected), (_, got) in zip(lives["folder"], lives["bucket"], strict=True):
-        assert got == expected, step
+    assert_equal(lives["folder"], lives["bucket"])
 
 
 def test_another_process_opens_a_bucket(options: dict[str, str], codec: Codec) -> None:
