@@ -1,9 +1,11 @@
 """Working through many rows in chunks that fit the memory."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 
+from rqmoe_store.codecs.parallel import side_by_side
 from rqmoe_store.errors import InvalidInputError
 
 
@@ -30,6 +32,16 @@ def in_chunks(total: int, rows: int, work: Callable[[int, int, int], None]) -> N
             torch.cuda.empty_cache()
         else:
             start = stop
+
+
+def side_by_side_chunks(total: int, rows: int, work: Callable[[int, int, int], None]) -> None:
+    """Call `work` as `in_chunks` does, for several chunks at once, each on a core of its own.
+
+    For work on a CPU: nothing is done again there for lack of memory.
+    """
+    side_by_side(
+        functools.partial(work, start, min(start + rows, total), rows) for start in range(0, total, rows)
+    )
 
 
 def rows_in_budget(budget_bytes: int, floats_per_row: int, most: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rqmoe_store.codecs.chunks import in_chunks
+from rqmoe_store.codecs.chunks import in_chunks, side_by_side_chunks
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.encoding import chunk_rows, encode
 from rqmoe_store.codecs.encoding_tables import EncodingTables
@@ -42,7 +42,6 @@ def encode_vectors(
     return Codes(codes_nM, partitions_n)
 
 
-@torch.inference_mode()
 def _encode_block(
     quantizer: ResidualQuantizer,
     tables: EncodingTables,
@@ -55,6 +54,7 @@ def _encode_block(
     codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
     partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
 
+    @torch.inference_mode()
     def encode_chunk(start: int, stop: int, rows: int) -> None:
         padded_BD = torch.zeros(rows, quantizer.dim)
         padded_BD[: stop - start] = torch.from_numpy(vectors_nD[start:stop])
@@ -63,5 +63,6 @@ def _encode_block(
         codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
         partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
 
-    in_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    each_chunk = side_by_side_chunks if device.type == "cpu" else in_chunks
+    each_chunk(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
     return Codes(codes_nM, partitions_n)

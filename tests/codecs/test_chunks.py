@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
 
 from rqmoe_store.codecs import decoding, encoder
-from rqmoe_store.codecs.chunks import in_chunks, rows_in_budget
+from rqmoe_store.codecs.chunks import in_chunks, rows_in_budget, side_by_side_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.errors import InvalidInputError
 
@@ -25,6 +25,23 @@ def test_every_row_is_done_once_whatever_fits(total: int, rows: int, fits: int) 
 
     in_chunks(total, rows, work)
     assert done == list(range(total))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@given(total=st.integers(0, 200), rows=st.integers(1, 50))
+def test_every_row_is_done_once_side_by_side(threads: int, total: int, rows: int) -> None:
+    before, done = torch.get_num_threads(), np.zeros(total, dtype=int)
+
+    def work(start: int, stop: int, size: int) -> None:
+        assert 0 < stop - start <= size == rows
+        done[start:stop] += 1
+
+    torch.set_num_threads(threads)
+    try:
+        side_by_side_chunks(total, rows, work)
+    finally:
+        torch.set_num_threads(before)
+    assert (done == 1).all()
 
 
 def test_a_single_row_that_does_not_fit_is_an_error() -> None:
@@ -59,6 +76,7 @@ def test_a_codec_goes_on_in_smaller_chunks_when_memory_runs_out(monkeypatch: pyt
             raise torch.OutOfMemoryError("out of memory")
         return real_decode(quantizer, codes_BM, partitions_B, folded)
 
+    monkeypatch.setattr(encoder, "side_by_side_chunks", in_chunks)  # as on a GPU
     monkeypatch.setattr(encoder, "encode", encode_if_it_fits)
     monkeypatch.setattr(ResidualQuantizer, "decode", decode_if_it_fits)
     again = codec.encode(rows)

@@ -85,6 +85,20 @@ def test_codes_do_not_depend_on_batch_size(cuts: list[int]) -> None:
         np.testing.assert_array_equal(part.partitions, ALL_CODES.partitions[start:stop])
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_codes_do_not_depend_on_the_number_of_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    monkeypatch.setattr(encoder, "chunk_rows", lambda *_, **__: 16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        codes, lone_chunk = BATCHED.encode(ROWS), BATCHED.encode(ROWS[40:56])
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(codes.codes, ALL_CODES.codes)
+    np.testing.assert_array_equal(codes.partitions, ALL_CODES.partitions)
+    np.testing.assert_array_equal(lone_chunk.codes, ALL_CODES.codes[40:56])
+
+
 def test_encoding_twice_gives_the_same_codes(codec: Codec) -> None:
     np.testing.assert_array_equal(codec.encode(ROWS).codes, codec.encode(ROWS).codes)
 
@@ -130,8 +144,8 @@ def test_nothing_of_batch_times_codebook_times_dimension_exists(preselect: str |
     plain = initialise(torch.from_numpy(wide), config, seed=0, progress=Progress(visible=False))
     codec = as_codec(with_experts(plain, config, seed=0))
     rows = chunk_rows(codec._quantizer, beam=2, preselect=None if preselect is None else 2)
-    with LargestTensor() as largest:
-        codec.encode(wide, beam=2, preselect=preselect)
+    with LargestTensor() as largest:  # sees the tensors of this thread, which does one chunk
+        codec.encode(wide[:rows], beam=2, preselect=preselect)
     assert largest.elements < rows * config.codebook_size * wide.shape[1]
 
 

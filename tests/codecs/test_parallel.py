@@ -1,10 +1,12 @@
 """Tasks on several threads."""
 
+import concurrent.futures
 import threading
 
 import pytest
 import torch
 
+from rqmoe_store.codecs import parallel
 from rqmoe_store.codecs.parallel import side_by_side
 
 
@@ -23,6 +25,24 @@ def test_results_come_in_the_order_of_the_tasks(two_threads):
 def test_two_tasks_run_at_the_same_time(two_threads):
     together = threading.Barrier(2, timeout=30)  # breaks unless both wait at it
     assert sorted(side_by_side([together.wait, together.wait])) == [0, 1]
+
+
+def test_each_of_several_tasks_has_torch_use_one_thread(two_threads):
+    parallel._threads.cache_clear()  # those that earlier tests have used are settled
+    together = threading.Barrier(2, timeout=30)
+
+    def threads_of_torch() -> int:
+        together.wait()  # so that each of the two threads does one
+        return torch.get_num_threads()
+
+    assert side_by_side([threads_of_torch] * 2) == [1, 1]
+    with concurrent.futures.ThreadPoolExecutor(1) as others:
+        assert others.submit(torch.get_num_threads).result() == 2
+    assert torch.get_num_threads() == 2
+
+
+def test_a_single_task_has_torch_use_all_threads(two_threads):
+    assert side_by_side([torch.get_num_threads]) == [2]
 
 
 def test_one_thread_does_everything_itself(two_threads):
