@@ -16,11 +16,13 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.async_query import (
     AsyncCompressedQuery,
     AsyncHybridQuery,
+    AsyncPlainQuery,
     AsyncTextQuery,
     as_async,
 )
 from rqmoe_store.search.dispatch import QueryType, is_content
 from rqmoe_store.search.hybrid import HybridQuery
+from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import Cache
 from rqmoe_store.search.text import TextQuery
@@ -71,6 +73,9 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         return await in_thread(self.blocking.stats)
 
     @overload
+    async def search(self, query: None = None, query_type: Literal["auto"] = "auto") -> AsyncPlainQuery: ...
+
+    @overload
     async def search(
         self,
         query: FullTextQuery,
@@ -102,7 +107,7 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         query: Any = None,
         query_type: QueryType = "auto",
         fts_columns: str | Sequence[str] | None = None,
-    ) -> AsyncCompressedQuery | AsyncTextQuery | AsyncHybridQuery:
+    ) -> AsyncCompressedQuery | AsyncTextQuery | AsyncHybridQuery | AsyncPlainQuery:
         """Start a query; as with LanceDB, this is awaited too, for text may have to be embedded.
 
             await (await table.search("some text")).limit(10).to_pandas()
@@ -110,8 +115,15 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         Args:
             query, query_type, fts_columns: as for `CompressedTable.search`, which tells what it raises.
         """
-        start: Callable[..., CompressedQuery | TextQuery | HybridQuery] = self.blocking.search
+        start: Callable[..., CompressedQuery | TextQuery | HybridQuery | PlainQuery] = self.blocking.search
         return as_async(await in_thread(functools.partial(start, query, query_type, fts_columns)))
+
+    def query(self) -> AsyncPlainQuery:
+        """Start a plain read of all rows that match, in the order of the table.
+
+        await table.query().where("lang = 'en'").select(["id", "text"]).limit(10).to_list()
+        """
+        return as_async(self.blocking.search())
 
     def vector_search(self, query: Any) -> AsyncCompressedQuery:
         """Start a nearest-neighbour query; options follow as in LanceDB, then an awaited output.

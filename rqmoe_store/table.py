@@ -11,6 +11,7 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.lifecycle import LifecycleTable
 from rqmoe_store.search.dispatch import QueryType, as_vector, query_kind
 from rqmoe_store.search.hybrid import HybridQuery
+from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import Cache, bytes_allowed, source_of
 from rqmoe_store.search.text import TextQuery
@@ -66,6 +67,9 @@ class CompressedTable(LifecycleTable):
         return dataclasses.replace(super().stats(), resident_bytes=resident.nbytes if resident else 0)
 
     @overload
+    def search(self, query: None = None, query_type: Literal["auto"] = "auto") -> PlainQuery: ...
+
+    @overload
     def search(
         self,
         query: FullTextQuery,
@@ -95,7 +99,7 @@ class CompressedTable(LifecycleTable):
         query: Any = None,
         query_type: QueryType = "auto",
         fts_columns: str | Sequence[str] | None = None,
-    ) -> CompressedQuery | TextQuery | HybridQuery:
+    ) -> CompressedQuery | TextQuery | HybridQuery | PlainQuery:
         """Start a query; options follow as in LanceDB, then `to_pandas()` or alike.
 
             table.search(vector).where("lang = 'en'").select(["id", "text"]).limit(10).to_pandas()
@@ -103,7 +107,8 @@ class CompressedTable(LifecycleTable):
         Args:
             query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32. A
                 batch of several vectors gives a column `query_index`. Or text: in a table with an
-                embedding function it is embedded, in others it is searched for in full text.
+                embedding function it is embedded, in others it is searched for in full text. None for a
+                plain read: of all rows that match, in the order of the table, with no limit by default.
             query_type: "vector" for the rows nearest to the query, "fts" for full-text search,
                 "hybrid" for both, merged: of one text, or of what `.vector(...)` and `.text(...)`
                 say when `query` is None.
@@ -125,6 +130,8 @@ class CompressedTable(LifecycleTable):
                 f"Got fts_columns={fts_columns!r} for a search by vector; expected it with "
                 "query_type='fts' or 'hybrid' only."
             )
+        if kind == "plain":
+            return PlainQuery(self, self._source)
         return CompressedQuery(self, as_vector(self, query), self._source, self._memory_budget)
 
     def create_fts_index(

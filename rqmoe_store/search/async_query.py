@@ -9,6 +9,7 @@ from lancedb.arrow import AsyncRecordBatchReader
 from rqmoe_store.search.builder import QueryBuilder
 from rqmoe_store.search.hybrid import HybridQuery, HybridQueryBuilder
 from rqmoe_store.search.options import batch_length
+from rqmoe_store.search.plain import PlainQuery, PlainQueryBuilder
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
 from rqmoe_store.search.text import TextQuery, TextQueryBuilder
@@ -97,6 +98,13 @@ class AsyncHybridQuery(HybridQueryBuilder, AsyncTableQuery):
         return _copied(self, HybridQuery)
 
 
+class AsyncPlainQuery(PlainQueryBuilder, AsyncTableQuery):
+    """A `PlainQuery` for event loops: the same options, and the same results when awaited."""
+
+    def _now(self) -> PlainQuery:
+        return _copied(self, PlainQuery)
+
+
 @overload
 def as_async(query: CompressedQuery) -> AsyncCompressedQuery: ...
 
@@ -109,14 +117,20 @@ def as_async(query: TextQuery) -> AsyncTextQuery: ...
 def as_async(query: HybridQuery) -> AsyncHybridQuery: ...
 
 
+@overload
+def as_async(query: PlainQuery) -> AsyncPlainQuery: ...
+
+
 def as_async(
-    query: CompressedQuery | TextQuery | HybridQuery,
-) -> AsyncCompressedQuery | AsyncTextQuery | AsyncHybridQuery:
+    query: CompressedQuery | TextQuery | HybridQuery | PlainQuery,
+) -> AsyncCompressedQuery | AsyncTextQuery | AsyncHybridQuery | AsyncPlainQuery:
     """The same query for event loops."""
     if isinstance(query, CompressedQuery):
         return _copied(query, AsyncCompressedQuery)
     if isinstance(query, TextQuery):
         return _copied(query, AsyncTextQuery)
+    if isinstance(query, PlainQuery):
+        return _copied(query, AsyncPlainQuery)
     return _copied(query, AsyncHybridQuery)
 
 

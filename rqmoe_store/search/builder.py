@@ -16,12 +16,12 @@ from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.reach import reach
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.source import CodeSource, TableState
-from rqmoe_store.search.table_query import TableQueryBuilder
+from rqmoe_store.search.table_query import SearchBuilder
 from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.table import StoredTable
 
 
-class QueryBuilder(TableQueryBuilder):
+class QueryBuilder(SearchBuilder):
     """A vector search built step by step; every method that sets an option returns the query itself."""
 
     def __init__(self, store: StoredTable, query: Any, source: CodeSource, memory_budget: int) -> None:
@@ -147,7 +147,8 @@ class QueryBuilder(TableQueryBuilder):
         names, request = self._output_names(state.snapshot.schema), self._request(state)
         hits = Execution(request, state, self._store.columns, trace).run()
         with trace.stage("Take", ", ".join(names)) as stage:
-            found = take(state.snapshot.dataset, hits, names)
+            taken = take(state.snapshot.dataset, hits, self._vectors.to_read(names))
+            found = self._vectors.filled(taken, names, state.snapshot.codecs)
             stage.rows = found.num_rows
         return found
 

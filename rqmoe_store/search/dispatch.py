@@ -9,7 +9,7 @@ from rqmoe_store.search.source import CodeSource
 from rqmoe_store.search.text_index import indexed_columns
 from rqmoe_store.store.table import StoredTable
 
-QueryKind = Literal["vector", "fts", "hybrid"]
+QueryKind = Literal["vector", "fts", "hybrid", "plain"]
 QueryType = Literal["auto", "vector", "fts", "hybrid"]
 
 _VECTOR_INSTEAD = (
@@ -22,7 +22,7 @@ def query_kind(store: StoredTable, query: Any, query_type: str, source: CodeSour
     """What `query_type` means for this query.
 
     "auto" is a vector search, but full-text search for one of LanceDB's structured text queries, and
-    for text in a table that has no embedding function.
+    for text in a table that has no embedding function, and a plain read without a query.
 
     Raises:
         InvalidInputError: another `query_type`, or "auto" with text that cannot be searched for.
@@ -34,6 +34,8 @@ def query_kind(store: StoredTable, query: Any, query_type: str, source: CodeSour
     for kind in get_args(QueryKind):
         if query_type == kind:
             return kind  # type: ignore[no-any-return]
+    if query is None:
+        return "plain"
     if isinstance(query, FullTextQuery):
         return "fts"
     if not is_content(query) or store.embedding is not None:

@@ -15,14 +15,14 @@ from rqmoe_store.search.fusion import check_normalization, fuse
 from rqmoe_store.search.options import as_queries
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import CodeSource
-from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
+from rqmoe_store.search.table_query import SearchBuilder, TableQuery
 from rqmoe_store.search.text import TextQuery, require_reranker
 from rqmoe_store.store.table import StoredTable
 
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
 
 
-class HybridQueryBuilder(TableQueryBuilder):
+class HybridQueryBuilder(SearchBuilder):
     """The options of a search by vector and by text."""
 
     def __init__(

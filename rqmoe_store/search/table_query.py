@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import check_selection, require_known
+from rqmoe_store.search.decoded_column import DecodedColumn
 from rqmoe_store.search.options import batch_length, require_installed, whole_number
 from rqmoe_store.store.table import StoredTable
 
@@ -28,7 +29,6 @@ class TableQueryBuilder:
         self._conditions: list[str] = []
         self._prefilter = True
         self._selected: list[str] | None = None
-        self._limit = DEFAULT_LIMIT
         self._offset = 0
         self._with_row_id = False
 
@@ -54,18 +54,14 @@ class TableQueryBuilder:
     def select(self, columns: list[str] | None) -> Self:
         """Columns to return, in this order; None or [] for all user columns (the default).
 
-        These contain the raw vectors where the table keeps them. Scores are always returned; the code
-        columns only when named here.
+        These contain the raw vectors where the table keeps them. Where it does not, the vector column is
+        returned when named here, as float32: raw where a row has a vector, decoded from its code elsewhere,
+        null where it has neither. Scores are always returned, code columns only when named here.
 
         Raises:
             InvalidInputError: not a list of names, or a name given twice.
         """
         self._selected = check_selection(columns)
-        return self
-
-    def limit(self, limit: int) -> Self:
-        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
-        self._limit = whole_number("limit", limit, 1)
         return self
 
     def offset(self, offset: int) -> Self:
@@ -77,6 +73,11 @@ class TableQueryBuilder:
         """Also return LanceDB's row id as column `_rowid`."""
         self._with_row_id = bool(with_row_id)
         return self
+
+    @property
+    def _vectors(self) -> DecodedColumn:
+        """How results get the vector column."""
+        return DecodedColumn(self._store.columns, self._store.kept)
 
     def _stored_names(self, schema: pa.Schema, *own: str) -> list[str]:
         """The columns to return of a table of this schema.
@@ -90,6 +91,19 @@ class TableQueryBuilder:
             return users
         require_known(self._selected, [*users, *hidden, *own])
         return self._selected
+
+
+class SearchBuilder(TableQueryBuilder):
+    """The same for queries that order rows, and return the best."""
+
+    def __init__(self, store: StoredTable) -> None:
+        super().__init__(store)
+        self._limit = DEFAULT_LIMIT
+
+    def limit(self, limit: int) -> Self:
+        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
+        self._limit = whole_number("limit", limit, 1)
+        return self
 
 
 class TableQuery(TableQueryBuilder, ABC):

@@ -12,8 +12,9 @@ from lancedb.table import LanceTable
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.columns import ROW_ID, SCORE, without
 from rqmoe_store.search.filters import combined
+from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.search.source import CodeSource
-from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
+from rqmoe_store.search.table_query import SearchBuilder, TableQuery
 from rqmoe_store.search.text_index import indexed_columns, text_columns
 from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.table import StoredTable
@@ -22,7 +23,7 @@ _REFUSAL = "LanceError(Index)"
 """In a RuntimeError of LanceDB's: the query does not fit the indexes, rather than a failure."""
 
 
-class TextQueryBuilder(TableQueryBuilder):
+class TextQueryBuilder(SearchBuilder):
     """The options of a full-text search, in LanceDB's words."""
 
     def __init__(
@@ -94,7 +95,7 @@ class TextQuery(TextQueryBuilder, TableQuery):
                 columns to search that hold no text.
         """
         # No codes are needed, so none are loaded: 0 bytes are allowed for them.
-        found = self._source.read(0, lambda state: self._found(state.snapshot.table))
+        found = self._source.read(0, lambda state: self._found(state.snapshot))
         if self._reranker is None:
             return found
         # LanceDB, too, passes structured queries where its annotation says text.
@@ -103,11 +104,13 @@ class TextQuery(TextQueryBuilder, TableQuery):
         keeps_row_id = self._with_row_id or ROW_ID in (self._selected or [])
         return reranked if keeps_row_id else without(reranked, ROW_ID)
 
-    def _found(self, table: LanceTable) -> pa.Table:
+    def _found(self, snapshot: Snapshot) -> pa.Table:
+        table = snapshot.table
         names = self._stored_names(table.schema, SCORE, ROW_ID)
+        to_read = self._vectors.to_read(names)
         columns = text_columns(table.schema, self._columns) if self._columns else None
         builder = table.search(self._query, query_type="fts", fts_columns=columns)
-        builder.select(names if SCORE in names else [*names, SCORE])
+        builder.select(to_read if SCORE in names else [*to_read, SCORE])
         builder.limit(self._limit).offset(self._offset).phrase_query(self._phrase)
         builder.with_row_id(self._with_row_id or self._reranker is not None)
         if self._fast:
@@ -121,7 +124,7 @@ class TextQuery(TextQueryBuilder, TableQuery):
             if isinstance(error, RuntimeError) and _REFUSAL not in str(error):
                 raise
             raise self._refusal(table, error) from error
-        return found.replace_schema_metadata(None)
+        return self._vectors.filled(found.replace_schema_metadata(None), names, snapshot.codecs)
 
     def _refusal(self, table: LanceTable, error: Exception) -> Exception:
         """`error` in our words; LanceDB looks at a text query only when it runs."""

@@ -22,10 +22,12 @@ from rqmoe_store.search import builder
 from rqmoe_store.search.async_query import (
     AsyncCompressedQuery,
     AsyncHybridQuery,
+    AsyncPlainQuery,
     AsyncTextQuery,
     as_async,
 )
 from rqmoe_store.search.hybrid import HybridQuery
+from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.text import TextQuery
 
@@ -49,6 +51,7 @@ TWINS = [
     (AsyncCompressedQuery, CompressedQuery, lancedb.query.AsyncVectorQuery),
     (AsyncTextQuery, TextQuery, lancedb.query.AsyncFTSQuery),
     (AsyncHybridQuery, HybridQuery, lancedb.query.AsyncHybridQuery),
+    (AsyncPlainQuery, PlainQuery, lancedb.query.AsyncQuery),
 ]
 
 

@@ -329,7 +329,6 @@ def test_unusable_options(world, build, reason) -> None:
         (np.zeros((1, 2, 16)), "two dimensions"),
         ("some text", "neither an embedding function nor a full-text index"),
         (["some text"], "text is not a vector"),
-        (None, "Got "),
         (3.0, "Got "),
     ],
 )
