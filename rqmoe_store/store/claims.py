@@ -64,8 +64,8 @@ class Claim:
             if version > folded_at:
                 raise
             return False
-        note = note_in(made_by)
-        return isinstance(made_by.operation, _REPLACES) or bool(note and note["job"] == self._job)
+        note = note_in(made_by, self._table.name)
+        return isinstance(made_by.operation, _REPLACES) or (note is not None and note.job == self._job)
 
     def fold(self) -> None:
         """Note what was added where it stays when old versions of the table are cleaned up."""
@@ -123,7 +123,7 @@ def claim(
 
     Raises:
         VersionsGoneError: versions of the table that may have notes of the job are gone.
-        TableError: its metadata is damaged.
+        TableError: its metadata, or the note of a commit, is damaged.
     """
 
     def claimed() -> Ingested:

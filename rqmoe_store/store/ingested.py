@@ -21,6 +21,9 @@ from rqmoe_store.store.stored_values import json_object, require_types
 _PROPERTY = PREFIX + "ingested"
 _KEY = _PROPERTY + "."
 
+_DAMAGED = (AttributeError, KeyError, TypeError, ValueError)
+"""Raised by what is read, if it is not what was written."""
+
 
 class Done(NamedTuple):
     """How much of a piece is in the table."""
@@ -45,6 +48,20 @@ class Ingested:
     """Version of the table up to which notes are folded in here."""
     pieces: Mapping[str, Done]
     """Key of a piece -> how much of it is in the table."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a commit says of the rows that it adds."""
+
+    job: str
+    """Whose they are."""
+    run: str
+    """The process that had claimed the job."""
+    round: int
+    """That of the job, then."""
+    pieces: Mapping[str, Done]
+    """How much of these is in the table, with these rows."""
 
 
 class VersionsGoneError(TableError):
@@ -84,10 +101,8 @@ def stored(dataset: lance.LanceDataset, table_name: str) -> dict[str, Ingested]:
     for key, text in dataset.metadata.items():
         if key.startswith(_KEY):
             try:
-                values = json_object(text)
-                values["pieces"] = _pieces(values["pieces"])
-                found[key.removeprefix(_KEY)] = require_types(Ingested(**values))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                found[key.removeprefix(_KEY)] = require_types(Ingested(**_values(text)))
+            except _DAMAGED as error:
                 raise TableError(
                     f"Metadata {key!r} of table {table_name!r} is damaged ({error!r}); expected what "
                     "ingest wrote. Restore an earlier version of the table."
@@ -100,7 +115,7 @@ def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested
 
     Raises:
         VersionsGoneError: it cannot be told any more.
-        TableError: the metadata is damaged.
+        TableError: the metadata, or the note of a commit, is damaged.
     """
     state = stored(dataset, table_name).get(job)
     if state is None:  # a job is stored before its first commit
@@ -110,9 +125,9 @@ def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested
         if isinstance(transaction.operation, lance.LanceOperation.Overwrite):
             state = dataclasses.replace(state, pieces={})
             break
-        note = note_in(transaction)
-        if note and note["job"] == job and note["round"] == state.round:
-            notes.append(_pieces(note["pieces"]))
+        note = note_in(transaction, table_name)
+        if note and note.job == job and note.round == state.round:
+            notes.append(note.pieces)
     pieces = dict(state.pieces)
     for noted in reversed(notes):
         pieces |= noted
@@ -121,13 +136,25 @@ def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested
 
 def as_property(job: str, state: Ingested, pieces: Mapping[str, Done]) -> dict[str, str]:
     """The note that a commit of rows of `pieces` carries in its properties."""
-    return {_PROPERTY: json.dumps({"job": job, "run": state.run, "round": state.round, "pieces": pieces})}
+    note = Note(job=job, run=state.run, round=state.round, pieces=pieces)
+    return {_PROPERTY: json.dumps(dataclasses.asdict(note))}
 
 
-def note_in(transaction: Transaction) -> dict[str, Any] | None:
-    """The note that a commit carries, or None."""
+def note_in(transaction: Transaction, table_name: str) -> Note | None:
+    """The note that a commit carries, or None.
+
+    Raises:
+        TableError: it is damaged.
+    """
     text = (transaction.transaction_properties or {}).get(_PROPERTY)
-    return None if text is None else json.loads(text)
+    try:
+        return None if text is None else require_types(Note(**_values(text)))
+    except _DAMAGED as error:
+        raise TableError(
+            f"A commit of table {table_name!r} says of the rows it ingested {text!r}, which is damaged "
+            f"({error!r}), so rows could come twice. Restore a version from before it, or delete the rows "
+            "that came from this source and ingest it with resume=False."
+        ) from error
 
 
 def transaction_of(dataset: lance.LanceDataset, version: int, table_name: str) -> Transaction:
@@ -165,5 +192,7 @@ def _gone(version: int, table_name: str) -> VersionsGoneError:
     )
 
 
-def _pieces(values: dict[str, Any]) -> dict[str, Done]:
-    return {key: Done(*value) for key, value in values.items()}
+def _values(text: str) -> dict[str, Any]:
+    """The fields of what was written as JSON. Raises one of `_DAMAGED` where they cannot be read."""
+    values = json_object(text)
+    return {**values, "pieces": {key: Done(*value) for key, value in values["pieces"].items()}}

@@ -7,6 +7,8 @@ from rqmoe_store.errors import TableError
 _EXTENSION = b"ARROW:extension:name"
 _LANCE_JSON = b"lance.json"
 _UNREADABLE = {"`", "."}
+_OF_RESULTS = {"_distance", "_score", "_relevance_score", "_rowid", "query_index"}
+"""Columns that searches add to what they find."""
 
 
 def user_schema(schema: pa.Schema, *, without: tuple[str, ...]) -> pa.Schema:
@@ -16,12 +18,19 @@ def user_schema(schema: pa.Schema, *, without: tuple[str, ...]) -> pa.Schema:
 
 
 def require_readable(schema: pa.Schema) -> None:
-    """Raise TableError for column names that LanceDB may store, but does not find again when it reads."""
+    """Raise TableError for column names that LanceDB may store, but does not find again when it reads or
+    cannot search beside, as it adds columns of that name to results."""
     bad = [name for name in schema.names if name in ("", "*") or set(name) & _UNREADABLE]
     if bad:
         raise TableError(
             f"Columns named {', '.join(map(repr, bad))} cannot be read from a LanceDB table. Rename them: a "
             "name has at least one character, neither a backtick nor a period in it, and is not '*'."
+        )
+    taken = [name for name in schema.names if name in _OF_RESULTS]
+    if taken:
+        raise TableError(
+            f"Columns named {', '.join(map(repr, taken))} would be mistaken for what searches add to their "
+            f"results ({', '.join(sorted(_OF_RESULTS))}). Rename or drop them."
         )
 
 

@@ -17,7 +17,7 @@ from rqmoe_store.errors import ArtefactError, RQMoEError, TableError
 from rqmoe_store.store import databases, drift, registry
 from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.claims import claim
-from rqmoe_store.store.ingested import Done, folded
+from rqmoe_store.store.ingested import Done, folded, note_in
 from rqmoe_store.store.metadata import FORMAT_VERSION, PREFIX, TableMarks
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.tuning import KEY, TunedSearch
@@ -207,6 +207,43 @@ def test_damaged_notes_on_drift_and_ingestions_are_refused_or_of_use(store) -> N
                 read(dataset, store.codecs, "store")
         dataset.update_metadata({key: text})
     assert set(claim(store.table, "job").ingested.pieces) == {"a.csv", "b.csv"}
+
+
+def test_damaged_notes_of_commits_are_refused_or_of_use(store) -> None:
+    """In every way, in memory; the table is asked of the notes by what reads them."""
+    held = claim(store.table, "job")
+    (whole,) = held.properties({"a.csv": Done("as it was", 10), "b.csv": Done("as it was", None)}).items()
+    transaction = store.table.to_lance().read_transaction(store.version)
+    refused = 0
+    changes = [damaged(whole[1].encode(), random).decode(errors="replace") for random in of_seeds(500)]
+    changes += [json.dumps(json.loads(whole[1]) | {"pieces": value}) for value in HOSTILE]
+    for changed in [*TEXTS, *changes]:
+        transaction.transaction_properties = {whole[0]: changed}
+        try:
+            note = note_in(transaction, "store")
+        except TableError as error:
+            assert "'store' says of the rows it ingested" in str(error)
+            refused += 1
+            continue
+        assert note is not None and {type(note.job), type(note.run)} == {str} and note.round >= 0
+        assert all(type(done.state) is str and (done.rows or 0) >= 0 for done in note.pieces.values())
+    assert refused > 400
+
+
+@pytest.mark.parametrize(
+    "note", ["{", "[]", '{"job": "job", "run": "x", "round": 0, "pieces": {"a": [1, 2]}}']
+)
+def test_a_damaged_note_of_a_commit(store, note) -> None:
+    rows = store.table.to_arrow().slice(0, 1)
+    before = claim(store.table, "job")
+    (key,) = before.properties({})
+    append_rows(store.table, rows.to_reader(), {key: note})
+    for read in (before.require, lambda: claim(store.table, "job"), before.fold):
+        with pytest.raises(TableError, match=r"which is damaged .* resume=False"):
+            read()
+    assert claim(store.table, "job", anew=True).ingested.pieces == {}
+    store.restore(store.version - 1)
+    assert claim(store.table, "other").ingested.pieces == {}
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ import pyarrow as pa
 import pytest
 from word_embedding import sentences, text_table
 
+from rqmoe_store import tables
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.ingestion.job import ingest
+from rqmoe_store.search.columns import DISTANCE, QUERY_INDEX, RELEVANCE, ROW_ID, SCORE
 from rqmoe_store.store.compress import compress
+from rqmoe_store.store.databases import open_if_exists
 from rqmoe_store.store.table import StoredTable
 
 DIM = 16
@@ -86,6 +90,27 @@ def test_names_that_are_not_found_again(store) -> None:
         with pytest.raises(TableError, match="cannot be read from a LanceDB table"):
             change()
     assert store.version == version
+
+
+@pytest.mark.parametrize("name", [DISTANCE, SCORE, RELEVANCE, ROW_ID, QUERY_INDEX])
+def test_names_that_searches_give_their_results(db, docs, store, codec, name) -> None:
+    version, schema = store.version, docs.schema.append(pa.field(name, pa.int64()))
+    makes = [
+        lambda: store.add_columns({name: "id"}),
+        lambda: store.add_columns(pa.field(name, pa.int64())),
+        lambda: store.alter_columns({"path": "text", "rename": name}),
+        lambda: tables.create_table(db, "more", schema=schema),
+        lambda: ingest(schema.empty_table(), (db, "more"), codec=codec, progress=False),
+    ]
+    if name != ROW_ID:  # which LanceDB refuses
+        docs.add_columns({name: "id"})
+        makes.append(lambda: tables.compress(docs, codec, "more", progress=False))
+        makes.append(lambda: tables.compress(docs, codec, in_place=True, progress=False))
+    for make in makes:
+        with pytest.raises(TableError, match=f"'{name}' would be mistaken for what searches add"):
+            make()
+    assert store.version == version
+    assert docs.schema.names[:3] == ["id", "text", "vector"] and open_if_exists(db, "more") is None
 
 
 def test_altered_columns(store, vectors) -> None:
