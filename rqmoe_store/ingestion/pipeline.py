@@ -93,7 +93,7 @@ class Ingestion:
         )
         writer = CommitWriter(
             self._store.table,
-            self._encoder.schema,
+            self._encoder,
             held,
             quarantine,
             commit_rows=self._settings.commit_rows,

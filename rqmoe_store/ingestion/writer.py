@@ -12,6 +12,7 @@ from rqmoe_store.store.appends import commit_rows, write_rows
 from rqmoe_store.store.claims import Claim
 from rqmoe_store.store.drift import DriftSums
 from rqmoe_store.store.ingested import Done
+from rqmoe_store.store.row_encoder import RowEncoder
 
 _COMMITS_PER_FOLD = 64
 """Commits that a process must look through, at most, to find out what is in the table."""
@@ -45,7 +46,7 @@ class CommitWriter:
     def __init__(
         self,
         table: LanceTable,
-        schema: pa.Schema,
+        encoder: RowEncoder,
         claim: Claim,
         quarantine: Quarantine | None,
         *,
@@ -55,7 +56,7 @@ class CommitWriter:
 
         Args:
             table: any handle on it.
-            schema: of what is written.
+            encoder: of what is written.
             claim: of the job.
             quarantine: where bad rows go; None where there are none.
             commit_rows: rows of the source per commit at most, unless a single block has more.
@@ -66,19 +67,19 @@ class CommitWriter:
         """Rows put into quarantine so far."""
         self.drift: DriftSums | None = None
         """How well the rows committed fit the codec."""
-        self._table, self._schema, self._claim = table, schema, claim
+        self._table, self._encoder, self._claim = table, encoder, claim
         self._quarantine, self._commit_rows = quarantine, commit_rows
 
     def write(self, blocks: Iterator[EncodedBlock]) -> None:
         """Write all blocks.
 
         Raises:
-            TableError: another process ingests the same source.
+            TableError: another process ingests the same source, or the table was restored.
         """
         waiting, commits = _Returnable(blocks), 0
         while (first := next(waiting, None)) is not None:
             commit = _Commit(self._commit_rows)
-            batches = pa.RecordBatchReader.from_batches(self._schema, commit.filled(first, waiting))
+            batches = pa.RecordBatchReader.from_batches(self._encoder.schema, commit.filled(first, waiting))
             self._commit(commit, write_rows(self._table, batches))
             commits += 1
             if commits % _COMMITS_PER_FOLD == 0:
@@ -87,6 +88,7 @@ class CommitWriter:
 
     def _commit(self, commit: "_Commit", written: Transaction) -> None:
         self._claim.require()
+        self._encoder.require_known()
         if self._quarantine is not None:  # first: what is in both tables is finished
             self._quarantine.add(commit.bad, commit.pieces)
         drift = {} if commit.drift is None else commit.drift.properties

@@ -1,6 +1,6 @@
 """Appending rows in one commit that also says where they came from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import lance
 import pyarrow as pa
@@ -14,7 +14,13 @@ from rqmoe_store.store.retries import to_newest
 
 
 @names_refusals
-def append_rows(table: LanceTable, rows: pa.RecordBatchReader, properties: Mapping[str, str]) -> int:
+def append_rows(
+    table: LanceTable,
+    rows: pa.RecordBatchReader,
+    properties: Mapping[str, str],
+    *,
+    check: Callable[[], object] = lambda: None,
+) -> int:
     """Append `rows` to the newest version of `table`: all of them in one commit, or none.
 
     Columns that `rows` lacks are null and take no space. Afterwards `table` is at the version made.
@@ -23,11 +29,15 @@ def append_rows(table: LanceTable, rows: pa.RecordBatchReader, properties: Mappi
         rows: checked and encoded.
         properties: kept with the commit; `read_transaction` gives them back until the version it made is
             cleaned up.
+        check: called before the commit, with `table` at the version that is appended to; raises if the rows
+            must not be.
 
     Returns:
         The version.
     """
-    return commit_rows(table, write_rows(table, rows), properties)
+    written = write_rows(table, rows)
+    check()
+    return commit_rows(table, written, properties)
 
 
 def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:

@@ -12,12 +12,13 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.bad_vectors import ALL_GOOD, BadVectors
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.drift import DriftMeter
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.other_embeddings import complete_others, computed_from
 from rqmoe_store.store.rows import given_tables, tables_of
 from rqmoe_store.store.schemas import user_schema
@@ -73,6 +74,16 @@ class RowEncoder:
         if self.embedding is not None:
             computed[self.columns.vector_column] = self.embedding.source_column
         return computed
+
+    def require_known(self) -> None:
+        """Raise TableError unless the version that the table is at has the codec that rows are encoded by."""
+        generations = self._codecs.marks.generations
+        found = TableMarks.read(self._table.schema, self._table.name).generations
+        if self._encode and found[: len(generations)] != generations:
+            raise TableError(
+                f"Table {self._table.name!r} was restored, while rows were encoded, to a version that lacks "
+                "the codec they were encoded by. Nothing was written; try again."
+            )
 
     def encoded(self, rows: Any, bad: BadVectors = ALL_GOOD) -> Iterator[pa.Table]:
         """The rows, a bounded number at a time, with all other columns; those that they lack are null.

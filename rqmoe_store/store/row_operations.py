@@ -73,7 +73,8 @@ class RowOperations(OpenTable):
         with spooled(encoder.encoded(rows, bad)) as encoded:
             drift = encoder.drift.take() if encoder.drift else None
             if encoded.count > 0:
-                append_rows(self.table, encoded.reader(), drift.properties if drift else {})
+                properties = drift.properties if drift else {}
+                append_rows(self.table, encoded.reader(), properties, check=encoder.require_known)
         if drift is not None:
             self._watch.note(self.table, self._codecs, drift)
         return encoded.count

@@ -37,6 +37,7 @@ def update_rows(
         changes = {"values_sql": _expressions(encoder, values_sql or {})}
 
     def update() -> Any:
+        encoder.require_known()
         return store.table.update(where=condition, **changes)
 
     try:

@@ -1,10 +1,15 @@
 """Earlier versions: read, named, restored."""
 
 import lancedb
+import pyarrow as pa
 import pytest
 
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.ingestion.job import ingest
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.tables import create_table, open_table
 
 DIM = 16
 
@@ -99,6 +104,39 @@ def test_restore(store, vectors) -> None:
     assert store.add(row(1001, vectors)) == 1
     versions = [entry["version"] for entry in store.list_versions()]
     assert versions == list(range(1, store.version + 1))
+
+
+ENCODING_WRITES = {
+    "add": lambda store, rows: store.add(rows),
+    "merge": lambda store, rows: (
+        store.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    ),
+    "update": lambda store, rows: store.update("id = 3", {"vector": rows[0]["vector"]}),
+    "ingest": lambda store, rows: ingest(pa.Table.from_pylist(rows), store, progress=False),
+}
+
+
+@pytest.mark.parametrize("write", ENCODING_WRITES)
+def test_a_codec_that_is_gone_when_rows_have_been_encoded(db, docs, vectors, write, monkeypatch) -> None:
+    config = CodecConfig(kind="rq", code_bytes=4, codebook_size=16)
+    store = create_table(db, "raw", docs.to_arrow(), config=config)
+    before = store.version
+    store.train(TrainConfig(epochs=0, progress=False), progress=False)
+    rows, encode = [{"id": 1000, "text": "new", "vector": vectors[0].tolist()}], TableCodec.encode
+
+    def encode_slowly(codecs, vectors_nD):
+        codes = encode(codecs, vectors_nD)
+        open_table(db, "raw").restore(before)
+        return codes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableCodec, "encode", encode_slowly)
+        with pytest.raises(TableError, match="restored, while rows were encoded, to a version that lacks"):
+            ENCODING_WRITES[write](store, rows)
+    store.refresh()
+    assert store.stats().raw_rows == len(store) == 300
+    ENCODING_WRITES[write](store, rows)
+    assert store.search(vectors[0]).limit(400).to_arrow().num_rows == len(store) >= 300
 
 
 @pytest.mark.parametrize("version", [0, -1, 99, "nothing", 1.5, None, True])
