@@ -14,7 +14,7 @@ from rqmoe_store.search.source import Cache
 from rqmoe_store.store import databases
 from rqmoe_store.store.compress import compress as _compress
 from rqmoe_store.store.compress import on_disk
-from rqmoe_store.store.creation import create_empty, schema_of_rows
+from rqmoe_store.store.creation import Asked, create_empty, schema_of_rows
 from rqmoe_store.store.in_place import adopt
 from rqmoe_store.store.kept_vectors import require_keep_vectors
 from rqmoe_store.store.keys import require_key
@@ -33,6 +33,7 @@ def create_table(
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
     key: str | None = None,
+    exist_ok: bool = False,
 ) -> CompressedTable:
     """Make a table that works at once, with any number of rows, and is compressed when it has grown.
 
@@ -41,7 +42,7 @@ def create_table(
 
     Args:
         db: a database in a folder or bucket.
-        name: a name that is free.
+        name: a name that is free, but for `exist_ok`.
         data: first rows, as for `CompressedTable.add`; None for none.
         schema: columns, the vector column among them as a list of fixed length, such as
             `pa.list_(pa.float32(), 384)`; None to take it from `data`, which must then be a list of dicts, a
@@ -50,29 +51,57 @@ def create_table(
         vector_column: the column of vectors.
         keep_vectors: "float16" or "float32" to keep raw vectors beside their codes.
         key: a column that tells rows apart; see `CompressedTable.set_key`.
+        exist_ok: open the table if there is one, and add `data` to it. The dimension of its vectors, and the
+            metric and code bytes of `config`, must be those asked for.
 
     Raises:
-        TableError: the name is taken, no such vector column, columns named like ours.
+        TableError: the name is taken, or by a table that is not what is asked for; no such vector column,
+            columns named like ours.
         InvalidInputError: neither data nor schema, rows that `add` refuses, an unusable name or column.
         StorageError: the disk or bucket refuses to take it; there is no such table then.
     """
+    asked = Asked(schema=schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors)
+    store = _existing(db, name, asked) if exist_ok else None
+    if store is not None:
+        return _with_data(store, data, key)
     if schema is None:
         if data is None:
             raise InvalidInputError("Got neither data nor schema; expected one, to know the columns.")
         schema = schema_of_rows(data, vector_column)
     config = CodecConfig() if config is None else config
-    table, marks = create_empty(
-        db, name, schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
-    )
-    store = CompressedTable(table, TableCodec.of(marks, []))
     try:
-        if data is not None:
-            store.add(data)
-        if key is not None:
-            store.set_key(key)
+        table, marks = create_empty(
+            db, name, schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
+        )
+    except TableError:
+        store = _existing(db, name, asked) if exist_ok else None  # others may have made it meanwhile
+        if store is None:
+            raise
+        return _with_data(store, data, key)
+    try:
+        return _with_data(CompressedTable(table, TableCodec.of(marks, [])), data, key)
     except BaseException:
         databases.drop(db, name)
         raise
+
+
+def _existing(db: DBConnection, name: str, asked: Asked) -> CompressedTable | None:
+    """The table, if there is one that fits; raises TableError if it does not."""
+    databases.require_on_disk(db)
+    databases.require_table_name(name)
+    if databases.open_if_exists(db, name) is None:
+        return None
+    store = CompressedTable.open(db, name)
+    asked.require_fit(store.codecs.marks, name)
+    return store
+
+
+def _with_data(store: CompressedTable, data: Any, key: str | None) -> CompressedTable:
+    """The table with some more rows, and with a key."""
+    if data is not None:
+        store.add(data)
+    if key is not None and store.key != key:
+        store.set_key(key)
     return store
 
 

@@ -1,4 +1,4 @@
-"""Tables made with a key."""
+"""Tables made with a key, and tables that may exist already."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,10 @@ import pyarrow as pa
 import pytest
 from small_tables import source_table, tiny_codec
 
+from rqmoe_store import tables
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
 
 ROWS, DIM = 120, 8
@@ -87,3 +90,68 @@ def test_creating_with_a_key(db: lancedb.DBConnection) -> None:
     with pytest.raises(InvalidInputError, match="several rows of the same key"):
         create_table(db, "bad", rows, key="lang")
     assert "bad.lance" not in names(db)
+
+
+def asked(db: lancedb.DBConnection, **changes: Any) -> CompressedTable:
+    config = CodecConfig(code_bytes=4, metric="cosine", kind="rq", codebook_size=16)
+    rows = source_table(VECTORS)
+    arguments = {"schema": rows.schema, "config": config, "exist_ok": True}
+    return create_table(db, "notes", **{**arguments, **changes})
+
+
+def test_a_table_that_exists_is_opened(db: lancedb.DBConnection) -> None:
+    rows = source_table(VECTORS)
+    assert len(asked(db, data=rows, key="id")) == ROWS
+    version = asked(db, key="id").version
+    assert len(asked(db)) == ROWS
+    assert asked(db, schema=None, config=None).metric == "cosine"
+    assert open_table(db, "notes").version == version  # nothing was written
+    more = [{"id": 1000, "lang": "en", "text": "new", "vector": VECTORS[0]}]
+    assert len(asked(db, data=more, schema=None)) == ROWS + 1
+    asked(db).train(TrainConfig(epochs=0, progress=False), progress=False)
+    assert asked(db).codec.config.code_bytes == 4
+    with pytest.raises(TableError, match="exists already"):
+        asked(db, exist_ok=False)
+    with pytest.raises(TableError, match="has the key 'id'"):
+        asked(db, key="text")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": source_table(VECTORS[:, :5]).schema}, r"dimension 8 \(expected 5\)"),
+        ({"config": CodecConfig(code_bytes=4)}, r"metric 'cosine' \(expected 'l2'\)"),
+        ({"config": CodecConfig(code_bytes=8, metric="cosine")}, r"code_bytes 4 \(expected 8\)"),
+        ({"keep_vectors": "float16"}, r"keep_vectors 'none' \(expected 'float16'\)"),
+        ({"vector_column": "v", "schema": None}, r"vector_column 'vector' \(expected 'v'\)"),
+    ],
+)
+def test_another_table_than_asked_for(db: lancedb.DBConnection, changes: Any, message: str) -> None:
+    version = asked(db).version
+    with pytest.raises(TableError, match=message):
+        asked(db, data=source_table(VECTORS), **changes)
+    assert open_table(db, "notes").version == version
+
+
+def test_tables_that_are_none_of_ours(db: lancedb.DBConnection) -> None:
+    db.create_table("notes", source_table(VECTORS))
+    with pytest.raises(TableError, match="not a compressed table"):
+        asked(db)
+    db.drop_table("notes")
+    with pytest.raises(InvalidInputError, match="neither data nor schema"):
+        asked(db, schema=None)
+    with pytest.raises(InvalidInputError, match="cannot be a table name"):
+        create_table(db, "a b", schema=source_table(VECTORS).schema, exist_ok=True)
+
+
+def test_a_table_that_others_make_meanwhile(
+    db: lancedb.DBConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = tables.create_empty
+
+    def beaten(*arguments: Any, **options: Any) -> Any:
+        create(*arguments, **options)
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(tables, "create_empty", beaten)
+    assert len(asked(db, data=source_table(VECTORS))) == ROWS

@@ -1,5 +1,6 @@
 """New tables without rows; without a codec, too, rows stay raw until there are enough to train one on."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -20,6 +21,37 @@ from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.schemas import require_readable, user_schema
 from rqmoe_store.store.table_codec import marks_of
 from rqmoe_store.store.vector_arrays import is_vector_type
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a table is asked to be, by somebody who takes one that exists if it is that."""
+
+    schema: pa.Schema | None
+    """None if its columns do not matter."""
+    config: CodecConfig | None
+    """None if its codec does not matter."""
+    vector_column: str
+    keep_vectors: str
+    """"none" if that does not matter."""
+
+    def require_fit(self, marks: TableMarks, name: str) -> None:
+        """Raise TableError unless table `name`, which has these marks, is what is asked for."""
+        pairs: dict[str, tuple[object, object]] = {"vector_column": (marks.vector_column, self.vector_column)}
+        if self.schema is not None:
+            pairs["dimension"] = marks.dim, vector_dim(self.schema, self.vector_column)
+        if self.config is not None:
+            pairs["metric"] = marks.config.metric, self.config.metric
+            pairs["code_bytes"] = marks.config.code_bytes, self.config.code_bytes
+        if self.keep_vectors != "none":
+            pairs["keep_vectors"] = marks.keep_vectors, self.keep_vectors
+        other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
+        if other:
+            raise TableError(
+                f"Table {name!r} exists already with "
+                + ", ".join(f"{what} {has!r} (expected {wanted!r})" for what, (has, wanted) in other.items())
+                + ". Choose another name, ask for what the table is, or drop it first."
+            )
 
 
 @names_refusals
