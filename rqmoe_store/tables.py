@@ -78,11 +78,7 @@ def create_table(
         if store is None:
             raise
         return _with_data(store, data, key)
-    try:
-        return _with_data(CompressedTable(table, TableCodec.of(marks, [])), data, key)
-    except BaseException:
-        databases.drop(db, name)
-        raise
+    return _with_first_data(CompressedTable(table, TableCodec.of(marks, [])), db, data, key)
 
 
 def _existing(db: DBConnection, name: str, asked: Asked) -> CompressedTable | None:
@@ -97,11 +93,26 @@ def _existing(db: DBConnection, name: str, asked: Asked) -> CompressedTable | No
 
 
 def _with_data(store: CompressedTable, data: Any, key: str | None) -> CompressedTable:
-    """The table with some more rows, and with a key."""
-    if data is not None:
-        store.add(data)
+    """A table that was there, with a key and with some more rows."""
     if key is not None and store.key != key:
         store.set_key(key)
+    if data is not None:
+        store.add(data)
+    return store
+
+
+def _with_first_data(store: CompressedTable, db: DBConnection, data: Any, key: str | None) -> CompressedTable:
+    """A new table with its first rows and a key. Without them it is dropped, unless others wrote to it."""
+    added = 0
+    try:
+        if data is not None:
+            added = store.add(data)
+        if key is not None:
+            store.set_key(key)  # raises where rows share one
+    except BaseException:
+        if databases.reopened(store.table).count_rows() <= added:
+            databases.drop(db, store.name)
+        raise
     return store
 
 

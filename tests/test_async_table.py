@@ -113,7 +113,7 @@ def test_databases_without_compressed_tables(tmp_path) -> None:
 
 def test_names_and_coroutines_are_those_of_lancedb() -> None:
     own = {"codec", "create_fts_index", "create_scalar_index", "train", "retrain", "health", "tune", "export"}
-    own |= {"verify", "key", "set_key"}
+    own |= {"verify", "key", "set_key", "encode_in_background", "encoding"}
     for name, ours in inspect.getmembers(AsyncCompressedTable):
         if not name.startswith("_") and name not in own:
             theirs = getattr(lancedb.AsyncTable, name)

@@ -1,5 +1,6 @@
 """Tables made with a key, and tables that may exist already."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,25 @@ def test_a_table_that_others_make_meanwhile(
 
     monkeypatch.setattr(tables, "create_empty", beaten)
     assert len(asked(db, data=source_table(VECTORS))) == ROWS
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_rows_that_others_added_to_a_new_table_are_kept(db: lancedb.DBConnection, others: int) -> None:
+    good = [{"id": row, "lang": "en", "text": "good", "vector": VECTORS[row]} for row in range(others)]
+
+    def bad() -> Iterator[pa.Table]:
+        asked(db, data=good or None)
+        yield source_table(VECTORS * np.nan)
+
+    with pytest.raises(InvalidInputError, match="NaN"):
+        asked(db, data=bad())
+    assert (names(db) - {"_rqmoe_codecs.lance"} == {"notes.lance"}) == bool(others)
+    if others:
+        assert len(open_table(db, "notes")) == others
+
+
+def test_a_key_that_old_rows_cannot_have(db: lancedb.DBConnection) -> None:
+    asked(db, data=source_table(VECTORS))
+    with pytest.raises(InvalidInputError, match="several rows of the same key"):
+        asked(db, data=source_table(VECTORS), key="lang")
+    assert len(asked(db)) == ROWS
