@@ -26,8 +26,8 @@ class AsyncMergeInsert(MergeBuilder):
         timeout: datetime.timedelta | None = None,
     ) -> MergeResult:
         """Encode and merge rows. Takes and raises what `MergeInsert.execute` does."""
-        merge = MergeInsert.__new__(MergeInsert)
-        vars(merge).update(vars(self))
+        merge = MergeInsert(self._store, self._on)
+        vars(merge).update(vars(self))  # the actions that were chosen
         return await in_thread(
             functools.partial(merge.execute, new_data, on_bad_vectors, fill_value, timeout)
         )

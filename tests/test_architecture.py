@@ -9,6 +9,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "rqmoe_store"
 FILES = sorted(PACKAGE.rglob("*.py"))
+ADAPTERS = sorted(
+    path
+    for path in (ROOT / "integrations").rglob("*.py")
+    if not {".venv", "build"} & set(path.relative_to(ROOT).parts)
+)
 
 MAX_FILE_LINES = 250
 MAX_FUNCTION_LINES = 40
@@ -179,6 +184,12 @@ def path(request) -> Path:
     return request.param
 
 
+@pytest.fixture(params=[*FILES, *ADAPTERS], ids=lambda path: str(path.relative_to(ROOT)))
+def any_path(request) -> Path:
+    """Files of the package, and of integrations with their tests."""
+    return request.param
+
+
 def test_dependencies_point_one_way(path):
     room = room_of(path)
     assert room in MAY_IMPORT, f"{room!r} is new: say here what it may import"
@@ -193,8 +204,8 @@ def test_math_knows_no_storage(path):
     assert not libraries & STORAGE_LIBRARIES
 
 
-def test_nothing_is_pickled(path):
-    tree = ast.parse(path.read_text())
+def test_nothing_is_pickled(any_path):
+    tree = ast.parse(any_path.read_text())
     libraries = {module.split(".")[0] for module in imports(tree)}
     assert not libraries & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     for node in ast.walk(tree):
@@ -209,14 +220,14 @@ def test_nothing_is_pickled(path):
             assert allowed, f"line {node.lineno}: say allow_pickle=False"
 
 
-def test_file_is_short(path):
-    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+def test_file_is_short(any_path):
+    assert len(any_path.read_text().splitlines()) <= MAX_FILE_LINES
 
 
-def test_functions_are_short(path):
+def test_functions_are_short(any_path):
     """Code counts; signature, docstring and blank lines do not."""
-    tree = ast.parse(path.read_text())
-    lines = path.read_text().splitlines()
+    tree = ast.parse(any_path.read_text())
+    lines = any_path.read_text().splitlines()
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
@@ -227,8 +238,19 @@ def test_functions_are_short(path):
         assert len(code) <= MAX_FUNCTION_LINES, f"{node.name}, line {node.lineno}: {len(code)} lines"
 
 
-def test_no_file_named_for_nothing(path):
-    assert path.stem not in {"utils", "util", "helpers", "misc", "common"}
+def test_no_file_named_for_nothing(any_path):
+    assert any_path.stem not in {"utils", "util", "helpers", "misc", "common"}
+
+
+def test_adapters_use_public_names_alone():
+    """But for Ray's, which spreads the work of ingestion and search over processes."""
+    import rqmoe_store
+
+    public = {"rqmoe_store", "rqmoe_store.config", *(f"rqmoe_store.{name}" for name in rqmoe_store.__all__)}
+    for path in ADAPTERS:
+        if not {"tests", "ray"} & set(path.relative_to(ROOT).parts):
+            inner = {name for name in imports(ast.parse(path.read_text())) if name.startswith("rqmoe_store")}
+            assert all(name in public or name.startswith("rqmoe_store.config.") for name in inner), path
 
 
 def test_top_level_has_only_what_it_should():
