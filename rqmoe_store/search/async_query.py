@@ -68,8 +68,8 @@ class AsyncTableQuery(TableQueryBuilder, ABC):
         return await in_thread(self._now().to_polars)
 
 
-class AsyncCompressedQuery(QueryBuilder, AsyncTableQuery):
-    """A `CompressedQuery` for event loops: the same options, and the same results when awaited."""
+class AsyncPlannedQuery(AsyncTableQuery):
+    """A query that tells what it does, awaited."""
 
     async def explain_plan(self) -> str:
         """The stages that the query would go through, the last one first. Raises as `to_arrow`."""
@@ -80,18 +80,26 @@ class AsyncCompressedQuery(QueryBuilder, AsyncTableQuery):
         `to_arrow`."""
         return await in_thread(self._now().analyze_plan)
 
+    @abstractmethod
+    def _now(self) -> CompressedQuery | TextQuery | HybridQuery:
+        """The same query, to be run at once."""
+
+
+class AsyncCompressedQuery(QueryBuilder, AsyncPlannedQuery):
+    """A `CompressedQuery` for event loops: the same options, and the same results when awaited."""
+
     def _now(self) -> CompressedQuery:
         return _copied(self, CompressedQuery)
 
 
-class AsyncTextQuery(TextQueryBuilder, AsyncTableQuery):
+class AsyncTextQuery(TextQueryBuilder, AsyncPlannedQuery):
     """A `TextQuery` for event loops: the same options, and the same results when awaited."""
 
     def _now(self) -> TextQuery:
         return _copied(self, TextQuery)
 
 
-class AsyncHybridQuery(HybridQueryBuilder, AsyncTableQuery):
+class AsyncHybridQuery(HybridQueryBuilder, AsyncPlannedQuery):
     """A `HybridQuery` for event loops: the same options, and the same results when awaited."""
 
     def _now(self) -> HybridQuery:

@@ -13,6 +13,7 @@ from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE, witho
 from rqmoe_store.search.dispatch import as_vector
 from rqmoe_store.search.fusion import check_normalization, fuse
 from rqmoe_store.search.options import as_queries
+from rqmoe_store.search.plan import Trace, indented
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import CodeSource
 from rqmoe_store.search.table_query import SearchBuilder, TableQuery
@@ -143,20 +144,55 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
             InvalidInputError: no text or no vector to search for, or as the two searches raise.
             RQMoEError: the embedding function cannot be used.
         """
+        text, by_vector, by_text = self._searches()
+        text_results = by_text.to_arrow()
+        return self._merged(text, by_vector.to_arrow(), text_results)
+
+    def explain_plan(self) -> str:
+        """The stages of the query, the last one first: what merges the rows of both searches, and below it
+        those of the search by vector and LanceDB's of the search by text. Raises as `to_arrow`."""
+        _, by_vector, by_text = self._searches()
+        trace = Trace()
+        trace.plan("Rerank", self._reranked)
+        return "\n".join([str(trace), indented(by_vector.explain_plan()), indented(by_text.explain_plan())])
+
+    def analyze_plan(self) -> str:
+        """Run the query: its stages as `explain_plan` has them, with the rows that came out of each and the
+        time it took. The search by text is run again to be measured. Raises as `to_arrow`."""
+        text, by_vector, by_text = self._searches()
+        trace, vector_trace, text_results = Trace(), Trace(), by_text.to_arrow()
+        vector_results = by_vector._answered(vector_trace)
+        with trace.stage("Rerank", self._reranked) as stage:
+            stage.rows = self._merged(text, vector_results, text_results).num_rows
+        return "\n".join([str(trace), indented(str(vector_trace)), indented(by_text.analyze_plan())])
+
+    @property
+    def _reranked(self) -> str:
+        """What is done with the rows of both searches, in words."""
+        last = self._offset + self._limit
+        return f"{type(self._reranker).__name__}, by {self._normalize}, rows {self._offset} to {last}"
+
+    def _searches(self) -> tuple[str | FullTextQuery, CompressedQuery, TextQuery]:
+        """The text, and the searches by vector and by text for the rows to merge."""
         vector, text = self._vector_and_text()
-        schema = self._source.current(0).snapshot.schema
-        names = self._stored_names(schema, RELEVANCE, ROW_ID)
+        names = self._stored_names(self._source.current(0).snapshot.schema, RELEVANCE, ROW_ID)
         stored = [name for name in names if name not in (RELEVANCE, ROW_ID)]
         by_text = TextQuery(self._store, text, self._columns, self._source).phrase_query(self._phrase)
-        text_results = self._common(by_text).select([*stored, SCORE]).to_arrow()
         by_vector = self._by_vector(vector)
         for setting in self._vector_settings:
             setting(by_vector)
-        vector_results = self._common(by_vector).select([*stored, DISTANCE]).to_arrow()
+        self._common(by_vector).select([*stored, DISTANCE])
+        self._common(by_text).select([*stored, SCORE])
+        return text, by_vector, by_text
+
+    def _merged(
+        self, text: str | FullTextQuery, vector_results: pa.Table, text_results: pa.Table
+    ) -> pa.Table:
+        """The rows of both searches as one list, and of it those that were asked for."""
         fused = fuse(
             vector_results, text_results, query=text, reranker=self._reranker, normalize=self._normalize
         ).slice(self._offset, self._limit)
-        return fused if self._with_row_id or ROW_ID in names else without(fused, ROW_ID)
+        return fused if self._with_row_id or ROW_ID in (self._selected or []) else without(fused, ROW_ID)
 
     def _vector_and_text(self) -> tuple[Any, str | FullTextQuery]:
         if self._query is not None:

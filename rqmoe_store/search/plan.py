@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import textwrap
 import time
 from collections.abc import Iterator
 
@@ -45,3 +46,8 @@ class Trace:
             counts = "" if stage.rows is None else f"  rows={stage.rows:,} time={stage.seconds * 1e3:.3f}ms"
             lines.append(f"{'  ' * depth}{stage.name}: {stage.detail}{counts}")
         return "\n".join(lines)
+
+
+def indented(plan: str) -> str:
+    """A plan as the input of a stage that is written above it."""
+    return textwrap.indent(plan.rstrip(), "  ")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import pyarrow as pa
-from lancedb.query import FullTextQuery
+from lancedb.query import FullTextQuery, LanceFtsQueryBuilder
 from lancedb.rerankers import Reranker
 from lancedb.rerankers.util import check_reranker_result
 from lancedb.table import LanceTable
@@ -12,6 +12,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.columns import ROW_ID, SCORE, without
 from rqmoe_store.search.filters import combined
+from rqmoe_store.search.plan import indented
 from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.search.source import CodeSource
 from rqmoe_store.search.table_query import SearchBuilder, TableQuery
@@ -19,7 +20,7 @@ from rqmoe_store.search.text_index import indexed_columns, text_columns
 from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.table import StoredTable
 
-_REFUSAL = "LanceError(Index)"
+_REFUSALS = ("LanceError(Index)", "Invalid input")
 """In a RuntimeError of LanceDB's: the query does not fit the indexes, rather than a failure."""
 
 
@@ -104,9 +105,30 @@ class TextQuery(TextQueryBuilder, TableQuery):
         keeps_row_id = self._with_row_id or ROW_ID in (self._selected or [])
         return reranked if keeps_row_id else without(reranked, ROW_ID)
 
-    def _found(self, snapshot: Snapshot) -> pa.Table:
-        table = snapshot.table
+    def explain_plan(self) -> str:
+        """LanceDB's plan of the search, the last stage first. Raises as `to_arrow`."""
+        return self._source.read(0, lambda state: self._told(state.snapshot.table, "explain_plan"))
+
+    def analyze_plan(self) -> str:
+        """Run the search: LanceDB's plan of it, with rows and times, the last stage first. Raises as
+        `to_arrow`."""
+        return self._source.read(0, lambda state: self._told(state.snapshot.table, "analyze_plan"))
+
+    def _told(self, table: LanceTable, plan: str) -> str:
         names = self._stored_names(table.schema, SCORE, ROW_ID)
+        told: str = self._done(table, self._builder(table, names), plan).rstrip()
+        if self._reranker is None:
+            return told
+        return f"Rerank: {type(self._reranker).__name__}\n{indented(told)}"
+
+    def _found(self, snapshot: Snapshot) -> pa.Table:
+        names = self._stored_names(snapshot.table.schema, SCORE, ROW_ID)
+        builder = self._builder(snapshot.table, names)
+        found: pa.Table = self._done(snapshot.table, builder, "to_arrow")
+        return self._vectors.filled(found.replace_schema_metadata(None), names, snapshot.codecs)
+
+    def _builder(self, table: LanceTable, names: list[str]) -> LanceFtsQueryBuilder:
+        """LanceDB's query for these columns."""
         to_read = self._vectors.to_read(names)
         columns = text_columns(table.schema, self._columns) if self._columns else None
         builder = table.search(self._query, query_type="fts", fts_columns=columns)
@@ -118,13 +140,16 @@ class TextQuery(TextQueryBuilder, TableQuery):
         where = combined([checked_condition(table, condition) for condition in self._conditions])
         if where is not None:
             builder.where(where, self._prefilter)
+        return builder
+
+    def _done(self, table: LanceTable, builder: LanceFtsQueryBuilder, what: str) -> Any:
+        """What a method of LanceDB's query returns."""
         try:
-            found: pa.Table = builder.to_arrow()
+            return getattr(builder, what)()
         except (ValueError, TypeError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and _REFUSAL not in str(error):
+            if isinstance(error, RuntimeError) and not any(refusal in str(error) for refusal in _REFUSALS):
                 raise
             raise self._refusal(table, error) from error
-        return self._vectors.filled(found.replace_schema_metadata(None), names, snapshot.codecs)
 
     def _refusal(self, table: LanceTable, error: Exception) -> Exception:
         """`error` in our words; LanceDB looks at a text query only when it runs."""

@@ -117,6 +117,15 @@ def test_every_output(world) -> None:
     asyncio.run(main())
 
 
+def test_plans_of_text_and_hybrid_queries(text_world) -> None:
+    text = text_world.store.search("copper", "fts")
+    hybrid = text_world.store.search(query_type="hybrid").vector(queries_of(1, 1)).text("copper")
+    for query in (text, hybrid):
+        assert asyncio.run(as_async(query).explain_plan()) == query.explain_plan()
+        measured = asyncio.run(as_async(query).analyze_plan())
+        assert len(measured.splitlines()) == len(query.analyze_plan().splitlines())
+
+
 @pytest.mark.parametrize("length", [None, 1, 7, 1000])
 @pytest.mark.parametrize("where", ["id >= 0", "id < 0"])
 def test_batches(world, length, where) -> None:

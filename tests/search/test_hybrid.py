@@ -1,5 +1,7 @@
 """Hybrid queries, against LanceDB's own on the plain table of the reconstructions."""
 
+import re
+
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -170,6 +172,26 @@ def test_default_reranker_and_outputs(text_world) -> None:
     assert search.to_polars().to_arrow()["id"].to_pylist() == table["id"].to_pylist()
 
 
+def test_plans_are_those_of_both_searches(text_world) -> None:
+    vector, text = vector_of(1), "copper silver"
+    search = ours(text_world, text, vector).where("id > 9").limit(5).offset(2).select(["id"])
+    by_vector = text_world.store.search(vector).nprobes(1000).shortlist(300).select(["id", "_distance"])
+    by_text = text_world.store.search(text, "fts").select(["id", "_score"])
+    parts = [each.where("id > 9").limit(7).with_row_id() for each in (by_vector, by_text)]
+
+    def below(plans: list[str]) -> list[str]:
+        return [f"  {line}" for plan in plans for line in plan.splitlines()]
+
+    def stages(lines: list[str]) -> list[str]:
+        return [re.split("[:,]", line)[0] for line in lines]
+
+    explained = below([part.explain_plan() for part in parts])
+    assert search.explain_plan().splitlines() == ["Rerank: RRFReranker, by score, rows 2 to 7", *explained]
+    first, *others = search.rerank(MRRReranker(), normalize="rank").analyze_plan().splitlines()
+    assert first.startswith("Rerank: MRRReranker, by rank, rows 2 to 7  rows=5 time=")
+    assert stages(others) == stages(below([part.analyze_plan() for part in parts]))
+
+
 def test_phrases(own_text_world) -> None:
     store, spy = own_text_world.store, Spy()
     store.create_fts_index("text", replace=True, with_position=True)
@@ -267,7 +289,8 @@ def test_text_and_parts_exclude_each_other(text_world) -> None:
 
 def test_without_index_or_embedding_function(world) -> None:
     search = world.store.search(query_type="hybrid").text("a").vector(vector_of(1))
-    with pytest.raises(TableError, match=r"no full-text index; make one with create_fts_index"):
-        search.to_arrow()
+    for run in (search.to_arrow, search.explain_plan, search.analyze_plan):
+        with pytest.raises(TableError, match=r"no full-text index; make one with create_fts_index"):
+            run()
     with pytest.raises(InvalidInputError, match="has no embedding function"):
         world.store.search("a", query_type="hybrid").to_arrow()

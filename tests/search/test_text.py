@@ -216,6 +216,19 @@ def test_defaults_and_outputs(text_world) -> None:
     assert search.to_polars().to_arrow()["id"].to_pylist() == table["id"].to_pylist()
 
 
+def test_plans_are_those_of_lancedb(text_world) -> None:
+    def stages(plan: str) -> list[str]:
+        return [line.strip().split(":")[0].split(",")[0] for line in plan.splitlines()]
+
+    found, wanted = (search.where("id > 100").limit(7) for search in both(text_world, "copper"))
+    assert stages(found.explain_plan()) == stages(wanted.explain_plan())
+    assert stages(found.analyze_plan()) == stages(wanted.analyze_plan())
+    assert "output_rows=7" in found.analyze_plan()
+    reranked = found.rerank(Backwards())
+    assert stages(reranked.explain_plan()) == ["Rerank", *stages(wanted.explain_plan())]
+    assert reranked.analyze_plan().startswith("Rerank: Backwards\n  AnalyzeExec")
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -246,7 +259,9 @@ def test_unusable_queries(text_world, build, reason) -> None:
 
 
 def test_without_an_index(world) -> None:
-    with pytest.raises(TableError, match="'docs_compressed' has no full-text index; make one"):
-        world.store.search("a", query_type="fts").to_arrow()
+    search = world.store.search("a", query_type="fts")
+    for run in (search.to_arrow, search.explain_plan, search.analyze_plan):
+        with pytest.raises(TableError, match="'docs_compressed' has no full-text index; make one"):
+            run()
     # A structured query that names its column needs none; LanceDB reads the texts then.
     assert world.store.search(MatchQuery("17", "text")).to_arrow()["id"].to_pylist() == [17]
