@@ -36,7 +36,7 @@ class BackgroundEncoding:
         self._table = databases.reopened(table)
         self._codecs = codecs
         self._lock = threading.Lock()
-        self._again, self._ended = True, False
+        self._again, self._ended = False, False
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._done, self._left = Reencoded(), 0
@@ -56,7 +56,8 @@ class BackgroundEncoding:
 
     @property
     def rows_left(self) -> int:
-        """Rows that the newest codec has not encoded, as of the thread's last commit."""
+        """Rows to encode, as they were counted last, without those that have been since. They are counted
+        when the thread begins, and when it has come to the last of them."""
         return self._left
 
     def wait(self, timeout: float | None = None) -> Reencoded:
@@ -119,11 +120,11 @@ class BackgroundEncoding:
     @names_refusals
     def _encode(self) -> None:
         try:
-            while not self._ends():
-                self._look()
+            while self._finds_rows():
                 for done in reencoding_steps(self._table, self._codecs, self._go_on):
                     self._done += done
-                    self._look()
+                    self._left = max(0, self._left - done.rows)
+                    self._go_on()
         except (_StoppedError, RQMoEError):
             raise
         except Exception as error:
@@ -132,20 +133,19 @@ class BackgroundEncoding:
                 raise
             raise TableError(f"Table {self._table.name!r} was dropped while it was encoded.") from error
 
-    def _ends(self) -> bool:
-        """Whether everything is done: rows that others change meanwhile move to fragments of their own."""
+    def _finds_rows(self) -> bool:
+        """Whether there are rows to encode: those that others change meanwhile move to other fragments."""
         with self._lock:
-            self._ended, self._again = not (self._again or self._left), False
-            return self._ended
-
-    def _look(self) -> None:
-        """Know what is to be done."""
+            self._again = False
         self._go_on()
         newest = databases.reopened(self._table)
-        self._codecs = codecs_of(newest, self._codecs)
+        self._codecs, self._left = codecs_of(newest, self._codecs), 0
         if self._codecs.newest is not None:
             columns = CodeColumns(self._codecs.marks.vector_column)
             self._left = newest.count_rows(stale_filter(columns, self._codecs))
+        with self._lock:
+            self._ended = not (self._left or self._again)
+            return not self._ended
 
     def _go_on(self, rows: int = 0) -> None:
         """Raise if it is not to go on; called after every batch of rows."""

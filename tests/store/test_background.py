@@ -296,6 +296,17 @@ def test_a_restored_version_is_left_as_it_is(store, gate):
     assert_holds(store, dict.fromkeys(range(ROWS), "first"))
 
 
+def test_a_version_without_a_codec_is_restored_meanwhile(tmp_path, gate):
+    store = create_table(lancedb.connect(tmp_path), "raw", rows_of(0, 50), config=CONFIG)
+    before = store.version
+    store.train(TRAINING, encode="background", progress=False)
+    gate.await_commit()
+    store.restore(before)
+    gate.let_pass(1000)
+    assert (store.encoding.wait(timeout=60).rows, store.encoding.rows_left) == (0, 0)
+    assert store.stats().raw_rows == 50
+
+
 def test_what_cannot_be_begun(tmp_path, store):
     for method in (store.retrain, create_table(lancedb.connect(tmp_path), "raw", rows_of(0, 9)).train):
         with pytest.raises(InvalidInputError, match="encode='later'; expected True, False or 'background'"):
