@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean
+INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
+.PHONY: help demo test test-slow test-integrations $(INTEGRATIONS:%=test-%) lint format clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
 	@echo "make test       lint, then all tests but the slow ones"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-integrations  types and tests of all integrations, each in an environment of its own"
+	@echo "                        (of one of them: make $(firstword $(INTEGRATIONS:%=test-%)))"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format and fix the code"
 	@echo "make clean      remove the virtual environment and caches"
@@ -26,6 +29,12 @@ test: lint
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
 
+test-integrations: $(INTEGRATIONS:%=test-%)
+
+# Each in its own environment, so that none can lean on what another one needs.
+$(INTEGRATIONS:%=test-%): test-%: integrations/%/.venv/.installed
+	cd integrations/$* && .venv/bin/python -m mypy && .venv/bin/python -m pytest
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,7 +45,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) integrations/*/.venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
@@ -50,3 +59,10 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[demo,dev,bench,distributed]"
 	@touch $@ $(VENV)/.installed-demo
+
+integrations/%/.venv/.installed: pyproject.toml constraints.txt integrations/%/pyproject.toml integrations/%/constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv integrations/$*/.venv
+	integrations/$*/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint integrations/$*/constraints.txt --editable . --editable "integrations/$*[test]"
+	@touch $@
