@@ -7,7 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError, StorageError, TableError
+from rqmoe_store.errors import (
+    ArtefactError,
+    InvalidInputError,
+    RQMoEError,
+    StorageError,
+    TableError,
+    TableNotFoundError,
+)
 from rqmoe_store.presets import preset
 
 if TYPE_CHECKING:
@@ -39,6 +46,7 @@ __all__ = [
     "RQMoEError",
     "StorageError",
     "TableError",
+    "TableNotFoundError",
     "TrainConfig",
     "__version__",
     "column_condition",

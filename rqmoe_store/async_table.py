@@ -176,7 +176,8 @@ async def open_table_async(
         cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
 
     Raises:
-        TableError: no such table, or not a compressed one.
+        TableNotFoundError: no such table.
+        TableError: not a compressed one.
         ArtefactError: its codec is not in the database, is damaged, or is another one.
         InvalidInputError: not a connection, an unknown `cache`, or a budget that is not a number of bytes.
     """

@@ -1,4 +1,4 @@
-"""Errors raised by `rqmoe_store`: one root, four leaves.
+"""Errors raised by `rqmoe_store`: one root, few leaves.
 
 Every message says what was got, what was expected and what to do next, and every error is raised
 before anything is written, but for those of the writing itself.
@@ -15,6 +15,10 @@ class InvalidInputError(RQMoEError, ValueError):
 
 class TableError(RQMoEError, ValueError):
     """A LanceDB table is not in the state the call needs: missing column, empty, name taken, ..."""
+
+
+class TableNotFoundError(TableError):
+    """The database has no table of this name."""
 
 
 class ArtefactError(RQMoEError):

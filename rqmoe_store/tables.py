@@ -241,7 +241,8 @@ def open_table(
         cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
 
     Raises:
-        TableError: no such table, or not a compressed one.
+        TableNotFoundError: no such table.
+        TableError: not a compressed one.
         ArtefactError: its codec is not in the database, is damaged, or is another one.
         InvalidInputError: an unknown `cache` or a budget that is not a number of bytes.
     """

@@ -12,7 +12,7 @@ import pyarrow as pa
 from lancedb.db import DBConnection, LanceDBConnection
 from lancedb.table import LanceTable, Table
 
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import InvalidInputError, TableError, TableNotFoundError
 from rqmoe_store.store.new_table import ApartColumn, commit_new, write_table
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -45,9 +45,9 @@ def table_names(db: DBConnection) -> Iterator[str]:
             return
 
 
-def no_such_table(uri: str, name: str) -> TableError:
+def no_such_table(uri: str, name: str) -> TableNotFoundError:
     """What to raise when the database at `uri` has no table `name`."""
-    return TableError(f"The database {uri!r} has no table {name!r}. Check the name and the path.")
+    return TableNotFoundError(f"The database {uri!r} has no table {name!r}. Check the name and the path.")
 
 
 def require_table_name(name: object) -> None:

@@ -24,7 +24,8 @@ class StoredTable(RowOperations, TableStructure, TableVersions):
         """Open the compressed table `name`; its codecs are read from the same database.
 
         Raises:
-            TableError: no such table, not a compressed one, a column of ours is missing or of another
+            TableNotFoundError: no such table.
+            TableError: not a compressed one, a column of ours is missing or of another
                 type, or a newer release wrote it.
             ArtefactError: a codec is not in the database, is damaged, or is another one.
         """

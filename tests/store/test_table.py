@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
+from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError, TableNotFoundError
 from rqmoe_store.store import registry
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
@@ -260,7 +260,7 @@ def test_metadata_survives_what_users_do(store, db, new):
 
 
 def test_opening_what_is_not_there(db, docs):
-    with pytest.raises(TableError, match="has no table 'nothing'"):
+    with pytest.raises(TableNotFoundError, match="has no table 'nothing'"):
         StoredTable.open(db, "nothing")
     with pytest.raises(InvalidInputError, match="cannot be a table name"):
         StoredTable.open(db, "../docs")
