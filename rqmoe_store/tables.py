@@ -17,7 +17,7 @@ from rqmoe_store.store.compress import on_disk
 from rqmoe_store.store.creation import Asked, create_empty, schema_of_rows
 from rqmoe_store.store.in_place import adopt
 from rqmoe_store.store.kept_vectors import require_keep_vectors
-from rqmoe_store.store.keys import require_key
+from rqmoe_store.store.keys import keyed, require_key
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
@@ -68,6 +68,7 @@ def create_table(
         if data is None:
             raise InvalidInputError("Got neither data nor schema; expected one, to know the columns.")
         schema = schema_of_rows(data, vector_column)
+    schema = schema if key is None else keyed(schema, key)
     config = CodecConfig() if config is None else config
     try:
         table, marks = create_empty(
@@ -108,7 +109,7 @@ def _with_first_data(store: CompressedTable, db: DBConnection, data: Any, key: s
         if data is not None:
             added = store.add(data)
         if key is not None:
-            store.set_key(key)  # raises where rows share one
+            store.set_key(key)  # which it has; raises where rows share one
     except BaseException:
         if databases.reopened(store.table).count_rows() <= added:
             databases.drop(db, store.name)

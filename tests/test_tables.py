@@ -13,6 +13,7 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store import tables
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.keys import key_of
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
 
@@ -86,7 +87,8 @@ def test_creating_with_a_key(db: lancedb.DBConnection) -> None:
     store = create_table(db, "young", rows, key="id")
     assert (store.key, len(store)) == ("id", ROWS)
     assert create_table(db, "empty", schema=rows.schema, key="text").key == "text"
-    with pytest.raises(InvalidInputError, match="Got column 'vector'"):
+    assert key_of(store.table.to_lance().checkout_version(1).schema) == "id"  # whoever opens it merges by it
+    with pytest.raises(InvalidInputError, match=r"Got key='vector'; expected .* here "):
         create_table(db, "bad", rows, key="vector")
     with pytest.raises(InvalidInputError, match="several rows of the same key"):
         create_table(db, "bad", rows, key="lang")

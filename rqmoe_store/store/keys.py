@@ -13,7 +13,8 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.retries import on_newest
 
-_MARKS = {b"lance-schema:unenforced-primary-key:position", b"lance-schema:unenforced-primary-key"}
+_MARK = b"lance-schema:unenforced-primary-key:position"
+_MARKS = {_MARK, b"lance-schema:unenforced-primary-key"}
 _SHOWN = 3
 _SCAN_ROWS = 131_072
 
@@ -22,6 +23,18 @@ def key_of(schema: pa.Schema) -> str | None:
     """Name of the column that is the key; None without one."""
     marked = [field.name for field in schema if _MARKS & set(field.metadata or {})]
     return marked[0] if marked else None
+
+
+def keyed(schema: pa.Schema, key: str) -> pa.Schema:
+    """The schema of a new table whose key is the column `key`, from the moment that others can see it.
+
+    Raises:
+        InvalidInputError: no such column, or of other values than integers (32 or 64 bits), text or bytes.
+    """
+    _require_usable(schema, key)
+    field = schema.field(key)
+    marked = field.with_nullable(False).with_metadata({**(field.metadata or {}), _MARK: b"1"})
+    return schema.set(schema.get_field_index(key), marked)
 
 
 def set_key(table: LanceTable, key: str) -> None:
@@ -97,12 +110,7 @@ def require_key(table: Table, key: str) -> None:
             several rows have the same.
         TableError: a row has none.
     """
-    usable = [field.name for field in table.schema if _can_be_key(field.type)]
-    if key not in usable:
-        raise InvalidInputError(
-            f"Got key={key!r}; expected a column of int32, int64, text or bytes, here "
-            f"{', '.join(usable) or 'none'}."
-        )
+    _require_usable(table.schema, key)
     batches = list(table.search().select([key]).to_batches(_SCAN_ROWS))
     if any(batch[key].null_count for batch in batches):
         raise TableError(
@@ -110,6 +118,15 @@ def require_key(table: Table, key: str) -> None:
             "or fill them, or leave key out."
         )
     require_unique(batches, [key], f"table {table.name!r}")
+
+
+def _require_usable(schema: pa.Schema, key: str) -> None:
+    usable = [field.name for field in schema if _can_be_key(field.type)]
+    if key not in usable:
+        raise InvalidInputError(
+            f"Got key={key!r}; expected a column of int32, int64, text or bytes, here "
+            f"{', '.join(usable) or 'none'}."
+        )
 
 
 def _can_be_key(data_type: pa.DataType) -> bool:

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.keys import column_names, key_of, require_unique, set_key
+from rqmoe_store.store.keys import column_names, key_of, keyed, require_unique, set_key
 
 ROWS = pa.table(
     {
@@ -39,6 +39,21 @@ def test_a_key_is_read_as_it_was_set(table, key) -> None:
 def test_keys_of_older_releases() -> None:
     older = pa.field("a", pa.int64(), metadata={"lance-schema:unenforced-primary-key": "true"})
     assert key_of(pa.schema([pa.field("b", pa.int64()), older])) == "a"
+
+
+def test_a_new_table_has_its_key_from_the_beginning(db) -> None:
+    schema = pa.schema([pa.field("id", pa.int64(), metadata={"a": "b"}), pa.field("name", pa.string())])
+    created = db.create_table("keyed", schema=keyed(schema, "id"))
+    assert key_of(created.schema) == "id"
+    assert not created.schema.field("id").nullable
+    assert created.schema.field("id").metadata[b"a"] == b"b"
+    version = created.version
+    set_key(created, "id")  # nothing to do
+    assert created.version == version
+    with pytest.raises(TableError, match="has the key 'id', which cannot be changed to 'name'"):
+        set_key(created, "name")
+    with pytest.raises(InvalidInputError, match=r"Got key='nope'; expected .* here id, name\."):
+        keyed(schema, "nope")
 
 
 @pytest.mark.parametrize("key", ["nope", "price", "", 5, ["id"], None])
