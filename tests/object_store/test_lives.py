@@ -136,7 +136,7 @@ def versions_of_rows(db: DBConnection, again: DBConnection) -> Iterator[Step]:
     store.delete("id % 2 = 0")
     other.checkout("before")
     yield "checked out", (contents(other) == was, found(other), len(other), len(store))
-    yield "exported from it", other.verify(progress=False).version == before
+    yield "verified as it was", other.verify(progress=False).version == before
     other.checkout_latest()
     yield "looked at the newest", (len(other), found(other))
     other.restore("before")
