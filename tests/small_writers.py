@@ -44,7 +44,9 @@ class Tidied:
 
     optimized: int = 0
     encoded: int = 0
-    """Rows that it brought to the newest codec."""
+    """Rows that it brought to the newest codec meanwhile."""
+    in_background: int = 0
+    """Rows that a thread brought to the second codec."""
 
 
 def row(number: int, text: str, place: int) -> dict[str, Any]:
@@ -121,4 +123,6 @@ def tidy(folder: str, together: Any, finished: Any, outcomes: Any) -> None:
         if done.optimized == 2:
             training = TrainConfig(epochs=0, seed=1, progress=False)
             store.retrain(training, vectors=POOL, encode="background", progress=False)
+            assert store.encoding is not None
+            done.in_background = store.encoding.wait().rows
     outcomes.put(done)
