@@ -1,0 +1,167 @@
+"""What a search is asked for, and the query of the store that does it."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pyarrow as pa
+from lancedb.rerankers import Reranker
+from langchain_core.documents import Document
+
+from langchain_rqmoe.filters import Filter, condition_of
+from langchain_rqmoe.rows import Columns, Float32Array, as_vector, documents_of
+from langchain_rqmoe.table import require_dim
+from rqmoe_store import AsyncCompressedTable, CompressedTable, InvalidInputError
+
+QueryType = Literal["vector", "fts", "hybrid"]
+
+SCORES: dict[QueryType, str] = {"vector": "_distance", "fts": "_score", "hybrid": "_relevance_score"}
+"""The column that tells how well a row was found; smaller is better for distances only."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchDefaults:
+    """What holds for the searches of a store unless one says otherwise; see `RQMoEVectorStore`."""
+
+    columns: Columns
+    nprobes: int | None
+    shortlist: int | None
+    reranker: Reranker | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """A search whose arguments have been checked."""
+
+    defaults: SearchDefaults
+    k: int
+    where: str | None
+    query_type: QueryType = "vector"
+    nprobes: int | None = None
+    shortlist: int | None = None
+    prefilter: bool = True
+    diversity: float | None = None
+    """Lambda of maximal marginal relevance; None for the best rows, whatever they are like."""
+
+    @classmethod
+    def of(
+        cls, defaults: SearchDefaults, k: int, given: Filter, options: Mapping[str, Any], **more: Any
+    ) -> "Search":
+        """Check the arguments of a search.
+
+        Args:
+            defaults: of the store.
+            k: documents to find.
+            given: the filter.
+            options: what callers may say besides: query_type, nprobes, shortlist, prefilter.
+            more: what the method called says, which callers may not.
+
+        Raises:
+            InvalidInputError: other options, an unknown query_type, or a filter that cannot be used.
+        """
+        known = [name for name in ("query_type", "nprobes", "shortlist", "prefilter") if name not in more]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise InvalidInputError(
+                f"Got {unknown[0]}={options[unknown[0]]!r} for a search; expected k, filter or one of "
+                f"{', '.join(known)}."
+            )
+        kind = options.get("query_type", "vector")
+        if kind not in SCORES:
+            raise InvalidInputError(f"Got query_type={kind!r}; expected one of {', '.join(SCORES)}.")
+        where = condition_of(given, defaults.columns.metadata)
+        return cls(defaults=defaults, k=k, where=where, **{**options, **more})
+
+    @property
+    def by_text(self) -> bool:
+        """Whether a full-text index is needed."""
+        return self.query_type != "vector"
+
+    @property
+    def by_vector(self) -> bool:
+        """Whether the query has to be embedded."""
+        return self.query_type != "fts"
+
+    def query(self, store: CompressedTable, text: str | None, vector: Any) -> Any:
+        """The query, to be run by one of its `to_...` methods.
+
+        Args:
+            store: the table.
+            text: what to search for as it is; None where only the vector counts.
+            vector: what to search for by distance; None where only the text counts.
+
+        Raises:
+            InvalidInputError: a vector of another dimension, or options that the table refuses.
+        """
+        vector, column = self._checked(vector, store), self.defaults.columns.text
+        if self.query_type == "hybrid":
+            return self._with_options(
+                store.search(query_type="hybrid", fts_columns=column).vector(vector).text(text or "")
+            )
+        if self.query_type == "fts":
+            return self._with_options(store.search(text, query_type="fts", fts_columns=column))
+        return self._with_options(store.search(vector, query_type="vector"))
+
+    async def aquery(self, store: AsyncCompressedTable, text: str | None, vector: Any) -> Any:
+        """As `query`, to be run by awaiting one of its `to_...` methods."""
+        vector, column = self._checked(vector, store.blocking), self.defaults.columns.text
+        if self.query_type == "hybrid":
+            hybrid = await store.search(query_type="hybrid", fts_columns=column)
+            return self._with_options(hybrid.vector(vector).text(text or ""))
+        if self.query_type == "fts":
+            return self._with_options(await store.search(text, query_type="fts", fts_columns=column))
+        return self._with_options(store.vector_search(vector))
+
+    def documents(self, found: pa.Table) -> list[tuple[Document, float]]:
+        """The documents of the rows found, each with its distance or score."""
+        scores = found[SCORES[self.query_type]].to_pylist()
+        return list(zip(documents_of(found, self.defaults.columns), scores, strict=True))
+
+    def _checked(self, vector: Any, store: CompressedTable) -> Float32Array | None:
+        """The vector, if one is searched for."""
+        if not self.by_vector:
+            return None
+        array = as_vector(vector)
+        require_dim(store, len(array))
+        return array
+
+    def _with_options(self, query: Any) -> Any:
+        score = SCORES[self.query_type]
+        query = query.limit(self.k).select([*self.defaults.columns.read, score])
+        if self.where is not None:
+            query = query.where(self.where, self.prefilter)
+        if self.query_type == "hybrid" and self.defaults.reranker is not None:
+            query = query.rerank(self.defaults.reranker)
+        if self.by_vector:
+            query = self._with_reach(query)
+        return query
+
+    def _with_reach(self, query: Any) -> Any:
+        nprobes = self.defaults.nprobes if self.nprobes is None else self.nprobes
+        shortlist = self.defaults.shortlist if self.shortlist is None else self.shortlist
+        if nprobes is not None:
+            query = query.nprobes(nprobes)
+        if shortlist is not None:
+            # One that is meant for all searches must not keep any from finding k.
+            query = query.shortlist(shortlist if self.shortlist is not None else max(shortlist, self.k))
+        if self.diversity is not None:
+            query = query.diversify(self.diversity)
+        return query
+
+
+def relevance_of(metric: str, distance: float) -> float:
+    """How relevant a document at this distance is: 1 for the same vector, 0 for one at a right angle.
+
+    That holds for vectors of unit length, as most models make them; others may be outside of 0 to 1 by "l2"
+    and "dot". So are, below 0, vectors that point away from each other.
+
+    Args:
+        metric: of the table.
+        distance: as the table has it: squared L2, 1 - cosine, 1 - dot.
+    """
+    if metric == "l2":
+        return 1.0 - math.sqrt(max(distance, 0.0) / 2)
+    if metric == "cosine":
+        return 1.0 - max(distance, 0.0)  # rounding takes it below
+    return 1.0 - distance

@@ -1,0 +1,25 @@
+"""Stores that several test files use."""
+
+from pathlib import Path
+
+import pytest
+from langchain_rqmoe import RQMoEVectorStore
+from small_stores import PointEmbedding, filled
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> RQMoEVectorStore:
+    """A store whose table does not exist yet."""
+    return RQMoEVectorStore(PointEmbedding(), uri=tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RQMoEVectorStore:
+    """A store with the documents of `POINTS`."""
+    return filled(tmp_path)
+
+
+@pytest.fixture
+def project() -> Path:
+    """The folder of this integration."""
+    return Path(__file__).parent.parent
