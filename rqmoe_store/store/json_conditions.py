@@ -45,8 +45,8 @@ class JsonField:
 
     Every method returns an SQL condition in parentheses that is true or false for every row, and never null:
     `f"NOT {a}"`, `f"{a} AND {b}"` and `f"{a} OR {b}"` mean what they say. Where the field is missing, or of
-    another type than the value, all are false but `ne` and `is_null`. Types are told apart: "10" is not 10, 1
-    is not true; 10 and 10.0 are one number.
+    another type than the value, all are false but `ne`, `is_null` and `is_empty`. Types are told apart: "10"
+    is not 10, 1 is not true; 10 and 10.0 are one number.
 
     Values are texts, bools, integers of 64 bits and finite floats; InvalidInputError is raised for others.
     """
@@ -104,12 +104,14 @@ class JsonField:
             f"json_extract({elements}, {any_kind}) IS DISTINCT FROM json_extract({elements}, {lists})"
         )
 
-    def has_text(self, part: str) -> str:
-        """The field is a text that has this one in it, as it is written."""
+    def has_text(self, part: str, *, ignore_case: bool = False) -> str:
+        """The field is a text that has this one in it, as it is written, or in whatever case."""
         text = plain_value(part, "has_text")
         if not isinstance(text, str):
             raise InvalidInputError(f"Got has_text({part!r}); expected a text.")
-        return _two_valued(f"strpos({self._string}, {literal(text)}) > 0")
+        sides = [self._string, literal(text)]
+        searched, found = [f"lower({side})" for side in sides] if ignore_case else sides
+        return _two_valued(f"strpos({searched}, {found}) > 0")
 
     def exists(self) -> str:
         """The field is there, whatever it is, null included."""
@@ -118,6 +120,10 @@ class JsonField:
     def is_null(self) -> str:
         """The field is missing, or null."""
         return f"(coalesce({self._text}, 'null') = 'null')"
+
+    def is_empty(self) -> str:
+        """The field is missing or null, or a text or list with nothing in it."""
+        return f"(coalesce({self._text}, 'null') IN ('null', '\"\"', '[]'))"
 
     @property
     def _parent(self) -> str:

@@ -138,9 +138,13 @@ def assert_all_conditions(
         ),
         field.exists(): lambda found: found is not MISSING,
         field.is_null(): lambda found: found is MISSING or found is None,
+        field.is_empty(): lambda found: found is MISSING or found in (None, "", []),
     }
     if isinstance(value, str):
         expected[field.has_text(value)] = lambda found: isinstance(found, str) and value in found
+        expected[field.has_text(value, ignore_case=True)] = lambda found: (
+            isinstance(found, str) and value.lower() in found.lower()
+        )
     for name, compare in {
         "lt": operator.lt,
         "lte": operator.le,
@@ -199,6 +203,14 @@ def test_values_of_other_types(corners: Any, value: Any) -> None:
 def test_values_of_numpy(corners: Any, value: Any) -> None:
     field = json_field("meta data", "a")
     assert field.eq(value) == field.eq(value.item()) and field.contains(value) == field.contains(value.item())
+
+
+@pytest.mark.parametrize("part", ["ÄRGER", "straße", "i", "ΣΊΣΥΦΟΣ", "ǅ", "k"])
+def test_texts_in_any_case(tmp_path, part: str) -> None:
+    texts = ["Ärger", "ärger", "Straße", "STRASSE", "I", "İ", "\u0131", "σίσυφος", "ǆ", "\N{KELVIN SIGN}"]
+    table = new_table(lancedb.connect(tmp_path), [{"a": text} for text in texts])
+    found = matches(table, json_field("meta data", "a").has_text(part, ignore_case=True))
+    assert found == [row for row, text in enumerate(texts) if part.lower() in text.lower()]
 
 
 def test_one_of_none_is_no_row(corners: Any) -> None:
