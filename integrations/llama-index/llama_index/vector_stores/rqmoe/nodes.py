@@ -1,0 +1,118 @@
+"""Nodes as JSON and back: everything of a node but embedding and text, which have columns of their own."""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from llama_index.core.schema import BaseNode, MetadataMode
+
+from rqmoe_store import InvalidInputError
+
+_RESOURCES = ("text_resource", "image_resource", "audio_resource", "video_resource")
+_CLASS = "class_name"
+_NO_DOCUMENT = "None"
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+
+
+def text_of(node: BaseNode) -> str:
+    """The text of a node, "" where it has none."""
+    return node.get_content(metadata_mode=MetadataMode.NONE)
+
+
+def node_json(node: BaseNode) -> tuple[str, str]:
+    """A node as two JSON texts: what filters look at, and what `node_of` makes the node of again.
+
+    The first are its metadata, and the names by which LlamaIndex's own stores also let filters ask for a
+    node's document and class.
+
+    Raises:
+        InvalidInputError: metadata that JSON cannot hold: NaN, infinite numbers, integers beyond 64 bits, or
+            objects that pydantic has no JSON for.
+    """
+    try:
+        # `exclude` would drop the text of inner nodes' resources as well; only this node's own is repeated.
+        content = node.model_dump(mode="json", exclude={"embedding"})
+    except ValueError as error:
+        raise _refused(node, f"content that cannot be written as JSON ({error})") from error
+    _require_storable(node, content["metadata"])
+    text = text_of(node)
+    _remove_text(content, text)
+    for name in _RESOURCES:
+        resource = getattr(node, name, None)
+        if resource is not None and resource.data is not None:
+            content[name]["data"] = resource.data.decode("ascii")  # base64, which the dump leaves out
+    document = node.ref_doc_id or _NO_DOCUMENT
+    names = {"document_id": document, "doc_id": document, "ref_doc_id": document}
+    filtered = {**content["metadata"], **names, "_node_type": node.class_name()}
+    return _json(node, filtered), _json(node, content)
+
+
+def node_of(content: str, text: str, embedding: list[float] | None) -> BaseNode:
+    """The node that `node_json` and `text_of` were given.
+
+    Raises:
+        InvalidInputError: its class is not known to this process.
+    """
+    fields = json.loads(content)
+    made = _node_class(fields[_CLASS])
+    if "text" in made.model_fields:
+        fields.setdefault("text", text)
+    if fields.get("text_resource") is not None:
+        fields["text_resource"].setdefault("text", text)
+    return made.from_dict(fields, embedding=embedding)
+
+
+def _remove_text(content: dict[str, Any], text: str) -> None:
+    """Remove what is the same as `text`; an empty or other text stays, so that it comes back as it is."""
+    for holder in (content, content.get("text_resource") or {}):
+        if holder.get("text") == text:
+            del holder["text"]
+
+
+def _json(node: BaseNode, content: dict[str, Any]) -> str:
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise _refused(node, f"content that cannot be written as JSON ({error})") from error
+
+
+def _require_storable(node: BaseNode, value: Any) -> None:
+    if isinstance(value, dict):
+        for part in value.values():
+            _require_storable(node, part)
+    elif isinstance(value, list):
+        for part in value:
+            _require_storable(node, part)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _refused(node, f"{value!r} in its metadata")
+    elif isinstance(value, int) and not _SMALLEST <= value <= _LARGEST:
+        raise _refused(node, f"{value!r} in its metadata, an integer beyond 64 bits")
+
+
+def _refused(node: BaseNode, what: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"Node {node.node_id!r} has {what}; expected texts, bools, integers of 64 bits, finite floats, None, "
+        "and lists and dicts of those. Nothing was written; convert it, to a text for example."
+    )
+
+
+@functools.cache
+def _node_class(name: str) -> type[BaseNode]:
+    """The node class that calls itself `name`: LlamaIndex's own before those that derive from it."""
+    for known in _derived():
+        if known.class_name() == name:
+            return known
+    raise InvalidInputError(
+        f"A node of class {name!r} is stored, which this process does not know; import the module that "
+        "defines the class, and try again."
+    )
+
+
+def _derived() -> Iterator[type[BaseNode]]:
+    """All classes of nodes, those that derive from others after these."""
+    level = BaseNode.__subclasses__()
+    while level:
+        yield from level
+        level = [derived for known in level for derived in known.__subclasses__()]
