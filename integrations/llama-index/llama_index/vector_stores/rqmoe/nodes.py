@@ -31,16 +31,16 @@ def node_json(node: BaseNode) -> tuple[str, str]:
         InvalidInputError: metadata that JSON cannot hold: NaN, infinite numbers, integers beyond 64 bits, or
             objects that pydantic has no JSON for.
     """
+    # Before the dump, which makes None of NaN.
+    resources = {name: getattr(node, name, None) for name in _RESOURCES}
+    embeddings = [resource.embeddings for resource in resources.values() if resource is not None]
+    _require_storable(node, [node.metadata, getattr(node, "text_embedding", None), embeddings])
     try:
-        # `exclude` would drop the text of inner nodes' resources as well; only this node's own is repeated.
         content = node.model_dump(mode="json", exclude={"embedding"})
     except ValueError as error:
         raise _refused(node, f"content that cannot be written as JSON ({error})") from error
-    _require_storable(node, content["metadata"])
-    text = text_of(node)
-    _remove_text(content, text)
-    for name in _RESOURCES:
-        resource = getattr(node, name, None)
+    _remove_text(content, text_of(node))
+    for name, resource in resources.items():
         if resource is not None and resource.data is not None:
             content[name]["data"] = resource.data.decode("ascii")  # base64, which the dump leaves out
     document = node.ref_doc_id or _NO_DOCUMENT
@@ -82,13 +82,13 @@ def _require_storable(node: BaseNode, value: Any) -> None:
     if isinstance(value, dict):
         for part in value.values():
             _require_storable(node, part)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple | set | frozenset):
         for part in value:
             _require_storable(node, part)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise _refused(node, f"{value!r} in its metadata")
+        raise _refused(node, f"the number {value!r}")
     elif isinstance(value, int) and not _SMALLEST <= value <= _LARGEST:
-        raise _refused(node, f"{value!r} in its metadata, an integer beyond 64 bits")
+        raise _refused(node, f"{value!r}, an integer beyond 64 bits")
 
 
 def _refused(node: BaseNode, what: str) -> InvalidInputError:
