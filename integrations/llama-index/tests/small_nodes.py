@@ -1,10 +1,12 @@
 """A few nodes, and stores to put them in."""
 
+import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.schema import BaseNode, NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import (
     FilterCondition,
@@ -105,3 +107,16 @@ def asked(
 
 def ids(nodes: Iterable[BaseNode]) -> list[str]:
     return [found.node_id for found in nodes]
+
+
+class LetterEmbedding(BaseEmbedding):
+    """Embeds a text as how often it has each letter: equal texts are alike, and no network is needed."""
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return [1.0, *(float(text.lower().count(letter)) for letter in string.ascii_lowercase)]
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._get_text_embedding(query)

@@ -138,6 +138,7 @@ def test_filters_see_documents_and_classes_as_elsewhere_in_the_framework() -> No
         ({"a": 2**64}, "integer beyond 64 bits"),
         ({"a": {"b": [-(2**63) - 1]}}, "integer beyond 64 bits"),
         ({"a": object()}, "cannot be written as JSON"),
+        ({"a": {1: "b"}}, "the key 1"),
         ({"a": b"\xff"}, "cannot be written as JSON"),
     ],
 )

@@ -30,6 +30,7 @@ def node_json(node: BaseNode) -> tuple[str, str]:
     Raises:
         InvalidInputError: metadata that JSON cannot hold: NaN, infinite numbers, integers beyond 64 bits, or
             objects that pydantic has no JSON for.
+        UnicodeEncodeError: a name in them that is no valid Unicode.
     """
     # Before the dump, which makes None of NaN.
     resources = {name: getattr(node, name, None) for name in _RESOURCES}
@@ -80,7 +81,10 @@ def _json(node: BaseNode, content: dict[str, Any]) -> str:
 
 def _require_storable(node: BaseNode, value: Any) -> None:
     if isinstance(value, dict):
-        for part in value.values():
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise _refused(node, f"the key {key!r} in its metadata, which is no text")
+            key.encode()  # the dump would put other characters in the place of halves
             _require_storable(node, part)
     elif isinstance(value, list | tuple | set | frozenset):
         for part in value:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-from lancedb.rerankers import LinearCombinationReranker, Reranker, RRFReranker
+from lancedb.rerankers import MRRReranker, Reranker, RRFReranker
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
@@ -134,7 +134,8 @@ class NodeSearch:
             return self._settings.reranker
         if self._query.alpha is None:
             return RRFReranker()
-        return LinearCombinationReranker(weight=self._query.alpha)
+        # Not of scores: a text that is the only one to have a word, or the last that has, would be given 0.
+        return MRRReranker(weight_vector=self._query.alpha, weight_fts=1 - self._query.alpha)
 
 
 def empty_result() -> VectorStoreQueryResult:

@@ -45,10 +45,10 @@ def rows_of(nodes: Sequence[BaseNode], columns: NodeColumns) -> pa.Table:
     """
     schema = columns.schema(dim_of(nodes))
     kept = list({node.node_id: node for node in nodes}.values())
-    filtered, contents = zip(*(node_json(node) for node in kept), strict=True)
     with np.errstate(over="ignore"):  # becomes infinite, which the table refuses and names
         vectors = np.array([node.embedding for node in kept], dtype=np.float32)
     try:
+        filtered, contents = zip(*(node_json(node) for node in kept), strict=True)
         arrays = {
             ID: pa.array([node.node_id for node in kept], pa.string()),
             columns.document: pa.array([node.ref_doc_id for node in kept], pa.string()),

@@ -66,8 +66,8 @@ class StoreSettings(BasePydanticVectorStore):
             table_name: the table.
             connection: an open database on disk, instead of `uri`.
             table: an open table, instead of the names of database and table.
-            reranker: orders the results of mode "hybrid"; None for a weighted sum by a query's `alpha`, or
-                reciprocal ranks without one.
+            reranker: orders the results of mode "hybrid"; None for LanceDB's reciprocal ranks, weighted by
+                `alpha` in queries that have it.
             settings: any other field of this class.
 
         Raises:
