@@ -17,9 +17,8 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.retrievers import VectorIndexRetriever
 from llama_index.core.schema import ImageNode, IndexNode, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from small_nodes import QUICKLY, SMALL_CODEC, LetterEmbedding, ids, where
-
 from llama_index.vector_stores.rqmoe import RQMoEVectorStore
+from small_nodes import QUICKLY, SMALL_CODEC, LetterEmbedding, ids, where
 
 MODEL = LetterEmbedding()
 TEXTS = {
@@ -151,9 +150,7 @@ def test_nodes_of_other_classes_are_retrieved(store: RQMoEVectorStore) -> None:
         ImageNode(id_="image", text="dunes", image="aGk="),
     ]
     context = StorageContext.from_defaults(vector_store=store)
-    index = VectorStoreIndex(
-        nodes, storage_context=context, embed_model=MODEL, store_nodes_override=True
-    )
+    index = VectorStoreIndex(nodes, storage_context=context, embed_model=MODEL, store_nodes_override=True)
     found = index.as_retriever(similarity_top_k=3).retrieve("bees")
     assert {one.node.node_id: type(one.node) for one in found} == {
         "text": TextNode,

@@ -8,11 +8,11 @@ import lancedb
 import pytest
 from lancedb.rerankers import RRFReranker
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStore
+from llama_index.vector_stores.rqmoe import RQMoEVectorStore
 from small_nodes import QUICKLY, SMALL_CODEC, asked, ids, node
 
 import rqmoe_store as rqs
-from llama_index.vector_stores.rqmoe import RQMoEVectorStore
-from rqmoe_store import CodecConfig, InvalidInputError, TableError, TrainConfig
+from rqmoe_store import CodecConfig, TableError, TrainConfig
 
 
 def test_it_is_what_the_framework_takes_for_a_store(store: RQMoEVectorStore) -> None:
@@ -133,7 +133,7 @@ def test_a_table_that_was_not_made_for_nodes(tmp_path: Path) -> None:
     db = lancedb.connect(tmp_path)
     table = rqs.create_table(db, "vectors", [{"id": "a", "vector": [1.0, 2.0]}], key="id")
     for make in (lambda: RQMoEVectorStore(connection=db), lambda: RQMoEVectorStore(table=table)):
-        with pytest.raises(TableError, match="no column 'doc_id'.*text_key"):
+        with pytest.raises(TableError, match=r"no column 'doc_id'.*text_key"):
             make()
 
 

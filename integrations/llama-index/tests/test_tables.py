@@ -6,12 +6,13 @@ from pathlib import Path
 
 import lancedb
 import pytest
-from small_nodes import SMALL_CODEC, node
-
 from llama_index.vector_stores.rqmoe.columns import NodeColumns
 from llama_index.vector_stores.rqmoe.rows import rows_of
 from llama_index.vector_stores.rqmoe.tables import NodeTable, require_text_index
-from rqmoe_store import InvalidInputError
+from small_nodes import SMALL_CODEC, node
+
+import rqmoe_store as rqs
+from rqmoe_store import CodecConfig, InvalidInputError
 
 COLUMNS = NodeColumns()
 ROWS = rows_of([node("a"), node("b")], COLUMNS)
@@ -64,9 +65,17 @@ def test_several_may_make_it_at_once(tmp_path: Path) -> None:
 
 def test_no_table_is_made_for_rows_that_it_could_not_take(tmp_path: Path) -> None:
     table = new(tmp_path)
-    with pytest.raises(InvalidInputError, match="node 'z' .*zero"):
+    with pytest.raises(InvalidInputError, match=r"node 'z' .*zero"):
         table.made_for(rows_of([node("a"), node("z", [0.0, 0.0])], COLUMNS))
     assert table.opened() is None
+
+
+def test_a_table_whose_maker_did_not_get_as_far_as_its_key(tmp_path: Path) -> None:
+    db = lancedb.connect(tmp_path)
+    config = CodecConfig(metric="cosine")
+    made = rqs.create_table(db, "vectors", schema=COLUMNS.schema(2), config=config)
+    assert made.key is None
+    assert new(tmp_path).made_for(ROWS).key == "id"
 
 
 def test_it_is_made_as_config_says(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ class NodeTable:
                 exist_ok=True,
             )
             self._table = self._checked(table)
+        if table.key is None:  # whoever has just made it may not have got so far
+            table.set_key(ID)
         return table
 
     def _checked(self, table: CompressedTable) -> CompressedTable:
@@ -129,12 +131,11 @@ class NodeTable:
         missing = [name for name in expected if name not in table.schema.names]
         if table.columns.vector_column != columns.vector:
             missing.append(columns.vector)
-        if missing or table.key != ID:
-            lacks = f"column {missing[0]!r}" if missing else f"key {ID!r}"
+        if missing:
             raise TableError(
-                f"Table {table.name!r} has no {lacks}: it was not made for nodes, or with other names of "
-                "columns. Give text_key, doc_id_key and vector_column_name as when it was made, or another "
-                "table_name."
+                f"Table {table.name!r} has no column {missing[0]!r}: it was not made for nodes, or with other "
+                "names of columns. Give text_key, doc_id_key and vector_column_name as when it was made, or "
+                "another table_name."
             )
         made_with = (table.metric, table.codecs.code_bytes)
         if config is not None and (config.metric, config.code_bytes) != made_with:
