@@ -133,9 +133,9 @@ class NodeTable:
             missing.append(columns.vector)
         if missing:
             raise TableError(
-                f"Table {table.name!r} has no column {missing[0]!r}: it was not made for nodes, or with other "
-                "names of columns. Give text_key, doc_id_key and vector_column_name as when it was made, or "
-                "another table_name."
+                f"Table {table.name!r} has no column {missing[0]!r}: it was not made for nodes, or with "
+                "other names of columns. Give text_key, doc_id_key and vector_column_name as they were then, "
+                "or another table_name."
             )
         made_with = (table.metric, table.codecs.code_bytes)
         if config is not None and (config.metric, config.code_bytes) != made_with:
