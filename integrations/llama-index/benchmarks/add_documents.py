@@ -2,7 +2,7 @@
 
     python benchmarks/add_documents.py --documents 100000
 
-Both write to copies of a table with a codec, in batches of the same size, by turns, and by merging on the ids,
+Both write to copies of a table with a codec, in batches of one size, by turns, and by merging on the ids,
 so that a node written again replaces the one that is there. Making nodes and rows is not timed.
 """
 
