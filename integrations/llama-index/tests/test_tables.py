@@ -12,7 +12,7 @@ from llama_index.vector_stores.rqmoe.tables import NodeTable, require_text_index
 from small_nodes import SMALL_CODEC, node
 
 import rqmoe_store as rqs
-from rqmoe_store import CodecConfig, InvalidInputError
+from rqmoe_store import InvalidInputError, TableError
 
 COLUMNS = NodeColumns()
 ROWS = rows_of([node("a"), node("b")], COLUMNS)
@@ -70,12 +70,11 @@ def test_no_table_is_made_for_rows_that_it_could_not_take(tmp_path: Path) -> Non
     assert table.opened() is None
 
 
-def test_a_table_whose_maker_did_not_get_as_far_as_its_key(tmp_path: Path) -> None:
+def test_a_table_without_a_key(tmp_path: Path) -> None:
     db = lancedb.connect(tmp_path)
-    config = CodecConfig(metric="cosine")
-    made = rqs.create_table(db, "vectors", schema=COLUMNS.schema(2), config=config)
-    assert made.key is None
-    assert new(tmp_path).made_for(ROWS).key == "id"
+    rqs.create_table(db, "vectors", schema=COLUMNS.schema(2))
+    with pytest.raises(TableError, match="no key 'id'"):
+        new(tmp_path)
 
 
 def test_it_is_made_as_config_says(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from llama_index.vector_stores.rqmoe.options import require_known
 from llama_index.vector_stores.rqmoe.queries import NodeSearch, SearchSettings
 from llama_index.vector_stores.rqmoe.tables import NodeTable, connected, database_of
 
-from rqmoe_store import CodecConfig, CompressedTable, InvalidInputError, TableError, TrainConfig
+from rqmoe_store import CodecConfig, CompressedTable, InvalidInputError, TableNotFoundError, TrainConfig
 
 
 class StoreSettings(BasePydanticVectorStore):
@@ -112,11 +112,11 @@ class StoreSettings(BasePydanticVectorStore):
         """The table, for everything else: `optimize`, `stats`, `health`, `tune`, `retrain`, ...
 
         Raises:
-            TableError: there is none yet.
+            TableNotFoundError: there is none yet.
         """
         table = self._nodes.opened()
         if table is None:
-            raise TableError(f"There is no table {self.table_name!r} yet; the first add makes it.")
+            raise TableNotFoundError(f"There is no table {self.table_name!r} yet; the first add makes it.")
         return table
 
     def _needs_codec(self, table: CompressedTable) -> bool:

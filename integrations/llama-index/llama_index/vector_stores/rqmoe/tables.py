@@ -11,7 +11,14 @@ from lancedb.table import LanceTable
 from llama_index.vector_stores.rqmoe.columns import ID, METADATA, NODE, NodeColumns
 
 import rqmoe_store as rqs
-from rqmoe_store import AsyncCompressedTable, CodecConfig, CompressedTable, InvalidInputError, TableError
+from rqmoe_store import (
+    AsyncCompressedTable,
+    CodecConfig,
+    CompressedTable,
+    InvalidInputError,
+    TableError,
+    TableNotFoundError,
+)
 from rqmoe_store.config import Metric
 
 DEFAULT_METRIC: Metric = "cosine"
@@ -83,8 +90,11 @@ class NodeTable:
 
     def opened(self) -> CompressedTable | None:
         """The table; None when there is none. Raises as the constructor."""
-        if self._table is None and self._exists():
-            self._table = self._checked(rqs.open_table(self.connection, self._name))
+        if self._table is None:
+            try:
+                self._table = self._checked(rqs.open_table(self.connection, self._name))
+            except TableNotFoundError:
+                return None
         return self._table
 
     async def aopened(self) -> AsyncCompressedTable | None:
@@ -121,8 +131,6 @@ class NodeTable:
                 exist_ok=True,
             )
             self._table = self._checked(table)
-        if table.key is None:  # whoever has just made it may not have got so far
-            table.set_key(ID)
         return table
 
     def _checked(self, table: CompressedTable) -> CompressedTable:
@@ -131,11 +139,12 @@ class NodeTable:
         missing = [name for name in expected if name not in table.schema.names]
         if table.columns.vector_column != columns.vector:
             missing.append(columns.vector)
-        if missing:
+        if missing or table.key != ID:
+            lacks = f"column {missing[0]!r}" if missing else f"key {ID!r}"
             raise TableError(
-                f"Table {table.name!r} has no column {missing[0]!r}: it was not made for nodes, or with "
-                "other names of columns. Give text_key, doc_id_key and vector_column_name as they were then, "
-                "or another table_name."
+                f"Table {table.name!r} has no {lacks}: it was not made for nodes, or with other names of "
+                "columns. Give text_key, doc_id_key and vector_column_name as they were then, or another "
+                "table_name."
             )
         made_with = (table.metric, table.codecs.code_bytes)
         if config is not None and (config.metric, config.code_bytes) != made_with:
@@ -145,14 +154,6 @@ class NodeTable:
                 "as it is, or give another table_name."
             )
         return table
-
-    def _exists(self) -> bool:
-        page = self.connection.list_tables()
-        while self._name not in page.tables:
-            if not page.page_token:
-                return False
-            page = self.connection.list_tables(page_token=page.page_token)
-        return True
 
 
 def require_text_index(table: CompressedTable, column: str) -> None:
