@@ -20,9 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from rqmoe_store import CodecConfig, TrainConfig
 
-MODULES = (
-    "argparse asyncio bz2 csv datetime gzip json lzma os pathlib random re shutil sqlite3 tarfile zipfile"
-)
+MODULES = "argparse bz2 csv datetime gzip json lzma os pathlib random re shutil sqlite3 tarfile zipfile"
 question = sys.argv[1] if len(sys.argv) > 1 else "How do I open a compressed file?"
 
 
@@ -40,7 +38,7 @@ class SentenceEmbedding(BaseEmbedding):
 
 
 texts = {}  # by text, so that each is there once
-for module in map(importlib.import_module, MODULES):
+for module in map(importlib.import_module, MODULES.split()):
     for name, member in vars(module).items():
         if callable(member):
             texts[(inspect.getdoc(member) or name)[:300]] = f"{module.__name__}.{name}"
