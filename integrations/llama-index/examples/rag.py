@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from rqmoe_store import CodecConfig, TrainConfig
 
-MODULES = "argparse bz2 csv datetime gzip json lzma os pathlib random re shutil sqlite3 tarfile zipfile"
+MODULES = "argparse bz2 csv gzip json lzma os pathlib random re shutil sqlite3 tarfile zipfile"
 question = sys.argv[1] if len(sys.argv) > 1 else "How do I open a compressed file?"
 
 
@@ -41,7 +41,7 @@ texts = {}  # by text, so that each is there once
 for module in map(importlib.import_module, MODULES.split()):
     for name, member in vars(module).items():
         if callable(member):
-            texts[(inspect.getdoc(member) or name)[:300]] = f"{module.__name__}.{name}"
+            texts[(inspect.getdoc(member) or name)[:200]] = f"{module.__name__}.{name}"
 
 vector_store = RQMoEVectorStore(
     uri=tempfile.mkdtemp(),

@@ -15,11 +15,13 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
+    VectorStoreQueryResult,
 )
 
 from rqmoe_store import CodecConfig, TrainConfig
 
 DIM = 8
+EMPTY = VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
 SMALL_CODEC = CodecConfig(kind="rq", metric="cosine", code_bytes=4, codebook_size=16)
 QUICKLY = TrainConfig(epochs=1, progress=False)
 TROUBLE = [

@@ -3,15 +3,14 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from lancedb.rerankers import RRFReranker
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.vector_stores.rqmoe import RQMoEVectorStore
-from small_nodes import TEXTS, TROUBLE, asked, ids, many_nodes, node, where
+from small_nodes import TEXTS, TROUBLE, asked, ids, node, where
 
-from rqmoe_store import CodecConfig, InvalidInputError
+from rqmoe_store import CodecConfig
 
 NODES = [
     node("east", [1.0, 0.0], document="plane", text="the sun rises in the east", n=1),
@@ -180,79 +179,6 @@ def test_similarities_of_every_metric(tmp_path: Any, metric: Any, expected: list
     assert found.similarities == pytest.approx(expected)
     if metric != "dot":
         assert found.ids == ["same", "other"]
-
-
-def test_embeddings_of_codes_are_decoded_ones(coded: RQMoEVectorStore) -> None:
-    given_nodes = many_nodes(300)
-    vectors = np.array([one.embedding for one in given_nodes], dtype=np.float32)
-    codec = coded.table.codec
-    decoded = codec.decode(codec.encode(vectors))
-    everything = {one.node_id: one for one in coded.get_nodes()}
-    read = np.array([everything[one.node_id].embedding for one in given_nodes])
-    np.testing.assert_allclose(read, decoded, atol=1e-6)
-    found = coded.query(asked(given_nodes[7].embedding, top=5))
-    for one, similarity in zip(found.nodes or [], found.similarities or [], strict=True):
-        assert one.embedding == everything[one.node_id].embedding
-        length = float(np.linalg.norm(one.embedding or []) * np.linalg.norm(vectors[7]))
-        assert similarity == pytest.approx(float(np.dot(one.embedding or [], vectors[7])) / length, abs=1e-5)
-        assert one.model_copy(update={"embedding": None}) == given_nodes[
-            int(one.metadata["place"])
-        ].model_copy(update={"embedding": None})
-
-
-@pytest.mark.parametrize("mode", ["default", "mmr", "hybrid", "text_search"])
-def test_modes_on_codes(coded: RQMoEVectorStore, mode: str) -> None:
-    query = asked(
-        many_nodes(300)[5].embedding,
-        mode=mode,
-        query_str="n5",
-        top=3,
-        filters=where(("place", "<", 100)),
-    )
-    found = coded.query(query)
-    assert "n5" in (found.ids or [])
-    assert all(one.metadata["place"] < 100 and len(one.embedding or []) == 8 for one in found.nodes or [])
-
-
-def test_more_is_found_with_a_longer_shortlist(coded: RQMoEVectorStore) -> None:
-    query = asked(many_nodes(300)[5].embedding, top=3)
-    assert coded.query(query, shortlist=300, nprobes=1).ids == coded.query(query, shortlist=299).ids
-
-
-@pytest.mark.parametrize("mode", ["sparse", "semantic_hybrid", "svm", "logistic_regression"])
-def test_modes_that_are_not_known(plane: RQMoEVectorStore, mode: str) -> None:
-    with pytest.raises(InvalidInputError, match="expected one of default, hybrid, text_search, mmr"):
-        plane.query(asked(mode=mode, query_str="x"))
-
-
-@pytest.mark.parametrize(
-    ("query", "options", "expected"),
-    [
-        (asked(None), {}, "without query_embedding"),
-        (asked(None, mode="mmr"), {}, "without query_embedding"),
-        (asked(None, mode="hybrid", query_str="x"), {}, "without query_embedding"),
-        (asked(mode="hybrid"), {}, "without query_str"),
-        (asked(None, mode="text_search"), {}, "without query_str"),
-        (asked([1.0, 0.0, 0.0]), {}, "expected.*dimension|dimension"),
-        (asked([math.nan, 0.0]), {}, "NaN"),
-        (asked([0.0, 0.0]), {}, "zero"),
-        (asked(top=0), {}, "limit=0"),
-        (asked(embedding_field="other"), {}, "embeddings of this store are in 'vector'"),
-        (asked(mode="hybrid", query_str="x", alpha=1.5), {}, "expected 0 .* to 1"),
-        (asked(mode="mmr"), {"mmr_threshold": 2}, "number from 0 to 1"),
-        (asked(), {"nprobes": 0}, "nprobes=0"),
-        (asked(), {"shortlist": 0}, "shortlist=0"),
-        (asked(), {"where": "nope = 1"}, "which LanceDB refuses"),
-        (asked(), {"where": "1 = 1) OR (1 = 1"}, "unbalanced"),
-        (asked(), {"refine_factor": 3}, "option 'refine_factor' for query; expected mmr_threshold"),
-        (asked(filters=where(("a", "in", "x"))), {}, "expected a list"),
-    ],
-)
-def test_queries_that_cannot_be_answered(
-    plane: RQMoEVectorStore, query: Any, options: Any, expected: str
-) -> None:
-    with pytest.raises(InvalidInputError, match=expected):
-        plane.query(query, **options)
 
 
 @pytest.mark.parametrize("text", TROUBLE)
