@@ -25,7 +25,7 @@ from llama_index.vector_stores.rqmoe.rows import rows_of
 import rqmoe_store as rqs
 
 DIM = 384
-TRAINED_ON = 2_000
+TRAINED_ON = 1_000
 TABLE = "vectors"
 
 
