@@ -78,3 +78,15 @@ def test_many_calls_at_once(store: RQMoEVectorStore) -> None:
 
     asyncio.run(use())
     assert sorted(ids(store.get_nodes())) == sorted(ids(nodes))
+
+
+def test_only_one_of_many_calls_trains(tmp_path: Path) -> None:
+    store = RQMoEVectorStore(uri=str(tmp_path), config=SMALL_CODEC, training=QUICKLY, train_from=300)
+    nodes = many_nodes(900)
+
+    async def use() -> None:
+        await asyncio.gather(*(store.async_add(nodes[start : start + 300]) for start in (0, 300, 600)))
+
+    asyncio.run(use())
+    assert len(store.table.codecs.marks.generations) == 1
+    assert sorted(ids(store.get_nodes())) == sorted(ids(nodes))

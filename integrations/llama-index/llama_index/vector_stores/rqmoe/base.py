@@ -30,7 +30,7 @@ class RQMoEVectorStore(StoreSettings):
     The table is opened, or made by the first `add`. Its embeddings stay raw and are searched exactly until
     there are `train_from` of them; then a codec is trained, and codes take their place. From then on the
     embeddings of the nodes returned are decoded ones. What is added is on disk at once: `persist` has nothing
-    to do. Wrong arguments raise `ValueError`s, `rqmoe_store.InvalidInputError` and `TableError`.
+    to do. Wrong arguments raise `ValueError`s, `InvalidInputError` and `TableError` of `rqmoe_store`.
 
     Similarities are higher for nearer nodes: the cosine under metric "cosine" (the default), the inner
     product under "dot", 1 / (1 + squared distance) under "l2"; BM25 in mode "text_search", and the reranker's
@@ -57,8 +57,7 @@ class RQMoEVectorStore(StoreSettings):
             rows = rows_of(nodes, self._nodes.columns)
             table = self._nodes.made_for(rows)
             table.merge_insert(ID).when_matched_update_all().when_not_matched_insert_all().execute(rows)
-            if self._needs_codec(table):
-                table.optimize(**self._upkeep(kwargs))
+            self._train_if_due(table, kwargs)
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -69,8 +68,7 @@ class RQMoEVectorStore(StoreSettings):
             table = AsyncCompressedTable(await asyncio.to_thread(self._nodes.made_for, rows))
             merge = table.merge_insert(ID).when_matched_update_all().when_not_matched_insert_all()
             await merge.execute(rows)
-            if await asyncio.to_thread(self._needs_codec, table.blocking):
-                await table.optimize(**self._upkeep(kwargs))
+            await asyncio.to_thread(self._train_if_due, table.blocking, kwargs)
         return [node.node_id for node in nodes]
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:

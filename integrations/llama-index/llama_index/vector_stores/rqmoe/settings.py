@@ -119,18 +119,17 @@ class StoreSettings(BasePydanticVectorStore):
             raise TableNotFoundError(f"There is no table {self.table_name!r} yet; the first add makes it.")
         return table
 
-    def _needs_codec(self, table: CompressedTable) -> bool:
-        return (
-            self.train_from is not None
-            and table.codecs.newest is None
-            and table.count_rows() >= self.train_from
-        )
-
-    def _upkeep(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments for the `optimize` that trains the codec."""
-        progress = bool(options.get("show_progress", self.show_progress))
-        training = TrainConfig(progress=progress) if self.training is None else self.training
-        return {"train_from": self.train_from, "training": training, "progress": progress}
+    def _train_if_due(self, table: CompressedTable, options: Mapping[str, Any]) -> None:
+        """Train the first codec once there are enough nodes, unless another thread is doing so."""
+        if self.train_from is None or table.codecs.newest is not None:
+            return
+        if table.count_rows() >= self.train_from and self._nodes.training.acquire(blocking=False):
+            progress = bool(options.get("show_progress", self.show_progress))
+            training = TrainConfig(progress=progress) if self.training is None else self.training
+            try:
+                table.optimize(train_from=self.train_from, training=training, progress=progress)
+            finally:
+                self._nodes.training.release()
 
     def _search(self, query: VectorStoreQuery, options: Mapping[str, Any]) -> NodeSearch:
         require_known(options, "query", ["mmr_threshold", "nprobes", "shortlist", "where"])

@@ -1,6 +1,7 @@
 """The table of a store: found, opened, and made when the first nodes are written."""
 
 import asyncio
+import threading
 from typing import cast
 
 import lancedb
@@ -85,6 +86,8 @@ class NodeTable:
         """
         self.connection, self.columns = connection, columns
         self._name, self._config = name, config
+        self.training = threading.Lock()
+        """Held by the thread that trains the first codec."""
         self._table = None if table is None else self._checked(table)
         self.opened()
 
