@@ -1,0 +1,188 @@
+"""Haystack's filters as conditions of the store.
+
+They mean what `haystack.utils.filters.document_matches_filter` makes of them, apart from two things: types
+are told apart (True is not 1), and a document whose value cannot be compared does not match, where Haystack
+would raise.
+"""
+
+import abc
+import dataclasses
+from typing import Any
+
+from haystack.errors import FilterError
+from haystack_integrations.document_stores.rqmoe._dates import LOCAL, UTC, Instant, instant_of
+from haystack_integrations.document_stores.rqmoe._rows import CONTENT, DATES, ID, META, NULL_WHERE
+
+import rqmoe_store as rqs
+
+EVERY_DOCUMENT, NO_DOCUMENT = "(true)", "(false)"
+
+_LOGIC = ("AND", "OR", "NOT")
+_ORDER = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
+_COMPARISONS = ("==", "!=", *_ORDER, "in", "not in")
+
+
+def condition_of(filters: dict[str, Any] | None) -> str | None:
+    """The SQL condition that documents match, true or false for every one; None for no filter.
+
+    Args:
+        filters: as Haystack documents them; {} for no filter. Fields are `id`, `content`, and `meta.` with a
+            name, or several for what is in nested objects; other names without a period are taken for names
+            of metadata. Of `blob`, `score`, `embedding` and `sparse_embedding` one can ask whether they are
+            None.
+
+    Raises:
+        FilterError: keys are missing; operators, fields or values that there are not.
+    """
+    return None if filters is None or filters == {} else _condition(filters)
+
+
+def _condition(filters: Any) -> str:
+    if not isinstance(filters, dict):
+        raise FilterError(
+            f"Got {filters!r} as a filter; expected a dict with 'field', 'operator' and 'value', or with "
+            "'operator' and 'conditions'."
+        )
+    if "field" in filters:
+        return _comparison(filters)
+    operator, conditions = _required(filters, "operator"), _required(filters, "conditions")
+    if operator not in _LOGIC:
+        raise FilterError(
+            f"Got {operator!r} as an operator of conditions; expected one of {', '.join(_LOGIC)}."
+        )
+    if not isinstance(conditions, list):
+        raise FilterError(f"Got {conditions!r} as the conditions of {operator}; expected a list of filters.")
+    parts = [_condition(condition) for condition in conditions]
+    if operator == "OR":
+        return _any_of(parts)
+    every = f"({' AND '.join(parts)})" if parts else EVERY_DOCUMENT
+    return f"(NOT {every})" if operator == "NOT" else every
+
+
+def _comparison(filters: dict[str, Any]) -> str:
+    operator, value = _required(filters, "operator"), _required(filters, "value")
+    if operator not in _COMPARISONS:
+        raise FilterError(
+            f"Got {operator!r} as an operator of a field; expected one of {', '.join(_COMPARISONS)}."
+        )
+    field = _field(filters["field"])
+    try:
+        if operator in _ORDER:
+            return NO_DOCUMENT if value is None else field.ordered(operator, value)
+        matches = field.one_of(_listed(value) if operator in ("in", "not in") else [value])
+    except rqs.InvalidInputError as error:
+        raise FilterError(f"Got {filters!r}, a filter with a value that is not supported: {error}") from error
+    return f"(NOT {matches})" if operator in ("!=", "not in") else matches
+
+
+def _required(filters: dict[str, Any], key: str) -> Any:
+    if key not in filters:
+        raise FilterError(f"Got {filters!r} as a filter; expected it to have {key!r}, too.")
+    return filters[key]
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise FilterError(
+            f"Got {value!r} ({type(value).__name__}) as the value of 'in' or 'not in'; expected a list."
+        )
+    return value
+
+
+class _Field(abc.ABC):
+    """A field of documents, and conditions on it."""
+
+    @abc.abstractmethod
+    def one_of(self, values: list[Any]) -> str:
+        """That it is one of these values, or None if None is among them."""
+
+    @abc.abstractmethod
+    def ordered(self, operator: str, value: Any) -> str:
+        """That it is before or after a value other than None, as `operator` says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _MetaField(_Field):
+    """A field of metadata, by its names from the outermost object on."""
+
+    path: tuple[str, ...]
+
+    def one_of(self, values: list[Any]) -> str:
+        field, dates = rqs.json_field(META, *self.path), [instant_of(value) for value in values]
+        others = [
+            value for value, date in zip(values, dates, strict=True) if value is not None and date is None
+        ]
+        parts = [field.is_null()] if None in values else []
+        parts += [field.isin(others)] if others else []
+        return _any_of(parts + [self._at("eq", date) for date in dates if date is not None])
+
+    def ordered(self, operator: str, value: Any) -> str:
+        date = instant_of(value)
+        if date is not None:
+            return self._at(_ORDER[operator], date)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FilterError(
+                f"Got {value!r} ({type(value).__name__}) as the value of {operator!r}; expected a number or "
+                "an ISO date such as '2000-01-31' or '2000-01-31T12:00:00'."
+            )
+        condition: str = getattr(rqs.json_field(META, *self.path), _ORDER[operator])(value)
+        return condition
+
+    def _at(self, comparison: str, date: Instant) -> str:
+        """That the field is a date before, after or at this one."""
+        local, utc = (rqs.json_field(DATES, *self.path, name) for name in (LOCAL, UTC))
+        by_clock: str = getattr(local, comparison)(date[LOCAL])
+        if UTC not in date:
+            return by_clock
+        return f"({getattr(utc, comparison)(date[UTC])} OR ({utc.is_null()} AND {by_clock}))"
+
+
+@dataclasses.dataclass(frozen=True)
+class _TextField(_Field):
+    """A field of documents that is a text, or None."""
+
+    name: str
+
+    def one_of(self, values: list[Any]) -> str:
+        texts = [value for value in values if isinstance(value, str)]
+        parts = [f"({self.name} IS NULL)"] if None in values else []
+        return _any_of([*parts, rqs.column_condition(self.name, texts)])
+
+    def ordered(self, operator: str, value: Any) -> str:
+        raise FilterError(f"Got {operator!r} for {self.name!r}; expected '==', '!=', 'in' or 'not in'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _OtherField(_Field):
+    """A field of documents whose values are not compared."""
+
+    name: str
+
+    def one_of(self, values: list[Any]) -> str:
+        if values != [None]:
+            raise FilterError(
+                f"Got {values!r} to compare {self.name!r} with; it can be compared with None alone."
+            )
+        return NULL_WHERE[self.name]
+
+    def ordered(self, operator: str, value: Any) -> str:
+        raise FilterError(
+            f"Got {operator!r} for {self.name!r}; expected '==' or '!=', and None as the value."
+        )
+
+
+def _field(name: Any) -> _Field:
+    if name in (ID, CONTENT):
+        return _TextField(name)
+    if isinstance(name, str) and name in NULL_WHERE:
+        return _OtherField(name)
+    if not isinstance(name, str) or name == "meta" or ("." in name and not name.startswith("meta.")):
+        raise FilterError(
+            f"Got {name!r} as a field; expected 'id', 'content' or a name in the metadata such as "
+            "'meta.year' or 'meta.author.name'."
+        )
+    return _MetaField(tuple(name.removeprefix("meta.").split(".")))
+
+
+def _any_of(conditions: list[str]) -> str:
+    return f"({' OR '.join(conditions)})" if conditions else NO_DOCUMENT

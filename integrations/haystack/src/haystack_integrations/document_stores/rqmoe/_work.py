@@ -1,0 +1,170 @@
+"""What reading and writing documents consist of, whether one waits for it or awaits it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from haystack.dataclasses import Document
+from haystack.document_stores.errors import DocumentStoreError, DuplicateDocumentError
+from haystack.document_stores.types import DuplicatePolicy
+from haystack.errors import FilterError
+from haystack_integrations.document_stores.rqmoe._filters import condition_of
+from haystack_integrations.document_stores.rqmoe._rows import (
+    DOCUMENT_COLUMNS,
+    EMBEDDING,
+    ID,
+    checked_id,
+    documents_of,
+    metadata_rows,
+    metas_of,
+)
+
+import rqmoe_store as rqs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Documents to be written by one call, each id once."""
+
+    documents: list[Document]
+    policy: DuplicatePolicy
+    given: int
+    """How many there were, repeated ids included."""
+
+    @classmethod
+    def of(cls, documents: Any, policy: DuplicatePolicy) -> "Batch":
+        """Check the arguments of `write_documents`. Of several with one id SKIP writes the first, OVERWRITE
+        the last.
+
+        Raises:
+            ValueError: no list of documents, or an unknown policy.
+            DocumentStoreError: an id that is no text.
+            DuplicateDocumentError: an id is repeated, and the policy is FAIL or NONE.
+        """
+        if not isinstance(documents, list | tuple) or not all(isinstance(one, Document) for one in documents):
+            raise ValueError(
+                f"Got {type(documents).__name__} to write; expected a list of Haystack Documents."
+            )
+        if not isinstance(policy, DuplicatePolicy):
+            raise ValueError(f"Got policy={policy!r}; expected a DuplicatePolicy.")
+        policy = DuplicatePolicy.FAIL if policy is DuplicatePolicy.NONE else policy
+        by_id: dict[str, Document] = {}
+        for document in documents:
+            document_id = checked_id(document.id)
+            if document_id in by_id and policy is DuplicatePolicy.FAIL:
+                raise exists_already(document_id, "there twice in this call")
+            if document_id not in by_id or policy is DuplicatePolicy.OVERWRITE:
+                by_id[document_id] = document
+        return cls(documents=list(by_id.values()), policy=policy, given=len(documents))
+
+    @property
+    def ids(self) -> list[str]:
+        """All ids, once each."""
+        return [document.id for document in self.documents]
+
+    def merging(self, merge: Any) -> Any:
+        """`merge`, one of the store's, set to write them."""
+        merge.when_not_matched_insert_all()
+        return merge.when_matched_update_all() if self.policy is DuplicatePolicy.OVERWRITE else merge
+
+    def written(self, done: Any) -> int:
+        """What `write_documents` returns.
+
+        Raises:
+            DuplicateDocumentError: the policy is FAIL, and some of them were written by others meanwhile.
+        """
+        if self.policy is DuplicatePolicy.OVERWRITE:
+            return self.given
+        if self.policy is DuplicatePolicy.FAIL and done.num_inserted_rows < len(self.documents):
+            raise DuplicateDocumentError(
+                f"Someone else wrote {len(self.documents) - done.num_inserted_rows} of these documents "
+                "meanwhile. Theirs were kept; the others of this call were written."
+            )
+        return int(done.num_inserted_rows)
+
+
+def exists_already(document_id: str, where: str) -> DuplicateDocumentError:
+    """What to raise for an id that is there, `where`."""
+    return DuplicateDocumentError(
+        f"Got a document with id {document_id!r}, which is {where}. Nothing was written; use "
+        "DuplicatePolicy.OVERWRITE or SKIP to replace or keep what is there."
+    )
+
+
+def with_ids(ids: Any) -> str:
+    """The condition that documents have one of these ids. Raises ValueError unless it is given a list of
+    texts."""
+    if not isinstance(ids, list | tuple) or not all(isinstance(one, str) for one in ids):
+        raise ValueError(f"Got {ids!r} as the ids of documents; expected a list of texts.")
+    return rqs.column_condition(ID, ids)
+
+
+def some(filters: dict[str, Any]) -> str:
+    """The condition for what is to be changed or deleted. Raises FilterError for no filter at all."""
+    condition = condition_of(filters)
+    if condition is None:
+        raise FilterError(
+            f"Got {filters!r} as the filter of documents to change; expected a filter. To delete all "
+            "documents use delete_all_documents()."
+        )
+    return condition
+
+
+def reading(query: Any, condition: str | None, columns: Sequence[str], limit: int | None) -> Any:
+    """`query`, one of the store's, for some columns of documents."""
+    query.select(list(columns)).limit(limit)
+    return query if condition is None else query.where(condition)
+
+
+def columns_of(embeddings: bool) -> list[str]:
+    """What to read of documents, with their embeddings or without."""
+    return [*DOCUMENT_COLUMNS, EMBEDDING] if embeddings else DOCUMENT_COLUMNS
+
+
+def nothing(columns: Sequence[str]) -> pa.Table:
+    """What is read where there is no table."""
+    return pa.table({name: [] for name in columns})
+
+
+def updated(rows: pa.Table, meta: dict[str, Any]) -> pa.Table:
+    """The rows, with ids and metadata alone, with some fields of these set."""
+    return metadata_rows(rows[ID].to_pylist(), [old | meta for old in metas_of(rows)])
+
+
+def tuned(query: Any, nprobes: int | None, shortlist: int | None) -> Any:
+    """`query`, a search by embedding, with what is said about how much it looks at."""
+    if nprobes is not None:
+        query.nprobes(nprobes)
+    return query if shortlist is None else query.shortlist(shortlist)
+
+
+def one_vector(query_embedding: Any) -> Any:
+    """The embedding of a query. Raises DocumentStoreError for several, which the store would search for,
+    too."""
+    if not isinstance(query_embedding, list | tuple | np.ndarray) or np.ndim(query_embedding[:1]) != 1:
+        raise DocumentStoreError(
+            f"Got {type(query_embedding).__name__} as the embedding of a query; expected a list of numbers."
+        )
+    return query_embedding
+
+
+def scored(rows: pa.Table, metric: str) -> list[Document]:
+    """The documents that a search by embedding found, with their similarity as the score."""
+    distances = rows["_distance"].to_pylist()
+    if metric == "l2":
+        return documents_of(rows, [-distance for distance in distances])
+    return documents_of(rows, [1.0 - distance for distance in distances])
+
+
+def ranked(rows: pa.Table) -> list[Document]:
+    """The documents that a hybrid search found, with their relevance as the score."""
+    return documents_of(rows, rows["_relevance_score"].to_pylist())
+
+
+def checked_top_k(top_k: Any) -> int:
+    """A number of documents. Raises ValueError unless it is one."""
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
+        raise ValueError(f"Got top_k={top_k!r}; expected a number of documents, 0 or more.")
+    return top_k
