@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.ingestion.files import dataset_at, open_files
 from rqmoe_store.ingestion.filesystems import absolute, filesystem_of
-from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, stamp_of
+from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, even_cuts, stamp_of
 
 ENDING = ".npy"
 
@@ -46,6 +46,10 @@ class ArrayPiece(Piece):
     def field(self) -> pa.Field:
         """The column of vectors."""
         return pa.field(self._vector_column, pa.list_(pa.from_numpy_dtype(self._numbers), self._dim))
+
+    def cuts(self, size: int) -> list[int]:
+        # Of the file beside it, all that comes before a row may have to be read.
+        return even_cuts(self.rows, self.source_bytes, size) if self._metadata is None else []
 
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
         names = [name for name in columns if self._metadata is not None and name != self._vector_column]

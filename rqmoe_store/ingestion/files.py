@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.ingestion.filesystems import filesystem_of
-from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, skip, stamp_of
+from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, even_cuts, skip, stamp_of
 
 FORMATS = {
     ".parquet": "parquet",
@@ -78,6 +78,17 @@ class ParquetPiece(Piece):
             inside = min(start, metadata.num_rows) - max(skipped, default=0)
             for batch in skip(batches, inside, self.name):
                 yield Chunk(self._with_partition(batch, columns), round(row_bytes * batch.num_rows))
+
+    def cuts(self, size: int) -> list[int]:
+        if (self.source_bytes or 0) <= size:
+            return []  # without opening it
+        with self._filesystem.open_input_file(self.name) as file:
+            metadata = pq.read_metadata(file)
+        cuts = even_cuts(metadata.num_rows, self.source_bytes, size)
+        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        ends = list(itertools.accumulate(groups))[:-1]
+        # Within a row group all that comes before would be read, too.
+        return sorted({min(ends, key=lambda end: abs(end - cut)) for cut in cuts} if ends else set())
 
     def _with_partition(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
         """`batch` with those of the columns whose values stand in the file's path."""

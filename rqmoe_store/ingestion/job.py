@@ -5,19 +5,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import pyarrow as pa
-
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import KeepVectors
-from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion.checks import RowChecker
 from rqmoe_store.ingestion.pipeline import COMMIT_ROWS, Ingestion, IngestSettings
+from rqmoe_store.ingestion.prepare import prepare
 from rqmoe_store.ingestion.report import IngestReport
-from rqmoe_store.ingestion.sources import open_source
-from rqmoe_store.ingestion.target import Target, as_codec, create_target, open_target, require_codec
+from rqmoe_store.ingestion.target import Target
 from rqmoe_store.store.health import DriftWatch
 from rqmoe_store.store.refusals import names_refusals
-from rqmoe_store.store.row_encoder import RowEncoder
 
 OnBadRows = Literal["quarantine", "error"]
 
@@ -84,38 +79,19 @@ def ingest(
     settings = IngestSettings(
         on_bad_rows=on_bad_rows, commit_rows=commit_rows, job=job, resume=resume, progress=progress
     )
-    store, codec = open_target(into), as_codec(codec)
-    if vector_column is None:
-        vector_column = "vector" if store is None else store.columns.vector_column
-    opened = open_source(
-        source, vector_column=vector_column, metadata=metadata, storage_options=storage_options, job=job
+    prepared = prepare(
+        source,
+        into,
+        codec=codec,
+        vector_column=vector_column,
+        columns=columns,
+        metadata=metadata,
+        encode=encode,
+        keep_vectors=keep_vectors,
+        storage_options=storage_options,
+        job=job,
     )
-    schema = _chosen(opened.schema, columns, vector_column)
-    if store is None:
-        assert isinstance(into, tuple), "a table that was passed exists"
-        store = create_target(into, schema, codec, vector_column, keep_vectors)
-    else:
-        require_codec(store, codec)
-    if encode is None:
-        encode = store.codecs.newest is not None
-    if encode:
-        _ = store.codec  # raises when there is none
-    encoder = RowEncoder(store.table, store.codecs, encode=encode)
-    checker = RowChecker(encoder, vector_column, dim=store.dim, metric=store.metric)
-    checker.require(schema)
-    report, drift = Ingestion(store, opened, schema.names, encoder, checker, settings).run(started)
+    report, drift = Ingestion(prepared, settings).run(started)
     if drift is not None:
-        DriftWatch().note(store.table, store.codecs, drift)
+        DriftWatch().note(prepared.store.table, prepared.store.codecs, drift)
     return report
-
-
-def _chosen(schema: pa.Schema, columns: Sequence[str] | None, vector_column: str) -> pa.Schema:
-    """The columns of a source that are taken."""
-    if columns is None:
-        return schema
-    names = [name for name in columns if name != vector_column]
-    if missing := [name for name in names if name not in schema.names]:
-        raise InvalidInputError(f"The source has no columns {missing}; it has {schema.names}. Set columns=.")
-    if vector_column in schema.names:
-        names.append(vector_column)
-    return pa.schema([schema.field(name) for name in names], metadata=schema.metadata)

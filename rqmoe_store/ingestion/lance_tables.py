@@ -8,7 +8,7 @@ from lance.fragment import LanceFragment
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.ingestion.filesystems import absolute
-from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, stamp_of
+from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, even_cuts, stamp_of
 from rqmoe_store.store.schemas import user_schema
 
 ENDING = ".lance"
@@ -29,6 +29,9 @@ class FragmentPiece(Piece):
             sum(sizes) or None,
         )
         self._dataset, self._fragment = dataset, fragment
+
+    def cuts(self, size: int) -> list[int]:
+        return even_cuts(self._fragment.count_rows(), self.source_bytes, size)
 
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
         rows = self._fragment.count_rows()

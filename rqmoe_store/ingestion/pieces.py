@@ -32,6 +32,9 @@ class Piece(abc.ABC):
     may_grow = False
     """Whether rows may have come after its last one when it is read again."""
 
+    can_be_shared = True
+    """Whether other processes that it is sent to can read it."""
+
     def __init__(self, name: str, stamp: str, source_bytes: int | None) -> None:
         self.name = name
         """Names the piece in its source; never changes."""
@@ -49,6 +52,13 @@ class Piece(abc.ABC):
     def state(self) -> str:
         """A digest of the stamp."""
         return digest(self.stamp, 6)
+
+    def cuts(self, size: int) -> list[int]:
+        """Rows, ascending, from which it is read about as soon as from its first, some `size` bytes apart.
+
+        Empty where it is no larger than that, or has no such rows.
+        """
+        return []
 
     @abc.abstractmethod
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
@@ -90,6 +100,12 @@ def digest(text: str, size: int) -> str:
 def stamp_of(*parts: object) -> str:
     """A stamp made of these values."""
     return json.dumps(parts)
+
+
+def even_cuts(rows: int, source_bytes: int | None, size: int) -> list[int]:
+    """As `Piece.cuts`, of a piece that can be read from any row: all parts have as many, less one at most."""
+    parts = min(rows, -(-(source_bytes or 0) // size))
+    return [part * rows // parts for part in range(1, parts)]
 
 
 def skip(batches: Iterator[pa.RecordBatch], rows: int, name: str) -> Iterator[pa.RecordBatch]:

@@ -4,21 +4,22 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+from lancedb.table import LanceTable
+
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.ingestion.blocks import Block, BlockReader
-from rqmoe_store.ingestion.checks import RowChecker
 from rqmoe_store.ingestion.pieces import Piece, Source, digest
+from rqmoe_store.ingestion.prepare import Prepared
 from rqmoe_store.ingestion.progress import IngestProgress
 from rqmoe_store.ingestion.quarantine import Quarantine
 from rqmoe_store.ingestion.report import IngestReport
 from rqmoe_store.ingestion.stages import Behind, ahead
-from rqmoe_store.ingestion.writer import CommitWriter, EncodedBlock
+from rqmoe_store.ingestion.writer import Committer, CommitWriter, EncodedBlock
 from rqmoe_store.store import databases
 from rqmoe_store.store.claims import Claim, NoClaim, claim
 from rqmoe_store.store.drift import DriftSums
 from rqmoe_store.store.ingested import Ingested
 from rqmoe_store.store.row_encoder import RowEncoder
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 ON_BAD_ROWS = ("quarantine", "error")
@@ -52,27 +53,10 @@ class IngestSettings:
 class Ingestion:
     """One call of `ingest`."""
 
-    def __init__(
-        self,
-        store: StoredTable,
-        source: Source,
-        columns: Sequence[str],
-        encoder: RowEncoder,
-        checker: RowChecker,
-        settings: IngestSettings,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            store: the table.
-            source: where rows come from.
-            columns: of the source, that are taken.
-            encoder: of the table.
-            checker: for rows of the source.
-            settings: of the call.
-        """
-        self._store, self._source, self._columns = store, source, columns
-        self._encoder, self._checker, self._settings = encoder, checker, settings
+    def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
+        """Prepare to run with what is opened and checked."""
+        self._store, self._source, self._columns = prepared.store, prepared.source, prepared.columns
+        self._encoder, self._checker, self._settings = prepared.encoder, prepared.checker, settings
 
     def run(self, started: float) -> tuple[IngestReport, DriftSums | None]:
         """Add the rows that are not in the table yet; returns what was done and how well they fit the codec.
@@ -80,7 +64,7 @@ class Ingestion:
         Args:
             started: the time, by `time.perf_counter`, from which seconds count.
         """
-        held, quarantine = self._claimed()
+        held, quarantine = claimed(self._store.table, self._source, self._settings)
         done = held.ingested.pieces
         pieces = self._source.pieces
         left = [piece for piece in pieces if piece.key not in done or done[piece.key].rows is not None]
@@ -91,44 +75,23 @@ class Ingestion:
             done=done,
             quarantined=None if quarantine is None else quarantine.pieces,
         )
+        committer = Committer(self._store.table, self._encoder, held, quarantine)
         writer = CommitWriter(
-            self._store.table,
-            self._encoder,
-            held,
-            quarantine,
-            commit_rows=self._settings.commit_rows,
+            self._store.table, self._encoder.schema, committer, commit_rows=self._settings.commit_rows
         )
         bytes_read = self._stream(reader, left, writer)
         self._store.refresh()
         report = IngestReport(
             table=self._store.name,
             quarantine=None if quarantine is None else quarantine.name,
-            rows=writer.rows,
-            quarantined=writer.quarantined,
+            rows=committer.rows,
+            quarantined=committer.quarantined,
             pieces=len(pieces),
             skipped=len(pieces) - len(left),
             bytes_read=bytes_read,
             seconds=time.perf_counter() - started,
         )
-        return report, writer.drift
-
-    def _claimed(self) -> tuple[Claim, Quarantine | None]:
-        """The right to add to the job, and where its bad rows go."""
-        table, job = self._store.table, None
-        held: Claim = NoClaim()
-        if self._source.location is not None:
-            job = digest(self._settings.job or self._source.location, 12)
-            held = claim(
-                table,
-                job,
-                version_note=self._source.version_note,
-                anew=not self._settings.resume,
-                check=lambda ingested: require_unchanged(self._source, ingested),
-            )
-        if self._settings.on_bad_rows == "error":
-            return held, None
-        database = databases.database_of(table)
-        return held, Quarantine(database, table.name, job, held.ingested.round)
+        return report, committer.drift
 
     def _stream(self, reader: BlockReader, pieces: Sequence[Piece], writer: CommitWriter) -> int:
         """Read and check in one thread, encode here, write in another; returns the bytes read."""
@@ -141,21 +104,46 @@ class Ingestion:
             ahead(reader.read(pieces), _WAITING_BLOCKS) as blocks,
         ):
             for block in blocks:
-                behind.put(self._encoded(block))
+                behind.put(encoded_block(self._encoder, block))
                 bytes_read += block.arrow_bytes
                 progress.advance(
                     rows=block.rows, arrow_bytes=block.arrow_bytes, source_bytes=block.source_bytes
                 )
         return bytes_read
 
-    def _encoded(self, block: Block) -> EncodedBlock:
-        return EncodedBlock(
-            encoded=self._encoder.encoded_vectors(*block.checked, 0),
-            drift=None if self._encoder.drift is None else self._encoder.drift.take(),
-            rows=block.rows,
-            bad=block.bad,
-            pieces=block.pieces,
+
+def encoded_block(encoder: RowEncoder, block: Block) -> EncodedBlock:
+    """The block as it is written."""
+    return EncodedBlock(
+        encoded=encoder.encoded_vectors(*block.checked, 0),
+        drift=None if encoder.drift is None else encoder.drift.take(),
+        rows=block.rows,
+        bad=block.bad,
+        pieces=block.pieces,
+    )
+
+
+def claimed(table: LanceTable, source: Source, settings: IngestSettings) -> tuple[Claim, Quarantine | None]:
+    """The right to add to the job that ingests a source, and where its bad rows go.
+
+    Raises:
+        InvalidInputError: the source is not any more what was ingested of it.
+        TableError: as `claim`, or a table in the place of the quarantine.
+    """
+    job = None
+    held: Claim = NoClaim()
+    if source.location is not None:
+        job = digest(settings.job or source.location, 12)
+        held = claim(
+            table,
+            job,
+            version_note=source.version_note,
+            anew=not settings.resume,
+            check=lambda ingested: require_unchanged(source, ingested),
         )
+    if settings.on_bad_rows == "error":
+        return held, None
+    return held, Quarantine(databases.database_of(table), table.name, job, held.ingested.round)
 
 
 def require_unchanged(source: Source, ingested: Ingested) -> None:

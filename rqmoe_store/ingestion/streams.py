@@ -24,6 +24,7 @@ class StreamPiece(Piece):
     """The batches of an iterator, in the order they come."""
 
     may_grow = True
+    can_be_shared = False
 
     def __init__(self, batches: Iterator[pa.RecordBatch], name: str, source_bytes: int | None) -> None:
         super().__init__(name, "", source_bytes)
@@ -57,9 +58,23 @@ def open_stream(rows: Any, job: str | None) -> Source:
         schema, batches = first.schema, chain([first], batches)
     name = f"stream {job}" if job else type(rows).__name__
     piece = StreamPiece(batches, name, size if isinstance(size, int) else None)
+    return Source(schema=_plain(schema), pieces=[piece], location=f"stream {job}" if job else None)
+
+
+def rows_source(schema: pa.Schema, job: str | None) -> Source:
+    """Rows that other processes have, and that are in no piece.
+
+    Args:
+        schema: their columns.
+        job: tells them from other rows; None where nothing does.
+    """
+    return Source(schema=_plain(schema), pieces=[], location=f"rows {job}" if job else None)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """`schema` without what a frame has noted in it about itself."""
     metadata = {key: value for key, value in (schema.metadata or {}).items() if key != _OF_FRAMES}
-    schema = schema.with_metadata(metadata or None)
-    return Source(schema=schema, pieces=[piece], location=f"stream {job}" if job else None)
+    return schema.with_metadata(metadata or None)
 
 
 def _batches(rows: Any) -> Iterator[pa.RecordBatch]:

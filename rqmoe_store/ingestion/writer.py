@@ -37,29 +37,19 @@ class EncodedBlock:
     """How much of these pieces is in the table once the block is."""
 
 
-class CommitWriter:
-    """Writes blocks into a table, a bounded number of rows per commit.
-
-    Data files are written while blocks come; they, their note and their bad rows count from the commit on.
-    """
+class Committer:
+    """Makes written rows part of a table, together with the note of where they come from."""
 
     def __init__(
-        self,
-        table: LanceTable,
-        encoder: RowEncoder,
-        claim: Claim,
-        quarantine: Quarantine | None,
-        *,
-        commit_rows: int,
+        self, table: LanceTable, encoder: RowEncoder, claim: Claim, quarantine: Quarantine | None
     ) -> None:
-        """Prepare to write.
+        """Prepare to commit.
 
         Args:
             table: any handle on it.
             encoder: of what is written.
             claim: of the job.
             quarantine: where bad rows go; None where there are none.
-            commit_rows: rows of the source per commit at most, unless a single block has more.
         """
         self.rows = 0
         """Rows committed so far."""
@@ -67,8 +57,57 @@ class CommitWriter:
         """Rows put into quarantine so far."""
         self.drift: DriftSums | None = None
         """How well the rows committed fit the codec."""
-        self._table, self._encoder, self._claim = table, encoder, claim
-        self._quarantine, self._commit_rows = quarantine, commit_rows
+        self._table, self._encoder = table, encoder
+        self._claim, self._quarantine = claim, quarantine
+        self._commits = 0
+
+    def commit(self, content: "Content", written: Transaction) -> None:
+        """Commit rows, and before them the bad ones that came with them.
+
+        Raises:
+            TableError: another process ingests the same source, or the table was restored.
+        """
+        self._claim.require()
+        self._encoder.require_known()
+        if self._quarantine is not None:  # first: what is in both tables is finished
+            self._quarantine.add(content.bad, content.pieces)
+        drift = {} if content.drift is None else content.drift.properties
+        properties = self._claim.properties(content.pieces) | drift
+        self._claim.committed(commit_rows(self._table, written, properties))
+        self.rows += content.rows_written
+        self.quarantined += len(content.bad)
+        if content.drift is not None:
+            self.drift = content.drift if self.drift is None else self.drift.plus(content.drift)
+        self._commits += 1
+        if self._commits % _COMMITS_PER_FOLD == 0:
+            self.fold()
+
+    def fold(self) -> None:
+        """Note what is in the tables where it stays when old versions of them are cleaned up."""
+        self._claim.fold()
+        if self._quarantine is not None:
+            self._quarantine.fold()
+
+
+class CommitWriter:
+    """Writes blocks into a table, a bounded number of rows per commit.
+
+    Data files are written while blocks come; they, their note and their bad rows count from the commit on.
+    """
+
+    def __init__(
+        self, table: LanceTable, schema: pa.Schema, committer: Committer, *, commit_rows: int
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            table: any handle on it.
+            schema: of what is written.
+            committer: of the table and the job.
+            commit_rows: rows of the source per commit at most, unless a single block has more.
+        """
+        self._table, self._schema, self._committer = table, schema, committer
+        self._commit_rows = commit_rows
 
     def write(self, blocks: Iterator[EncodedBlock]) -> None:
         """Write all blocks.
@@ -76,69 +115,78 @@ class CommitWriter:
         Raises:
             TableError: another process ingests the same source, or the table was restored.
         """
-        waiting, commits = _Returnable(blocks), 0
+        waiting = _Returnable(blocks)
         while (first := next(waiting, None)) is not None:
             commit = _Commit(self._commit_rows)
-            batches = pa.RecordBatchReader.from_batches(self._encoder.schema, commit.filled(first, waiting))
-            self._commit(commit, write_rows(self._table, batches))
-            commits += 1
-            if commits % _COMMITS_PER_FOLD == 0:
-                self._fold()
-        self._fold()
-
-    def _commit(self, commit: "_Commit", written: Transaction) -> None:
-        self._claim.require()
-        self._encoder.require_known()
-        if self._quarantine is not None:  # first: what is in both tables is finished
-            self._quarantine.add(commit.bad, commit.pieces)
-        drift = {} if commit.drift is None else commit.drift.properties
-        properties = self._claim.properties(commit.pieces) | drift
-        self._claim.committed(commit_rows(self._table, written, properties))
-        self._count(commit)
-
-    def _count(self, commit: "_Commit") -> None:
-        self.rows += commit.rows_written
-        self.quarantined += len(commit.bad)
-        if commit.drift is not None:
-            self.drift = commit.drift if self.drift is None else self.drift.plus(commit.drift)
-
-    def _fold(self) -> None:
-        self._claim.fold()
-        if self._quarantine is not None:
-            self._quarantine.fold()
+            batches = pa.RecordBatchReader.from_batches(self._schema, commit.filled(first, waiting))
+            written = write_rows(self._table, batches)
+            self._committer.commit(commit.content, written)
+        self._committer.fold()
 
 
 @dataclasses.dataclass
+class Content:
+    """What a commit has, but for the rows themselves; grows while these are gathered."""
+
+    rows_read: int = 0
+    """Rows of the source, good or bad."""
+    rows_written: int = 0
+    """Those that can be encoded."""
+    bad: list[BadRow] = dataclasses.field(default_factory=list)
+    """Rows for the quarantine."""
+    bad_bytes: int = 0
+    """Text of these."""
+    pieces: dict[str, Done] = dataclasses.field(default_factory=dict)
+    """How much of these pieces is in the table after the commit."""
+    drift: DriftSums | None = None
+    """How well the rows fit the codec; None if they were not encoded."""
+
+    def is_full(self, most_rows: int) -> bool:
+        """Whether no more should be added, given the rows of the source that a commit has at most."""
+        return self.rows_read >= most_rows or self.bad_bytes >= _BAD_BYTES
+
+    def add_block(self, block: EncodedBlock) -> None:
+        """Take note of the block that comes next."""
+        bad_bytes = sum(len(row.row) for row in block.bad)
+        self.add(
+            Content(
+                rows_read=block.rows,
+                rows_written=block.encoded.num_rows,
+                bad=list(block.bad),
+                bad_bytes=bad_bytes,
+                pieces=dict(block.pieces),
+                drift=block.drift,
+            )
+        )
+
+    def add(self, more: "Content") -> None:
+        """Take note of what comes next."""
+        self.rows_read += more.rows_read
+        self.rows_written += more.rows_written
+        self.bad += more.bad
+        self.bad_bytes += more.bad_bytes
+        self.pieces |= more.pieces
+        if more.drift is not None:
+            self.drift = more.drift if self.drift is None else self.drift.plus(more.drift)
+
+
 class _Commit:
     """Blocks that become part of the table together."""
 
-    most_rows: int
-    rows_read: int = 0
-    rows_written: int = 0
-    bad: list[BadRow] = dataclasses.field(default_factory=list)
-    bad_bytes: int = 0
-    pieces: dict[str, Done] = dataclasses.field(default_factory=dict)
-    drift: DriftSums | None = None
+    def __init__(self, most_rows: int) -> None:
+        self.content = Content()
+        self._most_rows = most_rows
 
     def filled(self, block: EncodedBlock | None, blocks: "_Returnable") -> Iterator[pa.RecordBatch]:
         """The rows of `block` and as many of those that follow as there is room for."""
+        content = self.content
         while block is not None:
-            if self.pieces and self.rows_read + block.rows > self.most_rows:
+            if content.pieces and content.rows_read + block.rows > self._most_rows:
                 blocks.give_back(block)
                 return
-            self._add(block)
+            content.add_block(block)
             yield from block.encoded.to_batches()
-            is_full = self.rows_read >= self.most_rows or self.bad_bytes >= _BAD_BYTES
-            block = None if is_full else next(blocks, None)
-
-    def _add(self, block: EncodedBlock) -> None:
-        self.rows_read += block.rows
-        self.rows_written += block.encoded.num_rows
-        self.bad += block.bad
-        self.bad_bytes += sum(len(row.row) for row in block.bad)
-        self.pieces |= block.pieces
-        if block.drift is not None:
-            self.drift = block.drift if self.drift is None else self.drift.plus(block.drift)
+            block = None if content.is_full(self._most_rows) else next(blocks, None)
 
 
 class _Returnable(Iterator[EncodedBlock]):

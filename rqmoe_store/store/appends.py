@@ -1,13 +1,15 @@
 """Appending rows in one commit that also says where they came from."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import lance
 import pyarrow as pa
 from lance.dataset import Transaction
-from lance.fragment import write_fragments
+from lance.fragment import FragmentMetadata, write_fragments
 from lancedb.table import LanceTable
 
+from rqmoe_store.store.fragments import noting
 from rqmoe_store.store.new_table import ROWS_PER_FILE
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import to_newest
@@ -56,6 +58,35 @@ def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
         max_rows_per_file=ROWS_PER_FILE,
         return_transaction=True,
     )
+
+
+def write_batches(table: LanceTable, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Transaction:
+    """As `write_rows`, raising what `batches` raises."""
+    failures: list[Exception] = []
+    try:
+        return write_rows(table, pa.RecordBatchReader.from_batches(schema, noting(batches, failures)))
+    except Exception as error:
+        if failures:
+            raise failures[0] from error
+        raise
+
+
+def written_elsewhere(table: LanceTable, fragments: Sequence[str]) -> Transaction:
+    """What `commit_rows` takes to make rows part of the table that other processes have written.
+
+    Args:
+        table: any handle on it.
+        fragments: those of their `write_rows`, by `fragments_of`.
+    """
+    parsed = [FragmentMetadata.from_json(text) for text in fragments]
+    return Transaction(read_version=table.version, operation=lance.LanceOperation.Append(parsed))
+
+
+def fragments_of(written: Transaction) -> list[str]:
+    """The files that `write_rows` has written, as JSON for another process."""
+    operation = written.operation
+    assert isinstance(operation, lance.LanceOperation.Append), "rows were written to be appended"
+    return [json.dumps(fragment.to_json()) for fragment in operation.fragments]
 
 
 def commit_rows(table: LanceTable, transaction: Transaction, properties: Mapping[str, str]) -> int:

@@ -37,7 +37,7 @@ def write_fragment(
         batches: at least one row.
     """
     failures: list[Exception] = []
-    reader = pa.RecordBatchReader.from_batches(schema, _noting(batches, failures))
+    reader = pa.RecordBatchReader.from_batches(schema, noting(batches, failures))
     try:
         (fragment,) = write_fragments(reader, dataset, mode="append", max_rows_per_file=2**31)
     except Exception as error:
@@ -87,7 +87,8 @@ def replace_fragment(
     )
 
 
-def _noting(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+def noting(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+    """The batches; what raises instead is put into `failures`, as Lance reports it as text only."""
     try:
         yield from batches
     except Exception as error:

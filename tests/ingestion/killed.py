@@ -34,7 +34,7 @@ def kill_at(holder: object, name: str, count: int, *, after: bool) -> None:
 
 def main(database: str, source: str, moment: str, count: int) -> None:
     moments = {
-        "while writing": (writer._Commit, "_add", True),
+        "while writing": (writer.Content, "add_block", True),
         "before the note of bad rows": (Quarantine, "add", False),
         "between bad rows and good ones": (writer, "commit_rows", False),
         "after a commit": (writer, "commit_rows", True),

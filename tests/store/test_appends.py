@@ -5,7 +5,14 @@ import lancedb
 import pyarrow as pa
 import pytest
 
-from rqmoe_store.store.appends import append_rows, commit_rows, write_rows
+from rqmoe_store.store.appends import (
+    append_rows,
+    commit_rows,
+    fragments_of,
+    write_batches,
+    write_rows,
+    written_elsewhere,
+)
 
 SCHEMA = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("text", pa.string())])
 
@@ -67,3 +74,23 @@ def test_nothing_is_added_when_rows_fail(table):
         append_rows(table, pa.RecordBatchReader.from_batches(SCHEMA, failing()), {})
     assert lancedb.connect(table.uri.rpartition("/")[0]).open_table("rows").count_rows() == 0
     assert lance.dataset(table.uri).version == 1
+
+
+def test_what_batches_raise_is_raised(table):
+    def failing():
+        yield pa.record_batch([[1], ["row 1"]], schema=SCHEMA)
+        raise KeyError("no more")
+
+    with pytest.raises(KeyError, match="no more"):
+        write_batches(table, SCHEMA, failing())
+    assert table.count_rows() == 0
+
+
+def test_rows_of_several_processes_in_one_commit(db, table):
+    written = [fragments_of(write_rows(db.open_table("rows"), reader(first, first + 1))) for first in (1, 3)]
+    assert table.count_rows() == 0
+    version = commit_rows(table, written_elsewhere(table, [*written[0], *written[1]]), {"note": "all"})
+    assert (table.version, properties(table)) == (version, {"note": "all"})
+    assert sorted(table.to_arrow()["id"].to_pylist()) == [1, 2, 3, 4]
+    commit_rows(table, written_elsewhere(table, []), {"note": "none"})
+    assert (table.count_rows(), properties(table)) == (4, {"note": "none"})
