@@ -1,7 +1,8 @@
 """`CompressedTable`, the public face of storing and searching."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, overload
 
 from lancedb.query import FullTextQuery
@@ -13,7 +14,8 @@ from rqmoe_store.search.dispatch import QueryType, as_vector, query_kind
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
-from rqmoe_store.search.source import Cache, bytes_allowed, source_of
+from rqmoe_store.search.sharded_source import Ask, ShardedSource
+from rqmoe_store.search.source import Cache, CodeSource, bytes_allowed, source_of
 from rqmoe_store.search.text import TextQuery
 from rqmoe_store.search.text_index import create_text_index
 from rqmoe_store.search.tuning import TuningGoal, tune_search
@@ -30,7 +32,8 @@ class CompressedTable(LifecycleTable):
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
         super().__init__(table, codecs)
-        self._source = source_of(self)
+        self._find_source: Callable[[], CodeSource] = functools.partial(source_of, self)
+        self._source = self._find_source()
         self.use_cache()
 
     def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
@@ -51,15 +54,27 @@ class CompressedTable(LifecycleTable):
         self._memory_budget = bytes_allowed(cache, memory_budget)
         return self
 
+    def use_shards(self, shards: int, ask: Ask) -> Self:
+        """Have searches through this handle scanned by other processes, each of which holds the codes of some
+        fragments of the table; returns the table itself. Results are the same.
+
+        Args:
+            shards: how many there are, at least 1.
+            ask: reaches the `rqmoe_store.search.shards.Shard` that each of them has.
+        """
+        self._find_source = functools.partial(ShardedSource, self, shards, ask)
+        self._source = self._find_source()
+        return self
+
     def checkout(self, version: int | str) -> None:
         """As `StoredTable.checkout`."""
         super().checkout(version)
-        self._source = source_of(self)
+        self._source = self._find_source()
 
     def checkout_latest(self) -> None:
         """As `StoredTable.checkout_latest`."""
         super().checkout_latest()
-        self._source = source_of(self)
+        self._source = self._find_source()
 
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""

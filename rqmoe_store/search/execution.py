@@ -25,6 +25,9 @@ from rqmoe_store.store.generations import Generation
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """The rows to consider, given which partitions (P,) are probed by any query."""
 
+Scan = Callable[[Mapping[int, LookupTables], Mask, int], list[Shortlist]]
+"""Shortlists of so many rows, given look-up tables and the partitions (Q, P) that queries probe."""
+
 _WIDER = 4
 """Partitions that hold too few rows are searched again with this many times as many."""
 
@@ -58,7 +61,7 @@ class Execution:
             )
         where = request.where if request.prefilter else None
         shortlists = self._tried(where) if where else None
-        return self._scanned(self._rows_of(where), request.shortlist) if shortlists is None else shortlists
+        return self._scanned(self._scan_of(where), request.shortlist) if shortlists is None else shortlists
 
     def plan(self) -> None:
         """Write the stages that `run` would go through, as far as that can be told, into the trace."""
@@ -105,11 +108,25 @@ class Execution:
         counts = [each.mark.num_partitions for each in self._generations]
         probed, total = sum(min(nprobes, count) for count in counts), sum(counts)
         where = "disk" if self._state.resident is None else "memory"
+        if self._state.elsewhere is not None:
+            where = "shards"
         fewest = sum(min(request.nprobes, count) for count in counts)
         probed_as = request.nprobes_from if probed == fewest else "fewer held too few"
         kept_as = request.shortlist_from if size == request.shortlist else "to filter"
         partitions, kept = f"{probed} of {total} partitions ({probed_as})", f"keep {size} ({kept_as})"
         return "Scan", f"look-up tables, {partitions}, {where}, {kept}"
+
+    def _scan_of(self, where: str | None) -> Scan:
+        request, elsewhere = self._request, self._state.elsewhere
+        if elsewhere is not None:
+            return functools.partial(elsewhere.scan, where, request.lower)
+        rows_of, device = self._rows_of(where), self._codecs.device
+
+        def scanned(tables: Mapping[int, LookupTables], probed_QP: Mask, size: int) -> list[Shortlist]:
+            rows = rows_of(np.logical_or.reduce(probed_QP))
+            return scan(rows, tables, probed_QP, size, request.lower, device)
+
+        return scanned
 
     def _rows_of(self, where: str | None) -> RowsOf:
         resident = self._state.resident
@@ -130,16 +147,16 @@ class Execution:
         for batch in read_codes(self._state.snapshot, self._columns, combined(conditions)):
             yield Selection(grouped(batch, len(probed_P)))
 
-    def _scanned(self, rows_of: RowsOf, size: int) -> list[Shortlist]:
+    def _scanned(self, scan_: Scan, size: int) -> list[Shortlist]:
         """Shortlists of `size` rows, from more partitions than asked for where those hold too few."""
         request, tables = self._request, self._tables
         nprobes = request.nprobes
         everyone = list(range(len(request.queries_QD)))
-        shortlists, again = self._scanned_once(rows_of, tables, everyone, nprobes, size)
+        shortlists, again = self._scanned_once(scan_, tables, everyone, nprobes, size)
         while again:
             nprobes *= _WIDER
             wider, still = self._scanned_once(
-                rows_of, {first: each.of(again) for first, each in tables.items()}, again, nprobes, size
+                scan_, {first: each.of(again) for first, each in tables.items()}, again, nprobes, size
             )
             for query, shortlist in zip(again, wider, strict=True):
                 shortlists[query] = shortlist
@@ -148,7 +165,7 @@ class Execution:
 
     def _scanned_once(
         self,
-        rows_of: RowsOf,
+        scan_: Scan,
         tables: Mapping[int, LookupTables],
         queries: list[int],
         nprobes: int,
@@ -159,10 +176,7 @@ class Execution:
         nprobes = min(nprobes, most)
         with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
             probed_QP = self._codecs.probed(request.queries_QD[queries], nprobes, self._generations)
-            anywhere_P = np.logical_or.reduce(probed_QP)
-            shortlists = scan(
-                rows_of(anywhere_P), tables, probed_QP, size, request.lower, self._codecs.device
-            )
+            shortlists = scan_(tables, probed_QP, size)
             stage.rows = sum(map(len, shortlists))
         enough = request.limit + request.offset
         few = [query for query, shortlist in zip(queries, shortlists, strict=True) if len(shortlist) < enough]
@@ -184,7 +198,7 @@ class Execution:
             or size * len(request.queries_QD) > _TRIED_ROWS
         ):
             return None
-        longer = self._scanned(self._rows_of(None), size)
+        longer = self._scanned(self._scan_of(None), size)
         with self._trace.stage("Filter", f"{self._request.where_text}, of the rows kept") as stage:
             matching = self._matching([shortlist.rows.row_ids_N for shortlist in longer], where)
             matched = [shortlist.only(matching) for shortlist in longer]

@@ -1,6 +1,6 @@
 """SQL filters of a query: the checked conditions of the user's, and the probed partitions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import lance
 import numpy as np
@@ -24,7 +24,13 @@ def row_id_filter(row_ids: npt.NDArray[np.uint64]) -> str:
     return f"_rowid IN ({', '.join(map(str, row_ids.tolist()))})"
 
 
-def matching_row_ids(dataset: lance.LanceDataset, where: str) -> npt.NDArray[np.uint64]:
-    """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help."""
-    found = dataset.scanner(columns=[], with_row_id=True, filter=where).to_table()
+def matching_row_ids(
+    dataset: lance.LanceDataset, where: str, fragments: Sequence[lance.LanceFragment] | None = None
+) -> npt.NDArray[np.uint64]:
+    """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help.
+
+    Of all rows, or of those in some fragments.
+    """
+    chosen = None if fragments is None else list(fragments)
+    found = dataset.scanner(columns=[], with_row_id=True, filter=where, fragments=chosen).to_table()
     return np.sort(found["_rowid"].to_numpy())

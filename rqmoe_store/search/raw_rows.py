@@ -71,7 +71,7 @@ class RawRows:
             nearest={
                 "column": column,
                 "q": query_D,
-                "k": self._count(request),
+                "k": rows_wanted(request),
                 "metric": self.snapshot.codecs.metric,
                 "use_index": False,
                 "distance_range": (request.lower, request.upper),
@@ -84,6 +84,8 @@ class RawRows:
             vectors.astype(np.float32).reshape(found.num_rows, len(query_D)),
         )
 
-    def _count(self, request: SearchRequest) -> int:
-        page = request.limit + request.offset
-        return max(page, request.refined or 0, request.shortlist if request.diversity is not None else 0)
+
+def rows_wanted(request: SearchRequest) -> int:
+    """Rows of a query that a page of results can need, out of those that have no code."""
+    page = request.limit + request.offset
+    return max(page, request.refined or 0, request.shortlist if request.diversity is not None else 0)

@@ -82,6 +82,19 @@ def scan(
     Returns:
         One per query.
     """
+    found = scan_sides(selections, tables, probed_QP, size, lower, device)
+    return [functools.reduce(Shortlist.joined, parts) for parts in found]
+
+
+def scan_sides(
+    selections: Iterable[Selection],
+    tables: Mapping[int, LookupTables],
+    probed_QP: Mask,
+    size: int,
+    lower: float | None = None,
+    device: torch.device = CPU,
+) -> list[list[Shortlist]]:
+    """As `scan`, with a shortlist for either side of `lower`, or only one without it."""
     sides = sides_of(lower)
     (num_steps,) = {each.num_steps for each in tables.values()}
     none = Shortlist(np.empty(0, np.float32), no_rows(num_steps))
@@ -92,7 +105,7 @@ def scan(
             seen, probed = selection.of_partitions(partitions), probed_QP[:, partitions]
             for query, side, part in _parts(seen, each, probed, sides, size, device):
                 best[query][side] = best[query][side].joined(part.shifted(first)).best(size)
-    return [functools.reduce(Shortlist.joined, parts) for parts in best]
+    return best
 
 
 def _parts(

@@ -14,7 +14,7 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.search.segments import CodeBatch, RowIds
+from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated, no_rows
 from rqmoe_store.store import databases
 from rqmoe_store.store.codec_needs import places_in_use
 from rqmoe_store.store.columns import CodeColumns
@@ -161,7 +161,21 @@ def read_rows(
     if where is not None:
         rows = rows.where(where)
     for batch in rows.to_batches(_SCAN_ROWS):
-        codes, valid_N = columns.from_arrow(batch)
-        snapshot.codecs.check(codes)
-        row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
-        yield CodeBatch(row_ids_N[valid_N], codes), row_ids_N
+        yield _as_codes(snapshot, columns, batch)
+
+
+def fragment_codes(snapshot: Snapshot, columns: CodeColumns, fragment: lance.LanceFragment) -> CodeBatch:
+    """The codes and row ids of one fragment. Raises as `read_codes`."""
+    scanner = snapshot.dataset.scanner(
+        columns=list(columns.names), fragments=[fragment], with_row_id=True, batch_size=_SCAN_ROWS
+    )
+    none = no_rows(snapshot.codecs.code_bytes)
+    return concatenated([none, *(_as_codes(snapshot, columns, each)[0] for each in scanner.to_batches())])
+
+
+def _as_codes(snapshot: Snapshot, columns: CodeColumns, batch: pa.RecordBatch) -> tuple[CodeBatch, RowIds]:
+    """The codes of those rows that have one, and the ids of all."""
+    codes, valid_N = columns.from_arrow(batch)
+    snapshot.codecs.check(codes)
+    row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
+    return CodeBatch(row_ids_N[valid_N], codes), row_ids_N

@@ -4,16 +4,21 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol, TypeVar
 
 import pyarrow as pa
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search.raw_rows import RawFragments, RawRows
+from rqmoe_store.search.request import SearchRequest
+from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.resident import Resident
+from rqmoe_store.search.segments import Mask
+from rqmoe_store.search.shortlist import Shortlist
 from rqmoe_store.search.snapshot import Snapshot, Snapshots
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.table import StoredTable
@@ -33,6 +38,30 @@ _sources: "weakref.WeakValueDictionary[tuple[str, str, str, int | None], CodeSou
 _sources_lock = threading.Lock()
 
 
+class CodesElsewhere(Protocol):
+    """The codes of a version, held by other processes."""
+
+    def scan(
+        self,
+        where: str | None,
+        lower: float | None,
+        tables: Mapping[int, LookupTables],
+        probed_QP: Mask,
+        size: int,
+    ) -> list[Shortlist]:
+        """As `scan.scan`, of the rows that match a checked condition."""
+
+
+class NearestRaw(Protocol):
+    """The rows of a version that have a vector and no code."""
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+
+    def nearest(self, request: SearchRequest) -> list[Hits]:
+        """As `RawRows.nearest`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TableState:
     """One version of a table."""
@@ -40,8 +69,10 @@ class TableState:
     snapshot: Snapshot
     resident: Resident | None
     """Its codes, if they are in memory."""
-    raw: RawRows
+    raw: NearestRaw
     """Its rows without a code."""
+    elsewhere: CodesElsewhere | None = None
+    """Its codes, if other processes have them."""
 
 
 class CodeSource:
