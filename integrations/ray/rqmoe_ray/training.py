@@ -1,0 +1,108 @@
+"""`train`: one codec, trained by several workers of a cluster."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import lancedb
+import ray
+from lancedb.table import LanceTable
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+import rqmoe_store as rqs
+from rqmoe_ray.places import table_at
+from rqmoe_ray.resources import resources
+from rqmoe_store.codecs.artefact import Artefact
+
+_TABLE = "table"
+
+
+def train(
+    data: Any,
+    vector_column: str = "vector",
+    *,
+    config: rqs.CodecConfig | None = None,
+    training: rqs.TrainConfig | None = None,
+    num_workers: int = 2,
+    num_cpus: float = 1,
+    use_gpu: bool | None = None,
+    run_config: RunConfig | None = None,
+    table_options: Mapping[str, str] | None = None,
+) -> rqs.Codec:
+    """Train a codec with several workers, by Ray Train's `TorchTrainer`.
+
+    Every worker calls `rqmoe_store.train`, which shares each batch out among them: the codec is that of one
+    process up to rounding. With `TrainConfig(checkpoint_dir=)` on a path that all nodes share, and failures
+    allowed by `run_config`, training goes on from the last checkpoint when a worker is lost.
+
+    Args:
+        data: path or URI of a table, or a LanceDB table, that all nodes can read; or vectors (rows, D).
+        vector_column: the table's column of vectors; null vectors are skipped.
+        config: shape of the codec; None for the defaults of CodecConfig.
+        training: how to train; None for the defaults of TrainConfig.
+        num_workers: processes that train together.
+        num_cpus: of each.
+        use_gpu: whether each has a GPU; None for whether the cluster has that many.
+        run_config: of Ray Train: its name, where it keeps its own files, how many failures are allowed.
+        table_options: credentials and so on for the table at a URI, as LanceDB takes them.
+
+    Returns:
+        The codec.
+
+    Raises:
+        ray.train.TrainingFailedError: a worker failed; its `worker_failures` have what `rqmoe_store.train`
+            raises.
+        InvalidInputError: a table that cannot be told from its URI.
+    """
+    training = rqs.TrainConfig() if training is None else training
+    if use_gpu is None:
+        use_gpu = training.device != "cpu" and _gpus() >= num_workers
+    if not use_gpu:
+        training = dataclasses.replace(training, device="cpu")
+    trainer = TorchTrainer(
+        _train_here,
+        train_loop_config={
+            "source": _sendable(data, table_options),
+            "arguments": {"vector_column": vector_column, "config": config, "training": training},
+        },
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=_each(num_cpus, use_gpu)
+        ),
+        run_config=run_config,
+    )
+    config_json, weights = trainer.fit().return_value
+    return rqs.Codec.from_artefact(Artefact(config_json, weights))
+
+
+def _train_here(settings: dict[str, Any]) -> tuple[str, bytes]:
+    """What every worker does; the first one's answer counts, and all are equal."""
+    kind, source = settings["source"]
+    if kind == _TABLE:
+        uri, name, options = source
+        data: Any = lancedb.connect(uri, storage_options=options).open_table(name)
+    else:
+        data = ray.get(source)
+    artefact = rqs.train(data, **settings["arguments"]).to_artefact()
+    return artefact.config_json, artefact.weights
+
+
+def _sendable(data: Any, table_options: Mapping[str, str] | None) -> tuple[str, Any]:
+    """The data as a worker anywhere can get at them."""
+    if isinstance(data, LanceTable):
+        data, table_options = data.uri, data.initial_storage_options()
+    if isinstance(data, (str, os.PathLike)):
+        db, name = table_at(data, table_options)
+        return _TABLE, (db.uri, name, None if table_options is None else dict(table_options))
+    _ = resources(0, 0, "cpu")  # a cluster to put them into
+    return "vectors", ray.put(data)
+
+
+def _each(num_cpus: float, use_gpu: bool) -> dict[str, float]:
+    return {"CPU": num_cpus, "GPU": 1} if use_gpu else {"CPU": num_cpus}
+
+
+def _gpus() -> float:
+    _ = resources(0, 0, "cpu")
+    return float(ray.cluster_resources().get("GPU", 0))
