@@ -24,6 +24,13 @@ def table_at(
     Raises:
         InvalidInputError: something else.
     """
+    database, name = split_uri(table_uri)
+    options = None if storage_options is None else dict(storage_options)
+    return lancedb.connect(database, storage_options=options), name
+
+
+def split_uri(table_uri: str | os.PathLike[str]) -> tuple[str, str]:
+    """The URI of the database and the name of the table. Takes and raises what `table_at` does."""
     if not isinstance(table_uri, (str, os.PathLike)):
         raise rqs.InvalidInputError(
             f"Got {table_uri!r} as a table; expected its path or URI, such as './data/docs.lance', which "
@@ -36,5 +43,4 @@ def table_at(
             f"Got {os.fspath(table_uri)!r} as a table; expected <database>/<table>, such as "
             "'./data/docs.lance' or 's3://bucket/database/docs'."
         )
-    options = None if storage_options is None else dict(storage_options)
-    return lancedb.connect(database, storage_options=options), name
+    return database, name

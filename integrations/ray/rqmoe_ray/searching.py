@@ -74,6 +74,10 @@ class _ShardActor:
     def __init__(self, place: TablePlace, device: str) -> None:
         self._shard = Shard(place, device=device)
 
+    def process_id(self) -> int:
+        """Of the process that this is in."""
+        return os.getpid()
+
     def ask(self, method: str, part: ShardPart, arguments: tuple[Any, ...]) -> Any:
         return getattr(self._shard, method)(part, *arguments)
 

@@ -8,7 +8,7 @@ from typing import Any
 import lancedb
 import ray
 from lancedb.table import LanceTable
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 import rqmoe_store as rqs
@@ -52,9 +52,8 @@ def train(
         The codec.
 
     Raises:
-        ray.train.TrainingFailedError: a worker failed; its `worker_failures` have what `rqmoe_store.train`
-            raises.
-        InvalidInputError: a table that cannot be told from its URI.
+        InvalidInputError, TableError, ArtefactError: as `rqmoe_store.train`, in any of the workers.
+        ray.train.TrainingFailedError: workers failed otherwise, more often than `run_config` allows.
     """
     training = rqs.TrainConfig() if training is None else training
     if use_gpu is None:
@@ -72,7 +71,10 @@ def train(
         ),
         run_config=run_config,
     )
-    config_json, weights = trainer.fit().return_value
+    try:
+        config_json, weights = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _cause(error) from error
     return rqs.Codec.from_artefact(Artefact(config_json, weights))
 
 
@@ -86,6 +88,13 @@ def _train_here(settings: dict[str, Any]) -> tuple[str, bytes]:
         data = ray.get(source)
     artefact = rqs.train(data, **settings["arguments"]).to_artefact()
     return artefact.config_json, artefact.weights
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    """What `rqmoe_store.train` raised in a worker, else what Ray says."""
+    failures = getattr(error, "worker_failures", {}).values()
+    bases = [getattr(failure, "_base_exc", failure) for failure in failures]
+    return next((base for base in bases if isinstance(base, rqs.RQMoEError)), error)
 
 
 def _sendable(data: Any, table_options: Mapping[str, str] | None) -> tuple[str, Any]:

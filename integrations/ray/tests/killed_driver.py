@@ -11,6 +11,4 @@ import rqmoe_ray
 if __name__ == "__main__":
     address, source, table, codec = sys.argv[1:]
     ray.init(address=address, log_to_driver=False, logging_level="warning")
-    rqmoe_ray.ingest(
-        source, table, codec=codec, num_workers=1, num_cpus=0.5, part_bytes=2**14, commit_rows=100
-    )
+    rqmoe_ray.ingest(source, table, codec=codec, num_workers=1, part_bytes=2**14, commit_rows=100)

@@ -26,8 +26,8 @@ def rows_of(count: int, first: int = 0) -> pa.Table:
     return pa.table(
         {
             "id": ids,
-            "lang": np.where(ids % 3 == 0, "en", "de"),
-            "text": [f"row {row}" for row in ids],
+            "lang": pa.array(np.where(ids % 3 == 0, "en", "de"), pa.string()),
+            "text": pa.array([f"row {row}" for row in ids], pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM),
         }
     )

@@ -21,13 +21,12 @@ from small_rows import (
     require_all_once,
     rows_of,
     vectors_of,
-    write_files,
 )
 
 import rqmoe_store as rqs
 
 ROWS = 3000
-SMALL = {"num_cpus": 0.5, "part_bytes": 2**14, "commit_rows": 300}
+SMALL = {"num_workers": 1, "part_bytes": 2**14, "commit_rows": 300}
 
 
 def workers() -> list[psutil.Process]:
@@ -42,8 +41,23 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def test_files_like_the_single_process(cluster, files, table, codec_folder, codec, tmp_path):
-    report = rqmoe_ray.ingest(files, table, codec=codec_folder, **SMALL)
+def test_a_worker_killed_midway(cluster, files, table, codec, codec_folder):
+    killed, reports = [], []
+    settings = {**SMALL, "num_workers": 2}
+    running = threading.Thread(
+        target=lambda: reports.append(rqmoe_ray.ingest(files, table, codec=codec_folder, **settings))
+    )
+    running.start()
+    while running.is_alive() and not (killed and count_of(table) == len(good_rows(ROWS))):
+        victims = [each for each in workers() if each not in killed]
+        if victims and not killed and count_of(table) > 0:
+            victims[0].kill()
+            killed.append(victims[0])
+            missing = len(good_rows(ROWS)) - count_of(table)
+        time.sleep(0.02)
+    running.join()
+    assert killed and missing > 0, "the ingestion was over too soon"
+    (report,) = reports
     assert (report.rows, report.quarantined) == (len(good_rows(ROWS)), len(bad_rows(ROWS)))
     assert (report.table, report.pieces, report.skipped) == ("docs", 6, 0)
     require_all_once(table, codec, ROWS)
@@ -51,28 +65,6 @@ def test_files_like_the_single_process(cluster, files, table, codec_folder, code
     again = rqmoe_ray.ingest(files, table, codec=codec)
     assert (again.rows, again.quarantined, again.skipped) == (0, 0, 6)
     assert rqs.ingest(files, (database_of(table), "docs"), progress=False).rows == 0
-    write_files(tmp_path, files=1, rows=100)
-    assert rqs.ingest(tmp_path / "000.parquet", (database_of(table), "docs"), progress=False).rows == 98
-
-
-def test_a_worker_killed_midway(cluster, files, table, codec):
-    killed, reports = [], []
-    running = threading.Thread(
-        target=lambda: reports.append(rqmoe_ray.ingest(files, table, codec=codec, num_workers=2, **SMALL))
-    )
-    running.start()
-    while running.is_alive() and len(killed) < 2:
-        victims = [each for each in workers() if each not in killed]
-        if victims and (killed or count_of(table) > 0):
-            victims[0].kill()
-            killed.append(victims[0])
-        time.sleep(0.02)
-    missing = len(good_rows(ROWS)) - count_of(table)
-    running.join()
-    assert killed, "the ingestion was over too soon"
-    assert missing > 0, "killed when all was done"
-    assert reports[0].rows == len(good_rows(ROWS))
-    require_all_once(table, codec, ROWS)
 
 
 def test_the_driver_killed_midway(cluster, files, table, codec, codec_folder):
@@ -93,17 +85,12 @@ def test_the_driver_killed_midway(cluster, files, table, codec, codec_folder):
 
 def test_a_dataset(cluster, table, codec):
     dataset = ray.data.from_arrow([rows_of(200), rows_of(200, 200)])
-    report = rqmoe_ray.ingest(dataset, table, codec=codec, job="mine", num_cpus=0.5)
+    report = rqmoe_ray.ingest(dataset, table, codec=codec, job="mine")
     assert (report.rows, report.quarantined, report.pieces) == (len(good_rows(400)), len(bad_rows(400)), 1)
     require_all_once(table, codec, 400)
-    again = rqmoe_ray.ingest(dataset, table, job="mine", num_cpus=0.5)
+    again = rqmoe_ray.ingest(dataset, table, job="mine")
     assert (again.rows, again.quarantined, again.skipped) == (0, 0, 1)
-    versions = [
-        count_of_version
-        for count_of_version in counts(table)
-        if count_of_version not in (0, len(good_rows(400)))
-    ]
-    assert versions == [], "all rows are committed together"
+    assert set(counts(table)) == {0, len(good_rows(400))}, "all rows are committed together"
 
 
 def counts(table: str) -> list[int]:
@@ -125,22 +112,15 @@ def test_tensors_of_a_dataset_into_raw_rows(cluster, table):
         }
 
     dataset = ray.data.range(50, override_num_blocks=2).map_batches(with_vectors)
-    assert rqmoe_ray.ingest(dataset, table, num_cpus=0.5).rows == 50
+    assert rqmoe_ray.ingest(dataset, table).rows == 50
     hits = store.search(vectors[7]).limit(1).to_list()
     assert (hits[0]["id"], hits[0]["text"]) == (7, "row 7")
     assert hits[0]["_distance"] == pytest.approx(0, abs=1e-6)
 
 
-def test_one_commit(cluster, files, table, codec):
-    settings = {**SMALL, "commit_rows": None}
-    rqmoe_ray.ingest(files, table, codec=codec, on_bad_rows="quarantine", **settings)
-    assert set(counts(table)) == {0, len(good_rows(ROWS))}
-    require_all_once(table, codec, ROWS)
-
-
 def test_bad_rows_as_errors(cluster, files, table, codec):
     with pytest.raises(rqs.InvalidInputError, match=r"Row 0 of .*000.parquet cannot be ingested"):
-        rqmoe_ray.ingest(files / "000.parquet", table, codec=codec, on_bad_rows="error", num_cpus=0.5)
+        rqmoe_ray.ingest(files / "000.parquet", table, codec=codec, on_bad_rows="error")
     assert count_of(table) == 0
 
 
