@@ -28,7 +28,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Ingestions of each kind.")] = 3,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
-    """Print rows per second through `rqmoe_ray.ingest` and `rqmoe_store.ingest`, and the ratio of the times."""
+    """Print rows per second through `rqmoe_ray.ingest` and `rqmoe_store.ingest`, and the ratio."""
     ray.init(num_cpus=workers, include_dashboard=False, object_store_memory=200 * 2**20)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -58,9 +58,8 @@ def main(
     ray.shutdown()
     for name, times in seconds.items():
         median = statistics.median(times)
-        print(
-            f"{name}: {median:.2f} s, {rows / median:,.0f} rows/s ({', '.join(f'{each:.2f}' for each in times)})"
-        )
+        each = ", ".join(f"{time:.2f}" for time in times)
+        print(f"{name}: {median:.2f} s, {rows / median:,.0f} rows/s ({each})")
     ratio = statistics.median(seconds["rqmoe_ray"]) / statistics.median(seconds["rqmoe_store"])
     print(f"ratio of medians, {workers} workers to one process: {ratio:.2f}")
 

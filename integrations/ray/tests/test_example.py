@@ -10,8 +10,8 @@ def test_a_question_and_its_sources(cluster, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("rag", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    example.main(example.QUESTION, 400, 0.05, tmp_path)
+    example.main(example.QUESTION, 300, 0.01, tmp_path)
     printed = capsys.readouterr().out
-    assert "400 rows added to 'docs'" in printed
+    assert "300 rows added to 'docs'" in printed
     sources = printed.partition(example.QUESTION)[2].splitlines()[1:]
     assert len(sources) == 3

@@ -141,6 +141,6 @@ def test_refused_before_anything_is_written(cluster, files, table, codec, source
 
 
 def test_python_objects_are_refused(cluster, table, codec):
-    dataset = ray.data.from_items([{"id": 1, "thing": {1, 2}, "vector": [1.0] * 16}])
+    dataset = ray.data.from_items([{"id": 1, "thing": complex(1, 2), "vector": [1.0] * 16}])
     with pytest.raises(rqs.InvalidInputError, match="expected a column of Arrow's own types"):
         rqmoe_ray.ingest(dataset, table, codec=codec)

@@ -38,7 +38,7 @@ def worlds(cluster, tmp_path_factory, codec):
 WHERE = [None, "lang = 'en'", "id >= 400", "id = 703 OR id = 17", "id < 0", "text = 'it''s'"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 1000),
     batch=st.integers(1, 3),

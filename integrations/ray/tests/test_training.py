@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import rqmoe_ray
-from ray.train import RunConfig
+from ray.train import ControllerError, RunConfig, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from rqmoe_ray.training import _cause
 from small_rows import DIM, database_of
 
 import rqmoe_store as rqs
@@ -44,11 +46,14 @@ def test_two_workers_train_the_codec_of_one(cluster, tmp_path):
     assert_close(codec, alone)
 
 
-def test_what_a_worker_raises(cluster, tmp_path):
-    run = RunConfig(storage_path=str(tmp_path / "runs"))
-    vectors = curved(300)
-    vectors[7, 0] = np.nan
-    with pytest.raises(rqs.InvalidInputError, match="NaN"):
-        rqmoe_ray.train(vectors, num_workers=1, training=TRAINING, run_config=run)
+def test_what_workers_raise_is_raised():
+    refused = rqs.InvalidInputError("no vectors")
+    told = WorkerGroupError("worker 1 failed", {1: UserExceptionWithTraceback(refused, "traceback")})
+    assert _cause(told) is refused
+    for other in (WorkerGroupError("lost", {0: OSError("lost")}), ControllerError(OSError("lost"))):
+        assert _cause(other) is other
+
+
+def test_refused_before_any_worker_starts(cluster):
     with pytest.raises(rqs.InvalidInputError, match="as a table; expected"):
         rqmoe_ray.train("s3://bucket", num_workers=1)

@@ -1,0 +1,20 @@
+"""The code of the README runs, block after block."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_code(cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AIR_LOCAL_CACHE_DIR", str(tmp_path / "cache"))
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    printed = capsys.readouterr().out
+    assert "2,000 rows added to 'docs'" in printed
+    assert "1 of 1 pieces had been ingested before" in printed
+    assert "100 rows added to 'docs'" in printed
+    assert names["table"].count_rows() == 2100
