@@ -3,6 +3,7 @@
 python benchmarks/ingest.py --rows 100000 --workers 4
 """
 
+import functools
 import statistics
 import tempfile
 import time
@@ -40,34 +41,37 @@ def main(
             training=rqs.TrainConfig(epochs=0, progress=False, device="cpu"),
         )
         codec.save(folder / "codec")
+        (single := folder / "single").mkdir()
+        write_parquet(single, 1, dim=dim, seed=seed, rows_per_file=1)
         db = lancedb.connect(folder / "db")
-        seconds: dict[str, list[float]] = {"rqmoe_store": [], "rqmoe_ray": []}
+
+        def alone(number: int) -> rqs.IngestReport:
+            return rqs.ingest(source, (db, f"alone{number}"), codec=codec, progress=False)
+
+        def together(number: int, rows: Path = source) -> rqs.IngestReport:
+            table = folder / "db" / f"{rows.name}{number}"
+            return rqmoe_ray.ingest(rows, table, codec=codec, num_workers=workers)
+
+        seconds: dict[str, list[float]] = {"rqmoe_store": [], "rqmoe_ray": [], "rqmoe_ray, one row": []}
         for number in range(rounds):
-            one, other = f"one{number}", f"other{number}"
-            seconds["rqmoe_store"].append(
-                _timed(lambda one=one: rqs.ingest(source, (db, one), codec=codec, progress=False))
-            )
-            seconds["rqmoe_ray"].append(
-                _timed(
-                    lambda other=other: rqmoe_ray.ingest(
-                        source, folder / "db" / other, codec=codec, num_workers=workers
-                    )
-                )
-            )
-            assert db.open_table(one).count_rows() == db.open_table(other).count_rows() == rows
+            seconds["rqmoe_store"].append(_timed(alone, number, rows))
+            seconds["rqmoe_ray"].append(_timed(together, number, rows))
+            seconds["rqmoe_ray, one row"].append(_timed(functools.partial(together, rows=single), number, 1))
     ray.shutdown()
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, times in seconds.items():
-        median = statistics.median(times)
-        each = ", ".join(f"{time:.2f}" for time in times)
-        print(f"{name}: {median:.2f} s, {rows / median:,.0f} rows/s ({each})")
-    ratio = statistics.median(seconds["rqmoe_ray"]) / statistics.median(seconds["rqmoe_store"])
-    print(f"ratio of medians, {workers} workers to one process: {ratio:.2f}")
+        print(f"{name}: {medians[name]:.2f} s ({', '.join(f'{each:.2f}' for each in times)})")
+    one, whole, start = medians.values()
+    print(f"ratio of medians, {workers} workers to one process: {whole / one:.2f}")
+    print(f"less the start of the first worker: {(whole - start) / one:.2f}")
 
 
-def _timed(ingest: Callable[[], rqs.IngestReport]) -> float:
+def _timed(ingest: Callable[[int], rqs.IngestReport], number: int, rows: int) -> float:
     started = time.perf_counter()
-    ingest()
-    return time.perf_counter() - started
+    report = ingest(number)
+    seconds = time.perf_counter() - started
+    assert report.rows == rows
+    return seconds
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_code(cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_AIR_LOCAL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("ray.train.constants.DEFAULT_STORAGE_PATH", str(tmp_path / "runs"))
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     names: dict[str, object] = {}
     for block in blocks:
