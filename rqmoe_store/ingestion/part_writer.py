@@ -4,20 +4,24 @@ The files belong to no version of the table until the process that shares out th
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import lancedb
 import pyarrow as pa
 
+from rqmoe_store.errors import TableError
 from rqmoe_store.ingestion.blocks import BlockReader
 from rqmoe_store.ingestion.parts import Part
 from rqmoe_store.ingestion.pieces import Piece
 from rqmoe_store.ingestion.pipeline import encoded_block
 from rqmoe_store.ingestion.prepare import row_tools
+from rqmoe_store.ingestion.quarantine import BadRow
 from rqmoe_store.ingestion.stages import ahead
 from rqmoe_store.ingestion.streams import StreamPiece
 from rqmoe_store.ingestion.writer import Content
 from rqmoe_store.store.appends import fragments_of, write_batches
+from rqmoe_store.store.drift import DriftSums
 from rqmoe_store.store.ingested import Done
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table import StoredTable
@@ -43,6 +47,8 @@ class PartWork:
     """What the source calls the vectors."""
     encode: bool
     """Whether rows get codes."""
+    codecs: Sequence[str]
+    """Fingerprints of the table's codecs, oldest first; the last one encodes."""
     quarantined: Mapping[str, Done] | None
     """Key of a piece -> up to where its bad rows are in quarantine; None for bad rows to be an error."""
 
@@ -62,6 +68,20 @@ class WrittenPart:
     arrow_bytes: int
     """What the rows read take in memory."""
 
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "WrittenPart":
+        """What `to_json` made into text."""
+        values = json.loads(text)
+        content = values["content"]
+        content["bad"] = [BadRow(**row) for row in content["bad"]]
+        content["pieces"] = {key: Done(*done) for key, done in content["pieces"].items()}
+        content["drift"] = None if content["drift"] is None else DriftSums(**content["drift"])
+        return cls(**{**values, "content": Content(**content)})
+
 
 class PartWriter:
     """Writes parts, with one codec for all of them."""
@@ -74,11 +94,17 @@ class PartWriter:
             device: where to encode, as in `Codec.to`.
 
         Raises:
-            TableError, ArtefactError: as `open_table`.
+            TableError: as `open_table`, or the table was given another codec meanwhile.
+            ArtefactError: as `open_table`.
             InvalidInputError: a device that is not there.
         """
         db = lancedb.connect(work.database, storage_options=_as_dict(work.storage_options))
         self._work, self._store = work, StoredTable.open(db, work.table)
+        if work.encode and fingerprints(self._store) != tuple(work.codecs):
+            raise TableError(
+                f"Table {work.table!r} was given another codec while rows were ingested into it. What is "
+                "committed stays; ingest again."
+            )
         if work.encode:
             self._store.codec.to(device)
         self._encoder, self._checker = row_tools(self._store, work.vector_column, encode=work.encode)
@@ -126,6 +152,11 @@ class PartWriter:
                 content.add_block(encoded)
                 sizes.append(block.arrow_bytes)
                 yield from encoded.encoded.to_batches()
+
+
+def fingerprints(store: StoredTable) -> tuple[str, ...]:
+    """Of the codecs of a table, oldest first."""
+    return tuple(mark.fingerprint for mark in store.codecs.marks.generations)
 
 
 def _as_dict(options: Mapping[str, str] | None) -> dict[str, str] | None:

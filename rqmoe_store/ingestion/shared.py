@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion.part_writer import PartWork, WrittenPart
+from rqmoe_store.ingestion.part_writer import PartWork, WrittenPart, fingerprints
 from rqmoe_store.ingestion.parts import Part, parts_of
 from rqmoe_store.ingestion.pieces import digest
 from rqmoe_store.ingestion.pipeline import IngestSettings, claimed
@@ -52,6 +52,7 @@ class SharedIngestion:
             columns=tuple(prepared.columns),
             vector_column=prepared.vector_column,
             encode=prepared.encode,
+            codecs=fingerprints(self._store),
             quarantined=None if self._quarantine is None else dict(self._quarantine.pieces),
         )
         """For `PartWriter`."""

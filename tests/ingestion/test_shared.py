@@ -16,7 +16,7 @@ from small_sources import rows_of
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.ingestion.part_writer import PartWriter
+from rqmoe_store.ingestion.part_writer import PartWriter, WrittenPart
 from rqmoe_store.ingestion.pipeline import IngestSettings
 from rqmoe_store.ingestion.prepare import prepare
 from rqmoe_store.ingestion.shared import share_pieces, share_rows
@@ -54,6 +54,11 @@ def sent(value):
     return ForkingPickler.loads(ForkingPickler.dumps(value))
 
 
+def told(written):
+    """What was written, as text says it."""
+    return WrittenPart.from_json(written.to_json())
+
+
 def require_all_once(db):
     assert sorted(db.open_table("docs").to_arrow()["id"].to_pylist()) == GOOD
     firsts = {"a": 0, "c": 70, "d": 120}
@@ -66,7 +71,7 @@ def test_as_ingest_does(source, store, db, codec):
     writer = writer_of(shared)
     assert len(shared.parts) > len(list(source.iterdir()))
     for part in shared.parts:
-        shared.take(sent(writer.write(sent(part))))
+        shared.take(told(writer.write(sent(part))))
     report = shared.finish()
     require_all_once(db)
     alone = rqs.ingest(source, (db, "alone"), codec=codec, progress=False)
@@ -139,6 +144,27 @@ def test_the_one_that_came_last_commits(source, store):
         first.take(written)
 
 
+def test_what_is_written_as_text(source, store):
+    shared = share(source, store)
+    for part in shared.parts:
+        written = writer_of(shared).write(part)
+        assert told(written) == written
+
+
+def test_another_codec_meanwhile(source, store, db):
+    shared = share(source, store)
+    table = rqs.open_table(db, "docs")
+    table.add(rows_of(200))
+    training = rqs.TrainConfig(epochs=0, seed=3, progress=False)
+    table.retrain(training, vectors=np.random.default_rng(8).normal(size=(300, 16)), progress=False)
+    with pytest.raises(TableError, match="was given another codec while rows were ingested"):
+        writer_of(shared)
+    again = share(source, (db, "docs"))
+    for part in again.parts:
+        again.take(writer_of(again).write(part))
+    assert again.finish().rows == len(GOOD)
+
+
 def test_streams_cannot_be_shared(store):
     with pytest.raises(InvalidInputError, match="expected what other processes can open"):
         share(rows_of(3), store)
@@ -165,7 +191,7 @@ def test_rows_without_a_place(store, db, job):
         if not shared.is_done:
             writer = writer_of(shared)
             for part in (table.slice(0, 12), table.slice(12)):
-                shared.take(sent(writer.write_rows(part, shared.name)))
+                shared.take(told(writer.write_rows(part, shared.name)))
             assert store.count_rows() == 19 * again, "all are committed together"
         report = shared.finish()
         assert (report.rows, report.quarantined, report.skipped) == (

@@ -1,5 +1,6 @@
 """`ingest`: a source of any size into a table, exactly once, by the workers of a cluster."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray import cloudpickle
 
 import rqmoe_store as rqs
 from rqmoe_ray.batches import dataset_schema, plain_table
@@ -24,7 +24,7 @@ from rqmoe_store.ingestion.streams import rows_source
 BATCH_ROWS = 2**16
 """Rows of a dataset that become a file."""
 
-_WRITTEN = "written"
+_ANSWER = "answer"
 
 
 def ingest(
@@ -120,9 +120,9 @@ class _PartActor:
     def __init__(self, work: PartWork, parts: Sequence[Part], device: str) -> None:
         self._parts, self._writer = parts, PartWriter(work, device=device)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         part = self._parts[row["id"]]
-        return {_WRITTEN: _answer(lambda: self._writer.write(part))}
+        return {_ANSWER: _answer(lambda: self._writer.write(part))}
 
 
 class _BatchActor:
@@ -133,7 +133,7 @@ class _BatchActor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         answer = _answer(lambda: self._writer.write_rows(plain_table(batch), self._name))
-        return pa.table({_WRITTEN: pa.array([answer], pa.large_binary())})
+        return pa.table({_ANSWER: [answer]})
 
 
 def _parts(
@@ -170,18 +170,18 @@ def _strategy(actors: Resources, num_workers: int | None, useful: int) -> Any:
     return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, useful)))
 
 
-def _answer(write: Callable[[], WrittenPart]) -> bytes:
+def _answer(write: Callable[[], WrittenPart]) -> str:
     """What was written, or the error to raise where `ingest` was called: Ray would wrap it."""
     try:
-        answer: WrittenPart | rqs.RQMoEError = write()
+        return json.dumps({"written": write().to_json()})
     except rqs.RQMoEError as error:
-        answer = error
-    return bytes(cloudpickle.dumps(answer))
+        public = next(each.__name__ for each in type(error).__mro__ if each.__name__ in rqs.__all__)
+        return json.dumps({"error": public, "message": str(error)})
 
 
 def _answers(dataset: Any) -> Iterator[WrittenPart]:
     for row in dataset.iter_rows():
-        answer = cloudpickle.loads(row[_WRITTEN])
-        if isinstance(answer, rqs.RQMoEError):
-            raise answer
-        yield answer
+        answer = json.loads(row[_ANSWER])
+        if "error" in answer:
+            raise getattr(rqs, answer["error"])(answer["message"])
+        yield WrittenPart.from_json(answer["written"])
