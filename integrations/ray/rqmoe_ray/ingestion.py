@@ -90,6 +90,7 @@ def ingest(
         progress=False,
     )
     into, actors = table_at(table_uri, table_options), resources(num_cpus, num_gpus, device)
+    most = actors.most_actors(num_workers)
     is_dataset = isinstance(source, ray.data.Dataset)
     prepared = prepare(
         rows_source(dataset_schema(source), job) if is_dataset else source,
@@ -105,11 +106,11 @@ def ingest(
     )
     if is_dataset:
         rows = share_rows(prepared, settings)
-        for written in () if rows.is_done else _batches(source, rows.work, rows.name, actors, num_workers):
+        for written in () if rows.is_done else _batches(source, rows.work, rows.name, actors, most):
             rows.take(written)
         return rows.finish()
     pieces = share_pieces(prepared, settings, part_bytes=part_bytes)
-    for written in _parts(pieces.parts, pieces.work, actors, num_workers):
+    for written in _parts(pieces.parts, pieces.work, actors, most):
         pieces.take(written)
     return pieces.finish()
 
@@ -136,22 +137,18 @@ class _BatchActor:
         return pa.table({_ANSWER: [answer]})
 
 
-def _parts(
-    parts: Sequence[Part], work: PartWork, actors: Resources, num_workers: int | None
-) -> Iterator[WrittenPart]:
+def _parts(parts: Sequence[Part], work: PartWork, actors: Resources, most: int) -> Iterator[WrittenPart]:
     """The parts as workers have written them, in any order."""
     if not parts:
         return
-    strategy = _strategy(actors, num_workers, len(parts))
+    strategy = ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(parts)))
     written = ray.data.range(len(parts), override_num_blocks=len(parts)).map(
         _PartActor, fn_constructor_args=(work, list(parts), actors.device), compute=strategy, **actors.options
     )
     yield from _answers(written)
 
 
-def _batches(
-    dataset: Any, work: PartWork, name: str, actors: Resources, num_workers: int | None
-) -> Iterator[WrittenPart]:
+def _batches(dataset: Any, work: PartWork, name: str, actors: Resources, most: int) -> Iterator[WrittenPart]:
     """The rows of a dataset as workers have written them."""
     written = dataset.map_batches(
         _BatchActor,
@@ -159,15 +156,10 @@ def _batches(
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=_strategy(actors, num_workers, actors.most_actors),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         **actors.options,
     )
     yield from _answers(written)
-
-
-def _strategy(actors: Resources, num_workers: int | None, useful: int) -> Any:
-    most = actors.most_actors if num_workers is None else num_workers
-    return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, useful)))
 
 
 def _answer(write: Callable[[], WrittenPart]) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 import ray
 
+import rqmoe_store as rqs
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -20,9 +22,15 @@ class Resources:
         """For Ray."""
         return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
 
-    @property
-    def most_actors(self) -> int:
-        """How many of them the cluster has room for now, at least 1."""
+    def most_actors(self, num_workers: int | None) -> int:
+        """How many of them there are to be at most: as said, or as the cluster has room for now.
+
+        Raises InvalidInputError unless what is said is a whole number from 1.
+        """
+        if num_workers is not None:
+            if type(num_workers) is not int or num_workers < 1:
+                raise rqs.InvalidInputError(f"Got num_workers={num_workers!r}; expected a number from 1.")
+            return num_workers
         room = ray.cluster_resources()
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         fits = [int(room.get(name, 0) / each) for name, each in wanted.items() if each]

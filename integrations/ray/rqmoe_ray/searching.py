@@ -41,9 +41,7 @@ def open_table(
         InvalidInputError: no number of workers from 1.
     """
     each = resources(num_cpus, num_gpus, device)
-    count = each.most_actors if num_workers is None else num_workers
-    if type(count) is not int or count < 1:
-        raise rqs.InvalidInputError(f"Got num_workers={count!r}; expected a whole number from 1.")
+    count = each.most_actors(num_workers)
     store = rqs.open_table(*table_at(table_uri, table_options))
     remote = ray.remote(_ShardActor).options(max_restarts=-1, max_task_retries=-1, **each.options)
     place = TablePlace.of(store)

@@ -130,6 +130,7 @@ def test_bad_rows_as_errors(cluster, files, table, codec):
         (rows_of(3), {}, "expected what other processes can open"),
         ("nowhere.parquet", {}, "There is nothing at"),
         (None, {"commit_rows": 0}, "commit_rows=0"),
+        (None, {"num_workers": 0}, "num_workers=0"),
         (None, {"codec": None}, "without a codec none can be made"),
         (None, {"columns": ["id", "name"]}, "no columns"),
     ],
