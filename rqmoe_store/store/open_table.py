@@ -1,5 +1,7 @@
 """What every group of a table's methods works with."""
 
+import threading
+
 import pyarrow as pa
 from lancedb.table import LanceTable
 
@@ -45,6 +47,7 @@ class OpenTable:
         self.checked_out: int | None = None
         """The version that everything is read from; None for the newest one."""
         self._codecs = codecs
+        self._refreshing = threading.Lock()
         self._watch = DriftWatch()
         self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""

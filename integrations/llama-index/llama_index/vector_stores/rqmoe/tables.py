@@ -86,6 +86,7 @@ class NodeTable:
         """
         self.connection, self.columns = connection, columns
         self._name, self._config = name, config
+        self._making = threading.Lock()
         self.training = threading.Lock()
         """Held by the thread that trains the first codec."""
         self._table = None if table is None else self._checked(table)
@@ -113,6 +114,10 @@ class NodeTable:
                 components, or without a direction under "cosine".
             StorageError: the disk or bucket refuses to take the table.
         """
+        with self._making:  # so that all threads have one handle, which sees what each of them writes
+            return self._made_for(rows)
+
+    def _made_for(self, rows: pa.Table) -> CompressedTable:
         table, config = self.opened(), self._config or CodecConfig(metric=DEFAULT_METRIC)
         dim = rows.schema.field(self.columns.vector).type.list_size
         if table is not None and table.dim != dim:
