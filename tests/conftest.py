@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,8 @@ settings.load_profile("untimed")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Set before torch is imported: on tensors as small as the tests' a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Shells start what runs in the background with Ctrl-C ignored, which tests send themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
