@@ -32,9 +32,7 @@ _SHARE_OF_MEMORY = 4
 
 _WHERE_UNKNOWN = 2**32
 
-_sources: "weakref.WeakValueDictionary[tuple[str, str, str, int | None], CodeSource]" = (
-    weakref.WeakValueDictionary()
-)
+_sources: "weakref.WeakValueDictionary[tuple[object, ...], CodeSource]" = weakref.WeakValueDictionary()
 _sources_lock = threading.Lock()
 
 
@@ -143,9 +141,10 @@ class CodeSource:
 
 def source_of(store: StoredTable) -> CodeSource:
     """The source that all handles on one version of a table, most often the newest, share in this process for
-    as long as one of them is used."""
-    version = store.checked_out
-    key = store.table.uri, str(store.table.current_branch()), store.columns.vector_column, version
+    as long as one of them is used; those that reach it by other credentials or at another server do not."""
+    table, version = store.table, store.checked_out
+    reached_by = tuple(sorted((table.initial_storage_options() or {}).items()))
+    key = table.uri, reached_by, table.current_branch(), store.columns.vector_column, version
     with _sources_lock:
         source = _sources.get(key)
         if source is None:

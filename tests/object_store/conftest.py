@@ -36,5 +36,5 @@ def options(endpoint: str) -> dict[str, str]:
     bucket.create()
     bucket.objects.all().delete()
     # The server runs in this process: a call that lets no other thread run would wait for itself.
-    patience = {"timeout": "20s", "client_max_retries": "1"}
+    patience = {"timeout": "20s", "client_max_retries": "5"}
     return {**keys, **patience, "aws_region": "us-east-1", "aws_endpoint": endpoint, "allow_http": "true"}

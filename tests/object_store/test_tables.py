@@ -16,6 +16,7 @@ from small_tables import source_table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError, TableError
+from rqmoe_store.search.source import source_of
 from rqmoe_store.store import registry
 from rqmoe_store.tables import compress, create_table, open_table
 
@@ -129,3 +130,16 @@ def test_another_process_opens_a_bucket(options: dict[str, str], codec: Codec) -
     assert json.loads(run.stdout) == store.search(QUERIES[0]).select(["id"]).limit(5).to_list()
     store.refresh()
     assert len(store) == ROWS - 1
+
+
+def test_handles_that_reach_a_bucket_otherwise_share_no_codes(options: dict[str, str], codec: Codec) -> None:
+    """Credentials may be another's, and the same bucket's name may be at another server."""
+    db = lancedb.connect("s3://bucket/db", storage_options=options)
+    compress(db.create_table("docs", source_table(VECTORS)), codec, "small", progress=False)
+    others = {**options, "timeout": "21s"}
+    first, alike, other = (
+        open_table(lancedb.connect("s3://bucket/db", storage_options=reached_by), "small")
+        for reached_by in (options, dict(options), others)
+    )
+    assert source_of(first) is source_of(alike)
+    assert source_of(first) is not source_of(other)
