@@ -32,8 +32,9 @@ class CompressedTable(LifecycleTable):
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
         super().__init__(table, codecs)
-        self._find_source: Callable[[], CodeSource] = functools.partial(source_of, self)
-        self._source = self._find_source()
+        # Told the table when called: if it kept it, codes in memory would outlive the last use of the table.
+        self._find_source: Callable[[CompressedTable], CodeSource] = source_of
+        self._source = self._find_source(self)
         self.use_cache()
 
     def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
@@ -62,19 +63,19 @@ class CompressedTable(LifecycleTable):
             shards: how many there are, at least 1.
             ask: reaches the `rqmoe_store.search.shards.Shard` that each of them has.
         """
-        self._find_source = functools.partial(ShardedSource, self, shards, ask)
-        self._source = self._find_source()
+        self._find_source = functools.partial(ShardedSource, shards=shards, ask=ask)
+        self._source = self._find_source(self)
         return self
 
     def checkout(self, version: int | str) -> None:
         """As `StoredTable.checkout`."""
         super().checkout(version)
-        self._source = self._find_source()
+        self._source = self._find_source(self)
 
     def checkout_latest(self) -> None:
         """As `StoredTable.checkout_latest`."""
         super().checkout_latest()
-        self._source = self._find_source()
+        self._source = self._find_source(self)
 
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""

@@ -1,5 +1,7 @@
 """The public table: compress, search, write, open again."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import lancedb
@@ -10,6 +12,7 @@ import pytest
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import TableError
+from rqmoe_store.store import databases
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
 from rqmoe_store.training.trainer import train
@@ -113,3 +116,22 @@ def test_codes_the_codec_does_not_have_are_reported(store: CompressedTable) -> N
     store.table.add(pa.table(bad, schema=schema))
     with pytest.raises(TableError, match="Got partition id 4"):
         found(store, VECTORS[0])
+
+
+def test_what_is_in_memory_goes_with_the_last_handle(store) -> None:
+    gc.disable()  # codes of gigabytes, or processes that hold them, are not to wait for it
+    try:
+        store.search(VECTORS[0]).to_list()
+        store.checkout(store.version)
+        store.checkout_latest()
+        store.search(VECTORS[0]).to_list()
+        handle = open_table(databases.database_of(store.table), "small")
+        source = weakref.ref(handle._source)
+        del handle
+        assert source() is store._source
+        spread = open_table(databases.database_of(store.table), "small").use_shards(2, lambda *asked: [])
+        sharded = weakref.ref(spread._source)
+        del spread
+        assert sharded() is None
+    finally:
+        gc.enable()
