@@ -7,7 +7,6 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-import lancedb
 import pyarrow as pa
 
 from rqmoe_store.errors import TableError
@@ -25,6 +24,7 @@ from rqmoe_store.store.drift import DriftSums
 from rqmoe_store.store.ingested import Done
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_place import TablePlace
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 _WAITING_BLOCKS = 2
@@ -35,12 +35,8 @@ _WAITING_BLOCKS = 2
 class PartWork:
     """What a process must know to write parts; it can be sent there."""
 
-    database: str
-    """URI of the database."""
-    storage_options: Mapping[str, str] | None
-    """To connect to it with."""
-    table: str
-    """Name of the table."""
+    place: TablePlace
+    """Of the table."""
     columns: Sequence[str]
     """Of the source, that are taken."""
     vector_column: str
@@ -98,12 +94,11 @@ class PartWriter:
             ArtefactError: as `open_table`.
             InvalidInputError: a device that is not there.
         """
-        db = lancedb.connect(work.database, storage_options=_as_dict(work.storage_options))
-        self._work, self._store = work, StoredTable.open(db, work.table)
+        self._work, self._store = work, StoredTable.open(work.place.connected(), work.place.name)
         if work.encode and fingerprints(self._store) != tuple(work.codecs):
             raise TableError(
-                f"Table {work.table!r} was given another codec while rows were ingested into it. What is "
-                "committed stays; ingest again."
+                f"Table {self._store.name!r} was given another codec while rows were ingested into it. What "
+                "is committed stays; ingest again."
             )
         if work.encode:
             self._store.codec.to(device)
@@ -157,7 +152,3 @@ class PartWriter:
 def fingerprints(store: StoredTable) -> tuple[str, ...]:
     """Of the codecs of a table, oldest first."""
     return tuple(mark.fingerprint for mark in store.codecs.marks.generations)
-
-
-def _as_dict(options: Mapping[str, str] | None) -> dict[str, str] | None:
-    return None if options is None else dict(options)

@@ -23,11 +23,11 @@ from rqmoe_store.ingestion.pipeline import IngestSettings, claimed
 from rqmoe_store.ingestion.prepare import Prepared
 from rqmoe_store.ingestion.report import IngestReport
 from rqmoe_store.ingestion.writer import Committer, Content
-from rqmoe_store.store import databases
 from rqmoe_store.store.appends import written_elsewhere
 from rqmoe_store.store.health import DriftWatch
 from rqmoe_store.store.ingested import Done
 from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.store.table_place import TablePlace
 
 PART_BYTES = 2**27
 """Of a part of a source, about."""
@@ -44,11 +44,8 @@ class SharedIngestion:
         self._done = held.ingested.pieces
         self._committer = Committer(self._store.table, prepared.encoder, held, self._quarantine)
         self._content, self._fragments, self._arrow_bytes = Content(), list[str](), 0
-        database = databases.database_of(self._store.table)
         self.work = PartWork(
-            database=database.uri,
-            storage_options=self._store.table.initial_storage_options(),
-            table=self._store.name,
+            place=TablePlace.of(self._store),
             columns=tuple(prepared.columns),
             vector_column=prepared.vector_column,
             encode=prepared.encode,

@@ -9,7 +9,6 @@ from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.creation import create_coded
-from rqmoe_store.store.generations import generations_of
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import require_vector_column
@@ -61,7 +60,7 @@ def create_target(
     table, marks = create_coded(
         db, name, schema, codec=codec, vector_column=vector_column, keep_vectors=keep_vectors
     )
-    return StoredTable(table, TableCodec(marks, generations_of(marks, [codec])))
+    return StoredTable(table, TableCodec.of(marks, [codec]))
 
 
 def as_codec(codec: Codec | str | os.PathLike[str] | None) -> Codec | None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import cast
 
 import lance
-import lancedb
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.additive import LookupTables
@@ -22,28 +21,9 @@ from rqmoe_store.search.shortlist import Shortlist
 from rqmoe_store.search.snapshot import Snapshot, fragment_codes
 from rqmoe_store.store import databases
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_place import TablePlace
 
 _FILTERS_KEPT = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TablePlace:
-    """Where a table is; can be sent to another process."""
-
-    database: str
-    storage_options: Mapping[str, str] | None
-    name: str
-    branch: str | None
-
-    @classmethod
-    def of(cls, store: StoredTable) -> "TablePlace":
-        """Where `store` is."""
-        return cls(
-            database=databases.database_of(store.table).uri,
-            storage_options=store.table.initial_storage_options(),
-            name=store.name,
-            branch=store.table.current_branch(),
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +51,7 @@ class Shard:
 
         Raises as `open_table`.
         """
-        options = None if place.storage_options is None else dict(place.storage_options)
-        self._database, self._place = lancedb.connect(place.database, storage_options=options), place
+        self._database, self._place = place.connected(), place
         store = StoredTable.open(self._database, place.name)
         self._device, self._columns, self._codecs = device, store.columns, store.codecs
         self._part: ShardPart | None = None

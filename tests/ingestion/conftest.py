@@ -11,7 +11,6 @@ from small_tables import tiny_codec
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.store.creation import create_coded
-from rqmoe_store.store.generations import generations_of
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -51,4 +50,4 @@ def _empty(db: lancedb.DBConnection, codec: Codec) -> StoredTable:
     table, marks = create_coded(
         db, "docs", rows_of(0).schema, codec=codec, vector_column="vector", keep_vectors="none"
     )
-    return StoredTable(table, TableCodec(marks, generations_of(marks, [codec])))
+    return StoredTable(table, TableCodec.of(marks, [codec]))

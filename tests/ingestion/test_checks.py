@@ -10,7 +10,6 @@ from small_sources import DIM, rows_of
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.ingestion.checks import RowChecker
 from rqmoe_store.store.creation import create_coded
-from rqmoe_store.store.generations import generations_of
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -26,7 +25,7 @@ def checker_of(db, codec, *, keep="none", name="docs", column="vector"):
         ]
     )
     table, marks = create_coded(db, name, schema, codec=codec, vector_column="vector", keep_vectors=keep)
-    encoder = RowEncoder(table, TableCodec(marks, generations_of(marks, [codec])), encode=True)
+    encoder = RowEncoder(table, TableCodec.of(marks, [codec]), encode=True)
     return RowChecker(encoder, column, dim=DIM, metric=codec.config.metric)
 
 

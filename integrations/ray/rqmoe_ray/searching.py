@@ -10,7 +10,8 @@ import rqmoe_store as rqs
 from rqmoe_ray.places import table_at
 from rqmoe_ray.resources import resources
 from rqmoe_store.search.query import CompressedQuery
-from rqmoe_store.search.shards import Shard, ShardPart, TablePlace
+from rqmoe_store.search.shards import Shard, ShardPart
+from rqmoe_store.store.table_place import TablePlace
 
 
 def open_table(
