@@ -14,11 +14,12 @@ from rqmoe_store.search.source import Cache
 from rqmoe_store.store import databases
 from rqmoe_store.store.compress import compress as _compress
 from rqmoe_store.store.compress import on_disk
-from rqmoe_store.store.creation import Asked, create_empty, schema_of_rows
+from rqmoe_store.store.creation import Asked, require_free_name, require_place, schema_of_rows
 from rqmoe_store.store.in_place import adopt
 from rqmoe_store.store.kept_vectors import require_keep_vectors
-from rqmoe_store.store.keys import keyed, require_key
+from rqmoe_store.store.keys import require_key
 from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.store.raw_table import RawTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
 
@@ -38,7 +39,7 @@ def create_table(
     """Make a table that works at once, with any number of rows, and is compressed when it has grown.
 
     Vectors stay raw and are searched exactly until there is a codec: `train` makes one, and so does
-    `optimize` once there are enough rows.
+    `optimize` once there are enough rows. Others see the table with its first rows or not at all.
 
     Args:
         db: a database in a folder or bucket.
@@ -61,31 +62,38 @@ def create_table(
         StorageError: the disk or bucket refuses to take it; there is no such table then.
     """
     asked = Asked(schema=schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors)
+    require_place(db, name)
     store = _existing(db, name, asked) if exist_ok else None
     if store is not None:
         return _with_data(store, data, key)
+    if not exist_ok:
+        require_free_name(db, name)
     if schema is None:
         if data is None:
             raise InvalidInputError("Got neither data nor schema; expected one, to know the columns.")
         schema = schema_of_rows(data, vector_column)
-    schema = schema if key is None else keyed(schema, key)
-    config = CodecConfig() if config is None else config
-    try:
-        table, marks = create_empty(
-            db, name, schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
-        )
-    except TableError:
-        store = _existing(db, name, asked) if exist_ok else None  # others may have made it meanwhile
-        if store is None:
-            raise
-        return _with_data(store, data, key)
-    return _with_first_data(CompressedTable(table, TableCodec.of(marks, [])), db, data, key)
+    new = RawTable(
+        db,
+        name,
+        schema,
+        config=CodecConfig() if config is None else config,
+        vector_column=vector_column,
+        keep_vectors=keep_vectors,
+        key=key,
+    )
+    with new.first_rows(data) as rows:
+        try:
+            table = new.made_with(rows)
+        except TableError:
+            store = _existing(db, name, asked) if exist_ok else None  # others may have made it meanwhile
+            if store is None:
+                raise
+            return _with_data(store, rows.reader() if rows.count else None, key)
+    return CompressedTable(table, TableCodec.of(new.marks, []))
 
 
 def _existing(db: DBConnection, name: str, asked: Asked) -> CompressedTable | None:
     """The table, if there is one that fits; raises TableError if it does not."""
-    databases.require_on_disk(db)
-    databases.require_table_name(name)
     if databases.open_if_exists(db, name) is None:
         return None
     store = CompressedTable.open(db, name)
@@ -99,21 +107,6 @@ def _with_data(store: CompressedTable, data: Any, key: str | None) -> Compressed
         store.set_key(key)
     if data is not None:
         store.add(data)
-    return store
-
-
-def _with_first_data(store: CompressedTable, db: DBConnection, data: Any, key: str | None) -> CompressedTable:
-    """A new table with its first rows and a key. Without them it is dropped, unless others wrote to it."""
-    added = 0
-    try:
-        if data is not None:
-            added = store.add(data)
-        if key is not None:
-            store.set_key(key)  # which it has; raises where rows share one
-    except BaseException:
-        if databases.reopened(store.table).count_rows() <= added:
-            databases.drop(db, store.name)
-        raise
     return store
 
 

@@ -1,6 +1,8 @@
 """Tables made with a key, and tables that may exist already."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import pyarrow as pa
 import pytest
 from small_tables import source_table, tiny_codec
 
-from rqmoe_store import tables
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.keys import key_of
@@ -147,32 +148,56 @@ def test_tables_that_are_none_of_ours(db: lancedb.DBConnection) -> None:
         create_table(db, "a b", schema=source_table(VECTORS).schema, exist_ok=True)
 
 
-def test_a_table_that_others_make_meanwhile(
-    db: lancedb.DBConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    create = tables.create_empty
+# Others at work on the same table.
 
-    def beaten(*arguments: Any, **options: Any) -> Any:
-        create(*arguments, **options)
-        return create(*arguments, **options)
 
-    monkeypatch.setattr(tables, "create_empty", beaten)
-    assert len(asked(db, data=source_table(VECTORS))) == ROWS
+def rows_after(act: Callable[[], Any], vectors: Any = VECTORS) -> Iterator[pa.Table]:
+    """Rows of which the first come when `act` has been called."""
+    act()
+    yield source_table(vectors)
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_rows_that_others_added_to_a_new_table_are_kept(db: lancedb.DBConnection, others: int) -> None:
+@pytest.mark.parametrize("own", [0, ROWS])
+def test_a_table_that_others_make_meanwhile(db: lancedb.DBConnection, own: int, others: int) -> None:
+    theirs = [{"id": -1, "lang": "en", "text": "theirs", "vector": VECTORS[0]}][:others]
+    make = functools.partial(asked, db, data=theirs or None)
+    with pytest.raises(TableError, match="Another process made table 'notes' meanwhile"):
+        asked(db, data=rows_after(make, VECTORS[:own]), exist_ok=False)
+    assert len(open_table(db, "notes")) == others
+    db.drop_table("notes")
+    store = asked(db, data=rows_after(make, VECTORS[:own]))
+    assert sorted(store.table.to_arrow()["id"].to_pylist()) == [*[-1][:others], *range(own)]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_bad_rows_do_nothing_to_a_table_that_others_make_meanwhile(
+    db: lancedb.DBConnection, others: int
+) -> None:
     good = [{"id": row, "lang": "en", "text": "good", "vector": VECTORS[row]} for row in range(others)]
-
-    def bad() -> Iterator[pa.Table]:
-        asked(db, data=good or None)
-        yield source_table(VECTORS * np.nan)
-
     with pytest.raises(InvalidInputError, match="NaN"):
-        asked(db, data=bad())
-    assert (names(db) - {"_rqmoe_codecs.lance"} == {"notes.lance"}) == bool(others)
-    if others:
-        assert len(open_table(db, "notes")) == others
+        asked(db, data=rows_after(lambda: asked(db, data=good or None), VECTORS * np.nan))
+    assert len(open_table(db, "notes")) == others
+
+
+def test_a_table_is_there_with_its_first_rows_or_not_at_all(db: lancedb.DBConnection) -> None:
+    def begin(mine: int) -> int:
+        rows = [{"id": row, "lang": "en", "text": "", "vector": VECTORS[row]} for row in (mine, ROWS - 1)]
+        other = lancedb.connect(db.uri)
+        try:
+            create_table(other, "begun", rows, key="id")
+        except TableError:
+            merge = open_table(other, "begun").merge_insert("id").when_matched_update_all()
+            merge.when_not_matched_insert_all().execute(rows)
+            return 0
+        return 1
+
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(begin, range(4))) == 1
+        assert sorted(open_table(db, "begun").table.to_arrow()["id"].to_pylist()) == [*range(4), ROWS - 1]
+        assert db.open_table("begun", version=1).count_rows() == 2
+        db.drop_table("begun")
 
 
 def test_a_key_that_old_rows_cannot_have(db: lancedb.DBConnection) -> None:

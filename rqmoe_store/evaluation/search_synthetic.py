@@ -29,7 +29,6 @@ from rqmoe_store.evaluation.search_results import SyntheticResult
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.kept_vectors import KeptVectors
-from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.table_codec import TableCodec, marks_of
 from rqmoe_store.table import CompressedTable
 
@@ -66,15 +65,11 @@ def create_random_table(
     """
     columns, marks = CodeColumns(VECTOR), marks_of(codec, VECTOR, "none")
     vectors = KeptVectors(column=VECTOR, keep="none", dim=codec.dim)
-    schema = pa.schema(
-        [*rows_of(np.arange(0)).schema, *columns.fields(codec.config.code_bytes)],
-        metadata=marks.write(None),
-    )
+    written = pa.schema([*rows_of(np.arange(0)).schema, *columns.fields(codec.config.code_bytes)])
+    schema = written.append(vectors.field).with_metadata(marks.write(None))
     neighbour = cast(LanceTable, registry.save(db, codec))
-    batches = _random_batches(codec, columns, schema, rows, np.random.default_rng(seed), rows_of)
-    table = databases.create_whole(
-        db, name, schema, batches, neighbour=neighbour, apart=ApartColumn(field=vectors.field)
-    )
+    batches = _random_batches(codec, columns, written, rows, np.random.default_rng(seed), rows_of)
+    table = databases.create_whole(db, name, schema, written.names, batches, neighbour=neighbour)
     databases.require_stable_row_ids(table)
     if codec.num_partitions > 1:
         table.create_index(columns.partition, config=BTree())

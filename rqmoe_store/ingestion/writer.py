@@ -68,7 +68,7 @@ class Committer:
             TableError: another process ingests the same source, or the table was restored.
         """
         self._claim.require()
-        self._encoder.require_known()
+        self._encoder.require_known_to(self._table)
         if self._quarantine is not None:  # first: what is in both tables is finished
             self._quarantine.add(content.bad, content.pieces)
         drift = {} if content.drift is None else content.drift.properties

@@ -184,15 +184,15 @@ def _write(
     marks = marks_of(codec, kept.column, kept.keep)
     others = user_schema(source.schema, without=(kept.column,))
     metadata = moved_embedding(source.schema.metadata, kept.column, source.name)
-    schema = pa.schema(
-        [*others, *columns.fields(codec.config.code_bytes)],
-        metadata=marks.write(metadata),
-    )
+    written = pa.schema([*others, *columns.fields(codec.config.code_bytes)])
+    schema = written.append(kept.field).with_metadata(marks.write(metadata))
     advance = _task(bar, "Writing", source)
-    batches = _grouped_batches(source, others.names, schema, columns, spill, order, advance)
+    batches = _grouped_batches(source, others.names, written, columns, spill, order, advance)
     vectors = _raw_vectors(source, kept, spill, order, codec.config.metric, bar)
     neighbour = cast(LanceTable, registry.save(db, codec))  # before the table that needs it appears
-    table = databases.create_whole(db, into, schema, batches, neighbour=neighbour, apart=vectors)
+    table = databases.create_whole(
+        db, into, schema, written.names, batches, neighbour=neighbour, apart=vectors
+    )
     try:
         databases.require_stable_row_ids(table)
         if codec.num_partitions > 1:
@@ -227,10 +227,10 @@ def _raw_vectors(
     order: npt.NDArray[np.int64],
     metric: str,
     bar: Progress,
-) -> ApartColumn:
-    """The column of raw vectors in the order of the new table; empty where none are kept."""
+) -> ApartColumn | None:
+    """The column of raw vectors in the order of the new table; None where none are kept."""
     if not kept.kept:
-        return ApartColumn(field=kept.field)
+        return None
     advance = _task(bar, "Keeping vectors", source)
 
     def read(start: int, stop: int) -> pa.Array:

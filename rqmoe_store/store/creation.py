@@ -1,4 +1,4 @@
-"""New tables without rows; without a codec, too, rows stay raw until there are enough to train one on."""
+"""New tables: what they must be, and their columns."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import moved_embedding
 from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
-from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.schemas import require_readable, user_schema
+from rqmoe_store.store.spooled_rows import SpooledRows
 from rqmoe_store.store.table_codec import marks_of
 from rqmoe_store.store.vector_arrays import is_vector_type
 
@@ -55,37 +55,6 @@ class Asked:
 
 
 @names_refusals
-def create_empty(
-    db: DBConnection,
-    name: str,
-    schema: pa.Schema,
-    *,
-    config: CodecConfig,
-    vector_column: str,
-    keep_vectors: str,
-) -> tuple[LanceTable, TableMarks]:
-    """Make a table without rows and without a codec.
-
-    Args:
-        db: a database in a folder or bucket.
-        name: a name that is free.
-        schema: the user's columns and a vector column, a fixed-size list of numbers; LanceDB's description of
-            an embedding function may be in its metadata.
-        config: of the codec that will be trained.
-        vector_column: which of the columns has the vectors.
-        keep_vectors: "none", or "float16" or "float32" to keep raw vectors beside their codes.
-
-    Raises:
-        TableError: the name is taken, no such vector column, columns named like ours.
-        InvalidInputError: an unusable name, a vector column of no fixed length, an unknown `keep_vectors`.
-    """
-    dim = vector_dim(schema, vector_column)
-    marks = TableMarks(vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config)
-    _require_creatable(db, name, schema, marks)
-    return _create(db, name, schema, marks, registry.open_or_create(db)), marks
-
-
-@names_refusals
 def create_coded(
     db: DBConnection,
     name: str,
@@ -95,44 +64,60 @@ def create_coded(
     vector_column: str,
     keep_vectors: str,
 ) -> tuple[LanceTable, TableMarks]:
-    """Make a table without rows that encodes them with `codec`; arguments and errors as `create_empty`.
+    """Make a table without rows that encodes them with `codec`; arguments and errors as `RawTable`.
 
     Args:
         schema: may have the vector column in any type, or not at all.
         codec: it is kept in the same database.
     """
     marks = marks_of(codec, vector_column, keep_vectors)
-    _require_creatable(db, name, schema, marks)
-    return _create(db, name, schema, marks, registry.save(db, codec)), marks
+    require_usable(db, name, schema, marks)
+    require_free_name(db, name)
+    stored = stored_schema(name, schema, marks)
+    return create_with(db, name, stored, None, neighbour=registry.save(db, codec)), marks
 
 
-def _require_creatable(db: DBConnection, name: str, schema: pa.Schema, marks: TableMarks) -> None:
-    require_keep_vectors(marks.keep_vectors)
-    databases.require_on_disk(db)
-    databases.require_table_name(name)
+def require_free_name(db: DBConnection, name: str) -> None:
+    """Raise TableError if `db` has a table `name`."""
     if databases.open_if_exists(db, name) is not None:
         raise TableError(f"A table {name!r} exists already. Choose another name, or drop it first.")
+
+
+def require_place(db: DBConnection, name: object) -> None:
+    """Raise TableError or InvalidInputError unless a table `name` could be in `db`, and on disk."""
+    databases.require_on_disk(db)
+    databases.require_table_name(name)
+
+
+def require_usable(db: DBConnection, name: str, schema: pa.Schema, marks: TableMarks) -> None:
+    """Raise TableError or InvalidInputError unless a table with these columns and marks can be made."""
+    require_keep_vectors(marks.keep_vectors)
+    require_place(db, name)
     require_readable(schema)
     CodeColumns(marks.vector_column).require_absent_from(schema)
 
 
-def _create(
-    db: DBConnection, name: str, schema: pa.Schema, marks: TableMarks, neighbour: Table
-) -> LanceTable:
+def stored_schema(name: str, schema: pa.Schema, marks: TableMarks) -> pa.Schema:
+    """What a table stores of the user's columns and vectors, marks included."""
     columns, column = CodeColumns(marks.vector_column), marks.vector_column
     others = user_schema(schema, without=(column,))
     vectors = KeptVectors(column=column, keep=marks.keep_vectors, dim=marks.dim)
-    table = databases.create_whole(
-        db,
-        name,
-        pa.schema(
-            [*others, *columns.fields(marks.config.code_bytes)],
-            metadata=marks.write(moved_embedding(schema.metadata, column, name)),
-        ),
-        iter(()),
-        neighbour=cast(LanceTable, neighbour),
-        apart=ApartColumn(field=vectors.field),
+    return pa.schema(
+        [*others, *columns.fields(marks.config.code_bytes), vectors.field],
+        metadata=marks.write(moved_embedding(schema.metadata, column, name)),
     )
+
+
+def create_with(
+    db: DBConnection, name: str, schema: pa.Schema, rows: SpooledRows | None, *, neighbour: Table
+) -> LanceTable:
+    """Make a table with these rows, or without any; arguments and errors as `databases.create_whole`."""
+    if rows is None or rows.schema is None:
+        columns, batches = schema.names, iter(())
+    else:
+        columns, batches = rows.schema.names, iter(rows.reader())
+    neighbour = cast(LanceTable, neighbour)
+    table = databases.create_whole(db, name, schema, columns, batches, neighbour=neighbour)
     databases.require_stable_row_ids(table)
     return table
 

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import lancedb
@@ -82,12 +82,15 @@ def create_whole(
     db: DBConnection,
     name: str,
     schema: pa.Schema,
+    columns: Sequence[str],
     batches: Iterator[pa.RecordBatch],
     *,
     neighbour: LanceTable,
-    apart: ApartColumn,
+    apart: ApartColumn | None = None,
 ) -> LanceTable:
     """Create table `name` from a stream, with stable row ids; on any failure nothing of it remains.
+
+    It appears with all its rows at once.
 
     Ctrl-C counts as a failure. The writer works in the background and could go on after the interrupt,
     so the stream is told to stop and the writer is waited for before cleaning up.
@@ -96,18 +99,22 @@ def create_whole(
         db: the database.
         name: name of the new table.
         schema: its columns and metadata.
+        columns: those that `batches` have, in their order; others are null, but for `apart`.
         batches: its rows.
         neighbour: any table of `db`; tells where its tables are stored and the file format that this
             release of LanceDB writes.
-        apart: one more column, written after the stream into data files of its own.
+        apart: a column that is written after the stream, into data files of its own.
     """
     stopped = threading.Event()
     failures: list[Exception] = []
-    reader = pa.RecordBatchReader.from_batches(schema, _until(batches, stopped, failures))
-    if apart.read is not None:
+    written = pa.schema([schema.field(column) for column in columns])
+    reader = pa.RecordBatchReader.from_batches(written, _until(batches, stopped, failures))
+    if apart is not None:
         apart = dataclasses.replace(apart, read=_while_not(stopped, apart.read))
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-        writing = pool.submit(_write_beside, cast(LanceDBConnection, db), neighbour, name, reader, apart)
+        writing = pool.submit(
+            _write_beside, cast(LanceDBConnection, db), neighbour, name, schema, reader, apart
+        )
         try:
             writing.result()
         except BaseException as error:
@@ -153,14 +160,16 @@ def _write_beside(
     db: LanceDBConnection,
     neighbour: LanceTable,
     name: str,
+    schema: pa.Schema,
     reader: pa.RecordBatchReader,
-    apart: ApartColumn,
+    apart: ApartColumn | None,
 ) -> None:
     # Not through LanceDB's create_table: that takes other lists of numbers in the table for vectors
     # and refuses or changes rows where they are null, NaN or of unequal length.
     file_format: Any = neighbour.to_lance().data_storage_version
     write_table(
         f"{neighbour.uri.rpartition('/')[0]}/{name}{_SUFFIX}",
+        schema,
         reader,
         apart=apart,
         file_format=file_format,

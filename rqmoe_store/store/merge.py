@@ -216,7 +216,7 @@ class MergeInsert(MergeBuilder):
         def merge() -> MergeResult:
             nonlocal attempts
             attempts += 1
-            encoder.require_known()
+            encoder.require_known_to(table)
             dataset = table.to_lance()
             # Not through LanceDB's own: it refuses rows where other vector columns are null.
             merge = self._configured(dataset, on).conflict_retries(0)

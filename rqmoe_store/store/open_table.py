@@ -137,4 +137,4 @@ class OpenTable:
             encode = self._codecs.newest is not None
         if encode:
             _ = self.codec  # raises when there is none
-        return RowEncoder(self.table, self._codecs, encode=encode)
+        return RowEncoder(self.table.schema, self._codecs, table_name=self.name, encode=encode)

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
-from lancedb.embeddings import EmbeddingFunctionConfig
-from lancedb.table import LanceTable
+from lancedb.embeddings import EmbeddingFunctionConfig, get_registry
 
 from rqmoe_store.errors import RQMoEError
 from rqmoe_store.store.vector_arrays import with_replaced
@@ -23,29 +22,34 @@ def computed_from(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     return {each["vector_column"]: each["source_column"] for each in described}
 
 
-def complete_others(table: LanceTable, rows: pa.Table) -> pa.Table:
-    """`rows` with the vectors that LanceDB's embedding functions of `table` make of their source columns.
+def complete_others(metadata: Mapping[bytes, bytes] | None, table_name: str, rows: pa.Table) -> pa.Table:
+    """`rows` with the vectors that LanceDB's embedding functions make of their source columns.
 
     Vectors that rows have, and rows whose source is null, stay as they are.
+
+    Args:
+        metadata: of the table's schema, which describes the functions.
+        table_name: for messages.
+        rows: with some of its columns.
 
     Raises:
         RQMoEError: a function that is needed is not registered, lacks a package, or fails.
     """
-    if _KEY not in (table.schema.metadata or {}):
-        return rows
-    for column, config in _functions(table).items():
+    for column, config in _functions(metadata or {}, table_name).items():
         if column in rows.column_names and config.source_column in rows.column_names:
             place = rows.schema.get_field_index(column)
             rows = rows.set_column(place, rows.schema.field(place), _completed(rows, column, config))
     return rows
 
 
-def _functions(table: LanceTable) -> dict[str, EmbeddingFunctionConfig]:
+def _functions(metadata: Mapping[bytes, bytes], table_name: str) -> dict[str, EmbeddingFunctionConfig]:
+    if _KEY not in metadata:
+        return {}
     try:
-        return table.embedding_functions
+        return get_registry().parse_functions({_KEY: metadata[_KEY]})
     except (KeyError, ImportError, ValueError) as error:
         raise RQMoEError(
-            f"An embedding function of table {table.name!r} cannot be made ({error!r}). "
+            f"An embedding function of table {table_name!r} cannot be made ({error!r}). "
             "Import the module that registers it with lancedb.embeddings.register, and install what it needs."
         ) from error
 

@@ -29,12 +29,13 @@ from rqmoe_store.store.vector_arrays import is_vector_type, read_vectors, rows_p
 class RowEncoder:
     """Makes rows of one table ready to be written, either encoded or raw."""
 
-    def __init__(self, table: LanceTable, codecs: TableCodec, *, encode: bool) -> None:
-        """Prepare for rows of `table`.
+    def __init__(self, schema: pa.Schema, codecs: TableCodec, *, table_name: str, encode: bool) -> None:
+        """Prepare for rows of a table, which may not exist yet.
 
         Args:
-            table: for its columns and embedding functions.
+            schema: of the table; its metadata describe embedding functions.
             codecs: those of its newest version.
+            table_name: for messages.
             encode: whether rows get codes, by the newest codec, or keep their vectors until later.
         """
         marks = codecs.marks
@@ -42,13 +43,14 @@ class RowEncoder:
         """Names of the code and partition columns."""
         self.kept = KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
         """How the table keeps raw vectors."""
-        self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
+        self.embedding = TableEmbedding.read(schema.metadata, codecs.dim, codecs.metric, table_name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
-        self.others = user_schema(table.schema, without=(*self.columns.names, marks.vector_column))
+        self.others = user_schema(schema, without=(*self.columns.names, marks.vector_column))
         """The columns that are stored as they come."""
         self.drift = DriftMeter(codecs) if encode else None
         """How well the rows encoded so far fit the codec."""
-        self._table, self._codecs, self._encode = table, codecs, encode
+        self._metadata, self._table_name = schema.metadata, table_name
+        self._codecs, self._encode = codecs, encode
 
     @property
     def schema(self) -> pa.Schema:
@@ -70,18 +72,18 @@ class RowEncoder:
     @property
     def computed(self) -> dict[str, str]:
         """Vector columns with an embedding function, and the column that each is computed from."""
-        computed = computed_from(self._table.schema.metadata)
+        computed = computed_from(self._metadata)
         if self.embedding is not None:
             computed[self.columns.vector_column] = self.embedding.source_column
         return computed
 
-    def require_known(self) -> None:
-        """Raise TableError unless the version that the table is at has the codec that rows are encoded by."""
+    def require_known_to(self, table: LanceTable) -> None:
+        """Raise TableError unless the version that `table` is at has the codec that rows are encoded by."""
         generations = self._codecs.marks.generations
-        found = TableMarks.read(self._table.schema, self._table.name).generations
+        found = TableMarks.read(table.schema, table.name).generations
         if self._encode and found[: len(generations)] != generations:
             raise TableError(
-                f"Table {self._table.name!r} was restored, while rows were encoded, to a version that lacks "
+                f"Table {table.name!r} was restored, while rows were encoded, to a version that lacks "
                 "the codec they were encoded by. Nothing was written; try again."
             )
 
@@ -196,7 +198,7 @@ class RowEncoder:
     def _others_of(self, part: pa.Table) -> pa.Table:
         """The columns of a part that are stored as they come, those with an embedding function completed."""
         names = [name for name in self.others.names if name in part.column_names]
-        completed = complete_others(self._table, part.select(names))
+        completed = complete_others(self._metadata, self._table_name, part.select(names))
         schema = pa.schema([self.others.field(name) for name in names])
         return pa.Table.from_arrays(completed.columns, schema=schema)
 

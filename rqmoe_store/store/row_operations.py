@@ -74,7 +74,12 @@ class RowOperations(OpenTable):
             drift = encoder.drift.take() if encoder.drift else None
             if encoded.count > 0:
                 properties = drift.properties if drift else {}
-                append_rows(self.table, encoded.reader(), properties, check=encoder.require_known)
+                append_rows(
+                    self.table,
+                    encoded.reader(),
+                    properties,
+                    check=lambda: encoder.require_known_to(self.table),
+                )
         if drift is not None:
             self._watch.note(self.table, self._codecs, drift)
         return encoded.count

@@ -37,7 +37,7 @@ def update_rows(
         changes = {"values_sql": _expressions(encoder, values_sql or {})}
 
     def update() -> Any:
-        encoder.require_known()
+        encoder.require_known_to(store.table)
         return store.table.update(where=condition, **changes)
 
     try:

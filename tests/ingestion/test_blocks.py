@@ -32,7 +32,10 @@ class TablePiece(Piece):
 @pytest.fixture
 def make_reader(store, codec):
     checker = RowChecker(
-        RowEncoder(store.table, store.codecs, encode=True), "vector", dim=codec.dim, metric="l2"
+        RowEncoder(store.table.schema, store.codecs, table_name=store.name, encode=True),
+        "vector",
+        dim=codec.dim,
+        metric="l2",
     )
 
     def make(*, block_rows=10, done=None, quarantined=None):

@@ -25,7 +25,7 @@ def checker_of(db, codec, *, keep="none", name="docs", column="vector"):
         ]
     )
     table, marks = create_coded(db, name, schema, codec=codec, vector_column="vector", keep_vectors=keep)
-    encoder = RowEncoder(table, TableCodec.of(marks, [codec]), encode=True)
+    encoder = RowEncoder(table.schema, TableCodec.of(marks, [codec]), table_name=name, encode=True)
     return RowChecker(encoder, column, dim=DIM, metric=codec.config.metric)
 
 

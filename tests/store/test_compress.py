@@ -17,7 +17,6 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.compress import compress
-from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable
 
@@ -277,13 +276,12 @@ def test_tables_that_are_not_on_disk(docs, codec, vectors, docs_table):
 # Whole or not at all.
 
 
-SCHEMA = pa.schema([("id", pa.int64())])
-APART = ApartColumn(field=pa.field("vector", pa.list_(pa.float32(), 2)))
+SCHEMA = pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32(), 2))])
 
 
 def create(db, batches):
     neighbour = db.create_table("neighbour", [{"id": 1}], exist_ok=True)
-    return databases.create_whole(db, "new", SCHEMA, batches, neighbour=neighbour, apart=APART)
+    return databases.create_whole(db, "new", SCHEMA, ["id"], batches, neighbour=neighbour)
 
 
 def stream(rows, then):

@@ -9,15 +9,13 @@ import pytest
 from lancedb.expr import col
 from word_embedding import config, embed, sentences, text_table
 
-from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.compress import compress
-from rqmoe_store.store.creation import create_empty
 from rqmoe_store.store.drift import read_drift
 from rqmoe_store.store.merge import MergeResult
 from rqmoe_store.store.spooled_rows import SpooledRows
 from rqmoe_store.store.table import StoredTable
-from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.tables import create_table
 
 DIM = 16
 
@@ -279,11 +277,7 @@ def test_raw_rows_of_a_table_with_a_codec(store, codec, vectors) -> None:
 
 def test_a_table_without_a_codec(db, vectors) -> None:
     schema = pa.schema([("id", pa.int64()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), DIM))])
-    table, marks = create_empty(
-        db, "young", schema, config=CodecConfig(), vector_column="vector", keep_vectors="none"
-    )
-    store = StoredTable(table, TableCodec(marks, []))
-    store.add(rows({1: vectors[1], 2: vectors[2]}))
+    store = create_table(db, "young", rows({1: vectors[1], 2: vectors[2]}), schema=schema)
     assert counts(upsert(store).execute(rows({2: vectors[3], 3: vectors[4]}))) == (1, 1, 0)
     wanted = {1: vectors[1], 2: vectors[3], 3: vectors[4]}
     assert raw(store) == {row: (False, vector.tolist()) for row, vector in wanted.items()}

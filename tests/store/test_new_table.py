@@ -64,6 +64,7 @@ def test_both_parts_become_one_table(db, file_format, number, rows_per_file):
     rows, apart = rows_of(), apart_column(number)
     write_table(
         f"{db.uri}/new.lance",
+        SCHEMA.append(apart.field),
         rows.to_reader(90),
         apart=apart,
         file_format=file_format,
@@ -92,20 +93,37 @@ def test_both_parts_become_one_table(db, file_format, number, rows_per_file):
     assert table.to_lance().has_stable_row_ids
 
 
-def test_a_column_apart_without_values_takes_no_space(db):
-    field = apart_column().field
+@pytest.mark.parametrize("file_format", ["2.0", "2.1", "2.2"])
+@pytest.mark.parametrize("columns", [("id",), ("nested", "code", "id"), ("label", "id"), SCHEMA.names])
+def test_columns_that_no_row_has_are_null_and_take_no_space(db, columns, file_format):
+    vectors = apart_column().field
+    schema = pa.schema([vectors, *SCHEMA, pa.field("late", pa.struct([("a", pa.string())]))])
+    rows = rows_of().select(columns)
     write_table(
         f"{db.uri}/new.lance",
-        rows_of().to_reader(),
-        apart=ApartColumn(field=field),
-        file_format="2.1",
+        schema.with_metadata(SCHEMA.metadata),
+        rows.to_reader(90),
+        apart=None,
+        file_format=file_format,
         storage_options=None,
+        rows_per_file=300,
     )
     table = db.open_table("new")
-    assert table.to_arrow().equals(rows_of().append_column(field, pa.nulls(ROWS, field.type)))
-    (fragment,) = table.to_lance().get_fragments()
-    assert len(fragment.data_files()) == 1
-    assert table.to_lance().has_stable_row_ids
+    assert (table.schema, table.schema.metadata) == (schema, SCHEMA.metadata)
+    assert table.to_arrow().select(columns).to_pylist() == rows.to_pylist()
+    others = set(schema.names) - set(columns)
+    assert all(table.to_arrow()[name].null_count == ROWS for name in others)
+    dataset = table.to_lance()
+    dataset.validate()
+    assert dataset.has_stable_row_ids
+    ids = {field.name(): ids_of(field) for field in dataset.lance_schema.fields()}
+    for fragment in dataset.get_fragments():
+        (file,) = fragment.metadata.files
+        assert {name for name in ids if ids[name] & set(file.fields)} == set(columns)
+
+
+def ids_of(field):
+    return {field.id()}.union(*map(ids_of, field.children()))
 
 
 # Whole or not at all, wherever the column apart fails.
@@ -113,9 +131,8 @@ def test_a_column_apart_without_values_takes_no_space(db):
 
 def create(db, apart):
     neighbour = db.create_table("neighbour", [{"id": 1}], exist_ok=True)
-    return databases.create_whole(
-        db, "new", SCHEMA, iter(rows_of().to_batches()), neighbour=neighbour, apart=apart
-    )
+    schema, batches = SCHEMA.append(apart.field), iter(rows_of().to_batches())
+    return databases.create_whole(db, "new", schema, SCHEMA.names, batches, neighbour=neighbour, apart=apart)
 
 
 def at(row, act):
