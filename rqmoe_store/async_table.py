@@ -146,11 +146,13 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         return as_async(self.blocking.search(query, "vector"))
 
     async def create_fts_index(
-        self, columns: str | Sequence[str], *, replace: bool = False, **options: Any
+        self, columns: str | Sequence[str], *, replace: bool = False, exist_ok: bool = False, **options: Any
     ) -> None:
         """Make LanceDB's full-text index on columns of text. Takes and raises what
         `CompressedTable.create_fts_index` does."""
-        create = functools.partial(self.blocking.create_fts_index, columns, replace=replace, **options)
+        create = functools.partial(
+            self.blocking.create_fts_index, columns, replace=replace, exist_ok=exist_ok, **options
+        )
         await in_thread(create)
 
     def __repr__(self) -> str:

@@ -151,7 +151,7 @@ class CompressedTable(LifecycleTable):
         return CompressedQuery(self, as_vector(self, query), self._source, self._memory_budget)
 
     def create_fts_index(
-        self, columns: str | Sequence[str], *, replace: bool = False, **options: Any
+        self, columns: str | Sequence[str], *, replace: bool = False, exist_ok: bool = False, **options: Any
     ) -> None:
         """Make LanceDB's full-text index on a column of text, or on each of several.
 
@@ -160,15 +160,16 @@ class CompressedTable(LifecycleTable):
         Args:
             columns: names of user columns that hold text.
             replace: whether to make anew the indexes that exist.
+            exist_ok: whether to leave them as they are instead.
             options: those of `lancedb.index.FTS`, such as `language="French"`, `stem=False` or
                 `with_position=True` (for phrases).
 
         Raises:
             InvalidInputError: a column that holds no text, or options that LanceDB refuses.
-            TableError: a column has an index already, and `replace` is False; or an earlier version is
-                checked out.
+            TableError: a column has an index already, and both `replace` and `exist_ok` are False; an index
+                is to be made and an earlier version is checked out.
         """
-        create_text_index(self, columns, replace=replace, **options)
+        create_text_index(self, columns, replace=replace, exist_ok=exist_ok, **options)
 
     def tune(
         self,

@@ -1,7 +1,8 @@
 """LanceDB's full-text indexes on the columns a compressed table has kept."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,31 +11,48 @@ from lancedb.table import Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.table import StoredTable
 
 
 @names_refusals
 def create_text_index(
-    store: StoredTable, columns: str | Sequence[str], *, replace: bool, **options: Any
+    store: StoredTable, columns: str | Sequence[str], *, replace: bool, exist_ok: bool, **options: Any
 ) -> None:
     """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
-    store.refresh()
     names = text_columns(store.schema, columns)
     known = [field.name for field in dataclasses.fields(FTS)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InvalidInputError(f"Got unknown option {unknown[0]!r}; available are {', '.join(known)}.")
-    indexed = indexed_columns(store.table)
-    taken = [name for name in names if name in indexed]
-    if taken and not replace:
-        raise TableError(f"Column {taken[0]!r} has a full-text index already; set replace=True to redo it.")
-    for name in names:
+    if exist_ok and not replace and not set(names) - set(indexed_columns(store.table)):
+        return  # without asking the storage for the newest version
+    store.refresh()
+    for name in _to_be_made(store, names, replace, exist_ok):
+        on_newest(store.table, functools.partial(_make, store, name, replace, exist_ok, options))
+
+
+def _make(store: StoredTable, column: str, replace: bool, exist_ok: bool, options: Mapping[str, Any]) -> None:
+    # Asked again, for others may have made it since: LanceDB would say so in no words of its own.
+    for name in _to_be_made(store, [column], replace, exist_ok):
         try:
             store.table.create_index(name, config=FTS(**options), replace=replace)
         except (TypeError, ValueError) as error:
             raise InvalidInputError(
-                f"LanceDB refuses a full-text index on column {name!r} with options {options}: {error}"
+                f"LanceDB refuses a full-text index on column {name!r} with options {dict(options)}: {error}"
             ) from error
+
+
+def _to_be_made(store: StoredTable, columns: Sequence[str], replace: bool, exist_ok: bool) -> list[str]:
+    """Those of the columns that need an index; raises TableError where one has it and must not."""
+    indexed = [] if replace else indexed_columns(store.table)
+    taken = [name for name in columns if name in indexed]
+    if taken and not exist_ok:
+        raise TableError(
+            f"Column {taken[0]!r} has a full-text index already; set replace=True to redo it, or "
+            "exist_ok=True to leave it as it is."
+        )
+    return [name for name in columns if name not in taken]
 
 
 def text_columns(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:

@@ -1,9 +1,13 @@
 """Full-text indexes on compressed tables: LanceDB's, with its options."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import lancedb
 import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.text_index import indexed_columns, text_columns
+from rqmoe_store.tables import open_table
 
 
 def test_one_column_or_several(own_text_world) -> None:
@@ -23,11 +27,32 @@ def test_options_are_those_of_lancedb(own_text_world) -> None:
         assert store.search(word, "fts", fts_columns="text").to_arrow()["id"].to_pylist() == ids
 
 
+def test_indexes_that_exist_may_be_left_as_they_are(own_text_world) -> None:
+    store = own_text_world.store
+    store.create_fts_index("text", replace=True, stem=False)
+    version = store.version
+    store.create_fts_index(["text", "title"], exist_ok=True)
+    assert store.version == version
+    store.create_fts_index(["lang", "text"], exist_ok=True)
+    assert sorted(indexed_columns(store.table)) == ["lang", "text", "title"]
+    store.add([{"id": 900, "text": "running rivers"}])
+    assert store.search("run", "fts", fts_columns="text").to_arrow().num_rows == 0
+    with pytest.raises(InvalidInputError, match="unknown option 'stemmed'"):
+        store.create_fts_index("text", exist_ok=True, stemmed=False)
+
+
+def test_handles_that_make_the_same_index_at_once(own_text_world) -> None:
+    database = lancedb.connect(own_text_world.store.table.uri.rpartition("/")[0])
+    stores = [open_table(database, "texts") for _ in range(4)]
+    own_text_world.store.add([{"id": 900, "lang": "xx", "text": "rivers"}])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda store: store.create_fts_index("lang", exist_ok=True), stores))
+    for store in stores:
+        assert store.search("xx", "fts", fts_columns="lang").to_arrow()["id"].to_pylist() == [900]
+        assert sorted(indexed_columns(store.table)) == ["lang", "text", "title"]
+
+
 def test_survives_opening_elsewhere(own_text_world) -> None:
-    import lancedb
-
-    from rqmoe_store.tables import open_table
-
     store = own_text_world.store
     folder = store.table.uri.rpartition("/")[0]
     reopened = open_table(lancedb.connect(folder), "texts")

@@ -158,6 +158,6 @@ class AwaitedMethods(BlockingMethods):
         if text is not None and search.by_vector:
             vector = await self._embedding.aembed_query(text)
         if search.by_text:
-            await asyncio.to_thread(self._documents.require_text_index)
+            await store.create_fts_index(self._defaults.columns.text, exist_ok=True)
         query = await search.aquery(store, text, vector)
         return search.documents(await query.to_arrow())

@@ -208,7 +208,7 @@ class BlockingMethods(Foundation):
         if text is not None and search.by_vector:
             vector = self._embedding.embed_query(text)
         if search.by_text:
-            self._documents.require_text_index()
+            store.create_fts_index(self._defaults.columns.text, exist_ok=True)
         return search.documents(search.query(store, text, vector).to_arrow())
 
     def _doomed(self, ids: Sequence[str] | None, given: Filter) -> str:

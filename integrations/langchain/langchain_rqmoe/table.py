@@ -98,16 +98,6 @@ class DocumentTable:
         require_dim(store, rows.schema.field(settings.columns.vector).type.list_size)
         return store, False
 
-    def require_text_index(self) -> None:
-        """Make the full-text index that searches by text need, unless the table has one."""
-        with self._lock:
-            store, text = self.opened(), self.settings.columns.text
-            if store is None or _has_text_index(store, text):
-                return
-            store.refresh()  # another handle may have made it
-            if not _has_text_index(store, text):
-                store.create_fts_index(text)
-
     async def aopened(self) -> AsyncCompressedTable | None:
         """As `opened`, without keeping the event loop waiting."""
         store = self._store
@@ -161,11 +151,6 @@ class DocumentTable:
                 f"{store.metric!r}. Leave config out, or choose another table_name."
             )
         return store
-
-
-def _has_text_index(store: CompressedTable, column: str) -> bool:
-    indexes = [index for index in store.table.list_indices() if index.index_type == "FTS"]
-    return any(column in index.columns for index in indexes)
 
 
 def require_dim(store: CompressedTable, dim: int) -> None:

@@ -8,7 +8,7 @@ import lancedb
 import pytest
 from llama_index.vector_stores.rqmoe.columns import NodeColumns
 from llama_index.vector_stores.rqmoe.rows import rows_of
-from llama_index.vector_stores.rqmoe.tables import NodeTable, require_text_index
+from llama_index.vector_stores.rqmoe.tables import NodeTable
 from small_nodes import SMALL_CODEC, node
 
 import rqmoe_store as rqs
@@ -80,13 +80,3 @@ def test_a_table_without_a_key(tmp_path: Path) -> None:
 def test_it_is_made_as_config_says(tmp_path: Path) -> None:
     table = NodeTable(lancedb.connect(tmp_path), "vectors", COLUMNS, SMALL_CODEC)
     assert table.made_for(ROWS).codecs.marks.config == SMALL_CODEC
-
-
-def test_a_text_index_is_made_once(tmp_path: Path) -> None:
-    table = new(tmp_path).made_for(ROWS)
-    table.add(ROWS)
-    require_text_index(table, "text")
-    version = table.version
-    require_text_index(table, "text")
-    assert table.version == version
-    assert [index.columns for index in table.table.list_indices()] == [["text"]]

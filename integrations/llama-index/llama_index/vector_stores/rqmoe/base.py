@@ -15,7 +15,6 @@ from llama_index.vector_stores.rqmoe.options import require_known
 from llama_index.vector_stores.rqmoe.queries import conditions, empty_result
 from llama_index.vector_stores.rqmoe.rows import nodes_of, rows_of
 from llama_index.vector_stores.rqmoe.settings import StoreSettings
-from llama_index.vector_stores.rqmoe.tables import require_text_index
 
 from rqmoe_store import AsyncCompressedTable, InvalidInputError
 
@@ -164,7 +163,7 @@ class RQMoEVectorStore(StoreSettings):
         if table is None:
             return empty_result()
         if search.by_text:
-            require_text_index(table, self.text_key)
+            table.create_fts_index(self.text_key, exist_ok=True)
         return search.result(search.continued(table.search(**search.start)).to_arrow(), table.metric)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
@@ -174,7 +173,7 @@ class RQMoEVectorStore(StoreSettings):
         if table is None:
             return empty_result()
         if search.by_text:
-            await asyncio.to_thread(require_text_index, table.blocking, self.text_key)
+            await table.create_fts_index(self.text_key, exist_ok=True)
         found = await search.continued(await table.search(**search.start)).to_arrow()
         return await asyncio.to_thread(search.result, found, table.blocking.metric)
 

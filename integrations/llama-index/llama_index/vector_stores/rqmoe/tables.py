@@ -164,12 +164,6 @@ class NodeTable:
         return table
 
 
-def require_text_index(table: CompressedTable, column: str) -> None:
-    """Make the full-text index of a column unless it has one."""
-    if not any(index.index_type == "FTS" and column in index.columns for index in table.table.list_indices()):
-        table.create_fts_index(column, replace=True)  # of two processes that see none, neither fails
-
-
 def _require_usable(rows: pa.Table, columns: NodeColumns, metric: str) -> None:
     """Refuse, with the node's id, what the table would refuse once it has been made for nothing."""
     dim = rows.schema.field(columns.vector).type.list_size

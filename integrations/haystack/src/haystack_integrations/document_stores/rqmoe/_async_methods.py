@@ -14,7 +14,7 @@ from haystack.document_stores.types import DuplicatePolicy
 from haystack_integrations.document_stores.rqmoe import _metadata, _work
 from haystack_integrations.document_stores.rqmoe._base import DocumentStoreBase
 from haystack_integrations.document_stores.rqmoe._filters import condition_of
-from haystack_integrations.document_stores.rqmoe._rows import ID, META, documents_of, metas_of
+from haystack_integrations.document_stores.rqmoe._rows import CONTENT, ID, META, documents_of, metas_of
 from haystack_integrations.document_stores.rqmoe._table import store_errors
 
 import rqmoe_store as rqs
@@ -149,7 +149,7 @@ class AsyncMethods(DocumentStoreBase):
         if not _work.checked_top_k(top_k) or table is None:
             return []
         with store_errors():
-            await asyncio.to_thread(self._table.require_text_index, table.blocking)
+            await table.create_fts_index(CONTENT, exist_ok=True)
             hybrid = (
                 (await table.search(query_type="hybrid"))
                 .vector(_work.one_vector(query_embedding))

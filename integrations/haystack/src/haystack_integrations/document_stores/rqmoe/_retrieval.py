@@ -6,6 +6,7 @@ from haystack.dataclasses import Document
 from haystack_integrations.document_stores.rqmoe import _work
 from haystack_integrations.document_stores.rqmoe._base import DocumentStoreBase
 from haystack_integrations.document_stores.rqmoe._filters import condition_of
+from haystack_integrations.document_stores.rqmoe._rows import CONTENT
 from haystack_integrations.document_stores.rqmoe._table import store_errors
 
 
@@ -83,7 +84,7 @@ class Retrieval(DocumentStoreBase):
         if not _work.checked_top_k(top_k) or table is None:
             return []
         with store_errors():
-            self._table.require_text_index(table)
+            table.create_fts_index(CONTENT, exist_ok=True)
             hybrid = table.search(query_type="hybrid").vector(_work.one_vector(query_embedding)).text(query)
             found = _work.reading(
                 _work.tuned(hybrid, nprobes, shortlist), condition, columns, top_k

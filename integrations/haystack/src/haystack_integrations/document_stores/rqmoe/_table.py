@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import lancedb
 from haystack.document_stores.errors import DocumentStoreError
 from haystack.utils import Secret
-from haystack_integrations.document_stores.rqmoe._rows import CONTENT, EMBEDDING, ID, schema_of
+from haystack_integrations.document_stores.rqmoe._rows import EMBEDDING, ID, schema_of
 from lancedb.db import DBConnection
 
 import rqmoe_store as rqs
@@ -40,7 +40,6 @@ class DocumentTable:
         self._database, self._name, self._storage_options = database, name, storage_options
         self._embedding_dims, self._config = embedding_dims, config
         self._open: rqs.CompressedTable | None = None
-        self._has_text_index = False
         self._lock = threading.RLock()
 
     def opened(self) -> rqs.CompressedTable | None:
@@ -108,17 +107,7 @@ class DocumentTable:
         with self._lock:
             if self.opened() is not None:
                 self._connected().drop_table(self._name)
-            self._open, self._has_text_index = None, False
-
-    def require_text_index(self, table: rqs.CompressedTable) -> None:
-        """Make the full-text index on the documents' content unless it is there."""
-        if self._has_text_index:
-            return
-        with self._lock, store_errors():
-            indexes = table.table.list_indices()
-            if not any(index.index_type == "FTS" and CONTENT in index.columns for index in indexes):
-                table.create_fts_index(CONTENT)
-            self._has_text_index = True
+            self._open = None
 
     def _connected(self) -> DBConnection:
         options = {
