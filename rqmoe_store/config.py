@@ -70,6 +70,11 @@ class CodecConfig:
                 _require_int(name, getattr(self, name), 1, 65_536)
         scored_pairs(self.beam, self.preselect)
 
+    @property
+    def least_training_rows(self) -> int:
+        """Vectors without which such a codec cannot be trained; a good one takes many more."""
+        return max(self.codebook_size, self.num_partitions or 0)
+
     def resolve(self, *, dim: int, rows: int) -> "CodecConfig":
         """This configuration with every None decided for `rows` training vectors of width `dim`."""
         large = rows >= 500_000

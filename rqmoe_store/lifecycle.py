@@ -145,7 +145,8 @@ class LifecycleTable(TableContents):
 
         Args:
             training: how to train the first codec of a table that has none; None for the defaults.
-            train_from: raw rows from which that is done; None for never.
+            train_from: raw rows from which that is done, but no fewer than a codec of the table's config can
+                be trained on; None for never.
             cleanup_older_than: versions older than this cannot be restored any more; None for 7 days. Zero
                 makes room at once; other processes must not be writing then. Versions that a tag or a branch
                 keeps stay.
@@ -161,9 +162,8 @@ class LifecycleTable(TableContents):
         self.refresh()
         if self.encoding is not None:
             self.encoding.stop()
-        untrained = self.codecs.newest is None
-        enough = train_from is not None and self.count_rows(self.columns.raw_filter) >= max(1, train_from)
-        if untrained and enough:
+        due = self.is_due_for_training(train_from)
+        if due:
             config = self.codecs.marks.config
             self._trained(training, None, config, encode=False, progress=progress)
         encoded = self._reencode(progress)
@@ -171,13 +171,21 @@ class LifecycleTable(TableContents):
         self.refresh()
         removed = remove_unused(databases.database_of(self.table), codecs_older_than)
         return OptimizeReport(
-            trained=untrained and enough,
+            trained=due,
             encoded=encoded,
             raw_rows=self.count_rows(self.columns.raw_filter),
             bytes_before=before,
             bytes_after=disk_bytes(self.table),
             removed=removed,
         )
+
+    def is_due_for_training(self, train_from: int | None = ROWS_TO_TRAIN) -> bool:
+        """Whether `optimize(train_from=train_from)` would train a first codec, as this handle knows it."""
+        if train_from is None or self.codecs.newest is not None:
+            return False
+        rows = max(train_from, self.codecs.marks.config.least_training_rows)
+        # All rows are counted first: that takes no look at them.
+        return len(self) >= rows and self.count_rows(self.columns.raw_filter) >= rows
 
     def _trained(
         self,

@@ -30,7 +30,7 @@ def store(tmp_path):
 def test_a_healthy_table(store, tmp_path):
     result = invoke(tmp_path, "docs")
     assert result.exit_code == 0
-    assert "table 'docs', version 2: no problems" in result.stdout and "5 rows (5 raw)" in result.stdout
+    assert "table 'docs', version 1: no problems" in result.stdout and "5 rows (5 raw)" in result.stdout
     report = json.loads(invoke(tmp_path, "docs", "--json").stdout)
     assert report["ok"] and report["counts"]["raw"] == 5
 

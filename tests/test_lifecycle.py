@@ -140,6 +140,22 @@ def test_optimize_trains_once_there_are_enough_rows(db):
     assert "encoded 300 rows" in str(report)
 
 
+def test_training_is_due_once_there_are_enough_raw_rows(db):
+    store = create_table(db, "docs", rows_of(0, 20), config=config_of(num_partitions=40))
+    assert not store.is_due_for_training(20) and not store.is_due_for_training(None)
+    assert not store.optimize(training=TRAINING, train_from=1, progress=False).trained
+    store.add([{"id": row, "text": "", "vector": None} for row in range(100, 130)])
+    assert not store.is_due_for_training(1)  # rows without a vector teach nothing
+    store.add(rows_of(20, 40))
+    assert store.is_due_for_training(1) and store.is_due_for_training(40)
+    assert not store.is_due_for_training(41) and not store.is_due_for_training()
+    other = open_table(db, "docs")
+    assert store.optimize(training=TRAINING, train_from=1, progress=False).trained
+    assert not store.is_due_for_training(1)
+    other.refresh()
+    assert not other.is_due_for_training(1)
+
+
 def test_a_second_codec_takes_over_part_by_part(db, metric):
     store = create_table(db, "docs", rows_of(0, 300), config=config_of(metric, num_partitions=3))
     first = store.train(TRAINING, progress=False)

@@ -77,10 +77,9 @@ def with_experts(plain: RQ, config: CodecConfig, *, seed: int) -> ResidualQuanti
 def check_trainable(vectors_nD: Tensor, config: CodecConfig) -> None:
     """Raise InvalidInputError unless the vectors can fill the configured codebooks."""
     rows = len(vectors_nD)
-    needed = max(config.codebook_size, config.num_partitions or 0)
-    if rows < needed:
+    if rows < config.least_training_rows:
         raise InvalidInputError(
-            f"Got {rows} vectors to train on; expected at least {needed} (codebook_size="
+            f"Got {rows} vectors to train on; expected at least {config.least_training_rows} (codebook_size="
             f"{config.codebook_size}, num_partitions={config.num_partitions}). "
             "Add rows, or lower those two settings."
         )

@@ -103,10 +103,10 @@ def _split(
         held_out = as_vectors(validation, dim=sample_nD.shape[1], metric=config.metric)
         return torch.from_numpy(sample_nD), torch.from_numpy(held_out)
     held = max(1, min(settings.validation_rows, len(sample_nD) // 10))
-    if len(sample_nD) - held < config.codebook_size:
+    if len(sample_nD) - held < config.least_training_rows:
         held = 0
     cut = len(sample_nD) - held
-    # A table with hardly more rows than codewords needs them all; errors are then training errors.
+    # A table with hardly more rows than are needed needs them all; errors are then training errors.
     return torch.from_numpy(sample_nD[:cut]), torch.from_numpy(sample_nD[cut if held else 0 :])
 
 

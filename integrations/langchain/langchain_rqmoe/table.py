@@ -110,17 +110,12 @@ class DocumentTable:
 
         Raises as `optimize` of the table; rows that have no code then stay raw.
         """
-        settings, config = self.settings, store.codecs.marks.config
-        if settings.train_from is None or store.codecs.newest is not None:
-            return
-        least = max(settings.train_from, config.codebook_size, config.num_partitions or 0)
-        if store.count_rows() < least:
-            return
-        if not self._training.acquire(blocking=False):
+        settings = self.settings
+        if not store.is_due_for_training(settings.train_from) or not self._training.acquire(blocking=False):
             return
         try:
             progress = settings.training is None or settings.training.progress
-            store.optimize(train_from=least, training=settings.training, progress=progress)
+            store.optimize(train_from=settings.train_from, training=settings.training, progress=progress)
         finally:
             self._training.release()
 

@@ -121,9 +121,7 @@ class StoreSettings(BasePydanticVectorStore):
 
     def _train_if_due(self, table: CompressedTable, options: Mapping[str, Any]) -> None:
         """Train the first codec once there are enough nodes, unless another thread is doing so."""
-        if self.train_from is None or table.codecs.newest is not None:
-            return
-        if table.count_rows() >= self.train_from and self._nodes.training.acquire(blocking=False):
+        if table.is_due_for_training(self.train_from) and self._nodes.training.acquire(blocking=False):
             progress = bool(options.get("show_progress", self.show_progress))
             training = TrainConfig(progress=progress) if self.training is None else self.training
             try:

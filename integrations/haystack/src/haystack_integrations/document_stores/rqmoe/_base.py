@@ -113,21 +113,12 @@ class DocumentStoreBase:
     def _train_when_due(self, table: rqs.CompressedTable) -> None:
         """Give the table its first codec when it has enough embeddings, once, whoever else is writing to the
         store."""
-        if self._is_due(table):
+        if table.is_due_for_training(self.train_from):
             with self._training_lock:
-                if self._is_due(table):
+                if table.is_due_for_training(self.train_from):
                     table.optimize(
                         training=self.training, train_from=self.train_from, progress=self.progress_bar
                     )
-
-    def _is_due(self, table: rqs.CompressedTable) -> bool:
-        """Whether the table is to get its first codec now."""
-        if self.train_from is None or table.codecs.newest is not None:
-            return False
-        return (
-            table.count_rows() >= self.train_from
-            and table.count_rows(table.columns.raw_filter) >= self.train_from
-        )
 
 
 def _written(option: str | Secret) -> Any:
@@ -145,8 +136,7 @@ def _whole(name: str, value: Any) -> int | None:
 
 
 def _require_trainable(train_from: int | None, config: rqs.CodecConfig | None) -> None:
-    config = rqs.CodecConfig() if config is None else config
-    least = max(config.codebook_size, config.num_partitions or 0)
+    least = (rqs.CodecConfig() if config is None else config).least_training_rows
     if train_from is not None and train_from < least:
         raise DocumentStoreError(
             f"Got train_from={train_from}; expected {least} or more, for so many embeddings are needed to "
