@@ -56,14 +56,23 @@ class LifecycleTable(TableContents):
             The codec. From now on it encodes what is added.
 
         Raises:
-            TableError: the table has a codec already (`retrain` gives it another), or no raw rows.
+            TableError: the table has a codec already (`retrain` gives it another), be it that another process
+                was quicker; or no raw rows.
             InvalidInputError: as `rqmoe_store.train`, or another word for `encode`.
             StorageError: the disk or bucket refuses to take codec or codes; rows that have none stay raw.
         """
         self.refresh()
         if self.codecs.newest is not None:
             raise TableError(f"Table {self.name!r} has a codec already; give it another one with retrain().")
-        return self._trained(training, vectors, self.codecs.marks.config, encode=encode, progress=progress)
+        _require_encode(encode)
+        codec = self._trained(training, vectors, self.codecs.marks.config, first=True, progress=progress)
+        if codec is None:
+            raise TableError(
+                f"Table {self.name!r} was given a codec by another process while this one was trained. That "
+                "one stays, and nothing was written; go on with optimize(), or replace it with retrain()."
+            )
+        self._encode(encode, progress)
+        return codec
 
     @names_refusals
     def retrain(
@@ -106,7 +115,11 @@ class LifecycleTable(TableContents):
                 "and encoded by the new one, which adds its own error to what the old one lost.",
                 stacklevel=3,
             )
-        return self._trained(training, vectors, config, encode=encode, progress=progress)
+        _require_encode(encode)
+        codec = self._trained(training, vectors, config, first=False, progress=progress)
+        assert codec is not None, "a codec that is not the first one is always added"
+        self._encode(encode, progress)
+        return codec
 
     def encode_in_background(self) -> BackgroundEncoding:
         """Begin to encode, in a thread, rows that are raw or of an older codec; return at once.
@@ -162,16 +175,15 @@ class LifecycleTable(TableContents):
         self.refresh()
         if self.encoding is not None:
             self.encoding.stop()
-        due = self.is_due_for_training(train_from)
-        if due:
-            config = self.codecs.marks.config
-            self._trained(training, None, config, encode=False, progress=progress)
+        trained = None
+        if self.is_due_for_training(train_from):  # if others are quicker, theirs is used
+            trained = self._trained(training, None, self.codecs.marks.config, first=True, progress=progress)
         encoded = self._reencode(progress)
         tidy(self.table, self.codecs, cleanup_older_than)
         self.refresh()
         removed = remove_unused(databases.database_of(self.table), codecs_older_than)
         return OptimizeReport(
-            trained=due,
+            trained=trained is not None,
             encoded=encoded,
             raw_rows=self.count_rows(self.columns.raw_filter),
             bytes_before=before,
@@ -193,28 +205,31 @@ class LifecycleTable(TableContents):
         vectors: Any,
         config: CodecConfig,
         *,
-        encode: Encode,
+        first: bool,
         progress: bool,
-    ) -> Codec:
-        if not (isinstance(encode, bool) or encode == "background"):
-            raise InvalidInputError(f"Got encode={encode!r}; expected True, False or 'background'.")
+    ) -> Codec | None:
+        """The newest codec of the table from now on; None if it was to be the first and is not."""
+        known = self.codecs  # of before the training, for other threads may refresh this handle meanwhile
         training = TrainConfig(progress=progress) if training is None else training
         if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
             vectors = sampled_vectors(
                 self.table,
-                self.codecs,
+                known,
                 decoded=vectors is not None,
                 max_rows=training.max_rows,
                 seed=training.seed,
             )
         checked = as_vectors(vectors, dim=self.dim, metric=self.metric)
         codec = train(checked, config=config, training=training)
-        self._codecs = add_generation(self.table, codec, config, self.codecs)
+        added = add_generation(self.table, codec, config, known, first=first)
+        self.refresh()
+        return codec if added else None
+
+    def _encode(self, encode: Encode, progress: bool) -> None:
         if encode == "background":
             self.encode_in_background()
         elif encode:
             self._reencode(progress)
-        return codec
 
     def _reencode(self, progress: bool) -> Reencoded:
         self.refresh()
@@ -226,3 +241,8 @@ class LifecycleTable(TableContents):
             done = reencode_table(self.table, self.codecs, lambda count: bar.advance(task, count))
         self.refresh()
         return done
+
+
+def _require_encode(encode: object) -> None:
+    if not (isinstance(encode, bool) or encode == "background"):
+        raise InvalidInputError(f"Got encode={encode!r}; expected True, False or 'background'.")

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rqmoe_store import lifecycle
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.table import CompressedTable
@@ -154,6 +155,34 @@ def test_training_is_due_once_there_are_enough_raw_rows(db):
     assert not store.is_due_for_training(1)
     other.refresh()
     assert not other.is_due_for_training(1)
+
+
+@pytest.mark.parametrize("call", ["train", "optimize"])
+def test_whoever_trains_the_first_codec_is_first(db, monkeypatch, call):
+    """A codec trained at the same time must not replace it: rows would be encoded twice, and lose twice."""
+    store = create_table(db, "docs", rows_of(0, 300), config=config_of())
+    learn, firsts = lifecycle.train, []
+
+    def beaten(*arguments, **settings):
+        monkeypatch.setattr(lifecycle, "train", learn)
+        others = TrainConfig(epochs=0, seed=5, progress=False)
+        firsts.append(open_table(db, "docs").train(others, progress=False))
+        store.refresh()  # as another thread would that uses the same handle
+        return learn(*arguments, **settings)
+
+    monkeypatch.setattr(lifecycle, "train", beaten)
+    if call == "train":
+        with pytest.raises(
+            TableError, match="was given a codec by another process while this one was trained"
+        ):
+            store.train(TRAINING, progress=False)
+    else:
+        report = store.optimize(training=TRAINING, train_from=300, progress=False)
+        assert (report.trained, report.raw_rows) == (False, 0)
+    for handle in (store, open_table(db, "docs")):
+        assert [mark.fingerprint for mark in handle.codecs.marks.generations] == [firsts[0].fingerprint]
+        assert_nearest(handle, decoded(handle))
+    assert store.table.count_rows("vector_code IS NULL") == 0
 
 
 def test_a_second_codec_takes_over_part_by_part(db, metric):

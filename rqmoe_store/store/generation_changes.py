@@ -19,7 +19,9 @@ from rqmoe_store.store.takes import take_rows
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
 
 
-def add_generation(table: LanceTable, codec: Codec, config: CodecConfig, known: TableCodec) -> TableCodec:
+def add_generation(
+    table: LanceTable, codec: Codec, config: CodecConfig, known: TableCodec, *, first: bool
+) -> bool:
     """Make `codec` the newest one of a table, from the next commit on; no row is encoded by it yet.
 
     Args:
@@ -27,9 +29,11 @@ def add_generation(table: LanceTable, codec: Codec, config: CodecConfig, known: 
         codec: of the table's dimension, metric and code width.
         config: what it was asked to be, with nothing decided from the rows yet.
         known: the codecs of some version.
+        first: leave a table alone that has a codec, which others may have given it while this one was
+            trained: what theirs has encoded would lose more by being encoded again.
 
     Returns:
-        The codecs of the table as it is now.
+        Whether it is the newest one now.
 
     Raises:
         InvalidInputError: a codec of another shape.
@@ -41,8 +45,8 @@ def add_generation(table: LanceTable, codec: Codec, config: CodecConfig, known: 
     while True:
         newest = databases.reopened(table)
         marks = TableMarks.read(newest.schema, table.name)
-        if marks.generations and marks.generations[-1] == mark:
-            return TableCodec.load(database, marks, known)
+        if marks.generations and (first or marks.generations[-1] == mark):
+            return marks.generations[-1] == mark
         dataset = newest.to_lance()
         changed = marks.with_generation(mark, config)
         written: dict[str, str | None] = {
@@ -55,7 +59,7 @@ def add_generation(table: LanceTable, codec: Codec, config: CodecConfig, known: 
             if dataset.latest_version == dataset.version:
                 raise
         else:
-            return TableCodec.load(database, changed, known)
+            return True
 
 
 def sampled_vectors(
