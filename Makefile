@@ -23,8 +23,9 @@ help:
 demo: $(VENV)/.installed-demo
 	$(BIN)/rqmoe demo
 
+# Two at a time: most tests keep one core busy. Files stay whole, for tests of one share what they set up.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

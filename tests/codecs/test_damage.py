@@ -166,7 +166,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize("name", sorted(TENSORS))
 def test_other_tensors_behind_good_hashes(name: str) -> None:
     tensor = TENSORS[name]
     others = {key: value for key, value in TENSORS.items() if key != name}
