@@ -75,6 +75,28 @@ class CompressInPlace(Operation):
         assert_all_coded(folder, generations=1)
 
 
+class Create(Operation):
+    """A table that begins with rows and a key."""
+
+    name = "create_table"
+
+    def prepare(self, folder: Path) -> None:
+        registry.open_or_create(database(folder))
+
+    def begin(self, folder: Path) -> Any:
+        return database(folder)
+
+    def call(self, target: Any, number: int) -> None:
+        if open_if_exists(target, TABLE) is None:
+            create_table(target, TABLE, rows_of(FIRST), config=small_config(), key="id")
+
+    def check(self, folder: Path, acknowledged: int) -> int:
+        if not acknowledged and open_if_exists(database(folder), TABLE) is None:
+            return 0
+        assert open_table(database(folder), TABLE).key == "id"
+        return super().check(folder, acknowledged)
+
+
 class CompressInto(Operation):
     """A table with vectors, compressed into a new one."""
 

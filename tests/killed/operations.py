@@ -2,11 +2,12 @@
 
 from killed.codecs import Register, Save
 from killed.ingestion import Ingest, IngestNew
-from killed.jobs import CompressInPlace, CompressInto, Optimize, Retrain, RetrainInBackground, Train
+from killed.jobs import CompressInPlace, CompressInto, Create, Optimize, Retrain, RetrainInBackground, Train
 from killed.operation import Operation
 from killed.rows import Add, Delete, Merge, Update
 
 OPERATIONS: list[Operation] = [
+    Create(),
     Add(),
     Merge(),
     Update(),
