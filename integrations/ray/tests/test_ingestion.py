@@ -3,8 +3,6 @@
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import lance
@@ -13,6 +11,7 @@ import psutil
 import pytest
 import ray
 import rqmoe_ray
+from commits import before_commits
 from small_rows import (
     bad_rows,
     count_of,
@@ -42,22 +41,18 @@ def workers() -> list[psutil.Process]:
 
 
 def test_a_worker_killed_midway(cluster, files, table, codec, codec_folder):
-    killed, reports = [], []
-    settings = {**SMALL, "num_workers": 2}
-    running = threading.Thread(
-        target=lambda: reports.append(rqmoe_ray.ingest(files, table, codec=codec_folder, **settings))
-    )
-    running.start()
-    while running.is_alive() and not (killed and count_of(table) == len(good_rows(ROWS))):
-        victims = [each for each in workers() if each not in killed]
-        if victims and not killed and count_of(table) > 0:
-            victims[0].kill()
-            killed.append(victims[0])
-            missing = len(good_rows(ROWS)) - count_of(table)
-        time.sleep(0.02)
-    running.join()
+    killed, missing = [], len(good_rows(ROWS))
+
+    def kill() -> None:
+        nonlocal missing
+        if not killed and count_of(table) > 0:
+            killed.append(workers()[0])
+            killed[0].kill()
+            missing -= count_of(table)
+
+    with before_commits(kill):
+        report = rqmoe_ray.ingest(files, table, codec=codec_folder, **{**SMALL, "num_workers": 2})
     assert killed and missing > 0, "the ingestion was over too soon"
-    (report,) = reports
     assert (report.rows, report.quarantined) == (len(good_rows(ROWS)), len(bad_rows(ROWS)))
     assert (report.table, report.pieces, report.skipped) == ("docs", 6, 0)
     require_all_once(table, codec, ROWS)
@@ -71,11 +66,8 @@ def test_the_driver_killed_midway(cluster, files, table, codec, codec_folder):
     script = Path(__file__).with_name("killed_driver.py")
     command = [sys.executable, script, cluster, files, table, codec_folder]
     # In a session of its own, so that what it started is not killed by chance, but by Ray.
-    driver = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    while driver.poll() is None and count_of(table) == 0:
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    assert driver.wait() == -signal.SIGKILL, "the ingestion was over too soon"
+    driver = subprocess.run(command, start_new_session=True, stdout=subprocess.DEVNULL, check=False)
+    assert driver.returncode == -signal.SIGKILL
     committed = count_of(table)
     assert 0 < committed < len(good_rows(ROWS))
     report = rqmoe_ray.ingest(files, table, codec=codec, **SMALL)
