@@ -20,14 +20,17 @@ def create_text_index(
     store: StoredTable, columns: str | Sequence[str], *, replace: bool, exist_ok: bool, **options: Any
 ) -> None:
     """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
-    names = text_columns(store.schema, columns)
     known = [field.name for field in dataclasses.fields(FTS)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InvalidInputError(f"Got unknown option {unknown[0]!r}; available are {', '.join(known)}.")
-    if exist_ok and not replace and not set(names) - set(indexed_columns(store.table)):
-        return  # without asking the storage for the newest version
+    wanted = [columns] if isinstance(columns, str) else list(columns)
+    if exist_ok and not replace and wanted:
+        indexed = indexed_columns(store.table)
+        if all(name in indexed for name in wanted):
+            return  # without asking the storage for the newest version
     store.refresh()
+    names = text_columns(store.schema, wanted)
     for name in _to_be_made(store, names, replace, exist_ok):
         on_newest(store.table, functools.partial(_make, store, name, replace, exist_ok, options))
 

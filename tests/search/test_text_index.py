@@ -52,6 +52,14 @@ def test_handles_that_make_the_same_index_at_once(own_text_world) -> None:
         assert sorted(indexed_columns(store.table)) == ["lang", "text", "title"]
 
 
+def test_columns_that_another_handle_added(own_text_world) -> None:
+    store = own_text_world.store
+    database = lancedb.connect(store.table.uri.rpartition("/")[0])
+    open_table(database, "texts").add_columns({"remark": "'copper ' || lang"})
+    store.create_fts_index("remark", exist_ok=True)
+    assert store.search("copper", "fts", fts_columns="remark").limit(500).to_arrow().num_rows == len(store)
+
+
 def test_survives_opening_elsewhere(own_text_world) -> None:
     store = own_text_world.store
     folder = store.table.uri.rpartition("/")[0]
