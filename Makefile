@@ -4,7 +4,9 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do 
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Not compiled here, where all of torch would be: Python compiles what it imports, when it does.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
@@ -64,6 +66,6 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 integrations/%/.venv/.installed: pyproject.toml constraints.txt integrations/%/pyproject.toml integrations/%/constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv integrations/$*/.venv
-	integrations/$*/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint integrations/$*/constraints.txt --editable . --editable "integrations/$*[test]"
+	integrations/$*/.venv/bin/python $(PIP_INSTALL) --constraint integrations/$*/constraints.txt \
+		--editable . --editable "integrations/$*[test]"
 	@touch $@
