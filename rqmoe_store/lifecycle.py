@@ -65,8 +65,9 @@ class LifecycleTable(TableContents):
         if self.codecs.newest is not None:
             raise TableError(f"Table {self.name!r} has a codec already; give it another one with retrain().")
         _require_encode(encode)
-        codec = self._trained(training, vectors, self.codecs.marks.config, first=True, progress=progress)
-        if codec is None:
+        config = self.codecs.marks.config
+        codec = self._trained(training, vectors, config, progress)
+        if not self._adopted(codec, config, first=True):
             raise TableError(
                 f"Table {self.name!r} was given a codec by another process while this one was trained. That "
                 "one stays, and nothing was written; go on with optimize(), or replace it with retrain()."
@@ -116,8 +117,8 @@ class LifecycleTable(TableContents):
                 stacklevel=3,
             )
         _require_encode(encode)
-        codec = self._trained(training, vectors, config, first=False, progress=progress)
-        assert codec is not None, "a codec that is not the first one is always added"
+        codec = self._trained(training, vectors, config, progress)
+        self._adopted(codec, config, first=False)
         self._encode(encode, progress)
         return codec
 
@@ -175,15 +176,17 @@ class LifecycleTable(TableContents):
         self.refresh()
         if self.encoding is not None:
             self.encoding.stop()
-        trained = None
-        if self.is_due_for_training(train_from):  # if others are quicker, theirs is used
-            trained = self._trained(training, None, self.codecs.marks.config, first=True, progress=progress)
+        trained = self.is_due_for_training(train_from)
+        if trained:
+            config = self.codecs.marks.config
+            codec = self._trained(training, None, config, progress)
+            trained = self._adopted(codec, config, first=True)  # if others were quicker, theirs is used
         encoded = self._reencode(progress)
         tidy(self.table, self.codecs, cleanup_older_than)
         self.refresh()
         removed = remove_unused(databases.database_of(self.table), codecs_older_than)
         return OptimizeReport(
-            trained=trained is not None,
+            trained=trained,
             encoded=encoded,
             raw_rows=self.count_rows(self.columns.raw_filter),
             bytes_before=before,
@@ -200,30 +203,26 @@ class LifecycleTable(TableContents):
         return len(self) >= rows and self.count_rows(self.columns.raw_filter) >= rows
 
     def _trained(
-        self,
-        training: TrainConfig | None,
-        vectors: Any,
-        config: CodecConfig,
-        *,
-        first: bool,
-        progress: bool,
-    ) -> Codec | None:
-        """The newest codec of the table from now on; None if it was to be the first and is not."""
-        known = self.codecs  # of before the training, for other threads may refresh this handle meanwhile
+        self, training: TrainConfig | None, vectors: Any, config: CodecConfig, progress: bool
+    ) -> Codec:
+        """Another codec for the table, which does not have it yet."""
         training = TrainConfig(progress=progress) if training is None else training
         if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
             vectors = sampled_vectors(
                 self.table,
-                known,
+                self.codecs,
                 decoded=vectors is not None,
                 max_rows=training.max_rows,
                 seed=training.seed,
             )
         checked = as_vectors(vectors, dim=self.dim, metric=self.metric)
-        codec = train(checked, config=config, training=training)
-        added = add_generation(self.table, codec, config, known, first=first)
+        return train(checked, config=config, training=training)
+
+    def _adopted(self, codec: Codec, config: CodecConfig, *, first: bool) -> bool:
+        """Make a codec the newest of the table; says whether it is. See `add_generation`."""
+        added = add_generation(self.table, codec, config, self.codecs, first=first)
         self.refresh()
-        return codec if added else None
+        return added
 
     def _encode(self, encode: Encode, progress: bool) -> None:
         if encode == "background":

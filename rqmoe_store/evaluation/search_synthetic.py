@@ -28,7 +28,7 @@ from rqmoe_store.evaluation.search_index import ID, VECTOR, probe_counts
 from rqmoe_store.evaluation.search_results import SyntheticResult
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.creation import stored_schema
 from rqmoe_store.store.table_codec import TableCodec, marks_of
 from rqmoe_store.table import CompressedTable
 
@@ -64,9 +64,9 @@ def create_random_table(
         rows_of: the other columns of rows, given their positions (B,).
     """
     columns, marks = CodeColumns(VECTOR), marks_of(codec, VECTOR, "none")
-    vectors = KeptVectors(column=VECTOR, keep="none", dim=codec.dim)
-    written = pa.schema([*rows_of(np.arange(0)).schema, *columns.fields(codec.config.code_bytes)])
-    schema = written.append(vectors.field).with_metadata(marks.write(None))
+    others = rows_of(np.arange(0)).schema
+    schema = stored_schema(name, others, marks)
+    written = pa.schema([schema.field(each) for each in (*others.names, *columns.names)])
     neighbour = cast(LanceTable, registry.save(db, codec))
     batches = _random_batches(codec, columns, written, rows, np.random.default_rng(seed), rows_of)
     table = databases.create_whole(db, name, schema, written.names, batches, neighbour=neighbour)

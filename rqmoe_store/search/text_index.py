@@ -24,7 +24,7 @@ def create_text_index(
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InvalidInputError(f"Got unknown option {unknown[0]!r}; available are {', '.join(known)}.")
-    wanted = [columns] if isinstance(columns, str) else list(columns)
+    wanted = _as_list(columns)
     if exist_ok and not replace and wanted:
         indexed = indexed_columns(store.table)
         if all(name in indexed for name in wanted):
@@ -64,7 +64,7 @@ def text_columns(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:
     Raises:
         InvalidInputError: none, unknown ones, or columns of other values.
     """
-    names = [columns] if isinstance(columns, str) else list(columns)
+    names = _as_list(columns)
     texts = [field.name for field in schema if _is_text(field.type)]
     unusable = [name for name in names if name not in texts]
     if unusable or not names:
@@ -79,6 +79,10 @@ def indexed_columns(table: Table) -> list[str]:
     """Columns with a full-text index."""
     indexes = [index for index in table.list_indices() if index.index_type == "FTS"]
     return [column for index in indexes for column in index.columns]
+
+
+def _as_list(columns: str | Sequence[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)
 
 
 def _is_text(data_type: pa.DataType) -> bool:

@@ -24,6 +24,7 @@ from rqmoe_store.config import KeepVectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.creation import require_place, stored_schema
 from rqmoe_store.store.embeddings import moved_embedding
 from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
@@ -137,8 +138,7 @@ def require_compressible(source: Table, codec: Codec, columns: CodeColumns, ours
 
 
 def _require_free_name(db: DBConnection, into: str, docs: LanceTable) -> None:
-    databases.require_on_disk(db)
-    databases.require_table_name(into)
+    require_place(db, into)
     if databases.open_if_exists(db, into) is not None:
         source = " (the table being compressed, which is never overwritten)" if into == docs.name else ""
         raise TableError(
@@ -181,13 +181,11 @@ def _write(
 ) -> LanceTable:
     """Pass 2: the new table, whole and indexed, or none."""
     columns, order = CodeColumns(kept.column), spill.order_by_partition()
-    marks = marks_of(codec, kept.column, kept.keep)
-    others = user_schema(source.schema, without=(kept.column,))
-    metadata = moved_embedding(source.schema.metadata, kept.column, source.name)
-    written = pa.schema([*others, *columns.fields(codec.config.code_bytes)])
-    schema = written.append(kept.field).with_metadata(marks.write(metadata))
+    schema = stored_schema(source.name, source.schema, marks_of(codec, kept.column, kept.keep))
+    others = user_schema(source.schema, without=(kept.column,)).names
+    written = pa.schema([schema.field(name) for name in (*others, *columns.names)])
     advance = _task(bar, "Writing", source)
-    batches = _grouped_batches(source, others.names, written, columns, spill, order, advance)
+    batches = _grouped_batches(source, others, written, columns, spill, order, advance)
     vectors = _raw_vectors(source, kept, spill, order, codec.config.metric, bar)
     neighbour = cast(LanceTable, registry.save(db, codec))  # before the table that needs it appears
     table = databases.create_whole(

@@ -98,7 +98,13 @@ def require_usable(db: DBConnection, name: str, schema: pa.Schema, marks: TableM
 
 
 def stored_schema(name: str, schema: pa.Schema, marks: TableMarks) -> pa.Schema:
-    """What a table stores of the user's columns and vectors, marks included."""
+    """What a table stores of the user's columns and vectors, marks included.
+
+    Args:
+        name: of the table that describes its embedding functions, for messages.
+        schema: the user's; what it says of the vector column does not matter.
+        marks: of the table.
+    """
     columns, column = CodeColumns(marks.vector_column), marks.vector_column
     others = user_schema(schema, without=(column,))
     vectors = KeptVectors(column=column, keep=marks.keep_vectors, dim=marks.dim)
