@@ -17,6 +17,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 
@@ -127,8 +128,8 @@ class AdditiveTables:
 def table_rows(codes: Codes, num_partitions: int, codebook_size: int, device: torch.device) -> Tensor:
     """Row numbers (n, 1 + M), int32, that each code selects from the tables."""
     rows_nM = torch.empty(len(codes), 1 + codes.codes.shape[1], dtype=torch.int32, device=device)
-    rows_nM[:, 0] = torch.from_numpy(codes.partitions)
-    rows_nM[:, 1:] = torch.from_numpy(codes.codes)
+    rows_nM[:, 0] = as_tensor(codes.partitions)
+    rows_nM[:, 1:] = as_tensor(codes.codes)
     steps_M = torch.arange(codes.codes.shape[1], dtype=torch.int32, device=device)
     rows_nM[:, 1:] += num_partitions + codebook_size * steps_M
     return rows_nM

@@ -16,7 +16,7 @@ from rqmoe_store.codecs.artefact import Artefact, read_artefact, write_artefact
 from rqmoe_store.codecs.calibration import fit_tables
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.decoding import decode
-from rqmoe_store.codecs.device import Precision, check_precision, select_device
+from rqmoe_store.codecs.device import Precision, as_tensor, check_precision, select_device
 from rqmoe_store.codecs.encoder import encode_vectors
 from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.experts import FoldedExperts
@@ -167,7 +167,7 @@ class Codec:
         if not self._quantizer.num_partitions:
             return np.zeros((len(queries_QD), 1), dtype=np.int64)
         centroids_PD = self._quantizer.denormalize(self._quantizer.centroids_PD)
-        scores_QP = -2 * torch.from_numpy(queries_QD).to(self.device) @ centroids_PD.T
+        scores_QP = -2 * as_tensor(queries_QD).to(self.device) @ centroids_PD.T
         if self.config.metric != "dot":
             scores_QP += centroids_PD.square().sum(dim=1)
         nearest_QP = scores_QP.topk(min(nprobes, self.num_partitions), dim=1, largest=False).indices
@@ -176,7 +176,7 @@ class Codec:
     @torch.inference_mode()
     def lookup_tables(self, queries_QD: Float32Array) -> LookupTables:
         """Look-up tables that score codes for checked queries (normalised under cosine)."""
-        queries = torch.from_numpy(queries_QD).to(self.device)
+        queries = as_tensor(queries_QD).to(self.device)
         return self._tables.for_queries(queries, self.config.metric)
 
     def truncate(self, num_steps: int) -> "Codec":

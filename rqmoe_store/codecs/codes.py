@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from rqmoe_store.errors import InvalidInputError
 
@@ -14,13 +15,21 @@ class Codes:
     """What `Codec.encode` makes of n vectors.
 
     Indexing works on the rows as on an array and on the code bytes as a second axis:
-    `codes[10:20]`, `codes[rows]`, `codes[:, :8]` (an 8-byte prefix code).
+    `codes[10:20]`, `codes[rows]`, `codes[::-1]`, `codes[:, :8]` (an 8-byte prefix code). Arrays may have
+    any layout; tensors become arrays in the same memory.
     """
 
     codes: npt.NDArray[np.uint8]
     """Code bytes, uint8 (n, M)."""
     partitions: npt.NDArray[np.int32]
     """Partition ids, int32 (n,); all 0 when the codec has no partitions."""
+
+    def __post_init__(self) -> None:
+        for name in ("codes", "partitions"):
+            given = getattr(self, name)
+            if isinstance(given, torch.Tensor):
+                given = given.detach().cpu().numpy()
+            object.__setattr__(self, name, np.asarray(given))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -50,21 +59,22 @@ def check_codes(
                 "This codec has partitions, so code bytes alone do not decode; pass the Codes that "
                 "encode returned, or Codes(codes, partitions)."
             )
-        codes = Codes(np.asarray(codes), np.zeros(len(codes), dtype=np.int32))
+        codes = Codes(codes, np.zeros(0, dtype=np.int32))
+        codes = Codes(codes.codes, np.zeros(codes.codes.shape[:1], dtype=np.int32))
     shape = codes.codes.shape
     if codes.codes.dtype != np.uint8 or len(shape) != 2 or not 1 <= shape[1] <= num_steps:
         raise InvalidInputError(
             f"Got codes of type {codes.codes.dtype} and shape {shape}; expected uint8 (n, m) with "
             f"1 <= m <= {num_steps}. Were they made by another codec?"
         )
-    if codes.partitions.shape != shape[:1]:
+    if codes.partitions.shape != shape[:1] or codes.partitions.dtype.kind not in "iu":
         raise InvalidInputError(
-            f"Got partition ids of shape {codes.partitions.shape} for {shape[0]} codes; "
-            "expected one per code."
+            f"Got partition ids of type {codes.partitions.dtype} and shape {codes.partitions.shape} for "
+            f"{shape[0]} codes; expected integers, one per code."
         )
     _require_below("code", codes.codes, codebook_size)
     _require_below("partition id", codes.partitions, max(1, num_partitions))
-    return codes
+    return Codes(codes.codes, codes.partitions.astype(np.int32, copy=False))
 
 
 def _require_below(name: str, values: npt.NDArray[Any], limit: int) -> None:

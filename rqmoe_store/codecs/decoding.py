@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rqmoe_store.codecs.chunks import in_chunks, rows_in_budget
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.graphs import LARGEST_BATCH, GraphedDecoder
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -37,8 +38,8 @@ def decode(
     decoded_nD = torch.empty(len(codes), quantizer.dim, device=device)
 
     def decode_chunk(start: int, stop: int, _: int) -> None:
-        codes_BM = torch.from_numpy(codes.codes[start:stop]).to(device).long()
-        partitions_B = torch.from_numpy(codes.partitions[start:stop]).to(device).long()
+        codes_BM = as_tensor(codes.codes[start:stop]).to(device).long()
+        partitions_B = as_tensor(codes.partitions[start:stop]).to(device).long()
         if sequential:
             decoded_BD = quantizer.decode_sequentially(codes_BM, partitions_B)
         elif graphed is not None and stop - start <= LARGEST_BATCH:

@@ -1,9 +1,12 @@
 """Choosing where tensors live and in which number format experts compute."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from rqmoe_store.errors import InvalidInputError
 
@@ -31,6 +34,18 @@ def select_device(name: str) -> torch.device:
             "Use device='auto' to run on what there is."
         )
     return device
+
+
+def as_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """The array as a tensor on the CPU, in the same memory unless torch cannot use that as it is.
+
+    It cannot where an axis is reversed, where numbers have the other byte order, and where memory is
+    read-only, as in a memory-mapped file: that is copied.
+    """
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if not native.flags.writeable or any(stride < 0 for stride in native.strides):
+        native = np.array(native, order="C")
+    return torch.from_numpy(native)
 
 
 def check_precision(precision: str, *, sequential: bool) -> None:

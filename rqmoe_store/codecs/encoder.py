@@ -13,7 +13,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.encoding import chunk_rows, encode
 from rqmoe_store.codecs.encoding_tables import EncodingTables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 
 _BLOCK_ROWS = 8_192
 """Rows checked and converted at a time, so that a memory-mapped input is never read whole."""
@@ -28,7 +28,7 @@ def encode_vectors(
     good as another to the last bits may win instead.)
     """
     metric, dim = quantizer.config.metric, quantizer.dim
-    if not isinstance(vectors, np.ndarray | torch.Tensor) or vectors.ndim != 2:
+    if not is_dense(vectors) or vectors.ndim != 2:
         checked_nD = as_vectors(vectors, dim=dim, metric=metric)
         return _encode_block(quantizer, tables, checked_nD, beam=beam, preselect=preselect)
     codes_nM = np.empty((len(vectors), quantizer.num_steps), dtype=np.uint8)
@@ -57,7 +57,7 @@ def _encode_block(
     @torch.inference_mode()
     def encode_chunk(start: int, stop: int, rows: int) -> None:
         padded_BD = torch.zeros(rows, quantizer.dim)
-        padded_BD[: stop - start] = torch.from_numpy(vectors_nD[start:stop])
+        padded_BD[: stop - start].numpy()[:] = vectors_nD[start:stop]
         normalized_BD = quantizer.normalize(padded_BD.to(device))
         codes_BM, partitions_B = encode(quantizer, tables, normalized_BD, beam=beam, preselect=preselect)
         codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()

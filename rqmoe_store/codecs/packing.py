@@ -13,6 +13,7 @@ from rqmoe_store.codecs.additive import AdditiveTables
 from rqmoe_store.codecs.artefact import Artefact
 from rqmoe_store.codecs.calibration import complete_tables
 from rqmoe_store.codecs.codes import Codes, check_codes
+from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
@@ -40,8 +41,8 @@ def pack(parts: CodecParts) -> Artefact:
     others = (
         parts.tables.corrections_TW,
         parts.tables.norms_T1,
-        torch.from_numpy(parts.calibration.codes),
-        torch.from_numpy(parts.calibration.partitions),
+        as_tensor(parts.calibration.codes),
+        as_tensor(parts.calibration.partitions),
     )
     tensors |= zip(_OTHERS, others, strict=True)
     description = {

@@ -70,19 +70,43 @@ def as_vectors(
     return np.asarray(vectors / norms, dtype=np.float32)
 
 
+def is_dense(data: Any) -> bool:
+    """Whether `data` is an array or tensor of which rows can be taken one part at a time."""
+    return isinstance(data, np.ndarray) or (
+        isinstance(data, torch.Tensor) and data.layout == torch.strided and not data.is_quantized
+    )
+
+
+def from_torch(data: Any) -> Any:
+    """A tensor, or a list of them, as a float32 array; anything else as it is.
+
+    Tensors may require gradients, lie on a GPU, or hold numbers that numpy lacks, such as bfloat16.
+
+    Raises:
+        TypeError: complex numbers, or a tensor that is no plain array.
+    """
+    is_list = isinstance(data, list | tuple) and data and all(isinstance(row, torch.Tensor) for row in data)
+    if not is_list and not isinstance(data, torch.Tensor):
+        return data
+    try:
+        tensor = torch.stack([row.detach() for row in data]) if is_list else data.detach()
+        if tensor.is_complex():
+            raise TypeError(_REFUSED["c"])
+        return tensor.to("cpu", torch.float32).numpy()
+    except RuntimeError as error:  # of torch, about tensors that are sparse or of different lengths
+        raise TypeError(str(error).splitlines()[0]) from error
+
+
 def _to_float32(data: Any) -> Float32Array:
     try:
-        if isinstance(data, torch.Tensor):
-            if data.is_complex():
-                raise TypeError(_REFUSED["c"])
-            array = data.detach().to("cpu", torch.float32).numpy()
-        else:
-            array = np.asarray(data)
+        if np.ma.is_masked(data):
+            raise TypeError("some values are masked; .filled(...) puts numbers in their place")
+        array = np.asarray(from_torch(data))
         if array.dtype.kind in _REFUSED:
             raise TypeError(_REFUSED[array.dtype.kind])
         with np.errstate(over="ignore"):  # an overflow becomes inf, reported with its row
             return np.ascontiguousarray(array, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of torch, beside other values
         kind = f"{type(data).__name__} of {data.dtype}" if hasattr(data, "dtype") else type(data).__name__
         raise InvalidInputError(
             f"Got {kind} that cannot be read as float32 vectors ({error}); "

@@ -36,7 +36,7 @@ class ArrayPiece(Piece):
         """
         self._filesystem, self._vector_column, self._metadata = filesystem, vector_column, metadata
         with filesystem.open_input_file(path) as file:
-            self.rows, self._dim, self._numbers = _header(file)
+            self.rows, self._dim, self._numbers, self._by_column = _header(file)
             self._data_start = file.tell()
         (info,) = filesystem.get_file_info([path])
         beside = [] if metadata is None else [metadata.name, metadata.stamp]
@@ -75,11 +75,20 @@ class ArrayPiece(Piece):
 
     def _vectors(self, start: int, rows: int) -> pa.FixedSizeListArray:
         with self._filesystem.open_input_file(self.name) as file:
-            file.seek(self._data_start + start * self._row_bytes)
-            read = file.read(rows * self._row_bytes)
-        values: npt.NDArray[Any] = np.frombuffer(read, dtype=self._numbers)
+            if self._by_column:
+                columns = [
+                    self._numbers_at(file, column * self.rows + start, rows) for column in range(self._dim)
+                ]
+                values = np.stack(columns, axis=1).ravel()
+            else:
+                values = self._numbers_at(file, start * self._dim, rows * self._dim)
         native = values.astype(self._numbers.newbyteorder("="), copy=False)
         return pa.FixedSizeListArray.from_arrays(pa.array(native), self._dim)
+
+    def _numbers_at(self, file: pa.NativeFile, place: int, count: int) -> npt.NDArray[Any]:
+        """Numbers that follow each other in the file."""
+        file.seek(self._data_start + place * self._numbers.itemsize)
+        return np.frombuffer(file.read(count * self._numbers.itemsize), dtype=self._numbers)
 
 
 def open_array(
@@ -130,14 +139,13 @@ def _require_fit(dataset: pads.FileSystemDataset, piece: ArrayPiece, metadata: s
         )
 
 
-def _header(file: Any) -> tuple[int, int, np.dtype[Any]]:
-    """Rows, dimension and type of numbers of a .npy file; what follows in `file` are the numbers."""
+def _header(file: Any) -> tuple[int, int, np.dtype[Any], bool]:
+    """Rows, dimension and type of numbers of a .npy file, and whether they are stored column by column; what
+    follows in `file` are the numbers."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format is for records")
     shape, is_fortran, numbers = _HEADERS[version](file)
     if len(shape) != 2 or shape[1] == 0 or numbers.kind not in _NUMBERS:
         raise ValueError(f"it is an array of {numbers} with shape {shape}")
-    if is_fortran and min(shape) > 1:
-        raise ValueError("its numbers are stored column by column; save it as np.ascontiguousarray(...)")
-    return shape[0], shape[1], numbers
+    return shape[0], shape[1], numbers, is_fortran

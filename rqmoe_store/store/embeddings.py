@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunction, get_registry
 
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, from_torch
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
 from rqmoe_store.store.metadata import PREFIX
@@ -138,7 +138,9 @@ class TableEmbedding:
         rows_W, made = self._made(rows, vectors.is_null().to_numpy(zero_copy_only=False))
         lists = pa.list_(pa.float32())
         try:
-            arrays = [None if each is None else np.asarray(each, dtype=np.float32) for each in made]
+            arrays = [
+                None if each is None else np.asarray(from_torch(each), dtype=np.float32) for each in made
+            ]
             values = pa.array(arrays, type=lists)
         except (TypeError, ValueError) as error:
             raise InvalidInputError(f"{self} gives unusable vectors: {error}") from error
@@ -193,7 +195,10 @@ class TableEmbedding:
         """The embeddings as float32 (V, D), less empty ones, and where they stand (V,)."""
         dim, metric = self._dim, self._metric
         try:
-            arrays = [np.zeros(0) if each is None else np.asarray(each, dtype=np.float32) for each in made]
+            arrays = [
+                np.zeros(0) if each is None else np.asarray(from_torch(each), dtype=np.float32)
+                for each in made
+            ]
             filled = [index for index, array in enumerate(arrays) if array.size > 0]
             for index in filled:
                 if arrays[index].shape != (dim,):

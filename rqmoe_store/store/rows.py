@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rqmoe_store.codecs.vectors import from_torch
 from rqmoe_store.errors import InvalidInputError
 
 _ACCEPTED = (
@@ -72,7 +73,7 @@ def _raw_tables(rows: Any, schema: pa.Schema, vector_column: str) -> Iterator[pa
     if library == "polars" and hasattr(rows, "collect"):
         rows = rows.collect()
     if library == "pandas":
-        yield _from_pandas(rows)
+        yield _from_pandas(rows, vector_column)
     elif isinstance(rows, pa.Table):
         yield rows  # whole, so that the size of its chunks does not decide the size of our batches
     elif hasattr(rows, "__arrow_c_stream__"):
@@ -88,9 +89,15 @@ def _raw_tables(rows: Any, schema: pa.Schema, vector_column: str) -> Iterator[pa
         raise InvalidInputError(f"Got rows of type {type(rows).__name__}; expected {_ACCEPTED}.{hint}")
 
 
-def _from_pandas(frame: Any) -> pa.Table:
+def _from_pandas(frame: Any, vector_column: str) -> pa.Table:
     try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
+        try:
+            return pa.Table.from_pandas(frame, preserve_index=False)
+        except _CONVERSION_ERRORS:  # vectors may be tensors, or arrays in another byte order
+            if vector_column not in frame.columns:
+                raise
+            others = pa.Table.from_pandas(frame.drop(columns=vector_column), preserve_index=False)
+            return others.append_column(vector_column, _vectors(list(frame[vector_column])))
     except _CONVERSION_ERRORS as error:
         raise InvalidInputError(
             f"The pandas frame cannot be read as columns of one type each ({error}). Nothing was written; "
@@ -127,7 +134,7 @@ def _vectors(values: list[Any]) -> pa.Array:
 def _vector(value: Any, position: int) -> Any:
     try:
         with np.errstate(over="ignore"):  # becomes inf, which is reported with its row later
-            array = np.asarray(value, dtype=np.float32)
+            array = np.asarray(from_torch(value), dtype=np.float32, order="C")
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"The vector in row {position} of the list cannot be read as float32 numbers ({error})."

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
 
@@ -49,7 +48,7 @@ def sample_vectors(
         # Reading is fastest in table order; training wants rows of one place in the table apart.
         vectors = _take_from_table(data, vector_column, np.sort(chosen), metric)
         return vectors[generator.permutation(len(vectors))]
-    if isinstance(data, (np.ndarray, torch.Tensor)):
+    if is_dense(data):
         return as_vectors(data[chosen], metric=metric, positions=chosen)
     return as_vectors(data, metric=metric)[chosen]
 

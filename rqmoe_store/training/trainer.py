@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.artefact import Artefact
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, fit_tables
+from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.encoder import encode_vectors
 from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -101,13 +101,13 @@ def _split(
     """Training and validation vectors; held-out rows are the last of the shuffled sample."""
     if validation is not None:
         held_out = as_vectors(validation, dim=sample_nD.shape[1], metric=config.metric)
-        return torch.from_numpy(sample_nD), torch.from_numpy(held_out)
+        return as_tensor(sample_nD), as_tensor(held_out)
     held = max(1, min(settings.validation_rows, len(sample_nD) // 10))
     if len(sample_nD) - held < config.least_training_rows:
         held = 0
     cut = len(sample_nD) - held
     # A table with hardly more rows than are needed needs them all; errors are then training errors.
-    return torch.from_numpy(sample_nD[:cut]), torch.from_numpy(sample_nD[cut if held else 0 :])
+    return as_tensor(sample_nD[:cut]), as_tensor(sample_nD[cut if held else 0 :])
 
 
 def _fit(
