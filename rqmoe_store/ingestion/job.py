@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +12,6 @@ from rqmoe_store.ingestion.pipeline import COMMIT_ROWS, Ingestion, IngestSetting
 from rqmoe_store.ingestion.prepare import prepare
 from rqmoe_store.ingestion.report import IngestReport
 from rqmoe_store.ingestion.target import Target
-from rqmoe_store.store.health import DriftWatch
 from rqmoe_store.store.refusals import names_refusals
 
 OnBadRows = Literal["quarantine", "error"]
@@ -91,7 +91,7 @@ def ingest(
         storage_options=storage_options,
         job=job,
     )
-    report, drift = Ingestion(prepared, settings).run(started)
-    if drift is not None:
-        DriftWatch().note(prepared.store.table, prepared.store.codecs, drift)
+    report, warning = Ingestion(prepared, settings).run(started)
+    if warning:
+        warnings.warn(warning, stacklevel=3)
     return report

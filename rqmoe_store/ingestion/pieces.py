@@ -94,7 +94,8 @@ class Source:
 
 def digest(text: str, size: int) -> str:
     """A hash of `size` bytes (a multiple of 3) of `text`, as letters, digits, hyphens and underscores."""
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()[:size]).decode()
+    content = text.encode(errors="surrogatepass")  # a name of a file that is no UTF-8 has surrogates
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()[:size]).decode()
 
 
 def stamp_of(*parts: object) -> str:

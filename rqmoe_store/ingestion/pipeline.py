@@ -17,7 +17,6 @@ from rqmoe_store.ingestion.stages import Behind, ahead
 from rqmoe_store.ingestion.writer import Committer, CommitWriter, EncodedBlock
 from rqmoe_store.store import databases
 from rqmoe_store.store.claims import Claim, NoClaim, claim
-from rqmoe_store.store.drift import DriftSums
 from rqmoe_store.store.ingested import Ingested
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.vector_arrays import rows_per_batch
@@ -58,8 +57,8 @@ class Ingestion:
         self._store, self._source, self._columns = prepared.store, prepared.source, prepared.columns
         self._encoder, self._checker, self._settings = prepared.encoder, prepared.checker, settings
 
-    def run(self, started: float) -> tuple[IngestReport, DriftSums | None]:
-        """Add the rows that are not in the table yet; returns what was done and how well they fit the codec.
+    def run(self, started: float) -> tuple[IngestReport, str | None]:
+        """Add the rows that are not in the table yet; returns what was done, and what to warn of if anything.
 
         Args:
             started: the time, by `time.perf_counter`, from which seconds count.
@@ -91,7 +90,7 @@ class Ingestion:
             bytes_read=bytes_read,
             seconds=time.perf_counter() - started,
         )
-        return report, committer.drift
+        return report, committer.warning
 
     def _stream(self, reader: BlockReader, pieces: Sequence[Piece], writer: CommitWriter) -> int:
         """Read and check in one thread, encode here, write in another; returns the bytes read."""

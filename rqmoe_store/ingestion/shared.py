@@ -13,6 +13,7 @@ replaced by another at any moment, this one among them.
 
 import collections
 import time
+import warnings
 from collections.abc import Sequence
 
 from rqmoe_store.errors import InvalidInputError
@@ -24,7 +25,6 @@ from rqmoe_store.ingestion.prepare import Prepared
 from rqmoe_store.ingestion.report import IngestReport
 from rqmoe_store.ingestion.writer import Committer, Content
 from rqmoe_store.store.appends import written_elsewhere
-from rqmoe_store.store.health import DriftWatch
 from rqmoe_store.store.ingested import Done
 from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table_place import TablePlace
@@ -68,8 +68,8 @@ class SharedIngestion:
             self._commit()
         self._committer.fold()
         self._store.refresh()
-        if self._committer.drift is not None:
-            DriftWatch().note(self._store.table, self._store.codecs, self._committer.drift)
+        if self._committer.warning:
+            warnings.warn(self._committer.warning, stacklevel=4)
         return IngestReport(
             table=self._store.name,
             quarantine=None if self._quarantine is None else self._quarantine.name,

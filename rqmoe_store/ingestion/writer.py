@@ -11,6 +11,7 @@ from rqmoe_store.ingestion.quarantine import BadRow, Quarantine
 from rqmoe_store.store.appends import commit_rows, write_rows
 from rqmoe_store.store.claims import Claim
 from rqmoe_store.store.drift import DriftSums
+from rqmoe_store.store.health import DriftWatch
 from rqmoe_store.store.ingested import Done
 from rqmoe_store.store.row_encoder import RowEncoder
 
@@ -55,8 +56,9 @@ class Committer:
         """Rows committed so far."""
         self.quarantined = 0
         """Rows put into quarantine so far."""
-        self.drift: DriftSums | None = None
-        """How well the rows committed fit the codec."""
+        self.warning: str | None = None
+        """What to warn of when all is done: rows that do not fit the codec."""
+        self._watch = DriftWatch()
         self._table, self._encoder = table, encoder
         self._claim, self._quarantine = claim, quarantine
         self._commits = 0
@@ -73,11 +75,12 @@ class Committer:
             self._quarantine.add(content.bad, content.pieces)
         drift = {} if content.drift is None else content.drift.properties
         properties = self._claim.properties(content.pieces) | drift
+        if content.drift is not None:
+            told = self._watch.note(self._table, self._encoder.codecs, content.drift)
+            self.warning = self.warning or told
         self._claim.committed(commit_rows(self._table, written, properties))
         self.rows += content.rows_written
         self.quarantined += len(content.bad)
-        if content.drift is not None:
-            self.drift = content.drift if self.drift is None else self.drift.plus(content.drift)
         self._commits += 1
         if self._commits % _COMMITS_PER_FOLD == 0:
             self.fold()

@@ -47,7 +47,7 @@ class Claim:
     def require(self) -> None:
         """Raise TableError when another process has claimed, continued or undone the job since."""
         dataset = databases.reopened(self._table).to_lance()
-        current = stored(dataset, self._table.name).get(self._job)
+        current = stored(dataset, self._job, self._table.name)
         if current is None or current.run != self.ingested.run:
             raise self._lost()
         for version in range(self._seen + 1, dataset.version + 1):
@@ -128,7 +128,7 @@ def claim(
 
     def claimed() -> Ingested:
         dataset = databases.reopened(table).to_lance()
-        known = stored(dataset, table.name).get(job)
+        known = stored(dataset, job, table.name)
         last_round = 0 if known is None else known.round
         present = last_round + anew if round is None else round
         if present == last_round:

@@ -2,7 +2,8 @@
 
 Every commit of encoded rows says in its properties how far a sample of them lay from what their codes decode
 to. The sums of all commits are kept in the table's metadata, brought up to date before old versions, and
-the properties with them, are cleaned up.
+the properties with them, are cleaned up. They are advice: what cannot be read of them is left out and
+counted, so that it never keeps anybody from the rows.
 Shapes: V vectors, D components.
 """
 
@@ -17,11 +18,10 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
 from rqmoe_store.store.retries import on_newest
-from rqmoe_store.store.stored_values import json_object, require_types
+from rqmoe_store.store.stored_values import as_count, as_sum, json_object, readable_text, require_types
 from rqmoe_store.store.table_codec import TableCodec
 
 KEY = PREFIX + "drift"
@@ -32,7 +32,7 @@ _SAMPLED_ROWS = 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DriftSums:
-    """Sums over rows that one codec has encoded."""
+    """Sums over rows that one codec has encoded; they stop at the largest number that can be kept."""
 
     fingerprint: str
     """Of the codec."""
@@ -49,9 +49,9 @@ class DriftSums:
             return self
         return dataclasses.replace(
             self,
-            rows=self.rows + other.rows,
-            sampled=self.sampled + other.sampled,
-            squared_error=self.squared_error + other.squared_error,
+            rows=as_count(self.rows + other.rows),
+            sampled=as_count(self.sampled + other.sampled),
+            squared_error=as_sum(self.squared_error + other.squared_error),
         )
 
     @property
@@ -62,7 +62,8 @@ class DriftSums:
     @property
     def properties(self) -> dict[str, str]:
         """What the commit of the rows is to say."""
-        return {KEY: json.dumps(dataclasses.asdict(self))} if self.rows else {}
+        text = json.dumps(dataclasses.asdict(self))
+        return {KEY: readable_text(self, text, _parsed)} if self.rows else {}
 
 
 class DriftMeter:
@@ -84,12 +85,13 @@ class DriftMeter:
             return
         chosen = np.linspace(0, len(codes) - 1, min(len(codes), _SAMPLED_ROWS)).astype(np.int64)
         wanted_SD = as_vectors(vectors_VD[chosen], metric=self._codecs.metric)
-        errors_SD = wanted_SD - self._codecs.decode(codes[chosen])
+        # In doubles: single ones overflow for vectors far from all others.
+        errors_SD = wanted_SD.astype(np.float64) - self._codecs.decode(codes[chosen])
         more = dataclasses.replace(
             self._none,
             rows=len(codes),
             sampled=len(chosen),
-            squared_error=float(np.square(errors_SD, dtype=np.float64).sum()),
+            squared_error=as_sum(float(np.square(errors_SD).sum())),
         )
         self._sums = self._sums.plus(more)
 
@@ -104,6 +106,8 @@ class Drift:
     before they were counted."""
     version: int
     """The version up to which commits were counted."""
+    unreadable: tuple[str, ...] = ()
+    """What was said and could not be read; it is not in the sums."""
 
 
 def note_apart(table: LanceTable, sums: DriftSums) -> None:
@@ -130,27 +134,21 @@ class _Kept:
 
 
 def read_drift(table: LanceTable, codecs: TableCodec) -> Drift:
-    """What commits up to the newest version have said about the newest codec.
-
-    Raises:
-        TableError: what is stored is unreadable.
-    """
-    return _read(databases.reopened(table).to_lance(), codecs, table.name)
+    """What commits up to the newest version have said about the newest codec."""
+    return drift_of(databases.reopened(table).to_lance(), codecs)
 
 
-def folded(dataset: lance.LanceDataset, codecs: TableCodec, table_name: str) -> dict[str, str]:
-    """Table metadata that keeps the sums of all commits up to the version that `dataset` is at.
-
-    Raises as `read_drift`.
-    """
-    drift = _read(dataset, codecs, table_name)
+def folded(dataset: lance.LanceDataset, codecs: TableCodec) -> dict[str, str]:
+    """Table metadata that keeps the sums of all commits up to the version that `dataset` is at."""
+    drift = drift_of(dataset, codecs)
     kept = _Kept(version=drift.version, sums=dataclasses.asdict(drift.sums))
-    return {KEY: json.dumps(dataclasses.asdict(kept))}
+    return {KEY: readable_text(kept, json.dumps(dataclasses.asdict(kept)), _parsed_kept)}
 
 
-def _read(dataset: lance.LanceDataset, codecs: TableCodec, table_name: str) -> Drift:
-    sums = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint)
-    folded_at, stored = _stored(dataset.metadata, table_name)
+def drift_of(dataset: lance.LanceDataset, codecs: TableCodec) -> Drift:
+    """What commits up to the version that `dataset` is at have said about the newest codec."""
+    sums, unreadable = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint), list[str]()
+    folded_at, stored = _stored(dataset.metadata, unreadable)
     if stored is not None:
         sums = sums.plus(stored)
     version = int(dataset.version)
@@ -159,31 +157,43 @@ def _read(dataset: lance.LanceDataset, codecs: TableCodec, table_name: str) -> D
     for transaction in known:
         text = (transaction.transaction_properties or {}).get(KEY)
         if text is not None:
-            sums = sums.plus(_parsed(text, table_name))
-    return Drift(sums=sums, complete=len(known) == version - folded_at, version=version)
+            try:
+                sums = sums.plus(_parsed(text))
+            except (ValueError, TypeError):
+                unreadable.append(text)
+    return Drift(
+        sums=sums,
+        complete=len(known) == version - folded_at and not unreadable,
+        version=version,
+        unreadable=tuple(unreadable),
+    )
 
 
-def _stored(metadata: Mapping[str, str], table_name: str) -> tuple[int, DriftSums | None]:
-    """The version that sums were kept for, and these; 0 and None in a table without."""
+def _stored(metadata: Mapping[str, str], unreadable: list[str]) -> tuple[int, DriftSums | None]:
+    """The version that sums were kept for, and these; 0 and None in a table without, or if they are among
+    those that are `unreadable`."""
     text = metadata.get(KEY)
     if text is None:
         return 0, None
     try:
-        kept = require_types(_Kept(**json_object(text)))
-        return kept.version, require_types(DriftSums(**kept.sums))
-    except (ValueError, TypeError) as error:
-        raise _unreadable(text, table_name) from error
+        kept = _parsed_kept(text)
+        return kept.version, _sums(kept.sums)
+    except (ValueError, TypeError):
+        unreadable.append(text)
+        return 0, None
 
 
-def _parsed(text: str, table_name: str) -> DriftSums:
-    try:
-        return require_types(DriftSums(**json_object(text)))
-    except (ValueError, TypeError) as error:
-        raise _unreadable(text, table_name) from error
+def _parsed(text: str) -> DriftSums:
+    return _sums(json_object(text))
 
 
-def _unreadable(text: str, table_name: str) -> TableError:
-    return TableError(
-        f"Table {table_name!r} says {text!r} about how its codec fits; expected what add() wrote. Restore an "
-        "earlier version of the table."
-    )
+def _parsed_kept(text: str) -> _Kept:
+    return require_types(_Kept(**json_object(text)))
+
+
+def _sums(values: Mapping[str, Any]) -> DriftSums:
+    """The sums, with an error that overflowed in earlier releases at the largest that there is."""
+    sums = DriftSums(**values)
+    if type(sums.squared_error) is float:
+        sums = dataclasses.replace(sums, squared_error=as_sum(sums.squared_error))
+    return require_types(sums)

@@ -4,7 +4,6 @@ Shapes: P partitions.
 """
 
 import dataclasses
-import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +43,11 @@ class HealthReport:
     """Population stability index of how rows spread over the partitions, against training: 0 for the same,
     from 0.25 a major shift. None without partitions."""
     complete: bool
-    """Whether every commit was counted; some are not if others removed old versions of the table."""
+    """Whether every commit was counted; some are not if others removed old versions of the table, or if what
+    they say cannot be read."""
+    unreadable: int = 0
+    """Notes on how rows fit that cannot be read; `verify` shows them, and `optimize` leaves them out for
+    good."""
 
     @property
     def error_ratio(self) -> float | None:
@@ -66,7 +69,7 @@ class HealthReport:
         if self.error_ratio is not None:
             lines.append(
                 f"squared error: {self.added_mse:.4g} for {self.rows:,} rows added, {self.trained_mse:.4g} "
-                f"in training: {self.error_ratio:.2f} times as much (retrain above {WORSE_ERROR})"
+                f"in training: {self.error_ratio:,.3g} times as much (retrain above {WORSE_ERROR})"
             )
         if self.balance is not None:
             lines.append(
@@ -77,7 +80,12 @@ class HealthReport:
             lines.append(f"{self.raw_rows:,} rows have no code yet; optimize() encodes them")
         if self.older_rows:
             lines.append(f"{self.older_rows:,} rows are of an older codec; optimize() encodes them anew")
-        if not self.complete:
+        if self.unreadable:
+            lines.append(
+                f"{self.unreadable:,} notes on how rows fit cannot be read: these rows are missing here; "
+                "optimize() leaves such notes out for good"
+            )
+        elif not self.complete:
             lines.append("old versions were removed before they were counted: some rows are missing here")
         return "\n".join(lines)
 
@@ -117,31 +125,35 @@ def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
         added_mse=drift.sums.mse,
         balance=stability_index(trained_P, counts_P[newest]),
         complete=drift.complete,
+        unreadable=len(drift.unreadable),
     )
 
 
 class DriftWatch:
-    """Warns, once, when rows added through one handle on a table do not fit its codec any more."""
+    """Tells, once, when rows added through one handle on a table do not fit its codec any more."""
 
     def __init__(self) -> None:
         self._sums: DriftSums | None = None
-        self._warned = False
+        self._told = False
 
-    def note(self, table: LanceTable, codecs: TableCodec, added: DriftSums) -> None:
-        """Take note of rows that were committed; earlier ones are read from the table when first needed."""
+    def note(self, table: LanceTable, codecs: TableCodec, added: DriftSums) -> str | None:
+        """Take note of rows that are about to be committed; what to warn of, if there is anything.
+
+        Earlier rows are read from the table when first needed. Once the new ones are committed it is too late
+        to warn: an error, be it a warning that is made one, would say that they are not.
+        """
         if self._sums is None or self._sums.fingerprint != added.fingerprint:
             self._sums = read_drift(table, codecs).sums
-        else:
-            self._sums = self._sums.plus(added)
+        self._sums = self._sums.plus(added)
         assert codecs.newest is not None, "rows were encoded"
         mse, trained = self._sums.mse, codecs.newest.report.validation_mse
-        if self._warned or self._sums.rows < LEAST_ROWS or mse is None or mse <= WORSE_ERROR * trained:
-            return
-        self._warned = True
-        warnings.warn(
+        if self._told or self._sums.rows < LEAST_ROWS or mse is None or mse <= WORSE_ERROR * trained:
+            return None
+        self._told = True
+        times = f"{mse / trained:,.3g}" if trained else "infinitely many"
+        return (
             f"The codec of table {table.name!r} does not fit the rows added any more: their squared error is "
-            f"{mse / trained:.1f} times that of training. health() says more, retrain() makes another codec.",
-            stacklevel=4,
+            f"{times} times that of training. health() says more, retrain() makes another codec."
         )
 
 

@@ -16,7 +16,7 @@ from lance.dataset import Transaction
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store.metadata import PREFIX
-from rqmoe_store.store.stored_values import json_object, require_types
+from rqmoe_store.store.stored_values import json_object, readable_text, require_types
 
 _PROPERTY = PREFIX + "ingested"
 _KEY = _PROPERTY + "."
@@ -68,46 +68,57 @@ class VersionsGoneError(TableError):
     """Versions that may have carried notes were cleaned up before these were folded."""
 
 
+class DamagedNoteError(TableError):
+    """What a commit, or the metadata, says of rows that were ingested cannot be read."""
+
+
 def folded(dataset: lance.LanceDataset, table_name: str) -> dict[str, str]:
     """Table metadata that keeps the notes of all jobs up to the version that `dataset` is at.
 
-    Versions up to that one can be cleaned up once it is written. Jobs whose notes are lost already are left
-    as they are: they say so when they are claimed. Empty where nothing was ever ingested.
-
-    Raises:
-        TableError: the metadata is damaged.
+    Versions up to that one can be cleaned up once it is written. Jobs whose notes are lost already, or cannot
+    be read, are left as they are: they say so when they are claimed. Empty where nothing was ever ingested.
     """
     written: dict[str, str] = {}
-    for job in stored(dataset, table_name):
-        with contextlib.suppress(VersionsGoneError):
+    for job in _jobs(dataset):
+        with contextlib.suppress(VersionsGoneError, DamagedNoteError):
             written |= as_metadata(
                 job, dataclasses.replace(ingested(dataset, job, table_name), folded_at=dataset.version)
             )
     return written
 
 
+def require_readable(dataset: lance.LanceDataset, table_name: str) -> None:
+    """Raise DamagedNoteError unless all that is noted up to the version that `dataset` is at can be read, but
+    for what is gone with older versions."""
+    for job in _jobs(dataset):
+        with contextlib.suppress(VersionsGoneError):
+            ingested(dataset, job, table_name)
+
+
 def as_metadata(job: str, state: Ingested) -> dict[str, str]:
-    """The table metadata that keeps what a job has put into a table."""
-    return {_KEY + job: json.dumps(dataclasses.asdict(state))}
-
-
-def stored(dataset: lance.LanceDataset, table_name: str) -> dict[str, Ingested]:
-    """What the table's metadata says about every job.
+    """The table metadata that keeps what a job has put into a table.
 
     Raises:
-        TableError: it is damaged.
+        TableError: it could not be read again.
     """
-    found = {}
-    for key, text in dataset.metadata.items():
-        if key.startswith(_KEY):
-            try:
-                found[key.removeprefix(_KEY)] = require_types(Ingested(**_values(text)))
-            except _DAMAGED as error:
-                raise TableError(
-                    f"Metadata {key!r} of table {table_name!r} is damaged ({error!r}); expected what "
-                    "ingest wrote. Restore an earlier version of the table."
-                ) from error
-    return found
+    return {_KEY + job: readable_text(state, json.dumps(dataclasses.asdict(state)), _parsed)}
+
+
+def stored(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested | None:
+    """What the table's metadata says about a job; None if it was never claimed.
+
+    Raises:
+        DamagedNoteError: it cannot be read.
+    """
+    text = dataset.metadata.get(_KEY + job)
+    try:
+        return None if text is None else _parsed(text)
+    except _DAMAGED as error:
+        raise DamagedNoteError(
+            f"Metadata {_KEY + job!r} of table {table_name!r} is damaged ({error!r}); expected what ingest "
+            "wrote. Restore an earlier version of the table, or give the source another name with job= once "
+            "you have deleted the rows that came from it."
+        ) from error
 
 
 def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested:
@@ -115,9 +126,9 @@ def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested
 
     Raises:
         VersionsGoneError: it cannot be told any more.
-        TableError: the metadata, or the note of a commit, is damaged.
+        DamagedNoteError: the metadata, or the note of a commit, cannot be read.
     """
-    state = stored(dataset, table_name).get(job)
+    state = stored(dataset, job, table_name)
     if state is None:  # a job is stored before its first commit
         return Ingested(run="", round=0, version_note="", folded_at=dataset.version, pieces={})
     notes = []
@@ -135,22 +146,26 @@ def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested
 
 
 def as_property(job: str, state: Ingested, pieces: Mapping[str, Done]) -> dict[str, str]:
-    """The note that a commit of rows of `pieces` carries in its properties."""
+    """The note that a commit of rows of `pieces` carries in its properties.
+
+    Raises:
+        TableError: it could not be read again.
+    """
     note = Note(job=job, run=state.run, round=state.round, pieces=pieces)
-    return {_PROPERTY: json.dumps(dataclasses.asdict(note))}
+    return {_PROPERTY: readable_text(note, json.dumps(dataclasses.asdict(note)), _parsed_note)}
 
 
 def note_in(transaction: Transaction, table_name: str) -> Note | None:
     """The note that a commit carries, or None.
 
     Raises:
-        TableError: it is damaged.
+        DamagedNoteError: it cannot be read.
     """
     text = (transaction.transaction_properties or {}).get(_PROPERTY)
     try:
-        return None if text is None else require_types(Note(**_values(text)))
+        return None if text is None else _parsed_note(text)
     except _DAMAGED as error:
-        raise TableError(
+        raise DamagedNoteError(
             f"A commit of table {table_name!r} says of the rows it ingested {text!r}, which is damaged "
             f"({error!r}), so rows could come twice. Restore a version from before it, or delete the rows "
             "that came from this source and ingest it with resume=False."
@@ -190,6 +205,19 @@ def _gone(version: int, table_name: str) -> VersionsGoneError:
         "ingested, so they could come twice. Delete the rows that came from this source and ingest it with "
         "resume=False, or into a new table. The table's optimize() cleans up without losing these notes."
     )
+
+
+def _jobs(dataset: lance.LanceDataset) -> list[str]:
+    """All that the table's metadata knows."""
+    return [key.removeprefix(_KEY) for key in dataset.metadata if key.startswith(_KEY)]
+
+
+def _parsed(text: str) -> Ingested:
+    return require_types(Ingested(**_values(text)))
+
+
+def _parsed_note(text: str) -> Note:
+    return require_types(Note(**_values(text)))
 
 
 def _values(text: str) -> dict[str, Any]:

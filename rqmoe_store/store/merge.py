@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
@@ -9,10 +10,10 @@ import lance
 import pyarrow as pa
 from lancedb.expr import Expr
 
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
 from rqmoe_store.store.conditions import as_sql, checked_condition
-from rqmoe_store.store.drift import note_apart
+from rqmoe_store.store.drift import DriftSums, note_apart
 from rqmoe_store.store.keys import column_names, require_unique
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.refusals import names_refusals
@@ -142,13 +143,26 @@ class MergeInsert(MergeBuilder):
                     num_deleted_rows=0,
                     num_attempts=0,
                 )
+            drift = encoder.drift.take() if encoder.drift else None
+            if drift is not None and drift.rows:
+                warning = self._store._watch.note(self._store.table, self._store.codecs, drift)
+                if warning:
+                    warnings.warn(warning, stacklevel=3)
             done = self._merged(rows, on, encoder, PATIENCE if timeout is None else timeout)
-        drift = encoder.drift.take() if encoder.drift else None
         if drift is not None and drift.rows:
-            # A merge has no properties for it, as appended rows have.
-            note_apart(self._store.table, drift)
-            self._store._watch.note(self._store.table, self._store.codecs, drift)
+            self._note(drift)
         return done
+
+    def _note(self, drift: DriftSums) -> None:
+        """Keep how rows fit that were merged; a merge has no properties for it, as appended rows have."""
+        try:
+            note_apart(self._store.table, drift)
+        except (OSError, RuntimeError, TableError) as error:  # an error would say that nothing was merged
+            warnings.warn(
+                f"The rows were merged into table {self._store.name!r}, but the note on how they fit its "
+                f"codec, which health() reads, could not be written: {error}",
+                stacklevel=4,
+            )
 
     def _columns(self, encoder: RowEncoder) -> list[str]:
         """What tells rows apart."""

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import TableError
+from rqmoe_store.store.stored_values import readable_text
 
 FORMAT_VERSION = 2
 """Raised whenever an older release of this package could misread a table."""
@@ -73,7 +74,11 @@ class TableMarks:
         return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
 
     def write(self, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
-        """The user's schema metadata with these marks added."""
+        """The user's schema metadata with these marks added.
+
+        Raises:
+            TableError: a mark could not be read again; nothing must be written then.
+        """
         ours = {
             "format_version": str(self.format_version),
             "vector_column": self.vector_column,
@@ -82,7 +87,8 @@ class TableMarks:
             "config": json.dumps(self.config.to_dict()),
             "generations": json.dumps([dataclasses.asdict(mark) for mark in self.generations]),
         }
-        return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in ours.items()}
+        kept = {name: readable_text(getattr(self, name), text, _PARSERS[name]) for name, text in ours.items()}
+        return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in kept.items()}
 
     def with_generation(self, mark: GenerationMark, config: CodecConfig) -> "TableMarks":
         """The marks of the table once it has one more codec, of this configuration."""
@@ -105,14 +111,20 @@ def _generations(text: str) -> tuple[GenerationMark, ...]:
         count = mark.num_partitions
         if not isinstance(mark.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST:
             raise ValueError(f"{mark} is no generation")
+    if sum(mark.num_partitions for mark in marks) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} partition ids in all")
     return marks
+
+
+def _name(text: str) -> str:
+    return text.encode().decode()  # raises for what is no text
 
 
 _PARSERS: dict[str, Any] = {
     "format_version": _whole_number,
-    "vector_column": str,
+    "vector_column": _name,
     "dim": _whole_number,
-    "keep_vectors": str,
+    "keep_vectors": _name,
     "config": _config,
     "generations": _generations,
 }

@@ -50,7 +50,7 @@ class RowEncoder:
         self.drift = DriftMeter(codecs) if encode else None
         """How well the rows encoded so far fit the codec."""
         self._metadata, self._table_name = schema.metadata, table_name
-        self._codecs, self._encode = codecs, encode
+        self.codecs, self._encode = codecs, encode
 
     @property
     def schema(self) -> pa.Schema:
@@ -60,7 +60,7 @@ class RowEncoder:
     @property
     def ours(self) -> list[pa.Field]:
         """All columns that the table has for the vector column."""
-        return [*self.columns.fields(self._codecs.code_bytes), self.kept.field]
+        return [*self.columns.fields(self.codecs.code_bytes), self.kept.field]
 
     @property
     def _written(self) -> list[pa.Field]:
@@ -79,7 +79,7 @@ class RowEncoder:
 
     def require_known_to(self, table: LanceTable) -> None:
         """Raise TableError unless the version that `table` is at has the codec that rows are encoded by."""
-        generations = self._codecs.marks.generations
+        generations = self.codecs.marks.generations
         found = TableMarks.read(table.schema, table.name).generations
         if self._encode and found[: len(generations)] != generations:
             raise TableError(
@@ -107,7 +107,7 @@ class RowEncoder:
         yield from self._parts(given_tables(rows, self.others, column, self.computed), bad)
 
     def _parts(self, tables: Iterator[pa.Table], bad: BadVectors) -> Iterator[pa.Table]:
-        first_row, column, step = 0, self.columns.vector_column, rows_per_batch(self._codecs.dim)
+        first_row, column, step = 0, self.columns.vector_column, rows_per_batch(self.codecs.dim)
         for table in tables:
             if column in table.column_names:
                 self.require_vectors(table.schema.field(column).type)
@@ -141,7 +141,7 @@ class RowEncoder:
             column = column.cast(pa.list_(pa.float32()))
         if self.embedding is not None:  # first, so that what it makes can be bad, too
             column = self.embedding.filled_in(column, part)
-        column, stays_N = bad.repaired(column, self.kept, self._codecs.metric)
+        column, stays_N = bad.repaired(column, self.kept, self.codecs.metric)
         return part.set_column(place, self.columns.vector_column, column).filter(pa.array(stays_N))
 
     def read(self, column: pa.ChunkedArray, first_row: int) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
@@ -152,7 +152,7 @@ class RowEncoder:
         """
         if pa.types.is_null(column.type):
             column = column.cast(pa.list_(pa.float32()))
-        dim, metric = self._codecs.dim, self._codecs.metric
+        dim, metric = self.codecs.dim, self.codecs.metric
         vectors_VD, valid_N = read_vectors(column, dim=dim, metric=metric, first_row=first_row)
         self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
         return vectors_VD, valid_N
@@ -177,14 +177,14 @@ class RowEncoder:
     ) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
         assert self.embedding is not None
         vectors_VD, valid_N = self.embedding.complete(vectors_VD, valid_N, part, first_row)
-        metric = self._codecs.metric
+        metric = self.codecs.metric
         self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
         return vectors_VD, valid_N
 
     def _encoded(self, part: pa.Table, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> pa.Table:
         arrays: list[pa.Array] = []
         if self._encode:
-            codes = self._codecs.encode(vectors_VD)
+            codes = self.codecs.encode(vectors_VD)
             arrays += self.columns.to_arrow(codes, valid_N)
             if self.drift is not None:
                 self.drift.add(vectors_VD, codes)
@@ -207,5 +207,5 @@ class RowEncoder:
         if not pa.types.is_null(data_type) and not is_vector_type(data_type):
             raise InvalidInputError(
                 f"Column {self.columns.vector_column!r} is {data_type}; expected vectors of "
-                f"{self._codecs.dim} numbers. Nothing was written."
+                f"{self.codecs.dim} numbers. Nothing was written."
             )

@@ -1,5 +1,6 @@
 """Adding, changing, deleting and counting the rows of a table."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -72,16 +73,16 @@ class RowOperations(OpenTable):
         # No row is committed before all of them are good.
         with spooled(encoder.encoded(rows, bad)) as encoded:
             drift = encoder.drift.take() if encoder.drift else None
+            properties = drift.properties if drift else {}
+            if drift is not None and (warning := self._watch.note(self.table, self._codecs, drift)):
+                warnings.warn(warning, stacklevel=2)
             if encoded.count > 0:
-                properties = drift.properties if drift else {}
                 append_rows(
                     self.table,
                     encoded.reader(),
                     properties,
                     check=lambda: encoder.require_known_to(self.table),
                 )
-        if drift is not None:
-            self._watch.note(self.table, self._codecs, drift)
         return encoded.count
 
     def merge_insert(self, on: str | Iterable[str] | None = None) -> MergeInsert:

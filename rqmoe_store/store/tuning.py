@@ -14,7 +14,7 @@ from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
 from rqmoe_store.store.refusals import names_refusals
-from rqmoe_store.store.stored_values import json_object, require_types
+from rqmoe_store.store.stored_values import json_object, readable_text, require_types
 
 KEY = PREFIX + "tuned_search"
 
@@ -43,11 +43,18 @@ class TunedSearch:
         if text is None:
             return None
         try:
-            setting = require_types(cls(**json_object(text)))
+            return cls._parsed(text)
         except (TypeError, ValueError) as error:
-            raise _unreadable(text, table_name) from error
+            raise TableError(
+                f"Metadata {KEY!r} of table {table_name!r} is {text!r}; expected what tune() wrote. Tune the "
+                "table again, or restore an earlier version of it."
+            ) from error
+
+    @classmethod
+    def _parsed(cls, text: str) -> Self:
+        setting = require_types(cls(**json_object(text)))
         if min(setting.nprobes, setting.shortlist, setting.limit) < 1 or not 0 < setting.target_recall <= 1:
-            raise _unreadable(text, table_name)
+            raise ValueError("a number is out of its range")
         return setting
 
     @names_refusals
@@ -55,8 +62,11 @@ class TunedSearch:
         """Keep the setting in the newest version of `table`; only metadata is written.
 
         Of several writers the last one wins. The handle itself stays at the version it is at.
+
+        Raises:
+            TableError: it could not be read again; nothing is written then.
         """
-        text = json.dumps(dataclasses.asdict(self))
+        text = readable_text(self, json.dumps(dataclasses.asdict(self)), self._parsed)
         while True:
             dataset = databases.reopened(table).to_lance()
             try:
@@ -67,10 +77,3 @@ class TunedSearch:
                     raise
             else:
                 return
-
-
-def _unreadable(text: str, table_name: str) -> TableError:
-    return TableError(
-        f"Metadata {KEY!r} of table {table_name!r} is {text!r}; expected what tune() wrote. Tune the table "
-        "again, or restore an earlier version of it."
-    )

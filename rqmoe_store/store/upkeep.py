@@ -76,7 +76,7 @@ def _keep_notes(table: LanceTable, codecs: TableCodec) -> None:
         dataset = databases.reopened(table).to_lance()
         notes: dict[str, str | None] = {**ingested.folded(dataset, table.name)}
         if codecs.newest is not None:
-            notes |= drift.folded(dataset, codecs, table.name)
+            notes |= drift.folded(dataset, codecs)
         if notes:
             dataset.update_metadata(notes)
 

@@ -25,6 +25,9 @@ from rqmoe_store.verification.keys import KeyCheck
 from rqmoe_store.verification.report import OrphanedFile, RowCounts, VerifyReport
 from rqmoe_store.verification.rows import RowChecks, read_rows
 
+_SHOWN = 200
+"""Characters of a note that is shown."""
+
 
 def verify(
     db: DBConnection,
@@ -120,10 +123,15 @@ class _Verification:
         with self._findings.during("search setting"):
             TunedSearch.read(dataset.metadata, name)
         with self._findings.during("notes on ingested rows"):
-            ingested.folded(dataset, name)
+            ingested.require_readable(dataset, name)
         if marks.generations:
             with self._findings.during("notes on how well the codec fits"):
-                drift.folded(dataset, TableCodec(marks, generations_in(self._db, marks)), name)
+                noted = drift.drift_of(dataset, TableCodec(marks, generations_in(self._db, marks)))
+                self._findings.problems += [
+                    f"notes on how well the codec fits: {_shortened(text)} cannot be read, and counts for "
+                    "nothing; optimize() leaves it out for good"
+                    for text in noted.unreadable
+                ]
 
     def _row_checks(self, marks: TableMarks, codecs: list[VerifiedCodec]) -> RowChecks | None:
         """What rows must be; None where columns of ours are not what they should be."""
@@ -160,3 +168,7 @@ class _Verification:
             self._findings.advice.append(
                 f"{counts.older:,} rows are of an older codec; optimize() encodes them anew"
             )
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

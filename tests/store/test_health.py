@@ -1,17 +1,22 @@
 """A codec that stops fitting is noticed, and one that fits is not complained about."""
 
+import dataclasses
 import datetime
+import json
 import warnings
 
 import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_damage import HOSTILE
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import TableError
-from rqmoe_store.store import drift
+from rqmoe_store.ingestion.job import ingest
+from rqmoe_store.store import drift, merge
+from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.drift import KEY
 from rqmoe_store.store.health import LEAST_ROWS, stability_index
 from rqmoe_store.tables import create_table, open_table
@@ -21,6 +26,13 @@ random = np.random.default_rng(1)
 MIXING = random.normal(size=(3, DIM))
 CONFIG = CodecConfig(kind="rq", code_bytes=4, codebook_size=16, num_partitions=4, beam=1)
 NOW = datetime.timedelta(0)
+GOOD = {"fingerprint": "another", "rows": 1, "sampled": 1, "squared_error": 1.0}
+TEXTS = [
+    *[json.dumps(value) for value in HOSTILE if value != {}][::8],
+    *(json.dumps({**GOOD, **bad}) for bad in ({"rows": -1}, {"sampled": 2**63}, {"fingerprint": None})),
+    *(json.dumps({**GOOD, "squared_error": bad}) for bad in ("1", 10**400, True)),
+    "[" * 10**5,
+]
 
 
 def alike(rows: int) -> np.ndarray:
@@ -33,6 +45,10 @@ def unlike(rows: int) -> np.ndarray:
 
 def rows_of(vectors: np.ndarray) -> list[dict]:
     return [{"vector": vector} for vector in vectors]
+
+
+def arrow(rows: list[dict]) -> pa.Table:
+    return pa.Table.from_pylist([{**row, "vector": row["vector"].tolist()} for row in rows])
 
 
 @pytest.fixture
@@ -113,8 +129,94 @@ def test_raw_and_older_rows_are_pointed_out(store):
 )
 def test_damage_is_reported(store, text):
     store.table.to_lance().update_metadata({KEY: text})
-    with pytest.raises(TableError, match=r"about how its codec fits; expected what add\(\) wrote"):
-        store.health()
+    assert_noticed_and_left_out(store, text)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_commit_that_says_what_cannot_be_read_keeps_nobody_from_the_table(store, text):
+    append_rows(store.table, store.table.to_arrow().slice(0, 1).to_reader(), {KEY: text})
+    assert_noticed_and_left_out(store, text)
+
+
+def assert_noticed_and_left_out(store, text):
+    """Everything goes on, the damage is shown, and after `optimize` it is gone."""
+    rows = len(store)
+    assert store.add(rows_of(alike(3))) == 3
+    assert ingest(arrow(rows_of(alike(1))), store, progress=False).rows == 1
+    store.update(values={"vector": alike(1)[0]}, where="false")
+    report = store.health()
+    assert (report.unreadable, report.complete, report.rows) == (1, False, 4)
+    assert "1 notes on how rows fit cannot be read" in str(report)
+    (problem,) = store.verify(progress=False).problems
+    assert repr(text[:20]).strip("'") in problem and "cannot be read" in problem
+    store.optimize(progress=False)
+    assert store.verify(progress=False).ok
+    assert (store.health().unreadable, store.health().rows, len(store)) == (0, 4, rows + 4)
+
+
+@pytest.mark.filterwarnings("ignore:The codec of table")
+@pytest.mark.parametrize("size", [1e-38, 1e10, 1e19, 1e37])
+@pytest.mark.parametrize("metric", ["l2", "dot"])
+def test_rows_of_any_size_leave_a_table_that_works(tmp_path, size, metric):
+    db = lancedb.connect(tmp_path)
+    rows = [{"id": number, **row} for number, row in enumerate(rows_of(alike(500).astype(np.float32)))]
+    store = create_table(db, "docs", rows, config=dataclasses.replace(CONFIG, metric=metric))
+    store.train(TrainConfig(epochs=0, progress=False), progress=False)
+    far = [{"id": 1000 + number, "vector": unlike(1)[0] * size} for number in range(300)]
+    store.add(far[:2])
+    store.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(far[1:299])
+    ingest(arrow(far[299:]), store, progress=False)
+    assert len(store) == 800
+    for handle in (store, open_table(db, "docs")):
+        handle.add([{"id": 2000, "vector": alike(1)[0]}])
+        assert handle.health().complete and (handle.health().error_ratio or 0) >= 0
+        handle.optimize(progress=False)
+        assert handle.verify(progress=False).ok
+    assert (len(handle), handle.health().rows) == (802, 303)
+
+
+def test_sums_that_overflowed_in_earlier_releases_are_read_as_the_largest(store):
+    sums = drift.DriftSums(fingerprint=store.codec.fingerprint, rows=300, sampled=100, squared_error=1.0)
+    for error in ("1e300", "9223372036854775808.0", "Infinity", "NaN"):
+        text = sums.properties[KEY].replace("1.0", error)
+        append_rows(store.table, store.table.to_arrow().slice(0, 1).to_reader(), {KEY: text})
+    store.add(rows_of(alike(3)))
+    report = store.health()
+    assert (report.unreadable, report.rows, report.needs_retraining) == (0, 1203, True)
+    assert report.added_mse is not None and np.isfinite(report.added_mse)
+    store.optimize(progress=False)
+    assert store.health() == report
+
+
+def test_a_warning_that_is_made_an_error_comes_before_rows_are_committed(store, quiet):
+    far = [{"id": number, **row} for number, row in enumerate(rows_of(unlike(1000)))]
+    keyed = create_table(
+        lancedb.connect(store.table.uri.rpartition("/")[0]), "keyed", far[:500], config=CONFIG
+    )
+    keyed.train(TrainConfig(epochs=0, progress=False), vectors=alike(2000), encode=False, progress=False)
+    for write, table in (
+        (lambda: store.add(rows_of(unlike(1000))), store),
+        (lambda: keyed.merge_insert("id").when_not_matched_insert_all().execute(far), keyed),
+    ):
+        rows, version = len(table), table.table.to_lance().latest_version
+        with pytest.raises(UserWarning, match="does not fit the rows added"):
+            write()
+        assert (len(table), table.table.to_lance().latest_version) == (rows, version)
+
+
+def test_a_note_that_cannot_be_written_after_a_merge_is_no_error(store, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(merge, "note_apart", fail)
+    store.add_columns({"id": "1"})
+    with pytest.warns(UserWarning, match=r"rows were merged.*could not be written: the disk is gone"):
+        done = (
+            store.merge_insert("id")
+            .when_not_matched_insert_all()
+            .execute([{"id": 7, **rows_of(alike(1))[0]}])
+        )
+    assert done.num_inserted_rows == 1 and store.count_rows("id = 7") == 1
 
 
 def test_every_row_counts_and_a_sample_is_measured(store, monkeypatch):

@@ -2,14 +2,22 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqmoe_store.store.stored_values import json_object, require_types
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.errors import TableError
+from rqmoe_store.store import drift
+from rqmoe_store.store.ingested import Done, Ingested, as_metadata, as_property, note_in, stored
+from rqmoe_store.store.metadata import GenerationMark, TableMarks
+from rqmoe_store.store.stored_values import LARGEST_COUNT, as_sum, json_object, readable_text, require_types
+from rqmoe_store.store.tuning import KEY, TunedSearch
 
 
 class Part(NamedTuple):
@@ -46,6 +54,7 @@ def test_what_fits_is_passed_on() -> None:
         {"count": "3"},
         {"share": "0.5"},
         {"share": float("nan")},
+        {"share": 10**400},
         {"share": float("inf")},
         {"share": -0.5},
         {"share": {}},
@@ -76,3 +85,90 @@ def test_objects_alone_are_objects(value: object) -> None:
 def test_text_that_is_no_json(text: str) -> None:
     with pytest.raises(ValueError):
         json_object(text)
+
+
+COUNTS = st.integers(-3, 3) | st.integers() | st.sampled_from([2**31, 2**63 - 1, 2**63, -(2**63), 10**30])
+NUMBERS = st.floats() | st.sampled_from([2.0**63, 1e308, -0.0])
+TEXTS = st.text() | st.sampled_from(["", "\ud800", "\0", "x" * 10_000, "\U0001f600"])
+PIECES = st.dictionaries(TEXTS, st.builds(Done, TEXTS, st.none() | COUNTS), max_size=3)
+
+
+@dataclasses.dataclass
+class Commit:
+    """What is read of a commit, or of a version, whose text was written."""
+
+    transaction_properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@given(parts=st.lists(st.tuples(COUNTS, COUNTS, NUMBERS), min_size=1, max_size=4))
+def test_sums_of_any_numbers_can_be_read_again(parts: list[tuple[int, int, float]]) -> None:
+    sums = drift.DriftSums(fingerprint="f")
+    for rows, sampled, squared_error in parts:
+        part = drift.DriftSums(fingerprint="f", rows=rows, sampled=sampled, squared_error=squared_error)
+        sums = sums.plus(part)
+    assert 0 <= sums.squared_error < math.inf and 0 <= sums.rows <= LARGEST_COUNT
+    for text in sums.properties.values():
+        assert drift._parsed(text) == sums
+
+
+@given(text=TEXTS, run=TEXTS, round=COUNTS, at=COUNTS, pieces=PIECES)
+def test_notes_of_ingestions_are_read_as_they_were_written_or_not_written(
+    text: str, run: str, round: int, at: int, pieces: dict[str, Done]
+) -> None:
+    state = Ingested(run=run, round=round, version_note=text, folded_at=at, pieces=pieces)
+    numbers = [round, *(done.rows for done in pieces.values() if done.rows is not None)]
+    try:
+        note = note_in(Commit(as_property(text, state, pieces)), "docs")  # type: ignore[arg-type]
+    except TableError as error:
+        assert "Nothing was written" in str(error)
+        assert not all(0 <= number < 2**63 for number in numbers)
+        return
+    assert note is not None and (note.job, note.run, note.round, note.pieces) == (text, run, round, pieces)
+    if 0 <= at < 2**63:
+        assert stored(Commit(metadata=as_metadata("job", state)), "job", "docs") == state  # type: ignore[arg-type]
+    else:
+        with pytest.raises(TableError, match="Nothing was written"):
+            as_metadata("job", state)
+
+
+@given(
+    column=TEXTS,
+    dim=COUNTS,
+    keep=TEXTS,
+    marks=st.lists(st.builds(GenerationMark, TEXTS, COUNTS | st.integers(1, 2**31 - 1)), max_size=3),
+)
+def test_marks_are_read_as_they_were_written_or_not_written(
+    column: str, dim: int, keep: str, marks: list[GenerationMark]
+) -> None:
+    written = TableMarks(
+        vector_column=column, dim=dim, keep_vectors=keep, config=CodecConfig(), generations=tuple(marks)
+    )
+    try:
+        metadata = written.write(None)
+    except TableError as error:
+        assert "Nothing was written" in str(error)
+        return
+    assert TableMarks.read(pa.schema([], metadata=metadata), "docs") == written
+
+
+@given(nprobes=COUNTS, shortlist=COUNTS, limit=COUNTS | st.integers(1), recall=NUMBERS | st.floats(0.1, 1))
+def test_search_settings_are_read_as_they_were_written_or_not_written(
+    nprobes: int, shortlist: int, limit: int, recall: float
+) -> None:
+    setting = TunedSearch(nprobes=nprobes, shortlist=shortlist, limit=limit, target_recall=recall)
+    try:
+        text = readable_text(setting, json.dumps(dataclasses.asdict(setting)), TunedSearch._parsed)
+    except TableError:
+        assert (
+            not (min(nprobes, shortlist, limit) > 0 and 0 < recall <= 1)
+            or max(nprobes, shortlist, limit) > 2**62
+        )
+        return
+    assert TunedSearch.read({KEY: text}, "docs") == setting
+
+
+@given(value=NUMBERS)
+def test_sums_stop_at_the_largest_number(value: float) -> None:
+    assert 0 <= as_sum(value) < math.inf
+    assert as_sum(value) == value or not 0 <= value < math.inf
