@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rqmoe_store.ingestion.job import ingest
     from rqmoe_store.ingestion.report import IngestReport
     from rqmoe_store.search.reranker import DecodedReranker
+    from rqmoe_store.search.text import words_query
     from rqmoe_store.store.column_conditions import column_condition
     from rqmoe_store.store.json_conditions import JsonField, json_field
     from rqmoe_store.table import CompressedTable
@@ -59,6 +60,7 @@ __all__ = [
     "open_table_async",
     "preset",
     "train",
+    "words_query",
 ]
 
 _LAZY = {
@@ -78,6 +80,7 @@ _LAZY = {
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.async_table",
     "train": "rqmoe_store.training.trainer",
+    "words_query": "rqmoe_store.search.text",
 }
 
 

@@ -17,7 +17,7 @@ from rqmoe_store.search.plan import Trace, indented
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import CodeSource
 from rqmoe_store.search.table_query import SearchBuilder, TableQuery
-from rqmoe_store.search.text import TextQuery, require_reranker
+from rqmoe_store.search.text import TextQuery, require_reranker, reranker_text
 from rqmoe_store.store.table import StoredTable
 
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
@@ -190,7 +190,11 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
     ) -> pa.Table:
         """The rows of both searches as one list, and of it those that were asked for."""
         fused = fuse(
-            vector_results, text_results, query=text, reranker=self._reranker, normalize=self._normalize
+            vector_results,
+            text_results,
+            query=reranker_text(text),
+            reranker=self._reranker,
+            normalize=self._normalize,
         ).slice(self._offset, self._limit)
         return fused if self._with_row_id or ROW_ID in (self._selected or []) else without(fused, ROW_ID)
 

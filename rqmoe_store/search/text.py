@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import pyarrow as pa
-from lancedb.query import FullTextQuery, LanceFtsQueryBuilder
+from lancedb.query import FullTextQuery, LanceFtsQueryBuilder, MatchQuery, PhraseQuery
 from lancedb.rerankers import Reranker
 from lancedb.rerankers.util import check_reranker_result
 from lancedb.table import LanceTable
@@ -22,6 +22,40 @@ from rqmoe_store.store.table import StoredTable
 
 _REFUSALS = ("LanceError(Index)", "Invalid input")
 """In a RuntimeError of LanceDB's: the query does not fit the indexes, rather than a failure."""
+
+_NO_POSITIONS = "position is not found"
+"""In LanceDB's words: a phrase is searched for in an index that does not say where words are."""
+
+
+def words_query(text: str, column: str) -> MatchQuery:
+    """A full-text query for the words of a text, whatever else is in it: what an end user typed.
+
+        store.search(words_query(question, "text"), query_type="fts")
+        store.search(query_type="hybrid").vector(vector).text(words_query(question, "text"))
+
+    LanceDB takes a string that begins and ends with double quotes for a phrase, which indexes without
+    positions cannot search for. Here quotes are as other punctuation: rows are found that have any of the
+    words, and by a text without words none are.
+
+    Args:
+        text: any, also empty, of any length, or no valid Unicode (lone surrogates separate words).
+        column: of texts, with a full-text index.
+
+    Raises:
+        InvalidInputError: not two strings.
+    """
+    for called, value in (("text", text), ("column", column)):
+        if not isinstance(value, str):
+            raise InvalidInputError(
+                f"Got {called}={value!r} ({type(value).__name__}) for words_query; expected a string."
+            )
+    words = text.encode(errors="replace").decode()
+    return MatchQuery(words, column)  # type: ignore[call-arg]  # it has defaults that mypy does not see
+
+
+def reranker_text(query: str | FullTextQuery) -> str | FullTextQuery:
+    """The query as rerankers read it: its text, if it is one of a single text."""
+    return query.query if isinstance(query, MatchQuery | PhraseQuery) else query
 
 
 class TextQueryBuilder(SearchBuilder):
@@ -100,7 +134,7 @@ class TextQuery(TextQueryBuilder, TableQuery):
         if self._reranker is None:
             return found
         # LanceDB, too, passes structured queries where its annotation says text.
-        reranked = self._reranker.rerank_fts(self._query, found)  # type: ignore[arg-type]
+        reranked = self._reranker.rerank_fts(reranker_text(self._query), found)  # type: ignore[arg-type]
         check_reranker_result(reranked)  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
         keeps_row_id = self._with_row_id or ROW_ID in (self._selected or [])
         return reranked if keeps_row_id else without(reranked, ROW_ID)
@@ -157,6 +191,13 @@ class TextQuery(TextQueryBuilder, TableQuery):
             return TableError(
                 f"Table {self._store.name!r} has no full-text index; make one with "
                 "create_fts_index(<a column of text>)."
+            )
+        if _NO_POSITIONS in str(error):
+            return InvalidInputError(
+                f"Got text query {self._query!r}, a phrase, but a full-text index that does not say where "
+                "words are; make it with create_fts_index(<column>, with_position=True, replace=True), or "
+                "search for the words by rqmoe_store.words_query(<text>, <column>). In LanceDB's words: "
+                f"{error}"
             )
         return InvalidInputError(f"Got text query {self._query!r}, which LanceDB refuses: {error}")
 

@@ -78,7 +78,8 @@ def text_columns(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:
 def indexed_columns(table: Table) -> list[str]:
     """Columns with a full-text index."""
     indexes = [index for index in table.list_indices() if index.index_type == "FTS"]
-    return [column for index in indexes for column in index.columns]
+    # LanceDB quotes names that are no identifiers; of our columns none has a backtick.
+    return [column.strip("`") for index in indexes for column in index.columns]
 
 
 def _as_list(columns: str | Sequence[str]) -> list[str]:

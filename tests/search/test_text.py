@@ -12,8 +12,8 @@ from word_embedding import WORDS
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.reranker import DecodedReranker
-from rqmoe_store.search.text import TextQuery
-from rqmoe_store.tables import open_table
+from rqmoe_store.search.text import TextQuery, words_query
+from rqmoe_store.tables import create_table, open_table
 
 FILTERS = [None, "lang = 'en'", "id > 100 AND lang != 'fr' -- most", "title = 'title7'", "id < 0"]
 AWKWARD = [
@@ -72,6 +72,77 @@ def test_awkward_texts(text_world, text) -> None:
     found, wanted = both(text_world, text, fts_columns="text")
     assert same(found.to_arrow(), wanted.to_arrow())
     assert text_world.store.count_rows() == 300
+
+
+def found_by(world, query) -> list[int]:
+    found = world.store.search(query, query_type="fts").limit(300).to_arrow()
+    return sorted(found["id"].to_pylist())
+
+
+TYPED = st.lists(
+    st.sampled_from(
+        [*WORDS[:4], *"\"'+-*~^:()[]{}\\/.?!", " ", "AND", "NOT", "the", "\0", "\ud800", "😀", "\u202e"]
+    )
+    | st.text(max_size=3),
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=TYPED)
+@example(text='"copper bridge"')
+@example(text='""')
+@example(text='"copper" "bridge"')
+@example(text="copper " * 1500)
+@example(text="x" * 100_000)
+def test_the_words_of_any_text_are_found(text_world, text) -> None:
+    query = words_query(text, "text")
+    found = found_by(text_world, query)
+    assert found == found_by(text_world, words_query(f'"{text}"', "text")), "quotes are no words"
+    # LanceDB reads a string that is not quoted as words.
+    assert found == found_by(text_world, MatchQuery(f". {query.query} .", "text"))
+    hybrid = text_world.store.search(query_type="hybrid").vector(np.ones(16)).text(query)
+    assert hybrid.limit(5).to_arrow().num_rows == 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"with_position": True}, {"base_tokenizer": "raw"}, {"base_tokenizer": "ngram"}, {"stem": False}],
+    ids=str,
+)
+def test_words_are_searched_for_in_any_index(own_text_world, options) -> None:
+    store = own_text_world.store
+    store.create_fts_index("text", replace=True, **options)
+    store.add([{"id": 900, "text": "copper"}])  # not in the index yet
+    for text in (*AWKWARD, '"copper"', '""', '"copper" "bridge"', "\ud800"):
+        assert isinstance(found_by(own_text_world, words_query(text, "text")), list)
+    assert 900 in found_by(
+        own_text_world, words_query('"copper"' if "base" not in str(options) else "copper", "text")
+    )
+
+
+def test_rerankers_read_the_text_of_a_query(text_world) -> None:
+    reranker = Backwards()
+    text_world.store.search(words_query('"copper"', "text"), "fts").rerank(reranker).to_arrow()
+    assert reranker.given[0] == '"copper"'
+
+
+@pytest.mark.parametrize(
+    ("text", "column"), [(None, "text"), (["copper"], "text"), ("copper", None), (b"x", "text")]
+)
+def test_words_of_what_is_no_text(text, column) -> None:
+    with pytest.raises(InvalidInputError, match="for words_query; expected a string"):
+        words_query(text, column)
+
+
+@pytest.mark.parametrize("column", ["The text", "it's", "a-b", "Text", "select"])
+def test_columns_with_any_name_are_indexed_once(tmp_path, column) -> None:
+    store = create_table(lancedb.connect(tmp_path), "t", [{column: "a cat", "vector": [1.0, 0.0]}])
+    for _ in range(2):
+        store.create_fts_index(column, exist_ok=True)
+    assert store.search('"cat', "fts").to_list() == store.search(words_query("cat", column), "fts").to_list()
+    with pytest.raises(TableError, match="already"):
+        store.create_fts_index(column)
 
 
 def test_awkward_texts_in_rows_and_filters(own_text_world) -> None:
@@ -133,7 +204,7 @@ def test_structured_queries(text_world, query) -> None:
 
 def test_phrases(own_text_world) -> None:
     store = own_text_world.store
-    with pytest.raises(InvalidInputError, match="position is not found"):
+    with pytest.raises(InvalidInputError, match=r"with_position=True, replace=True.*words_query"):
         store.search('"copper bridge"', "fts", fts_columns="text").to_arrow()
     store.create_fts_index("text", replace=True, with_position=True)
     words = " ".join(own_text_world.texts[9].split()[:2])

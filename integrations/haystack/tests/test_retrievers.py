@@ -1,5 +1,6 @@
 """Retrievers, alone and in pipelines that were written down."""
 
+import asyncio
 import math
 from typing import Any
 
@@ -8,12 +9,15 @@ from haystack import Document, Pipeline
 from haystack.components.joiners import DocumentJoiner
 from haystack.components.writers import DocumentWriter
 from haystack.core.errors import DeserializationError
+from haystack.document_stores.errors import DocumentStoreError
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.document_stores.types import DuplicatePolicy, FilterPolicy
 from haystack.errors import FilterError
 from haystack.utils import Secret
 from haystack_integrations.components.retrievers.rqmoe import RQMoEEmbeddingRetriever, RQMoEHybridRetriever
 from haystack_integrations.document_stores.rqmoe import RQMoEDocumentStore
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from small_stores import new_store
 
 import rqmoe_store as rqs
@@ -67,9 +71,37 @@ def test_both_searches_count_in_hybrid_retrieval(store: RQMoEDocumentStore) -> N
     assert "late" in _ids(retriever.run(query="evening", query_embedding=NORTH)), "not yet in the index"
 
 
-@pytest.mark.parametrize("query", ["", "it's", '"', "(cold AND", "*~^:\\", "\x00", "😀"])
-def test_any_text_can_be_asked_for(store: RQMoEDocumentStore, query: str) -> None:
-    assert _ids(RQMoEHybridRetriever(store, top_k=1).run(query=query, query_embedding=NORTH)) == ["north"]
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> RQMoEDocumentStore:
+    store = new_store(tmp_path_factory.mktemp("shared"))
+    store.write_documents(DOCUMENTS)
+    return store
+
+
+@settings(max_examples=15)
+@given(
+    text=st.text(st.characters(), max_size=9)
+    | st.sampled_from(["", "it's", '"', 'a" "b', "(cold AND", "*~^:\\", "the", "+a -b"])
+)
+@example(text="cold " * 2000)
+@example(text="x" * 100_000)
+def test_any_text_can_be_asked_for(shared: RQMoEDocumentStore, text: str) -> None:
+    retriever = RQMoEHybridRetriever(shared, top_k=4)
+    for query in (text, f'"{text}"', f'"{text}', f"{text}\ud800"):
+        assert len(_ids(retriever.run(query=query, query_embedding=NORTH))) >= 3
+
+
+def test_quotes_are_no_words(shared: RQMoEDocumentStore) -> None:
+    retriever = RQMoEHybridRetriever(shared)
+    for query in ('"cold"', '"cold" "sun"', '"the cold sun'):
+        asked = {"query": query, "query_embedding": NORTH}
+        assert "words" in _ids(retriever.run(**asked)), "has no embedding"
+        assert _ids(asyncio.run(retriever.run_async(**asked))) == _ids(retriever.run(**asked))
+
+
+def test_a_query_that_is_no_text_is_refused(shared: RQMoEDocumentStore) -> None:
+    with pytest.raises(DocumentStoreError, match="expected a string"):
+        shared.hybrid_retrieval(5, NORTH)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("hybrid", [False, True])

@@ -14,7 +14,7 @@ from langchain_rqmoe.blocking import BlockingMethods, Scored, in_order, without_
 from langchain_rqmoe.filters import Filter
 from langchain_rqmoe.foundation import refuse, require_vector_scores
 from langchain_rqmoe.rows import Texts, documents_of
-from langchain_rqmoe.searches import Search
+from langchain_rqmoe.searches import Search, question_of
 from rqmoe_store import AsyncCompressedTable
 
 
@@ -93,7 +93,7 @@ class AwaitedMethods(BlockingMethods):
         self, query: str, k: int = 4, filter: Filter = None, **kwargs: Any
     ) -> Scored:
         """As `asimilarity_search`, each document with its distance or score."""
-        return await self._afound(self._search(k, filter, kwargs), query)
+        return await self._afound(self._search(k, filter, kwargs), question_of(query))
 
     async def asimilarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter = None, **kwargs: Any
@@ -134,7 +134,7 @@ class AwaitedMethods(BlockingMethods):
     ) -> list[Document]:
         """Documents that are near a query and unlike each other."""
         search = self._diverse(k, fetch_k, lambda_mult, filter, kwargs)
-        return without_scores(await self._afound(search, query))
+        return without_scores(await self._afound(search, question_of(query)))
 
     async def amax_marginal_relevance_search_by_vector(
         self,

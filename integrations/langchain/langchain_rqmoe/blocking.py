@@ -9,7 +9,7 @@ import rqmoe_store as rqs
 from langchain_rqmoe.filters import Filter, condition_of
 from langchain_rqmoe.foundation import Foundation, refuse, require_vector_scores
 from langchain_rqmoe.rows import Texts, documents_of
-from langchain_rqmoe.searches import Search
+from langchain_rqmoe.searches import Search, question_of
 from rqmoe_store import InvalidInputError
 
 Scored = list[tuple[Document, float]]
@@ -139,7 +139,7 @@ class BlockingMethods(Foundation):
     ) -> Scored:
         """As `similarity_search`, each document with its distance in the table's metric (squared L2, 1 -
         cosine, 1 - dot), or by "fts" and "hybrid" with a score, of which more is better."""
-        return self._found(self._search(k, filter, kwargs), query)
+        return self._found(self._search(k, filter, kwargs), question_of(query))
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter = None, **kwargs: Any
@@ -186,7 +186,7 @@ class BlockingMethods(Foundation):
         Raises as `similarity_search`.
         """
         search = self._diverse(k, fetch_k, lambda_mult, filter, kwargs)
-        return without_scores(self._found(search, query))
+        return without_scores(self._found(search, question_of(query)))
 
     def max_marginal_relevance_search_by_vector(
         self,

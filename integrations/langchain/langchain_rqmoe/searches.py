@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
+from lancedb.query import FullTextQuery
 from lancedb.rerankers import Reranker
 from langchain_core.documents import Document
 
+import rqmoe_store as rqs
 from langchain_rqmoe.filters import Filter, condition_of
 from langchain_rqmoe.rows import Columns, Float32Array, as_vector, documents_of
 from langchain_rqmoe.table import require_dim
@@ -94,29 +96,32 @@ class Search:
         Raises:
             InvalidInputError: a vector of another dimension, or options that the table refuses.
         """
-        vector, column = self._checked(vector, store), self.defaults.columns.text
+        vector = self._checked(vector, store)
         if self.query_type == "hybrid":
-            return self._with_options(
-                store.search(query_type="hybrid", fts_columns=column).vector(vector).text(text or "")
-            )
+            hybrid = store.search(query_type="hybrid")
+            return self._with_options(hybrid.vector(vector).text(self._words(text)))
         if self.query_type == "fts":
-            return self._with_options(store.search(text, query_type="fts", fts_columns=column))
+            return self._with_options(store.search(self._words(text), query_type="fts"))
         return self._with_options(store.search(vector, query_type="vector"))
 
     async def aquery(self, store: AsyncCompressedTable, text: str | None, vector: Any) -> Any:
         """As `query`, to be run by awaiting one of its `to_...` methods."""
-        vector, column = self._checked(vector, store.blocking), self.defaults.columns.text
+        vector = self._checked(vector, store.blocking)
         if self.query_type == "hybrid":
-            hybrid = await store.search(query_type="hybrid", fts_columns=column)
-            return self._with_options(hybrid.vector(vector).text(text or ""))
+            hybrid = await store.search(query_type="hybrid")
+            return self._with_options(hybrid.vector(vector).text(self._words(text)))
         if self.query_type == "fts":
-            return self._with_options(await store.search(text, query_type="fts", fts_columns=column))
+            return self._with_options(await store.search(self._words(text), query_type="fts"))
         return self._with_options(store.vector_search(vector))
 
     def documents(self, found: pa.Table) -> list[tuple[Document, float]]:
         """The documents of the rows found, each with its distance or score."""
         scores = found[SCORES[self.query_type]].to_pylist()
         return list(zip(documents_of(found, self.defaults.columns), scores, strict=True))
+
+    def _words(self, text: str | None) -> FullTextQuery:
+        """The text as a full-text query that no punctuation in it keeps from being answered."""
+        return rqs.words_query(text or "", self.defaults.columns.text)
 
     def _checked(self, vector: Any, store: CompressedTable) -> Float32Array | None:
         """The vector, if one is searched for."""
@@ -148,6 +153,17 @@ class Search:
         if self.diversity is not None:
             query = query.diversify(self.diversity)
         return query
+
+
+def question_of(text: object) -> str:
+    """What an end user typed, as models can read it: lone surrogates, which are no Unicode, become "?".
+
+    Raises:
+        InvalidInputError: not a text.
+    """
+    if not isinstance(text, str):
+        raise InvalidInputError(f"Got query={text!r} ({type(text).__name__}); expected a text.")
+    return text.encode(errors="replace").decode()
 
 
 def relevance_of(metric: str, distance: float) -> float:

@@ -1,12 +1,17 @@
-"""Relevance of distances."""
+"""Questions of any kind, and the relevance of distances."""
 
+import asyncio
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_rqmoe import RQMoEVectorStore
 from langchain_rqmoe.searches import relevance_of
+
+from rqmoe_store import InvalidInputError
 
 angles = st.floats(0, math.pi)
 
@@ -39,3 +44,41 @@ def test_rounding_takes_nothing_above_one():
 
 def test_longer_vectors_by_dot_stay_in_order():
     assert relevance_of("dot", 1 - 30.0) > relevance_of("dot", 1 - 2.0) > relevance_of("dot", 1 - 0.9)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    store = RQMoEVectorStore(DeterministicFakeEmbedding(size=8), uri=tmp_path_factory.mktemp("db"))
+    store.add_texts(["vector databases keep embeddings", "cats sleep a lot", "a vector is a list"])
+    return store
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.text(st.characters(), max_size=9) | st.sampled_from(["AND", "the", "+cats -lot", "cats*", "a\0b"])
+)
+@example(text="cats " * 2000)
+@example(text="x" * 100_000)
+@example(text='a" "b')
+def test_any_question_is_answered(asked, text):
+    for question in (text, f'"{text}"', f'"{text}', "\ud800" + text):
+        assert len(asked.similarity_search(question, k=3, query_type="hybrid")) == 3
+        assert len(asked.similarity_search(question, k=3, query_type="fts")) <= 3
+        assert len(asked.similarity_search(question, k=3)) == 3
+
+
+@pytest.mark.parametrize(
+    "question", ['what is a "vector database"?', '"vector databases"', '"vector" "databases"']
+)
+@pytest.mark.parametrize("query_type", ["hybrid", "fts"])
+def test_quotes_are_no_words(asked, question, query_type):
+    found = asked.similarity_search(question, k=1, query_type=query_type)
+    assert found[0].page_content == "vector databases keep embeddings" or query_type == "hybrid"
+    assert found == asyncio.run(asked.asimilarity_search(question, k=1, query_type=query_type))
+
+
+@pytest.mark.parametrize("question", [None, 5, ["cats"], b"cats"])
+def test_questions_that_are_no_texts(asked, question):
+    for query_type in ("vector", "hybrid", "fts"):
+        with pytest.raises(InvalidInputError, match="Got query="):
+            asked.similarity_search(question, query_type=query_type)

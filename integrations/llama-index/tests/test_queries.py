@@ -1,10 +1,12 @@
 """Queries: modes, restrictions and similarities."""
 
+import asyncio
 import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from lancedb.rerankers import RRFReranker
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.vector_stores.rqmoe import RQMoEVectorStore
@@ -128,11 +130,23 @@ def test_text_search_finds_what_was_added_later(store: RQMoEVectorStore) -> None
 
 
 @settings(max_examples=30, deadline=None)
-@given(text=TEXTS)
+@given(text=TEXTS | st.text(st.characters(), max_size=9))
+@example(text='"')
+@example(text='a" "b')
+@example(text="sun " * 2500)
+@example(text="x" * 100_000)
 def test_any_text_can_be_searched_for(plane: RQMoEVectorStore, text: str) -> None:
-    assert plane.query(asked(None, mode="text_search", query_str=text)).nodes is not None
-    hybrid = plane.query(asked(mode="hybrid", query_str=text, top=5))
-    assert len(hybrid.ids or []) == 5
+    for question in (text, f'"{text}"', f'"{text}', f"{text}\ud800"):
+        assert plane.query(asked(None, mode="text_search", query_str=question)).nodes is not None
+        hybrid = plane.query(asked(mode="hybrid", query_str=question, top=5))
+        assert len(hybrid.ids or []) == 5
+
+
+def test_quotes_are_no_words(plane: RQMoEVectorStore) -> None:
+    for question in ('"north east"', '"north" "east"', '"north east'):
+        found = plane.query(asked(None, mode="text_search", query_str=question))
+        assert (found.ids or [])[0] == "northeast"
+        assert asyncio.run(plane.aquery(asked(None, mode="text_search", query_str=question))).ids == found.ids
 
 
 def test_hybrid_searches_weigh_vector_and_text(plane: RQMoEVectorStore) -> None:

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+from lancedb.query import FullTextQuery
 from lancedb.rerankers import MRRReranker, Reranker, RRFReranker
 from llama_index.core.vector_stores.types import (
     MetadataFilters,
@@ -79,9 +80,9 @@ class NodeSearch:
     def start(self) -> dict[str, Any]:
         """Arguments for a table's `search`."""
         if self._query.mode == VectorStoreQueryMode.TEXT_SEARCH:
-            return {"query": self._query.query_str, "query_type": "fts", "fts_columns": self._columns.text}
+            return {"query": self._words, "query_type": "fts"}
         if self._query.mode == VectorStoreQueryMode.HYBRID:
-            return {"query_type": "hybrid", "fts_columns": self._columns.text}
+            return {"query_type": "hybrid"}
         return {"query": self._query.query_embedding, "query_type": "vector"}
 
     def continued(self, search: Any) -> Any:
@@ -99,7 +100,7 @@ class NodeSearch:
         if query.mode == VectorStoreQueryMode.MMR:
             search.diversify(self._lambda)
         if query.mode == VectorStoreQueryMode.HYBRID:
-            search.vector(query.query_embedding).text(query.query_str).rerank(self._reranker)
+            search.vector(query.query_embedding).text(self._words).rerank(self._reranker)
         return search
 
     def result(self, found: pa.Table, metric: str) -> VectorStoreQueryResult:
@@ -110,6 +111,11 @@ class NodeSearch:
             similarities=_similarities(found, metric),
             ids=found[ID].to_pylist(),
         )
+
+    @property
+    def _words(self) -> FullTextQuery:
+        """The question as a full-text query that no punctuation in it keeps from being answered."""
+        return rqs.words_query(cast(str, self._query.query_str), self._columns.text)
 
     @property
     def _score(self) -> list[str]:

@@ -149,11 +149,12 @@ class AsyncMethods(DocumentStoreBase):
         if not _work.checked_top_k(top_k) or table is None:
             return []
         with store_errors():
+            words = rqs.words_query(query, CONTENT)
             await table.create_fts_index(CONTENT, exist_ok=True)
             hybrid = (
                 (await table.search(query_type="hybrid"))
                 .vector(_work.one_vector(query_embedding))
-                .text(query)
+                .text(words)
             )
             tuned = _work.tuned(hybrid, nprobes, shortlist)
             found = await _work.reading(tuned, condition, columns, top_k).to_arrow()

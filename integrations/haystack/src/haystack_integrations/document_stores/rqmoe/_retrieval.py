@@ -9,6 +9,8 @@ from haystack_integrations.document_stores.rqmoe._filters import condition_of
 from haystack_integrations.document_stores.rqmoe._rows import CONTENT
 from haystack_integrations.document_stores.rqmoe._table import store_errors
 
+import rqmoe_store as rqs
+
 
 class Retrieval(DocumentStoreBase):
     """The methods of a document store that retrievers call."""
@@ -70,22 +72,24 @@ class Retrieval(DocumentStoreBase):
         to bring it up to date, which makes searches quicker.
 
         Args:
-            query: words to look for; without any, documents are found by their embeddings alone.
+            query: any text; its words are looked for. Without any, documents are found by their embeddings
+                alone.
             query_embedding, filters, top_k, return_embedding, nprobes, shortlist: as for
                 `embedding_retrieval`.
 
         Returns:
             Documents whose `score` is their relevance by both.
 
-        Raises as `embedding_retrieval`, and ValueError for a query that is no text.
+        Raises as `embedding_retrieval`, and DocumentStoreError for a query that is no text.
         """
         condition, columns = condition_of(filters), _work.columns_of(return_embedding)
         table = self._table.opened()
         if not _work.checked_top_k(top_k) or table is None:
             return []
         with store_errors():
+            words = rqs.words_query(query, CONTENT)
             table.create_fts_index(CONTENT, exist_ok=True)
-            hybrid = table.search(query_type="hybrid").vector(_work.one_vector(query_embedding)).text(query)
+            hybrid = table.search(query_type="hybrid").vector(_work.one_vector(query_embedding)).text(words)
             found = _work.reading(
                 _work.tuned(hybrid, nprobes, shortlist), condition, columns, top_k
             ).to_arrow()
