@@ -72,6 +72,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the sample, instead of a time.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", ...')] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help='"float32", "bfloat16", or "auto" for what the hardware is made for.'),
+    ] = "auto",
     checkpoint_dir: Annotated[
         str | None, typer.Option(help="Keep progress here; Ctrl-C then returns the best so far.")
     ] = None,
@@ -88,6 +92,7 @@ def train(
 
     settings: dict[str, Any] = {"kind": kind, "metric": metric, "code_bytes": code_bytes, "seed": seed}
     settings |= {"device": device, "checkpoint_dir": checkpoint_dir, "epochs": epochs}
+    settings["precision"] = precision
     if minutes is not None or epochs is not None:
         settings["max_minutes"] = minutes
     config, training = preset(preset_name, **settings)  # type: ignore[arg-type]  # names the choices

@@ -9,10 +9,12 @@ CodecKind = Literal["rqmoe", "qinco", "rq"]
 Metric = Literal["l2", "cosine", "dot"]
 KeepVectors = Literal["none", "float16", "float32"]
 Preselect = int | Literal["beam"] | None
+TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 
 CODEC_KINDS: tuple[CodecKind, ...] = ("rqmoe", "qinco", "rq")
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
 KEEP_VECTORS: tuple[KeepVectors, ...] = ("none", "float16", "float32")
+TRAINING_PRECISIONS: tuple[TrainingPrecision, ...] = ("auto", "float32", "bfloat16")
 
 MAX_CODEBOOK_SIZE = 256
 """A code is one byte per step."""
@@ -104,8 +106,11 @@ class CodecConfig:
 class TrainConfig:
     """How a codec is trained.
 
-    A run limited by `epochs` alone repeats bit for bit with the same seed on the same machine.
-    With `max_minutes` the learning-rate schedule follows the clock, so repeats differ slightly.
+    A run limited by `epochs` alone repeats bit for bit with the same seed on the same machine, with
+    the same number of threads and the same versions of torch and numpy. Elsewhere sums are rounded in
+    another order, and the same seed gives other weights and codes of much the same error; with
+    `precision="auto"`, processors also differ in the number format. With `max_minutes` the
+    learning-rate schedule follows the clock, so repeats differ slightly.
     """
 
     max_minutes: float | None = None
@@ -135,6 +140,11 @@ class TrainConfig:
     device: str = "auto"
     """"auto" (CUDA when there is one; each of several processes has its own), "cpu", "cuda" or
     "cuda:1", ..."""
+    precision: TrainingPrecision = "auto"
+    """Number format of the experts' matrix products in training: "float32"; "bfloat16" (torch's
+    autocast), which rounds more and is quicker on hardware made for it only; or "auto", bfloat16 on
+    such hardware and float32 elsewhere. Weights and the optimizer stay float32; a trained codec
+    encodes in float32 whatever it was trained in."""
     checkpoint_dir: str | None = None
     """Where progress is kept. With it, Ctrl-C returns the best codec so far and the next run with
     the same settings goes on where this one stopped, in as many processes as one likes."""
@@ -144,6 +154,7 @@ class TrainConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        _require_choice("precision", self.precision, TRAINING_PRECISIONS)
         if self.epochs is not None:
             _require_int("epochs", self.epochs, 0, 10**9)
         _require_int("batch_size", self.batch_size, 1, 2**24)

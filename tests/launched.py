@@ -22,12 +22,15 @@ ROWS = 801  # with batches of 100, the last one of an epoch is a single row: non
 SMALL = {"code_bytes": 3, "codebook_size": 16, "num_experts": 2, "hidden_dim": 16, "beam": 2, "preselect": 8}
 
 
-def train_small(folder: Path, *, kind: str = "rqmoe", num_partitions: int = 3, **changes: object) -> Codec:
+def train_small(folder: Path, *, kind: str = "rqmoe", **changes: object) -> Codec:
     """The codec of the table in `folder`, trained on the CPU with other settings than the defaults."""
-    settings = {"epochs": 3, "batch_size": 100, "progress": False, "device": "cpu", "learning_rate": 3e-3}
+    settings = {
+        "epochs": 3, "batch_size": 100, "progress": False, "device": "cpu", "learning_rate": 3e-3,
+        "precision": "float32",
+    }  # fmt: skip
     return train(
         lancedb.connect(folder).open_table("docs"),
-        config=CodecConfig(kind=kind, num_partitions=num_partitions, **SMALL),
+        config=CodecConfig(kind=kind, num_partitions=3, **SMALL),
         training=TrainConfig(**{**settings, **changes}),
         validation=curved(200, seed=5),
     )
@@ -55,12 +58,13 @@ def main(folder: Path, slow: bool) -> None:
     if slow:
         save("long", epochs=40, learning_rate=1e-3)
         save("clock", epochs=None, max_minutes=0.05)
-        save("qinco", kind="qinco", num_partitions=0, epochs=10)
+        save("qinco", kind="qinco", epochs=10)
         save("diverged", epochs=1, learning_rate=1e25)
         save("impatient", epochs=500, learning_rate=3.0, patience=1)
         save("rq", kind="rq")
         return
     save("straight")
+    save("bfloat16", precision="bfloat16")
     kept = {"checkpoint_dir": str(folder / "checkpoint")}
     if rank == "1":  # not the process that decides
         press_ctrl_c_at(12)

@@ -28,7 +28,7 @@ def test_codec_settings_out_of_range(fields: dict[str, object]) -> None:
         {"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
         {"max_minutes": -1.0}, {"max_minutes": float("inf")}, {"weight_decay": 1.0}, {"seed": -1},
         {"warmup_fraction": 1.0}, {"max_rows": 1}, {"clip_norm": -1.0}, {"validation_rows": 0},
-        {"patience": 0}, {"patience": 2.5},
+        {"patience": 0}, {"patience": 2.5}, {"precision": "float16"}, {"precision": None},
     ],
 )  # fmt: skip
 def test_training_settings_out_of_range(fields: dict[str, object]) -> None:

@@ -122,7 +122,7 @@ class TrainingLoop:
         self.optimizer.zero_grad(set_to_none=True)
         loss = batch_BD.new_zeros(())
         if len(own_BD):
-            loss, codes_BM = batch_loss(self.quantizer, own_BD, self.loss_of)
+            loss, codes_BM = batch_loss(self.quantizer, own_BD, self.loss_of, self.settings.precision)
             loss.backward()
             self._count(codes_BM)
         else:

@@ -5,12 +5,19 @@ from typing import Any
 
 import torch
 
+from rqmoe_store.config import TrainingPrecision
 
-def mixed_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 matrix products where the hardware has them; elsewhere they would be far slower."""
+
+def mixed_precision(device: torch.device, precision: TrainingPrecision) -> AbstractContextManager[Any]:
+    """The context in which matrix products are taken in `precision`: autocast for bfloat16, else none."""
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16_units(device) else "float32"
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices; where it does not, torch is far slower at it."""
     if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        supported = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return torch.autocast(device.type, torch.bfloat16) if supported else nullcontext()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -27,7 +27,8 @@ def test_peers_encode_and_decode(name, capfd) -> None:
     assert codes.shape == (400, 2) and codes.dtype == np.uint8
     decoded = codec.decode(codes)
     assert decoded.shape == ROWS.shape and decoded.dtype == np.float32
-    np.testing.assert_array_equal(decoded[7:9], codec.decode(codes[7:9]))
+    # Alone or among others is another matrix product, which may be summed in another order.
+    np.testing.assert_allclose(codec.decode(codes[7:9]), decoded[7:9], rtol=1e-5, atol=1e-5)
     assert error(codec) < 0.2 * VARIANCE
     assert 256 * DIM * 4 < codec.artefact_bytes < 40_000  # codebooks, and no vectors
     assert codec.epochs is None

@@ -7,8 +7,9 @@ import pytest
 import torch
 from small_codecs import curved, small_config, stirred
 
-from rqmoe_store.config import Metric
+from rqmoe_store.config import TRAINING_PRECISIONS, Metric, TrainingPrecision
 from rqmoe_store.training import objective
+from rqmoe_store.training import precision as precision_module
 from rqmoe_store.training.interrupt import deferred_interrupt
 from rqmoe_store.training.loss import TrainingLoss, normalized_residual_loss, wrong_distances
 from rqmoe_store.training.revival import revive_dead
@@ -125,25 +126,35 @@ def test_dead_codewords_move_next_to_the_most_used() -> None:
     assert moment[1, 7].any()
 
 
-def test_bf16_losses_and_gradients_follow_float32_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_losses_and_gradients_follow_float32_ones() -> None:
     """The mixed-precision path itself, also where the hardware would not choose it."""
     measured = {}
-    for enabled in (False, True):
+    for precision in ("float32", "bfloat16"):
         quantizer = stirred(small_config()).requires_grad_(True)
-        monkeypatch.setattr(
-            objective,
-            "mixed_precision",
-            lambda device, enabled=enabled: torch.autocast("cpu", torch.bfloat16, enabled=enabled),
-        )
         rows_BD = quantizer.normalize(torch.from_numpy(curved(200)))
-        loss, codes_BM = objective.batch_loss(quantizer, rows_BD, TrainingLoss(rows_BD, "l2", seed=0))
+        loss_of = TrainingLoss(rows_BD, "l2", seed=0)
+        loss, codes_BM = objective.batch_loss(quantizer, rows_BD, loss_of, precision)
         loss.backward()
         gradient = quantizer.codebooks_MKD.grad
         assert gradient is not None
         assert gradient.dtype == loss.dtype == torch.float32
         assert codes_BM.shape == (200, 4)
-        measured[enabled] = float(loss.detach()), float(gradient.norm())
-    assert measured[True] == pytest.approx(measured[False], rel=0.02)
+        measured[precision] = float(loss.detach()), float(gradient.norm())
+    assert measured["bfloat16"] != measured["float32"]
+    assert measured["bfloat16"] == pytest.approx(measured["float32"], rel=0.02)
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+@pytest.mark.parametrize("precision", TRAINING_PRECISIONS)
+def test_precision_is_what_was_asked_for_else_what_the_hardware_is_made_for(
+    precision: TrainingPrecision, has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision_module, "has_bfloat16_units", lambda device: has_units)
+    ones = torch.ones(2, 2)
+    with precision_module.mixed_precision(ones.device, precision):
+        product = ones @ ones
+    rounded = {"auto": has_units, "bfloat16": True, "float32": False}[precision]
+    assert product.dtype == (torch.bfloat16 if rounded else torch.float32)
 
 
 def test_codewords_used_once_are_not_split() -> None:
