@@ -14,7 +14,6 @@ from rqmoe_store.store.background import BackgroundEncoding
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.statistics import disk_bytes
 from rqmoe_store.store.unused_codecs import GRACE, remove_unused
 from rqmoe_store.store.upkeep import OptimizeReport, tidy
@@ -34,7 +33,6 @@ class LifecycleTable(TableContents):
     encoding: BackgroundEncoding | None = None
     """What was begun last, through this handle, by `encode_in_background` or alike; None if nothing was."""
 
-    @names_refusals
     def train(
         self,
         training: TrainConfig | None = None,
@@ -75,7 +73,6 @@ class LifecycleTable(TableContents):
         self._encode(encode, progress)
         return codec
 
-    @names_refusals
     def retrain(
         self,
         training: TrainConfig | None = None,
@@ -140,7 +137,6 @@ class LifecycleTable(TableContents):
             self.encoding = BackgroundEncoding(self.table, self.codecs)
         return self.encoding
 
-    @names_refusals
     def optimize(
         self,
         *,

@@ -10,6 +10,7 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, KeepVectors
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.search.source import Cache
 from rqmoe_store.store import databases
 from rqmoe_store.store.compress import compress as _compress
@@ -24,6 +25,7 @@ from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
 
 
+@names_refusals
 def create_table(
     db: DBConnection,
     name: str,
@@ -110,6 +112,7 @@ def _with_data(store: CompressedTable, data: Any, key: str | None) -> Compressed
     return store
 
 
+@names_refusals
 def compress(
     docs: Table,
     codec: Codec,
@@ -224,6 +227,7 @@ def _begun(docs: LanceTable, codec: Codec) -> CompressedTable | None:
     return store
 
 
+@names_refusals
 def open_table(
     db: DBConnection, name: str, *, cache: Cache = "memory", memory_budget: int | None = None
 ) -> CompressedTable:

@@ -21,19 +21,20 @@ MAX_FUNCTION_LINES = 40
 # Room -> rooms of the package it may import from. Itself is always allowed.
 MAY_IMPORT = {
     "errors": set(),
+    "refusals": {"errors"},
     "config": {"errors"},
     "presets": {"errors", "config"},
     "codecs": {"errors", "config"},
-    "training": {"errors", "config", "codecs"},
-    "store": {"errors", "config", "codecs"},
-    "search": {"errors", "config", "codecs", "store"},
-    "ingestion": {"errors", "config", "codecs", "store"},
-    "verification": {"errors", "config", "codecs", "store"},
-    "exports": {"errors", "codecs", "store"},
-    "contents": {"store", "verification", "exports"},
-    "lifecycle": {"errors", "config", "codecs", "training", "store", "contents"},
-    "table": {"errors", "config", "codecs", "store", "search", "lifecycle"},
-    "tables": {"errors", "config", "codecs", "store", "search", "table"},
+    "training": {"refusals", "errors", "config", "codecs"},
+    "store": {"refusals", "errors", "config", "codecs"},
+    "search": {"refusals", "errors", "config", "codecs", "store"},
+    "ingestion": {"refusals", "errors", "config", "codecs", "store"},
+    "verification": {"refusals", "errors", "config", "codecs", "store"},
+    "exports": {"refusals", "errors", "codecs", "store"},
+    "contents": {"refusals", "store", "verification", "exports"},
+    "lifecycle": {"refusals", "errors", "config", "codecs", "training", "store", "contents"},
+    "table": {"refusals", "errors", "config", "codecs", "store", "search", "lifecycle"},
+    "tables": {"refusals", "errors", "config", "codecs", "store", "search", "table"},
     "async_lifecycle": {
         "config",
         "codecs",
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     },
     "async_rows": {"store", "search", "table"},
     "async_table": {
+        "refusals",
         "errors",
         "config",
         "codecs",
@@ -117,7 +119,7 @@ MAY_IMPORT = {
     },
 }
 # Rooms that compute on arrays and tensors only, and their one exception.
-WITHOUT_STORAGE = {"errors", "config", "codecs", "training"}
+WITHOUT_STORAGE = {"errors", "refusals", "config", "codecs", "training"}
 STORAGE_LIBRARIES = {"lancedb", "lance", "pyarrow", "pandas", "polars"}
 MAY_READ_TABLES = {"training/sampler.py"}
 

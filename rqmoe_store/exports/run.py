@@ -13,8 +13,8 @@ from rqmoe_store.exports.destination import size_of, written_whole
 from rqmoe_store.exports.formats import FORMATS
 from rqmoe_store.exports.report import ExportReport
 from rqmoe_store.exports.rows import read_batches
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store.progress import progress_bar
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table_codec import TableCodec
 
 FormatName = Literal["parquet", "npy", "codes"]

@@ -12,7 +12,7 @@ from rqmoe_store.ingestion.pipeline import COMMIT_ROWS, Ingestion, IngestSetting
 from rqmoe_store.ingestion.prepare import prepare
 from rqmoe_store.ingestion.report import IngestReport
 from rqmoe_store.ingestion.target import Target
-from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.refusals import names_refusals
 
 OnBadRows = Literal["quarantine", "error"]
 

@@ -19,10 +19,10 @@ from rqmoe_store.ingestion.quarantine import BadRow
 from rqmoe_store.ingestion.stages import ahead
 from rqmoe_store.ingestion.streams import StreamPiece
 from rqmoe_store.ingestion.writer import Content
+from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store.appends import fragments_of, write_batches
 from rqmoe_store.store.drift import DriftSums
 from rqmoe_store.store.ingested import Done
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_place import TablePlace
 from rqmoe_store.store.vector_arrays import rows_per_batch
@@ -79,7 +79,7 @@ class WrittenPart:
         return cls(**{**values, "content": Content(**content)})
 
 
-class PartWriter:
+class PartWriter(NamesRefusals):
     """Writes parts, with one codec for all of them."""
 
     def __init__(self, work: PartWork, *, device: str = "auto") -> None:
@@ -117,7 +117,6 @@ class PartWriter:
         """Write some rows of a source that has no parts and is called `name`. Raises as `write`."""
         return self._write(StreamPiece(iter(rows.to_batches()), name, None), 0)
 
-    @names_refusals
     def _write(self, piece: Piece, start: int) -> WrittenPart:
         reader = BlockReader(
             checker=self._checker,

@@ -24,16 +24,16 @@ from rqmoe_store.ingestion.pipeline import IngestSettings, claimed
 from rqmoe_store.ingestion.prepare import Prepared
 from rqmoe_store.ingestion.report import IngestReport
 from rqmoe_store.ingestion.writer import Committer, Content
+from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store.appends import written_elsewhere
 from rqmoe_store.store.ingested import Done
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table_place import TablePlace
 
 PART_BYTES = 2**27
 """Of a part of a source, about."""
 
 
-class SharedIngestion:
+class SharedIngestion(NamesRefusals):
     """The half of an ingestion that commits; use `share_pieces` or `share_rows` instead of calling this."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
@@ -95,7 +95,6 @@ class SharedPieces(SharedIngestion):
         self._missing = {(part.key, part.start) for part in self.parts}
         self._waiting: dict[tuple[str, int], WrittenPart] = {}
 
-    @names_refusals
     def take(self, written: WrittenPart) -> None:
         """Take note of a part, in whichever order they come; of one that was written twice, once.
 
@@ -117,7 +116,6 @@ class SharedPieces(SharedIngestion):
             if self._content.is_full(self._settings.commit_rows):
                 self._commit()
 
-    @names_refusals
     def finish(self) -> IngestReport:
         """Commit the rest; what was done.
 
@@ -148,7 +146,6 @@ class SharedRows(SharedIngestion):
         """Take note of rows that were written."""
         self._gather(written)
 
-    @names_refusals
     def finish(self) -> IngestReport:
         """Commit all that was taken; what was done. Raises as `SharedPieces.take`."""
         if not self.is_done:

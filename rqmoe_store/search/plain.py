@@ -6,6 +6,7 @@ from typing import Self
 import lance
 import pyarrow as pa
 
+from rqmoe_store.refusals import naming_refusals
 from rqmoe_store.search.columns import ROW_ID
 from rqmoe_store.search.filters import combined
 from rqmoe_store.search.options import batch_length, whole_number
@@ -86,4 +87,6 @@ class PlainQuery(PlainQueryBuilder, TableQuery):
                 rows = vectors.filled(pa.Table.from_batches([batch]), names, snapshot.codecs)
                 yield from rows.select(names).replace_schema_metadata().to_batches(max_chunksize=length)
 
-        return pa.RecordBatchReader.from_batches(pa.schema([schema.field(name) for name in names]), batches())
+        return pa.RecordBatchReader.from_batches(
+            pa.schema([schema.field(name) for name in names]), naming_refusals(batches(), self)
+        )

@@ -11,7 +11,7 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search.raw_rows import RawFragments, RawRows
 from rqmoe_store.search.request import SearchRequest
@@ -119,9 +119,9 @@ class CodeSource:
             try:
                 state = self.current(memory_budget)
                 return action(state)
-            except (OSError, RuntimeError, pa.ArrowException):
+            except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
                 # Old versions may be cleaned up, and tables replaced, while a query reads them.
-                if not self.is_lost(state):
+                if isinstance(error, RQMoEError) or not self.is_lost(state):
                     raise
 
     def is_lost(self, state: TableState | None) -> bool:

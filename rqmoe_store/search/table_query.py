@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.search.columns import check_selection, require_known
 from rqmoe_store.search.decoded_column import DecodedColumn
 from rqmoe_store.search.options import batch_length, require_installed, whole_number
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 10
 
 
-class TableQueryBuilder:
+class TableQueryBuilder(NamesRefusals):
     """A query built step by step; every method that sets an option returns the query itself.
 
     An option is a value of its own, replaced and never changed: a copy of a query is independent of it.

@@ -10,7 +10,7 @@ from lancedb.index import FTS
 from lancedb.table import Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.refusals import names_refusals
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.table import StoredTable
 

@@ -9,9 +9,9 @@ from lance.dataset import Transaction
 from lance.fragment import FragmentMetadata, write_fragments
 from lancedb.table import LanceTable
 
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store.fragments import noting
 from rqmoe_store.store.new_table import ROWS_PER_FILE
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import to_newest
 
 

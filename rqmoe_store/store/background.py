@@ -6,10 +6,10 @@ import warnings
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import RQMoEError, TableError
+from rqmoe_store.refusals import NamesRefusals, names_refusals
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.reencoding import Reencoded, reencoding_steps, stale_filter
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.table_codec import TableCodec, codecs_of
 
 
@@ -17,7 +17,7 @@ class _StoppedError(Exception):
     """Raised into a step that is not to be finished; nothing of it is committed."""
 
 
-class BackgroundEncoding:
+class BackgroundEncoding(NamesRefusals):
     """Rows being encoded by the newest codec of a table, in a thread of this process.
 
     Every step writes one fragment anew and commits it, so searches and writes go on meanwhile, through any

@@ -22,6 +22,7 @@ from rich.progress import Progress
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import KeepVectors
 from rqmoe_store.errors import TableError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.creation import require_place, stored_schema
@@ -30,7 +31,6 @@ from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.new_table import ApartColumn
 from rqmoe_store.store.progress import progress_bar
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.schemas import require_readable, user_schema
 from rqmoe_store.store.spill import CodeSpill
 from rqmoe_store.store.table import StoredTable

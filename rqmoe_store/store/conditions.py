@@ -6,6 +6,7 @@ from typing import Any
 from lancedb.expr import Expr
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.refusals import is_gone
 
 _QUOTED_OR_COMMENT = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*")
 
@@ -31,6 +32,8 @@ def checked_condition(table: Any, condition: str | Expr, *, called: str = "where
     try:
         table.search().where(enclosed).output_schema()
     except Exception as error:  # LanceDB panics on some, with an exception of no other class
+        if is_gone(error):
+            raise
         raise InvalidInputError(
             f"Got {called}={text!r}, which LanceDB refuses: {error}\n"
             "Expected an SQL condition over the table's columns, such as \"lang = 'en' AND year > 2000\"."

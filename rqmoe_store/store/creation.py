@@ -11,12 +11,12 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import moved_embedding
 from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
 from rqmoe_store.store.metadata import TableMarks
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.schemas import require_readable, user_schema
 from rqmoe_store.store.spooled_rows import SpooledRows
 from rqmoe_store.store.table_codec import marks_of

@@ -8,12 +8,12 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import TableError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.compress import require_compressible
 from rqmoe_store.store.embeddings import moved_embedding
 from rqmoe_store.store.kept_vectors import KeptVectors
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.table_codec import TableCodec, marks_of
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch

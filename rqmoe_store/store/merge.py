@@ -11,12 +11,12 @@ import pyarrow as pa
 from lancedb.expr import Expr
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
 from rqmoe_store.store.conditions import as_sql, checked_condition
 from rqmoe_store.store.drift import DriftSums, note_apart
 from rqmoe_store.store.keys import column_names, require_unique
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import PATIENCE, on_newest
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.spooled_rows import SpooledRows, spooled
@@ -40,7 +40,7 @@ class MergeResult:
         return self.num_updated_rows + self.num_inserted_rows
 
 
-class MergeBuilder:
+class MergeBuilder(NamesRefusals):
     """The actions of a merge, in LanceDB's words; every method that adds one returns the builder itself."""
 
     def __init__(self, store: OpenTable, on: str | Iterable[str] | None) -> None:
@@ -96,7 +96,6 @@ class MergeBuilder:
 class MergeInsert(MergeBuilder):
     """A merge, built step by step and done by `execute`."""
 
-    @names_refusals
     def execute(
         self,
         new_data: Any,

@@ -8,6 +8,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import TableError
+from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.health import DriftWatch
@@ -20,7 +21,7 @@ from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.table_codec import TableCodec, codecs_of
 
 
-class OpenTable:
+class OpenTable(NamesRefusals):
     """A table, its columns and its codecs; methods come in groups, each a class that derives from it."""
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:

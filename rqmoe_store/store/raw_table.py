@@ -9,11 +9,11 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
 from rqmoe_store.config import CodecConfig
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import registry
 from rqmoe_store.store.creation import create_with, require_usable, stored_schema, vector_dim
 from rqmoe_store.store.keys import keyed, require_unique
 from rqmoe_store.store.metadata import TableMarks
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.spooled_rows import SpooledRows, spooled
 from rqmoe_store.store.table_codec import TableCodec

@@ -15,8 +15,8 @@ from lancedb.table import Table
 from rqmoe_store.codecs.artefact import Artefact, require_fingerprint
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtefactError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store.databases import create_if_absent, open_if_exists
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.sql import literal
 
 REGISTRY_TABLE = "_rqmoe_codecs"

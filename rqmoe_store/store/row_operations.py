@@ -13,7 +13,6 @@ from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
 from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.spooled_rows import spooled
 from rqmoe_store.store.updates import update_rows
@@ -75,7 +74,7 @@ class RowOperations(OpenTable):
             drift = encoder.drift.take() if encoder.drift else None
             properties = drift.properties if drift else {}
             if drift is not None and (warning := self._watch.note(self.table, self._codecs, drift)):
-                warnings.warn(warning, stacklevel=2)
+                warnings.warn(warning, stacklevel=3)
             if encoded.count > 0:
                 append_rows(
                     self.table,
@@ -130,7 +129,6 @@ class RowOperations(OpenTable):
         """
         return update_rows(self, where, values, values_sql)
 
-    @names_refusals
     def delete(self, where: str | Expr) -> int:
         """Delete the rows that match a condition; returns how many.
 

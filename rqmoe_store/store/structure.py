@@ -9,10 +9,10 @@ from lancedb.expr import Expr
 from lancedb.index import Bitmap, BTree, LabelList
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.refusals import is_gone
 from rqmoe_store.store.conditions import as_sql
 from rqmoe_store.store.keys import column_names, set_key
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.schemas import require_readable
 from rqmoe_store.store.sql import quoted
@@ -29,7 +29,6 @@ _CHANGES = {"path", "rename", "nullable", "data_type"}
 class TableStructure(OpenTable):
     """The methods of a table that work on columns as a whole."""
 
-    @names_refusals
     def set_key(self, key: str) -> None:
         """Make a column the key that tells rows apart. It allows no nulls from then on, and stays the key.
 
@@ -48,7 +47,6 @@ class TableStructure(OpenTable):
         self._require_users([key])
         set_key(self.table, key)
 
-    @names_refusals
     def add_columns(self, transforms: Mapping[str, str] | pa.Field | Iterable[pa.Field] | pa.Schema) -> None:
         """Add columns, all or none; they allow nulls, and rows to come may leave them out.
 
@@ -81,7 +79,6 @@ class TableStructure(OpenTable):
         if strict:
             self._change(transforms, lambda: self.table.alter_columns(*strict))
 
-    @names_refusals
     def alter_columns(self, *alterations: Mapping[str, Any]) -> None:
         """Rename columns, or change their type or whether they allow nulls, in one commit or none at all.
 
@@ -115,7 +112,6 @@ class TableStructure(OpenTable):
         changes: Any = alterations  # LanceDB's annotation is of something else
         self._change(alterations, lambda: self.table.alter_columns(*changes))
 
-    @names_refusals
     def drop_columns(self, columns: str | Iterable[str]) -> None:
         """Drop columns and the indexes on them, in one commit or none at all.
 
@@ -134,7 +130,6 @@ class TableStructure(OpenTable):
             raise InvalidInputError(f"Got column {self.key!r} to drop, which is the table's key.")
         self._change(names, lambda: self.table.drop_columns(names))
 
-    @names_refusals
     def create_scalar_index(
         self,
         column: str,
@@ -190,6 +185,8 @@ class TableStructure(OpenTable):
         except TableError:
             raise
         except (ValueError, TypeError) as error:
+            if is_gone(error):
+                raise
             raise InvalidInputError(f"LanceDB refuses {asked!r}: {error}\nNothing was changed.") from error
 
     def _require_expressions(self, expressions: dict[str, str | Expr]) -> None:

@@ -2,30 +2,98 @@
 
 from typing import Any, cast
 
-from lancedb.table import LanceTable, Tags
+from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.table_codec import TableCodec
+
+
+class TableTags(NamesRefusals):
+    """Names for the versions of a table, with the calls of LanceDB's."""
+
+    def __init__(self, store: "TableVersions") -> None:
+        self._store = store
+
+    def list(self) -> dict[str, Any]:
+        """All tags: what LanceDB says of each, its `version` among it."""
+        tags: dict[str, Any] = dict(self._store.table.tags.list())
+        if not tags:
+            self._store.list_versions()  # raises when the table is gone
+        return tags
+
+    def get_version(self, tag: str) -> int:
+        """The version that a tag names. Raises InvalidInputError if there is no such tag."""
+        self._require(tag)
+        return self._store.table.tags.get_version(tag)
+
+    def create(self, tag: str, version: int) -> None:
+        """Name a version.
+
+        Raises:
+            InvalidInputError: no such version, or what LanceDB takes for no name.
+            TableError: there is such a tag; `update` makes it name another version.
+            StorageError: the disk or bucket refuses it.
+        """
+        _require_name(tag)
+        self._require_version(version)
+        if tag in self.list():
+            raise TableError(f"There is a tag {tag!r} already; make it name another version with update().")
+        self._store.table.tags.create(tag, version)
+
+    def update(self, tag: str, version: int) -> None:
+        """Let a tag name another version. Raises InvalidInputError for no such tag or version."""
+        self._require(tag)
+        self._require_version(version)
+        self._store.table.tags.update(tag, version)
+
+    def delete(self, tag: str) -> None:
+        """Forget a name. Raises InvalidInputError if there is no such tag."""
+        self._require(tag)
+        self._store.table.tags.delete(tag)
+
+    def _require(self, tag: str) -> None:
+        _require_name(tag)
+        known = sorted(self.list())
+        if tag not in known:
+            there_are = f"one of {', '.join(known)}" if known else "one that create() made; there is none"
+            raise InvalidInputError(f"Got tag={tag!r}; expected {there_are}.")
+
+    def _require_version(self, version: int) -> None:
+        known = [each["version"] for each in self._store.list_versions()]
+        if isinstance(version, bool) or not isinstance(version, int) or version not in known:
+            raise _unknown(version)
+
+
+def _require_name(tag: object) -> None:
+    if not isinstance(tag, str) or not tag:
+        raise InvalidInputError(f"Got tag={tag!r}; expected a name, such as 'before-clean-up'.")
 
 
 class TableVersions(OpenTable):
     """The methods of a table that work on its versions."""
 
     @property
-    def tags(self) -> Tags:
+    def tags(self) -> TableTags:
         """Names for versions, as in LanceDB: `tags.create(name, version)`, `list`, `get_version`, `update`
         and `delete`. A version that has one is not cleaned up."""
-        return self.table.tags
+        return TableTags(self)
 
     def list_versions(self) -> list[dict[str, Any]]:
-        """All versions that can be checked out or restored: `version`, `timestamp` and `metadata` of each."""
-        return self.table.list_versions()
+        """All versions that can be checked out or restored: `version`, `timestamp` and `metadata` of each.
+
+        Raises:
+            TableError: the table was dropped.
+        """
+        versions = self.table.list_versions()
+        if not versions:
+            databases.reopened(self.table)  # raises: a table that is there has one
+        return versions
 
     def checkout(self, version: int | str) -> None:
         """Read everything through this handle, searches included, from an earlier version.
@@ -50,7 +118,6 @@ class TableVersions(OpenTable):
         self.checked_out = None
         self.refresh()
 
-    @names_refusals
     def restore(self, version: int | str | None = None) -> None:
         """Make a new version that is like an earlier one, and go on with it.
 
@@ -71,7 +138,7 @@ class TableVersions(OpenTable):
 
     def _number(self, version: int | str) -> int:
         """The number of a version, which a tag may name."""
-        tags = self.table.tags.list() if isinstance(version, str) else {}
+        tags = self.tags.list() if isinstance(version, str) else {}
         number = tags[version]["version"] if version in tags else version
         if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 2**63:
             raise _unknown(version)

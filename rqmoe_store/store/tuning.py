@@ -11,9 +11,9 @@ from typing import Self
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import TableError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import databases
 from rqmoe_store.store.metadata import PREFIX
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.stored_values import json_object, readable_text, require_types
 
 KEY = PREFIX + "tuned_search"

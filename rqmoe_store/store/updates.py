@@ -7,9 +7,9 @@ import pyarrow as pa
 from lancedb.expr import Expr
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.refusals import is_gone, names_refusals
 from rqmoe_store.store.conditions import as_sql, checked_condition
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.row_encoder import RowEncoder
 
@@ -45,6 +45,8 @@ def update_rows(
     except TableError:
         raise
     except (ValueError, NotImplementedError) as error:
+        if is_gone(error):
+            raise
         raise InvalidInputError(
             f"LanceDB refuses {values or values_sql!r} as new values: {error}\nNothing was written."
         ) from error

@@ -19,6 +19,7 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
 from rqmoe_store.training.evaluate import validation_mse
 from rqmoe_store.training.initialise import check_trainable, warn_if_few
@@ -31,6 +32,7 @@ from rqmoe_store.training.workers import Workers, join_workers
 _CALIBRATION_PRESELECT = 4
 
 
+@names_refusals
 def train(
     data: Any,
     vector_column: str = "vector",
@@ -82,7 +84,7 @@ def train(
         training_nD, validation_nD = _split(sample_nD, validation, config, settings)
         check_trainable(training_nD, config)
         if workers.is_main:
-            warn_if_few(len(training_nD), config, stacklevel=2)
+            warn_if_few(len(training_nD), config, stacklevel=3)
         quantizer, rq_mse, epochs = _fit(
             training_nD.to(device), validation_nD.to(device), config, settings, started, workers, progress
         )

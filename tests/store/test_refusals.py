@@ -14,8 +14,8 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, StorageError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import registry
-from rqmoe_store.store.refusals import names_refusals
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
 
