@@ -106,7 +106,7 @@ class LifecycleTable(TableContents):
         """
         self.refresh()
         config = self.codecs.marks.config if config is None else config
-        lost = self.count_rows(self.columns.decoded_filter)
+        lost = self.table.count_rows(self.columns.decoded_filter)
         if lost:
             warnings.warn(
                 f"{lost:,} rows of table {self.name!r} have codes only: they are decoded by the old codec "
@@ -184,7 +184,7 @@ class LifecycleTable(TableContents):
         return OptimizeReport(
             trained=trained,
             encoded=encoded,
-            raw_rows=self.count_rows(self.columns.raw_filter),
+            raw_rows=self.table.count_rows(self.columns.raw_filter),
             bytes_before=before,
             bytes_after=disk_bytes(self.table),
             removed=removed,
@@ -196,7 +196,7 @@ class LifecycleTable(TableContents):
             return False
         rows = max(train_from, self.codecs.marks.config.least_training_rows)
         # All rows are counted first: that takes no look at them.
-        return len(self) >= rows and self.count_rows(self.columns.raw_filter) >= rows
+        return len(self) >= rows and self.table.count_rows(self.columns.raw_filter) >= rows
 
     def _trained(
         self, training: TrainConfig | None, vectors: Any, config: CodecConfig, progress: bool
@@ -231,7 +231,7 @@ class LifecycleTable(TableContents):
         if self.codecs.newest is None:
             return Reencoded()
         with progress_bar(progress) as bar:
-            rows = self.count_rows(stale_filter(self.columns, self.codecs))
+            rows = self.table.count_rows(stale_filter(self.columns, self.codecs))
             task = bar.add_task("Encoding", total=rows)
             done = reencode_table(self.table, self.codecs, lambda count: bar.advance(task, count))
         self.refresh()

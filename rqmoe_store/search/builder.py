@@ -10,14 +10,12 @@ import pyarrow as pa
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import output_names, take
 from rqmoe_store.search.execution import Execution
-from rqmoe_store.search.filters import combined
 from rqmoe_store.search.options import as_queries, bound, share, whole_number
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.reach import reach
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import SearchBuilder
-from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.table import StoredTable
 
 
@@ -158,11 +156,10 @@ class QueryBuilder(SearchBuilder):
         looks = reach(
             self._nprobes, self._shortlist, page=page, least=refined or page, tuned=state.snapshot.tuned
         )
-        checked = [checked_condition(state.snapshot.table, condition) for condition in self._conditions]
         return SearchRequest(
             queries_QD=self._queries_QD,
-            where=combined(checked),
-            where_text=" AND ".join(self._conditions),
+            where=self._where(state.snapshot.table),
+            where_text=self._where_text,
             prefilter=self._prefilter,
             limit=self._limit,
             offset=self._offset,

@@ -1,5 +1,6 @@
 """SQL filters of a query: the checked conditions of the user's, and the probed partitions."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 import lance
@@ -8,10 +9,18 @@ import numpy.typing as npt
 
 from rqmoe_store.store.sql import quoted
 
+_CHANGING = re.compile(r"\b(now|today|random|uuid|current_\w+|local\w*)\b", re.IGNORECASE)
+"""Functions that return something else every time."""
+
 
 def combined(conditions: Iterable[str]) -> str | None:
     """The conditions joined by AND; None when there are none."""
     return " AND ".join(conditions) or None
+
+
+def is_lasting(where: str) -> bool:
+    """Whether a condition is met by the same rows of a version whenever it is asked."""
+    return _CHANGING.search(where) is None
 
 
 def partition_filter(column: str, partitions: Iterable[int]) -> str:

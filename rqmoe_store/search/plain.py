@@ -8,11 +8,9 @@ import pyarrow as pa
 
 from rqmoe_store.refusals import naming_refusals
 from rqmoe_store.search.columns import ROW_ID
-from rqmoe_store.search.filters import combined
 from rqmoe_store.search.options import batch_length, whole_number
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
-from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
@@ -74,7 +72,7 @@ class PlainQuery(PlainQueryBuilder, TableQuery):
         scanner: lance.LanceScanner = snapshot.dataset.scanner(
             columns=[name for name in vectors.to_read(names) if name != ROW_ID],
             with_row_id=ROW_ID in names,
-            filter=combined([checked_condition(snapshot.table, condition) for condition in self._conditions]),
+            filter=self._where(snapshot.table),
             limit=self._limit,
             offset=self._offset or None,
             batch_size=rows_per_batch(snapshot.codecs.dim) if vectors.is_in(names) else None,

@@ -20,25 +20,28 @@ from rqmoe_store.store.fragments import count_rows, has_column
 
 class RawFragments:
     """Finds the fragments of a table that have such rows, again for every version but looking only once
-    into fragments that have none: what is in a file never changes."""
+    into fragments that have none: what is in a file never changes, but deleted rows may return."""
 
     def __init__(self, columns: CodeColumns) -> None:
         self._columns = columns
         self._coded: set[tuple[str, ...]] = set()
+        """Files of fragments without such rows, and their deletion files where rows were deleted."""
 
     def of(self, snapshot: Snapshot) -> "RawRows":
         """The rows of one version."""
         dataset, found = snapshot.dataset, []
         for fragment in dataset.get_fragments():
             files = tuple(file.path for file in fragment.data_files())
-            if files in self._coded:
+            deleted = fragment.metadata.deletion_file
+            seen = files if deleted is None else (*files, repr(deleted))
+            if files in self._coded or seen in self._coded:
                 continue
             if has_column(dataset, fragment, self._columns.vector_column) and count_rows(
                 dataset, fragment, self._columns.raw_filter
             ):
                 found.append(fragment)
             else:
-                self._coded.add(files)
+                self._coded.add(seen)
         return RawRows(snapshot, self._columns, found)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import lance
 import numpy as np
 
-from rqmoe_store.search.filters import matching_row_ids
+from rqmoe_store.search.filters import is_lasting, matching_row_ids
 from rqmoe_store.search.segments import (
     CodeBatch,
     RowIds,
@@ -61,9 +61,10 @@ class Resident:
         if selections is None:
             row_ids_N = matching_row_ids(self.snapshot.dataset, where)
             selections = [selection.only(row_ids_N) for selection in self.selections]
-            for forgotten in list(self.filtered)[: 1 - _FILTERS_KEPT]:
-                self.filtered.pop(forgotten, None)
-            self.filtered[where] = selections
+            if is_lasting(where):
+                for forgotten in list(self.filtered)[: 1 - _FILTERS_KEPT]:
+                    self.filtered.pop(forgotten, None)
+                self.filtered[where] = selections
         return selections
 
     def has_rows(self, partitions: slice) -> bool:

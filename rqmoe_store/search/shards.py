@@ -11,7 +11,7 @@ import lance
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.search.filters import matching_row_ids
+from rqmoe_store.search.filters import is_lasting, matching_row_ids
 from rqmoe_store.search.raw_rows import RawRows
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
@@ -117,12 +117,15 @@ class Shard:
         everything = [Selection(segment) for segment in self._segments.values()]
         if where is None:
             return everything
-        if where not in self._filtered:
-            row_ids_N = matching_row_ids(snapshot.dataset, where, _fragments(snapshot, part.fragments))
+        if where in self._filtered:
+            return self._filtered[where]
+        row_ids_N = matching_row_ids(snapshot.dataset, where, _fragments(snapshot, part.fragments))
+        matching = [selection.only(row_ids_N) for selection in everything]
+        if is_lasting(where):
             for forgotten in list(self._filtered)[: 1 - _FILTERS_KEPT]:
                 self._filtered.pop(forgotten)
-            self._filtered[where] = [selection.only(row_ids_N) for selection in everything]
-        return self._filtered[where]
+            self._filtered[where] = matching
+        return matching
 
 
 def _fragments(snapshot: Snapshot, ids: tuple[int, ...]) -> list[lance.LanceFragment]:

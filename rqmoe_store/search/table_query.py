@@ -4,12 +4,15 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
+from lancedb.expr import Expr
+from lancedb.table import LanceTable
 
-from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.search.columns import check_selection, require_known
 from rqmoe_store.search.decoded_column import DecodedColumn
+from rqmoe_store.search.filters import combined
 from rqmoe_store.search.options import batch_length, require_installed, whole_number
+from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.table import StoredTable
 
 if TYPE_CHECKING:
@@ -27,27 +30,28 @@ class TableQueryBuilder(NamesRefusals):
 
     def __init__(self, store: StoredTable) -> None:
         self._store = store
-        self._conditions: list[str] = []
+        self._conditions: list[str | Expr] = []
         self._prefilter = True
         self._selected: list[str] | None = None
         self._offset = 0
         self._with_row_id = False
 
-    def where(self, condition: str, prefilter: bool | None = None) -> Self:
-        """Only return rows that match an SQL condition; called again, both must hold.
+    def where(self, condition: str | Expr | None, prefilter: bool | None = None) -> Self:
+        """Only return rows that match a condition; called again, both must hold.
 
         Args:
-            condition: checked when the query runs, before anything is read.
+            condition: SQL, or an expression of `lancedb.expr`; checked when the query runs, before anything
+                is read. None for no condition.
             prefilter: filter before the search, so that `limit` rows are found whenever that many
                 match (the default); False takes the rows that match out of those found without it.
                 It is for all conditions; None leaves what was said before.
 
         Raises:
-            InvalidInputError: not a string.
+            InvalidInputError: none of these.
         """
-        if not isinstance(condition, str):
-            raise InvalidInputError(f"Got where={condition!r}; expected an SQL condition as a string.")
-        self._conditions = [*self._conditions, condition]
+        if condition is not None:
+            as_text(condition, called="where")
+            self._conditions = [*self._conditions, condition]
         if prefilter is not None:
             self._prefilter = bool(prefilter)
         return self
@@ -74,6 +78,16 @@ class TableQueryBuilder(NamesRefusals):
         """Also return LanceDB's row id as column `_rowid`."""
         self._with_row_id = bool(with_row_id)
         return self
+
+    def _where(self, table: LanceTable) -> str | None:
+        """All conditions as one, checked; None where there are none. Raises as `Conditions.checked`."""
+        checked = [self._store.conditions.checked(table, condition) for condition in self._conditions]
+        return combined(checked)
+
+    @property
+    def _where_text(self) -> str:
+        """All conditions as they were written."""
+        return " AND ".join(as_text(condition, called="where") for condition in self._conditions)
 
     @property
     def _vectors(self) -> DecodedColumn:

@@ -11,13 +11,11 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.columns import ROW_ID, SCORE, without
-from rqmoe_store.search.filters import combined
 from rqmoe_store.search.plan import indented
 from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.search.source import CodeSource
 from rqmoe_store.search.table_query import SearchBuilder, TableQuery
 from rqmoe_store.search.text_index import indexed_columns, text_columns
-from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.table import StoredTable
 
 _REFUSALS = ("LanceError(Index)", "Invalid input")
@@ -171,7 +169,7 @@ class TextQuery(TextQueryBuilder, TableQuery):
         builder.with_row_id(self._with_row_id or self._reranker is not None)
         if self._fast:
             builder.fast_search()
-        where = combined([checked_condition(table, condition) for condition in self._conditions])
+        where = self._where(table)
         if where is not None:
             builder.where(where, self._prefilter)
         return builder

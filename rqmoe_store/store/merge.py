@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import lance
 import pyarrow as pa
@@ -13,7 +13,7 @@ from lancedb.expr import Expr
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
-from rqmoe_store.store.conditions import as_sql, checked_condition
+from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.drift import DriftSums, note_apart
 from rqmoe_store.store.keys import column_names, require_unique
 from rqmoe_store.store.open_table import OpenTable
@@ -40,6 +40,13 @@ class MergeResult:
         return self.num_updated_rows + self.num_inserted_rows
 
 
+class _Wheres(NamedTuple):
+    """The conditions of a merge, as Lance is to read them."""
+
+    update: str | None
+    delete: str | None
+
+
 class MergeBuilder(NamesRefusals):
     """The actions of a merge, in LanceDB's words; every method that adds one returns the builder itself."""
 
@@ -53,7 +60,7 @@ class MergeBuilder(NamesRefusals):
         self._on = None if on is None else column_names(on, called="on")
         self._update = self._insert = self._delete = False
         self._update_where: str | None = None
-        self._delete_where: str | None = None
+        self._delete_where: str | Expr | None = None
         self._use_index = True
 
     def when_matched_update_all(self, *, where: str | None = None) -> Self:
@@ -66,7 +73,9 @@ class MergeBuilder(NamesRefusals):
         Raises:
             InvalidInputError: not a string.
         """
-        self._update, self._update_where = True, _enclosed(where, "where")
+        self._update, self._update_where = True, where
+        if where is not None:
+            as_text(where, called="where")
         return self
 
     def when_not_matched_insert_all(self) -> Self:
@@ -84,7 +93,9 @@ class MergeBuilder(NamesRefusals):
         Raises:
             InvalidInputError: neither of these.
         """
-        self._delete, self._delete_where = True, _enclosed(condition, "condition")
+        self._delete, self._delete_where = True, condition
+        if condition is not None:
+            as_text(condition, called="condition")
         return self
 
     def use_index(self, use_index: bool) -> Self:
@@ -128,11 +139,11 @@ class MergeInsert(MergeBuilder):
                 "Got a merge without any action; expected when_matched_update_all(), "
                 "when_not_matched_insert_all() or when_not_matched_by_source_delete() before execute(...)."
             )
-        if self._delete_where is not None:
-            checked_condition(self._store.table, self._delete_where, called="condition")
         on = self._columns(encoder)
+        wheres = self._wheres(on)
         keys: list[pa.Table] = []
-        with spooled(self._checked(encoder.given(new_data, bad), on, keys)) as rows:
+        new = self._checked(encoder.given(new_data, bad), on, wheres, encoder.ours, keys)
+        with spooled(new) as rows:
             require_unique(keys, on, "the new rows")
             if rows.count == 0 and not self._delete:
                 return MergeResult(
@@ -147,7 +158,7 @@ class MergeInsert(MergeBuilder):
                 warning = self._store._watch.note(self._store.table, self._store.codecs, drift)
                 if warning:
                     warnings.warn(warning, stacklevel=3)
-            done = self._merged(rows, on, encoder, PATIENCE if timeout is None else timeout)
+            done = self._merged(rows, on, wheres, encoder, PATIENCE if timeout is None else timeout)
         if drift is not None and drift.rows:
             self._note(drift)
         return done
@@ -163,6 +174,23 @@ class MergeInsert(MergeBuilder):
                 stacklevel=4,
             )
 
+    def _wheres(self, on: list[str]) -> _Wheres:
+        """The conditions as Lance is to read them; raises InvalidInputError for those it does not take."""
+        store, update, delete = self._store, self._update_where, self._delete_where
+        wheres = _Wheres(
+            None if update is None else store.conditions.of_merge(store.table, update, called="where"),
+            None if delete is None else store.conditions.checked(store.table, delete, called="condition"),
+        )
+        merge = store.table.to_lance().merge_insert(on)
+        try:
+            merge.when_not_matched_by_source_delete(wheres.delete)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(
+                f"Got condition={delete!r}, which LanceDB refuses: {error}\nExpected an SQL condition over "
+                "the table's own columns."
+            ) from error
+        return wheres
+
     def _columns(self, encoder: RowEncoder) -> list[str]:
         """What tells rows apart."""
         key, others = self._store.key, encoder.others.names
@@ -176,12 +204,19 @@ class MergeInsert(MergeBuilder):
             raise InvalidInputError(f"Got on={on!r}; expected some of the columns {', '.join(others)}.")
         return on
 
-    def _checked(self, tables: Iterator[pa.Table], on: list[str], keys: list[pa.Table]) -> Iterator[pa.Table]:
+    def _checked(
+        self,
+        tables: Iterator[pa.Table],
+        on: list[str],
+        wheres: _Wheres,
+        ours: list[pa.Field],
+        keys: list[pa.Table],
+    ) -> Iterator[pa.Table]:
         """The tables, once it is clear that they can be merged; their keys are put into `keys`."""
         for position, table in enumerate(tables):
             if position == 0:  # all have the same columns
                 self._require_columns(table.schema.names, on)
-                self._require_condition(table.schema, on)
+                self._require_condition(table.schema, on, wheres, ours)
             keys.append(table.select(on))
             yield table
 
@@ -200,29 +235,36 @@ class MergeInsert(MergeBuilder):
                 "change other columns of rows that exist."
             )
 
-    def _require_condition(self, new_rows: pa.Schema, on: list[str]) -> None:
-        if self._update_where is None:
+    def _require_condition(
+        self, new_rows: pa.Schema, on: list[str], wheres: _Wheres, ours: list[pa.Field]
+    ) -> None:
+        if wheres.update is None:
             return
         try:
-            self._configured(self._store.table.to_lance(), on).explain_plan(new_rows)
+            self._configured(self._store.table.to_lance(), on, wheres).explain_plan(_whole(new_rows, ours))
         except (OSError, ValueError) as error:
             raise InvalidInputError(
                 f"Got where={self._update_where!r}, which LanceDB refuses: {error}\nExpected an SQL "
                 "condition over columns named as target.<column> and source.<column>."
             ) from error
 
-    def _configured(self, dataset: lance.LanceDataset, on: list[str]) -> Any:
+    def _configured(self, dataset: lance.LanceDataset, on: list[str], wheres: _Wheres) -> Any:
         merge = dataset.merge_insert(on).use_index(self._use_index)
         if self._update:
-            merge = merge.when_matched_update_all(self._update_where)
+            merge = merge.when_matched_update_all(wheres.update)
         if self._insert:
             merge = merge.when_not_matched_insert_all()
         if self._delete:
-            merge = merge.when_not_matched_by_source_delete(self._delete_where)
+            merge = merge.when_not_matched_by_source_delete(wheres.delete)
         return merge
 
     def _merged(
-        self, rows: SpooledRows, on: list[str], encoder: RowEncoder, timeout: datetime.timedelta
+        self,
+        rows: SpooledRows,
+        on: list[str],
+        wheres: _Wheres,
+        encoder: RowEncoder,
+        timeout: datetime.timedelta,
     ) -> MergeResult:
         table, attempts = self._store.table, 0
 
@@ -232,7 +274,7 @@ class MergeInsert(MergeBuilder):
             encoder.require_known_to(table)
             dataset = table.to_lance()
             # Not through LanceDB's own: it refuses rows where other vector columns are null.
-            merge = self._configured(dataset, on).conflict_retries(0)
+            merge = self._configured(dataset, on, wheres).conflict_retries(0)
             nothing = encoder.others.empty_table().select(on)
             new = nothing.to_reader() if rows.schema is None else _source(rows, rows.schema, encoder.ours)
             # Knowing how few they are, Lance keeps these in memory rather than the stored ones.
@@ -244,11 +286,8 @@ class MergeInsert(MergeBuilder):
 
 def _source(rows: SpooledRows, schema: pa.Schema, ours: list[pa.Field]) -> pa.RecordBatchReader:
     """The new rows, from the first one on."""
-    missing = [field for field in ours if field.name not in schema.names]
-    if len(missing) == len(ours):
-        return rows.reader()
-    # What a vector takes the place of must go: a code, or the raw vector of a row that had none.
-    whole = pa.schema([*schema, *missing])
+    whole = _whole(schema, ours)
+    missing = list(whole)[len(schema) :]
     batches = (
         pa.RecordBatch.from_arrays(
             [*batch.columns, *(pa.nulls(len(batch), field.type) for field in missing)], schema=whole
@@ -258,6 +297,8 @@ def _source(rows: SpooledRows, schema: pa.Schema, ours: list[pa.Field]) -> pa.Re
     return pa.RecordBatchReader.from_batches(whole, batches)
 
 
-def _enclosed(condition: str | Expr | None, called: str) -> str | None:
-    # The line break ends a trailing `--` comment.
-    return None if condition is None else f"({as_sql(condition, called=called)}\n)"
+def _whole(schema: pa.Schema, ours: list[pa.Field]) -> pa.Schema:
+    """The columns of new rows: with a vector, all that it takes the place of, which must go where there was
+    another one: a code, or the raw vector of a row that had none."""
+    missing = [field for field in ours if field.name not in schema.names]
+    return pa.schema([*schema, *(missing if len(missing) < len(ours) else [])])

@@ -10,6 +10,7 @@ from rqmoe_store.config import Metric
 from rqmoe_store.errors import TableError
 from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.health import DriftWatch
 from rqmoe_store.store.kept_vectors import KeptVectors
@@ -42,6 +43,8 @@ class OpenTable(NamesRefusals):
         )
         """Whether the table keeps its raw vectors, and how."""
         self.kept.require_in(table.schema, table.name)
+        self.conditions = Conditions(self.columns, self.kept.kept)
+        """Reads the conditions and expressions that users write over the table."""
         self.table = table
         """The LanceDB table. Rows written through it directly need their own codes; check versions out by
         `checkout`, not through it."""

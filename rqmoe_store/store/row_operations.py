@@ -10,7 +10,6 @@ from lancedb.expr import Expr
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
-from rqmoe_store.store.conditions import checked_condition
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.retries import on_newest
@@ -142,7 +141,7 @@ class RowOperations(OpenTable):
         self.refresh()
 
         def delete() -> Any:  # LanceDB's annotation lacks the number of rows
-            return self.table.delete(checked_condition(self.table, where))
+            return self.table.delete(self.conditions.checked(self.table, where))
 
         return int(on_newest(self.table, delete).num_deleted_rows)
 
@@ -157,7 +156,10 @@ class RowOperations(OpenTable):
         """
         if filter is None:
             return self.table.count_rows()
-        return self.table.count_rows(checked_condition(self.table, filter, called="filter"))
+        condition = self.conditions.checked(self.table, filter, called="filter")
+        if "_rowid" in condition.lower():  # LanceDB's own count fails on it
+            return int(self.table.to_lance().count_rows(condition))
+        return self.table.count_rows(condition)
 
     def head(self, n: int = 5) -> pa.Table:
         """The first rows, in the user's columns."""

@@ -10,7 +10,6 @@ from lancedb.index import Bitmap, BTree, LabelList
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import is_gone
-from rqmoe_store.store.conditions import as_sql
 from rqmoe_store.store.keys import column_names, set_key
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.retries import on_newest
@@ -63,8 +62,10 @@ class TableStructure(OpenTable):
         added: Any
         if isinstance(transforms, Mapping):
             names = list(transforms)
-            # The line break ends a trailing `--` comment.
-            added = {name: f"({as_sql(sql, called=repr(name))}\n)" for name, sql in transforms.items()}
+            added = {
+                name: self.conditions.expression(self.table, sql, called=repr(name))
+                for name, sql in transforms.items()
+            }
         else:
             added = pa.schema([transforms] if isinstance(transforms, pa.Field) else list(transforms))
             names = added.names

@@ -8,7 +8,6 @@ from lancedb.expr import Expr
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import is_gone, names_refusals
-from rqmoe_store.store.conditions import as_sql, checked_condition
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.row_encoder import RowEncoder
@@ -28,13 +27,13 @@ def update_rows(
             f"Got values={values!r} and values_sql={values_sql!r}; expected one of them, with a column at "
             "least."
         )
-    condition = None if where is None else checked_condition(store.table, where)
+    condition = None if where is None else store.conditions.checked(store.table, where)
     _require_changeable(store, encoder, list(values or values_sql or {}))
     changes: dict[str, Any]
     if values:
         changes = {"values": _stored(encoder, values)}
     else:
-        changes = {"values_sql": _expressions(encoder, values_sql or {})}
+        changes = {"values_sql": _expressions(store, encoder, values_sql or {})}
 
     def update() -> Any:
         encoder.require_known_to(store.table)
@@ -91,7 +90,7 @@ def _require_allowed(schema: pa.Schema, values: Mapping[str, Any]) -> None:
         raise InvalidInputError(f"Got None as the new value for column {nulls[0]!r}, which allows no nulls.")
 
 
-def _expressions(encoder: RowEncoder, values_sql: Mapping[str, str]) -> dict[str, str]:
+def _expressions(store: OpenTable, encoder: RowEncoder, values_sql: Mapping[str, str]) -> dict[str, str]:
     vector_column, computed = encoder.columns.vector_column, encoder.computed
     for name in values_sql:
         read_by = [column for column, source in computed.items() if source == name]
@@ -101,5 +100,7 @@ def _expressions(encoder: RowEncoder, values_sql: Mapping[str, str]) -> dict[str
                 f"Got an SQL expression for column {name!r}, which {reason}; expected a value of it in "
                 "values=."
             )
-    # The line break ends a trailing `--` comment.
-    return {name: f"({as_sql(sql, called=f'values_sql[{name!r}]')}\n)" for name, sql in values_sql.items()}
+    return {
+        name: store.conditions.expression(store.table, sql, called=f"values_sql[{name!r}]")
+        for name, sql in values_sql.items()
+    }

@@ -308,7 +308,7 @@ def test_damage_is_told_of(store, db, tmp_path, format):
     store.table.add(bad)
     with pytest.raises(TableError, match="Got code 255"):
         exported(store, tmp_path, format)
-    store.delete("vector_code = X'FF000000'")
+    store.delete("id = 1 AND text = ''")
     db.open_table(registry.REGISTRY_TABLE).delete(f"fingerprint != '{store.codec.fingerprint}'")
     fresh = lancedb.connect(db.uri)
     if format == "codes" or not store.kept.kept:

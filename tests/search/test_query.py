@@ -300,7 +300,7 @@ def test_a_missing_package_is_named_with_its_command(world, monkeypatch, module)
         (lambda query: query.distance_range(float("nan"), None), "lower_bound=nan"),
         (lambda query: query.distance_range(None, "far"), "upper_bound='far'"),
         (lambda query: query.distance_type("cosine"), "trained for 'l2'"),
-        (lambda query: query.where(None), "expected an SQL condition"),
+        (lambda query: query.where(3), "expected an SQL condition"),
         (lambda query: query.where("id <").to_arrow(), "sql parser error"),
         (lambda query: query.where("nope = 1").to_arrow(), "No field named nope"),
         (lambda query: query.where("id > 0) OR (1 = 1").to_arrow(), "parentheses"),

@@ -166,7 +166,7 @@ def test_adding_bad_vectors_alone(store) -> None:
     with pytest.raises(InvalidInputError, match="on_bad_vectors='skip'"):
         store.add(rows, on_bad_vectors="skip")
     assert store.add(rows, on_bad_vectors="null") == 1
-    assert store.count_rows("id = 1000 AND vector_code IS NULL") == 1
+    assert store.table.count_rows("id = 1000 AND vector_code IS NULL") == 1
 
 
 def test_what_filling_does_not_help(docs, cosine_codec) -> None:

@@ -11,7 +11,10 @@ from lancedb.index import BTree
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.column_conditions import column_condition
-from rqmoe_store.store.conditions import checked_condition
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.conditions import Conditions
+
+CONDITIONS = Conditions(CodeColumns("vector"), kept=False)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
     ["'", "''", '"', "a' OR 'a' = 'a", "; --", "$1", "/*", "\\'", "", "null"]
@@ -19,7 +22,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampl
 
 
 def matches(table: Any, condition: str) -> list[int]:
-    found = table.search().where(checked_condition(table, condition)).select(["row"]).limit(None).to_arrow()
+    found = table.search().where(CONDITIONS.checked(table, condition)).select(["row"]).limit(None).to_arrow()
     return sorted(found["row"].to_pylist())
 
 

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from lancedb.expr import col
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.conditions import as_sql, checked_condition
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.conditions import Conditions, as_text
+
+CONDITIONS = Conditions(CodeColumns("vector"), kept=False)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +33,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("-- only a comment", "sql parser error"),
         ("id > 0) OR (1 = 1", "parentheses"),
         ("(id > 0", "parentheses"),
-        ("id > 0 /* ) */", "block comments"),
         ("id = 1; DROP TABLE docs", "';'"),
         ("text = $$a$$", "'\\$'"),
+        ("id = ?", "'\\?'"),
+        ("id = :x", "':'"),
+        ("id > 0 /* open", "multi-line comment"),
         ("id > 5 LIMIT 3", "sql parser error"),
         ("id > 5 garbage", "sql parser error"),
         ("id = 'open", "sql parser error|Unterminated"),
@@ -40,13 +45,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Any:
 )
 def test_unusable_conditions_are_refused(table, where: str, reason: str) -> None:
     with pytest.raises(InvalidInputError, match=reason):
-        checked_condition(table, where)
+        CONDITIONS.checked(table, where)
 
 
 @pytest.mark.parametrize(
     "where",
     [
         "id > 400 -- the rest",
+        "id > 400 /* ) /* of */ them */",
         "text = 'a) OR (b'",
         "text = 'it''s; (fine' OR id = 7",
         "(id < 3 OR id > 490) AND lang = 'en'",
@@ -55,7 +61,7 @@ def test_unusable_conditions_are_refused(table, where: str, reason: str) -> None
     ],
 )
 def test_a_checked_condition_matches_the_same_rows(table, where: str) -> None:
-    checked = checked_condition(table, where)
+    checked = CONDITIONS.checked(table, where)
     rows, none = table.count_rows(where), f"{checked} AND id < 0"
     assert table.count_rows(checked) == rows
     assert table.count_rows(none) == 0
@@ -66,20 +72,20 @@ def test_a_checked_condition_matches_the_same_rows(table, where: str) -> None:
 @example(where="N''")
 def test_no_condition_escapes_its_combination(table, where: str) -> None:
     try:
-        checked = checked_condition(table, where)
+        checked = CONDITIONS.checked(table, where)
     except InvalidInputError:
         return
     assert table.count_rows(f"id < 0 AND {checked}") == 0
     assert table.count_rows(f"{checked} AND id < 0") == 0
 
 
-def test_expressions_are_written_as_sql(table) -> None:
-    checked = checked_condition(table, (col("id") < 7) & (col("lang") == "it's"))
+def test_expressions_are_written_as_text(table) -> None:
+    checked = CONDITIONS.checked(table, (col("id") < 7) & (col("lang") == "it's"))
     assert table.count_rows(checked) == 0
-    assert table.count_rows(checked_condition(table, col("id") < 7)) == 7
+    assert table.count_rows(CONDITIONS.checked(table, col("id") < 7)) == 7
 
 
 @pytest.mark.parametrize("condition", [None, 5, b"id = 3", ["id = 3"]])
 def test_what_is_no_text(condition) -> None:
     with pytest.raises(InvalidInputError, match=r"Got filter=.*expected an SQL condition"):
-        as_sql(condition, called="filter")
+        as_text(condition, called="filter")

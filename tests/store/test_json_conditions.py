@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.conditions import checked_condition
+from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.json_conditions import json_field
+
+CONDITIONS = Conditions(CodeColumns("vector"), kept=False)
 
 MISSING = object()
 PIECES = [
@@ -113,7 +116,7 @@ def new_table(db: lancedb.DBConnection, documents: list[Any], name: str = "docs"
 
 
 def matches(table: Any, condition: str) -> list[int]:
-    found = table.search().where(checked_condition(table, condition)).select(["id"]).limit(None).to_arrow()
+    found = table.search().where(CONDITIONS.checked(table, condition)).select(["id"]).limit(None).to_arrow()
     return sorted(found["id"].to_pylist())
 
 
@@ -254,7 +257,7 @@ def test_columns_that_hold_no_json(corners: Any) -> None:
         field = json_field(column, "a")
         for condition in (field.eq("x"), field.gt(1), field.contains(1), field.exists(), field.is_null()):
             with pytest.raises(InvalidInputError, match="which LanceDB refuses"):
-                checked_condition(corners, condition)
+                CONDITIONS.checked(corners, condition)
 
 
 def test_searches_of_a_store(tmp_path) -> None:

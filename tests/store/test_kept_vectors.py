@@ -102,7 +102,7 @@ def test_rows_read_from_the_table_can_be_added_again(keeper, codec, vectors):
     keeper.delete("id IN (7, 8)")
     assert keeper.add(rows) == 2
     assert len(keeper) == 300
-    assert keeper.count_rows("vector IS NULL") == keeper.count_rows("vector_code IS NULL") == 43
+    assert keeper.count_rows("vector IS NULL") == keeper.table.count_rows("vector_code IS NULL") == 43
 
 
 def test_a_scan_of_the_codes_reads_no_vectors(holes, codec):
