@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rqmoe_store.ingestion.report import IngestReport
     from rqmoe_store.search.reranker import DecodedReranker
     from rqmoe_store.search.text import words_query
-    from rqmoe_store.store.column_conditions import column_condition
+    from rqmoe_store.store.column_conditions import all_of, any_of, column_condition, none_of
     from rqmoe_store.store.json_conditions import JsonField, json_field
     from rqmoe_store.table import CompressedTable
     from rqmoe_store.tables import compress, create_table, open_table
@@ -50,12 +50,15 @@ __all__ = [
     "TableNotFoundError",
     "TrainConfig",
     "__version__",
+    "all_of",
+    "any_of",
     "column_condition",
     "compress",
     "create_table",
     "ingest",
     "json_field",
     "load_codec",
+    "none_of",
     "open_table",
     "open_table_async",
     "preset",
@@ -71,12 +74,15 @@ _LAZY = {
     "DecodedReranker": "rqmoe_store.search.reranker",
     "IngestReport": "rqmoe_store.ingestion.report",
     "JsonField": "rqmoe_store.store.json_conditions",
+    "all_of": "rqmoe_store.store.column_conditions",
+    "any_of": "rqmoe_store.store.column_conditions",
     "column_condition": "rqmoe_store.store.column_conditions",
     "compress": "rqmoe_store.tables",
     "create_table": "rqmoe_store.tables",
     "ingest": "rqmoe_store.ingestion.job",
     "json_field": "rqmoe_store.store.json_conditions",
     "load_codec": "rqmoe_store.codecs.base",
+    "none_of": "rqmoe_store.store.column_conditions",
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.async_table",
     "train": "rqmoe_store.training.trainer",

@@ -11,7 +11,7 @@ import pytest
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import TableError
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
@@ -64,6 +64,16 @@ def test_another_vector_column_and_no_other_columns(db: lancedb.DBConnection, co
     bare = compress(db.create_table("bare", table), codec, "small", vector_column="My Vec-1", progress=False)
     hits = bare.search(VECTORS[0]).nprobes(2).limit(3).with_row_id(True).to_arrow()
     assert hits.schema.names == ["_distance", "_rowid"] and hits.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    "where",
+    [None, "", " \n", "-- all", "--\n--", "/* all */", "()", "''", "null", "\u00a0", [], {}, b"", "\0"],
+)
+def test_nothing_is_deleted_by_a_condition_that_says_nothing(store: CompressedTable, where) -> None:
+    with pytest.raises(InvalidInputError, match=r"expected|which LanceDB refuses"):
+        store.delete(where)
+    assert len(store) == ROWS
 
 
 def test_deleted_rows_are_never_returned(store: CompressedTable) -> None:

@@ -1,4 +1,4 @@
-"""SQL conditions on plain columns, made of values, and the values that conditions can be made of."""
+"""SQL conditions on plain columns, made of values; the values that they are made of; conditions joined."""
 
 import math
 from collections.abc import Iterable
@@ -11,6 +11,8 @@ from rqmoe_store.store.sql import literal, quoted
 
 Value = str | bool | int | float
 
+ALWAYS = "(true)"
+"""The condition that every row meets."""
 NEVER = "(false)"
 """The condition that no row meets."""
 
@@ -41,6 +43,38 @@ def column_condition(column: str, values: Iterable[Value]) -> str:
     if not listed:
         return NEVER
     return f"({name} IS NOT NULL AND {name} IN ({', '.join(map(value_literal, listed))}))"
+
+
+def all_of(conditions: Iterable[str]) -> str:
+    """The condition that all of these hold, in parentheses as those of `json_field` and `column_condition`.
+
+    Of none it is one that every row meets, and the same where all of the conditions are such, as what is made
+    of empty lists may be; so one can tell a filter that says nothing before deleting by it:
+
+        if condition == rqmoe_store.all_of([]): ...  # would delete everything
+    """
+    terms = [condition for condition in conditions if condition != ALWAYS]
+    if NEVER in terms:
+        return NEVER
+    return f"({' AND '.join(terms)})" if terms else ALWAYS
+
+
+def any_of(conditions: Iterable[str]) -> str:
+    """The condition that at least one of these holds, otherwise as `all_of`; of none, never."""
+    terms = [condition for condition in conditions if condition != NEVER]
+    if ALWAYS in terms:
+        return ALWAYS
+    return f"({' OR '.join(terms)})" if terms else NEVER
+
+
+def none_of(conditions: Iterable[str]) -> str:
+    """The condition that none of these holds, otherwise as `all_of`; of none, always.
+
+    Of a condition that is null for a row it is null as well, which finds no row; those of `json_field` and
+    `column_condition` never are.
+    """
+    found = any_of(conditions)
+    return {ALWAYS: NEVER, NEVER: ALWAYS}.get(found, f"(NOT {found})")
 
 
 def value_literal(value: Value) -> str:

@@ -9,9 +9,10 @@ one over conditions is turned into AND and OR, which do not guard.
 import dataclasses
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.column_conditions import NEVER, Value, plain_value, plain_values, require_name
+from rqmoe_store.store.column_conditions import Value, any_of, plain_value, plain_values, require_name
 from rqmoe_store.store.sql import literal, quoted
 
 _EXACT = 2**53
@@ -80,12 +81,12 @@ class JsonField:
 
     def isin(self, values: Iterable[Value]) -> str:
         """The field is one of these texts, numbers and bools; of none, never."""
-        listed = plain_values(values, "isin")
-        texts = [value for value in listed if isinstance(value, str)]
-        terms = [self._equals(value) for value in listed if not isinstance(value, str)]
-        if texts:
-            terms.append(f"{self._string} IN ({', '.join(map(literal, texts))})")
-        return f"({' OR '.join(map(_two_valued, terms))})" if terms else NEVER
+        listed = list(dict.fromkeys(_typed(value) for value in plain_values(values, "isin")))
+        # A list for each way to compare, not a condition for each value, whose time would grow with them.
+        groups: dict[str, list[Any]] = {"text": [], "bool": [], "double": [], "integer": []}
+        for kind, value in listed:
+            groups[kind].append(value)
+        return any_of(_two_valued(self._one_of(kind, group)) for kind, group in groups.items() if group)
 
     def contains(self, value: Value) -> str:
         """The field is a list, and this text, number or bool is one of its elements.
@@ -149,6 +150,17 @@ class JsonField:
         parent = f"CASE WHEN {self._text} LIKE '\"%' THEN {self._parent} END"
         return f"json_get_string({parent}, {literal(self.path[-1])})"
 
+    @property
+    def _double(self) -> str:
+        """The field as a double where it is a number, else null."""
+        return f"try_cast({self._text} AS DOUBLE)"
+
+    @property
+    def _integer(self) -> str:
+        """The field as an integer of any size where it is a number, else null."""
+        digits = "AS DECIMAL(38, 0)"
+        return f"coalesce(try_cast({self._text} {digits}), try_cast({self._double} {digits}))"
+
     def _compared(self, operator: str, value: str | int | float) -> str:
         value = plain_value(value, "an order")
         if isinstance(value, bool):
@@ -160,16 +172,46 @@ class JsonField:
             return f"{self._text} = '{str(value).lower()}'"
         return self._comparison("=", value)
 
+    def _one_of(self, kind: str, values: list[Any]) -> str:
+        """That the field is one of values of one kind of `_typed`; null where it is of another type."""
+        if kind == "text":
+            return f"{self._string} IN ({', '.join(map(literal, values))})"
+        if kind == "bool":
+            return f"{self._text} IN ({', '.join(literal(str(value).lower()) for value in values)})"
+        by_double = f"{self._double} IN ({', '.join(map(_double_literal, values))})"
+        if kind == "double":
+            return by_double
+        return f"coalesce({self._integer} IN ({', '.join(map(_integer_literal, values))}), {by_double})"
+
     def _comparison(self, operator: str, value: str | int | float) -> str:
         if isinstance(value, str):
             return f"{self._string} {operator} {literal(value)}"
-        double = f"try_cast({self._text} AS DOUBLE)"
-        by_double = f"{double} {operator} CAST('{float(value)!r}' AS DOUBLE)"
-        if abs(value) < _EXACT or abs(value) > 2**64:
+        by_double = f"{self._double} {operator} {_double_literal(value)}"
+        if not _needs_digits(value):
             return by_double
-        # As doubles, other numbers are the same as this one.
-        digits = f"coalesce(try_cast({self._text} AS DECIMAL(38, 0)), try_cast({double} AS DECIMAL(38, 0)))"
-        return f"coalesce({digits} {operator} CAST('{int(value)}' AS DECIMAL(38, 0)), {by_double})"
+        return f"coalesce({self._integer} {operator} {_integer_literal(value)}, {by_double})"
+
+
+def _typed(value: Value) -> tuple[str, Value]:
+    """A checked value, and what it is compared as; numbers that are the same are so here."""
+    if isinstance(value, str):
+        return "text", value
+    if isinstance(value, bool):
+        return "bool", value
+    return ("integer", int(value)) if _needs_digits(value) else ("double", float(value))
+
+
+def _needs_digits(value: int | float) -> bool:
+    """Whether, as doubles, other integers of the field are the same as this number."""
+    return _EXACT <= abs(value) <= 2**64
+
+
+def _double_literal(value: int | float) -> str:
+    return f"{float(value):.17e}"
+
+
+def _integer_literal(value: int | float) -> str:
+    return f"CAST('{int(value)}' AS DECIMAL(38, 0))"
 
 
 def _two_valued(condition: str) -> str:

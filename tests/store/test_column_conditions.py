@@ -1,5 +1,6 @@
 """Conditions on plain columns: any value, and no row but those that have it."""
 
+import itertools
 from typing import Any
 
 import lancedb
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lancedb.index import BTree
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.column_conditions import column_condition
+from rqmoe_store.store.column_conditions import ALWAYS, NEVER, all_of, any_of, column_condition, none_of
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.conditions import Conditions
 
@@ -89,3 +90,42 @@ def test_an_index_is_used(tmp_path) -> None:
     )
     table.create_index("id", config=BTree())
     assert "ScalarIndexQuery" in table.search().where(column_condition("id", ["7", "8"])).explain_plan()
+
+
+JOINED = st.recursive(
+    st.sampled_from([ALWAYS, NEVER, "(a)", "(b)"]),
+    lambda inner: st.tuples(st.sampled_from([all_of, any_of, none_of]), st.lists(inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+def written(joined) -> str:
+    return joined if isinstance(joined, str) else joined[0](map(written, joined[1]))
+
+
+def means(joined, values: dict[str, bool]) -> bool:
+    if isinstance(joined, str):
+        return values[joined]
+    terms = [means(inner, values) for inner in joined[1]]
+    return {all_of: all(terms), any_of: any(terms), none_of: not any(terms)}[joined[0]]
+
+
+def ors_and_ands(condition: str, values: dict[str, bool]) -> bool:
+    for name, value in values.items():
+        condition = condition.replace(name, str(value))
+    return eval(condition.replace("AND", "and").replace("OR", "or").replace("NOT", "not"))
+
+
+@settings(max_examples=200)
+@given(joined=JOINED)
+def test_joined_conditions_tell_what_is_always_or_never_so(joined) -> None:
+    outcomes = set()
+    for a, b in itertools.product([False, True], repeat=2):
+        values = {ALWAYS: True, NEVER: False, "(a)": a, "(b)": b}
+        outcomes.add(means(joined, values))
+        assert ors_and_ands(written(joined), values) == means(joined, values)
+    condition = written(joined)
+    if ("(a)" in condition) or ("(b)" in condition):
+        assert ALWAYS not in condition and NEVER not in condition
+    else:
+        assert condition == (ALWAYS if outcomes == {True} else NEVER)

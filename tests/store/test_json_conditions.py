@@ -216,6 +216,29 @@ def test_texts_in_any_case(tmp_path, part: str) -> None:
     assert found == [row for row, text in enumerate(texts) if part.lower() in text.lower()]
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    fields=st.lists(FIELDS, min_size=4, max_size=10),
+    values=st.lists(PLAIN, max_size=40),
+    found=st.integers(0, 10),
+)
+def test_one_of_many_values(tmp_path_factory, fields, values, found) -> None:
+    fields = [*fields, *values[:found], *[[value] for value in values[:2]]]
+    documents = [*({"a": field} for field in fields), {}, MISSING]
+    table = new_table(lancedb.connect(tmp_path_factory.mktemp("db")), documents)
+    condition = json_field("meta data", "a").isin(values)
+    expected = [row for row, field in enumerate(fields) if any(is_same(field, value) for value in values)]
+    assert matches(table, condition) == expected
+    assert matches(table, f"NOT {condition}") == sorted(set(range(len(documents))) - set(expected))
+
+
+@pytest.mark.parametrize("kind", [int, float, str, lambda number: 2**53 + number])
+def test_one_of_thousands(corners: Any, kind: Any) -> None:
+    values = [kind(number) for number in range(10_000)]
+    expected = [row for row, field in enumerate(CORNERS) if any(is_same(field, value) for value in values)]
+    assert matches(corners, json_field("meta data", "a").isin(values)) == expected
+
+
 def test_one_of_none_is_no_row(corners: Any) -> None:
     assert matches(corners, json_field("meta data", "a").isin([])) == []
 

@@ -1,5 +1,6 @@
 """What cannot be used is refused, in Haystack's errors, and nothing of it is written."""
 
+import asyncio
 from typing import Any
 
 import lancedb
@@ -141,13 +142,47 @@ def test_refuses_to_delete_what_are_no_ids(small_store: RQMoEDocumentStore, ids:
     assert small_store.count_documents() == 1
 
 
-@pytest.mark.parametrize("filters", [{}, None])
-def test_changes_nothing_without_a_filter(small_store: RQMoEDocumentStore, filters: Any) -> None:
+EMPTY: dict[str, Any] = {"operator": "AND", "conditions": []}
+ONE = {"field": "id", "operator": "==", "value": "good"}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        None,
+        EMPTY,
+        EMPTY | {"operator": "OR"},
+        EMPTY | {"operator": "NOT"},
+        {"operator": "NOT", "conditions": [EMPTY]},
+        {"operator": "OR", "conditions": [ONE, EMPTY]},
+        {"operator": "AND", "conditions": [ONE, {"operator": "OR", "conditions": [EMPTY]}]},
+        {"field": "meta.x", "operator": "not in", "value": []},
+        {"field": "content", "operator": "not in", "value": []},
+        {"field": "id", "operator": "!=", "value": 5},
+        {"operator": "NOT", "conditions": [{"field": "meta.x", "operator": "in", "value": []}]},
+        {"operator": "NOT", "conditions": [{"field": "meta.x", "operator": ">", "value": None}]},
+        {"operator": "OR", "conditions": [ONE, {"field": "meta.x", "operator": "not in", "value": []}]},
+    ],
+)
+def test_changes_nothing_by_a_filter_that_says_nothing(small_store: RQMoEDocumentStore, filters: Any) -> None:
     small_store.write_documents([GOOD])
     with pytest.raises(FilterError, match="delete_all_documents"):
         small_store.delete_by_filter(filters)
     with pytest.raises(FilterError, match="expected a filter"):
         small_store.update_by_filter(filters, {"x": 1})
+    with pytest.raises(FilterError, match="says nothing"):
+        asyncio.run(small_store.delete_by_filter_async(filters))
+    with pytest.raises(FilterError, match="says nothing"):
+        asyncio.run(small_store.update_by_filter_async(filters, {"x": 1}))
+    assert small_store.filter_documents()[0].meta == GOOD.meta
+
+
+@pytest.mark.parametrize("filters", [[], "", [{}], {"conditions": []}, {"operator": "AND"}])
+def test_changes_nothing_by_what_is_no_filter(small_store: RQMoEDocumentStore, filters: Any) -> None:
+    small_store.write_documents([GOOD])
+    with pytest.raises(FilterError):
+        small_store.delete_by_filter(filters)
     assert small_store.count_documents() == 1
 
 

@@ -1,9 +1,11 @@
 """Filters find what Haystack's own reading of them says, whatever characters they hold."""
 
+import contextlib
 from typing import Any
 
 import pytest
 from haystack.dataclasses import Document
+from haystack.document_stores.types import DuplicatePolicy
 from haystack.errors import FilterError
 from haystack.utils.filters import document_matches_filter
 from haystack_integrations.document_stores.rqmoe import RQMoEDocumentStore
@@ -106,6 +108,49 @@ def test_finds_what_haystack_finds(store: RQMoEDocumentStore, filters: dict[str,
     expected = {document.id for document in DOCUMENTS if document_matches_filter(filters, document)}
     assert {document.id for document in store.filter_documents(filters)} == expected
     assert store.count_documents_by_filter(filters) == len(expected)
+
+
+def _without_empty_parts(filters: dict[str, Any]) -> dict[str, Any] | None:
+    """The same but for groups without conditions; None where nothing is left."""
+    if "field" in filters:
+        return filters
+    parts = [part for part in map(_without_empty_parts, filters["conditions"]) if part is not None]
+    return {**filters, "conditions": parts} if parts else None
+
+
+@settings(max_examples=30)
+@given(filters=FILTERS)
+def test_deletes_no_more_than_matches(changed: RQMoEDocumentStore, filters: dict[str, Any]) -> None:
+    some = DOCUMENTS[-12:]
+    changed.write_documents(some, DuplicatePolicy.OVERWRITE)
+    with contextlib.suppress(FilterError):
+        changed.delete_by_filter(filters)
+    left = {document.id for document in changed.filter_documents()}
+    deleted, reading = {document.id for document in some} - left, _without_empty_parts(filters)
+    if deleted:
+        assert reading is not None
+        assert deleted == {document.id for document in some if document_matches_filter(reading, document)}
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> RQMoEDocumentStore:
+    return new_store(tmp_path_factory.mktemp("changed"), return_embedding=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("meta.place", list(range(10, 5000))),
+        ("meta.place", [float(number) for number in range(10, 5000)]),
+        ("meta.date", [f"{year}-01-01T00:00:00Z" for year in range(2000, 5000)] + DATES[:1]),
+        ("content", [f"{number}" for number in range(5000)] + NASTY[:2]),
+    ],
+)
+def test_long_lists(store: RQMoEDocumentStore, name: str, listed: list[Any]) -> None:
+    for operator in ("in", "not in"):
+        filters = {"field": name, "operator": operator, "value": listed}
+        expected = {document.id for document in DOCUMENTS if document_matches_filter(filters, document)}
+        assert {document.id for document in store.filter_documents(filters)} == expected
 
 
 @settings(max_examples=50)

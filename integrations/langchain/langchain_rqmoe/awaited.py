@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 
 import rqmoe_store as rqs
 from langchain_rqmoe.blocking import BlockingMethods, Scored, in_order, without_scores
-from langchain_rqmoe.filters import Filter
+from langchain_rqmoe.filters import Filter, NotGiven
 from langchain_rqmoe.foundation import refuse, require_vector_scores
 from langchain_rqmoe.rows import Texts, documents_of
 from langchain_rqmoe.searches import Search, question_of
@@ -64,7 +64,9 @@ class AwaitedMethods(BlockingMethods):
         await asyncio.to_thread(self._documents.train_when_grown, blocking)
         return given.ids
 
-    async def adelete(self, ids: list[str] | None = None, *, filter: Filter = None, **kwargs: Any) -> bool:
+    async def adelete(
+        self, ids: list[str] | None = None, *, filter: Filter | NotGiven = NotGiven.NOT_GIVEN, **kwargs: Any
+    ) -> bool:
         """Delete documents; returns True, also if there was nothing to delete."""
         refuse(kwargs, "adelete", "ids and filter")
         condition = self._doomed(ids, filter)

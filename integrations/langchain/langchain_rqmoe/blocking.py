@@ -6,7 +6,7 @@ from typing import Any
 from langchain_core.documents import Document
 
 import rqmoe_store as rqs
-from langchain_rqmoe.filters import Filter, condition_of
+from langchain_rqmoe.filters import Filter, NotGiven, condition_to_delete_by
 from langchain_rqmoe.foundation import Foundation, refuse, require_vector_scores
 from langchain_rqmoe.rows import Texts, documents_of
 from langchain_rqmoe.searches import Search, question_of
@@ -80,18 +80,21 @@ class BlockingMethods(Foundation):
         self._documents.train_when_grown(store)
         return given.ids
 
-    def delete(self, ids: list[str] | None = None, *, filter: Filter = None, **kwargs: Any) -> bool:
+    def delete(
+        self, ids: list[str] | None = None, *, filter: Filter | NotGiven = NotGiven.NOT_GIVEN, **kwargs: Any
+    ) -> bool:
         """Delete documents; returns True, also if there was nothing to delete.
 
         Args:
-            ids: of the documents. None for all that match the filter, and without one for all, as LangChain
-                has it.
+            ids: of the documents; of an empty list nothing is deleted. None for all that match the filter,
+                and without one for all, as LangChain has it.
             filter: see `similarity_search`; instead of ids.
             kwargs: nothing else is taken.
 
         Raises:
-            InvalidInputError: ids or a filter that cannot be used, both of them, or an empty filter, which
-                could be a mistake; nothing was deleted.
+            InvalidInputError: ids or a filter that cannot be used, both of them, or a filter that says
+                nothing (None, an empty one, or one that all documents match whatever they hold), which could
+                be a mistake; nothing was deleted.
         """
         refuse(kwargs, "delete", "ids and filter")
         condition = self._doomed(ids, filter)
@@ -211,18 +214,18 @@ class BlockingMethods(Foundation):
             store.create_fts_index(self._defaults.columns.text, exist_ok=True)
         return search.documents(search.query(store, text, vector).to_arrow())
 
-    def _doomed(self, ids: Sequence[str] | None, given: Filter) -> str:
+    def _doomed(self, ids: Sequence[str] | None, given: Filter | NotGiven) -> str:
         """The condition of what `delete` deletes."""
         columns = self._defaults.columns
-        if given is None:
-            return "true" if ids is None else rqs.column_condition(columns.id, ids)
-        condition = condition_of(given, columns.metadata)
-        if ids is not None or not condition:
+        if ids is None:
+            if given is NotGiven.NOT_GIVEN:
+                return "true"
+            return condition_to_delete_by(given, columns.metadata)
+        if given is not NotGiven.NOT_GIVEN and given is not None:
             raise InvalidInputError(
-                f"Got ids={ids!r} and filter={given!r} for delete; expected ids, or a filter that is not "
-                "empty, or neither to delete everything."
+                f"Got ids={ids!r} and filter={given!r} for delete; expected one of them. Nothing was deleted."
             )
-        return condition
+        return rqs.column_condition(columns.id, ids)
 
 
 def without_scores(found: Scored) -> list[Document]:

@@ -9,6 +9,7 @@ A filter is an SQL condition over the columns, or a dict over the metadata:
 Several fields must all match. Values and types are told apart as `rqmoe_store.json_field` does.
 """
 
+import enum
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -27,22 +28,24 @@ def _equal(field: JsonField, value: Any) -> str:
 def _exists(field: JsonField, value: Any) -> str:
     if not isinstance(value, bool):
         raise InvalidInputError(f"Got {{'$exists': {value!r}}}; expected True or False.")
-    return field.exists() if value else _not(field.exists())
+    return field.exists() if value else rqs.none_of([field.exists()])
 
 
-def _not(condition: str) -> str:
-    return f"(NOT {condition})"
+class NotGiven(enum.Enum):
+    """Tells a filter that was left out from one that is None, as what builds filters makes of no choice."""
+
+    NOT_GIVEN = "not given"
 
 
 OPERATORS: dict[str, _Operator] = {
     "$eq": _equal,
-    "$ne": lambda field, value: _not(_equal(field, value)),
+    "$ne": lambda field, value: rqs.none_of([_equal(field, value)]),
     "$gt": lambda field, value: field.gt(value),
     "$gte": lambda field, value: field.gte(value),
     "$lt": lambda field, value: field.lt(value),
     "$lte": lambda field, value: field.lte(value),
     "$in": lambda field, value: field.isin(value),
-    "$nin": lambda field, value: _not(field.isin(value)),
+    "$nin": lambda field, value: rqs.none_of([field.isin(value)]),
     "$exists": _exists,
     "$contains": lambda field, value: field.contains(value),
 }
@@ -78,16 +81,17 @@ def _all_of(given: Mapping[str, Any], column: str) -> str:
     """All members of a dict, which must not be empty."""
     if not isinstance(given, Mapping) or not given:
         raise InvalidInputError(f'Got {given!r} in a filter; expected a dict such as {{"author": "Ann"}}.')
-    return _joined("AND", [_member(key, value, column) for key, value in given.items()])
+    return rqs.all_of([_member(key, value, column) for key, value in given.items()])
 
 
 def _member(key: Any, value: Any, column: str) -> str:
     if key == "$not":
-        return _not(_all_of(value, column))
+        return rqs.none_of([_all_of(value, column)])
     if key in ("$and", "$or"):
         if not isinstance(value, list | tuple) or not value:
             raise InvalidInputError(f"Got {{{key!r}: {value!r}}} in a filter; expected a list of filters.")
-        return _joined(key[1:].upper(), [_all_of(part, column) for part in value])
+        joined = rqs.all_of if key == "$and" else rqs.any_of
+        return joined([_all_of(part, column) for part in value])
     if not isinstance(key, str) or key.startswith("$"):
         raise InvalidInputError(
             f"Got {key!r} in a filter, in place of a metadata field; expected a field's name or one of "
@@ -108,8 +112,21 @@ def _field(name: str, value: Any, column: str) -> str:
             f"as operator; expected a value, or some of {', '.join(OPERATORS)}. For fields of nested "
             f"objects, or parts of texts, use an SQL filter made by rqmoe_store.json_field."
         )
-    return _joined("AND", [OPERATORS[operator](field, operand) for operator, operand in value.items()])
+    return rqs.all_of([OPERATORS[operator](field, operand) for operator, operand in value.items()])
 
 
-def _joined(word: str, conditions: list[str]) -> str:
-    return f"({f' {word} '.join(conditions)})"
+def condition_to_delete_by(given: Filter, metadata_column: str) -> str:
+    """As `condition_of`, but not for filters that say nothing.
+
+    Raises:
+        InvalidInputError: as `condition_of`, and for None, an empty filter, or one that all documents match
+            whatever they hold, such as {"year": {"$nin": []}}.
+    """
+    condition = condition_of(given, metadata_column)
+    if not condition or condition == rqs.all_of([]):
+        raise InvalidInputError(
+            f"Got filter={given!r} for delete, which says nothing about documents; expected ids, or a filter "
+            "that is not empty and that not every document matches, or neither of the two to delete "
+            "everything. Nothing was deleted."
+        )
+    return condition

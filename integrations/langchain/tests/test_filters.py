@@ -116,6 +116,56 @@ def test_filters_mean_what_they_say(many, one):
     assert sorted(int(document.id) for document in found) == expected
 
 
+SAYING_NOTHING = st.sampled_from([{"n": {"$nin": []}}, {"$and": []}, {}, {"$not": {}}, {"n": {"$in": []}}])
+nested = st.recursive(
+    leaves | SAYING_NOTHING,
+    lambda inner: st.one_of(
+        st.tuples(st.sampled_from(["$and", "$or"]), st.lists(inner, max_size=2)).map(
+            lambda pair: dict([pair])
+        ),
+        inner.map(lambda part: {"$not": part}),
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(one=nested)
+def test_no_more_is_deleted_than_matches(deleted_from, one):
+    everything = [{}, {"n": 1}, {"n": "x"}, {"a b": [1]}]
+    deleted_from.add_texts([""] * 4, everything, ids=list("abcd"))
+    try:
+        deleted_from.delete(filter=one)
+    except InvalidInputError:
+        expected = list("abcd")
+    else:
+        expected = [name for name, had in zip("abcd", everything, strict=True) if not matches(had, one)]
+    assert sorted(deleted_from.table.search().select(["id"]).to_arrow()["id"].to_pylist()) == expected
+    if one in ({}, {"n": {"$nin": []}}, {"n": {"$in": []}}):
+        assert expected == list("abcd")
+
+
+@pytest.fixture(scope="module")
+def deleted_from(tmp_path_factory) -> RQMoEVectorStore:
+    return RQMoEVectorStore(PointEmbedding(), uri=tmp_path_factory.mktemp("deleted"))
+
+
+@pytest.mark.parametrize("kind", [int, float, str])
+def test_long_lists(many, kind):
+    expected = [
+        place
+        for place, had in enumerate(documents(200))
+        if any(same(had.get("n"), kind(one)) for one in range(10_000))
+    ]
+    listed = [kind(one) for one in range(10_000)]
+    for one, places in (
+        ({"n": {"$in": listed}}, expected),
+        ({"n": {"$nin": listed}}, [place for place in range(200) if place not in expected]),
+    ):
+        found = many.similarity_search("", k=200, filter=one)
+        assert sorted(int(document.id) for document in found) == places
+
+
 def test_no_filter(store):
     assert condition_of(None, "metadata") is None
     assert condition_of({}, "metadata") is None

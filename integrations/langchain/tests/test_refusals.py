@@ -1,5 +1,8 @@
 """What cannot be added, searched for or deleted; nothing is written then."""
 
+import asyncio
+from types import MappingProxyType
+
 import pytest
 from langchain_rqmoe import RQMoEVectorStore
 from small_stores import DIM, PointEmbedding
@@ -101,14 +104,56 @@ def test_queries_that_are_no_vectors(store, vector):
 
 
 @pytest.mark.parametrize(
-    "given", [{"filter": ""}, {"filter": {}}, {"ids": ["a"], "filter": "id = 'b') OR (true"}]
+    "given",
+    [
+        {"filter": ""},
+        {"filter": {}},
+        {"filter": None},
+        {"ids": None, "filter": None},
+        {"filter": MappingProxyType({})},
+        {"filter": {"place": {"$nin": []}}},
+        {"filter": {"$not": {"place": {"$in": []}}}},
+        {"filter": {"$or": [{"place": 1}, {"fruit": {"$nin": []}}]}},
+        {"filter": {"$and": [{"a": {"$nin": []}, "b": {"$nin": []}}]}},
+    ],
 )
 def test_deletions_that_could_be_mistakes(store, given):
-    with pytest.raises(InvalidInputError, match="for delete; expected ids, or a filter that is not empty"):
+    with pytest.raises(InvalidInputError, match="says nothing about documents; expected ids, or a filter"):
         store.delete(**given)
+    with pytest.raises(InvalidInputError, match="says nothing about documents"):
+        asyncio.run(store.adelete(**given))
     with pytest.raises(InvalidInputError, match="unbalanced"):
         store.delete(filter="id = 'b') OR (true")
     assert store.table.count_rows() == 4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"filter": {"$and": []}},
+        {"filter": {"$or": [{}]}},
+        {"filter": {"$not": {}}},
+        {"filter": {"place": {}}},
+        {"filter": []},
+        {"filter": "  "},
+        {"filter": "-- nothing"},
+        {"ids": ["a"], "filter": {}},
+        {"ids": [], "filter": {"place": 1}},
+    ],
+)
+def test_deletions_that_are_not_understood(store, given):
+    with pytest.raises(InvalidInputError):
+        store.delete(**given)
+    with pytest.raises(InvalidInputError):
+        asyncio.run(store.adelete(**given))
+    assert store.table.count_rows() == 4
+
+
+def test_a_filter_of_none_beside_ids(store):
+    store.delete(["a"], filter=None)
+    store.delete([], filter=None)
+    store.delete(filter={"place": {"$in": []}})
+    assert store.table.count_rows() == 3
 
 
 def test_ids_that_are_no_texts(store):

@@ -1,5 +1,7 @@
 """Filters: each matches what LlamaIndex's own store says, and characters in them change nothing."""
 
+import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -86,6 +88,75 @@ def test_filters_match_what_the_framework_says(
         given_filters = part if isinstance(part, MetadataFilters) else MetadataFilters(filters=[part])
         expected = [f"n{place}" for place, fields in enumerate(metadata) if matches(part, fields)]
         assert found(shared, given_filters) == expected, (filters_sql(given_filters), metadata)
+
+
+EVERYTHING: list[dict[str, Any]] = [{}, {"a": 1}, {"a": "x", "b": ["x", ""]}, {"0": None, "": ""}]
+
+
+def without_empty_parts(part: Any) -> Any:
+    """The same filters but for groups with nothing in them; None where nothing is left."""
+    if isinstance(part, MetadataFilter):
+        return part
+    parts = [left for left in map(without_empty_parts, part.filters) if left is not None]
+    return MetadataFilters(filters=parts, condition=part.condition) if parts else None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    part=NESTED | st.builds(MetadataFilters, filters=st.just([]), condition=st.sampled_from(FilterCondition))
+)
+def test_no_more_is_deleted_than_matches(shared: RQMoEVectorStore, part: Any) -> None:
+    shared.clear()
+    shared.add([node(f"n{place}", **fields) for place, fields in enumerate(EVERYTHING)])
+    given_filters = part if isinstance(part, MetadataFilters) else MetadataFilters(filters=[part])
+    with contextlib.suppress(InvalidInputError):
+        shared.delete_nodes(filters=given_filters)
+    left, reading = ids(shared.get_nodes()), without_empty_parts(given_filters)
+    deleted = [place for place in range(len(EVERYTHING)) if f"n{place}" not in left]
+    if reading is None:
+        assert not deleted
+    elif deleted:
+        assert deleted == [place for place, had in enumerate(EVERYTHING) if matches(reading, had)]
+
+
+EMPTY = MetadataFilters(filters=[])
+
+
+@pytest.mark.parametrize(
+    "given_filters",
+    [
+        EMPTY,
+        MetadataFilters(filters=[EMPTY]),
+        MetadataFilters(filters=[EMPTY, EMPTY], condition=FilterCondition.NOT),
+        where(("rank", "==", "a"), EMPTY, condition="or"),
+        where(("rank", "==", "a"), where(EMPTY, condition="not")),
+        where(("rank", "nin", [])),
+        where(("rank", "all", [])),
+        where(("rank", "text_match", "")),
+        where(("rank", "contains", "")),
+        where(("rank", "in", []), condition="not"),
+        where(("rank", "==", "a"), where(("rank", "any", []), condition="not"), condition="or"),
+        [],
+        {},
+        "",
+        [MetadataFilter(key="rank", value="a")],
+    ],
+)
+def test_filters_that_say_nothing_delete_nothing(table: RQMoEVectorStore, given_filters: Any) -> None:
+    for node_ids in (None, ["one"]):
+        with pytest.raises(InvalidInputError, match=r"says nothing|expected LlamaIndex's MetadataFilters"):
+            table.delete_nodes(node_ids, given_filters)
+        with pytest.raises(InvalidInputError, match=r"says nothing|expected LlamaIndex's MetadataFilters"):
+            asyncio.run(table.adelete_nodes(node_ids, given_filters))
+    assert len(table.get_nodes()) == len(ROWS)
+
+
+@pytest.mark.parametrize("kind", [int, float, str])
+def test_long_lists(table: RQMoEVectorStore, kind: Any) -> None:
+    listed = [kind(number) for number in range(5000)]
+    expected = sorted(name for name, had in ROWS.items() if had.get("weight") in listed)
+    assert found(table, where(("weight", "in", listed))) == expected
+    assert found(table, where(("weight", "nin", listed))) == sorted(set(ROWS) - set(expected))
 
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -12,11 +12,12 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.vector_stores.rqmoe.columns import ID
 from llama_index.vector_stores.rqmoe.options import require_known
-from llama_index.vector_stores.rqmoe.queries import conditions, empty_result
+from llama_index.vector_stores.rqmoe.queries import conditions, doomed, empty_result
 from llama_index.vector_stores.rqmoe.rows import nodes_of, rows_of
 from llama_index.vector_stores.rqmoe.settings import StoreSettings
 
-from rqmoe_store import AsyncCompressedTable, InvalidInputError
+import rqmoe_store as rqs
+from rqmoe_store import AsyncCompressedTable
 
 
 class RQMoEVectorStore(StoreSettings):
@@ -72,11 +73,11 @@ class RQMoEVectorStore(StoreSettings):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document."""
-        self._delete(conditions(self._nodes.columns, doc_ids=[ref_doc_id]), delete_kwargs)
+        self._delete(rqs.column_condition(self._nodes.columns.document, [ref_doc_id]), delete_kwargs)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """As `delete`; the event loop is free meanwhile."""
-        await self._adelete(conditions(self._nodes.columns, doc_ids=[ref_doc_id]), delete_kwargs)
+        await self._adelete(rqs.column_condition(self._nodes.columns.document, [ref_doc_id]), delete_kwargs)
 
     def delete_nodes(
         self,
@@ -84,13 +85,14 @@ class RQMoEVectorStore(StoreSettings):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """Delete the nodes that have one of the ids and match the filters; None for any.
+        """Delete the nodes that have one of the ids and match the filters; None for any, no ids for none.
 
         Raises:
-            InvalidInputError: neither of the two (`clear` deletes all nodes), or filters that cannot be used.
+            InvalidInputError: neither of the two (`clear` deletes all nodes), filters that cannot be used, or
+                that say nothing: empty ones, in a part of them too, or such that all nodes match whatever
+                they hold.
         """
-        where = conditions(self._nodes.columns, node_ids=node_ids, filters=filters)
-        self._delete(where, delete_kwargs)
+        self._delete(doomed(self._nodes.columns, node_ids, filters), delete_kwargs)
 
     async def adelete_nodes(
         self,
@@ -99,9 +101,7 @@ class RQMoEVectorStore(StoreSettings):
         **delete_kwargs: Any,
     ) -> None:
         """As `delete_nodes`; the event loop is free meanwhile."""
-        await self._adelete(
-            conditions(self._nodes.columns, node_ids=node_ids, filters=filters), delete_kwargs
-        )
+        await self._adelete(doomed(self._nodes.columns, node_ids, filters), delete_kwargs)
 
     def clear(self) -> None:
         """Delete all nodes; table and codec stay."""
@@ -177,26 +177,18 @@ class RQMoEVectorStore(StoreSettings):
         found = await search.continued(await table.search(**search.start)).to_arrow()
         return await asyncio.to_thread(search.result, found, table.blocking.metric)
 
-    def _delete(self, where: str | None, options: Mapping[str, Any]) -> None:
-        condition, table = _required(where, options), self._nodes.opened()
+    def _delete(self, where: str, options: Mapping[str, Any]) -> None:
+        require_known(options, "delete")
+        table = self._nodes.opened()
         if table is not None:
-            table.delete(condition)
+            table.delete(where)
 
-    async def _adelete(self, where: str | None, options: Mapping[str, Any]) -> None:
-        condition, table = _required(where, options), await self._nodes.aopened()
+    async def _adelete(self, where: str, options: Mapping[str, Any]) -> None:
+        require_known(options, "delete")
+        table = await self._nodes.aopened()
         if table is not None:
-            await table.delete(condition)
+            await table.delete(where)
 
     def _read(self, search: Any, where: str | None) -> Any:
         search.select(self._nodes.columns.stored).limit(None)
         return search if where is None else search.where(where)
-
-
-def _required(where: str | None, options: Mapping[str, Any]) -> str:
-    require_known(options, "delete")
-    if where is None:
-        raise InvalidInputError(
-            "Got neither node_ids nor filters to delete by; expected one of them. To delete all nodes, use "
-            "clear()."
-        )
-    return where

@@ -20,14 +20,20 @@ from llama_index.vector_stores.rqmoe.columns import METADATA
 import rqmoe_store as rqs
 from rqmoe_store import InvalidInputError, JsonField
 
-_EVERY_ROW = "(true)"
-_NO_ROW = "(false)"
 _ORDERS: dict[FilterOperator, tuple[str, Callable[[Any, Any], bool]]] = {
     FilterOperator.GT: ("gt", operator.gt),
     FilterOperator.GTE: ("gte", operator.ge),
     FilterOperator.LT: ("lt", operator.lt),
     FilterOperator.LTE: ("lte", operator.le),
 }
+_PASSED_IF_EMPTY = (
+    FilterOperator.NIN,
+    FilterOperator.ALL,
+    FilterOperator.CONTAINS,
+    FilterOperator.TEXT_MATCH,
+    FilterOperator.TEXT_MATCH_INSENSITIVE,
+)
+"""Operators whose empty list or text any value passes."""
 
 
 def filters_sql(filters: MetadataFilters) -> str:
@@ -38,17 +44,57 @@ def filters_sql(filters: MetadataFilters) -> str:
     """
     terms = [
         filters_sql(part) if isinstance(part, MetadataFilters) else _filter_sql(part)
-        for part in filters.filters
+        for part in _parts(filters)
     ]
-    if not terms:
-        return _EVERY_ROW
-    if filters.condition in (FilterCondition.AND, None):
-        return f"({' AND '.join(terms)})"
+    if not terms or filters.condition in (FilterCondition.AND, None):
+        return rqs.all_of(terms)
     if filters.condition == FilterCondition.OR:
-        return _any_of(terms)
+        return rqs.any_of(terms)
     if filters.condition == FilterCondition.NOT:
-        return f"(NOT {_any_of(terms)})"
+        return rqs.none_of(terms)
     raise InvalidInputError(f"Got the condition {filters.condition!r}; expected and, or, or not.")
+
+
+def filters_to_delete_by(filters: MetadataFilters) -> str:
+    """As `filters_sql`, but not for filters that say nothing, which would delete more than is meant.
+
+    Raises:
+        InvalidInputError: as `filters_sql`; no filters, or none in a part of them; a filter with an empty
+            list or text that every value passes; filters that all nodes match whatever they hold.
+    """
+    condition, says_nothing = filters_sql(filters), _saying_nothing(filters)
+    if says_nothing is None and condition == rqs.all_of([]):
+        says_nothing = filters
+    if says_nothing is not None:
+        raise InvalidInputError(
+            f"Got {says_nothing!r} in the filters to delete by, which says nothing about nodes; expected "
+            "filters that not every node passes. Nothing was deleted. To delete all nodes, use clear()."
+        )
+    return condition
+
+
+def _saying_nothing(filters: MetadataFilters) -> MetadataFilters | MetadataFilter | None:
+    """The first part that everything passes, or has no parts; None where there is none."""
+    if not filters.filters:
+        return filters
+    for part in filters.filters:
+        if isinstance(part, MetadataFilters):
+            found = _saying_nothing(part)
+        else:
+            found = part if part.operator in _PASSED_IF_EMPTY and part.value in ("", []) else None
+        if found is not None:
+            return found
+    return None
+
+
+def _parts(filters: MetadataFilters) -> Sequence[MetadataFilters | MetadataFilter]:
+    parts = filters.filters if isinstance(filters, MetadataFilters) else None
+    if parts is None or not all(isinstance(part, MetadataFilters | MetadataFilter) for part in parts):
+        raise InvalidInputError(
+            f"Got {filters!r} ({type(filters).__name__}) as filters; expected LlamaIndex's MetadataFilters, "
+            "with MetadataFilter or more of them inside."
+        )
+    return parts
 
 
 def _filter_sql(given: MetadataFilter) -> str:
@@ -70,7 +116,7 @@ def _ordered(field: JsonField, given: MetadataFilter) -> str:
     compared = getattr(field, method)(value)
     if isinstance(value, str):
         return str(compared)
-    return _any_of([compared, field.isin([truth for truth in (False, True) if holds(truth, value)])])
+    return rqs.any_of([compared, field.isin([truth for truth in (False, True) if holds(truth, value)])])
 
 
 def _in(field: JsonField, given: MetadataFilter) -> str:
@@ -82,12 +128,11 @@ def _contains(field: JsonField, given: MetadataFilter) -> str:
 
 
 def _has_any(field: JsonField, given: MetadataFilter) -> str:
-    return _any_of([_has(field, value) for value in _several(given)])
+    return rqs.any_of([_has(field, value) for value in _several(given)])
 
 
 def _has_all(field: JsonField, given: MetadataFilter) -> str:
-    terms = [f"(NOT {field.is_null()})", *(_has(field, value) for value in _several(given))]
-    return f"({' AND '.join(terms)})"
+    return rqs.all_of([rqs.none_of([field.is_null()]), *(_has(field, value) for value in _several(given))])
 
 
 def _has_text(field: JsonField, given: MetadataFilter) -> str:
@@ -99,10 +144,10 @@ def _has_text(field: JsonField, given: MetadataFilter) -> str:
 
 _TRANSLATIONS: dict[FilterOperator, Callable[[JsonField, MetadataFilter], str]] = {
     FilterOperator.EQ: _equal,
-    FilterOperator.NE: lambda field, given: f"(NOT {_equal(field, given)})",
+    FilterOperator.NE: lambda field, given: rqs.none_of([_equal(field, given)]),
     **dict.fromkeys(_ORDERS, _ordered),
     FilterOperator.IN: _in,
-    FilterOperator.NIN: lambda field, given: f"(NOT {_in(field, given)})",
+    FilterOperator.NIN: lambda field, given: rqs.none_of([_in(field, given)]),
     FilterOperator.CONTAINS: _contains,
     FilterOperator.ANY: _has_any,
     FilterOperator.ALL: _has_all,
@@ -115,7 +160,7 @@ _TRANSLATIONS: dict[FilterOperator, Callable[[JsonField, MetadataFilter], str]] 
 def _has(field: JsonField, value: str | int | float) -> str:
     """A list that has the element or, as `in` is in Python, a text that has the part."""
     terms = [field.contains(alike) for alike in _alike(value)]
-    return _any_of([*terms, field.has_text(value)] if isinstance(value, str) else terms)
+    return rqs.any_of([*terms, field.has_text(value)] if isinstance(value, str) else terms)
 
 
 def _alike(value: str | int | float) -> list[str | int | float | bool]:
@@ -140,7 +185,3 @@ def _refused(given: MetadataFilter, expected: str) -> InvalidInputError:
         f"Got {given.value!r} as the value of the filter {given.operator.value!r} on {given.key!r}; expected "
         f"{expected}."
     )
-
-
-def _any_of(terms: Sequence[str]) -> str:
-    return f"({' OR '.join(terms)})" if terms else _NO_ROW

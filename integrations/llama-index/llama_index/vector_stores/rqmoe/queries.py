@@ -14,7 +14,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.vector_stores.rqmoe.columns import ID, NodeColumns
-from llama_index.vector_stores.rqmoe.filters import filters_sql
+from llama_index.vector_stores.rqmoe.filters import filters_sql, filters_to_delete_by
 from llama_index.vector_stores.rqmoe.rows import nodes_of
 
 import rqmoe_store as rqs
@@ -165,7 +165,22 @@ def conditions(
     ]
     if filters is not None:
         terms.append(filters_sql(filters))
-    return " AND ".join(terms) or None
+    return rqs.all_of(terms) if terms else None
+
+
+def doomed(columns: NodeColumns, node_ids: Sequence[str] | None, filters: MetadataFilters | None) -> str:
+    """The SQL condition of what is to be deleted by these ids and filters.
+
+    Raises:
+        InvalidInputError: neither of the two, or filters that `filters_to_delete_by` refuses.
+    """
+    if node_ids is None and filters is None:
+        raise InvalidInputError(
+            "Got neither node_ids nor filters to delete by; expected one of them. To delete all nodes, use "
+            "clear()."
+        )
+    terms = [] if node_ids is None else [rqs.column_condition(ID, node_ids)]
+    return rqs.all_of(terms if filters is None else [*terms, filters_to_delete_by(filters)])
 
 
 def _where(query: VectorStoreQuery, columns: NodeColumns) -> str | None:

@@ -13,7 +13,7 @@ from haystack.dataclasses import Document
 from haystack.document_stores.types import DuplicatePolicy
 from haystack_integrations.document_stores.rqmoe import _metadata, _work
 from haystack_integrations.document_stores.rqmoe._base import DocumentStoreBase
-from haystack_integrations.document_stores.rqmoe._filters import condition_of
+from haystack_integrations.document_stores.rqmoe._filters import condition_of, condition_to_change_by
 from haystack_integrations.document_stores.rqmoe._rows import CONTENT, ID, META, documents_of, metas_of
 from haystack_integrations.document_stores.rqmoe._table import store_errors
 
@@ -65,11 +65,11 @@ class AsyncMethods(DocumentStoreBase):
 
     async def delete_by_filter_async(self, filters: dict[str, Any]) -> int:
         """As `delete_by_filter`."""
-        return await self._delete_async(_work.some(filters))
+        return await self._delete_async(condition_to_change_by(filters))
 
     async def update_by_filter_async(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
         """As `update_by_filter`."""
-        condition, table = _work.some(filters), await self._opened_async()
+        condition, table = condition_to_change_by(filters), await self._opened_async()
         _metadata.as_json(meta, META)
         rows = await asyncio.to_thread(_work.updated, await self._read_async(condition, [ID, META]), meta)
         if table is None or not rows.num_rows:

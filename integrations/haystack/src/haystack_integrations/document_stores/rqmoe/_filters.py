@@ -15,8 +15,6 @@ from haystack_integrations.document_stores.rqmoe._rows import CONTENT, DATES, ID
 
 import rqmoe_store as rqs
 
-EVERY_DOCUMENT, NO_DOCUMENT = "(true)", "(false)"
-
 _LOGIC = ("AND", "OR", "NOT")
 _ORDER = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _COMPARISONS = ("==", "!=", *_ORDER, "in", "not in")
@@ -37,6 +35,29 @@ def condition_of(filters: dict[str, Any] | None) -> str | None:
     return None if filters is None or filters == {} else _condition(filters)
 
 
+def condition_to_change_by(filters: dict[str, Any]) -> str:
+    """As `condition_of`, but not for filters that say nothing, which would change more than anyone means.
+
+    Raises:
+        FilterError: as `condition_of`; no filter, or none in a part of it; filters that all documents match
+            whatever they hold, such as 'not in' of an empty list.
+    """
+    condition = condition_of(filters)
+    if condition is None or condition == rqs.all_of([]) or _has_empty_part(filters):
+        raise FilterError(
+            f"Got {filters!r} as the filter of documents to change, which says nothing about them or has a "
+            "part without conditions; expected a filter that not every document matches. Nothing was "
+            "changed. To delete all documents use delete_all_documents()."
+        )
+    return condition
+
+
+def _has_empty_part(filters: dict[str, Any]) -> bool:
+    if "field" in filters:
+        return False
+    return not filters["conditions"] or any(map(_has_empty_part, filters["conditions"]))
+
+
 def _condition(filters: Any) -> str:
     if not isinstance(filters, dict):
         raise FilterError(
@@ -54,9 +75,9 @@ def _condition(filters: Any) -> str:
         raise FilterError(f"Got {conditions!r} as the conditions of {operator}; expected a list of filters.")
     parts = [_condition(condition) for condition in conditions]
     if operator == "OR":
-        return _any_of(parts)
-    every = f"({' AND '.join(parts)})" if parts else EVERY_DOCUMENT
-    return f"(NOT {every})" if operator == "NOT" else every
+        return rqs.any_of(parts)
+    every = rqs.all_of(parts)
+    return rqs.none_of([every]) if operator == "NOT" else every
 
 
 def _comparison(filters: dict[str, Any]) -> str:
@@ -68,11 +89,11 @@ def _comparison(filters: dict[str, Any]) -> str:
     field = _field(filters["field"])
     try:
         if operator in _ORDER:
-            return NO_DOCUMENT if value is None else field.ordered(operator, value)
+            return rqs.any_of([]) if value is None else field.ordered(operator, value)
         matches = field.one_of(_listed(value) if operator in ("in", "not in") else [value])
     except rqs.InvalidInputError as error:
         raise FilterError(f"Got {filters!r}, a filter with a value that is not supported: {error}") from error
-    return f"(NOT {matches})" if operator in ("!=", "not in") else matches
+    return rqs.none_of([matches]) if operator in ("!=", "not in") else matches
 
 
 def _required(filters: dict[str, Any], key: str) -> Any:
@@ -114,7 +135,8 @@ class _MetaField(_Field):
         ]
         parts = [field.is_null()] if None in values else []
         parts += [field.isin(others)] if others else []
-        return _any_of(parts + [self._at("eq", date) for date in dates if date is not None])
+        parts += self._at_one_of([date for date in dates if date is not None])
+        return rqs.any_of(parts)
 
     def ordered(self, operator: str, value: Any) -> str:
         date = instant_of(value)
@@ -128,13 +150,24 @@ class _MetaField(_Field):
         condition: str = getattr(rqs.json_field(META, *self.path), _ORDER[operator])(value)
         return condition
 
+    def _at_one_of(self, dates: list[Instant]) -> list[str]:
+        """That the field is at one of these dates, as a few conditions however many there are."""
+        local, utc = (rqs.json_field(DATES, *self.path, name) for name in (LOCAL, UTC))
+        by_clock = [date[LOCAL] for date in dates if UTC not in date]
+        zoned = [date for date in dates if UTC in date]
+        parts = [local.isin(by_clock)] if by_clock else []
+        if zoned:
+            parts.append(utc.isin([date[UTC] for date in zoned]))
+            parts.append(rqs.all_of([utc.is_null(), local.isin([date[LOCAL] for date in zoned])]))
+        return parts
+
     def _at(self, comparison: str, date: Instant) -> str:
         """That the field is a date before, after or at this one."""
         local, utc = (rqs.json_field(DATES, *self.path, name) for name in (LOCAL, UTC))
         by_clock: str = getattr(local, comparison)(date[LOCAL])
         if UTC not in date:
             return by_clock
-        return f"({getattr(utc, comparison)(date[UTC])} OR ({utc.is_null()} AND {by_clock}))"
+        return rqs.any_of([getattr(utc, comparison)(date[UTC]), rqs.all_of([utc.is_null(), by_clock])])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +179,7 @@ class _TextField(_Field):
     def one_of(self, values: list[Any]) -> str:
         texts = [value for value in values if isinstance(value, str)]
         parts = [f"({self.name} IS NULL)"] if None in values else []
-        return _any_of([*parts, rqs.column_condition(self.name, texts)])
+        return rqs.any_of([*parts, rqs.column_condition(self.name, texts)])
 
     def ordered(self, operator: str, value: Any) -> str:
         raise FilterError(f"Got {operator!r} for {self.name!r}; expected '==', '!=', 'in' or 'not in'.")
@@ -182,7 +215,3 @@ def _field(name: Any) -> _Field:
             "'meta.year' or 'meta.author.name'."
         )
     return _MetaField(tuple(name.removeprefix("meta.").split(".")))
-
-
-def _any_of(conditions: list[str]) -> str:
-    return f"({' OR '.join(conditions)})" if conditions else NO_DOCUMENT

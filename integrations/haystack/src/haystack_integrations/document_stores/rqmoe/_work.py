@@ -9,8 +9,6 @@ import pyarrow as pa
 from haystack.dataclasses import Document
 from haystack.document_stores.errors import DocumentStoreError, DuplicateDocumentError
 from haystack.document_stores.types import DuplicatePolicy
-from haystack.errors import FilterError
-from haystack_integrations.document_stores.rqmoe._filters import condition_of
 from haystack_integrations.document_stores.rqmoe._rows import (
     DOCUMENT_COLUMNS,
     EMBEDDING,
@@ -99,17 +97,6 @@ def with_ids(ids: Any) -> str:
     if not isinstance(ids, list | tuple) or not all(isinstance(one, str) for one in ids):
         raise ValueError(f"Got {ids!r} as the ids of documents; expected a list of texts.")
     return rqs.column_condition(ID, ids)
-
-
-def some(filters: dict[str, Any]) -> str:
-    """The condition for what is to be changed or deleted. Raises FilterError for no filter at all."""
-    condition = condition_of(filters)
-    if condition is None:
-        raise FilterError(
-            f"Got {filters!r} as the filter of documents to change; expected a filter. To delete all "
-            "documents use delete_all_documents()."
-        )
-    return condition
 
 
 def reading(query: Any, condition: str | None, columns: Sequence[str], limit: int | None) -> Any:

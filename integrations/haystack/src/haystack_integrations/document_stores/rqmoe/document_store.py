@@ -8,7 +8,7 @@ from haystack.dataclasses import Document
 from haystack.document_stores.types import DuplicatePolicy
 from haystack_integrations.document_stores.rqmoe import _metadata, _work
 from haystack_integrations.document_stores.rqmoe._async_methods import AsyncMethods
-from haystack_integrations.document_stores.rqmoe._filters import condition_of
+from haystack_integrations.document_stores.rqmoe._filters import condition_of, condition_to_change_by
 from haystack_integrations.document_stores.rqmoe._retrieval import Retrieval
 from haystack_integrations.document_stores.rqmoe._rows import ID, META, documents_of, metas_of
 from haystack_integrations.document_stores.rqmoe._table import store_errors
@@ -91,9 +91,13 @@ class RQMoEDocumentStore(Retrieval, AsyncMethods):
             self._delete("true")
 
     def delete_by_filter(self, filters: dict[str, Any]) -> int:
-        """Delete the documents that match; returns how many. Raises FilterError as `filter_documents`, and
-        for no filter at all."""
-        return self._delete(_work.some(filters))
+        """Delete the documents that match; returns how many.
+
+        Raises:
+            FilterError: as `filter_documents`; for filters that say nothing: none at all, a part without
+                conditions, or such that all documents match whatever they hold.
+        """
+        return self._delete(condition_to_change_by(filters))
 
     def update_by_filter(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
         """Set fields in the metadata of the documents that match, and leave their other fields as they are.
@@ -108,10 +112,10 @@ class RQMoEDocumentStore(Retrieval, AsyncMethods):
             How many documents match.
 
         Raises:
-            FilterError: as `filter_documents`, and for no filter at all.
+            FilterError: as `delete_by_filter`.
             DocumentStoreError: values that cannot be kept.
         """
-        condition, table = _work.some(filters), self._table.opened()
+        condition, table = condition_to_change_by(filters), self._table.opened()
         _metadata.as_json(meta, META)
         rows = _work.updated(self._read(condition, [ID, META]), meta)
         if table is None or not rows.num_rows:
