@@ -6,6 +6,7 @@ from typing import Any, cast
 import pyarrow as pa
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable, Table
+from pydantic import BaseModel
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, KeepVectors
@@ -15,12 +16,14 @@ from rqmoe_store.search.source import Cache
 from rqmoe_store.store import databases
 from rqmoe_store.store.compress import compress as _compress
 from rqmoe_store.store.compress import on_disk
-from rqmoe_store.store.creation import Asked, require_free_name, require_place, schema_of_rows
+from rqmoe_store.store.creation import Asked, require_free_name, require_place
 from rqmoe_store.store.in_place import adopt
 from rqmoe_store.store.kept_vectors import require_keep_vectors
 from rqmoe_store.store.keys import require_key
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.raw_table import RawTable
+from rqmoe_store.store.rows import schema_and_rows
+from rqmoe_store.store.schemas import as_schema
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
 
@@ -31,7 +34,7 @@ def create_table(
     name: str,
     data: Any = None,
     *,
-    schema: pa.Schema | None = None,
+    schema: pa.Schema | type[BaseModel] | None = None,
     config: CodecConfig | None = None,
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
@@ -46,10 +49,11 @@ def create_table(
     Args:
         db: a database in a folder or bucket.
         name: a name that is free, but for `exist_ok`.
-        data: first rows, as for `CompressedTable.add`; None for none.
+        data: first rows, as for `CompressedTable.add`; None for none. Streams are read once.
         schema: columns, the vector column among them as a list of fixed length, such as
-            `pa.list_(pa.float32(), 384)`; None to take it from `data`, which must then be a list of dicts, a
-            frame or an Arrow table. Its metadata may describe embedding functions, as LanceDB does.
+            `pa.list_(pa.float32(), 384)`, or a `LanceModel` class; None to take it from `data`: the model of
+            its rows, what a reader says, or all keys of a list of dicts and of the first 1,024 dicts of an
+            iterator. Its metadata may describe embedding functions, as LanceDB does.
         config: of the codec that will be trained, metric and code bytes among it; None for the defaults.
         vector_column: the column of vectors.
         keep_vectors: "float16" or "float32" to keep raw vectors beside their codes.
@@ -63,6 +67,7 @@ def create_table(
         InvalidInputError: neither data nor schema, rows that `add` refuses, an unusable name or column.
         StorageError: the disk or bucket refuses to take it; there is no such table then.
     """
+    schema = None if schema is None else as_schema(schema)
     asked = Asked(schema=schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors)
     require_place(db, name)
     store = _existing(db, name, asked) if exist_ok else None
@@ -73,7 +78,7 @@ def create_table(
     if schema is None:
         if data is None:
             raise InvalidInputError("Got neither data nor schema; expected one, to know the columns.")
-        schema = schema_of_rows(data, vector_column)
+        schema, data = schema_and_rows(data, vector_column)
     new = RawTable(
         db,
         name,

@@ -1,8 +1,7 @@
 """New tables: what they must be, and their columns."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 from lancedb.db import DBConnection
@@ -20,7 +19,7 @@ from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.schemas import require_readable, user_schema
 from rqmoe_store.store.spooled_rows import SpooledRows
 from rqmoe_store.store.table_codec import marks_of
-from rqmoe_store.store.vector_arrays import is_vector_type
+from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,53 +141,10 @@ def vector_dim(schema: pa.Schema, column: str) -> int:
             "vector_column=."
         )
     data_type = schema.field(column).type
-    storage = getattr(data_type, "storage_type", data_type)
-    if not pa.types.is_fixed_size_list(storage):
+    length = fixed_length(data_type)
+    if length is None:
         raise InvalidInputError(
             f"Column {column!r} is {data_type}; expected a list of fixed length, such as "
             f"pa.list_(pa.float32(), 384), so that the dimension is known. Change schema=."
         )
-    return int(storage.list_size)
-
-
-def schema_of_rows(rows: Any, vector_column: str) -> pa.Schema:
-    """The schema that rows have, their vectors as a fixed-size list of single floats.
-
-    Args:
-        rows: a list of dicts, a pandas or polars frame, or an Arrow table or record batch, with at least one
-            vector.
-
-    Raises:
-        InvalidInputError: rows of another kind, or without a vector.
-    """
-    table = _as_table(rows)
-    if vector_column not in table.column_names or not is_vector_type(table.schema.field(vector_column).type):
-        raise InvalidInputError(
-            f"The rows have no vectors in column {vector_column!r} (columns: {table.column_names}); expected "
-            "lists of numbers. Pass schema=, or set vector_column=."
-        )
-    vectors = table[vector_column].drop_null().combine_chunks()
-    if len(vectors) == 0:
-        raise InvalidInputError(f"Column {vector_column!r} has nulls only; pass schema=.")
-    dim = len(vectors[0])
-    place = table.schema.get_field_index(vector_column)
-    return table.schema.set(place, pa.field(vector_column, pa.list_(pa.float32(), dim)))
-
-
-def _as_table(rows: Any) -> pa.Table:
-    library = type(rows).__module__.partition(".")[0]
-    try:
-        if library == "pandas":
-            return pa.Table.from_pandas(rows, preserve_index=False)
-        if hasattr(rows, "__arrow_c_stream__"):
-            return pa.table(rows)
-        if isinstance(rows, pa.RecordBatch):
-            return pa.Table.from_batches([rows])
-        if isinstance(rows, Sequence) and rows:
-            return pa.Table.from_pylist([dict(row) for row in rows])
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        raise InvalidInputError(f"The rows cannot be read as columns of one type each ({error}).") from error
-    raise InvalidInputError(
-        f"Got rows of type {type(rows).__name__}; expected a list of dicts, a pandas or polars frame, or an "
-        "Arrow table. Pass schema= for rows of other kinds."
-    )
+    return length

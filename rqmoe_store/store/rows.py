@@ -1,19 +1,31 @@
 """Whatever the user passes as rows, as a stream of Arrow tables that fit the table they go into."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
+from lancedb.pydantic import LanceModel
+from pydantic import BaseModel
 
 from rqmoe_store.codecs.vectors import from_torch
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.store.casts import UnfitError, cast_column
+from rqmoe_store.store.python_values import array_of
+from rqmoe_store.store.schemas import as_schema
+from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type, plain_vectors
 
 _ACCEPTED = (
-    "a list of dicts, a pandas or polars frame, an Arrow table, record batch or reader, "
-    "or an iterable of those"
+    "a list of dicts or of models, a pandas or polars frame, an Arrow table, record batch, reader, scanner "
+    "or dataset, or an iterable of those"
 )
 _CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, pa.ArrowException)
+_DICTS_AT_ONCE = 1024
+"""Of an iterator; a list is taken whole."""
+_ROWS_TO_LOOK_AT = 2**16
+"""Until there is a vector."""
 
 
 def tables_of(
@@ -21,20 +33,19 @@ def tables_of(
 ) -> Iterator[pa.Table]:
     """`rows` as Arrow tables with exactly the columns of `schema` and then `vector_column`.
 
-    Nothing is read ahead: an iterator or Arrow reader is consumed one batch at a time.
+    Nothing is read ahead: an iterator or Arrow reader is consumed one batch at a time, and once.
 
     Args:
-        rows: list of dicts, pandas or polars frame, Arrow table, record batch or reader, or an
-            iterable of those.
+        rows: as for `given_rows`.
         schema: the user's columns; values are cast to these types, absent nullable columns are null.
         vector_column: the column of vectors, passed on as it comes (null where a row has none).
         source_column: rows that have it need no vector column; None where none can stand in for it.
 
     Raises:
-        InvalidInputError: rows of another kind, unknown or missing columns, values that cannot be
-            cast, or nulls where the column allows none.
+        InvalidInputError: rows of another kind, unknown or missing columns, values that the columns cannot
+            hold as they are, or nulls where the column allows none.
     """
-    for table in _raw_tables(rows, schema, vector_column):
+    for table in given_rows(rows, vector_column, schema):
         require_columns(table.column_names, schema, vector_column, source_column)
         yield fitted(table, schema, vector_column)
 
@@ -53,7 +64,7 @@ def given_tables(
             whose columns differ.
     """
     first: list[str] | None = None
-    for table in _raw_tables(rows, schema, vector_column):
+    for table in given_rows(rows, vector_column, schema):
         names = table.column_names
         first = names if first is None else first
         if set(names) != set(first):
@@ -68,25 +79,131 @@ def given_tables(
         yield fit if with_vectors else fit.drop_columns([vector_column])
 
 
-def _raw_tables(rows: Any, schema: pa.Schema, vector_column: str) -> Iterator[pa.Table]:
+def schema_and_rows(rows: Any, vector_column: str) -> tuple[pa.Schema, Any]:
+    """The schema that rows have, their vectors as a fixed-size list of single floats, and all of these rows.
+
+    Rows of a `LanceModel` have the schema of the model, others that of the first ones, which are read.
+
+    Args:
+        rows, vector_column: as for `given_rows`.
+
+    Returns:
+        The schema, and what to read the rows from in the place of `rows`, which may be used up.
+
+    Raises:
+        InvalidInputError: as `given_rows`; no vector among the first rows, and none of a fixed length.
+    """
+    first, rows = _first_of(rows)
+    schema = as_schema(type(first)) if isinstance(first, LanceModel) else None
+    described = None if schema is None or vector_column not in schema.names else schema.field(vector_column)
+    if described is not None and fixed_length(described.type) is not None:
+        return schema, rows
+    tables = given_rows(rows, vector_column, schema)
+    read: list[pa.Table] = []
+    length = None
+    for table in tables:
+        read.append(table)
+        length = _vector_length(table, vector_column)
+        if length is not None or sum(table.num_rows for table in read) >= _ROWS_TO_LOOK_AT:
+            break
+    if not read:
+        raise InvalidInputError("Got no rows, whose columns could be told; pass schema=.")
+    if length is None:
+        raise InvalidInputError(
+            f"Column {vector_column!r} has nulls only in the first {sum(table.num_rows for table in read):,} "
+            "rows; pass schema=, so that the dimension is known."
+        )
+    schema = read[0].schema if schema is None else schema
+    place = schema.get_field_index(vector_column)
+    vectors = pa.field(vector_column, pa.list_(pa.float32(), length))
+    return schema.set(place, vectors), itertools.chain(read, tables)
+
+
+def _first_of(rows: Any) -> tuple[object, Any]:
+    """The first element of an iterable, and all of its elements; None where that means nothing."""
+    if not _is_many(rows) or hasattr(rows, "__arrow_c_stream__"):
+        return None, rows
+    if isinstance(rows, Sequence):
+        return rows[0] if rows else None, rows
+    elements = iter(rows)
+    first = list(itertools.islice(elements, 1))
+    return next(iter(first), None), itertools.chain(first, elements)
+
+
+def _vector_length(table: pa.Table, column: str) -> int | None:
+    """Components of the vectors of a table; None if that cannot be told."""
+    if column not in table.column_names or not (
+        is_vector_type(table.schema.field(column).type) or pa.types.is_null(table.schema.field(column).type)
+    ):
+        raise InvalidInputError(
+            f"The rows have no vectors in column {column!r} (columns: {table.column_names}); expected "
+            "lists of numbers. Pass schema=, or set vector_column=."
+        )
+    if pa.types.is_null(table.schema.field(column).type):
+        return None
+    length = fixed_length(table.schema.field(column).type)
+    if length is None:
+        vectors = plain_vectors(table[column]).drop_null()
+        length = len(vectors[0]) if len(vectors) else None
+    return length
+
+
+def given_rows(rows: Any, vector_column: str, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+    """`rows` as Arrow tables with the columns and types that they have themselves.
+
+    A stream that says its columns before its rows, such as a reader, gives a table without rows first.
+
+    Args:
+        rows: list of dicts or of pydantic models, pandas or polars frame, Arrow table, record batch, reader,
+            scanner or dataset, whatever else has `__arrow_c_stream__`, or an iterable of those or of single
+            dicts or models, of which some are taken at a time.
+        vector_column: of dicts it is read as lists of single floats.
+        schema: what the rows are for: of dicts, columns that it lacks are null. None to read all.
+
+    Raises:
+        InvalidInputError: rows of another kind, or whose values are of no type that Arrow knows.
+    """
     library = type(rows).__module__.partition(".")[0]
     if library == "polars" and hasattr(rows, "collect"):
         rows = rows.collect()
-    if library == "pandas":
+    elif isinstance(rows, pads.Dataset):  # Lance's are among these
+        rows = rows.scanner()
+    if isinstance(rows, pads.Scanner):
+        rows = rows.to_reader()
+    if library == "pandas" and hasattr(rows, "columns"):
         yield _from_pandas(rows, vector_column)
     elif isinstance(rows, pa.Table):
         yield rows  # whole, so that the size of its chunks does not decide the size of our batches
     elif hasattr(rows, "__arrow_c_stream__"):
-        for batch in pa.RecordBatchReader.from_stream(rows):
-            yield pa.Table.from_batches([batch])
-    elif isinstance(rows, Sequence) and len(rows) > 0 and isinstance(rows[0], Mapping):
-        yield _from_dicts(rows, schema, vector_column)
-    elif isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, Mapping, np.ndarray)):
-        for part in rows:
-            yield from _raw_tables(part, schema, vector_column)
+        yield from _from_stream(rows)
+    elif _is_record(next(iter(rows), None) if isinstance(rows, Sequence) else None):
+        yield _from_records(rows, vector_column, schema)
+    elif _is_many(rows):
+        for part in _in_groups(rows):
+            yield from given_rows(part, vector_column, schema)
     else:
-        hint = " Put a single row in a list." if isinstance(rows, Mapping) else ""
+        hint = " Put a single row in a list." if _is_record(rows) else ""
         raise InvalidInputError(f"Got rows of type {type(rows).__name__}; expected {_ACCEPTED}.{hint}")
+
+
+def _is_record(row: object) -> bool:
+    return isinstance(row, (Mapping, BaseModel))
+
+
+def _is_many(rows: object) -> bool:
+    single = (str, bytes, Mapping, BaseModel)
+    is_array = hasattr(rows, "__array__")  # be it numpy's, Arrow's, torch's or a pandas Series
+    return isinstance(rows, Iterable) and not isinstance(rows, single) and not is_array
+
+
+def _in_groups(rows: Iterable[Any]) -> Iterator[Any]:
+    """The parts of an iterable, neighbouring dicts together, some at a time."""
+    for are_records, parts in itertools.groupby(rows, _is_record):
+        if not are_records:
+            yield from parts
+        else:
+            while group := list(itertools.islice(parts, _DICTS_AT_ONCE)):
+                yield group
 
 
 def _from_pandas(frame: Any, vector_column: str) -> pa.Table:
@@ -105,36 +222,62 @@ def _from_pandas(frame: Any, vector_column: str) -> pa.Table:
         ) from error
 
 
-def _from_dicts(rows: Sequence[Any], schema: pa.Schema, vector_column: str) -> pa.Table:
-    for position, row in enumerate(rows):
-        if not isinstance(row, Mapping):
+def _from_stream(rows: Any) -> Iterator[pa.Table]:
+    try:
+        reader = pa.RecordBatchReader.from_stream(rows)
+    except (TypeError, pa.ArrowException) as error:
+        raise InvalidInputError(
+            f"Got rows of type {type(rows).__name__}, which are no Arrow table ({error}); expected "
+            f"{_ACCEPTED}."
+        ) from error
+    yield reader.schema.empty_table()
+    for batch in reader:
+        yield pa.Table.from_batches([batch])
+
+
+def _from_records(rows: Sequence[Any], vector_column: str, schema: pa.Schema | None) -> pa.Table:
+    classes = set(map(type, rows))
+    if any(issubclass(each, BaseModel) for each in classes):
+        rows = [row.model_dump() if isinstance(row, BaseModel) else row for row in rows]
+    odd_rows = tuple(each for each in classes if not issubclass(each, (Mapping, BaseModel)))
+    for position, row in enumerate(rows if odd_rows else ()):
+        if isinstance(row, odd_rows):
             raise InvalidInputError(f"Row {position} of the list is {type(row).__name__}; expected a dict.")
-    columns = {name: [row.get(name) for row in rows] for name in {key: None for row in rows for key in row}}
-    arrays = {
-        name: _vectors(values) if name == vector_column else _values(values, schema, name)
-        for name, values in columns.items()
-    }
-    return pa.table(arrays)
+    names = list({key: None for row in rows for key in row})
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise InvalidInputError(f"Got a row with the column {odd[0]!r}; expected names of columns as text.")
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pa.table({name: _read(values, name, vector_column, schema) for name, values in columns.items()})
 
 
-def _values(values: list[Any], schema: pa.Schema, name: str) -> pa.Array:
-    if name not in schema.names:
+def _read(values: list[Any], name: str, vector_column: str, schema: pa.Schema | None) -> pa.Array:
+    if name == vector_column:
+        return _vectors(values)
+    if schema is not None and name not in schema.names:
         return pa.nulls(len(values))  # an unknown column, reported with its name when the table is fitted
     try:
-        return pa.array(values, type=schema.field(name).type)
-    except _CONVERSION_ERRORS as error:
-        raise _not_castable(name, schema, error) from error
+        return array_of(values, None if schema is None else schema.field(name).type, name)
+    except UnfitError as error:
+        if schema is not None:
+            raise _not_castable(schema.field(name), error) from error
+        raise InvalidInputError(
+            f"Column {name!r} cannot be read as values of one type ({error}). Nothing was written; convert "
+            "its values, or pass schema=."
+        ) from error
 
 
 def _vectors(values: list[Any]) -> pa.Array:
-    arrays = [None if value is None else _vector(value, position) for position, value in enumerate(values)]
+    with np.errstate(over="ignore"):  # becomes inf, which is reported with its row later
+        arrays = [None if value is None else _vector(value, place) for place, value in enumerate(values)]
     return pa.array(arrays, type=pa.list_(pa.float32()))
 
 
 def _vector(value: Any, position: int) -> Any:
     try:
-        with np.errstate(over="ignore"):  # becomes inf, which is reported with its row later
-            array = np.asarray(from_torch(value), dtype=np.float32, order="C")
+        array = np.asarray(from_torch(value))
+        if array.dtype.kind in "cmMSUV":
+            raise TypeError(f"they are {array.dtype}")
+        array = array.astype(np.float32, order="C", copy=False)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"The vector in row {position} of the list cannot be read as float32 numbers ({error})."
@@ -152,11 +295,11 @@ def fitted(table: pa.Table, schema: pa.Schema, vector_column: str) -> pa.Table:
     Columns that `table` lacks are null.
 
     Raises:
-        InvalidInputError: values that cannot be cast, or nulls where the column allows none.
+        InvalidInputError: values that the columns cannot hold as they are, or nulls where they allow none.
     """
-    columns = [_column(table, field, schema) for field in schema]
+    columns = [_column(table, field) for field in schema]
     has_vectors = vector_column in table.column_names
-    vectors = table[vector_column] if has_vectors else pa.nulls(table.num_rows)
+    vectors = plain_vectors(table[vector_column]) if has_vectors else pa.nulls(table.num_rows)
     return pa.table([*columns, vectors], names=[*schema.names, vector_column])
 
 
@@ -192,7 +335,7 @@ def require_columns(
         )
 
 
-def _column(table: pa.Table, field: pa.Field, schema: pa.Schema) -> pa.ChunkedArray | pa.Array:
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
     if field.name not in table.column_names:
         return pa.nulls(table.num_rows, type=field.type)
     column = table[field.name]
@@ -201,18 +344,14 @@ def _column(table: pa.Table, field: pa.Field, schema: pa.Schema) -> pa.ChunkedAr
             f"Column {field.name!r} has {column.null_count} nulls but allows none. Nothing was written; "
             "fill them and try again."
         )
-    if column.type == field.type:
-        return column
-    if pa.types.is_null(column.type):
-        return pa.nulls(table.num_rows, type=field.type)
     try:
-        return column.cast(field.type)
-    except _CONVERSION_ERRORS as error:
-        raise _not_castable(field.name, schema, error) from error
+        return cast_column(column, field)
+    except UnfitError as error:
+        raise _not_castable(field, error) from error
 
 
-def _not_castable(name: str, schema: pa.Schema, error: Exception) -> InvalidInputError:
+def _not_castable(field: pa.Field, error: Exception) -> InvalidInputError:
     return InvalidInputError(
-        f"Column {name!r} cannot be read as {schema.field(name).type} ({error}). Nothing was written; "
+        f"Column {field.name!r} cannot be read as {field.type} ({error}). Nothing was written; "
         "convert its values and try again."
     )

@@ -1,14 +1,43 @@
 """The user's view of a table's schema: types in which values are read and written."""
 
-import pyarrow as pa
+import inspect
 
-from rqmoe_store.errors import TableError
+import pyarrow as pa
+from lancedb.pydantic import LanceModel, pydantic_to_schema
+from pydantic import BaseModel
+
+from rqmoe_store.errors import InvalidInputError, TableError
 
 _EXTENSION = b"ARROW:extension:name"
 _LANCE_JSON = b"lance.json"
 _UNREADABLE = {"`", "."}
 _OF_RESULTS = {"_distance", "_score", "_relevance_score", "_rowid", "query_index"}
 """Columns that searches add to what they find."""
+
+
+def as_schema(schema: object) -> pa.Schema:
+    """A schema of Arrow's, as it is or as a pydantic model describes it, embedding functions included.
+
+    Raises:
+        InvalidInputError: something else, or a model with fields that LanceDB cannot store.
+    """
+    if isinstance(schema, pa.Schema):
+        return schema
+    try:
+        if inspect.isclass(schema) and issubclass(schema, LanceModel):
+            described: pa.Schema = schema.to_arrow_schema()  # type: ignore[no-untyped-call]
+            return described
+        if inspect.isclass(schema) and issubclass(schema, BaseModel):
+            return pydantic_to_schema(schema)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"Got schema={schema!r}, a model that LanceDB cannot read as columns ({error}). Pass a pyarrow "
+            "schema."
+        ) from error
+    raise InvalidInputError(
+        f"Got schema={schema!r}; expected a pyarrow schema or a LanceModel class. Put the columns into "
+        "pa.schema([...])."
+    )
 
 
 def user_schema(schema: pa.Schema, *, without: tuple[str, ...]) -> pa.Schema:

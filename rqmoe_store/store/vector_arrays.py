@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.casts import cast_array, is_list
 
 _ROWS_NAMED = 5
 BATCH_BYTES = 32 * 2**20
@@ -22,16 +23,29 @@ def rows_per_batch(dim: int) -> int:
 
 
 def is_vector_type(data_type: pa.DataType) -> bool:
-    """Whether `data_type` is a list (fixed or variable) of numbers."""
+    """Whether `data_type` is a list (fixed or variable) of numbers, or a tensor of one dimension."""
+    if isinstance(data_type, pa.FixedShapeTensorType) and len(data_type.shape) != 1:
+        return False
     data_type = getattr(data_type, "storage_type", data_type)
-    is_list = (
-        pa.types.is_fixed_size_list(data_type)
-        or pa.types.is_list(data_type)
-        or pa.types.is_large_list(data_type)
-    )
-    return is_list and bool(
+    return is_list(data_type) and bool(
         pa.types.is_floating(data_type.value_type) or pa.types.is_integer(data_type.value_type)
     )
+
+
+def fixed_length(data_type: pa.DataType) -> int | None:
+    """Components of all vectors of a type that `is_vector_type` accepts; None for lists of any length."""
+    data_type = getattr(data_type, "storage_type", data_type)
+    return int(data_type.list_size) if pa.types.is_fixed_size_list(data_type) else None
+
+
+def plain_vectors(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column of vectors as one array of lists, whatever was around them: a tensor's type, or views."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = getattr(array, "storage", array)
+    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+        # Not by Arrow's own cast, of which version 26 makes lists without an end.
+        return cast_array(array, pa.large_list(array.type.value_field), "")
+    return array
 
 
 def require_vector_column(schema: pa.Schema, column: str, dim: int) -> None:
@@ -51,10 +65,10 @@ def require_vector_column(schema: pa.Schema, column: str, dim: int) -> None:
             f"Column {column!r} is {data_type}; expected a vector column (a list of numbers). "
             "Set vector_column= to another column."
         )
-    storage = getattr(data_type, "storage_type", data_type)
-    if pa.types.is_fixed_size_list(storage) and storage.list_size != dim:
+    length = fixed_length(data_type)
+    if length is not None and length != dim:
         raise InvalidInputError(
-            f"Column {column!r} holds vectors of dimension {storage.list_size}; the codec was trained on "
+            f"Column {column!r} holds vectors of dimension {length}; the codec was trained on "
             f"dimension {dim}. Train a codec on this column, or name another one."
         )
 
@@ -97,8 +111,7 @@ def unusable_vectors(column: pa.ChunkedArray | pa.Array, *, dim: int, metric: st
 
 def _present(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
     """The V vectors of N rows, and which rows have one."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    array = getattr(array, "storage", array)
+    array = plain_vectors(column)
     return array.drop_null(), array.is_valid().to_numpy(zero_copy_only=False)
 
 
@@ -131,7 +144,7 @@ def dense_vectors(column: pa.Array, dim: int) -> tuple[Float32Array, npt.NDArray
 
     Nulls, and components that are missing, are NaN. `column` is as for `read_vectors`.
     """
-    array = getattr(column, "storage", column)
+    array = plain_vectors(column)
     valid_N = array.is_valid().to_numpy(zero_copy_only=False)
     array = array.drop_null()
     lengths_N = np.zeros(len(column), dtype=np.int64)

@@ -155,7 +155,7 @@ def with_vector(vector, **more):
         ([{"id": 1}], "missing: vector"),
         ([{"id": 1, "vector": None}, 5], "Row 1 of the list is int; expected a dict"),
         ({"id": 1, "vector": [1.0] * DIM}, "Got rows of type dict.*Put a single row in a list"),
-        (iter([{"id": 1, "vector": [1.0] * DIM}]), "Got rows of type dict.*Put a single row in a list"),
+        (iter([{"id": 1, "vector": [1.0] * DIM}, 5]), "Got rows of type int"),
         ("rows", "Got rows of type str"),
         (5, "Got rows of type int"),
         (np.ones((3, DIM)), "Got rows of type ndarray"),

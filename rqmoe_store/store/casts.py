@@ -1,0 +1,263 @@
+"""Arrow values in the types of a table, none of them changed on the way.
+
+What a type cannot hold is refused rather than cut off: fractions, digits, times of day, time zones, fields of
+structs. Only floats are rounded, as they always are. Numbers, text, bytes, truth values, dates, times of day
+and durations are not taken for one another, but for text that says what the column holds and for times that
+are counted in integers.
+Shapes: N values, V of them of lists that are not null.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class UnfitError(ValueError):
+    """Says which values do not fit, and why."""
+
+
+_KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "truth values": (pa.types.is_boolean,),
+    "numbers": (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal),
+    "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    "bytes": (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    ),
+    "dates": (pa.types.is_timestamp, pa.types.is_date),
+    "times of day": (pa.types.is_time,),
+    "durations": (pa.types.is_duration,),
+}
+_ALSO = {("bytes", "text"), *(("text", kind) for kind in ("bytes", "numbers", "truth values", "dates"))}
+_ALSO |= {("numbers", kind) for kind in ("dates", "times of day", "durations")}
+_ANY_INTEGER = pa.decimal128(20, 0)
+
+
+def cast_column(column: pa.ChunkedArray | pa.Array, field: pa.Field) -> pa.ChunkedArray:
+    """A column in the type of `field`.
+
+    Nested fields that may be null are null where values lack them.
+
+    Raises:
+        UnfitError: values that would change; nested fields that are unknown, repeated, or missing and may not
+            be null; nulls in nested fields that allow none. Types alone are enough for those that no value
+            of a type can avoid.
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    chunks = chunks or [pa.array([], type=column.type)]
+    return pa.chunked_array([cast_array(chunk, field.type, field.name) for chunk in chunks], type=field.type)
+
+
+def cast_array(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
+    """As `cast_column`, for one array; `path` leads to it from the row."""
+    if array.type == target and not _demands_values(target):
+        return array
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), type=target)
+    array = _plain(array)
+    if isinstance(target, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(target, cast_array(array, target.storage_type, path))
+    if pa.types.is_dictionary(target):
+        return cast_array(array, target.value_type, path).dictionary_encode().cast(target)
+    if pa.types.is_struct(target):
+        return _as_struct(array, target, path)
+    if pa.types.is_map(target):
+        return _as_map(array, target, path)
+    if is_list(target):
+        return _as_list(array, target, path)
+    return _as_value(array, target, path)
+
+
+def is_list(data_type: pa.DataType) -> bool:
+    """Whether values of this type are lists of any kind; extension types are not looked into."""
+    return bool(
+        pa.types.is_list(data_type)
+        or pa.types.is_large_list(data_type)
+        or pa.types.is_fixed_size_list(data_type)
+        or pa.types.is_list_view(data_type)
+        or pa.types.is_large_list_view(data_type)
+    )
+
+
+def _demands_values(data_type: pa.DataType) -> bool:
+    """Whether a nested field of this type may not be null."""
+    fields = [data_type.field(place) for place in range(data_type.num_fields)]
+    if pa.types.is_map(data_type):  # keys never are
+        fields = [data_type.item_field]
+    return any(not field.nullable or _demands_values(field.type) for field in fields)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """The values without an extension type, dictionary or run-ends around them."""
+    if isinstance(array.type, pa.BaseExtensionType):
+        return _plain(array.storage)
+    if pa.types.is_dictionary(array.type):
+        return _plain(array.dictionary_decode())
+    if pa.types.is_run_end_encoded(array.type):
+        return _plain(pc.run_end_decode(array))
+    return array
+
+
+def _as_struct(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
+    if not pa.types.is_struct(array.type):
+        raise UnfitError(f"{path} is {array.type}; expected {target}")
+    names = [array.type.field(place).name for place in range(array.type.num_fields)]
+    _require_fields(names, list(target), path)
+    parts, children = array.flatten(), []
+    for field in target:
+        inner = f"{path}.{field.name}"
+        if field.name in names:
+            child = cast_array(parts[names.index(field.name)], field.type, inner)
+        else:
+            child = pa.nulls(len(array), type=field.type)
+        _require_values(child, field, inner, array.is_valid())
+        children.append(child)
+    return pa.StructArray.from_arrays(children, fields=list(target), mask=array.is_null())
+
+
+def _require_fields(names: list[str], known: list[pa.Field], path: str) -> None:
+    expected = [field.name for field in known]
+    problems = {
+        "unknown": sorted({name for name in names if name not in expected}),
+        "repeated": sorted({name for name in names if names.count(name) > 1}),
+        "missing": [field.name for field in known if field.name not in names and not field.nullable],
+    }
+    found = [
+        f"{problem}: {', '.join(f'{path}.{name}' for name in which)}"
+        for problem, which in problems.items()
+        if which
+    ]
+    if found:
+        paths = ", ".join(f"{path}.{name}" for name in expected)
+        raise UnfitError(f"fields {'; '.join(found)}; expected {paths}")
+
+
+def _require_values(child: pa.Array, field: pa.Field, path: str, needed_N: pa.Array | None) -> None:
+    if field.nullable or not child.null_count:
+        return
+    nulls_N = child.is_null() if needed_N is None else pc.and_(child.is_null(), needed_N)
+    if count := pc.sum(nulls_N).as_py():
+        raise UnfitError(f"{path} is null {count} times but allows none")
+
+
+def _as_list(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
+    if not is_list(array.type):
+        raise UnfitError(f"{path} is {array.type}; expected {target}")
+    inner = f"{path}[]"
+    values_V = cast_array(array.flatten(), target.value_type, inner)
+    _require_values(values_V, target.value_field, inner, None)
+    lengths_N = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    missing_N = array.is_null()
+    if pa.types.is_fixed_size_list(target):
+        return _as_fixed_list(values_V, lengths_N, missing_N, target, path)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths_N)]), type=pa.int64())
+    large = pa.large_list(target.value_field)
+    lists = pa.LargeListArray.from_arrays(offsets, values_V, type=large, mask=missing_N)
+    try:
+        return lists if target == large else lists.cast(target)
+    except pa.ArrowException as error:  # more values than 32 bits count
+        raise UnfitError(f"{path}: {error}") from error
+
+
+def _as_fixed_list(
+    values_V: pa.Array, lengths_N: Any, missing_N: pa.Array, target: pa.DataType, path: str
+) -> pa.Array:
+    missing = missing_N.to_numpy(zero_copy_only=False)
+    other = lengths_N[~missing] != target.list_size
+    if other.any():
+        raise UnfitError(
+            f"{path} has {lengths_N[~missing][other][0]} values in a list; expected {target.list_size}"
+        )
+    if missing.any():
+        places = np.zeros((len(missing), target.list_size), dtype=np.int64)
+        places[~missing] = np.arange(len(values_V)).reshape(-1, target.list_size)
+        filler = pa.nulls(1, type=target.value_type) if len(values_V) == 0 else values_V
+        values_V = filler.take(pa.array(places.ravel()))
+    return pa.FixedSizeListArray.from_arrays(values_V, type=target, mask=missing_N)
+
+
+def _as_map(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
+    if not pa.types.is_map(array.type):
+        raise UnfitError(f"{path} is {array.type}; expected {target}")
+    array = array.take(pa.array(np.arange(len(array))))  # without what a slice leaves out
+    keys = cast_array(array.keys, target.key_type, f"{path}.key")
+    items = cast_array(array.items, target.item_type, f"{path}.value")
+    _require_values(items, target.item_field, f"{path}.value", None)
+    return pa.MapArray.from_arrays(array.offsets, keys, items, type=target, mask=array.is_null())
+
+
+def _as_value(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
+    _require_kinds(array.type, target, path)
+    try:
+        result = _converted(array, target)
+        changed_N = _changed(array, result)
+    except pa.ArrowException as error:
+        raise UnfitError(f"{path}: {error}") from error
+    if changed_N is not None and pc.any(changed_N).as_py():
+        place = pc.index(changed_N.fill_null(False), True).as_py()
+        raise UnfitError(f"{path}: {array[place].as_py()!r} would become {result[place].as_py()!r}")
+    return result
+
+
+def _kind(data_type: pa.DataType) -> str:
+    return next(
+        (kind for kind, tests in _KINDS.items() if any(test(data_type) for test in tests)), str(data_type)
+    )
+
+
+def _require_kinds(source: pa.DataType, target: pa.DataType, path: str) -> None:
+    kinds = _kind(source), _kind(target)
+    is_uuid = pa.types.is_fixed_size_binary(source) and kinds[1] == "text"  # or other bytes that are no text
+    if (kinds[0] != kinds[1] and kinds not in _ALSO) or is_uuid:
+        raise UnfitError(f"{path} is {source}; expected {kinds[1]}")
+    counted = kinds[0] == "numbers" and kinds[1] != "numbers"
+    if counted and not pa.types.is_integer(source):
+        raise UnfitError(f"{path} is {source}; only integers count {target}")
+    zone = getattr(source, "tz", None)
+    if zone is not None and getattr(target, "tz", None) is None:
+        raise UnfitError(f"{path} has time zone {zone}, which {target} would lose")
+
+
+def _converted(array: pa.Array, target: pa.DataType) -> pa.Array:
+    if pa.types.is_integer(array.type):
+        if pa.types.is_decimal(target):  # Arrow asks for room for the largest integer of the type
+            return array.cast(_ANY_INTEGER).cast(target)
+        if pa.types.is_date32(target) or pa.types.is_time32(target):
+            return array.cast(pa.int32()).cast(target)
+    return array.cast(target)
+
+
+def _changed(array: pa.Array, result: pa.Array) -> pa.Array | None:
+    """Which of N values are another after a cast that Arrow takes for a safe one; None if it is."""
+    source, target = array.type, result.type
+    if _kind(source) == "text":
+        return _misread(array, result)
+    if pa.types.is_floating(source) and pa.types.is_floating(target):
+        if target.bit_width >= source.bit_width:
+            return None
+        return pc.and_(pc.is_inf(result), pc.invert(pc.is_inf(array)))
+    dates = pa.types.is_date(target) and _kind(source) == "dates"
+    halves = pa.types.is_float16(target) and pa.types.is_integer(source)
+    decimals = pa.types.is_decimal(source) != pa.types.is_decimal(target) and (
+        pa.types.is_floating(source) or pa.types.is_floating(target)
+    )
+    if not (dates or halves or decimals):
+        return None
+    if halves:
+        result = result.cast(pa.float32())
+    return pc.not_equal(result.cast(source, safe=not dates and not halves), array)
+
+
+def _misread(texts: pa.Array, result: pa.Array) -> pa.Array | None:
+    """Which of N texts say something else than what was read, such as "007" and "1e400"; None for none."""
+    if pa.types.is_integer(result.type) or pa.types.is_boolean(result.type):
+        return pc.not_equal(result.cast(texts.type), texts)
+    if pa.types.is_floating(result.type):
+        said = pc.match_substring(texts.cast(pa.large_string()), "inf", ignore_case=True)
+        return pc.and_(pc.is_inf(result), pc.invert(said))
+    return None
