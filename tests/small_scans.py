@@ -6,6 +6,7 @@ import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.score_units import ScoreUnits
 from rqmoe_store.search.segments import CodeBatch, Selection, grouped
 from rqmoe_store.search.shortlist import Shortlist
 
@@ -31,6 +32,7 @@ def tables_of(seed: int, queries: int, metric: str = "l2") -> LookupTables:
         random.integers(0, 3, queries).astype(np.float32),
         PARTITIONS,
         CODEWORDS,
+        ScoreUnits.plain(queries),
     )
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor
+from rqmoe_store.codecs.frame import to_float32
+from rqmoe_store.codecs.score_units import FramedQueries, ScoreUnits, constants_in, scaled
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 
@@ -34,20 +36,21 @@ class LookupTables:
 
     metric: Metric
     scores_QT: Float32Array
-    """Sums of the selected rows, plus the constant, are approximate distances under "l2" and "dot", and
-    inner products under "cosine"."""
+    """Sums of the selected rows, plus the constant, are approximate distances under "l2" and "dot", in the
+    query's units, and inner products under "cosine"."""
     norms_T: Float32Array
     """Sums of the selected rows are squared lengths; under "cosine" only, else empty."""
     constants_Q: Float32Array
     """What is added to every sum of a query."""
     num_partitions: int
     codebook_size: int
+    units: ScoreUnits
 
     def score(self, codes: Codes) -> Float32Array:
         """Approximate distances (Q, n), float32, in LanceDB's definition of the metric."""
         sums_Qn = self._sums(self.scores_QT, codes) + self.constants_Q[:, None]
         if self.metric != "cosine":
-            return sums_Qn
+            return to_float32(self.units.distances(sums_Qn))
         squares_1n = self._sums(self.norms_T[None], codes)
         lengths_1n = np.sqrt(np.maximum(squares_1n, SMALLEST_SQUARE))
         return np.asarray(1 - sums_Qn / lengths_1n, dtype=np.float32)
@@ -60,7 +63,10 @@ class LookupTables:
     def of(self, queries: Sequence[int]) -> "LookupTables":
         """The tables of some of the queries."""
         return dataclasses.replace(
-            self, scores_QT=self.scores_QT[queries], constants_Q=self.constants_Q[queries]
+            self,
+            scores_QT=self.scores_QT[queries],
+            constants_Q=self.constants_Q[queries],
+            units=self.units.of(queries),
         )
 
     def scores_of(self, query: int) -> tuple[Float32Array, Float32Array]:
@@ -106,22 +112,24 @@ class AdditiveTables:
             norms_T1=self.norms_T1.to(device),
         )
 
-    def for_queries(self, queries_QD: Tensor, metric: Metric) -> LookupTables:
-        """Look-up tables for checked queries (unit length under cosine)."""
-        scores_QT = queries_QD @ self.rows_TD.T
-        constants_Q = queries_QD.new_zeros(len(queries_QD))
-        norms_T = self.norms_T1[:, 0]
-        if metric == "l2":  # ||q||^2 + ||x_hat||^2 - 2 <q, x_hat>
-            scores_QT, constants_Q = norms_T - 2 * scores_QT, queries_QD.square().sum(dim=1)
-        elif metric == "dot":
-            scores_QT, constants_Q = -scores_QT, constants_Q + 1
+    def for_queries(self, queries: FramedQueries, units: ScoreUnits) -> LookupTables:
+        """Look-up tables for queries in the frame of the codec."""
+        scores_QT = (as_tensor(queries.queries_QD).to(self.rows_TD.device) @ self.rows_TD.T).cpu().numpy()
+        norms_T = self.norms_T1[:, 0].cpu().numpy()
+        powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
+        if queries.metric == "l2":  # ||q||^2 + ||x_hat||^2 - 2 <q, x_hat>
+            squares_QT = scaled(norms_T[None], powers_Q1 - queries.exponents_Q[:, None])
+            scores_QT = squares_QT - scaled(2 * scores_QT, powers_Q1)
+        elif queries.metric == "dot":
+            scores_QT = scaled(-scores_QT, powers_Q1)
         return LookupTables(
-            metric,
-            scores_QT.cpu().numpy(),
-            (norms_T if metric == "cosine" else norms_T[:0]).cpu().numpy(),
-            constants_Q.cpu().numpy(),
+            queries.metric,
+            scores_QT,
+            norms_T if queries.metric == "cosine" else norms_T[:0],
+            constants_in(units, queries),
             self.num_partitions,
             self.codebook_size,
+            units,
         )
 
 
@@ -139,8 +147,12 @@ def fit_additive(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Ten
     """Table (T, X) whose selected rows sum to the targets in the least-squares sense.
 
     Conjugate gradients on the normal equations, started from `initial_TX` and pulled towards it, so
-    memory is that of the table and rows without observations keep their initial value.
+    memory is that of the table and rows without observations keep their initial value. Every column is
+    computed in a unit of its own, a power of two: squares of sums of the targets must fit float32.
     """
+    largest_X = torch.maximum(targets_nX.abs().amax(dim=0), initial_TX.abs().amax(dim=0))
+    unit_X = torch.exp2(torch.frexp(largest_X).exponent.clamp(-126, 126))
+    targets_nX, initial_TX = targets_nX / unit_X, initial_TX / unit_X
     correction_TX = torch.zeros_like(initial_TX)
     residual_nX = targets_nX - functional.embedding_bag(rows_nM, initial_TX, mode="sum")
     gradient_TX = _scatter(rows_nM, residual_nX, initial_TX)
@@ -159,7 +171,7 @@ def fit_additive(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Ten
         ratio_X = torch.where(energy_X > floor_X, next_energy_X / energy_X, 0.0)
         direction_TX = gradient_TX + ratio_X * direction_TX
         energy_X = next_energy_X
-    return initial_TX + correction_TX
+    return (initial_TX + correction_TX) * unit_X
 
 
 def _scatter(rows_nM: Tensor, values_nX: Tensor, like_TX: Tensor) -> Tensor:

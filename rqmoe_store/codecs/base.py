@@ -17,17 +17,19 @@ from rqmoe_store.codecs.calibration import fit_tables
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.decoding import decode
 from rqmoe_store.codecs.device import Precision, as_tensor, check_precision, select_device
-from rqmoe_store.codecs.encoder import encode_vectors
+from rqmoe_store.codecs.encoder import encode_vectors, within_reach
 from rqmoe_store.codecs.encoding_tables import encoding_tables
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.graphs import GraphedDecoder
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.packing import CodecParts, pack, unpack
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
+from rqmoe_store.codecs.score_units import FramedQueries, ScoreUnits, score_units
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Preselect, scored_pairs
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import ArtefactError, InvalidInputError
 
 
 class Codec:
@@ -42,9 +44,12 @@ class Codec:
         tables: AdditiveTables,
         calibration: Codes,
         report: TrainingReport,
+        frame: Frame | None = None,
     ) -> None:
+        """Put the parts together; without a frame, the codec computes in the units of the vectors."""
         self.config: CodecConfig = quantizer.config
         self.report = report
+        self._frame = Frame.plain(quantizer.dim) if frame is None else frame
         self._quantizer = quantizer.eval().requires_grad_(False)
         self._tables = tables
         self.calibration = calibration
@@ -117,6 +122,7 @@ class Codec:
         return encode_vectors(
             self._quantizer,
             self._encoding_tables,
+            self._frame,
             vectors,
             beam=beam,
             preselect=scored_pairs(beam, preselect),
@@ -159,13 +165,17 @@ class Codec:
         decoded_nD = decode(
             self._quantizer, folded, checked, sequential=sequential, graphed=self._graphed.get(precision)
         )
-        return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
+        return self._frame.leave(np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32))
 
     @torch.inference_mode()
     def probe(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.int64]:
         """The `nprobes` partitions (Q, nprobes) to search first for each checked query."""
         if not self._quantizer.num_partitions:
             return np.zeros((len(queries_QD), 1), dtype=np.int64)
+        if self.config.metric == "dot":
+            queries_QD = self.framed(queries_QD).queries_QD
+        else:
+            queries_QD = within_reach(self._quantizer, self._frame, queries_QD)
         centroids_PD = self._quantizer.denormalize(self._quantizer.centroids_PD)
         scores_QP = -2 * as_tensor(queries_QD).to(self.device) @ centroids_PD.T
         if self.config.metric != "dot":
@@ -173,11 +183,18 @@ class Codec:
         nearest_QP = scores_QP.topk(min(nprobes, self.num_partitions), dim=1, largest=False).indices
         return np.asarray(nearest_QP.cpu().numpy(), dtype=np.int64)
 
+    def framed(self, queries_QD: Float32Array) -> FramedQueries:
+        """Checked queries (normalised under cosine) as the codec sees them."""
+        return FramedQueries.of(queries_QD, self._frame, self.config.metric)
+
     @torch.inference_mode()
-    def lookup_tables(self, queries_QD: Float32Array) -> LookupTables:
-        """Look-up tables that score codes for checked queries (normalised under cosine)."""
-        queries = as_tensor(queries_QD).to(self.device)
-        return self._tables.for_queries(queries, self.config.metric)
+    def lookup_tables(self, queries_QD: Float32Array, units: ScoreUnits | None = None) -> LookupTables:
+        """Look-up tables that score codes for checked queries (normalised under cosine).
+
+        Scores are in the given units, which several codecs may share, or in the codec's own ones.
+        """
+        queries = self.framed(queries_QD)
+        return self._tables.for_queries(queries, score_units([queries]) if units is None else units)
 
     def truncate(self, num_steps: int) -> "Codec":
         """The codec of the first `num_steps` bytes; it decodes prefixes of this codec's codes.
@@ -203,7 +220,7 @@ class Codec:
         quantizer.to(self.device)
         calibration = self.calibration[:, :num_steps]
         report = self.report.truncated(num_steps)
-        return Codec(quantizer, fit_tables(quantizer, calibration), calibration, report)
+        return Codec(quantizer, fit_tables(quantizer, calibration), calibration, report, self._frame)
 
     def to(self, device: str) -> "Codec":
         """Move the codec to "cpu", "cuda", "cuda:1" or "auto" (CUDA if there is one); returns itself."""
@@ -216,7 +233,7 @@ class Codec:
     def to_artefact(self) -> Artefact:
         """The codec as two byte strings, to be stored anywhere."""
         if self._artefact is None:
-            parts = CodecParts(self._quantizer, self._tables, self.calibration, self.report)
+            parts = CodecParts(self._quantizer, self._tables, self.calibration, self.report, self._frame)
             self._artefact = pack(parts)
         return self._artefact
 
@@ -229,16 +246,48 @@ class Codec:
                 configuration.
         """
         parts = unpack(artefact)
-        codec = cls(parts.quantizer, parts.tables, parts.calibration, parts.report).to(device)
+        codec = cls(parts.quantizer, parts.tables, parts.calibration, parts.report, parts.frame).to(device)
         codec._artefact = artefact
         return codec
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the codec to a directory (config.json + safetensors), atomically.
 
-        Raises StorageError where the disk refuses to take it, ArtefactError where `path` is a file.
+        Raises InvalidInputError where the codec could not be loaded again, StorageError where the disk
+        refuses to take it, ArtefactError where `path` is a file.
         """
-        write_artefact(self.to_artefact(), path)
+        write_artefact(require_storable(self).to_artefact(), path)
+
+
+_SAMPLED_CODES = 64
+_ROUNDING = 1e-3  # of the largest number: one of the two may compute on other hardware
+
+
+def require_storable(codec: Codec) -> Codec:
+    """The codec, if it can be loaded again once it is stored.
+
+    Raises:
+        InvalidInputError: it cannot, or does not decode to numbers.
+    """
+    try:
+        require_equal(codec, Codec.from_artefact(codec.to_artefact(), device=str(codec.device)))
+    except ArtefactError as error:
+        raise InvalidInputError(
+            f"The codec is of no use: {error} Nothing was written. Look at the vectors it was trained on, "
+            "and train another one."
+        ) from error
+    return codec
+
+
+def require_equal(codec: Codec, loaded: Codec) -> None:
+    """Raise ArtefactError unless a codec that was read back decodes as the one that was stored."""
+    codes = codec.calibration[:_SAMPLED_CODES]
+    expected, found = codec.decode(codes), loaded.decode(codes)
+    if not np.isfinite(expected).all():
+        raise ArtefactError("Codes of its own training vectors decode to NaN or infinite values.")
+    differing = float(np.abs(found.astype(np.float64) - expected).max())
+    if not differing <= _ROUNDING * float(np.abs(expected.astype(np.float64)).max()):
+        raise ArtefactError(f"Read back, it decodes codes to vectors that differ by {differing:.4g}.")
 
 
 def load_codec(path: str | os.PathLike[str], *, device: str = "auto") -> Codec:

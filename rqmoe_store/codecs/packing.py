@@ -4,6 +4,7 @@ Shape legend: T table rows, W width of the experts' deformations.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from rqmoe_store.codecs.artefact import Artefact
 from rqmoe_store.codecs.calibration import complete_tables
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.device import as_tensor
+from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
@@ -21,6 +23,7 @@ from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import ArtefactError, InvalidInputError
 
 _WEIGHT = "quantizer."  # prefix of the quantizer's tensors
+_OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
 _OTHERS = ("tables.corrections", "tables.norms", "calibration.codes", "calibration.partitions")
 
 
@@ -33,6 +36,7 @@ class CodecParts:
     calibration: Codes
     """Codes of training vectors, to fit tables again when the codec is truncated."""
     report: TrainingReport
+    frame: Frame
 
 
 def pack(parts: CodecParts) -> Artefact:
@@ -45,11 +49,15 @@ def pack(parts: CodecParts) -> Artefact:
         as_tensor(parts.calibration.partitions),
     )
     tensors |= zip(_OTHERS, others, strict=True)
-    description = {
+    description: dict[str, Any] = {
         "config": parts.quantizer.config.to_dict(),
         "dim": parts.quantizer.dim,
         "report": parts.report.to_dict(),
     }
+    if not parts.frame.is_plain:
+        # A release that knows no frames finds a tensor that it does not know, and refuses the codec.
+        tensors[_OFFSET] = as_tensor(parts.frame.offset_D)
+        description[_EXPONENT] = parts.frame.exponent
     return Artefact.build(description, tensors)
 
 
@@ -65,19 +73,28 @@ def unpack(artefact: Artefact) -> CodecParts:
     description, tensors = artefact.unpack()
     try:
         config, dim = CodecConfig(**description["config"]), description["dim"]
+        frame = _frame(description, tensors.pop(_OFFSET, None), dim)
         quantizer = _quantizer(config, dim, tensors)
         corrections_TW, norms_T1, codes, partitions = (tensors[name] for name in _OTHERS)
         calibration = Codes(codes.numpy(), partitions.numpy())
         report = TrainingReport.from_dict(description["report"])
         _require_fitting(quantizer, corrections_TW, norms_T1, calibration, report)
-        return CodecParts(
-            quantizer, complete_tables(quantizer, corrections_TW, norms_T1), calibration, report
-        )
+        tables = complete_tables(quantizer, corrections_TW, norms_T1)
+        return CodecParts(quantizer, tables, calibration, report, frame)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtefactError(
             f"The codec's parts do not fit together ({type(error).__name__}: {error}). "
             "Restore it from a copy."
         ) from error
+
+
+def _frame(description: dict[str, Any], offset_D: Tensor | None, dim: Any) -> Frame:
+    """The frame of a codec; one that was packed without it has the plain one."""
+    if offset_D is None and _EXPONENT not in description:
+        return Frame.plain(dim)
+    if offset_D is None:
+        raise InvalidInputError(f"the codec has {_EXPONENT}, but no {_OFFSET}")
+    return Frame.checked(offset_D.numpy(), description[_EXPONENT], dim)
 
 
 def _quantizer(config: CodecConfig, dim: object, tensors: dict[str, Tensor]) -> ResidualQuantizer:

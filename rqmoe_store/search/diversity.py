@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
+from rqmoe_store.search.distances import exact_values
 from rqmoe_store.search.segments import Positions
 
 Float64Array = npt.NDArray[np.float64]
@@ -34,6 +35,7 @@ def diverse_rows(
     *,
     lambda_: float,
     count: int,
+    finer_S: Float64Array | None = None,
 ) -> Positions:
     """Choose rows one after the other.
 
@@ -44,13 +46,15 @@ def diverse_rows(
         metric: which one.
         lambda_: 1 for the nearest rows whatever they are like, 0 for the most different ones.
         count: rows to choose at most.
+        finer_S: of rows whose distance float32 cannot tell, as in `Hits`.
 
     Returns:
         Positions of min(count, S) rows in the order chosen; of equally good ones the nearest is first.
     """
     rows_SD = vectors_SD.astype(np.float64)
     lengths_S = np.linalg.norm(rows_SD, axis=1)
-    relevances_S = lambda_ * _relevances(query_D, distances_S, lengths_S, metric)
+    exact_S = exact_values(distances_S, finer_S, metric)
+    relevances_S = lambda_ * _relevances(query_D, exact_S, lengths_S, metric)
     if metric != "l2":
         rows_SD /= np.where(lengths_S > 0, lengths_S, 1)[:, None]
     squares_S = lengths_S**2
@@ -69,13 +73,12 @@ def diverse_rows(
 
 
 def _relevances(
-    query_D: Float32Array, distances_S: Float32Array, lengths_S: Float64Array, metric: Metric
+    query_D: Float32Array, exact_S: Float64Array, lengths_S: Float64Array, metric: Metric
 ) -> Float64Array:
-    """Larger for nearer rows, (S,)."""
-    distances = distances_S.astype(np.float64)
+    """Larger for nearer rows, (S,), given `exact_values`."""
     if metric == "l2":
-        return -distances
+        return -exact_S
     if metric == "cosine":
-        return 1 - distances
+        return 1 - exact_S
     largest = float(np.linalg.norm(query_D.astype(np.float64)) * lengths_S.max(initial=0))
-    return (1 - distances) / (largest or 1.0)
+    return exact_S / (largest or 1.0)

@@ -107,6 +107,7 @@ class Ranking:
                     self._codecs.metric,
                     lambda_=lambda_,
                     count=request.offset + request.limit,
+                    finer_S=found.finer_S,
                 )
                 pages.append(found[places[request.offset :]].without_vectors())
             stage.rows = sum(map(len, pages))

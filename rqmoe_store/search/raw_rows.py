@@ -1,21 +1,32 @@
 """Rows that have no code yet: searched exactly, by LanceDB's own scan of their vectors.
 
-Shape suffixes: Q queries, D vector dimension, S hits of one query.
+That scan sums squares in float32. Where lengths are beyond what it can square, it leaves rows out or gives
+all of them the same distance; vectors are then read and measured here, in float64, which takes longer.
+
+Shape suffixes: Q queries, B rows of a batch, D vector dimension, S hits of one query.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import lance
 import numpy as np
 
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.search.distances import exact_and_finer
 from rqmoe_store.search.filters import combined
 from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.rerank import Hits
+from rqmoe_store.search.rerank import Hits, ordered, within
+from rqmoe_store.search.segments import RowIds
 from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.fragments import count_rows, has_column
+from rqmoe_store.store.vector_arrays import rows_per_batch
+
+_LOWEST, _HIGHEST = 2.0**-80, 2.0**80
+"""Between these, squared lengths and products of them fit float32."""
+
+_TINY_PRODUCT = 2.0**-12
 
 
 class RawFragments:
@@ -26,12 +37,13 @@ class RawFragments:
         self._columns = columns
         self._coded: set[tuple[str, ...]] = set()
         """Files of fragments without such rows, and their deletion files where rows were deleted."""
+        self._extreme: dict[tuple[str, ...], bool] = {}
 
     def of(self, snapshot: Snapshot) -> "RawRows":
         """The rows of one version."""
         dataset, found = snapshot.dataset, []
         for fragment in dataset.get_fragments():
-            files = tuple(file.path for file in fragment.data_files())
+            files = _files_of(fragment)
             deleted = fragment.metadata.deletion_file
             seen = files if deleted is None else (*files, repr(deleted))
             if files in self._coded or seen in self._coded:
@@ -42,7 +54,7 @@ class RawFragments:
                 found.append(fragment)
             else:
                 self._coded.add(seen)
-        return RawRows(snapshot, self._columns, found)
+        return RawRows(snapshot, self._columns, found, self._extreme)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +65,8 @@ class RawRows:
     columns: CodeColumns
     fragments: Sequence[lance.LanceFragment]
     """Where they are, perhaps beside others; empty where there are none."""
+    extreme: dict[tuple[str, ...], bool] = dataclasses.field(default_factory=dict, compare=False)
+    """Of files that were looked at, whether they have vectors that LanceDB cannot measure."""
 
     def __bool__(self) -> bool:
         return bool(self.fragments)
@@ -62,12 +76,59 @@ class RawRows:
         return [self._nearest(query_D, request) for query_D in request.queries_QD]
 
     def _nearest(self, query_D: Float32Array, request: SearchRequest) -> Hits:
-        column = self.columns.vector_column
+        metric = self.snapshot.codecs.metric
+        squared = float(np.einsum("d,d->", query_D, query_D, dtype=np.float64))
+        if not (metric == "cosine" or _LOWEST < squared < _HIGHEST) or (
+            metric != "l2" and self._has_extreme()
+        ):
+            return self._measured(query_D, request)
+        hits = self._found_by_lance(query_D, request)
+        # Of tiny inner products, little is left in 1 minus them.
+        told = metric != "dot" or len(hits) == 0 or np.abs(1 - hits.distances_S).max() > _TINY_PRODUCT
+        return hits if told and np.isfinite(hits.distances_S).all() else self._measured(query_D, request)
+
+    def _condition(self, request: SearchRequest) -> str | None:
         where = request.where if request.prefilter else None
-        conditions = [self.columns.raw_filter] if where is None else [self.columns.raw_filter, where]
+        return combined([self.columns.raw_filter] if where is None else [self.columns.raw_filter, where])
+
+    def _has_extreme(self) -> bool:
+        """Whether any vector is so long or so short that LanceDB cannot measure it; asked once of a file."""
+        for fragment in self.fragments:
+            if (files := _files_of(fragment)) not in self.extreme:
+                batches = self._batches([fragment], self.columns.raw_filter)
+                self.extreme[files] = any(_are_extreme(vectors_BD) for _, vectors_BD in batches)
+        return any(self.extreme[_files_of(fragment)] for fragment in self.fragments)
+
+    def _batches(
+        self, fragments: Sequence[lance.LanceFragment], condition: str | None
+    ) -> Iterator[tuple[RowIds, Float32Array]]:
+        """Ids and vectors (B, D) of the rows that match, a bounded number at a time."""
+        column, dim = self.columns.vector_column, self.snapshot.codecs.dim
+        scanner = self.snapshot.dataset.scanner(
+            columns=[column],
+            filter=condition,
+            fragments=list(fragments),
+            with_row_id=True,
+            batch_size=rows_per_batch(dim),
+        )
+        for batch in scanner.to_batches():
+            vectors = batch[column].flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+            yield batch["_rowid"].to_numpy().astype(np.uint64, copy=False), vectors.reshape(-1, dim)
+
+    def _measured(self, query_D: Float32Array, request: SearchRequest) -> Hits:
+        """The nearest rows, by distances in float64."""
+        best = Hits(np.empty(0, np.uint64), np.empty(0, np.float32), np.empty((0, len(query_D)), np.float32))
+        for row_ids_B, vectors_BD in self._batches(self.fragments, self._condition(request)):
+            distances_B, finer_B = exact_and_finer(query_D, vectors_BD, self.snapshot.codecs.metric)
+            more = within(Hits(row_ids_B, distances_B, vectors_BD, finer_B), request.lower, request.upper)
+            best = ordered(best.joined(more))[: rows_wanted(request)]
+        return best
+
+    def _found_by_lance(self, query_D: Float32Array, request: SearchRequest) -> Hits:
+        column = self.columns.vector_column
         found = self.snapshot.dataset.scanner(
             columns=[column, "_distance"],
-            filter=combined(conditions),
+            filter=self._condition(request),
             prefilter=True,
             fragments=list(self.fragments),
             with_row_id=True,
@@ -86,6 +147,18 @@ class RawRows:
             found["_distance"].to_numpy().astype(np.float32, copy=False),
             vectors.astype(np.float32).reshape(found.num_rows, len(query_D)),
         )
+
+
+def _files_of(fragment: lance.LanceFragment) -> tuple[str, ...]:
+    return tuple(file.path for file in fragment.data_files())
+
+
+def _are_extreme(vectors_BD: Float32Array) -> bool:
+    """Whether float32 cannot hold the square of a length with some room; zero is no length."""
+    with np.errstate(over="ignore"):
+        squares_B = np.einsum("bd,bd->b", vectors_BD, vectors_BD)
+    outside_B = ~((squares_B > _LOWEST) & (squares_B < _HIGHEST))
+    return bool(outside_B.any() and vectors_BD[outside_B].any())
 
 
 def rows_wanted(request: SearchRequest) -> int:

@@ -13,7 +13,8 @@ from lancedb.table import Table
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.search.rerank import Hits, exact_distances, ordered
+from rqmoe_store.search.distances import exact_and_finer
+from rqmoe_store.search.rerank import Hits, ordered
 from rqmoe_store.store.takes import take_rows
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
@@ -56,18 +57,22 @@ def refine(
     queries_H = np.repeat(np.arange(len(hits_of_queries)), [len(hits) for hits in hits_of_queries])
     row_ids_U, places_H = np.unique(row_ids_H, return_inverse=True)
     distances_H = np.full(len(row_ids_H), np.nan, dtype=np.float32)
+    finer_H = np.full(len(row_ids_H), np.nan)
     step = rows_per_batch(queries_QD.shape[1])
     for start in range(0, len(row_ids_U), step):
         vectors_UD = _take_vectors(snapshot, column, row_ids_U[start : start + step], queries_QD.shape[1])
         here_H = np.flatnonzero((places_H >= start) & (places_H < start + step))
         for hits_S in np.split(here_H, np.flatnonzero(np.diff(queries_H[here_H])) + 1):
             vectors_SD = vectors_UD[places_H[hits_S] - start]
-            distances_H[hits_S] = exact_distances(queries_QD[queries_H[hits_S[0]]], vectors_SD, metric)
+            distances_S, finer_S = exact_and_finer(queries_QD[queries_H[hits_S[0]]], vectors_SD, metric)
+            distances_H[hits_S] = distances_S
+            if finer_S is not None:
+                finer_H[hits_S] = finer_S
     ends = np.cumsum([len(hits) for hits in hits_of_queries])[:-1]
-    distances = np.split(distances_H, ends)
+    exact = zip(np.split(distances_H, ends), np.split(finer_H, ends), strict=True)
     return [
-        ordered(dataclasses.replace(hits, distances_S=distances_S))
-        for hits, distances_S in zip(hits_of_queries, distances, strict=True)
+        ordered(dataclasses.replace(hits, distances_S=distances_S, finer_S=finer_S))
+        for hits, (distances_S, finer_S) in zip(hits_of_queries, exact, strict=True)
     ]
 
 

@@ -10,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import Metric
+from rqmoe_store.search.distances import exact_and_finer
 from rqmoe_store.search.segments import CodeBatch, concatenated
 from rqmoe_store.store.table_codec import TableCodec
 
 MAX_DECODED = 2**16
 """Shortlisted rows decoded together; queries whose shortlists exceed it are reranked in turns."""
-
-_MAX_COMPONENTS = 2**22
-"""Float64 components worked on at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +26,16 @@ class Hits:
     distances_S: Float32Array
     vectors_SD: Float32Array | None = None
     """Decoded vectors; only where somebody needs them."""
+    finer_S: npt.NDArray[np.float64] | None = None
+    """What orders rows of equal distance, NaN where float32 tells the distance; None where it tells all."""
 
     def __len__(self) -> int:
         return len(self.row_ids_S)
 
     def __getitem__(self, rows: slice | npt.NDArray[np.bool_ | np.integer]) -> "Hits":
         vectors_SD = None if self.vectors_SD is None else self.vectors_SD[rows]
-        return Hits(self.row_ids_S[rows], self.distances_S[rows], vectors_SD)
+        finer_S = None if self.finer_S is None else self.finer_S[rows]
+        return Hits(self.row_ids_S[rows], self.distances_S[rows], vectors_SD, finer_S)
 
     def joined(self, other: "Hits") -> "Hits":
         """These and then the others; with vectors if these have them, which the others then must have."""
@@ -47,27 +47,12 @@ class Hits:
             np.concatenate([self.row_ids_S, other.row_ids_S]),
             np.concatenate([self.distances_S, other.distances_S]),
             vectors_SD,
+            _joined_finer(self, other),
         )
 
     def without_vectors(self) -> "Hits":
         """The same rows in less memory."""
         return dataclasses.replace(self, vectors_SD=None)
-
-
-def exact_distances(query_D: Float32Array, vectors_SD: Float32Array, metric: Metric) -> Float32Array:
-    """LanceDB's distance of one query to every vector: float32 (S,), smaller is nearer.
-
-    "l2" is the squared euclidean distance, "cosine" 1 - cos, "dot" 1 - inner product. A zero vector
-    has no direction: its cosine distance is NaN.
-    """
-    step = max(1, _MAX_COMPONENTS // len(query_D))
-    # Float64 and differences instead of the expanded square: near ties must order as brute force does.
-    query = query_D.astype(np.float64)
-    parts = [
-        _distances(query, vectors_SD[start : start + step].astype(np.float64), metric)
-        for start in range(0, len(vectors_SD), step)
-    ]
-    return np.concatenate(parts).astype(np.float32) if parts else np.empty(0, np.float32)
 
 
 def rerank(
@@ -98,9 +83,9 @@ def rerank(
                 hits.append(Hits(np.empty(0, np.uint64), np.empty(0, np.float32), none_SD))
                 continue
             vectors_SD = vectors_UD[np.searchsorted(row_ids_U, shortlist.row_ids_N)]
-            distances_S = exact_distances(query_D, vectors_SD, codecs.metric)
+            distances_S, finer_S = exact_and_finer(query_D, vectors_SD, codecs.metric)
             kept_SD = vectors_SD if with_vectors else None
-            hits.append(ordered(Hits(shortlist.row_ids_N, distances_S, kept_SD)))
+            hits.append(ordered(Hits(shortlist.row_ids_N, distances_S, kept_SD, finer_S)))
     return hits
 
 
@@ -117,21 +102,6 @@ def within(hits: Hits, lower: float | None, upper: float | None) -> Hits:
     if upper is not None:
         hits = hits[hits.distances_S < np.float32(upper)]
     return hits
-
-
-def _distances(
-    query_D: npt.NDArray[np.float64], vectors_SD: npt.NDArray[np.float64], metric: Metric
-) -> npt.NDArray[np.float64]:
-    if metric == "l2":
-        differences_SD = vectors_SD - query_D
-        squares_S: npt.NDArray[np.float64] = np.einsum("sd,sd->s", differences_SD, differences_SD)
-        return squares_S
-    products_S: npt.NDArray[np.float64] = np.einsum("sd,d->s", vectors_SD, query_D)
-    if metric == "cosine":
-        norms_S = np.linalg.norm(vectors_SD, axis=1) * np.linalg.norm(query_D)
-        norms_S[norms_S == 0] = np.nan
-        products_S /= norms_S
-    return 1 - products_S
 
 
 def decoded_together(shortlists: Sequence[CodeBatch]) -> Iterator[slice]:
@@ -157,4 +127,14 @@ def _decode_union(
 def ordered(hits: Hits) -> Hits:
     """By (distance, row id), less those whose distance is undefined."""
     hits = hits[~np.isnan(hits.distances_S)]
-    return hits[np.lexsort((hits.row_ids_S, hits.distances_S))]
+    if hits.finer_S is None:
+        return hits[np.lexsort((hits.row_ids_S, hits.distances_S))]
+    return hits[np.lexsort((hits.row_ids_S, hits.finer_S, hits.distances_S))]
+
+
+def _joined_finer(first: Hits, second: Hits) -> npt.NDArray[np.float64] | None:
+    if first.finer_S is None and second.finer_S is None:
+        return None
+    return np.concatenate(
+        [np.full(len(hits), np.nan) if hits.finer_S is None else hits.finer_S for hits in (first, second)]
+    )

@@ -13,9 +13,9 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE
 from rqmoe_store.search.dispatch import as_vector
+from rqmoe_store.search.distances import exact_distances
 from rqmoe_store.search.fusion import values_of
 from rqmoe_store.search.options import as_queries
-from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.source import source_of
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.vector_arrays import read_vectors

@@ -155,8 +155,8 @@ def _nearest(selection: Selection, tables: LookupTables, task: _Task, side: Side
         by_step,
         norms_P[runs.partitions_R] if len(norms_P) else norms_P,
         norms_MK,
-        side.low,
-        side.high,
+        tables.units.score_of(task.query, side.low),
+        tables.units.score_of(task.query, side.high),
         side.sign,
         min(size, runs.rows),
     )

@@ -58,6 +58,7 @@ class Shard:
         self._snapshot: Snapshot | None = None
         self._segments: dict[object, Segment] = {}
         self._filtered: dict[str, list[Selection]] = {}
+        self._extreme: dict[tuple[str, ...], bool] = {}
 
     def scan(
         self,
@@ -81,7 +82,9 @@ class Shard:
     def nearest_raw(self, part: ShardPart, request: SearchRequest) -> list[Hits]:
         """The rows of a part that have no code and are nearest to every query. Raises as `scan`."""
         snapshot = self._at(part)
-        return RawRows(snapshot, self._columns, _fragments(snapshot, part.raw)).nearest(request)
+        return RawRows(snapshot, self._columns, _fragments(snapshot, part.raw), self._extreme).nearest(
+            request
+        )
 
     def _at(self, part: ShardPart) -> Snapshot:
         """The version of the part, with its codes in memory."""

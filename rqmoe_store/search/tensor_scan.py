@@ -60,6 +60,7 @@ def nearest_on(
     rows_N = _considered(selection, probed_QP)
     if len(rows_N) == 0:
         return
+    bounds = [_bounds_of(side, tables, device) for side in sides]
     copy, scorer = _copy_of(selection.segment, device), _Scorer(tables, probed_QP, device)
     step = max(1, _SCORES // len(probed_QP))
     bounds_SQ = torch.full((len(sides), len(probed_QP)), torch.inf, device=device)
@@ -68,7 +69,8 @@ def nearest_on(
         places_C = torch.from_numpy(rows_C).to(device)
         scores_QC = scorer.scores(copy.codes_NM[places_C], copy.partitions_N[places_C])
         for index, side in enumerate(sides):
-            inside_QC = (scores_QC >= float(side.low)) & (scores_QC < float(side.high))
+            low_Q1, high_Q1 = bounds[index]
+            inside_QC = (scores_QC >= low_Q1) & (scores_QC < high_Q1)
             signed_QC = torch.where(inside_QC, scores_QC * float(side.sign), torch.inf)
             worst_Q = signed_QC.topk(min(size, len(rows_C)), dim=1, largest=False).values[:, -1]
             if size <= len(rows_C):
@@ -76,6 +78,13 @@ def nearest_on(
             kept_QC = inside_QC & (signed_QC <= bounds_SQ[index, :, None])
             for query, part in _split(kept_QC, signed_QC, rows_C, selection.segment):
                 yield query, index, part
+
+
+def _bounds_of(side: Side, tables: LookupTables, device: torch.device) -> list[Tensor]:
+    """Low and high (Q, 1) of a side as scores of every query."""
+    queries = range(len(tables.scores_QT))
+    bounds_2Q = [[tables.units.score_of(query, each) for query in queries] for each in (side.low, side.high)]
+    return [torch.from_numpy(np.array(bounds_Q)[:, None]).to(device) for bounds_Q in bounds_2Q]
 
 
 def _considered(selection: Selection, probed_QP: Mask) -> Positions:

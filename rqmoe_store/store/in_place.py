@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import TableError
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
@@ -17,6 +19,9 @@ from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.table_codec import TableCodec, marks_of
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
+
+_SAMPLED_ROWS = 256
+"""Vectors that the codec is tried on."""
 
 
 @names_refusals
@@ -47,8 +52,8 @@ def adopt(
     require_compressible(table, codec, columns, ours=[field.name for field in new])
     kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
     _require_type(table, kept)
-    _check_vectors(table, codec, kept, advance)
-    registry.save(databases.database_of(table), codec)
+    sample = _check_vectors(table, codec, kept, advance)
+    codec = _stored_codec(table, codec, sample)
     for index in table.list_indices():
         if index.columns == [vector_column]:  # LanceDB cannot keep it without the vectors
             table.drop_index(index.name)
@@ -85,10 +90,31 @@ def _require_type(table: LanceTable, kept: KeptVectors) -> None:
 
 def _check_vectors(
     table: LanceTable, codec: Codec, kept: KeptVectors, advance: Callable[[int], object]
-) -> None:
-    """Raise InvalidInputError for vectors that could not be encoded later."""
+) -> Float32Array:
+    """Some of the vectors; raises InvalidInputError where any could not be encoded later."""
     first_row = 0
+    sample_VD = np.empty((0, codec.dim), dtype=np.float32)
     for batch in table.search().select([kept.column]).to_batches(rows_per_batch(codec.dim)):
-        read_vectors(batch[kept.column], dim=codec.dim, metric=codec.config.metric, first_row=first_row)
+        metric = codec.config.metric
+        vectors_VD, _ = read_vectors(batch[kept.column], dim=codec.dim, metric=metric, first_row=first_row)
+        if len(sample_VD) == 0:
+            sample_VD = vectors_VD[:_SAMPLED_ROWS].copy()
         first_row += batch.num_rows
         advance(batch.num_rows)
+    return sample_VD
+
+
+def _stored_codec(table: LanceTable, codec: Codec, sample_VD: Float32Array) -> Codec:
+    """The codec as the database of the table has it from now on.
+
+    Raises InvalidInputError where it does not decode what it makes of vectors of the table.
+    """
+    database = databases.database_of(table)
+    registry.save(database, codec)
+    stored = registry.load(database, codec.fingerprint).to(str(codec.device))
+    if not np.isfinite(stored.decode(stored.encode(sample_VD))).all():
+        raise InvalidInputError(
+            f"The codec decodes vectors of {table.name!r} to NaN or infinite values. Nothing was changed; "
+            "train another codec on them."
+        )
+    return stored

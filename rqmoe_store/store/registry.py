@@ -13,8 +13,8 @@ from lancedb.db import DBConnection
 from lancedb.table import Table
 
 from rqmoe_store.codecs.artefact import Artefact, require_fingerprint
-from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.codecs.base import Codec, require_storable
+from rqmoe_store.errors import ArtefactError, StorageError
 from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store.databases import create_if_absent, open_if_exists
 from rqmoe_store.store.sql import literal
@@ -39,10 +39,15 @@ _SCHEMA = pa.schema(
 def save(db: DBConnection, codec: Codec) -> Table:
     """Keep `codec` in `db`, unless an intact copy was saved lately; returns the registry's table.
 
+    A table may give its vectors up for the codec, so it is loaded and tried before it is written, and read
+    back afterwards.
+
     Raises:
+        InvalidInputError: the codec could not be loaded again.
         ArtefactError: the table of codecs cannot be read.
+        StorageError: something else is read back than was written.
     """
-    artefact = codec.to_artefact()
+    artefact = require_storable(codec).to_artefact()
     registry = open_or_create(db)
     now = datetime.datetime.now(datetime.UTC)
     if artefact in stored(
@@ -56,6 +61,11 @@ def save(db: DBConnection, codec: Codec) -> Table:
         "created_at": now,
     }
     registry.add(pa.Table.from_pylist([row], schema=_SCHEMA))
+    if artefact not in stored(registry, is_codec(codec.fingerprint)):
+        raise StorageError(
+            f"The codec was written to table {REGISTRY_TABLE!r}, and something else is read back. No table "
+            "uses it, and no vector was touched; check the storage, and try again."
+        )
     return registry
 
 

@@ -17,6 +17,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes, check_codes
+from rqmoe_store.codecs.score_units import score_units
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -173,7 +174,10 @@ class TableCodec:
         self, queries_QD: Float32Array, generations: Sequence[Generation]
     ) -> Mapping[int, LookupTables]:
         """Look-up tables of checked queries for some of the generations, by their first partition."""
-        return {each.first_partition: each.codec.lookup_tables(queries_QD) for each in generations}
+        if not generations:
+            return {}
+        units = score_units([each.codec.framed(queries_QD) for each in generations])
+        return {each.first_partition: each.codec.lookup_tables(queries_QD, units) for each in generations}
 
     def _by_generation(self, codes: Codes) -> "list[tuple[Generation, Any]]":
         """The generations that some of the codes are of, and an index of these codes."""

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from rqmoe_store.codecs.artefact import Artefact
-from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.base import Codec, require_storable
 from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, fit_tables
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.encoder import encode_vectors
 from rqmoe_store.codecs.encoding_tables import encoding_tables
+from rqmoe_store.codecs.frame import Frame, frame_for
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
@@ -24,6 +25,7 @@ from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
 from rqmoe_store.training.evaluate import validation_mse
 from rqmoe_store.training.initialise import check_trainable, warn_if_few
 from rqmoe_store.training.loop import TrainingLoop
+from rqmoe_store.training.outliers import without_outliers
 from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.sampler import count_vectors, sample_vectors
 from rqmoe_store.training.start import fresh_start, resumed_start
@@ -64,8 +66,9 @@ def train(
         KeyboardInterrupt: Ctrl-C without a `checkpoint_dir`.
 
     Warns:
-        UserWarning: fewer training vectors than codebooks need to generalise, or training that became
-            NaN and went back to better weights.
+        UserWarning: fewer training vectors than codebooks need to generalise, a few that lie so far from
+            all others that the codec cannot fit both, or training that became NaN and went back to better
+            weights.
     """
     started = time.monotonic()
     config, settings = config or CodecConfig(), training or TrainConfig()
@@ -82,34 +85,38 @@ def train(
         )
         config = config.resolve(dim=sample_nD.shape[1], rows=count_vectors(data))
         training_nD, validation_nD = _split(sample_nD, validation, config, settings)
-        check_trainable(training_nD, config)
+        frame = Frame.plain(sample_nD.shape[1])
+        if config.metric != "cosine":  # vectors of length one are neither far away nor of other units
+            training_nD, validation_nD = without_outliers(
+                training_nD, validation_nD, warn=workers.is_main, stacklevel=3
+            )
+            frame = frame_for(training_nD)
+        check_trainable(as_tensor(training_nD), config)
         if workers.is_main:
             warn_if_few(len(training_nD), config, stacklevel=3)
-        quantizer, rq_mse, epochs = _fit(
-            training_nD.to(device), validation_nD.to(device), config, settings, started, workers, progress
-        )
+        training_nD, validation_nD = frame.enter(training_nD), frame.enter(validation_nD)
+        vectors = as_tensor(training_nD).to(device), as_tensor(validation_nD).to(device)
+        quantizer, rq_mse, epochs = _fit(*vectors, config, settings, started, workers, progress)
         progress.stage("fitting look-up tables")
         codec = None
         if workers.is_main:
-            codec = _finish(
-                quantizer, training_nD.to(device), validation_nD.to(device), rq_mse, epochs, started
-            )
+            codec = require_storable(_finish(quantizer, frame, *vectors, rq_mse, epochs, started))
         return _on_all(workers, codec)
 
 
 def _split(
     sample_nD: Float32Array, validation: Any, config: CodecConfig, settings: TrainConfig
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float32Array, Float32Array]:
     """Training and validation vectors; held-out rows are the last of the shuffled sample."""
     if validation is not None:
         held_out = as_vectors(validation, dim=sample_nD.shape[1], metric=config.metric)
-        return as_tensor(sample_nD), as_tensor(held_out)
+        return sample_nD, held_out
     held = max(1, min(settings.validation_rows, len(sample_nD) // 10))
     if len(sample_nD) - held < config.least_training_rows:
         held = 0
     cut = len(sample_nD) - held
     # A table with hardly more rows than are needed needs them all; errors are then training errors.
-    return as_tensor(sample_nD[:cut]), as_tensor(sample_nD[cut if held else 0 :])
+    return sample_nD[:cut], sample_nD[cut if held else 0 :]
 
 
 def _fit(
@@ -153,18 +160,23 @@ def _fit(
 
 def _finish(
     quantizer: ResidualQuantizer,
+    frame: Frame,
     training_nD: Tensor,
     validation_nD: Tensor,
     rq_prefix_mse: tuple[float, ...],
     epochs: float,
     started: float,
 ) -> Codec:
-    """The codec: weights as they are stored, look-up tables fitted on training codes, and the report."""
+    """The codec: weights as they are stored, look-up tables fitted on training codes, and the report.
+
+    Vectors, and the errors of plain RQ, are those in the frame; the report has the units of the input.
+    """
     quantizer.round_weights()
     # Beam 1 is close enough for fitting tables and much quicker.
     calibration = encode_vectors(
         quantizer,
         encoding_tables(quantizer, quantizer.fold()),
+        Frame.plain(quantizer.dim),
         training_nD[:CALIBRATION_ROWS],
         beam=1,
         preselect=_CALIBRATION_PRESELECT,
@@ -176,13 +188,13 @@ def _finish(
         rows=len(training_nD),
         epochs=epochs,
         validation_rows=len(validation_nD),
-        variance=float(centred_nD.square().sum(dim=1).mean()),
-        prefix_mse=validation_mse(quantizer, validation_nD),
-        rq_prefix_mse=rq_prefix_mse,
+        variance=float(centred_nD.square().sum(dim=1).mean()) * frame.square_unit,
+        prefix_mse=tuple(error * frame.square_unit for error in validation_mse(quantizer, validation_nD)),
+        rq_prefix_mse=tuple(error * frame.square_unit for error in rq_prefix_mse),
         utilisation=float(np.mean(used)) / quantizer.codebook_size,
         seconds=time.monotonic() - started,
     )
-    return Codec(quantizer, tables, calibration, report)
+    return Codec(quantizer, tables, calibration, report, frame)
 
 
 def _on_all(workers: Workers, codec: Codec | None) -> Codec:

@@ -11,6 +11,7 @@ from small_codecs import as_codec, small_config, stirred
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, complete_tables
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.packing import CodecParts, pack
 from rqmoe_store.config import CodecConfig
@@ -33,7 +34,7 @@ def parts_at_random(config: CodecConfig, dim: int) -> CodecParts:
     random = np.random.default_rng(0)
     codes = random.integers(0, config.codebook_size, (CALIBRATION_ROWS, config.code_bytes), dtype=np.uint8)
     partitions = random.integers(0, max(1, quantizer.num_partitions), CALIBRATION_ROWS, dtype=np.int32)
-    return CodecParts(quantizer, tables, Codes(codes, partitions), REPORT)
+    return CodecParts(quantizer, tables, Codes(codes, partitions), REPORT, Frame.plain(dim))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from small_searches import ROWS, clustered, small_codec, small_corpus
 from rqmoe_store.evaluation.recall import exact_neighbours
 from rqmoe_store.evaluation.search_own import build_own
 from rqmoe_store.evaluation.search_results import SearchSetting
-from rqmoe_store.search.rerank import exact_distances
+from rqmoe_store.search.distances import exact_distances
 
 QUERIES = clustered(30, seed=1)
 

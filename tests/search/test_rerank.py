@@ -5,8 +5,10 @@ import pytest
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import Metric
+from rqmoe_store.search import distances
 from rqmoe_store.search import rerank as module
-from rqmoe_store.search.rerank import Hits, exact_distances, page, rerank
+from rqmoe_store.search.distances import exact_distances
+from rqmoe_store.search.rerank import Hits, page, rerank
 from rqmoe_store.search.segments import CodeBatch
 
 QUERY = np.array([3.0, 4.0], np.float32)
@@ -25,7 +27,7 @@ def test_exact_distances(metric: Metric, wanted: list[float]) -> None:
 
 def test_distances_in_slices_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = exact_distances(QUERY, VECTORS, "l2")
-    monkeypatch.setattr(module, "_MAX_COMPONENTS", 4)
+    monkeypatch.setattr(distances, "_MAX_COMPONENTS", 4)
     assert (exact_distances(QUERY, VECTORS, "l2") == whole).all()
     assert len(exact_distances(QUERY, VECTORS[:0], "l2")) == 0
 
