@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 from lancedb.expr import Expr
+from lancedb.index import IndexConfig
+from lancedb.table import IndexStatistics
 
 from rqmoe_store.search.threads import in_thread
 from rqmoe_store.store.bad_vectors import OnBadVectors
@@ -142,6 +144,18 @@ class AsyncRows:
             self.blocking.create_scalar_index, column, replace=replace, index_type=index_type, name=name
         )
         await in_thread(create)
+
+    async def list_indices(self) -> list[IndexConfig]:
+        """The indexes on columns of the table, as LanceDB describes them."""
+        return await in_thread(self.blocking.list_indices)
+
+    async def index_stats(self, index_name: str) -> IndexStatistics | None:
+        """Kind of an index, and how many rows are in it or not yet."""
+        return await in_thread(functools.partial(self.blocking.index_stats, index_name))
+
+    async def drop_index(self, name: str) -> None:
+        """Drop an index; columns and rows stay."""
+        await in_thread(functools.partial(self.blocking.drop_index, name))
 
     @property
     def tags(self) -> AsyncTags:

@@ -1,7 +1,7 @@
 """Making and opening compressed tables."""
 
 import datetime
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 from lancedb.db import DBConnection
@@ -39,6 +39,7 @@ def create_table(
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
     key: str | None = None,
+    mode: Literal["create"] = "create",
     exist_ok: bool = False,
 ) -> CompressedTable:
     """Make a table that works at once, with any number of rows, and is compressed when it has grown.
@@ -58,6 +59,8 @@ def create_table(
         vector_column: the column of vectors.
         keep_vectors: "float16" or "float32" to keep raw vectors beside their codes.
         key: a column that tells rows apart; see `CompressedTable.set_key`.
+        mode: "create"; a table is not overwritten, as what is noted of it (what `tune` chose, what `ingest`
+            has read) would stay with the new rows.
         exist_ok: open the table if there is one, and add `data` to it. The dimension of its vectors, and the
             metric and code bytes of `config`, must be those asked for.
 
@@ -68,6 +71,7 @@ def create_table(
         StorageError: the disk or bucket refuses to take it; there is no such table then.
     """
     schema = None if schema is None else as_schema(schema)
+    _require_creating(mode, name)
     asked = Asked(schema=schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors)
     require_place(db, name)
     store = _existing(db, name, asked) if exist_ok else None
@@ -97,6 +101,15 @@ def create_table(
                 raise
             return _with_data(store, rows.reader() if rows.count else None, key)
     return CompressedTable(table, TableCodec.of(new.marks, []))
+
+
+def _require_creating(mode: Any, name: str) -> None:
+    if mode != "create":
+        raise InvalidInputError(
+            f"Got mode={mode!r}; expected 'create'. To replace a table {name!r} that exists, say "
+            f"db.drop_table({name!r}) first, or open it, delete('true') its rows and add the new ones: its "
+            "codec and its earlier versions then stay."
+        )
 
 
 def _existing(db: DBConnection, name: str, asked: Asked) -> CompressedTable | None:

@@ -134,3 +134,15 @@ def test_several_at_once(
     found = blocking.table.search().limit(None).to_arrow()
     changed = blocking.count_rows("id >= 1000 OR lang = 'it'") + ROWS - blocking.count_rows("id < 1000")
     assert changed == 6 and len(set(found["id"].to_pylist())) == found.num_rows
+
+
+def test_indexes(table: AsyncCompressedTable) -> None:
+    async def work() -> None:
+        await table.create_scalar_index("id")
+        (name,) = [index.name for index in await table.list_indices() if index.columns == ["id"]]
+        statistics = await table.index_stats(name)
+        assert statistics is not None and statistics.num_indexed_rows == await table.count_rows()
+        await table.drop_index(name)
+        assert [index for index in await table.list_indices() if index.columns == ["id"]] == []
+
+    asyncio.run(work())

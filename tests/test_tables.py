@@ -205,3 +205,13 @@ def test_a_key_that_old_rows_cannot_have(db: lancedb.DBConnection) -> None:
     with pytest.raises(InvalidInputError, match="several rows of the same key"):
         asked(db, data=source_table(VECTORS), key="lang")
     assert len(asked(db)) == ROWS
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "append", None])
+def test_tables_are_not_overwritten(tmp_path, mode) -> None:
+    db = lancedb.connect(tmp_path)
+    rows = [{"id": 1, "vector": [1.0, 2.0]}]
+    store = create_table(db, "docs", rows, mode="create")
+    with pytest.raises(InvalidInputError, match=r"drop_table\('docs'\)"):
+        create_table(db, "docs", rows, mode=mode)
+    assert len(store) == 1

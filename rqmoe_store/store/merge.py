@@ -128,7 +128,7 @@ class MergeInsert(MergeBuilder):
         Raises:
             InvalidInputError: no action was chosen; no columns to tell rows apart by; a condition LanceDB
                 refuses; a key that is repeated in `new_data`; columns that are unknown, or are missing and
-                the key, the vector of rows to be inserted, or without nulls in these; otherwise as `add`.
+                the key, or ones that allow no nulls where rows are inserted; otherwise as `add`.
             RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
             TableError: an earlier version is checked out, or others change the same rows all the time.
             StorageError: the disk or bucket refuses to take them; nothing was changed.
@@ -225,14 +225,12 @@ class MergeInsert(MergeBuilder):
         needed = list(on)
         if self._insert:
             needed += [field.name for field in store.schema if not field.nullable]
-            given = {store.columns.code, store.columns.vector_column}.intersection(names)
-            needed += [] if given else [store.columns.vector_column]
         missing = [name for name in dict.fromkeys(needed) if name not in names]
         if missing:
             raise InvalidInputError(
                 f"The rows to merge do not have all columns that are needed (missing: {', '.join(missing)}). "
-                "Nothing was written; add these columns, or leave out when_not_matched_insert_all() to "
-                "change other columns of rows that exist."
+                "Nothing was written; add these columns, which allow no nulls, or leave out "
+                "when_not_matched_insert_all() to change other columns of rows that exist."
             )
 
     def _require_condition(

@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 from lancedb.expr import Expr
-from lancedb.index import Bitmap, BTree, LabelList
+from lancedb.index import Bitmap, BTree, IndexConfig, LabelList
+from lancedb.table import IndexStatistics
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import is_gone
@@ -171,6 +172,45 @@ class TableStructure(OpenTable):
             if uuid in before:
                 on_newest(self.table, functools.partial(self.table.drop_index, stale))
 
+    def list_indices(self) -> list[IndexConfig]:
+        """The indexes on columns of the user's, as LanceDB describes them."""
+        if self.checked_out is None:
+            self.refresh()
+        indexes = self.table.list_indices()
+        return [index for index in indexes if not set(index.columns) & set(self.hidden_columns)]
+
+    def index_stats(self, index_name: str) -> IndexStatistics | None:
+        """Kind of an index, and how many rows are in it or not yet; None if there is no such index.
+
+        Args:
+            index_name: as `list_indices` has it.
+
+        Raises:
+            InvalidInputError: not a name.
+        """
+        if self.checked_out is None:
+            self.refresh()
+        return self.table.index_stats(_index_name(index_name))
+
+    def drop_index(self, name: str) -> None:
+        """Drop an index; columns and rows stay.
+
+        Args:
+            name: as `list_indices` has it.
+
+        Raises:
+            InvalidInputError: no such index.
+            TableError: an earlier version is checked out.
+            StorageError: the disk or bucket refuses the change.
+        """
+        self.refresh()
+        names = [index.name for index in self.list_indices()]
+        if _index_name(name) not in names:
+            raise InvalidInputError(
+                f"Got index {name!r} to drop; expected one of {', '.join(names) or 'none'}."
+            )
+        on_newest(self.table, lambda: self.table.drop_index(name))
+
     def _scalar_indexes(self, column: str) -> dict[str, str]:
         """Names of the indexes on a column, but for full-text ones, by what is theirs alone."""
         return {
@@ -215,3 +255,11 @@ class TableStructure(OpenTable):
             if not isinstance(name, str) or name in self.table.schema.names:
                 raise InvalidInputError(f"Got {name!r} as the name of a column; expected one that is free.")
             require_readable(pa.schema([pa.field(name, pa.null())]))
+
+
+def _index_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise InvalidInputError(
+            f"Got {name!r} as the name of an index; expected a text, as list_indices() has it."
+        )
+    return name

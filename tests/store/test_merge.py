@@ -181,7 +181,6 @@ GOOD = [1.0] * DIM
         (rows(dict.fromkeys(range(9), GOOD)) * 2, "and 6 more"),
         (iter([rows({1: GOOD}), rows({2: GOOD}), rows({1: GOOD})]), "id=1"),
         ([{"text": "a", "vector": GOOD}], "missing: id"),
-        ([{"id": 1}], "missing: vector"),
         (rows({1: GOOD}, color="red"), "unknown: color"),
         (rows({1: GOOD}, vector_code=b"abcd"), "unknown: vector_code"),
         (rows({1: GOOD}, vector_partition=0), "unknown: vector_partition"),
@@ -316,8 +315,12 @@ def test_without_text_vectors_stay(texts) -> None:
     before = stored(texts)
     texts.merge_insert("id").when_matched_update_all().execute([{"id": 7, "title": "another"}])
     assert stored(texts) == before and texts.count_rows("title = 'another'") == 1
-    with pytest.raises(InvalidInputError, match="missing: vector"):
-        upsert(texts).execute([{"id": 7, "title": "another"}])
+    assert counts(upsert(texts).execute([{"id": 7, "title": "one"}, {"id": 900, "title": "one"}])) == (
+        1,
+        1,
+        0,
+    )
+    assert stored(texts, "id < 900") == before and stored(texts, "id = 900") == {900: (None, None, None)}
 
 
 def test_vectors_of_other_functions(db, codec) -> None:
@@ -335,3 +338,17 @@ def test_vectors_of_other_functions(db, codec) -> None:
     (row,) = store.table.search().where("id = 7").to_list()
     np.testing.assert_allclose(row["title_vector"], embed("copper"), rtol=1e-6)
     assert (row["vector_code"], row["vector_partition"]) == coded(codec, embed("silver"))
+
+
+@pytest.mark.parametrize("insert", [False, True])
+def test_rows_with_some_columns_change_these_alone(store, insert: bool) -> None:
+    """As in LanceDB: what new rows lack stays in rows that are there, and is null in those that are not."""
+    before, merge = stored(store), store.merge_insert("id").when_matched_update_all()
+    merge = merge.when_not_matched_insert_all() if insert else merge
+    new = [{"id": 1, "text": "new"}, {"id": 2, "text": None}, {"id": 5000, "text": "new"}]
+    assert counts(merge.execute(new)) == (2, int(insert), 0)
+    after = stored(store)
+    texts = {1: "new", 2: None} | ({5000: "new"} if insert else {})
+    assert {row: values[0] for row, values in after.items() if row in texts} == texts
+    assert {row: after[row][1:] for row in before} == {row: before[row][1:] for row in before}
+    assert not insert or after[5000][1:] == (None, None)

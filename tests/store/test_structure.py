@@ -248,3 +248,18 @@ def test_indexes_that_cannot_be(store, column, settings, message) -> None:
     with pytest.raises(InvalidInputError, match=f"(?s){message}"):
         store.create_scalar_index(column, **settings)
     assert store.version == version
+
+
+def test_indexes_are_listed_told_of_and_dropped(store) -> None:
+    assert store.list_indices() == [] and store.index_stats("id_idx") is None
+    store.create_scalar_index("id")
+    (index,) = store.list_indices()
+    assert (index.name, index.columns, index.index_type) == ("id_idx", ["id"], "BTree")
+    statistics = store.index_stats("id_idx")
+    assert (statistics.num_indexed_rows, statistics.num_unindexed_rows) == (len(store), 0)
+    for name in ("nope", 3, None):
+        with pytest.raises(InvalidInputError, match="index"):
+            store.drop_index(name)
+    rows = len(store)
+    store.drop_index("id_idx")
+    assert store.list_indices() == [] and len(store) == rows
