@@ -15,7 +15,7 @@ INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integratio
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
 	@echo "make test       lint, then all tests but the slow ones"
-	@echo "make test-slow  the slow tests"
+	@echo "make test-slow  the slow tests, those of numerics as on other processors among them"
 	@echo "make test-integrations  types and tests of all integrations, each in an environment of its own"
 	@echo "                        (of one of them: make $(firstword $(INTEGRATIONS:%=test-%)))"
 	@echo "make lint       ruff and mypy"

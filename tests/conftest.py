@@ -19,6 +19,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure() -> None:
+    """Have training take another number format than the hardware's: see processor_kinds.py."""
+    precision = os.environ.get("RQMOE_TESTS_PRECISION")
+    if precision is not None:
+        from rqmoe_store.training import precision as module
+
+        module.has_bfloat16_units = lambda device: {"bfloat16": True, "float32": False}[precision]
+
+
 @pytest.fixture(scope="module")
 def brief_timing() -> Iterator[None]:
     """Benchmarks repeat what they time as often as they must, not for as long as makes good figures."""

@@ -29,9 +29,9 @@ def run(folder: Path, writers: int, seconds: float) -> tuple[list[Outcome], Tidi
     for process in running:
         process.start()
     try:
-        found = [outcomes.get(timeout=seconds + 120) for _ in range(writers)]
+        found = [outcomes.get(timeout=seconds + 600) for _ in range(writers)]
         finished.set()
-        return found, tidied.get(timeout=120)
+        return found, tidied.get(timeout=600)
     finally:
         for process in running:
             process.join(timeout=10)

@@ -15,7 +15,7 @@ def test_python_blocks_run_in_order(tmp_path: Path) -> None:
     quick, times = re.subn(r"max_minutes=[\d.]+", "max_minutes=0.05", script)  # the one change: less patience
     assert times == 4
     run = subprocess.run(
-        [sys.executable, "-c", quick], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", quick], cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "a new row" in run.stdout

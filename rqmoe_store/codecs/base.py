@@ -105,6 +105,9 @@ class Codec:
     ) -> Codes:
         """Encode vectors; the codes do not depend on how rows are batched.
 
+        They are the same again on the same machine. Another processor, GPU or number of threads rounds
+        otherwise: there, a vector between two codewords may get the other one, for the same error.
+
         Args:
             vectors: (n, D), any type that casts to float32; normalised here under "cosine".
             beam: partial encodings kept per vector; None for the codec's own setting.
@@ -135,7 +138,7 @@ class Codec:
         sequential: bool = False,
         precision: Precision = "float32",
     ) -> Float32Array:
-        """Reconstruct vectors, float32 (n, D).
+        """Reconstruct vectors, float32 (n, D): the same on every machine, up to the last digits.
 
         Args:
             codes: from `encode`; a prefix `codes[:, :m]` decodes as the m-byte code it is. A plain

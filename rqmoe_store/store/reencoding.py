@@ -3,7 +3,7 @@
 One fragment of the table after the other is written anew, with the same rows under the same ids, and
 committed before the next is begun. So searches find every row at any time, and what a lost process had not
 committed yet is simply begun again.
-Shapes: N rows of a batch, V of them with a vector, D components.
+Shapes: N rows of a batch, V of them with a vector, S of these encoded now, D components.
 """
 
 import contextlib
@@ -137,7 +137,7 @@ class _FragmentStep:
             return Reencoded()
         self._rows, self._written = 0, 0
         self._row_ids: list[npt.NDArray[np.uint64]] = []
-        self._sampled: list[tuple[int, Float32Array]] = []
+        self._sampled: list[tuple[int, Float32Array, Codes]] = []
         new = write_fragment(self._dataset, self._schema, self._batches(fragment, advance))
         done = self._verified(new)
         replace_fragment(self._dataset, fragment, new, np.concatenate(self._row_ids))
@@ -176,9 +176,10 @@ class _FragmentStep:
         fresh_N = np.zeros(len(batch), dtype=bool)
         fresh_N[coded_N] = codes.partitions >= newest
         stale_N = valid_N & ~fresh_N
-        made = self._codecs.encode(vectors_VD[~fresh_N[valid_N]])
+        stale_SD = vectors_VD[~fresh_N[valid_N]]
+        made = self._codecs.encode(stale_SD)
         whole = _merged(len(batch), codes, coded_N, made, stale_N)
-        self._sample(vectors_VD, valid_N, stale_N)
+        self._sample(stale_SD, made, stale_N)
         self._rows += len(made)
         arrays = [batch[name] for name in self._others.names]
         arrays += self._columns.to_arrow(whole[valid_N], valid_N)
@@ -200,14 +201,13 @@ class _FragmentStep:
         valid_N = raw_N | coded_N
         return vectors_ND[valid_N], valid_N
 
-    def _sample(
-        self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], stale_N: npt.NDArray[np.bool_]
-    ) -> None:
-        """Remember the first rows that were encoded now, and where they will be."""
+    def _sample(self, vectors_SD: Float32Array, made: Codes, stale_N: npt.NDArray[np.bool_]) -> None:
+        """Remember the first rows that were encoded now, where they will be and as what."""
         wanted = _SAMPLED_ROWS - len(self._sampled)
-        places = np.flatnonzero(stale_N)[:wanted]
-        vectors = vectors_VD[np.cumsum(valid_N)[places] - 1]
-        self._sampled += zip((self._written + places).tolist(), vectors, strict=True)
+        places = self._written + np.flatnonzero(stale_N)[:wanted]
+        self._sampled += [
+            (place, vectors_SD[row].copy(), made[row]) for row, place in enumerate(places.tolist())
+        ]
 
     def _verified(self, new: Any) -> Reencoded:
         """Decode the remembered rows from what is on disk and compare them with their vectors.
@@ -216,13 +216,14 @@ class _FragmentStep:
         """
         if not self._sampled:
             return Reencoded(self._rows)
-        positions = [position for position, _ in self._sampled]
+        positions = [position for position, _, _ in self._sampled]
         metric = self._codecs.metric
-        vectors_VD = as_vectors(np.stack([vector for _, vector in self._sampled]), metric=metric)
+        vectors_VD = as_vectors(np.stack([vector for _, vector, _ in self._sampled]), metric=metric)
         written = read_written(self._dataset, new, self._columns.names, positions)
         codes, valid = self._columns.from_arrow(written)
-        expected = self._codecs.encode(vectors_VD)
-        if not valid.all() or not np.array_equal(codes.codes, expected.codes):
+        # Not encoded again: other rows beside them may have a vector between two codewords get the other.
+        expected = np.concatenate([made.codes for _, _, made in self._sampled])
+        if not valid.all() or not np.array_equal(codes.codes, expected):
             raise TableError(
                 f"Fragment {self._fragment_id} of table {self._table.name!r} reads back other codes than "
                 "were written. The rows are as they were; check the storage, and try again."

@@ -1,4 +1,4 @@
-"""Training checkpoints: one safetensors file, replaced atomically, resumed bit for bit."""
+"""Training checkpoints: one safetensors file, replaced atomically; resumed bit for bit on one machine."""
 
 import dataclasses
 import hashlib

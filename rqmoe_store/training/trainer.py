@@ -56,6 +56,8 @@ def train(
         The codec with the lowest validation error seen: at worst that of the plain RQ training starts
         from, as the quick encoder used for validation measures it. Processes that a launcher started
         together (`accelerate launch`, torchrun) all call this, train one codec and all return it.
+        The same seed gives the same codec again on the same machine, if `max_minutes` is not set;
+        on others, one with other weights and much the same error (see TrainConfig).
 
     Raises:
         TableError: empty table, unknown column or column of another type.

@@ -33,7 +33,8 @@ def test_untrained_equals_the_rq_it_was_initialised_from(expert_config: CodecCon
     codes = random_codes(codec, 200)
     np.testing.assert_allclose(codec.decode(codes), plain.decode(codes), atol=1e-6)
     rows = vectors(300, seed=1)
-    np.testing.assert_array_equal(codec.encode(rows).codes, plain.encode(rows).codes)
+    # Other sums give the same distances: of two that are as good as equal, either may come out ahead.
+    assert (codec.encode(rows).codes == plain.encode(rows).codes).mean() > 0.99
 
 
 def test_no_expert_component_and_zero_mixture_is_rq() -> None:
@@ -138,9 +139,13 @@ def test_very_wide_vectors_load_and_decode(kind: str) -> None:
 
 
 def test_mean_and_scale_are_inside_the_codec() -> None:
-    """A shift and a scaling of the data shift and scale the reconstructions, and nothing else."""
-    config, rows = small_config(), vectors(500)
-    shifted = rows * 100 + 50
+    """A shift and a scaling of the data shift and scale the reconstructions, and nothing else.
+
+    Mean, scale and normalized vectors are exact here: k-means would take the smallest difference in
+    them for a reason to end up elsewhere.
+    """
+    config, rows = small_config(), (vectors(512) * 256).round() / 256
+    shifted = rows * 128 + 64
 
     def reconstruct(data: np.ndarray) -> np.ndarray:
         sample = torch.from_numpy(data)
@@ -148,7 +153,7 @@ def test_mean_and_scale_are_inside_the_codec() -> None:
         codec = as_codec(with_experts(plain, config, seed=0))
         return codec.decode(codec.encode(data))
 
-    np.testing.assert_allclose((reconstruct(shifted) - 50) / 100, reconstruct(rows), atol=1e-3)
+    np.testing.assert_allclose((reconstruct(shifted) - 64) / 128, reconstruct(rows), atol=1e-4)
 
 
 def test_rounded_weights_are_bfloat16_numbers_near_the_old_ones(codec: Codec) -> None:

@@ -220,7 +220,7 @@ def test_in_other_processes(source, store, db):
     for worker in workers:
         worker.start()
     for _ in shared.parts:
-        shared.take(results.get(timeout=100))
+        shared.take(results.get(timeout=600))
     for worker in workers:
         worker.join()
     shared.finish()

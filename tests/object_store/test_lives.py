@@ -156,7 +156,7 @@ def rows_in_the_background(db: DBConnection, again: DBConnection) -> Iterator[St
         sorted(row["id"] for row in store.search(QUERIES[0]).nprobes(99).limit(999).to_list()),
     )
     assert store.encoding is not None
-    store.encoding.wait(timeout=120)
+    store.encoding.wait(timeout=600)
     yield "encoded", (store.encoding.rows_left, contents(store), found(store), found(other))
     yield "whole", (store.verify(progress=False).counts, store.optimize(progress=False).encoded.rows)
 

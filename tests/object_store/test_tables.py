@@ -124,7 +124,7 @@ def test_another_process_opens_a_bucket(options: dict[str, str], codec: Codec) -
     )
     arguments = json.dumps([options, QUERIES[0].tolist()])
     run = subprocess.run(
-        [sys.executable, "-c", script, arguments], capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, "-c", script, arguments], capture_output=True, text=True, check=False, timeout=600
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == store.search(QUERIES[0]).select(["id"]).limit(5).to_list()

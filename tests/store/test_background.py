@@ -347,7 +347,7 @@ def test_the_interpreter_exits_between_two_steps(store, how):
     store.retrain(ANOTHER, vectors=VECTORS, encode=False, progress=False)
     folder = store.table.uri.rpartition("/")[0]
     command = [sys.executable, "-c", SCRIPT, folder, how]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     store.refresh()
     assert generations(store) == [ROWS - PART, PART]

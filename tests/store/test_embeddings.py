@@ -308,7 +308,7 @@ def test_in_another_process(store) -> None:
         env={**os.environ, "PYTHONPATH": f".:{Path(__file__).parent.parent}"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -107,7 +107,7 @@ def test_decisions_of_the_main_process_are_those_of_all(tmp_path: Path) -> None:
         untrained = train_small(tmp_path, **{**changes, "epochs": 0})
         # The longer the training, the further apart two of them get that are rounded otherwise.
         assert_close(of_both(tmp_path, name), train_small(tmp_path, **changes), untrained, share=0.3)
-    assert of_both(tmp_path, "clock").report.epochs > 0
+    assert of_both(tmp_path, "clock").report.epochs < 10_000
     assert of_both(tmp_path, "diverged").report.epochs == 1
     assert of_both(tmp_path, "impatient").report.epochs == pytest.approx(50 / 9)
     assert of_both(tmp_path, "rq").config.kind == "rq"
