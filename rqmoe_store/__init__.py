@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from rqmoe_store.ingestion.report import IngestReport
     from rqmoe_store.search.reranker import DecodedReranker
     from rqmoe_store.search.text import words_query
-    from rqmoe_store.store.column_conditions import all_of, any_of, column_condition, none_of
+    from rqmoe_store.store.column_conditions import (
+        all_of,
+        any_of,
+        as_json_value,
+        column_condition,
+        none_of,
+    )
     from rqmoe_store.store.json_conditions import JsonField, json_field
     from rqmoe_store.table import CompressedTable
     from rqmoe_store.tables import compress, create_table, open_table
@@ -52,6 +58,7 @@ __all__ = [
     "__version__",
     "all_of",
     "any_of",
+    "as_json_value",
     "column_condition",
     "compress",
     "create_table",
@@ -76,6 +83,7 @@ _LAZY = {
     "JsonField": "rqmoe_store.store.json_conditions",
     "all_of": "rqmoe_store.store.column_conditions",
     "any_of": "rqmoe_store.store.column_conditions",
+    "as_json_value": "rqmoe_store.store.column_conditions",
     "column_condition": "rqmoe_store.store.column_conditions",
     "compress": "rqmoe_store.tables",
     "create_table": "rqmoe_store.tables",

@@ -1,6 +1,8 @@
 """SQL conditions on plain columns, made of values; the values that they are made of; conditions joined."""
 
+import datetime
 import math
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,7 +28,7 @@ def column_condition(column: str, values: Iterable[Value]) -> str:
     Args:
         column: name of the column, with any characters.
         values: all texts, all numbers, or all bools, with any characters; none for a condition that no row
-            meets.
+            meets. Dates, times and UUIDs are texts here, see `as_json_value`.
 
     Raises:
         InvalidInputError: a name that is no text; values of several kinds or another one, None, NaN or
@@ -84,6 +86,33 @@ def value_literal(value: Value) -> str:
     return literal(value) if isinstance(value, str) else repr(value)
 
 
+def as_json_value(value: Any) -> Any:
+    """A single value as JSON keeps it, in rows and in conditions alike.
+
+    Numbers, bools and texts of numpy become Python's, with the same value. A date, time, datetime
+    (`datetime64` and pandas' `Timestamp` too) or UUID becomes its text: `isoformat()`, `str(value)`. Anything
+    else comes back as it is, also what JSON has no words for, such as NaN, NaT or a Decimal.
+    """
+    if isinstance(value, np.generic):
+        value = _of_numpy(value)
+    if isinstance(value, datetime.date | datetime.time):
+        text = value.isoformat()
+        return value if text == "NaT" else text
+    return str(value) if isinstance(value, uuid.UUID) else value
+
+
+def _of_numpy(value: np.generic) -> Any:
+    """Python's value that is the same; `value` itself where there is none."""
+    if isinstance(value, np.datetime64):
+        moment = value.astype("datetime64[us]")  # what Python's have; more would be cut off
+        same = bool(moment.astype(value.dtype) == value) and not isinstance(value.item(), datetime.date)
+        plain = moment.item() if same else value.item()
+        return plain if isinstance(plain, datetime.date) else value
+    if isinstance(value, np.longdouble | np.timedelta64):
+        return value  # which are wider than a float, and no integers
+    return value.item() if isinstance(value, np.integer | np.floating | np.bool_ | np.str_) else value
+
+
 def plain_values(values: Iterable[Any], called: str) -> list[Value]:
     """All of the values, checked by `plain_value`; a single text is refused as well."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
@@ -92,7 +121,7 @@ def plain_values(values: Iterable[Any], called: str) -> list[Value]:
 
 
 def plain_value(value: Any, called: str) -> Value:
-    """A text, bool, int or float as Python has it.
+    """A text, bool, int or float as Python has it, by `as_json_value`; not one of a type derived from these.
 
     Args:
         value: from the user.
@@ -102,22 +131,24 @@ def plain_value(value: Any, called: str) -> Value:
         InvalidInputError: None, NaN or infinite, an integer beyond 64 bits, text that is not Unicode, or of
             another type.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = as_json_value(value)
     if value is None:
         raise InvalidInputError(
             f"Got None as a value of {called}; expected a text, number or bool. For null use is_null(), or "
             "'<column> IS NULL' for a plain column."
         )
     if isinstance(value, str) and _is_unicode(value):
+        return str.__str__(value)
+    if isinstance(value, bool):
         return value
-    if isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**64):
-        return value
+    if isinstance(value, int) and -(2**63) <= value < 2**64:
+        return int(value)
     if isinstance(value, float) and math.isfinite(value):
-        return value
+        return float(value)
     raise InvalidInputError(
-        f"Got {value!r} as a value of {called}; expected a text of valid Unicode, a bool, an integer of 64 "
-        "bits or a finite float."
+        f"Got {value!r} ({type(value).__name__}) as a value of {called}; expected a text of valid Unicode, a "
+        "bool, an integer of 64 bits, a finite float, a date, a time or a UUID. Convert others, such as to a "
+        "text."
     )
 
 

@@ -49,7 +49,8 @@ class JsonField:
     another type than the value, all are false but `ne`, `is_null` and `is_empty`. Types are told apart: "10"
     is not 10, 1 is not true; 10 and 10.0 are one number.
 
-    Values are texts, bools, integers of 64 bits and finite floats; InvalidInputError is raised for others.
+    Values are texts, bools, integers of 64 bits and finite floats, also numpy's; dates, times and UUIDs,
+    which stand for their text (`as_json_value`); InvalidInputError is raised for others.
     """
 
     column: str

@@ -1,7 +1,11 @@
 """Conditions on JSON: each matches the rows that Python says, whatever is in them."""
 
+import datetime
+import decimal
+import enum
 import json
 import operator
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.store.column_conditions import as_json_value, column_condition
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.json_conditions import json_field
@@ -206,6 +211,57 @@ def test_values_of_other_types(corners: Any, value: Any) -> None:
 def test_values_of_numpy(corners: Any, value: Any) -> None:
     field = json_field("meta data", "a")
     assert field.eq(value) == field.eq(value.item()) and field.contains(value) == field.contains(value.item())
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (np.int64(10), 10),
+        (np.uint64(2**64 - 1), 2**64 - 1),
+        (np.float32(0.5), 0.5),
+        (np.float16(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("10"), "10"),
+        (datetime.date(2024, 1, 2), "2024-01-02"),
+        (datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.UTC), "2024-01-02T03:00:00+00:00"),
+        (datetime.time(1, 2), "01:02:00"),
+        (np.datetime64("2024-01-02"), "2024-01-02"),
+        (np.datetime64("2024-01-02T03:00:00.5", "ns"), "2024-01-02T03:00:00.500000"),
+        (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (enum.StrEnum("Colour", {"RED": "red"})("red"), "red"),
+        (enum.IntEnum("Level", {"TOP": 10})(10), 10),
+    ],
+    ids=repr,
+)
+def test_values_that_stand_for_others(tmp_path, value: Any, kept: Any) -> None:
+    assert json.loads(json.dumps(value, default=as_json_value)) == kept
+    table = new_table(lancedb.connect(tmp_path), [{"a": kept}, {"a": [kept]}, {"a": "other"}])
+    field = json_field("meta data", "a")
+    assert matches(table, field.eq(value)) == matches(table, field.isin([value])) == [0]
+    assert matches(table, field.contains(value)) == [1]
+    assert column_condition("x", [value]) == column_condition("x", [kept])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.longdouble(1),
+        np.complex64(1),
+        np.timedelta64(5, "ns"),
+        np.datetime64("NaT"),
+        np.datetime64("2024-01-02T03:00:00.000000001", "ns"),
+        np.array(1),
+        datetime.timedelta(1),
+        decimal.Decimal(1),
+        b"x",
+        {1},
+    ],
+    ids=repr,
+)
+def test_values_that_nothing_stands_for(value: Any) -> None:
+    assert as_json_value(value) is value
+    with pytest.raises(InvalidInputError, match=f"{type(value).__name__}.*Convert others"):
+        json_field("meta", "a").eq(value)
 
 
 @pytest.mark.parametrize("part", ["ÄRGER", "straße", "i", "ΣΊΣΥΦΟΣ", "ǅ", "k"])

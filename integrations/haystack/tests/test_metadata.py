@@ -1,11 +1,16 @@
 """Metadata as JSON, and what is said about their fields."""
 
+import datetime
+import decimal
 import json
+import uuid
 from typing import Any
 
+import numpy as np
 import pytest
+from haystack.dataclasses import Document
 from haystack.document_stores.errors import DocumentStoreError
-from haystack_integrations.document_stores.rqmoe import _metadata
+from haystack_integrations.document_stores.rqmoe import RQMoEDocumentStore, _metadata
 
 METAS: list[dict[str, Any]] = [
     {"n": 1, "f": 0.5, "t": "b", "flag": True, "mixed": 1, "some": 1, "none": None},
@@ -64,9 +69,62 @@ def test_takes_what_json_holds(value: Any) -> None:
         ({1: "x"}, "as a name"),
         ({"x": "\ud800"}, "Unicode"),
         ({"\udfff": 1}, "Unicode"),
-        ({"x": object()}, "isoformat"),
+        ({"x": object()}, r"value\.tolist\(\)"),
+        ({"x": {"y": np.zeros(2)}}, r"meta\.x\.y; expected"),
+        ({"x": np.float32("nan")}, "finite"),
+        ({"x": np.timedelta64(5, "ns")}, "timedelta64"),
+        ({"x": decimal.Decimal(1)}, "Decimal"),
     ],
 )
 def test_refuses_what_it_does_not(meta: dict[Any, Any], reason: str) -> None:
     with pytest.raises(DocumentStoreError, match=reason):
         _metadata.as_json(meta, "meta")
+
+
+IDENTIFIER = uuid.UUID(int=7)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (np.int64(5), 5),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        (datetime.date(2024, 1, 2), "2024-01-02"),
+        (datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.UTC), "2024-01-02T03:00:00+00:00"),
+        (np.datetime64("2024-01-02"), "2024-01-02"),
+        (datetime.time(1, 2), "01:02:00"),
+        (IDENTIFIER, str(IDENTIFIER)),
+    ],
+)
+def test_keeps_what_texts_and_numbers_stand_for(
+    small_store: RQMoEDocumentStore, value: Any, kept: Any
+) -> None:
+    small_store.write_documents([Document(id="a", meta={"x": {"y": value}}), Document(id="b", meta={"x": 1})])
+    for one in (value, kept):
+        for operator, operand in (("==", one), ("in", [one, "other"])):
+            filters = {"field": "meta.x.y", "operator": operator, "value": operand}
+            assert [found.meta for found in small_store.filter_documents(filters)] == [{"x": {"y": kept}}]
+    assert small_store.update_by_filter({"field": "meta.x", "operator": "==", "value": 1}, {"z": value}) == 1
+    small_store.delete_by_filter({"field": "meta.z", "operator": "==", "value": value})
+    assert small_store.count_documents() == 1
+
+
+def test_compares_dates_with_their_texts(small_store: RQMoEDocumentStore) -> None:
+    small_store.write_documents([Document(id="a", meta={"x": datetime.date(2024, 1, 2)})])
+    for operator, value, count in (
+        (">", "2024-01-01T12:00:00", 1),
+        ("<=", datetime.date(2024, 1, 2), 1),
+        ("<", np.datetime64("2024-01-02"), 0),
+    ):
+        filters = {"field": "meta.x", "operator": operator, "value": value}
+        assert small_store.count_documents_by_filter(filters) == count
+
+
+def test_ids_may_be_uuids(small_store: RQMoEDocumentStore) -> None:
+    small_store.write_documents([Document(id=IDENTIFIER, content="x")])  # type: ignore[arg-type]
+    (found,) = small_store.filter_documents({"field": "id", "operator": "in", "value": [IDENTIFIER]})
+    assert found.id == str(IDENTIFIER)
+    small_store.delete_documents([IDENTIFIER])  # type: ignore[list-item]
+    assert small_store.count_documents() == 0

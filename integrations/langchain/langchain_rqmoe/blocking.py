@@ -31,9 +31,10 @@ class BlockingMethods(Foundation):
 
         Args:
             texts: what to add.
-            metadatas: for each text a dict of what JSON can hold; they come back exactly.
-            ids: for each text; one that the table has is overwritten, of one that comes again the last
-                counts. None to have them made, as one of them may be.
+            metadatas: for each text a dict of what JSON can hold; they come back exactly. Numbers of numpy
+                come back as Python's, dates, times and UUIDs as texts (`rqmoe_store.as_json_value`).
+            ids: for each text, also UUIDs; one that the table has is overwritten, of one that comes again the
+                last counts. None to have them made, as one of them may be.
             batch_size: texts that the embedding model is given at once; None for all.
             kwargs: nothing else is taken.
 
@@ -236,4 +237,5 @@ def without_scores(found: Scored) -> list[Document]:
 def in_order(documents: list[Document], ids: Sequence[str]) -> list[Document]:
     """The documents in the order of `ids`, every one once."""
     by_id = {document.id: document for document in documents}
-    return [by_id[given] for given in dict.fromkeys(ids) if given in by_id]
+    wanted = dict.fromkeys(map(rqs.as_json_value, ids))
+    return [by_id[given] for given in wanted if given in by_id]

@@ -6,7 +6,8 @@ A filter is an SQL condition over the columns, or a dict over the metadata:
     {"year": {"$gte": 2000, "$lt": 2010}}    operators, all of which must hold
     {"$or": [{"author": "Ann"}, {"$not": {"draft": True}}]}
 
-Several fields must all match. Values and types are told apart as `rqmoe_store.json_field` does.
+Several fields must all match. Values and types are told apart as `rqmoe_store.json_field` does; dates, times
+and UUIDs match what was stored of them, their text (in ISO format, by which dates of one format are ordered).
 """
 
 import enum

@@ -1,18 +1,20 @@
-"""Metadata <-> JSON texts, exactly: what JSON would change is refused before anything is written."""
+"""Metadata <-> JSON texts, exactly but for numpy's numbers, dates, times and UUIDs: what JSON would change
+otherwise is refused before anything is written."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rqmoe_store import InvalidInputError
+from rqmoe_store import InvalidInputError, as_json_value
 
 MAX_DEPTH = 100
 """Levels of objects and lists in one another."""
 
 
 def json_text(metadata: Mapping[Any, Any] | None, position: int) -> str:
-    """The JSON text of one document's metadata, from which `json.loads` makes an equal dict.
+    """The JSON text of one document's metadata, from which `json.loads` makes an equal dict, of what
+    `as_json_value` makes of each value.
 
     Args:
         metadata: None for none.
@@ -20,8 +22,8 @@ def json_text(metadata: Mapping[Any, Any] | None, position: int) -> str:
 
     Raises:
         InvalidInputError: not a dict, or with something in it that JSON has not: keys that are no texts,
-            tuples, dates, numbers of other libraries, NaN or infinite floats, integers beyond 64 bits, text
-            that is not Unicode; or with more than MAX_DEPTH levels.
+            tuples, sets, arrays, NaN or infinite floats, integers beyond 64 bits, text that is not Unicode;
+            or with more than MAX_DEPTH levels.
     """
     if metadata is None:
         return "{}"
@@ -34,7 +36,7 @@ def json_text(metadata: Mapping[Any, Any] | None, position: int) -> str:
     for _ in range(MAX_DEPTH):
         level = [inner for path, value in level for inner in _members(path, value, position)]
         if not level:
-            return json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+            return json.dumps(metadata, ensure_ascii=False, allow_nan=False, default=as_json_value)
     raise InvalidInputError(
         f"The metadata of document {position} has more than {MAX_DEPTH} levels; expected flatter ones. "
         f"Nothing was written."
@@ -43,6 +45,7 @@ def json_text(metadata: Mapping[Any, Any] | None, position: int) -> str:
 
 def _members(path: str, value: Any, position: int) -> Iterator[tuple[str, Any]]:
     """The members of an object or list, each with its place, once `value` itself is known to be JSON's."""
+    value = as_json_value(value)
     if type(value) is dict:
         for key in value:
             if type(key) is not str or not is_unicode(key):
@@ -57,7 +60,10 @@ def _members(path: str, value: Any, position: int) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, str) and not is_unicode(value):
         raise _not_json(f"{path} = {value!r}", position, "remove lone surrogates")
     elif value is not None and type(value) not in (str, int, float, bool):
-        raise _not_json(f"{path} of type {type(value).__name__}", position, "convert it, to text for example")
+        advice = (
+            "convert it: arrays by .tolist(), sets and tuples by list(), enums by .value, others by str()"
+        )
+        raise _not_json(f"{path} of type {type(value).__name__}", position, advice)
 
 
 def is_unicode(text: str) -> bool:
@@ -72,5 +78,6 @@ def is_unicode(text: str) -> bool:
 def _not_json(found: str, position: int, advice: str) -> InvalidInputError:
     return InvalidInputError(
         f"The metadata of document {position} has {found}, which JSON cannot give back as it is; expected "
-        f"dicts, lists, texts, finite numbers of 64 bits, bools and None. Nothing was written; {advice}."
+        f"dicts, lists, texts, finite numbers of 64 bits, bools, None, dates, times and UUIDs. Nothing was "
+        f"written; {advice}."
     )

@@ -160,6 +160,8 @@ def documents_of(found: pa.Table, columns: Columns) -> list[Document]:
 def _checked_id(given: object, position: int) -> str:
     if given is None:
         return str(uuid.uuid4())
+    if isinstance(given, uuid.UUID):
+        return str(given)
     if given == "":
         raise InvalidInputError(
             f"The id of document {position} is an empty text; expected another one, or None to have one "

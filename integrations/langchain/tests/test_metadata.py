@@ -1,12 +1,17 @@
 """Texts and metadata come back exactly, or are refused."""
 
+import asyncio
 import datetime
+import decimal
 import math
+import pathlib
+import uuid
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from langchain_core.documents import Document
 from langchain_rqmoe import RQMoEVectorStore
 from langchain_rqmoe.metadata import MAX_DEPTH, json_text
 from small_stores import PointEmbedding
@@ -78,14 +83,57 @@ def test_many_levels(empty):
         ({"a": [-math.inf]}, r"metadata\['a'\]\[0\] = -inf"),
         ({"a": 2**64}, "keep integers beyond 64 bits as text"),
         ({"a": (1, 2)}, "of type tuple"),
-        ({"a": datetime.date(2000, 1, 1)}, "of type date"),
-        ({"a": np.float64(1)}, "of type float64"),
+        ({"a": datetime.timedelta(1)}, "of type timedelta"),
+        ({"a": np.float64("nan")}, r"metadata\['a'\] = nan"),
+        ({"a": np.zeros(2)}, r"of type ndarray.*\.tolist\(\)"),
+        ({"a": {"b": np.datetime64("NaT")}}, r"metadata\['a'\]\['b'\] of type datetime64"),
         ({"a": {1, 2}}, "of type set"),
+        ({"a": decimal.Decimal(1)}, "of type Decimal"),
+        ({"a": pathlib.PurePosixPath("a")}, "of type PurePosixPath"),
+        ({"a": b"x"}, "of type bytes"),
+        ({"a": Document(page_content="x")}, "of type Document"),
     ],
 )
 def test_what_json_would_change_is_refused(metadata, message):
     with pytest.raises(InvalidInputError, match=message):
         json_text(metadata, 3)
+
+
+IDENTIFIER = uuid.UUID(int=7)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (np.int64(5), 5),
+        (np.float32(0.5), 0.5),
+        (np.float64(0.1), 0.1),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+        (datetime.date(2024, 1, 2), "2024-01-02"),
+        (datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.UTC), "2024-01-02T03:00:00+00:00"),
+        (datetime.time(1, 2), "01:02:00"),
+        (np.datetime64("2024-01-02"), "2024-01-02"),
+        (IDENTIFIER, str(IDENTIFIER)),
+    ],
+)
+def test_values_that_texts_and_numbers_stand_for(store, value, kept):
+    store.add_texts(["new"], [{"a": value, "in": [{"b": value}]}], ids=["new"])
+    assert exactly(store.get_by_ids(["new"])[0].metadata) == exactly({"a": kept, "in": [{"b": kept}]})
+    for one in (value, kept, {"$in": [value]}, {"$eq": value}):
+        assert [found.id for found in store.similarity_search("0 0", filter={"a": one})] == ["new"]
+    if not isinstance(kept, bool):
+        assert len(store.similarity_search("0 0", filter={"a": {"$gte": value}})) == 1
+    store.delete(filter={"a": value})
+    assert store.get_by_ids(["new"]) == []
+
+
+def test_ids_that_are_uuids(store):
+    assert store.add_texts(["new"], ids=[IDENTIFIER]) == [str(IDENTIFIER)]
+    assert store.get_by_ids([IDENTIFIER]) == store.get_by_ids([str(IDENTIFIER)]) != []
+    assert asyncio.run(store.aget_by_ids([IDENTIFIER])) == store.get_by_ids([IDENTIFIER])
+    store.delete([IDENTIFIER])
+    assert store.table.count_rows() == 4
 
 
 def test_no_metadata():

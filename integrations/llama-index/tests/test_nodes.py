@@ -3,8 +3,10 @@
 import datetime
 import json
 import math
+import uuid
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,7 +139,12 @@ def test_filters_see_documents_and_classes_as_elsewhere_in_the_framework() -> No
         ({"a": [{"b": -math.inf}]}, "-inf"),
         ({"a": 2**64}, "integer beyond 64 bits"),
         ({"a": {"b": [-(2**63) - 1]}}, "integer beyond 64 bits"),
-        ({"a": object()}, "cannot be written as JSON"),
+        ({"a": object()}, "cannot be written as JSON.*object"),
+        ({"a": {"b": np.float32("nan")}}, r"nan as metadata\['a'\]\['b'\]"),
+        ({"a": np.zeros(2)}, r"ndarray\) as metadata\['a'\]"),
+        ({"a": np.timedelta64(5, "ns")}, r"timedelta64\) as metadata\['a'\]"),
+        ({"a": np.longdouble(1)}, r"longdouble\) as metadata\['a'\]"),
+        ({"a": [np.datetime64("NaT")]}, r"datetime64\) as metadata\['a'\]"),
         ({"a": {1: "b"}}, "the key 1"),
         ({"a": b"\xff"}, "cannot be written as JSON"),
     ],
@@ -156,8 +163,26 @@ def test_embeddings_within_nodes_that_json_cannot_hold() -> None:
         node_json(Node(audio_resource=MediaResource(embeddings={"dense": [math.inf]})))
 
 
-def test_dates_become_text() -> None:
-    assert again(node("a", day=datetime.date(2026, 1, 2))).metadata == {"day": "2026-01-02"}
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (datetime.datetime(2026, 1, 2, 3, tzinfo=datetime.UTC), "2026-01-02T03:00:00+00:00"),
+        (datetime.time(1, 2), "01:02:00"),
+        (np.datetime64("2026-01-02"), "2026-01-02"),
+        (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (np.int64(5), 5),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("x"), "x"),
+    ],
+)
+def test_values_that_texts_and_numbers_stand_for(value: Any, kept: Any) -> None:
+    given_node = node("a", document="d", plain=value, deep={"in": [value]})
+    given_node.relationships[NodeRelationship.SOURCE].metadata = {"plain": value}  # type: ignore[union-attr]
+    metadata = again(given_node).metadata
+    assert metadata == {"plain": kept, "deep": {"in": [kept]}} and type(metadata["plain"]) is type(kept)
+    assert given_node.metadata["plain"] is value, "the node itself stays as it is"
 
 
 class OwnNode(TextNode):

@@ -1,13 +1,16 @@
 """Nodes as JSON and back: everything of a node but embedding and text, which have columns of their own."""
 
+import datetime
 import functools
 import json
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from llama_index.core.schema import BaseNode, MetadataMode
 
+import rqmoe_store as rqs
 from rqmoe_store import InvalidInputError
 
 _RESOURCES = ("text_resource", "image_resource", "audio_resource", "video_resource")
@@ -25,7 +28,8 @@ def node_json(node: BaseNode) -> tuple[str, str]:
     """A node as two JSON texts: what filters look at, and what `node_of` makes the node of again.
 
     The first are its metadata, and the names by which LlamaIndex's own stores also let filters ask for a
-    node's document and class.
+    node's document and class. Numbers of numpy are kept as Python's, dates, times and UUIDs as the texts of
+    `rqmoe_store.as_json_value`, and what else is no JSON as pydantic has it.
 
     Raises:
         InvalidInputError: metadata that JSON cannot hold: NaN, infinite numbers, integers beyond 64 bits, or
@@ -35,9 +39,11 @@ def node_json(node: BaseNode) -> tuple[str, str]:
     # Before the dump, which makes None of NaN.
     resources = {name: getattr(node, name, None) for name in _RESOURCES}
     embeddings = [resource.embeddings for resource in resources.values() if resource is not None]
-    _require_storable(node, [node.metadata, getattr(node, "text_embedding", None), embeddings])
+    _require_storable(node, node.metadata, "metadata")
+    _require_storable(node, [getattr(node, "text_embedding", None), embeddings], "its embeddings")
+    plain = node.model_copy(update={"metadata": _plain(node.metadata)})
     try:
-        content = node.model_dump(mode="json", exclude={"embedding"})
+        content = plain.model_dump(mode="json", exclude={"embedding"}, fallback=_known_to_json)
     except ValueError as error:
         raise _refused(node, f"content that cannot be written as JSON ({error})") from error
     _remove_text(content, text_of(node))
@@ -79,26 +85,49 @@ def _json(node: BaseNode, content: dict[str, Any]) -> str:
         raise _refused(node, f"content that cannot be written as JSON ({error})") from error
 
 
-def _require_storable(node: BaseNode, value: Any) -> None:
+def _plain(value: Any) -> Any:
+    """Metadata with dates and the like as they are stored, whatever pydantic would make of them."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else rqs.as_json_value(value)
+
+
+def _known_to_json(value: Any) -> Any:
+    """What stands for a value that pydantic does not know.
+
+    Raises:
+        ValueError: nothing does.
+    """
+    plain = rqs.as_json_value(value)
+    if plain is value:
+        raise ValueError(f"no JSON for {value!r} of type {type(value).__name__}")
+    return plain
+
+
+def _require_storable(node: BaseNode, value: Any, place: str) -> None:
+    value = rqs.as_json_value(value)
     if isinstance(value, dict):
         for key, part in value.items():
             if not isinstance(key, str):
-                raise _refused(node, f"the key {key!r} in its metadata, which is no text")
+                raise _refused(node, f"the key {key!r} in {place}, which is no text")
             key.encode()  # the dump would put other characters in the place of halves
-            _require_storable(node, part)
+            _require_storable(node, part, f"{place}[{key!r}]")
     elif isinstance(value, list | tuple | set | frozenset):
         for part in value:
-            _require_storable(node, part)
+            _require_storable(node, part, place)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise _refused(node, f"the number {value!r}")
+        raise _refused(node, f"the number {value!r} as {place}")
     elif isinstance(value, int) and not _SMALLEST <= value <= _LARGEST:
-        raise _refused(node, f"{value!r}, an integer beyond 64 bits")
+        raise _refused(node, f"{value!r} as {place}, an integer beyond 64 bits")
+    elif isinstance(value, np.generic | np.ndarray | datetime.date):  # NaT, which pydantic takes for a date
+        raise _refused(node, f"{value!r} ({type(value).__name__}) as {place}")
 
 
 def _refused(node: BaseNode, what: str) -> InvalidInputError:
     return InvalidInputError(
         f"Node {node.node_id!r} has {what}; expected texts, bools, integers of 64 bits, finite floats, None, "
-        "and lists and dicts of those. Nothing was written; convert it, to a text for example."
+        "dates, times, UUIDs, and lists and dicts of those. Nothing was written; convert it: arrays by "
+        ".tolist(), others by str()."
     )
 
 

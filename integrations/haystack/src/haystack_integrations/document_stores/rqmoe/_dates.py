@@ -9,6 +9,8 @@ Haystack has it. So a date is kept as what its clock shows (`local`) and, when i
 import datetime
 from typing import Any
 
+import rqmoe_store as rqs
+
 LOCAL, UTC = "local", "utc"
 """Names of the two numbers of a date."""
 
@@ -21,9 +23,8 @@ Instant = dict[str, int]
 
 def instant_of(value: Any) -> Instant | None:
     """The date that `value` is, or None: a text like 2000-01-01, 2000-01-01T12:00 or 2000-01-01
-    12:00:00.5+02:00, or a `datetime`."""
-    if isinstance(value, datetime.datetime):
-        return _instant(value)
+    12:00:00.5+02:00, or a `date` or `datetime`, which such a text is stored for."""
+    value = rqs.as_json_value(value)
     if not isinstance(value, str) or not _looks_like_date(value):
         return None
     try:

@@ -86,7 +86,7 @@ def _comparison(filters: dict[str, Any]) -> str:
         raise FilterError(
             f"Got {operator!r} as an operator of a field; expected one of {', '.join(_COMPARISONS)}."
         )
-    field = _field(filters["field"])
+    field, value = _field(filters["field"]), rqs.as_json_value(value)
     try:
         if operator in _ORDER:
             return rqs.any_of([]) if value is None else field.ordered(operator, value)
@@ -107,7 +107,7 @@ def _listed(value: Any) -> list[Any]:
         raise FilterError(
             f"Got {value!r} ({type(value).__name__}) as the value of 'in' or 'not in'; expected a list."
         )
-    return value
+    return [rqs.as_json_value(one) for one in value]
 
 
 class _Field(abc.ABC):

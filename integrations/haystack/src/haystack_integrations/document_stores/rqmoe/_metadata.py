@@ -8,15 +8,19 @@ from typing import Any
 from haystack.document_stores.errors import DocumentStoreError
 from haystack_integrations.document_stores.rqmoe._dates import instant_of
 
+import rqmoe_store as rqs
+
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 """Integers that the store keeps exactly."""
 
 
 def as_json(value: Any, name: str, document_id: str | None = None) -> str:
-    """`value` as a JSON text that comes back as it was, but for tuples, which become lists.
+    """`value` as a JSON text that comes back as it was, but for tuples, which become lists, numbers of numpy,
+    which become Python's, and dates, times and UUIDs, which become texts.
 
     Args:
-        value: of dicts with text as keys, lists, tuples, text, finite numbers, booleans and None.
+        value: of dicts with text as keys, lists, tuples, text, finite numbers, booleans, None, dates, times
+            and UUIDs.
         name: what it is called, for messages.
         document_id: whose it is, for messages.
 
@@ -26,7 +30,7 @@ def as_json(value: Any, name: str, document_id: str | None = None) -> str:
     """
     owner = "" if document_id is None else f" of document {document_id!r}"
     _require_json(value, name, owner)
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=rqs.as_json_value)
     require_unicode(text, f"{name}{owner}")
     return text
 
@@ -124,6 +128,7 @@ def _common_type(found: set[str]) -> str:
 def _require_json(value: Any, name: str, owner: str) -> None:
     """Raise DocumentStoreError unless JSON can hold `value`, which is called `name` and belongs to
     `owner`."""
+    value = rqs.as_json_value(value)
     if isinstance(value, dict):
         for key, part in value.items():
             if not isinstance(key, str):
@@ -139,7 +144,10 @@ def _require_json(value: Any, name: str, owner: str) -> None:
         if not math.isfinite(value):
             raise _refusal(value, f"{name}{owner}", "a finite number, or None")
     elif not isinstance(value, str | None):
-        expected = "text, numbers, booleans, None, lists and dicts; dates as value.isoformat()"
+        expected = (
+            "text, numbers, booleans, None, dates, times, UUIDs, lists and dicts; convert others, arrays by "
+            "value.tolist(), sets by list(value), enums by value.value"
+        )
         raise _refusal(value, f"{name}{owner}", expected)
 
 

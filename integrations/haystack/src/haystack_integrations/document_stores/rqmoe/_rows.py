@@ -14,6 +14,8 @@ from haystack.dataclasses import ByteStream, Document, SparseEmbedding
 from haystack.document_stores.errors import DocumentStoreError
 from haystack_integrations.document_stores.rqmoe._metadata import as_json, dates_of, require_unicode
 
+import rqmoe_store as rqs
+
 ID, CONTENT, META, EMBEDDING = "id", "content", "meta", "embedding"
 DATES = "dates"
 """The column of the ISO dates in metadata, as numbers."""
@@ -48,7 +50,8 @@ def schema_of(dim: int) -> pa.Schema:
 
 
 def checked_id(document_id: Any) -> str:
-    """The id of a document. Raises DocumentStoreError unless it can be one."""
+    """The id of a document; a UUID's text. Raises DocumentStoreError unless it can be one."""
+    document_id = rqs.as_json_value(document_id)
     if not isinstance(document_id, str) or not document_id:
         raise DocumentStoreError(
             f"Got {document_id!r} ({type(document_id).__name__}) as the id of a document; expected text. "

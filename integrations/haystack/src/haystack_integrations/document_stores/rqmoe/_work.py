@@ -54,7 +54,8 @@ class Batch:
             if document_id in by_id and policy is DuplicatePolicy.FAIL:
                 raise exists_already(document_id, "there twice in this call")
             if document_id not in by_id or policy is DuplicatePolicy.OVERWRITE:
-                by_id[document_id] = document
+                same = document.id is document_id
+                by_id[document_id] = document if same else dataclasses.replace(document, id=document_id)
         return cls(documents=list(by_id.values()), policy=policy, given=len(documents))
 
     @property
@@ -93,10 +94,11 @@ def exists_already(document_id: str, where: str) -> DuplicateDocumentError:
 
 def with_ids(ids: Any) -> str:
     """The condition that documents have one of these ids. Raises ValueError unless it is given a list of
-    texts."""
-    if not isinstance(ids, list | tuple) or not all(isinstance(one, str) for one in ids):
+    texts or UUIDs."""
+    listed: list[Any] = [rqs.as_json_value(one) for one in ids] if isinstance(ids, list | tuple) else [None]
+    if not all(isinstance(one, str) for one in listed):
         raise ValueError(f"Got {ids!r} as the ids of documents; expected a list of texts.")
-    return rqs.column_condition(ID, ids)
+    return rqs.column_condition(ID, listed)
 
 
 def reading(query: Any, condition: str | None, columns: Sequence[str], limit: int | None) -> Any:
