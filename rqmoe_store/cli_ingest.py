@@ -13,11 +13,11 @@ from rqmoe_store.terminal import names_in
 
 def ingest(
     source: Annotated[
-        str,
+        list[str],
         typer.Argument(
-            metavar="SOURCE",
+            metavar="SOURCE...",
             help="Path or URI of a file or folder (Parquet, Arrow, CSV, JSON, ORC), of a .npy file, or of a "
-            "LanceDB table's .lance folder.",
+            "LanceDB table's .lance folder; a pattern such as 'rows/*.parquet'; or several of them.",
         ),
     ],
     database: Database,
@@ -66,7 +66,7 @@ def ingest(
         settings["commit_rows"] = commit_rows
     try:
         report = ingest_source(
-            source,
+            source if len(source) > 1 else source[0],
             (connect(database), table),
             codec=codec,
             vector_column=vector_column,

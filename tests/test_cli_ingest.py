@@ -57,6 +57,14 @@ def test_files_are_ingested_once(folders):
     assert (len(store), store.stats().raw_rows) == (598, 299)
 
 
+@pytest.mark.parametrize("names", [["*.parquet"], ["0.parquet", "100.parquet", "200.parquet"]])
+def test_patterns_and_several_files(folders, names):
+    command = ("ingest", *(folders / "files" / name for name in names), folders / "db", "docs")
+    result = invoke(*command, "--codec", folders / "codec")
+    assert "299 rows added to 'docs'" in result.stdout, result.output
+    assert "0 rows added" in invoke("ingest", folders / "files", folders / "db", "docs").stdout
+
+
 def test_bad_rows_can_be_errors(folders):
     command = ("ingest", folders / "files", folders / "db", "docs", "--codec", folders / "codec")
     result = invoke(*command, "--on-bad-rows", "error")

@@ -3,7 +3,7 @@
 Shapes: N rows of the file, D components.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,12 @@ class ArrayPiece(Piece):
 
 
 def open_array(
-    location: str, metadata: str | None, vector_column: str, storage_options: Mapping[str, str] | None
+    location: str,
+    metadata: str | None,
+    vector_column: str,
+    storage_options: Mapping[str, str] | None,
+    *,
+    texts: Collection[str] = (),
 ) -> Source:
     """The .npy file at a path or URI.
 
@@ -102,13 +107,14 @@ def open_array(
             Parquet, Arrow, CSV, JSON or ORC; None where there are none.
         vector_column: what to call the column of vectors.
         storage_options: for object stores.
+        texts: columns of the metadata that are text, even if all of it reads like numbers.
 
     Raises:
         InvalidInputError: no such file, another kind of array, or metadata that is not one file, has
             another number of rows, or has a column called like the vectors.
     """
     filesystem, path = filesystem_of(location, storage_options)
-    dataset = None if metadata is None else dataset_at(metadata, storage_options)
+    dataset = None if metadata is None else dataset_at(metadata, storage_options, texts=texts)[0]
     beside = None if dataset is None else open_files(dataset)
     if beside is not None and len(beside.pieces) != 1:
         raise InvalidInputError(

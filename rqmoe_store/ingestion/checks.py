@@ -14,7 +14,13 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.rows import fitted, require_columns
-from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, unusable_vectors
+from rqmoe_store.store.vector_arrays import (
+    is_vector_type,
+    plain_vectors,
+    read_vectors,
+    require_vector_column,
+    unusable_vectors,
+)
 
 
 class Checked(NamedTuple):
@@ -74,9 +80,13 @@ class RowChecker:
         )
         source = self._encoder.embedding.source_column if self._encoder.embedding else None
         require_columns(table.column_names, self._encoder.others, column, source)
+        if column in table.column_names and is_vector_type(table.schema.field(column).type):
+            place = table.schema.get_field_index(column)
+            table = table.set_column(place, column, plain_vectors(table[column]))
         try:
             return self._fit(table), {}
         except InvalidInputError:
+            self._fit(table.slice(0, 0))  # what is wrong with the types is wrong with all rows
             bad = self._bad_rows(table)
             if not bad:
                 raise

@@ -2,17 +2,19 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion.filesystems import filesystem_of
+from rqmoe_store.ingestion.filesystems import Place, common_folder, files_at
 from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, even_cuts, skip, stamp_of
+from rqmoe_store.store.casts import unknown_fields
 
 FORMATS = {
     ".parquet": "parquet",
@@ -36,12 +38,14 @@ _BUFFER_BYTES = 4 * 2**20
 class FilePiece(Piece):
     """One file of a pyarrow dataset, of any format."""
 
-    def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo) -> None:
+    def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo, takes_all: bool) -> None:
         super().__init__(fragment.path, stamp_of(info.size, info.mtime_ns), info.size)
         self._fragment = fragment
-        self._schema = schema
+        self._schema, self._takes_all = schema, takes_all
 
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+        if self._takes_all:
+            _require_known(self._fragment.physical_schema, self._schema, self.name)
         batches = self._fragment.to_batches(
             schema=self._schema,
             columns=list(columns),
@@ -56,16 +60,18 @@ class FilePiece(Piece):
 class ParquetPiece(Piece):
     """One Parquet file, of which row groups before the first row that is needed are not read."""
 
-    def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo) -> None:
+    def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo, takes_all: bool) -> None:
         super().__init__(fragment.path, stamp_of(info.size, info.mtime_ns), info.size)
         # Not the fragment itself: it would keep the file's footer for as long as there is a list of pieces.
         self._filesystem = fragment.filesystem
         self._partition = pads.get_partition_keys(fragment.partition_expression)
-        self._schema = schema
+        self._schema, self._takes_all = schema, takes_all
 
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
         with self._filesystem.open_input_file(self.name) as file:
             parquet = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            if self._takes_all:
+                _require_known(parquet.schema_arrow, self._schema, self.name)
             metadata = parquet.metadata
             ends = itertools.accumulate(
                 metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
@@ -99,31 +105,57 @@ class ParquetPiece(Piece):
         return batch
 
 
-def dataset_at(location: str, storage_options: Mapping[str, str] | None) -> pads.FileSystemDataset:
-    """The file at a path or URI, or all files of one format in the folder there.
+def dataset_at(
+    location: str | Sequence[str],
+    storage_options: Mapping[str, str] | None,
+    *,
+    texts: Collection[str] = (),
+) -> tuple[pads.FileSystemDataset, str]:
+    """The file or files at a path, URI or pattern, or at several of them, and where they are.
 
     Columns named by folders, as in `lang=en/part-0.parquet`, are part of it. Files and folders whose names
-    begin with a point or an underscore are left out.
+    begin with a point or an underscore are left out of folders and patterns.
+
+    Args:
+        location: of files of one format; several of one file system.
+        storage_options: for object stores.
+        texts: columns of CSV files that are text, even if all of it reads like numbers.
+
+    Returns:
+        The dataset, and the file, or the innermost folder that all of these locations are in.
 
     Raises:
-        InvalidInputError: nothing there, files that cannot be read or are of several formats, or a first
-            file whose columns cannot be told.
+        InvalidInputError: nothing there, files that cannot be read or are of several formats or file systems,
+            or a first file whose columns cannot be told.
     """
-    filesystem, path = filesystem_of(location, storage_options)
+    locations = [location] if isinstance(location, str) else list(location)
     try:
-        paths = _files_at(filesystem, path, location)
-        return pads.dataset(
-            paths,
-            filesystem=filesystem,
-            format=_one_format(paths, location),
+        places = [files_at(each, storage_options) for each in locations]
+        (place, *others), files = places, sorted(file for each in places for file in each.files)
+        if any(each.filesystem != place.filesystem for each in others):
+            raise InvalidInputError(f"Got files of several file systems, {locations!r}; expected one.")
+        kind: Any = _one_format(files, repr(location))
+        if kind == "csv" and texts:
+            types = pacsv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+            kind = pads.CsvFileFormat(convert_options=types)
+        dataset = pads.dataset(
+            files,
+            filesystem=place.filesystem,
+            format=kind,
             partitioning="hive",
-            partition_base_dir=path,
+            partition_base_dir=common_folder([each.path for each in places]),
         )
+        return dataset, common_folder([_folder_of(each) if others else each.location for each in places])
     except (pa.ArrowException, OSError) as error:
         raise InvalidInputError(f"{location!r} cannot be read ({error}).") from error
 
 
-def open_files(dataset: pads.Dataset, location: str | None = None) -> Source:
+def _folder_of(place: Place) -> str:
+    is_file = list(place.files) == [place.path]
+    return place.location.rpartition("/")[0] if is_file else place.location
+
+
+def open_files(dataset: pads.Dataset, location: str | None = None, *, takes_all: bool = False) -> Source:
     """The files of a pyarrow dataset, or of all those that a union is of, in the order of their paths.
 
     Of Parquet files all rows are read, even if the dataset is of some row groups only.
@@ -131,12 +163,15 @@ def open_files(dataset: pads.Dataset, location: str | None = None) -> Source:
     Args:
         dataset: made of files.
         location: where it is; None for the innermost folder that holds all files.
+        takes_all: whether a file with a column, or a field of one, that the dataset lacks cannot be read.
 
     Raises:
         InvalidInputError: a dataset that is not made of files, is filtered, or has a file twice.
     """
     datasets = _of_files(dataset)
-    pieces = sorted((piece for each in datasets for piece in _pieces(each)), key=lambda piece: piece.name)
+    pieces = sorted(
+        (piece for each in datasets for piece in _pieces(each, takes_all)), key=lambda piece: piece.name
+    )
     for before, piece in itertools.pairwise(pieces):
         if before.name == piece.name:
             raise InvalidInputError(f"The source has {piece.name!r} twice; expected each file once.")
@@ -156,25 +191,14 @@ def _of_files(dataset: pads.Dataset) -> list[pads.FileSystemDataset]:
     return [dataset]
 
 
-def _files_at(filesystem: pafs.FileSystem, path: str, location: str) -> list[str]:
-    info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        raise InvalidInputError(f"There is nothing at {location!r}; expected a file or a folder of files.")
-    if info.is_file:
-        return [path]
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    paths = [each.path for each in found if each.is_file]
-    return [name for name in paths if not any(part[:1] in "._" for part in name[len(path) + 1 :].split("/"))]
-
-
 def _one_format(paths: list[str], location: str) -> str:
     formats = {_format_of(path) for path in paths}
     found = formats.pop() if len(formats) == 1 else None
     if found is None:
         kinds = ", ".join(sorted({os.path.splitext(path)[1] or "no ending" for path in paths})) or "none"
         raise InvalidInputError(
-            f"{location!r} has {len(paths)} files with these endings: {kinds}; expected files of one format, "
-            f"with one of {', '.join(FORMATS)}. Pass those that you mean as pyarrow.dataset.dataset([...])."
+            f"{location} has {len(paths)} files with these endings: {kinds}; expected files of one format, "
+            f"with one of {', '.join(FORMATS)}. Pass those that you mean, as a list or a pattern."
         )
     return found
 
@@ -186,7 +210,7 @@ def _format_of(path: str) -> str | None:
     return FORMATS.get(ending)
 
 
-def _pieces(dataset: pads.FileSystemDataset) -> Iterator[Piece]:
+def _pieces(dataset: pads.FileSystemDataset, takes_all: bool) -> Iterator[Piece]:
     try:
         fragments = list(dataset.get_fragments())
     except ValueError as error:
@@ -197,7 +221,7 @@ def _pieces(dataset: pads.FileSystemDataset) -> Iterator[Piece]:
     infos = dataset.filesystem.get_file_info([fragment.path for fragment in fragments])
     for fragment, info in zip(fragments, infos, strict=True):
         kind = ParquetPiece if isinstance(fragment, pads.ParquetFileFragment) else FilePiece
-        yield kind(fragment, dataset.schema, info)
+        yield kind(fragment, dataset.schema, info, takes_all)
 
 
 def _plain(schema: pa.Schema) -> pa.Schema:
@@ -207,3 +231,22 @@ def _plain(schema: pa.Schema) -> pa.Schema:
         own = {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"PARQUET:")}
         fields.append(field.with_metadata(own) if own else field.remove_metadata())
     return pa.schema(fields)
+
+
+def _require_known(schema: pa.Schema, known: pa.Schema, name: str) -> None:
+    """Raise InvalidInputError for columns of a file, or fields of them, that the source does not know."""
+    unknown = [
+        path
+        for field in schema
+        for path in (
+            unknown_fields(field.type, known.field(field.name).type, field.name)
+            if field.name in known.names
+            else [field.name]
+        )
+    ]
+    if unknown:
+        raise InvalidInputError(
+            f"{name} has columns that the source's first file has not ({', '.join(unknown)}), and they would "
+            "be left out. What is committed stays; pass columns= with those to take, or a pyarrow dataset "
+            "whose schema has all of them."
+        )

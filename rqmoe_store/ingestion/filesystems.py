@@ -1,7 +1,11 @@
-"""Where a path or URI leads: a pyarrow file system and a path in it."""
+"""Where a path, URI or pattern of them leads: a pyarrow file system and paths in it."""
 
+import dataclasses
+import fnmatch
+import itertools
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,6 +70,83 @@ def filesystem_of(location: str, storage_options: Mapping[str, str] | None) -> t
             "its own."
         )
     return filesystem, path.rstrip("/")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """The files that a path, URI or pattern names."""
+
+    filesystem: pafs.FileSystem
+    location: str
+    """What was given, or the innermost folder of a pattern that is no pattern: the same from anywhere."""
+    path: str
+    """Of that in the file system."""
+    files: Sequence[str]
+    """Their paths there."""
+
+    @property
+    def locations(self) -> list[str]:
+        """Each file as a path or URI."""
+        scheme = self.location.partition("://")[0] + "://" if is_uri(self.location) else ""
+        return [f"{scheme}{file}" for file in self.files]
+
+
+def files_at(location: str, storage_options: Mapping[str, str] | None) -> Place:
+    """The file, the files in the folder, or those that match the pattern, at a path or URI.
+
+    In a pattern `*`, `?` and `[...]` stand for characters of one name and `**` for any folders; of a folder
+    that matches, all files do. A file whose own name reads like a pattern comes first. Files and folders
+    whose names begin with a point or an underscore are left out of folders and patterns.
+
+    Raises:
+        InvalidInputError: nothing there, or a URI or options that cannot be used.
+    """
+    base, patterns = _split(location)
+    filesystem, path = filesystem_of(base, storage_options)
+    whole = "/".join([path.rstrip("/"), *patterns])
+    info = filesystem.get_file_info(whole)
+    if info.type != pafs.FileType.NotFound:
+        files = [whole] if info.is_file else _inside(filesystem, whole)
+        return Place(filesystem=filesystem, location=absolute(location), path=whole, files=files)
+    if not patterns:
+        raise InvalidInputError(f"There is nothing at {location!r}; expected a file or a folder of files.")
+    found = _inside(filesystem, path)
+    files = [file for file in found if _matches(file[len(path) + 1 :].split("/"), patterns)]
+    if not files:
+        raise InvalidInputError(f"No file matches {location!r}; expected one at least.")
+    return Place(filesystem=filesystem, location=absolute(base), path=path, files=files)
+
+
+def common_folder(folders: Sequence[str]) -> str:
+    """The innermost folder, a path or URI, in which all of these are."""
+    levels = zip(*(folder.split("/") for folder in folders), strict=False)
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
+    return "/".join(names[0] for names in shared)
+
+
+def _split(location: str) -> tuple[str, list[str]]:
+    """A location without what follows the first name that is a pattern, and these names."""
+    names = location.rstrip("/").split("/")
+    first = next((place for place, name in enumerate(names) if re.search(r"[*?\[]", name)), len(names))
+    base = "/".join(names[:first])
+    if first == len(names):
+        return location, []
+    return base or ("/" if location.startswith("/") else "."), names[first:]
+
+
+def _inside(filesystem: pafs.FileSystem, path: str) -> list[str]:
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    files = [each.path for each in filesystem.get_file_info(selector) if each.is_file]
+    return [file for file in files if not any(part[:1] in "._" for part in file[len(path) + 1 :].split("/"))]
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether the names of a path, or those of a folder it is in, match patterns one by one."""
+    if not patterns:
+        return True
+    if patterns[0] == "**":
+        return any(_matches(names[skipped:], patterns[1:]) for skipped in range(len(names)))
+    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
 def _s3_arguments(storage_options: Mapping[str, str]) -> dict[str, object]:

@@ -44,9 +44,11 @@ def ingest(
 
     Args:
         source: the path or URI of a file or folder in Parquet, Arrow, CSV, JSON or ORC, of a .npy file, or of
-            a .lance folder; a pyarrow dataset, a Lance dataset or a LanceDB table; or a stream: an Arrow
-            table or reader, a frame, or an iterator of record batches. Folders named like `lang=en` are
-            columns.
+            a .lance folder; a pattern, such as "rows/**/*.parquet", or several paths; a pyarrow dataset, a
+            Lance dataset or a LanceDB table; or a stream: rows in any form that `add` takes. Folders named
+            like `lang=en` are columns. Files are read in the order of their paths. A pattern, a list of paths
+            and a folder are the same source if the same folder is the innermost that holds them, so that
+            rows ingested from one of them are not ingested again from another.
         into: a table, or the database and name of one, as `(db, "docs")`, which is made if need be.
         codec: what to make a new table with, or the folder of it; kept in the database.
         vector_column: what the source calls the vectors; default is what the table calls them, or "vector".
@@ -69,8 +71,9 @@ def ingest(
         Rows added and quarantined, time and speed; prints as words.
 
     Raises:
-        InvalidInputError: a source or argument that cannot be used, columns that are not those of the table,
-            a file that has changed since part of it was ingested, or a bad row if that is an error.
+        InvalidInputError: a source or argument that cannot be used, a path of several with nothing there,
+            columns, or fields of structs, that are not those of the table or that only some files have, a
+            file that has changed since part of it was ingested, or a bad row if that is an error.
         TableError: no such table and no codec, one that is not ours, another process that ingests the same
             source, or a table that cannot tell any more what was ingested.
         StorageError: the disk or bucket is full, or may not be written to.

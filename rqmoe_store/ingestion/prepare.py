@@ -63,6 +63,8 @@ def prepare(
             metadata=metadata,
             storage_options=storage_options,
             job=job,
+            takes_all=columns is None,
+            texts=() if store is None else _texts(store),
         )
     schema = _chosen(source.schema, columns, vector_column)
     if store is None:
@@ -83,6 +85,10 @@ def prepare(
         encoder=encoder,
         checker=checker,
     )
+
+
+def _texts(store: StoredTable) -> list[str]:
+    return [field.name for field in store.schema if pa.types.is_string(field.type)]
 
 
 def row_tools(store: StoredTable, vector_column: str, *, encode: bool) -> tuple[RowEncoder, RowChecker]:

@@ -84,6 +84,26 @@ def is_list(data_type: pa.DataType) -> bool:
     )
 
 
+def unknown_fields(source: pa.DataType, target: pa.DataType, path: str) -> list[str]:
+    """Paths of the fields of structs, however deep, that a type has and another one has not."""
+    if pa.types.is_struct(source) and pa.types.is_struct(target):
+        known = {field.name: field.type for field in target}
+        return [
+            unknown
+            for field in source
+            for unknown in (
+                unknown_fields(field.type, known[field.name], f"{path}.{field.name}")
+                if field.name in known
+                else [f"{path}.{field.name}"]
+            )
+        ]
+    if pa.types.is_map(source) and pa.types.is_map(target):
+        return unknown_fields(source.item_type, target.item_type, f"{path}.value")
+    if is_list(source) and is_list(target):
+        return unknown_fields(source.value_type, target.value_type, f"{path}[]")
+    return []
+
+
 def _demands_values(data_type: pa.DataType) -> bool:
     """Whether a nested field of this type may not be null."""
     fields = [data_type.field(place) for place in range(data_type.num_fields)]

@@ -1,5 +1,7 @@
 """Changing columns of rows in place."""
 
+import datetime
+import decimal
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,8 @@ from rqmoe_store.refusals import is_gone, names_refusals
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.retries import on_newest
 from rqmoe_store.store.row_encoder import RowEncoder
+
+_WITHOUT_SQL = (decimal.Decimal, datetime.time, datetime.timedelta)
 
 
 @names_refusals
@@ -68,20 +72,16 @@ def _require_changeable(store: OpenTable, encoder: RowEncoder, names: list[str])
 
 
 def _stored(encoder: RowEncoder, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, and with them those of all columns that are computed from them."""
-    vector_column, computed = encoder.columns.vector_column, encoder.computed
-    read = {vector_column, *computed, *computed.values()}
-    row = {name: value for name, value in values.items() if name in read}
-    changed = {name: value for name, value in values.items() if name != vector_column}
+    """The values as the columns hold them, and with them those of all columns that are computed from them."""
+    changed = {name: value for name, value in values.items() if name != encoder.columns.vector_column}
     _require_allowed(encoder.others, changed)
-    if not row:
-        return changed
-    (made,) = (stored for table in encoder.given([row]) for stored in table.to_pylist())
+    (made,) = (stored for table in encoder.given([values]) for stored in table.to_pylist())
     ours = [field.name for field in encoder.ours]
     if any(name in made for name in ours):
         # What a vector takes the place of must go: a code, or the raw vector of a row that had none.
         made = dict.fromkeys(ours) | made
-    return changed | {name: made[name] for name in made if name not in changed or name in computed}
+    # LanceDB writes no SQL for some values that it can make of what was given.
+    return changed | {name: value for name, value in made.items() if not isinstance(value, _WITHOUT_SQL)}
 
 
 def _require_allowed(schema: pa.Schema, values: Mapping[str, Any]) -> None:

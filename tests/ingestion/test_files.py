@@ -21,7 +21,7 @@ ROWS = 50
 
 
 def opened(path):
-    return open_files(dataset_at(str(path), None), str(path))
+    return open_files(*dataset_at(str(path), None))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import json
 import os
 import time
 
@@ -9,6 +10,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from small_sources import DIM, rows_of
@@ -339,3 +341,112 @@ def test_progress_is_shown(folder, store, capsys):
     ingest(folder, store, progress=True)
     shown = " ".join(capsys.readouterr().out.split())
     assert "Ingesting" in shown and "120 rows" in shown and "rows/s" in shown
+
+
+def test_a_pattern_a_list_and_their_folder_are_one_source(folder, store, codec):
+    files = [folder / f"{place}.parquet" for place in (2, 0)]
+    assert ingest(files, store).rows == 80
+    assert ingest(folder / "*.parquet", store).rows == 37
+    assert ingest(folder, store).rows == ingest(iter(files), store).rows == 0
+    pq.write_table(rows_of(40, 120), folder / "3.parquet")
+    assert ingest(f"{folder}/[0-9].parquet", store).rows == 40
+    assert ids(store) == [*GOOD, *range(120, 160)]
+    with pytest.raises(InvalidInputError, match="nothing at"):
+        ingest([folder / "3.parquet", folder / "4.parquet"], store, resume=False)
+    assert len(store) == 157
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda rows: rows.to_pylist(),
+        lambda rows: iter(rows.to_pylist()),
+        lambda rows: (rows.slice(start, 7).to_pylist() for start in range(0, len(rows), 7)),
+        lambda rows: pads.dataset(rows).scanner(),
+        lambda rows: rows.to_reader(max_chunksize=7),
+        lambda rows: [rows.slice(0, 9).to_reader(), rows.slice(9).to_reader()],
+    ],
+)
+def test_streams_of_every_form(store, codec, form):
+    assert ingest(form(rows_of(2100)), store, job="mine", commit_rows=500).rows == 2100
+    assert ingest(form(rows_of(2200)), store, job="mine").rows == 100
+    encoded_as_by_add(store, codec, 2200)
+
+
+def test_columns_that_only_some_rows_have(folder, store, tmp_path):
+    """They are known when the file that has them is read, which is before any row of it is written."""
+    more = pa.array(["lost"] * 40)
+    pq.write_table(rows_of(40, 200).append_column("more", more), folder / "9.parquet")
+    with pytest.raises(InvalidInputError, match=r"9\.parquet has columns .* \(more\).*columns="):
+        ingest(folder, store)
+    before = ids(store)
+    assert not set(before) & set(range(200, 240))
+    assert ingest(folder, store, columns=["id", "text"]).rows == 157 - len(before)
+    stream = [rows_of(10, 300), rows_of(10, 310).append_column("more", more[:10])]
+    with pytest.raises(InvalidInputError, match=r"has columns that its first rows have not \(more\)"):
+        ingest(iter(stream), store)
+    assert ingest(iter(stream), store, columns=["id", "text"]).rows == 20
+
+
+@pytest.fixture
+def nested(db, codec):
+    meta = pa.struct([("author", pa.string()), ("year", pa.int64())])
+    schema = pa.schema(
+        [("id", pa.int64()), ("metas", pa.list_(meta)), ("vector", pa.list_(pa.float32(), DIM))]
+    )
+    docs = db.create_table("docs", schema=schema)
+    docs.add([{"id": -1, "metas": [{"author": "Ann", "year": 1}], "vector": [1.0] * DIM}])
+    return rqs.compress(docs, codec, "nested", progress=False)
+
+
+def with_metas(*metas):
+    rows = rows_of(len(metas)).drop_columns("text").to_pylist()
+    return [{**row, "metas": [meta]} for row, meta in zip(rows, metas, strict=True)]
+
+
+@pytest.mark.parametrize("form", ["dicts", "table", "parquet", "jsonl", "arrow"])
+def test_unknown_fields_are_refused_with_the_source(nested, tmp_path, form):
+    rows = with_metas({"author": "Bo", "year": 2}, {"author": "Bo", "years": 2})
+    table = pa.Table.from_pylist(rows)
+    path = tmp_path / f"rows.{form}"
+    if form == "parquet":
+        pq.write_table(table, path)
+    elif form == "arrow":
+        feather.write_feather(table, path)
+    elif form == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    source = {"dicts": rows, "table": table}.get(form, path)
+    with pytest.raises(InvalidInputError, match=r"unknown: metas\[\]\.years"):
+        ingest(source, nested)
+    assert len(nested) == 1 and nested.version == nested.table.version
+
+
+def test_unknown_fields_of_later_files(nested, tmp_path):
+    for name, rows in {
+        "a": with_metas({"author": "Bo"}),
+        "b": with_metas({"author": "Bo", "born": 1}),
+    }.items():
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+        feather.write_feather(pa.Table.from_pylist(rows), tmp_path / f"{name}.arrow")
+    for ending in ("parquet", "arrow"):
+        with pytest.raises(InvalidInputError, match=r"metas\[\]\.born"):
+            ingest(tmp_path / f"*.{ending}", nested)
+
+
+def test_values_that_do_not_fit_go_into_quarantine(nested, db):
+    rows = with_metas({"author": "Bo", "year": 2.0}, {"author": "Bo", "year": 2.5}, {"author": None})
+    report = ingest(rows, nested)
+    assert (report.rows, report.quarantined) == (2, 1)
+    (bad,) = db.open_table(report.quarantine).to_arrow().to_pylist()
+    assert (bad["position"], "2.5" in bad["reason"]) == (1, True)
+
+
+def test_text_that_reads_like_numbers_in_csv(db, codec, tmp_path):
+    schema = pa.schema([("id", pa.int64()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), DIM))])
+    plain = db.create_table("plain", schema=schema)
+    plain.add([{"id": -1, "text": "a", "vector": [1.0] * DIM}])
+    store = rqs.compress(plain, codec, "csv", progress=False)
+    np.save(tmp_path / "v.npy", np.ones((2, DIM), dtype=np.float32))
+    (tmp_path / "v.csv").write_text("id,text\n0,007\n1,5\n")
+    ingest(tmp_path / "v.npy", store, metadata=tmp_path / "v.csv", on_bad_rows="error")
+    assert sorted(store.table.to_arrow()["text"].to_pylist()) == ["007", "5", "a"]

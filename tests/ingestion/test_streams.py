@@ -33,7 +33,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_that_gives_batches(kind):
     rows = KINDS[kind]() if callable(KINDS[kind]) else KINDS[kind]
-    source = open_stream(rows, None)
+    source = open_stream(rows, None, "vector")
     assert source.schema.names == ["id", "text", "vector"]
     assert source.location is None
     assert read(source.pieces[0])["id"].to_pylist() == list(range(ROWS))
@@ -49,7 +49,7 @@ def test_any_batches_from_any_start(sizes, data, batch_rows):
     firsts = [sum(sizes[:place]) for place in range(len(sizes))]
     batches = [rows_of(size, first).combine_chunks() for size, first in zip(sizes, firsts, strict=True)]
     start = data.draw(st.integers(0, sum(sizes)))
-    (piece,) = open_stream(iter(batches), "mine").pieces
+    (piece,) = open_stream(iter(batches), "mine", "vector").pieces
     chunks = list(piece.read(start, ["id"], batch_rows))
     found = [row for chunk in chunks for row in chunk.rows["id"].to_pylist()]
     assert found == rows.slice(start)["id"].to_pylist()
@@ -57,7 +57,7 @@ def test_any_batches_from_any_start(sizes, data, batch_rows):
 
 
 def test_a_stream_shorter_than_what_was_ingested():
-    (piece,) = open_stream(rows_of(ROWS), "mine").pieces
+    (piece,) = open_stream(rows_of(ROWS), "mine", "vector").pieces
     with pytest.raises(InvalidInputError, match=r"stream mine has 30 rows, but 31 .* job="):
         read(piece, ROWS + 1)
 
@@ -70,25 +70,28 @@ def test_nothing_is_read_ahead():
             asked.append(first)
             yield rows_of(10, first)
 
-    (piece,) = open_stream(batches(), None).pieces
+    (piece,) = open_stream(batches(), None, "vector").pieces
     chunks = piece.read(0, ["id"], 1000)
     assert next(chunks).rows.num_rows == 10
     assert asked == [0]
 
 
-@pytest.mark.parametrize("rows", [3, b"bytes", {"id": 1}, [1, 2], ["a"], [[{"id": 1}]]])
+@pytest.mark.parametrize("rows", [3, b"bytes", {"id": 1}, [1, 2], ["a"], [[1]]])
 def test_what_is_no_stream(rows):
     with pytest.raises(InvalidInputError, match="expected the path"):
-        open_stream(rows, None)
+        open_stream(rows, None, "vector")
 
 
 def test_an_iterator_of_nothing():
     with pytest.raises(InvalidInputError, match="yields nothing"):
-        open_stream(iter([]), None)
-    assert open_stream(rows_of(0), None).schema == rows_of(0).schema
+        open_stream(iter([]), None, "vector")
+    assert open_stream(rows_of(0), None, "vector").schema == rows_of(0).schema
 
 
 def test_sizes_where_they_are_known():
-    assert open_stream(rows_of(5), None).source_bytes == rows_of(5).nbytes
-    assert open_stream(iter([rows_of(5)]), None).source_bytes is None
-    assert open_stream(pa.RecordBatchReader.from_batches(rows_of(0).schema, []), None).source_bytes is None
+    assert open_stream(rows_of(5), None, "vector").source_bytes == rows_of(5).nbytes
+    assert open_stream(iter([rows_of(5)]), None, "vector").source_bytes is None
+    assert (
+        open_stream(pa.RecordBatchReader.from_batches(rows_of(0).schema, []), None, "vector").source_bytes
+        is None
+    )

@@ -1,6 +1,7 @@
 """update: new values, new vectors and their codes."""
 
 import datetime
+import decimal
 
 import lancedb
 import numpy as np
@@ -12,6 +13,7 @@ from word_embedding import config, embed, sentences, text_table
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.store.compress import compress
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.tables import create_table
 
 DIM = 16
 
@@ -112,9 +114,12 @@ GOOD = [1.0] * DIM
         ({"values_sql": {"text": "text ; x"}}, "';'"),
         ({"values_sql": {"text": "text) || (text"}}, "parentheses"),
         ({"values_sql": {"text": 5}}, r"values_sql\['text'\]=5"),
-        ({"values": {"id": "one"}}, "LanceDB refuses.*one"),
+        ({"values": {"id": "one"}}, "'id' cannot be read as int64.*one"),
+        ({"values": {"id": 5.5}}, "'id' cannot be read as int64.*5.5"),
+        ({"values": {"vector": GOOD, "id": 5.5}}, "'id' cannot be read as int64.*5.5"),
+        ({"values": {"text": 5}}, "'text' cannot be read as string"),
         ({"values": {"id": None}}, "None as the new value for column 'id', which allows no nulls"),
-        ({"values": {"text": object()}}, "LanceDB refuses.*not implemented"),
+        ({"values": {"text": object()}}, "'text' cannot be read as string"),
         ({"values": {"vector": GOOD[:3]}}, "another dimension"),
         ({"values": {"vector": [float("nan")] * DIM}}, "NaN or infinite"),
         ({"values": {"vector": "text"}}, "cannot be read as float32|one dimension"),
@@ -200,3 +205,49 @@ def test_vectors_of_other_functions(db, codec) -> None:
     store.update("id = 7", {"title": "silver", "title_vector": GOOD})
     (row,) = store.table.search().where("id = 7").to_list()
     assert row["title_vector"] == GOOD
+
+
+VALUES = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("when", pa.timestamp("s")),
+        ("day", pa.date32()),
+        ("price", pa.decimal128(5, 2)),
+        ("meta", pa.struct([("author", pa.string()), ("year", pa.int64())])),
+        ("tags", pa.list_(pa.int64())),
+        ("vector", pa.list_(pa.float32(), DIM)),
+    ]
+)
+NOON = datetime.datetime(2024, 1, 2, 12)
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ({"id": 7.0}, {"id": 7}),
+        ({"id": np.int16(7)}, {"id": 7}),
+        ({"when": NOON}, {"when": NOON}),
+        ({"when": "2024-01-02T12:00:00"}, {"when": NOON}),
+        ({"price": 1.25}, {"price": decimal.Decimal("1.25")}),
+        ({"meta": {"year": 5.0}}, {"meta": {"author": None, "year": 5}}),
+        ({"meta": None}, {"meta": None}),
+        ({"tags": np.array([1.0, 2.0])}, {"tags": [1, 2]}),
+        ({"when": NOON.replace(microsecond=1)}, "'when' cannot be read as timestamp"),
+        ({"when": NOON.replace(tzinfo=datetime.UTC)}, "has time zone UTC"),
+        ({"day": NOON}, "'day' cannot be read as date32"),
+        ({"price": 1.255}, "'price' cannot be read as decimal"),
+        ({"meta": {"Author": "Ann"}}, "unknown: meta.Author; expected meta.author, meta.year"),
+        ({"meta": {"year": 1.5}}, "meta.year: Float value 1.5"),
+        ({"tags": [1.5]}, "'tags' cannot be read as list"),
+    ],
+)
+def test_values_are_stored_as_given_or_refused(db, values, stored) -> None:
+    store = create_table(db, "values", [{"id": 1, "vector": GOOD}], schema=VALUES)
+    before = store.search().to_list()
+    if isinstance(stored, str):
+        with pytest.raises(InvalidInputError, match=stored):
+            store.update("id = 1", values)
+        assert store.search().to_list() == before
+    else:
+        store.update("id = 1", values)
+        assert store.search().to_list() == [{**before[0], **stored}]
