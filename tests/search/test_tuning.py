@@ -1,6 +1,7 @@
 """Tuning: what it measures is what searches find, and searches use what it chose."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import lancedb
@@ -15,7 +16,7 @@ from rqmoe_store.search.tuning import candidates, cheapest, geometric
 from rqmoe_store.search.tuning_measures import Measures
 from rqmoe_store.search.tuning_queries import queries_from_rows
 from rqmoe_store.search.tuning_report import MeasuredSetting, TimedSetting
-from rqmoe_store.store.tuning import TunedSearch
+from rqmoe_store.store.tuning import KEY, TunedSearch
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
 
@@ -198,7 +199,10 @@ def test_tables_without_rows_to_find(store) -> None:
 
 
 def test_unreadable_settings_stop_searches_but_not_tuning(store) -> None:
-    TunedSearch(nprobes=0, shortlist=1, limit=1, target_recall=1.0).write(store.table)
+    unreadable = TunedSearch(nprobes=0, shortlist=1, limit=1, target_recall=1.0)
+    with pytest.raises(TableError, match="could not be read again"):
+        unreadable.write(store.table)
+    store.table.to_lance().update_metadata({KEY: json.dumps(dataclasses.asdict(unreadable))})
     with pytest.raises(TableError, match="Tune the table again"):
         store.search(VECTORS[0]).to_arrow()
     store.tune(QUERIES, progress=False)
