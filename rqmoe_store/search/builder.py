@@ -8,7 +8,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.columns import output_names, take
+from rqmoe_store.search.columns import DISTANCE, QUERY_INDEX, ROW_ID, Chosen, in_order, take
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.options import as_queries, bound, share, whole_number
 from rqmoe_store.search.plan import Trace
@@ -138,15 +138,16 @@ class QueryBuilder(SearchBuilder):
         """The stages of `_answered`, without running them."""
         state, trace = self._source.current(self._memory_budget), Trace()
         Execution(self._request(state), state, self._store.columns, trace).plan()
-        trace.plan("Take", ", ".join(self._output_names(state.snapshot.schema)))
+        trace.plan("Take", ", ".join(self._columns_of(state).sources))
         return str(trace)
 
     def _answered_from(self, state: TableState, trace: Trace) -> pa.Table:
-        names, request = self._output_names(state.snapshot.schema), self._request(state)
+        chosen, request = self._columns_of(state), self._request(state)
         hits = Execution(request, state, self._store.columns, trace).run()
-        with trace.stage("Take", ", ".join(names)) as stage:
-            taken = take(state.snapshot.dataset, hits, self._vectors.to_read(names))
-            found = self._vectors.filled(taken, names, state.snapshot.codecs)
+        stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
+        with trace.stage("Take", ", ".join(chosen.sources)) as stage:
+            taken = take(state.snapshot.dataset, hits, chosen, self._vectors.to_read(stored))
+            found = chosen.arranged(self._vectors.filled(taken, stored, state.snapshot.codecs))
             stage.rows = found.num_rows
         return found
 
@@ -170,12 +171,8 @@ class QueryBuilder(SearchBuilder):
             upper=self._upper,
         )
 
-    def _output_names(self, schema: pa.Schema) -> list[str]:
-        return output_names(
-            self._selected,
-            user_columns=[name for name in schema.names if name not in self._store.hidden_columns],
-            hidden_columns=self._store.hidden_columns,
-            with_row_id=self._with_row_id,
-            # LanceDB counts a batch of one as a single query.
-            batched=len(self._queries_QD) > 1,
-        )
+    def _columns_of(self, state: TableState) -> Chosen:
+        batched = len(self._queries_QD) > 1  # LanceDB counts a batch of one as a single query
+        own = [DISTANCE, ROW_ID, QUERY_INDEX] if batched else [DISTANCE, ROW_ID]
+        chosen = self._choose(state.snapshot.table, *own)
+        return in_order(chosen, with_row_id=self._with_row_id, batched=batched)

@@ -3,40 +3,160 @@
 Shape suffixes: H hits of all queries, in result order.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lance
 import numpy as np
 import pyarrow as pa
+from lancedb.expr import Expr
+from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.refusals import is_gone
 from rqmoe_store.search.filters import row_id_filter
 from rqmoe_store.search.rerank import Hits
+from rqmoe_store.store.conditions import as_text
+from rqmoe_store.store.sql import quoted, tokens_of
+from rqmoe_store.store.table import StoredTable
 
 DISTANCE = "_distance"
 SCORE = "_score"
 RELEVANCE = "_relevance_score"
 ROW_ID = "_rowid"
 QUERY_INDEX = "query_index"
+_EXPRESSION = "expression of "  # before a name, so that it is none of a column that is read beside it
 
 
-def check_selection(columns: Any) -> list[str] | None:
-    """`columns` as a list of names; None, like an empty list, stands for all user columns.
+Selected = dict[str, str | Expr]
+"""Names of result columns, and of what they are: the name of a column, a path into a struct, or SQL."""
+
+
+def check_selection(columns: Any) -> Selected | None:
+    """What `columns` select; None, like an empty selection, stands for all user columns.
 
     Raises:
-        InvalidInputError: not a list of names, or a name given twice.
+        InvalidInputError: neither a list of names nor a dict of expressions, or a name given twice.
     """
     if columns is None:
         return None
-    if not isinstance(columns, (list, tuple)) or not all(isinstance(name, str) for name in columns):
+    named = isinstance(columns, Mapping) and all(isinstance(sql, str | Expr) for sql in columns.values())
+    if not (named or isinstance(columns, list | tuple)) or not all(isinstance(name, str) for name in columns):
         raise InvalidInputError(
-            f"Got select({columns!r}); expected a list of column names, such as select(['id', 'text'])."
+            f"Got select({columns!r}); expected a list of column names, such as select(['id', 'text']), or a "
+            "dict of SQL expressions by name, such as select({'id': 'id', 'double': '2 * id'})."
         )
+    if named:
+        return dict(columns) or None
     doubled = sorted({name for name in columns if columns.count(name) > 1})
     if doubled:
         raise InvalidInputError(f"Got column {doubled[0]!r} twice in select; expected every name once.")
-    return list(columns) or None
+    return {name: name for name in columns} or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The columns of a result, and what they are read from."""
+
+    sources: dict[str, str]
+    """Name in the result -> column that is stored, or that the query makes, or an expression's name."""
+    expressions: dict[str, str]
+    """Name of an expression -> SQL that was checked."""
+
+    def stored(self, *own: str) -> list[str]:
+        """The stored columns that are read, but for those named `own`, which the query makes; each once."""
+        return [
+            name for name in dict.fromkeys(self.sources.values()) if name not in (*own, *self.expressions)
+        ]
+
+    def to_scan(self, columns: Sequence[str]) -> Any:
+        """What to scan for these columns and all expressions: names, or SQL by name."""
+        if not self.expressions:
+            return list(columns)
+        return {name: quoted(name) for name in columns} | self.expressions
+
+    def arranged(self, rows: pa.Table) -> pa.Table:
+        """The result, from the rows that were read."""
+        return rows.select(list(self.sources.values())).rename_columns(list(self.sources))
+
+    def reads(self, name: str) -> bool:
+        """Whether any column of the result is this one."""
+        return name in self.sources.values()
+
+    def with_last(self, name: str) -> "Chosen":
+        """The same, with a column of the query's at the end."""
+        sources = {out: source for out, source in self.sources.items() if out != name}
+        return Chosen(sources | {name: name}, self.expressions)
+
+
+def choose(selected: Selected | None, table: LanceTable, store: StoredTable, own: Sequence[str]) -> Chosen:
+    """Which columns a query returns of a version of a table.
+
+    Args:
+        selected: as `check_selection` has it; None for all of the user's.
+        table: that version, in LanceDB.
+        store: the table.
+        own: columns that the query makes; known, but not stored.
+
+    Raises:
+        InvalidInputError: an unknown column, or an expression that LanceDB refuses.
+    """
+    hidden = store.hidden_columns
+    users = [name for name in table.schema.names if name not in hidden]
+    if selected is None:
+        return Chosen({name: name for name in users}, {})
+    known, sources, expressions = [*users, *hidden, *own], {}, {}
+    for name, source in selected.items():
+        sql = as_text(source, called="select")
+        column = sql if sql in known else _unquoted(sql)
+        if column in known:
+            _require_own(name, column)
+            sources[name] = column
+            continue
+        if name == sql and not _is_path(name):
+            require_known([name], known)
+        _require_own(name, column)
+        sources[name] = _EXPRESSION + name
+        expressions[_EXPRESSION + name] = store.conditions.expression(
+            table, source, called=f"select[{name!r}]"
+        )
+    _require_expressions(table, selected, expressions)
+    return Chosen(sources, expressions)
+
+
+def _require_expressions(table: LanceTable, selected: Selected, expressions: dict[str, str]) -> None:
+    if not expressions:
+        return
+    try:
+        table.search().select(dict(expressions)).with_row_id(True).output_schema()
+    except Exception as error:  # LanceDB panics on some, with an exception of no other class
+        if is_gone(error):
+            raise
+        raise InvalidInputError(
+            f"Got select({selected!r}), which LanceDB refuses: {error}\nExpected SQL expressions over the "
+            "table's columns, such as {'double': '2 * id'}; columns that a search adds can be renamed alone."
+        ) from error
+
+
+def _require_own(name: str, source: str) -> None:
+    """Raise InvalidInputError for something else under the name of a column that searches add."""
+    if name != source and name in (DISTANCE, SCORE, RELEVANCE, ROW_ID, QUERY_INDEX):
+        raise InvalidInputError(
+            f"Got {source!r} as {name!r} in select, which searches add to results; expected another name."
+        )
+
+
+def _unquoted(sql: str) -> str:
+    """The name that SQL consists of, if it is one in backticks; otherwise the SQL."""
+    tokens = list(tokens_of(sql.strip()))
+    return tokens[0].value if len(tokens) == 1 and tokens[0].kind == "name" else sql
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a path into a struct, or a name in backticks."""
+    kinds = {token.kind for token in tokens_of(name) if token.written != "."}
+    return bool(kinds) and kinds <= {"word", "name"} and ("." in name or kinds == {"name"})
 
 
 def require_known(names: Sequence[str], available: Sequence[str]) -> None:
@@ -53,36 +173,25 @@ def without(table: pa.Table, name: str) -> pa.Table:
     return table.drop_columns([name]) if name in table.column_names else table
 
 
-def output_names(
-    selected: list[str] | None,
-    *,
-    user_columns: Sequence[str],
-    hidden_columns: Sequence[str],
-    with_row_id: bool,
-    batched: bool,
-) -> list[str]:
-    """Names of the result columns in LanceDB's order.
+def in_order(chosen: Chosen, *, with_row_id: bool, batched: bool) -> Chosen:
+    """The columns of a vector search in LanceDB's order.
 
     That is `query_index` (several queries), the selected columns, `_distance` unless it is selected
     at another place, and `_rowid` if asked for. Code columns are returned only when selected by name.
-
-    Raises:
-        InvalidInputError: an unknown column; the available ones are named.
     """
-    names = list(user_columns) if selected is None else list(selected)
-    own = [DISTANCE, ROW_ID] + ([QUERY_INDEX] if batched else [])
-    require_known(names, [*user_columns, *hidden_columns, *own])
+    sources = dict(chosen.sources)
     if batched:
-        names = [QUERY_INDEX] + [name for name in names if name != QUERY_INDEX]
-    if DISTANCE not in names:
-        names.append(DISTANCE)
-    if with_row_id:
-        names = [name for name in names if name != ROW_ID] + [ROW_ID]
-    return names
+        sources = {QUERY_INDEX: QUERY_INDEX} | sources
+    sources.setdefault(DISTANCE, DISTANCE)
+    chosen = Chosen(sources, chosen.expressions)
+    return chosen.with_last(ROW_ID) if with_row_id else chosen
 
 
-def take(dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], names: Sequence[str]) -> pa.Table:
-    """The result table: columns `names` of every hit, query after query, nearest first.
+def take(
+    dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], chosen: Chosen, stored: Sequence[str]
+) -> pa.Table:
+    """What a result is made of: columns `stored`, all expressions, and what the search adds, of every hit,
+    query after query, nearest first.
 
     Rows that are no longer in the table are left out.
     """
@@ -91,11 +200,10 @@ def take(dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], names: Se
     queries_H = np.repeat(
         np.arange(len(hits_of_queries), dtype=np.int32), [len(hits) for hits in hits_of_queries]
     )
-    stored = [name for name in names if name not in (DISTANCE, ROW_ID, QUERY_INDEX)]
     # Taken even without stored columns: the row ids say which rows still exist.
     wanted = np.unique(row_ids_H)
     condition = row_id_filter(wanted) if len(wanted) else "false"
-    taken = dataset.scanner(columns=stored, filter=condition, with_row_id=True).to_table()
+    taken = dataset.scanner(columns=chosen.to_scan(stored), filter=condition, with_row_id=True).to_table()
     taken_ids = taken[ROW_ID].to_numpy().astype(np.uint64, copy=False)
     # Lance returns each row once and sorted by its own order; put rows where the hits want them.
     order = np.argsort(taken_ids)
@@ -107,6 +215,7 @@ def take(dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], names: Se
         DISTANCE: (pa.field(DISTANCE, pa.float32()), distances_H),
         ROW_ID: (pa.field(ROW_ID, pa.uint64()), row_ids_H),
     }
+    names = [*own, *stored, *chosen.expressions]
     fields = [own[name][0] if name in own else taken.schema.field(name) for name in names]
     arrays = [pa.array(own[name][1][exists_H]) if name in own else rows[name] for name in names]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))

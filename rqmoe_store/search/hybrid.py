@@ -175,14 +175,15 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
     def _searches(self) -> tuple[str | FullTextQuery, CompressedQuery, TextQuery]:
         """The text, and the searches by vector and by text for the rows to merge."""
         vector, text = self._vector_and_text()
-        names = self._stored_names(self._source.current(0).snapshot.schema, RELEVANCE, ROW_ID)
-        stored = [name for name in names if name not in (RELEVANCE, ROW_ID)]
+        chosen = self._choose(self._source.current(0).snapshot.table, RELEVANCE, ROW_ID)
+        selected = self._selected or {name: name for name in chosen.sources}
+        both = {name: source for name, source in selected.items() if name not in (RELEVANCE, ROW_ID)}
         by_text = TextQuery(self._store, text, self._columns, self._source).phrase_query(self._phrase)
         by_vector = self._by_vector(vector)
         for setting in self._vector_settings:
             setting(by_vector)
-        self._common(by_vector).select([*stored, DISTANCE])
-        self._common(by_text).select([*stored, SCORE])
+        self._common(by_vector).select(both | {DISTANCE: DISTANCE})
+        self._common(by_text).select(both | {SCORE: SCORE})
         return text, by_vector, by_text
 
     def _merged(
@@ -196,7 +197,7 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
             reranker=self._reranker,
             normalize=self._normalize,
         ).slice(self._offset, self._limit)
-        return fused if self._with_row_id or ROW_ID in (self._selected or []) else without(fused, ROW_ID)
+        return fused if self._with_row_id or ROW_ID in (self._selected or {}) else without(fused, ROW_ID)
 
     def _vector_and_text(self) -> tuple[Any, str | FullTextQuery]:
         if self._query is not None:

@@ -1,18 +1,27 @@
 """Plain reads: rows that match a condition, in the order of the table."""
 
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import lance
 import pyarrow as pa
+from lance.dataset import ColumnOrdering as LanceOrdering
+from lancedb.query import ColumnOrdering
 
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.refusals import naming_refusals
 from rqmoe_store.search.columns import ROW_ID
 from rqmoe_store.search.options import batch_length, whole_number
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
+from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.vector_arrays import rows_per_batch
+
+_ORDERING = (
+    "Got order_by({!r}); expected a list of lancedb.query.ColumnOrdering, or of dicts such as "
+    "{{'column_name': 'year', 'ascending': False}}."
+)
 
 
 class PlainQueryBuilder(TableQueryBuilder):
@@ -28,11 +37,49 @@ class PlainQueryBuilder(TableQueryBuilder):
         super().__init__(store)
         self._source = source
         self._limit: int | None = None
+        self._ordering: tuple[ColumnOrdering, ...] = ()
 
     def limit(self, limit: int | None) -> Self:
         """Rows to return, None (the default) for all. Raises InvalidInputError below 1."""
         self._limit = None if limit is None else whole_number("limit", limit, 1)
         return self
+
+    def order_by(self, ordering: Sequence[ColumnOrdering | Mapping[str, Any]] | None) -> Self:
+        """Order rows by columns, by the first one first; `limit` and `offset` are of that order.
+
+            store.search().order_by([{"column_name": "year", "ascending": False}, {"column_name": "id"}])
+
+        Args:
+            ordering: LanceDB's `lancedb.query.ColumnOrdering`, or dicts of the same: "column_name",
+                "ascending" (default True) and "nulls_first" (default False). None for the order of the table.
+
+        Raises:
+            InvalidInputError: none of these. When the query runs: an unknown column, or values of no order,
+                such as vectors, lists and structs.
+        """
+        orderings = () if ordering is None else ordering
+        if isinstance(orderings, str | bytes | Mapping) or not isinstance(orderings, Iterable):
+            raise InvalidInputError(_ORDERING.format(ordering))
+        orderings, known = list(orderings), set(ColumnOrdering.model_fields)
+        if any(isinstance(each, Mapping) and set(each) - known for each in orderings):
+            raise InvalidInputError(_ORDERING.format(ordering))
+        try:
+            self._ordering = tuple(ColumnOrdering.model_validate(each) for each in orderings)
+        except ValueError as error:
+            raise InvalidInputError(f"{_ORDERING.format(ordering)} ({error})") from error
+        return self
+
+    def _require_sortable(self, schema: pa.Schema) -> list[str]:
+        """The columns to order by; raises InvalidInputError for others than the user's with single values."""
+        hidden = (*self._store.hidden_columns, self._store.columns.vector_column)
+        able = [field.name for field in user_schema(schema, without=hidden) if not _is_nested(field.type)]
+        names = [ordering.column_name for ordering in self._ordering]
+        unable = [name for name in names if name not in able]
+        if unable:
+            raise InvalidInputError(
+                f"Got column {unable[0]!r} to order by; expected one of {', '.join(able) or 'none'}."
+            )
+        return names
 
 
 class PlainQuery(PlainQueryBuilder, TableQuery):
@@ -43,7 +90,7 @@ class PlainQuery(PlainQueryBuilder, TableQuery):
 
         Returns:
             The selected columns, and `_rowid` if asked for, of all rows that match, or of some of them
-            (`limit`, `offset`), in the order of the table.
+            (`limit`, `offset`), in the order of the table, or in the one that was asked for.
 
         Raises:
             InvalidInputError: a `where` that LanceDB refuses, or an unknown column.
@@ -66,25 +113,35 @@ class PlainQuery(PlainQueryBuilder, TableQuery):
     def _read(self, state: TableState, length: int | None) -> pa.RecordBatchReader:
         """The rows of one version; the query is planned at once, and run as they are read."""
         snapshot, vectors = state.snapshot, self._vectors
-        names = self._stored_names(snapshot.schema, ROW_ID)
+        chosen = self._choose(snapshot.table, ROW_ID)
         if self._with_row_id:
-            names = [*(name for name in names if name != ROW_ID), ROW_ID]
+            chosen = chosen.with_last(ROW_ID)
+        stored = list(dict.fromkeys([*chosen.stored(ROW_ID), *self._require_sortable(snapshot.schema)]))
         scanner: lance.LanceScanner = snapshot.dataset.scanner(
-            columns=[name for name in vectors.to_read(names) if name != ROW_ID],
-            with_row_id=ROW_ID in names,
+            columns=chosen.to_scan(vectors.to_read(stored)),
+            # Lance does not scan for expressions alone.
+            with_row_id=chosen.reads(ROW_ID) or bool(chosen.expressions),
             filter=self._where(snapshot.table),
             limit=self._limit,
             offset=self._offset or None,
-            batch_size=rows_per_batch(snapshot.codecs.dim) if vectors.is_in(names) else None,
+            batch_size=rows_per_batch(snapshot.codecs.dim) if vectors.is_in(stored) else None,
             scan_in_order=True,
+            order_by=[_in_lance(ordering) for ordering in self._ordering] or None,
         )
         schema = scanner.projected_schema
 
         def batches() -> Iterator[pa.RecordBatch]:
             for batch in scanner.to_batches():
-                rows = vectors.filled(pa.Table.from_batches([batch]), names, snapshot.codecs)
-                yield from rows.select(names).replace_schema_metadata().to_batches(max_chunksize=length)
+                rows = vectors.filled(pa.Table.from_batches([batch]), stored, snapshot.codecs)
+                yield from chosen.arranged(rows).replace_schema_metadata().to_batches(max_chunksize=length)
 
-        return pa.RecordBatchReader.from_batches(
-            pa.schema([schema.field(name) for name in names]), naming_refusals(batches(), self)
-        )
+        fields = [schema.field(source).with_name(name) for name, source in chosen.sources.items()]
+        return pa.RecordBatchReader.from_batches(pa.schema(fields), naming_refusals(batches(), self))
+
+
+def _in_lance(ordering: ColumnOrdering) -> LanceOrdering:
+    return LanceOrdering(ordering.column_name, ordering.ascending, ordering.nulls_first)
+
+
+def _is_nested(data_type: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(data_type)) or isinstance(data_type, pa.BaseExtensionType)

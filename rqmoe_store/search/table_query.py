@@ -1,6 +1,7 @@
 """What queries of every kind have in common: the rows and columns they return, and in which form."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ from lancedb.expr import Expr
 from lancedb.table import LanceTable
 
 from rqmoe_store.refusals import NamesRefusals
-from rqmoe_store.search.columns import check_selection, require_known
+from rqmoe_store.search.columns import Chosen, Selected, check_selection, choose
 from rqmoe_store.search.decoded_column import DecodedColumn
 from rqmoe_store.search.filters import combined
 from rqmoe_store.search.options import batch_length, require_installed, whole_number
@@ -32,7 +33,7 @@ class TableQueryBuilder(NamesRefusals):
         self._store = store
         self._conditions: list[str | Expr] = []
         self._prefilter = True
-        self._selected: list[str] | None = None
+        self._selected: Selected | None = None
         self._offset = 0
         self._with_row_id = False
 
@@ -56,15 +57,21 @@ class TableQueryBuilder(NamesRefusals):
             self._prefilter = bool(prefilter)
         return self
 
-    def select(self, columns: list[str] | None) -> Self:
+    def select(self, columns: list[str] | Mapping[str, str | Expr] | None) -> Self:
         """Columns to return, in this order; None or [] for all user columns (the default).
+
+        A list has names of columns, or paths into structs, such as "author.name"; a dict names of the result
+        with SQL expressions or ones of `lancedb.expr`, such as {"id": "id", "double": "2 * n"}. A name in
+        double quotes is a text in expressions, as it is to LanceDB there; of vectors they may ask whether
+        they are there.
 
         These contain the raw vectors where the table keeps them. Where it does not, the vector column is
         returned when named here, as float32: raw where a row has a vector, decoded from its code elsewhere,
         null where it has neither. Scores are always returned, code columns only when named here.
 
         Raises:
-            InvalidInputError: not a list of names, or a name given twice.
+            InvalidInputError: neither of these, or a name given twice; expressions are checked when the
+                query runs.
         """
         self._selected = check_selection(columns)
         return self
@@ -94,18 +101,13 @@ class TableQueryBuilder(NamesRefusals):
         """How results get the vector column."""
         return DecodedColumn(self._store.columns, self._store.kept)
 
-    def _stored_names(self, schema: pa.Schema, *own: str) -> list[str]:
-        """The columns to return of a table of this schema.
+    def _choose(self, table: LanceTable, *own: str) -> Chosen:
+        """The columns to return of a version of the table.
 
-        Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for
-        unknown columns.
+        Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for unknown
+        columns, and expressions that LanceDB refuses.
         """
-        hidden = self._store.hidden_columns
-        users = [name for name in schema.names if name not in hidden]
-        if self._selected is None:
-            return users
-        require_known(self._selected, [*users, *hidden, *own])
-        return self._selected
+        return choose(self._selected, table, self._store, own)
 
 
 class SearchBuilder(TableQueryBuilder):

@@ -10,7 +10,7 @@ from lancedb.rerankers.util import check_reranker_result
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.columns import ROW_ID, SCORE, without
+from rqmoe_store.search.columns import ROW_ID, SCORE, Chosen, without
 from rqmoe_store.search.plan import indented
 from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.search.source import CodeSource
@@ -134,7 +134,7 @@ class TextQuery(TextQueryBuilder, TableQuery):
         # LanceDB, too, passes structured queries where its annotation says text.
         reranked = self._reranker.rerank_fts(reranker_text(self._query), found)  # type: ignore[arg-type]
         check_reranker_result(reranked)  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
-        keeps_row_id = self._with_row_id or ROW_ID in (self._selected or [])
+        keeps_row_id = self._with_row_id or ROW_ID in (self._selected or {})
         return reranked if keeps_row_id else without(reranked, ROW_ID)
 
     def explain_plan(self) -> str:
@@ -147,26 +147,32 @@ class TextQuery(TextQueryBuilder, TableQuery):
         return self._source.read(0, lambda state: self._told(state.snapshot.table, "analyze_plan"))
 
     def _told(self, table: LanceTable, plan: str) -> str:
-        names = self._stored_names(table.schema, SCORE, ROW_ID)
-        told: str = self._done(table, self._builder(table, names), plan).rstrip()
+        told: str = self._done(table, self._builder(table, self._columns_of(table)), plan).rstrip()
         if self._reranker is None:
             return told
         return f"Rerank: {type(self._reranker).__name__}\n{indented(told)}"
 
     def _found(self, snapshot: Snapshot) -> pa.Table:
-        names = self._stored_names(snapshot.table.schema, SCORE, ROW_ID)
-        builder = self._builder(snapshot.table, names)
-        found: pa.Table = self._done(snapshot.table, builder, "to_arrow")
-        return self._vectors.filled(found.replace_schema_metadata(None), names, snapshot.codecs)
+        chosen = self._columns_of(snapshot.table)
+        found: pa.Table = self._done(snapshot.table, self._builder(snapshot.table, chosen), "to_arrow")
+        stored = chosen.stored(SCORE, ROW_ID)
+        rows = self._vectors.filled(found.replace_schema_metadata(None), stored, snapshot.codecs)
+        return chosen.arranged(rows)
 
-    def _builder(self, table: LanceTable, names: list[str]) -> LanceFtsQueryBuilder:
+    def _columns_of(self, table: LanceTable) -> Chosen:
+        """The selected columns, `_score` unless it is selected at another place, `_rowid` if asked for."""
+        chosen = self._choose(table, SCORE, ROW_ID)
+        chosen = chosen if SCORE in chosen.sources else chosen.with_last(SCORE)
+        return chosen.with_last(ROW_ID) if self._with_row_id or self._reranker is not None else chosen
+
+    def _builder(self, table: LanceTable, chosen: Chosen) -> LanceFtsQueryBuilder:
         """LanceDB's query for these columns."""
-        to_read = self._vectors.to_read(names)
+        to_read = [*self._vectors.to_read(chosen.stored(SCORE, ROW_ID)), SCORE]
         columns = text_columns(table.schema, self._columns) if self._columns else None
         builder = table.search(self._query, query_type="fts", fts_columns=columns)
-        builder.select(to_read if SCORE in names else [*to_read, SCORE])
+        builder.select(chosen.to_scan(to_read))
         builder.limit(self._limit).offset(self._offset).phrase_query(self._phrase)
-        builder.with_row_id(self._with_row_id or self._reranker is not None)
+        builder.with_row_id(chosen.reads(ROW_ID))
         if self._fast:
             builder.fast_search()
         where = self._where(table)

@@ -93,8 +93,7 @@ class Conditions:
 
         Raises InvalidInputError as `checked`, but for what LanceDB would have to say.
         """
-        text = next(_spellings(sql, called))
-        return f"({self._read(table, text, called, names='`')}\n)"
+        return f"({self._read(table, as_text(sql, called=called), called, names='`')}\n)"
 
     def _read(self, table: Any, text: str, called: str, *, names: str = '`"', merge: bool = False) -> str:
         """SQL without comments, its names in backticks if they are quoted, and vectors as they are stored.
