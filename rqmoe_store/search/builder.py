@@ -12,7 +12,7 @@ from rqmoe_store.search.columns import DISTANCE, QUERY_INDEX, ROW_ID, Chosen, in
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.options import as_queries, bound, share, whole_number
 from rqmoe_store.search.plan import Trace
-from rqmoe_store.search.reach import reach
+from rqmoe_store.search.reach import Reach
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import SearchBuilder
@@ -49,7 +49,7 @@ class QueryBuilder(SearchBuilder):
         """Partitions to search per query, default as tuned (`CompressedTable.tune`), else 20; more than
         there are means all.
 
-        When these hold fewer than limit + offset rows (that match), more are searched.
+        When these hold fewer rows (that match) than are ranked for the page, more are searched.
 
         Raises InvalidInputError below 1.
         """
@@ -57,8 +57,15 @@ class QueryBuilder(SearchBuilder):
         return self
 
     def shortlist(self, shortlist: int) -> Self:
-        """Rows decoded and reranked per query; default as tuned (`CompressedTable.tune`) up to the limit
-        tuned for, else 3 (limit + offset) and at least 30.
+        """Rows decoded and reranked per query, for all pages; default as tuned (`CompressedTable.tune`) up to
+        the limit tuned for, else as many as the ranking needs at the page.
+
+        By default the ranking is made in stages, which end after 10 rows, 15, 25, 50, 100, 150, 250 and so
+        on. A stage decodes 3 times as many rows, and places the nearest of them that no earlier stage has.
+        So a search for 10 rows decodes 30, and pages continue each other. Each stage is in the order of its
+        distances; the next may begin with rows that are nearer than the last of it, since only its longer
+        shortlist has them. With a shortlist that is said here all pages are in the order of their distances,
+        unless the probed partitions hold too few rows.
 
         A longer shortlist finds more of the nearest decoded vectors and takes longer. With a lower
         distance bound this many rows are kept on either side of it.
@@ -70,7 +77,8 @@ class QueryBuilder(SearchBuilder):
         return self
 
     def refine_factor(self, refine_factor: int) -> Self:
-        """Order the nearest refine_factor * (limit + offset) rows by distance to their raw vectors.
+        """Order the nearest refine_factor * (limit + offset) rows by distance to their raw vectors; where the
+        ranking is made in stages (see `shortlist`), of every stage that many times the rows it ends after.
 
         That is then the `_distance` returned and bounded. More rows find more of the nearest vectors
         and take longer. With a lower distance bound this many rows on either side of it are ordered.
@@ -90,7 +98,8 @@ class QueryBuilder(SearchBuilder):
         "cosine", and minus squared distances under "l2"; under "dot" relevance is the inner product over
         the length of the query and of the longest row, likeness a cosine. Results are in the order
         chosen, with the `_distance` they always have; `offset` skips the rows chosen first. A longer
-        shortlist leaves more to choose from; say it where pages are to continue each other.
+        shortlist leaves more to choose from. Where the ranking is made in stages (see `shortlist`), each goes
+        on choosing out of its own.
 
         Args:
             lambda_: 1 for the nearest rows, the same as without; 0 for the most different ones.
@@ -103,6 +112,9 @@ class QueryBuilder(SearchBuilder):
 
     def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
         """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
+
+        Where a stage of the ranking (see `shortlist`) finds too few such rows, further ones look for more,
+        until none is likely to be left.
 
         Raises:
             InvalidInputError: a bound that is no number or NaN, or lower_bound >= upper_bound.
@@ -152,11 +164,7 @@ class QueryBuilder(SearchBuilder):
         return found
 
     def _request(self, state: TableState) -> SearchRequest:
-        page = self._limit + self._offset
-        refined = None if self._refine_factor is None else self._refine_factor * page
-        looks = reach(
-            self._nprobes, self._shortlist, page=page, least=refined or page, tuned=state.snapshot.tuned
-        )
+        reach = self._reach(state)
         return SearchRequest(
             queries_QD=self._queries_QD,
             where=self._where(state.snapshot.table),
@@ -164,12 +172,15 @@ class QueryBuilder(SearchBuilder):
             prefilter=self._prefilter,
             limit=self._limit,
             offset=self._offset,
-            **looks._asdict(),
-            refined=refined,
+            reach=reach,
+            stages=reach.stages(self._limit + self._offset),
             diversity=self._diversity,
             lower=self._lower,
             upper=self._upper,
         )
+
+    def _reach(self, state: TableState) -> Reach:
+        return Reach.of(self._nprobes, self._shortlist, self._refine_factor, state.snapshot.tuned)
 
     def _columns_of(self, state: TableState) -> Chosen:
         batched = len(self._queries_QD) > 1  # LanceDB counts a batch of one as a single query

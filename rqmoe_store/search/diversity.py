@@ -22,63 +22,72 @@ import numpy.typing as npt
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.search.distances import exact_values
-from rqmoe_store.search.segments import Positions
+from rqmoe_store.search.segments import Mask, Positions
 
 Float64Array = npt.NDArray[np.float64]
 
 
-def diverse_rows(
-    query_D: Float32Array,
-    vectors_SD: Float32Array,
-    distances_S: Float32Array,
-    metric: Metric,
-    *,
-    lambda_: float,
-    count: int,
-    finer_S: Float64Array | None = None,
-) -> Positions:
-    """Choose rows one after the other.
+class DiverseRows:
+    """Chooses rows one after the other, by what they are like and what was chosen before."""
 
-    Args:
-        query_D: the query.
-        vectors_SD: decoded vectors of the rows to choose from.
-        distances_S: their distances to the query, in LanceDB's definition of the metric, ascending.
-        metric: which one.
-        lambda_: 1 for the nearest rows whatever they are like, 0 for the most different ones.
-        count: rows to choose at most.
-        finer_S: of rows whose distance float32 cannot tell, as in `Hits`.
+    def __init__(
+        self,
+        query_D: Float32Array,
+        vectors_SD: Float32Array,
+        distances_S: Float32Array,
+        metric: Metric,
+        lambda_: float,
+        finer_S: Float64Array | None = None,
+    ) -> None:
+        """Prepare.
 
-    Returns:
-        Positions of min(count, S) rows in the order chosen; of equally good ones the nearest is first.
-    """
-    rows_SD = vectors_SD.astype(np.float64)
-    lengths_S = np.linalg.norm(rows_SD, axis=1)
-    exact_S = exact_values(distances_S, finer_S, metric)
-    relevances_S = lambda_ * _relevances(query_D, exact_S, lengths_S, metric)
-    if metric != "l2":
-        rows_SD /= np.where(lengths_S > 0, lengths_S, 1)[:, None]
-    squares_S = lengths_S**2
-    likeness_S = np.full(len(rows_SD), -np.inf)
-    left_S, scores_S = np.ones(len(rows_SD), dtype=bool), relevances_S
-    chosen = np.empty(min(count, len(rows_SD)), np.int64)
-    for place in range(len(chosen)):
-        row = chosen[place] = np.argmax(np.where(left_S, scores_S, -np.inf))
-        left_S[row] = False
-        alike_S = np.einsum("sd,d->s", rows_SD, rows_SD[row])  # the same for equal rows, bit for bit
-        if metric == "l2":
+        Args:
+            query_D: the query.
+            vectors_SD: decoded vectors of the rows to choose from.
+            distances_S: their distances to the query, in LanceDB's definition of the metric, ascending.
+            metric: which one.
+            lambda_: 1 for the nearest rows whatever they are like, 0 for the most different ones.
+            finer_S: of rows whose distance float32 cannot tell, as in `Hits`.
+        """
+        self._metric, self._lambda = metric, lambda_
+        self._rows_SD = vectors_SD.astype(np.float64)
+        self._values_S = exact_values(distances_S, finer_S, metric)
+        self._lengths_S = np.linalg.norm(self._rows_SD, axis=1)
+        self._query_length = float(np.linalg.norm(query_D.astype(np.float64)))
+        if metric != "l2":
+            self._rows_SD /= np.where(self._lengths_S > 0, self._lengths_S, 1)[:, None]
+        self._chosen_S = np.zeros(len(distances_S), dtype=bool)
+        self._likeness_S = np.full(len(distances_S), -np.inf)
+
+    def choose(self, open_S: Mask, count: int) -> Positions:
+        """Up to `count` of the open rows in the order chosen; of equally good ones the nearest is first."""
+        open_S = open_S.copy()
+        relevances_S = self._lambda * self._relevances(open_S | self._chosen_S)
+        chosen = np.empty(min(count, int(open_S.sum())), np.int64)
+        for place in range(len(chosen)):
+            scores_S = relevances_S
+            if self._chosen_S.any():
+                scores_S = relevances_S - (1 - self._lambda) * self._likeness_S
+            row = chosen[place] = np.argmax(np.where(open_S, scores_S, -np.inf))
+            open_S[row], self._chosen_S[row] = False, True
+            np.maximum(self._likeness_S, self._alike(row), out=self._likeness_S)
+        return chosen
+
+    def _alike(self, row: np.int64) -> Float64Array:
+        """How much every row is like one of them, (S,)."""
+        rows_SD = self._rows_SD
+        # The same for equal rows, bit for bit.
+        alike_S: Float64Array = np.einsum("sd,d->s", rows_SD, rows_SD[row])
+        if self._metric == "l2":
+            squares_S = self._lengths_S**2
             alike_S = np.minimum(2 * alike_S - squares_S - squares_S[row], 0)
-        likeness_S = np.maximum(likeness_S, alike_S)
-        scores_S = relevances_S - (1 - lambda_) * likeness_S
-    return chosen
+        return alike_S
 
-
-def _relevances(
-    query_D: Float32Array, exact_S: Float64Array, lengths_S: Float64Array, metric: Metric
-) -> Float64Array:
-    """Larger for nearer rows, (S,), given `exact_values`."""
-    if metric == "l2":
-        return -exact_S
-    if metric == "cosine":
-        return 1 - exact_S
-    largest = float(np.linalg.norm(query_D.astype(np.float64)) * lengths_S.max(initial=0))
-    return exact_S / (largest or 1.0)
+    def _relevances(self, considered_S: Mask) -> Float64Array:
+        """Larger for nearer rows, (S,)."""
+        if self._metric == "l2":
+            return -self._values_S
+        if self._metric == "cosine":
+            return 1 - self._values_S
+        largest = self._query_length * float(self._lengths_S[considered_S].max(initial=0))
+        return self._values_S / (largest or 1.0)

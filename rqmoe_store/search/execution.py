@@ -1,22 +1,29 @@
 """A query over one version of a table: filter, probe, scan, rank.
 
+What a stage of the ranking considers depends on the stage alone, never on the page that is asked for: which
+partitions are searched, how many of their rows are decoded, and when partitions hold too few.
+
 Shape suffixes: Q queries, P partitions, D dimension.
 """
 
+import bisect
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.score_units import ScoreUnits
 from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.ranking import Ranking
+from rqmoe_store.search.reach import Stage
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
-from rqmoe_store.search.scan import scan
-from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped, no_rows
-from rqmoe_store.search.shortlist import Shortlist
+from rqmoe_store.search.scan import scan_sides
+from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
+from rqmoe_store.search.shortlist import Candidates, Shortlist
 from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
 from rqmoe_store.store.columns import CodeColumns
@@ -25,8 +32,9 @@ from rqmoe_store.store.generations import Generation
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """The rows to consider, given which partitions (P,) are probed by any query."""
 
-Scan = Callable[[Mapping[int, LookupTables], Mask, int], list[Shortlist]]
-"""Shortlists of so many rows, given look-up tables and the partitions (Q, P) that queries probe."""
+Scan = Callable[[Mapping[int, LookupTables], Mask, int], list[list[Shortlist]]]
+"""Shortlists of so many rows, per query and side, given look-up tables and the partitions (Q, P) that queries
+probe."""
 
 _WIDER = 4
 """Partitions that hold too few rows are searched again with this many times as many."""
@@ -48,20 +56,18 @@ class Execution:
 
     def run(self) -> list[Hits]:
         """The rows of every query, in result order."""
-        request = self._request
-        pages = self._ranking.pages([shortlist.rows for shortlist in self.shortlists()], self._raw())
+        request, pages = self._request, self._pages()
         return pages if request.where is None or request.prefilter else self._filtered(pages, request.where)
 
-    def shortlists(self) -> list[Shortlist]:
+    def candidates(self) -> list[Candidates]:
         """The rows of every query that are worth decoding, as far as that can be told without."""
         request = self._request
         if not self._generations:
-            return [Shortlist(np.empty(0, np.float32), no_rows(self._codecs.code_bytes))] * len(
-                request.queries_QD
-            )
+            none = Candidates.none(self._codecs.code_bytes, exhausted=True)
+            return [none] * len(request.queries_QD)
         where = request.where if request.prefilter else None
-        shortlists = self._tried(where) if where else None
-        return self._scanned(self._scan_of(where), request.shortlist) if shortlists is None else shortlists
+        tried = self._tried(where) if where else None
+        return self._scanned(self._scan_of(where)) if tried is None else tried
 
     def plan(self) -> None:
         """Write the stages that `run` would go through, as far as that can be told, into the trace."""
@@ -69,12 +75,31 @@ class Execution:
         if request.where is not None and request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, before the scan")
         if self._generations:
-            self._trace.plan(*self._scan_stage(request.nprobes, request.shortlist))
+            self._trace.plan(*self._scan_stage(request.reach.nprobes, request.shortlist))
         if self._state.raw:
             self._trace.plan(*self._raw_stage)
         self._ranking.plan()
         if request.where is not None and not request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, of the results")
+
+    def _pages(self) -> list[Hits]:
+        """The page of every query, of as many stages as it takes to fill it."""
+        pages = self._ranking.pages(self.candidates(), self._raw())
+        hits = [page.hits for page in pages]
+        short = [query for query, page in enumerate(pages) if page.short]
+        stages = self._request.reach.one_more(self._request.stages)
+        if short and stages is not None:
+            for query, longer in zip(short, self._of(short, stages)._pages(), strict=True):
+                hits[query] = longer
+        return hits
+
+    def _of(self, queries: list[int], stages: tuple[Stage, ...]) -> "Execution":
+        """The same for some of the queries with more stages."""
+        queries_QD = self._request.queries_QD[queries]
+        request = dataclasses.replace(self._request, queries_QD=queries_QD, stages=stages)
+        execution = Execution(request, self._state, self._columns, self._trace)
+        execution.__dict__["_tables"] = {first: each.of(queries) for first, each in self._tables.items()}
+        return execution
 
     @functools.cached_property
     def _tables(self) -> Mapping[int, LookupTables]:
@@ -110,9 +135,9 @@ class Execution:
         where = "disk" if self._state.resident is None else "memory"
         if self._state.elsewhere is not None:
             where = "shards"
-        fewest = sum(min(request.nprobes, count) for count in counts)
-        probed_as = request.nprobes_from if probed == fewest else "fewer held too few"
-        kept_as = request.shortlist_from if size == request.shortlist else "to filter"
+        fewest = sum(min(request.reach.nprobes, count) for count in counts)
+        probed_as = request.reach.nprobes_from if probed == fewest else "fewer held too few"
+        kept_as = request.stages[-1].shortlist_from if size == request.shortlist else "to filter"
         partitions, kept = f"{probed} of {total} partitions ({probed_as})", f"keep {size} ({kept_as})"
         return "Scan", f"look-up tables, {partitions}, {where}, {kept}"
 
@@ -122,9 +147,9 @@ class Execution:
             return functools.partial(elsewhere.scan, where, request.lower)
         rows_of, device = self._rows_of(where), self._codecs.device
 
-        def scanned(tables: Mapping[int, LookupTables], probed_QP: Mask, size: int) -> list[Shortlist]:
+        def scanned(tables: Mapping[int, LookupTables], probed_QP: Mask, size: int) -> list[list[Shortlist]]:
             rows = rows_of(np.logical_or.reduce(probed_QP))
-            return scan(rows, tables, probed_QP, size, request.lower, device)
+            return scan_sides(rows, tables, probed_QP, size, request.lower, device)
 
         return scanned
 
@@ -147,43 +172,53 @@ class Execution:
         for batch in read_codes(self._state.snapshot, self._columns, combined(conditions)):
             yield Selection(grouped(batch, len(probed_P)))
 
-    def _scanned(self, scan_: Scan, size: int) -> list[Shortlist]:
-        """Shortlists of `size` rows, from more partitions than asked for where those hold too few."""
-        request, tables = self._request, self._tables
-        nprobes = request.nprobes
-        everyone = list(range(len(request.queries_QD)))
-        shortlists, again = self._scanned_once(scan_, tables, everyone, nprobes, size)
+    def _scanned(self, scan_: Scan) -> list[Candidates]:
+        """Candidates out of the partitions asked for, and for stages that these hold too few rows for, out of
+        more."""
+        request, most = self._request, self._codecs.most_partitions
+        ends = [stage.end for stage in request.stages]
+        found = [Candidates.none(self._codecs.code_bytes)] * len(request.queries_QD)
+        served, again = [0] * len(found), list(range(len(found)))
+        nprobes = min(request.reach.nprobes, most)
         while again:
-            nprobes *= _WIDER
-            wider, still = self._scanned_once(
-                scan_, {first: each.of(again) for first, each in tables.items()}, again, nprobes, size
-            )
-            for query, shortlist in zip(again, wider, strict=True):
-                shortlists[query] = shortlist
-            again = still
-        return shortlists
+            scanned = self._scanned_once(scan_, again, nprobes, request.shortlist)
+            for query, sides in zip(again, scanned, strict=True):
+                rows = sum(map(len, sides))
+                last = len(ends) if nprobes == most else bisect.bisect_right(ends, rows)
+                stages, units = range(served[query], last), self._units(query)
+                wider = Candidates.of(sides, self._sizes, stages, units)
+                exhausted = nprobes == most and rows < request.shortlist
+                found[query] = dataclasses.replace(found[query].joined(wider), exhausted=exhausted)
+                served[query] = last
+            again = [query for query in again if served[query] < len(ends)]
+            nprobes = min(_WIDER * nprobes, most)
+        return found
+
+    def _units(self, query: int) -> ScoreUnits:
+        """What the scores of a query are counted in, whichever codec the rows are of."""
+        return next(iter(self._tables.values())).units.of([query])
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Rows of the shortlist of every stage."""
+        return [stage.shortlist for stage in self._request.stages]
 
     def _scanned_once(
-        self,
-        scan_: Scan,
-        tables: Mapping[int, LookupTables],
-        queries: list[int],
-        nprobes: int,
-        size: int,
-    ) -> tuple[list[Shortlist], list[int]]:
-        """Shortlists of some queries, and which of these have too few rows although there may be more."""
-        request, most = self._request, self._codecs.most_partitions
-        nprobes = min(nprobes, most)
+        self, scan_: Scan, queries: list[int], nprobes: int, size: int
+    ) -> list[list[Shortlist]]:
+        """Shortlists of some queries, per side."""
         with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
-            probed_QP = self._codecs.probed(request.queries_QD[queries], nprobes, self._generations)
+            queries_QD, tables = self._request.queries_QD, self._tables
+            if len(queries) < len(queries_QD):
+                queries_QD = queries_QD[queries]
+                tables = {first: each.of(queries) for first, each in tables.items()}
+            probed_QP = self._codecs.probed(queries_QD, nprobes, self._generations)
             shortlists = scan_(tables, probed_QP, size)
-            stage.rows = sum(map(len, shortlists))
-        enough = request.limit + request.offset
-        few = [query for query, shortlist in zip(queries, shortlists, strict=True) if len(shortlist) < enough]
-        return shortlists, few if nprobes < most else []
+            stage.rows = sum(len(side) for sides in shortlists for side in sides)
+        return shortlists
 
-    def _tried(self, where: str) -> list[Shortlist] | None:
-        """Shortlists by way of longer ones that ignore a filter most rows match; None if that is no use.
+    def _tried(self, where: str) -> list[Candidates] | None:
+        """Candidates by way of longer shortlists that ignore a filter most rows match; None if no use.
 
         The filter is evaluated for few rows only. What is left of a longer shortlist has the best
         matching rows there are, as long as it has as many as are wanted.
@@ -198,14 +233,20 @@ class Execution:
             or size * len(request.queries_QD) > _TRIED_ROWS
         ):
             return None
-        longer = self._scanned(self._scan_of(None), size)
+        everyone = list(range(len(request.queries_QD)))
+        nprobes = min(request.reach.nprobes, self._codecs.most_partitions)
+        longer = self._scanned_once(self._scan_of(None), everyone, nprobes, size)
         with self._trace.stage("Filter", f"{self._request.where_text}, of the rows kept") as stage:
-            matching = self._matching([shortlist.rows.row_ids_N for shortlist in longer], where)
-            matched = [shortlist.only(matching) for shortlist in longer]
+            matching = self._matching([side.rows.row_ids_N for (side,) in longer], where)
+            matched = [side.only(matching) for (side,) in longer]
             stage.rows = sum(map(len, matched))
         if any(len(shortlist) < request.shortlist for shortlist in matched):
             return None
-        return [shortlist.best(request.shortlist) for shortlist in matched]
+        stages = range(len(request.stages))
+        return [
+            Candidates.of([shortlist], self._sizes, stages, self._units(query))
+            for query, shortlist in enumerate(matched)
+        ]
 
     def _filtered(self, pages: list[Hits], where: str) -> list[Hits]:
         """Those of the results that match."""

@@ -1,10 +1,12 @@
 """Hybrid queries: the nearest decoded vectors and the best texts, merged by a LanceDB reranker."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from lancedb.query import FullTextQuery
 from lancedb.rerankers import Reranker, RRFReranker
 
@@ -19,6 +21,9 @@ from rqmoe_store.search.source import CodeSource
 from rqmoe_store.search.table_query import SearchBuilder, TableQuery
 from rqmoe_store.search.text import TextQuery, require_reranker, reranker_text
 from rqmoe_store.store.table import StoredTable
+
+_Asked = tuple[Any, str | FullTextQuery]
+"""The vector and the text to search for."""
 
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
 
@@ -129,7 +134,9 @@ class HybridQueryBuilder(SearchBuilder):
 class HybridQuery(HybridQueryBuilder, TableQuery):
     """A search by vector and by text, built step by step and run by a `to_...` method.
 
-    Both searches find limit + offset rows; the reranker merges them into one list.
+    Both searches find 10 rows, and the best 10 of what the reranker makes of them are the first. Next come
+    the best others of what it makes of 15 rows of either, then of 25, 50, 100 and so on, as far as
+    limit + offset goes. So pages continue each other, whatever their size.
     """
 
     def to_arrow(self) -> pa.Table:
@@ -141,40 +148,47 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
 
         Raises:
             TableError: the table has no full-text index.
-            InvalidInputError: no text or no vector to search for, or as the two searches raise.
+            InvalidInputError: no text or no vector to search for, a reranker that drops `_rowid` where
+                several of its results are joined, or as the two searches raise.
             RQMoEError: the embedding function cannot be used.
         """
-        text, by_vector, by_text = self._searches()
-        text_results = by_text.to_arrow()
-        return self._merged(text, by_vector.to_arrow(), text_results)
+        return self._page(self._vector_and_text(), Trace(), Trace())
 
     def explain_plan(self) -> str:
         """The stages of the query, the last one first: what merges the rows of both searches, and below it
         those of the search by vector and LanceDB's of the search by text. Raises as `to_arrow`."""
-        _, by_vector, by_text = self._searches()
-        trace = Trace()
-        trace.plan("Rerank", self._reranked)
+        trace, asked = Trace(), self._vector_and_text()
+        depths, _ = self._depths(asked)
+        by_vector, by_text = self._searches(asked, depths[-1])
+        trace.plan("Rerank", self._reranked(depths))
         return "\n".join([str(trace), indented(by_vector.explain_plan()), indented(by_text.explain_plan())])
 
     def analyze_plan(self) -> str:
         """Run the query: its stages as `explain_plan` has them, with the rows that came out of each and the
         time it took. The search by text is run again to be measured. Raises as `to_arrow`."""
-        text, by_vector, by_text = self._searches()
-        trace, vector_trace, text_results = Trace(), Trace(), by_text.to_arrow()
-        vector_results = by_vector._answered(vector_trace)
-        with trace.stage("Rerank", self._reranked) as stage:
-            stage.rows = self._merged(text, vector_results, text_results).num_rows
+        trace, vector_trace, asked = Trace(), Trace(), self._vector_and_text()
+        self._page(asked, trace, vector_trace)
+        _, by_text = self._searches(asked, self._depths(asked)[0][-1])
         return "\n".join([str(trace), indented(str(vector_trace)), indented(by_text.analyze_plan())])
 
-    @property
-    def _reranked(self) -> str:
-        """What is done with the rows of both searches, in words."""
-        last = self._offset + self._limit
-        return f"{type(self._reranker).__name__}, by {self._normalize}, rows {self._offset} to {last}"
+    def _depths(self, asked: _Asked) -> tuple[list[int], Iterator[int]]:
+        """How many rows of both searches are merged, one time after the other, and with how many it would go
+        on."""
+        rows = self._limit + self._offset
+        by_vector, _ = self._searches(asked, rows)
+        reach = by_vector._reach(self._source.current(0))
+        depths, ends = [stage.end for stage in reach.stages(rows)], reach.ends()
+        return depths, itertools.dropwhile(lambda end: end <= depths[-1], ends)
 
-    def _searches(self) -> tuple[str | FullTextQuery, CompressedQuery, TextQuery]:
-        """The text, and the searches by vector and by text for the rows to merge."""
-        vector, text = self._vector_and_text()
+    def _reranked(self, depths: Sequence[int]) -> str:
+        """What is done with the rows of both searches, in words."""
+        first, last = ", ".join(map(str, depths)), self._offset + self._limit
+        name = type(self._reranker).__name__
+        return f"{name}, by {self._normalize}, first {first} of both, rows {self._offset} to {last}"
+
+    def _searches(self, asked: _Asked, depth: int) -> tuple[CompressedQuery, TextQuery]:
+        """The searches by vector and by text for the first `depth` rows."""
+        vector, text = asked
         chosen = self._choose(self._source.current(0).snapshot.table, RELEVANCE, ROW_ID)
         selected = self._selected or {name: name for name in chosen.sources}
         both = {name: source for name, source in selected.items() if name not in (RELEVANCE, ROW_ID)}
@@ -182,24 +196,81 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
         by_vector = self._by_vector(vector)
         for setting in self._vector_settings:
             setting(by_vector)
-        self._common(by_vector).select(both | {DISTANCE: DISTANCE})
-        self._common(by_text).select(both | {SCORE: SCORE})
-        return text, by_vector, by_text
+        self._common(by_vector, depth).select(both | {DISTANCE: DISTANCE})
+        self._common(by_text, depth).select(both | {SCORE: SCORE})
+        return by_vector, by_text
 
-    def _merged(
-        self, text: str | FullTextQuery, vector_results: pa.Table, text_results: pa.Table
-    ) -> pa.Table:
+    def _page(self, asked: _Asked, trace: Trace, vector_trace: Trace) -> pa.Table:
         """The rows of both searches as one list, and of it those that were asked for."""
+        depths, further = self._depths(asked)
+        found = self._found(asked, depths, vector_trace)
+        ranked: pa.Table | None = None
+        with trace.stage("Rerank", self._reranked(depths)) as stage:
+            for depth in itertools.chain(list(depths), further):
+                before = 0 if ranked is None else len(ranked)
+                ranked = self._longer(ranked, depth, asked, *found(depth))
+                if depth not in depths:
+                    depths.append(depth)
+                if len(ranked) >= self._offset + self._limit or self._ended(before, len(ranked), depth):
+                    break
+            assert ranked is not None, "there is a first depth"
+            stage.detail = self._reranked(depths)
+            page = ranked.slice(self._offset, self._limit)
+            stage.rows = len(page)
+        return page if self._with_row_id or ROW_ID in (self._selected or {}) else without(page, ROW_ID)
+
+    def _ended(self, before: int, after: int, depth: int) -> bool:
+        """Whether nothing is to come, once there are `after` rows at a depth and `before` at the last."""
+        if self._prefilter or not self._conditions:
+            return after < depth  # both searches have come to their end
+        return after == before
+
+    def _found(
+        self, asked: _Asked, depths: Sequence[int], trace: Trace
+    ) -> Callable[[int], tuple[pa.Table, pa.Table]]:
+        """Finds so many rows by vector and by text."""
+        if not self._prefilter and self._conditions:
+            return lambda depth: self._found_at(asked, depth, trace)
+        by_vector, _ = self._searches(asked, depths[-1])
+        nearest = by_vector._answered(trace)
+
+        def found(depth: int) -> tuple[pa.Table, pa.Table]:
+            # Asked again for every depth: among equal scores LanceDB's choice depends on it.
+            return nearest.slice(0, depth), self._searches(asked, depth)[1].to_arrow()
+
+        return found
+
+    def _found_at(self, asked: _Asked, depth: int, trace: Trace) -> tuple[pa.Table, pa.Table]:
+        by_vector, by_text = self._searches(asked, depth)
+        return by_vector._answered(trace), by_text.to_arrow()
+
+    def _longer(
+        self,
+        ranked: pa.Table | None,
+        depth: int,
+        asked: _Asked,
+        vector_results: pa.Table,
+        text_results: pa.Table,
+    ) -> pa.Table:
+        """The rows that are ranked, and after them the best others of both results up to `depth` rows."""
         fused = fuse(
             vector_results,
             text_results,
-            query=reranker_text(text),
+            query=reranker_text(asked[1]),
             reranker=self._reranker,
             normalize=self._normalize,
-        ).slice(self._offset, self._limit)
-        return fused if self._with_row_id or ROW_ID in (self._selected or {}) else without(fused, ROW_ID)
+        )
+        if ranked is None:
+            return fused.slice(0, depth)
+        if ROW_ID not in fused.column_names:
+            raise InvalidInputError(
+                f"{type(self._reranker).__name__} returned no column {ROW_ID}, by which the rows of several "
+                f"results are told apart. Have it keep {ROW_ID}, or ask for limit + offset of at most 10."
+            )
+        new = fused.filter(pc.invert(pc.is_in(fused[ROW_ID], ranked[ROW_ID].combine_chunks())))
+        return pa.concat_tables([ranked, new.slice(0, depth - len(ranked))], promote_options="default")
 
-    def _vector_and_text(self) -> tuple[Any, str | FullTextQuery]:
+    def _vector_and_text(self) -> _Asked:
         if self._query is not None:
             if self._vector is not None or self._text is not None:
                 raise InvalidInputError(
@@ -218,8 +289,8 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
             raise InvalidInputError("Got a batch of vectors for a hybrid query; expected a single one.")
         return vector, self._text
 
-    def _common(self, query: _OneSided) -> _OneSided:
-        """`query` with the filters of this one and the rows that its page is cut from."""
+    def _common(self, query: _OneSided, depth: int) -> _OneSided:
+        """`query` for the first `depth` rows with the filters of this one."""
         for condition in self._conditions:
             query.where(condition, self._prefilter)
-        return query.limit(self._limit + self._offset).with_row_id()
+        return query.limit(depth).with_row_id()

@@ -1,23 +1,33 @@
-"""From shortlists to results: rerank, refine, diversify, and cut out the page.
+"""From candidates to results: rerank, refine, diversify, rank in stages, and cut out the page.
 
-Shape suffixes: Q queries, D dimension.
+Shape suffixes: Q queries, K stages, D dimension.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.diversity import diverse_rows
+from rqmoe_store.search.diversity import DiverseRows
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.refine import candidates, refine
 from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.rerank import Hits, decoded_together, ordered, page, rerank, within
-from rqmoe_store.search.segments import CodeBatch
+from rqmoe_store.search.rerank import Hits, decoded_together, ordered, rerank, within
+from rqmoe_store.search.shortlist import Candidates
 from rqmoe_store.search.snapshot import Snapshot
+from rqmoe_store.search.stages import Choose, first_open, in_stages, out_of_reach
 from rqmoe_store.store.columns import CodeColumns
 
 
+class Page(NamedTuple):
+    """The rows of one query in result order, as far as its stages have ranked them."""
+
+    hits: Hits
+    short: bool
+    """Further stages may have more rows for it."""
+
+
 class Ranking:
-    """The stages of one run of a request that come after its shortlists."""
+    """What one run of a request does once its candidates are known."""
 
     def __init__(
         self, request: SearchRequest, snapshot: Snapshot, columns: CodeColumns, trace: Trace
@@ -25,16 +35,16 @@ class Ranking:
         self._request, self._snapshot, self._trace = request, snapshot, trace
         self._codecs, self._columns = snapshot.codecs, columns
 
-    def pages(self, shortlists: Sequence[CodeBatch], raw: Sequence[Hits] | None = None) -> list[Hits]:
-        """The rows of every query in result order, given its shortlist and the best of the rows that have no
-        code, with their vectors."""
+    def pages(self, candidates: Sequence[Candidates], raw: Sequence[Hits] | None = None) -> list[Page]:
+        """The pages of every query, given its candidates and the best of the rows that have no code, with
+        their vectors."""
         request = self._request
         # All at once, but for decoded vectors, which are kept until rows have been chosen by them.
-        turns = [slice(None)] if request.diversity is None else decoded_together(shortlists)
+        turns = [slice(None)] if request.diversity is None else decoded_together(candidates)
         return [
-            found
+            page
             for turn in turns
-            for found in self._ranked(request.queries_QD[turn], shortlists[turn], raw and raw[turn])
+            for page in self._ranked(request.queries_QD[turn], candidates[turn], raw and raw[turn])
         ]
 
     def plan(self) -> None:
@@ -46,23 +56,50 @@ class Ranking:
             self._trace.plan(*self._diversify_stage)
 
     def _ranked(
-        self, queries_QD: Float32Array, shortlists: Sequence[CodeBatch], raw: Sequence[Hits] | None
-    ) -> list[Hits]:
-        """The pages of some queries, given their shortlists and rows without codes."""
+        self, queries_QD: Float32Array, candidates: Sequence[Candidates], raw: Sequence[Hits] | None
+    ) -> list[Page]:
+        """The pages of some queries, given their candidates and rows without codes."""
         request, diversity = self._request, self._request.diversity
         with self._trace.stage(*self._rerank_stage) as stage:
-            hits = rerank(self._codecs, queries_QD, shortlists, with_vectors=diversity is not None)
+            hits = rerank(self._codecs, queries_QD, candidates, with_vectors=diversity is not None)
             stage.rows = sum(map(len, hits))
         if raw is not None:
             hits = [ordered(coded.joined(exact)) for coded, exact in zip(hits, raw, strict=True)]
-        if request.refined is not None:
-            hits = self._refined(queries_QD, hits, request.refined)
-        if diversity is not None:
-            return self._diversified(queries_QD, hits, diversity)
-        return [
-            page(found, lower=request.lower, upper=request.upper, offset=request.offset, limit=request.limit)
-            for found in hits
+        complete = [
+            each.exhausted and (request.refined is None or len(found) <= request.refined)
+            for each, found in zip(candidates, hits, strict=True)
         ]
+        if request.refined is not None:
+            hits = self._refined(queries_QD, hits)
+        lasts = [self._last(found, every) for found, every in zip(hits, complete, strict=True)]
+        hits = [within(found, request.lower, request.upper) for found in hits]
+        if diversity is not None:
+            return self._diversified(queries_QD, hits, lasts, diversity)
+        return [self._page(found, last_K, first_open) for found, last_K in zip(hits, lasts, strict=True)]
+
+    def _last(self, hits: Hits, complete: bool) -> list[bool]:
+        """Whether a stage is the last of one query if it has too few rows.
+
+        Args:
+            hits: what all of them consider.
+            complete: there is nothing else to consider.
+        """
+        request, last_K = self._request, [False] * len(self._request.stages)
+        if request.upper is not None:
+            sizes = [stage.refined or stage.shortlist for stage in request.stages]
+            last_K = out_of_reach(hits, sizes, request.lower, request.upper)
+        return [*last_K[:-1], last_K[-1] or complete]
+
+    def _page(self, hits: Hits, last_K: Sequence[bool], choose: Choose) -> Page:
+        """The page of one query, given the rows within bounds that it considers, nearest first."""
+        request = self._request
+        assert hits.stages_S is not None, "not ranked yet"
+        # What comes behind the page need not be known.
+        last = request.offset + request.limit
+        ends = [min(stage.end, last) for stage in request.stages]
+        order = in_stages(hits.stages_S, ends, choose, last_K)
+        short = len(order.places) < last and not order.ended
+        return Page(hits.ranked(order.places[request.offset : last]), short)
 
     @property
     def _rerank_stage(self) -> tuple[str, str]:
@@ -83,32 +120,28 @@ class Ranking:
         """Rows that leave the last of the stages that order by distance, out of those it ordered."""
         return self._request.limit if self._request.diversity is None else ranked
 
-    def _refined(self, queries_QD: Float32Array, hits: list[Hits], count: int) -> list[Hits]:
-        """The nearest `count` rows of every query, in the order of their raw vectors."""
+    def _refined(self, queries_QD: Float32Array, hits: list[Hits]) -> list[Hits]:
+        """The nearest rows of every query, in the order of their raw vectors."""
         request, table = self._request, self._snapshot.table
         with self._trace.stage(*self._refine_stage) as stage:
-            near = [candidates(found, count, request.lower) for found in hits]
+            counts = [stage.refined or 0 for stage in request.stages]
+            near = [candidates(found, counts, request.lower) for found in hits]
             column, metric = self._columns.vector_column, self._codecs.metric
             hits = refine(table, column, queries_QD, near, metric)
             stage.rows = sum(map(len, hits))
         return hits
 
-    def _diversified(self, queries_QD: Float32Array, hits: list[Hits], lambda_: float) -> list[Hits]:
+    def _diversified(
+        self, queries_QD: Float32Array, hits: list[Hits], lasts: list[list[bool]], lambda_: float
+    ) -> list[Page]:
         """The pages of rows that are near and unlike each other."""
-        request, pages = self._request, []
+        pages, metric = [], self._codecs.metric
         with self._trace.stage(*self._diversify_stage) as stage:
-            for query_D, found in zip(queries_QD, hits, strict=True):
-                found = within(found, request.lower, request.upper)
+            for query_D, found, last_K in zip(queries_QD, hits, lasts, strict=True):
                 assert found.vectors_SD is not None, "reranked with vectors"
-                places = diverse_rows(
-                    query_D,
-                    found.vectors_SD,
-                    found.distances_S,
-                    self._codecs.metric,
-                    lambda_=lambda_,
-                    count=request.offset + request.limit,
-                    finer_S=found.finer_S,
+                diverse = DiverseRows(
+                    query_D, found.vectors_SD, found.distances_S, metric, lambda_, found.finer_S
                 )
-                pages.append(found[places[request.offset :]].without_vectors())
-            stage.rows = sum(map(len, pages))
+                pages.append(self._page(found, last_K, diverse.choose))
+            stage.rows = sum(len(page.hits) for page in pages)
         return pages

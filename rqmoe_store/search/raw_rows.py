@@ -72,8 +72,8 @@ class RawRows:
         return bool(self.fragments)
 
     def nearest(self, request: SearchRequest) -> list[Hits]:
-        """The rows nearest to every query, with their vectors; as many as a page of results can need."""
-        return [self._nearest(query_D, request) for query_D in request.queries_QD]
+        """The rows nearest to every query, with their vectors; as many as its ranking can need."""
+        return [by_stage(self._nearest(query_D, request), request) for query_D in request.queries_QD]
 
     def _nearest(self, query_D: Float32Array, request: SearchRequest) -> Hits:
         metric = self.snapshot.codecs.metric
@@ -83,9 +83,16 @@ class RawRows:
         ):
             return self._measured(query_D, request)
         hits = self._found_by_lance(query_D, request)
-        # Of tiny inner products, little is left in 1 minus them.
-        told = metric != "dot" or len(hits) == 0 or np.abs(1 - hits.distances_S).max() > _TINY_PRODUCT
-        return hits if told and np.isfinite(hits.distances_S).all() else self._measured(query_D, request)
+        # Of tiny inner products, little is left in 1 minus them. Asked of the rows that every page looks at:
+        # all pages must have the same distances.
+        first = hits.distances_S[: rows_wanted(request)[0]]
+        if metric == "dot" and len(first) and np.abs(1 - first).max() <= _TINY_PRODUCT:
+            return self._measured(query_D, request)
+        told = hits[np.isfinite(hits.distances_S)]
+        if len(told) == len(hits):
+            return hits
+        measured = self._measured(query_D, request)
+        return told.joined(measured[~np.isin(measured.row_ids_S, told.row_ids_S)])
 
     def _condition(self, request: SearchRequest) -> str | None:
         where = request.where if request.prefilter else None
@@ -121,7 +128,7 @@ class RawRows:
         for row_ids_B, vectors_BD in self._batches(self.fragments, self._condition(request)):
             distances_B, finer_B = exact_and_finer(query_D, vectors_BD, self.snapshot.codecs.metric)
             more = within(Hits(row_ids_B, distances_B, vectors_BD, finer_B), request.lower, request.upper)
-            best = ordered(best.joined(more))[: rows_wanted(request)]
+            best = ordered(best.joined(more))[: rows_wanted(request)[-1]]
         return best
 
     def _found_by_lance(self, query_D: Float32Array, request: SearchRequest) -> Hits:
@@ -135,7 +142,7 @@ class RawRows:
             nearest={
                 "column": column,
                 "q": query_D,
-                "k": rows_wanted(request),
+                "k": rows_wanted(request)[-1],
                 "metric": self.snapshot.codecs.metric,
                 "use_index": False,
                 "distance_range": (request.lower, request.upper),
@@ -161,7 +168,17 @@ def _are_extreme(vectors_BD: Float32Array) -> bool:
     return bool(outside_B.any() and vectors_BD[outside_B].any())
 
 
-def rows_wanted(request: SearchRequest) -> int:
-    """Rows of a query that a page of results can need, out of those that have no code."""
-    page = request.limit + request.offset
-    return max(page, request.refined or 0, request.shortlist if request.diversity is not None else 0)
+def rows_wanted(request: SearchRequest) -> list[int]:
+    """Rows of a query that every stage of its ranking can need, out of those that have no code."""
+    diverse = request.diversity is not None
+    return [max(stage.end, stage.refined or 0, stage.shortlist if diverse else 0) for stage in request.stages]
+
+
+def by_stage(hits: Hits, request: SearchRequest) -> Hits:
+    """The nearest rows without a code in their order, as many as are wanted, and which stage wants each
+    first."""
+    wanted = rows_wanted(request)
+    nearest = ordered(hits)[: wanted[-1]]
+    stages_S = np.searchsorted(wanted, np.arange(len(nearest)), side="right")
+    estimates_S = np.full(len(nearest), -np.inf)
+    return dataclasses.replace(nearest, stages_S=stages_S, estimates_S=estimates_S)

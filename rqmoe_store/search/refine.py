@@ -1,7 +1,7 @@
 """Refine: the best hits ordered again, by exact distance to the raw vectors that the table keeps.
 
 Shape suffixes: Q queries, H hits of all queries, U distinct rows of them, S hits of one query,
-D vector dimension.
+K stages of a ranking, D vector dimension.
 """
 
 import dataclasses
@@ -19,19 +19,28 @@ from rqmoe_store.store.takes import take_rows
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 
-def candidates(hits: Hits, count: int, lower: float | None) -> Hits:
-    """The hits to refine: the `count` nearest.
+def candidates(hits: Hits, counts_K: Sequence[int], lower: float | None) -> Hits:
+    """The hits to refine: of those that a stage considers the nearest, so many as it refines.
 
-    With a lower distance bound `count` rows on either side of it: which side a row belongs to is
+    With a lower distance bound that many rows on either side of it: which side a row belongs to is
     decided by its exact distance.
 
     Args:
-        hits: of one query, nearest first.
-        count: rows that may be returned, times the refine factor.
+        hits: of one query, nearest first, with their stages.
+        counts_K: for every stage the rows that are ranked after it, times the refine factor.
         lower: the lower bound of `distance_range`; None for none.
+
+    Returns:
+        Them, with the stage that refines each first.
     """
-    middle = 0 if lower is None else int(np.searchsorted(hits.distances_S, np.float32(lower)))
-    return hits[max(0, middle - count) : middle + count]
+    assert hits.stages_S is not None, "not ranked yet"
+    first_S = np.full(len(hits), len(counts_K))
+    for stage, count in reversed(list(enumerate(counts_K))):
+        considered = np.flatnonzero(hits.stages_S <= stage)
+        distances = hits.distances_S[considered]
+        middle = 0 if lower is None else int(np.searchsorted(distances, np.float32(lower)))
+        first_S[considered[max(0, middle - count) : middle + count]] = stage
+    return dataclasses.replace(hits, stages_S=first_S)[first_S < len(counts_K)]
 
 
 def refine(
@@ -71,7 +80,14 @@ def refine(
     ends = np.cumsum([len(hits) for hits in hits_of_queries])[:-1]
     exact = zip(np.split(distances_H, ends), np.split(finer_H, ends), strict=True)
     return [
-        ordered(dataclasses.replace(hits, distances_S=distances_S, finer_S=finer_S))
+        ordered(
+            dataclasses.replace(
+                hits,
+                distances_S=distances_S,
+                finer_S=finer_S,
+                estimates_S=hits.distances_S.astype(np.float64),
+            )
+        )
         for hits, (distances_S, finer_S) in zip(hits_of_queries, exact, strict=True)
     ]
 

@@ -5,13 +5,15 @@ Shape suffixes: Q queries, S shortlisted rows of one query, U distinct rows, D v
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.distances import exact_and_finer
-from rqmoe_store.search.segments import CodeBatch, concatenated
+from rqmoe_store.search.segments import Positions, concatenated
+from rqmoe_store.search.shortlist import Candidates
 from rqmoe_store.store.table_codec import TableCodec
 
 MAX_DECODED = 2**16
@@ -28,70 +30,74 @@ class Hits:
     """Decoded vectors; only where somebody needs them."""
     finer_S: npt.NDArray[np.float64] | None = None
     """What orders rows of equal distance, NaN where float32 tells the distance; None where it tells all."""
+    stages_S: Positions | None = None
+    """By which stage of the ranking every row is considered first; None for rows that are ranked."""
+    estimates_S: npt.NDArray[np.float64] | None = None
+    """Distances by which rows were chosen before these were known, minus infinity where none was needed; None
+    for rows that are ranked."""
 
     def __len__(self) -> int:
         return len(self.row_ids_S)
 
     def __getitem__(self, rows: slice | npt.NDArray[np.bool_ | np.integer]) -> "Hits":
-        vectors_SD = None if self.vectors_SD is None else self.vectors_SD[rows]
-        finer_S = None if self.finer_S is None else self.finer_S[rows]
-        return Hits(self.row_ids_S[rows], self.distances_S[rows], vectors_SD, finer_S)
+        columns: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            column = getattr(self, field.name)
+            columns[field.name] = None if column is None else column[rows]
+        return Hits(**columns)
 
     def joined(self, other: "Hits") -> "Hits":
-        """These and then the others; with vectors if these have them, which the others then must have."""
-        vectors_SD = None
-        if self.vectors_SD is not None:
-            assert other.vectors_SD is not None, "hits with vectors are joined with others that have them"
-            vectors_SD = np.concatenate([self.vectors_SD, other.vectors_SD])
-        return Hits(
-            np.concatenate([self.row_ids_S, other.row_ids_S]),
-            np.concatenate([self.distances_S, other.distances_S]),
-            vectors_SD,
-            _joined_finer(self, other),
-        )
+        """These and then the others; with vectors, stages and estimates if these have them, which the others
+        then must have."""
+        columns: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            own, others = getattr(self, field.name), getattr(other, field.name)
+            if field.name != "finer_S" and own is not None:
+                assert others is not None, f"joined with hits that have {field.name}"
+                columns[field.name] = np.concatenate([own, others])
+        return Hits(**columns, finer_S=_joined_finer(self, other))
 
-    def without_vectors(self) -> "Hits":
-        """The same rows in less memory."""
-        return dataclasses.replace(self, vectors_SD=None)
+    def ranked(self, places: Positions) -> "Hits":
+        """The rows of a ranking, without what was needed to make it."""
+        return Hits(self.row_ids_S[places], self.distances_S[places])
 
 
 def rerank(
     codecs: TableCodec,
     queries_QD: Float32Array,
-    shortlists: Sequence[CodeBatch],
+    candidates: Sequence[Candidates],
     *,
     with_vectors: bool = False,
 ) -> list[Hits]:
-    """Every query's shortlist ordered by (exact distance, row id).
+    """Every query's candidates ordered by (exact distance, row id).
 
     Rows whose distance is undefined (NaN) are left out, as LanceDB does.
 
     Args:
-        codecs: decode the union of the shortlists, each row once.
+        codecs: decode the union of the candidates, each row once.
         queries_QD: float32 (Q, D), checked by `as_vectors`.
-        shortlists: one per query.
+        candidates: of every query.
         with_vectors: keep the decoded vectors, of `decoded_together` queries at most.
     """
     hits: list[Hits] = []
-    for turn in decoded_together(shortlists):
-        filled = [shortlist for shortlist in shortlists[turn] if len(shortlist)]
+    for turn in decoded_together(candidates):
+        filled = [each for each in candidates[turn] if len(each)]
         if filled:
             row_ids_U, vectors_UD = _decode_union(codecs, filled)
-        for query_D, shortlist in zip(queries_QD[turn], shortlists[turn], strict=True):
-            if len(shortlist) == 0:
+        for query_D, each in zip(queries_QD[turn], candidates[turn], strict=True):
+            row_ids_S = each.rows.row_ids_N
+            if len(each) == 0:
                 none_SD = np.empty((0, codecs.dim), np.float32) if with_vectors else None
-                hits.append(Hits(np.empty(0, np.uint64), np.empty(0, np.float32), none_SD))
+                hits.append(
+                    Hits(row_ids_S, np.empty(0, np.float32), none_SD, None, each.stages_S, each.estimates_S)
+                )
                 continue
-            vectors_SD = vectors_UD[np.searchsorted(row_ids_U, shortlist.row_ids_N)]
+            vectors_SD = vectors_UD[np.searchsorted(row_ids_U, row_ids_S)]
             distances_S, finer_S = exact_and_finer(query_D, vectors_SD, codecs.metric)
             kept_SD = vectors_SD if with_vectors else None
-            hits.append(ordered(Hits(shortlist.row_ids_N, distances_S, kept_SD, finer_S)))
+            found = Hits(row_ids_S, distances_S, kept_SD, finer_S, each.stages_S, each.estimates_S)
+            hits.append(ordered(found))
     return hits
-
-
-def page(hits: Hits, *, lower: float | None, upper: float | None, offset: int, limit: int) -> Hits:
-    """The hits with lower <= distance < upper, of which `offset` are skipped and `limit` returned."""
-    return within(hits, lower, upper)[offset : offset + limit]
 
 
 def within(hits: Hits, lower: float | None, upper: float | None) -> Hits:
@@ -104,22 +110,22 @@ def within(hits: Hits, lower: float | None, upper: float | None) -> Hits:
     return hits
 
 
-def decoded_together(shortlists: Sequence[CodeBatch]) -> Iterator[slice]:
-    """The queries in turns of up to MAX_DECODED shortlisted rows, or of one query."""
+def decoded_together(candidates: Sequence[Candidates]) -> Iterator[slice]:
+    """The queries in turns of up to MAX_DECODED candidates, or of one query."""
     start, rows = 0, 0
-    for position, shortlist in enumerate(shortlists):
-        size = len(shortlist)
+    for position, each in enumerate(candidates):
+        size = len(each)
         if position > start and rows + size > MAX_DECODED:
             yield slice(start, position)
             start, rows = position, 0
         rows += size
-    yield slice(start, len(shortlists))
+    yield slice(start, len(candidates))
 
 
 def _decode_union(
-    codecs: TableCodec, shortlists: Sequence[CodeBatch]
+    codecs: TableCodec, candidates: Sequence[Candidates]
 ) -> tuple[npt.NDArray[np.uint64], Float32Array]:
-    rows = concatenated(shortlists)
+    rows = concatenated([each.rows for each in candidates])
     row_ids_U, first_U = np.unique(rows.row_ids_N, return_index=True)
     return row_ids_U, codecs.decode(rows.codes[first_U])
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.search.raw_rows import rows_wanted
+from rqmoe_store.search.raw_rows import by_stage
 from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.rerank import Hits, ordered
+from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.segments import Mask, no_rows
 from rqmoe_store.search.shards import ShardPart
 from rqmoe_store.search.shortlist import Shortlist, sides_of
@@ -44,15 +44,15 @@ class Shards:
         tables: Mapping[int, LookupTables],
         probed_QP: Mask,
         size: int,
-    ) -> list[Shortlist]:
-        """As `scan.scan`, of the rows that match a checked condition."""
+    ) -> list[list[Shortlist]]:
+        """As `scan_sides`, of the rows that match a checked condition."""
         found = self.ask("scan", self.parts, (where, lower, tables, probed_QP, size))
         none = Shortlist(np.empty(0, np.float32), no_rows(self.snapshot.codecs.code_bytes))
         merged = [[none for _ in sides_of(lower)] for _ in probed_QP]
         for of_shard in found:
             for best, of_query in zip(merged, of_shard, strict=True):
                 best[:] = [each.joined(more).best(size) for each, more in zip(best, of_query, strict=True)]
-        return [functools.reduce(Shortlist.joined, best) for best in merged]
+        return merged
 
     def __bool__(self) -> bool:
         return any(part.raw for part in self.parts.values())
@@ -62,7 +62,7 @@ class Shards:
         parts = {shard: part for shard, part in self.parts.items() if part.raw}
         found = self.ask("nearest_raw", parts, (request,))
         return [
-            ordered(functools.reduce(Hits.joined, of_query))[: rows_wanted(request)]
+            by_stage(functools.reduce(Hits.joined, of_query), request)
             for of_query in zip(*found, strict=True)
         ]
 

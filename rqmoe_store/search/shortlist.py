@@ -1,16 +1,19 @@
 """What a scan looks for and what it finds.
 
-Shape suffixes: S rows of a shortlist.
+Shape suffixes: S rows of a shortlist, K stages of a ranking.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.frame import Float64Array
+from rqmoe_store.codecs.score_units import ScoreUnits
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
+from rqmoe_store.search.segments import CodeBatch, Positions, RowIds, concatenated, no_rows
 
 
 class Side(NamedTuple):
@@ -43,11 +46,6 @@ class Shortlist:
         kept_S = np.flatnonzero(np.isin(self.rows.row_ids_N, row_ids))
         return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
 
-    def without(self, row_id: np.uint64) -> "Shortlist":
-        """The rows less one."""
-        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
-        return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
-
     def shifted(self, first_partition: int) -> "Shortlist":
         """The same with partition ids that count from elsewhere."""
         if first_partition == 0:
@@ -62,6 +60,70 @@ class Shortlist:
             return self
         scores_S = np.concatenate([self.scores_S, other.scores_S])
         return Shortlist(scores_S, concatenated([self.rows, other.rows]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The rows of one query that are worth decoding, and by which stage of its ranking each is considered
+    first. Of those of one stage the most promising come first."""
+
+    rows: CodeBatch
+    estimates_S: Float64Array
+    """Of their distances, from look-up tables."""
+    stages_S: Positions
+    exhausted: bool = False
+    """These are all there are."""
+
+    @classmethod
+    def none(cls, code_bytes: int, *, exhausted: bool = False) -> "Candidates":
+        """No rows."""
+        return cls(no_rows(code_bytes), np.empty(0), np.empty(0, np.int64), exhausted)
+
+    @classmethod
+    def of(
+        cls, sides: Sequence[Shortlist], sizes_K: Sequence[int], stages: range, units: ScoreUnits
+    ) -> "Candidates":
+        """The rows of the shortlists of some stages.
+
+        Args:
+            sides: what a scan found, on either side of a distance or on the only one.
+            sizes_K: rows of a shortlist of every stage and side, ascending; the scan kept the largest number.
+            stages: whose shortlists come from this scan.
+            units: what the scores of the query are counted in.
+        """
+        parts: list[CodeBatch] = []
+        scores_of_parts: list[Float32Array] = []
+        stages_of_parts: list[Positions] = []
+        for side, sign in zip(sides, (1, -1), strict=False):
+            order_S = np.lexsort((side.rows.row_ids_N, side.scores_S))
+            # A shortlist of so many rows begins every longer one.
+            first_S = np.searchsorted(sizes_K, np.arange(len(side)), side="right").clip(stages.start)
+            kept = int(np.searchsorted(first_S, stages.stop))
+            parts.append(side.rows[order_S[:kept]])
+            scores_of_parts.append(np.float32(sign) * side.scores_S[order_S[:kept]])
+            stages_of_parts.append(first_S[:kept])
+        (estimates_S,) = units.distances(np.concatenate(scores_of_parts)[None])
+        return cls(concatenated(parts), estimates_S, np.concatenate(stages_of_parts))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def joined(self, later: "Candidates") -> "Candidates":
+        """These and those of later stages, every row once."""
+        if not len(self):
+            return later
+        new_S = np.flatnonzero(~np.isin(later.rows.row_ids_N, self.rows.row_ids_N))
+        return Candidates(
+            concatenated([self.rows, later.rows[new_S]]),
+            np.concatenate([self.estimates_S, later.estimates_S[new_S]]),
+            np.concatenate([self.stages_S, later.stages_S[new_S]]),
+            later.exhausted,
+        )
+
+    def without(self, row_id: np.uint64) -> "Candidates":
+        """The rows less one."""
+        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
+        return Candidates(self.rows[kept_S], self.estimates_S[kept_S], self.stages_S[kept_S], self.exhausted)
 
 
 def sides_of(lower: float | None) -> list[Side]:

@@ -46,8 +46,8 @@ class CodesElsewhere(Protocol):
         tables: Mapping[int, LookupTables],
         probed_QP: Mask,
         size: int,
-    ) -> list[Shortlist]:
-        """As `scan.scan`, of the rows that match a checked condition."""
+    ) -> list[list[Shortlist]]:
+        """As `scan.scan_sides`, of the rows that match a checked condition."""
 
 
 class NearestRaw(Protocol):

@@ -77,7 +77,9 @@ class TableQueryBuilder(NamesRefusals):
         return self
 
     def offset(self, offset: int) -> Self:
-        """Rows to skip (per query of a batch), default 0. Raises InvalidInputError below 0."""
+        """Rows to skip (per query of a batch), default 0: pages of any size are cut from one ranking, so that
+        one continues where the other ends. Those of a full-text search are LanceDB's: among equal scores it
+        chooses anew for every page. Raises InvalidInputError below 0."""
         self._offset = whole_number("offset", offset, 0)
         return self
 

@@ -18,9 +18,10 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.exhaustive import Float64Array, nearest_of_all
 from rqmoe_store.search.plan import Trace
+from rqmoe_store.search.reach import Reach
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.segments import CodeBatch
-from rqmoe_store.search.shortlist import Shortlist
+from rqmoe_store.search.shortlist import Candidates
 from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
 from rqmoe_store.search.tuning_queries import TuningQueries
@@ -73,8 +74,8 @@ class Measures:
         measured = []
         for nprobes in numbers:
             shares_QL = [
-                found_share(shortlist, np.array(sizes), truth)
-                for shortlist, truth in zip(self._shortlists(nprobes, sizes[-1]), nearest, strict=True)
+                found_share(found, np.array(sizes), truth)
+                for found, truth in zip(self._candidates(nprobes, sizes[-1]), nearest, strict=True)
             ]
             for size, recall in zip(sizes, np.mean(shares_QL, axis=0).tolist(), strict=True):
                 measured.append(MeasuredSetting(nprobes=nprobes, shortlist=size, recall=recall))
@@ -102,28 +103,29 @@ class Measures:
         execution.run()
         return time.perf_counter() - started
 
-    def _shortlists(self, nprobes: int, size: int) -> list[Shortlist]:
+    def _candidates(self, nprobes: int, size: int) -> list[Candidates]:
         """Of all queries, without their own rows."""
         own_Q, spare = self.queries.own_Q, int(self.queries.own_Q is not None)
         execution = self._execution(self.queries.queries_QD, nprobes, size + spare, self.limit + spare)
-        shortlists = execution.shortlists()
+        candidates = execution.candidates()
         if own_Q is None:
-            return shortlists
-        return [shortlist.without(own) for shortlist, own in zip(shortlists, own_Q, strict=True)]
+            return candidates
+        return [found.without(own) for found, own in zip(candidates, own_Q, strict=True)]
 
     def _execution(self, queries_QD: Float32Array, nprobes: int, shortlist: int, limit: int) -> Execution:
-        request = SearchRequest(queries_QD=queries_QD, limit=limit, nprobes=nprobes, shortlist=shortlist)
+        reach = Reach(nprobes, "asked for", shortlist)
+        request = SearchRequest(queries_QD=queries_QD, limit=limit, reach=reach, stages=reach.stages(limit))
         return Execution(request, self.state, self.columns, Trace())
 
 
-def found_share(shortlist: Shortlist, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch) -> Float64Array:
-    """Which share of the nearest rows the best `sizes_L` rows of a shortlist hold, (L,).
+def found_share(found: Candidates, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch) -> Float64Array:
+    """Which share of the nearest rows the best `sizes_L` candidates hold, (L,).
 
     A row with the codes of the last of the nearest is as near as that, and as good.
     """
     if len(nearest) == 0:  # nothing to find: no row has a distance to this query
         return np.ones(len(sizes_L))
-    rows = shortlist.rows[np.lexsort((shortlist.rows.row_ids_N, shortlist.scores_S))]
+    rows = found.rows
     near_S = np.isin(rows.row_ids_N, nearest.row_ids_N)
     last = nearest.codes[-1:]
     near_S |= (rows.codes.codes == last.codes).all(axis=1) & (rows.codes.partitions == last.partitions)

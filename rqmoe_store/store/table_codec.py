@@ -120,10 +120,10 @@ class TableCodec:
         """
         self.check(codes)
         if len(self.generations) == 1:
-            return self.generations[0].codec.decode(codes)
+            return _decoded(self.generations[0].codec, codes)
         decoded_nD = np.empty((len(codes), self.dim), dtype=np.float32)
         for generation, rows in self._by_generation(codes):
-            decoded_nD[rows] = generation.codec.decode(_local(codes[rows], generation))
+            decoded_nD[rows] = _decoded(generation.codec, _local(codes[rows], generation))
         return decoded_nD
 
     def check(self, codes: Codes) -> None:
@@ -213,3 +213,11 @@ def marks_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMarks:
 def _local(codes: Codes, generation: Generation) -> Codes:
     """Codes with partition ids as their codec counts them."""
     return Codes(codes.codes, codes.partitions - np.int32(generation.first_partition))
+
+
+def _decoded(codec: Codec, codes: Codes) -> Float32Array:
+    """Reconstructions that do not depend on how many there are: the product of a matrix with a single row may
+    be rounded otherwise than that with several."""
+    if len(codes) == 1:
+        return codec.decode(codes[np.zeros(2, np.int64)])[:1]
+    return codec.decode(codes)

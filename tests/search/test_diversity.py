@@ -10,7 +10,7 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import rerank as reranking
 from rqmoe_store.search.distances import exact_distances
-from rqmoe_store.search.diversity import diverse_rows
+from rqmoe_store.search.diversity import DiverseRows
 from rqmoe_store.tables import compress
 
 METRICS = ["l2", "cosine", "dot"]
@@ -52,6 +52,12 @@ def near_first(seed: int, rows: int, metric: str) -> tuple[np.ndarray, np.ndarra
     return query, vectors[order], distances[order]
 
 
+def diverse_rows(query, vectors, distances, metric, *, lambda_, count) -> np.ndarray:
+    """All rows to choose from, at once."""
+    every = np.ones(len(vectors), dtype=bool)
+    return DiverseRows(query, vectors, distances, metric, lambda_).choose(every, count)
+
+
 @pytest.mark.parametrize("metric", METRICS)
 @settings(max_examples=30, deadline=None)
 @given(
@@ -66,6 +72,20 @@ def test_it_is_what_the_definition_says(metric, seed, rows, count, lambda_) -> N
     if lambda_ == 0:  # the definition leaves the first open; the nearest is taken
         assert found[0] == 0
     assert found.tolist() == by_definition(query, vectors, metric, lambda_, count)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 40), parts=st.lists(st.integers(0, 9), max_size=6))
+def test_it_may_be_done_in_parts(metric, seed, rows, parts) -> None:
+    query, vectors, distances = near_first(seed, rows, metric)
+    diverse, open_rows = DiverseRows(query, vectors, distances, metric, 0.4), np.ones(rows, dtype=bool)
+    found: list[int] = []
+    for count in [*parts, 100]:
+        chosen = diverse.choose(open_rows, count)
+        open_rows[chosen] = False
+        found += chosen.tolist()
+    assert found == by_definition(query, vectors, metric, 0.4, rows)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -1,10 +1,12 @@
 """Hybrid queries, against LanceDB's own on the plain table of the reconstructions."""
 
+import itertools
 import re
 
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.tables import compress
 
+ENDS = [10, 15, 25, 50, 100]
 FILTERS = [None, "lang = 'en'", "id > 100 AND lang != 'fr' -- most", "title = 'title7'", "id < 0"]
 
 
@@ -34,6 +37,21 @@ def ours(world, text, vector) -> HybridQuery:
 def theirs(world, text, vector):
     search = world.plain.search(query_type="hybrid", vector_column_name="vector")
     return search.vector(vector.tolist()).text(text)
+
+
+def staged(first, count: int, goes_on: bool = False) -> pa.Table:
+    """The first rows of a ranking made of LanceDB's results with higher and higher limits, which do not begin
+    alike; as long as there are enough, or, if it goes on, some new ones."""
+    ranked = first(ENDS[0])
+    for before, end in itertools.pairwise(ENDS):
+        if len(ranked) >= count or (len(ranked) < before and not goes_on):
+            break
+        later = first(end)
+        new = later.filter(pc.invert(pc.is_in(later["id"], ranked["id"].combine_chunks())))
+        if new.num_rows == 0:
+            break
+        ranked = pa.concat_tables([ranked, new.slice(0, end - len(ranked))])
+    return ranked.slice(0, count)
 
 
 def assert_same(found: pa.Table, wanted: pa.Table) -> None:
@@ -58,17 +76,19 @@ def test_results_are_those_of_lancedb(
     text_world, seed, words, where, limit, offset, kind, return_score
 ) -> None:
     text, vector = " ".join(words), vector_of(seed)
-    found, wanted = (
-        search.select(["id", "text"]).limit(limit).offset(offset).rerank(kind(return_score=return_score))
-        for search in (ours(text_world, text, vector), theirs(text_world, text, vector))
-    )
-    if where is not None:
-        found, wanted = found.where(where), wanted.where(where)
-    found = found.to_arrow()
+
+    def asked(search, limit: int):
+        search = search.select(["id", "text"]).limit(limit).rerank(kind(return_score=return_score))
+        return search if where is None else search.where(where)
+
+    found = asked(ours(text_world, text, vector), limit).offset(offset).to_arrow()
+    wanted = staged(
+        lambda depth: asked(theirs(text_world, text, vector), depth).to_arrow(), limit + offset
+    ).slice(offset)
     if found.num_rows:
-        assert_same(found, wanted.to_arrow())
+        assert_same(found, wanted)
     else:
-        assert wanted.to_arrow().num_rows == 0
+        assert wanted.num_rows == 0
 
 
 @pytest.mark.parametrize("with_row_id", [False, True])
@@ -96,8 +116,8 @@ def test_original_scores_whatever_the_normalization(text_world) -> None:
     vector, text = vector_of(2), "silver forest"
     search = ours(text_world, text, vector).rerank(RRFReranker(return_score="all"), normalize="rank")
     found = search.limit(20).to_pandas().set_index("id")
-    near = text_world.store.search(vector).nprobes(1000).shortlist(300).limit(20).to_pandas()
-    best = text_world.store.search(text, "fts").limit(20).to_pandas()
+    near = text_world.store.search(vector).nprobes(1000).shortlist(300).limit(25).to_pandas()
+    best = text_world.store.search(text, "fts").limit(25).to_pandas()
     for name, list_of_one in (("_distance", near), ("_score", best)):
         scores = found[name].dropna().to_dict()
         assert scores and scores.items() <= list_of_one.set_index("id")[name].to_dict().items()
@@ -157,7 +177,7 @@ def test_both_searches_reach_to_the_end_of_the_page(text_world) -> None:
     spy = Spy()
     search = ours(text_world, "copper", vector_of(6)).rerank(spy).limit(5).offset(7)
     assert search.to_arrow().num_rows == 5
-    assert [len(results) for results in spy.given[1:]] == [12, 12]
+    assert [len(results) for results in spy.given[1:]] == [15, 15]
     assert spy.given[0] == "copper"
 
 
@@ -177,7 +197,7 @@ def test_plans_are_those_of_both_searches(text_world) -> None:
     search = ours(text_world, text, vector).where("id > 9").limit(5).offset(2).select(["id"])
     by_vector = text_world.store.search(vector).nprobes(1000).shortlist(300).select(["id", "_distance"])
     by_text = text_world.store.search(text, "fts").select(["id", "_score"])
-    parts = [each.where("id > 9").limit(7).with_row_id() for each in (by_vector, by_text)]
+    parts = [each.where("id > 9").limit(10).with_row_id() for each in (by_vector, by_text)]
 
     def below(plans: list[str]) -> list[str]:
         return [f"  {line}" for plan in plans for line in plan.splitlines()]
@@ -186,9 +206,12 @@ def test_plans_are_those_of_both_searches(text_world) -> None:
         return [re.split("[:,]", line)[0] for line in lines]
 
     explained = below([part.explain_plan() for part in parts])
-    assert search.explain_plan().splitlines() == ["Rerank: RRFReranker, by score, rows 2 to 7", *explained]
+    assert search.explain_plan().splitlines() == [
+        "Rerank: RRFReranker, by score, first 10 of both, rows 2 to 7",
+        *explained,
+    ]
     first, *others = search.rerank(MRRReranker(), normalize="rank").analyze_plan().splitlines()
-    assert first.startswith("Rerank: MRRReranker, by rank, rows 2 to 7  rows=5 time=")
+    assert first.startswith("Rerank: MRRReranker, by rank, first 10 of both, rows 2 to 7  rows=5 time=")
     assert stages(others) == stages(below([part.analyze_plan() for part in parts]))
 
 
@@ -213,11 +236,13 @@ def test_rows_without_a_vector_are_found_by_their_text(own_text_world) -> None:
 @pytest.mark.parametrize("prefilter", [True, False])
 def test_filters_before_or_after_both_searches(text_world, prefilter) -> None:
     vector, text = vector_of(8), "copper bridge"
-    found, wanted = (
-        make(text_world, text, vector).where("lang = 'en'", prefilter).select(["id", "text"]).limit(20)
-        for make in (ours, theirs)
-    )
-    assert_same(found.to_arrow(), wanted.to_arrow())
+
+    def first(make, limit: int) -> pa.Table:
+        search = make(text_world, text, vector).where("lang = 'en'", prefilter)
+        return search.select(["id", "text"]).limit(limit).to_arrow()
+
+    wanted = staged(lambda depth: first(theirs, depth), 20, goes_on=not prefilter)
+    assert_same(first(ours, 20), wanted)
 
 
 def test_kept_vectors_are_returned_and_refined_by(tmp_path) -> None:

@@ -93,8 +93,8 @@ def assert_same(found, wanted_ids, wanted) -> None:
 
 
 def everything(store, query, limit, offset=0):
-    """A search whose refining covers all rows."""
-    factor = -(-ROWS // (limit + offset))
+    """A search whose refining covers all rows, already that of its first stage, which ends after 10."""
+    factor = -(-ROWS // 10)
     return store.search(query).nprobes(1000).limit(limit).offset(offset).refine_factor(factor)
 
 
@@ -237,13 +237,17 @@ def test_plans_show_refining(keepers) -> None:
     assert search.select(["id"]).explain_plan().splitlines()[:3] == [
         "Take: id, _distance",
         "  Refine: l2 distance to raw vectors, keep 5",
-        "    Rerank: l2 distance to decoded rows, keep 20",
+        "    Rerank: l2 distance to decoded rows, keep 40",
     ]
     lines = search.analyze_plan().splitlines()
-    assert [line.split("rows=")[1].split()[0] for line in lines] == ["5", "20", "30", "30"]
+    assert [line.split("rows=")[1].split()[0] for line in lines] == ["5", "40", "40", "40"]
 
 
 # The stage by itself.
+
+
+def unranked(row_ids: np.ndarray, distances: np.ndarray) -> Hits:
+    return Hits(row_ids, distances, stages_S=np.zeros(len(row_ids), np.int64))
 
 
 @settings(max_examples=10, deadline=None)
@@ -258,7 +262,7 @@ def test_refine_does_not_depend_on_how_rows_are_taken(keepers, seed, sizes, rows
     rows = table.search().where("vector IS NOT NULL").select(["id"]).with_row_id(True).to_arrow()
     places = [generator.permutation(rows.num_rows)[:size] for size in sizes]
     row_ids = rows["_rowid"].to_numpy().astype(np.uint64)
-    hits = [Hits(row_ids[chosen], np.zeros(len(chosen), np.float32)) for chosen in places]
+    hits = [unranked(row_ids[chosen], np.zeros(len(chosen), np.float32)) for chosen in places]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refining, "rows_per_batch", lambda dim: rows_at_once)
         found = refine(table, "vector", queries, hits, "l2")
@@ -273,7 +277,7 @@ def test_refine_does_not_depend_on_how_rows_are_taken(keepers, seed, sizes, rows
 def test_rows_without_a_vector_are_left_out(keepers) -> None:
     table = keepers("l2").stores["float16"].table
     rows = table.search().where("id IN (0, 1, 11)").with_row_id(True).to_arrow()
-    hits = Hits(rows["_rowid"].to_numpy().astype(np.uint64), np.zeros(3, np.float32))
+    hits = unranked(rows["_rowid"].to_numpy().astype(np.uint64), np.zeros(3, np.float32))
     (refined,) = refine(table, "vector", queries_of(0, 1), [hits], "l2")
     (kept,) = table.search().where("id = 1").with_row_id(True).to_list()
     assert refined.row_ids_S.tolist() == [kept["_rowid"]]
@@ -285,8 +289,24 @@ def test_rows_without_a_vector_are_left_out(keepers) -> None:
     lower=st.none() | st.integers(-1, 22),
 )
 def test_candidates_lie_around_the_lower_bound(distances, count, lower) -> None:
-    hits = Hits(np.arange(len(distances), dtype=np.uint64), np.array(distances, dtype=np.float32))
-    chosen = candidates(hits, count, lower).row_ids_S.tolist()
+    hits = unranked(np.arange(len(distances), dtype=np.uint64), np.array(distances, dtype=np.float32))
+    chosen = candidates(hits, [count], lower).row_ids_S.tolist()
     within = [row for row, distance in enumerate(distances) if lower is not None and distance < lower]
     beyond = [row for row in range(len(distances)) if row not in within]
     assert chosen == within[-count:] + beyond[:count]
+
+
+@given(
+    stages=st.lists(st.integers(0, 2), max_size=30),
+    counts=st.tuples(st.integers(1, 9), st.integers(1, 20), st.integers(1, 40)).map(sorted),
+    lower=st.none() | st.integers(-1, 32),
+)
+def test_every_stage_refines_what_it_considers(stages, counts, lower) -> None:
+    row_ids = np.arange(len(stages), dtype=np.uint64)
+    hits = Hits(row_ids, row_ids.astype(np.float32), stages_S=np.array(stages, np.int64))
+    found = candidates(hits, counts, lower)
+    seen: set[int] = set()
+    for stage, count in enumerate(counts):
+        alone = candidates(hits[hits.stages_S <= stage], [0] * stage + [count], lower)
+        seen |= set(alone.row_ids_S.tolist())
+        assert set(found.row_ids_S[found.stages_S <= stage].tolist()) == seen

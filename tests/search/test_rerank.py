@@ -8,8 +8,9 @@ from rqmoe_store.config import Metric
 from rqmoe_store.search import distances
 from rqmoe_store.search import rerank as module
 from rqmoe_store.search.distances import exact_distances
-from rqmoe_store.search.rerank import Hits, page, rerank
+from rqmoe_store.search.rerank import Hits, rerank, within
 from rqmoe_store.search.segments import CodeBatch
+from rqmoe_store.search.shortlist import Candidates
 
 QUERY = np.array([3.0, 4.0], np.float32)
 VECTORS = np.array([[3, 4], [0, 0], [-3, -4], [4, -3], [6, 8]], np.float32)
@@ -39,9 +40,13 @@ def test_near_ties_far_from_the_origin_keep_their_order() -> None:
     assert (np.diff(exact_distances(query, vectors, "l2")) > 0).all()
 
 
-def shortlists(world, sizes: list[int]) -> list[CodeBatch]:
+def of_one_stage(row_ids: np.ndarray, codes: Codes) -> Candidates:
+    return Candidates(CodeBatch(row_ids, codes), np.zeros(len(codes)), np.zeros(len(codes), np.int64))
+
+
+def shortlists(world, sizes: list[int]) -> list[Candidates]:
     codes = world.codec.encode(world.vectors[: max(sizes)])
-    return [CodeBatch(world.row_ids[:size], codes[:size]) for size in sizes]
+    return [of_one_stage(world.row_ids[:size], codes[:size]) for size in sizes]
 
 
 def test_rerank_in_turns_is_the_same(world, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,19 +66,24 @@ def test_equal_distances_come_in_row_id_order(world) -> None:
     codes = world.codec.encode(world.vectors[:1])
     same = Codes(np.repeat(codes.codes, 5, axis=0), np.repeat(codes.partitions, 5))
     row_ids = np.array([9, 3, 7, 1, 5], np.uint64)
-    (hits,) = rerank(world.store.codecs, world.vectors[:1], [CodeBatch(row_ids, same)])
+    (hits,) = rerank(world.store.codecs, world.vectors[:1], [of_one_stage(row_ids, same)])
     assert hits.row_ids_S.tolist() == [1, 3, 5, 7, 9]
 
 
-def test_page_bounds_are_lower_inclusive_and_upper_exclusive() -> None:
+def test_bounds_are_lower_inclusive_and_upper_exclusive() -> None:
     hits = Hits(np.arange(5, dtype=np.uint64), np.array([0.0, 0.1, 0.2, 0.2, 0.5], np.float32))
 
-    def rows(**options: object) -> list[int]:
-        settings = {"lower": None, "upper": None, "offset": 0, "limit": 10} | options
-        return page(hits, **settings).row_ids_S.tolist()
+    def rows(lower: float | None, upper: float | None) -> list[int]:
+        return within(hits, lower, upper).row_ids_S.tolist()
 
-    assert rows(lower=0.1) == [1, 2, 3, 4]
-    assert rows(upper=0.2) == [0, 1]
-    assert rows(lower=0.2, upper=0.5) == [2, 3]
-    assert rows(lower=0.1, offset=1, limit=2) == [2, 3]
-    assert rows(offset=9) == []
+    assert rows(0.1, None) == [1, 2, 3, 4]
+    assert rows(None, 0.2) == [0, 1]
+    assert rows(0.2, 0.5) == [2, 3]
+    assert rows(None, None) == [0, 1, 2, 3, 4]
+
+
+def test_a_vector_does_not_depend_on_what_else_is_decoded(world) -> None:
+    codes = world.codec.encode(world.vectors[:40])
+    whole = world.store.codecs.decode(codes)
+    for count in (1, 2, 7, 30):
+        assert (world.store.codecs.decode(codes[:count]) == whole[:count]).all()

@@ -67,7 +67,7 @@ def test_searches_use_it_until_they_ask_for_something_else(store, tmp_path) -> N
         assert tuned in handle.search(VECTORS[0]).analyze_plan()
         asked = handle.search(VECTORS[0]).nprobes(7).shortlist(30).explain_plan()
         assert "7 of 8 partitions (asked for), memory, keep 30 (asked for)" in asked
-        assert "keep 240 (default)" in handle.search(VECTORS[0]).limit(80).explain_plan()
+        assert "keep 300 (default)" in handle.search(VECTORS[0]).limit(80).explain_plan()
     wanted = store.search(VECTORS[:3]).nprobes(setting.nprobes).shortlist(setting.shortlist).to_arrow()
     assert other.search(VECTORS[:3]).to_arrow().equals(wanted)
 
@@ -110,7 +110,7 @@ def test_no_query_made_from_a_row_meets_that_row(store) -> None:
     row_ids = np.sort(store.table.search().with_row_id(True).to_arrow()["_rowid"].to_numpy())
     made = queries_from_rows(state.snapshot, row_ids, store.columns, sample=20, seed=0)
     measures = Measures(state, store.columns, made, limit=3)
-    nearest, shortlists = measures.nearest(lambda _: None), measures._shortlists(8, 399)
+    nearest, shortlists = measures.nearest(lambda _: None), measures._candidates(8, 399)
     for own, near, shortlist in zip(made.own_Q, nearest, shortlists, strict=True):
         assert len(near) == 3 and own not in near.row_ids_N
         assert sorted(shortlist.rows.row_ids_N) == sorted(set(row_ids) - {own})
