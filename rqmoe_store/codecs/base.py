@@ -76,6 +76,11 @@ class Codec:
         return max(1, self._quantizer.num_partitions)
 
     @property
+    def vectors_are_tiny(self) -> bool:
+        """Whether it was trained on vectors much shorter than ordinary ones."""
+        return self._frame.exponent < 0
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of configuration, report and weights.
 

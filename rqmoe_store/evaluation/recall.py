@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import METRICS, Metric
 from rqmoe_store.errors import InvalidInputError
@@ -123,7 +124,7 @@ def _all_distances(queries_QD: Float32Array, vectors_ND: Float32Array, metric: M
     # Under "cosine" both have unit length already, so that their inner product is their cosine.
     metric = "dot" if metric == "cosine" else metric
     distances_QN = all_distances(queries_QD.astype(np.float64), vectors_ND.astype(np.float64), metric)
-    return distances_QN.astype(np.float32)
+    return to_float32(distances_QN)
 
 
 def _checked(found: Any, truth: Any, found_width: int, truth_width: int) -> tuple[Indices, Indices]:

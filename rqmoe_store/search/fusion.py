@@ -81,9 +81,10 @@ def _scaled(results: pa.Table, name: str, normalize: Normalization) -> pa.Table:
 def _to_unit_range(scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if len(scores_R) == 0:
         return scores_R
-    spread = scores_R.max() - scores_R.min()
-    shifted_R = scores_R - scores_R.min()
-    return np.asarray(shifted_R if spread == 0 else shifted_R / spread)
+    exact_R = scores_R.astype(np.float64)  # the difference of two may be beyond float32
+    spread = exact_R.max() - exact_R.min()
+    shifted_R = exact_R - exact_R.min()
+    return np.asarray(shifted_R if spread == 0 else shifted_R / spread, dtype=np.float32)
 
 
 def _ranks(scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

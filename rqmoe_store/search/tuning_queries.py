@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import TableError
 from rqmoe_store.search.filters import row_id_filter
@@ -80,5 +81,5 @@ def queries_from_rows(
     moves_QD *= math.sqrt(codecs.newest.report.validation_mse) / np.linalg.norm(
         moves_QD, axis=1, keepdims=True
     )
-    queries_QD = as_vectors(codecs.decode(rows.codes) + moves_QD, metric=codecs.metric)
+    queries_QD = as_vectors(to_float32(codecs.decode(rows.codes) + moves_QD), metric=codecs.metric)
     return TuningQueries(queries_QD, rows.row_ids_N)

@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import KeepVectors
-from rqmoe_store.errors import TableError
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
@@ -81,11 +81,12 @@ def compress(
     Raises:
         TableError: no such vector column, an empty table, columns named like ours, `into` taken.
         InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
-            cosine (named by row position), or beyond float16 where they shall be kept in it; an
+            cosine (named by row position), or beyond float16, or below it, where they shall be kept in it; an
             `into` that cannot be a table name; an unknown `keep_vectors`.
         StorageError: the disk or bucket, or that of temporary files, refuses to take it.
     """
     require_keep_vectors(keep_vectors)
+    _require_bits(codec, keep_vectors)
     columns = CodeColumns(vector_column)
     kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
     docs = on_disk(docs)
@@ -97,6 +98,15 @@ def compress(
         spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
         table = _write(db, into, source, codec, kept, spill, bar)
     return cls(table, TableCodec.of(TableMarks.read(table.schema, into), [codec]))
+
+
+def _require_bits(codec: Codec, keep_vectors: KeepVectors) -> None:
+    """Raise InvalidInputError where vectors like those the codec was trained on are nothing in float16."""
+    if keep_vectors == "float16" and codec.vectors_are_tiny:
+        raise InvalidInputError(
+            "Got keep_vectors='float16' and a codec for vectors shorter than 1e-5, of which float16 keeps "
+            "few bits or none. Use keep_vectors='float32', or multiply the vectors by a constant."
+        )
 
 
 def on_disk(docs: Table) -> LanceTable:

@@ -228,7 +228,7 @@ class _FragmentStep:
                 f"Fragment {self._fragment_id} of table {self._table.name!r} reads back other codes than "
                 "were written. The rows are as they were; check the storage, and try again."
             )
-        errors_VD = vectors_VD - self._codecs.decode(codes)
+        errors_VD = vectors_VD.astype(np.float64) - self._codecs.decode(codes)
         squared_error = float(np.square(errors_VD, dtype=np.float64).sum())
         squared_length = float(np.square(vectors_VD, dtype=np.float64).sum())
         if squared_error > squared_length and not self._kept.kept:
