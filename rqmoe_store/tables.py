@@ -179,10 +179,11 @@ def compress(
         raise InvalidInputError(
             f"Got into={into!r} and in_place={in_place}; expected the name of a new table, or in_place=True."
         )
+    docs = on_disk(docs)
     if key is not None:
         require_key(docs, key)  # now rather than when all is encoded
     if in_place:
-        store = _compress_in_place(on_disk(docs), codec, db, vector_column, keep_vectors, progress)
+        store = _compress_in_place(docs, codec, db, vector_column, keep_vectors, progress)
     else:
         store = _compress(
             docs,

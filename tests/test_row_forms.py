@@ -22,9 +22,11 @@ from word_embedding import DIM as WORD_DIM
 from word_embedding import NAME as WORDS
 
 from rqmoe_store.async_table import open_table_async
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.table import CompressedTable
-from rqmoe_store.tables import create_table, open_table
+from rqmoe_store.tables import compress, create_table, open_table
+from rqmoe_store.training.trainer import train
 
 DIM = 4
 ROWS = 30
@@ -316,3 +318,68 @@ def test_models_with_embedding_functions(db):
 def test_what_is_no_schema(db, schema):
     with pytest.raises(InvalidInputError, match=r"Got schema=.*expected a pyarrow schema or a LanceModel"):
         create_table(db, "docs", schema=schema)
+
+
+# Vectors to search for and to train on.
+
+FOUND = rows_of(2)["vector"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        (FOUND, [0, 1]),
+        (FOUND.combine_chunks(), [0, 1]),
+        (FOUND.to_pandas(), [0, 1]),
+        (pl.Series(FOUND.to_pylist()), [0, 1]),
+        (pd.DataFrame(FOUND.to_pylist()), [0, 1]),
+        (pl.DataFrame(np.array(FOUND.to_pylist())), [0, 1]),
+        (pa.array(FOUND[1].as_py()), [1]),
+        (pd.Series(FOUND[1].as_py()), [1]),
+        (pl.Series(FOUND[1].as_py()), [1]),
+        (rows_of(1).to_pandas(), None),
+        (rows_of(1).select(["vector"]).to_pandas(), None),
+        (pl.DataFrame({"vector": FOUND.to_pylist()}), None),
+        (rows_of(1).select(["vector"]), None),
+        ({"vector": FOUND[0].as_py()}, None),
+        (iter(FOUND.to_pylist()), "generator|iterator"),
+    ],
+)
+def test_columns_are_queries_and_frames_are_not(db, query, ids):
+    store = create_table(db, "docs", rows_of())
+    if isinstance(ids, list):
+        assert store.search(query).limit(1).to_arrow()["id"].to_pylist() == ids
+        return
+    with pytest.raises(InvalidInputError, match=ids or "pass the column of vectors alone"):
+        store.search(query)
+
+
+def test_training_on_columns_and_streams(db):
+    config = CodecConfig(kind="rq", code_bytes=2, codebook_size=16)
+    training = TrainConfig(epochs=0, progress=False)
+    rows = FORMS["tensors"](rows_of(60), Path())
+    docs = db.create_table("tensors", rows)
+    codecs = [train(data, config=config, training=training) for data in (docs, rows["vector"])]
+    assert [codec.dim for codec in codecs] == [DIM, DIM]
+    store = compress(docs, codecs[0], "coded", progress=False)
+    assert store.add(rows) == 60 and len(store) == 120
+    flat = np.array(rows["vector"].combine_chunks().storage.to_pylist(), dtype=np.float32)
+    square = rows.set_column(3, "vector", pa.FixedShapeTensorArray.from_numpy_ndarray(flat.reshape(60, 2, 2)))
+    squares = db.create_table("squares", square)
+    calls = {
+        "create": lambda: create_table(db, "none", square),
+        "add": lambda: store.add(square),
+        "compress": lambda: compress(squares, codecs[0], "none", progress=False),
+        "train": lambda: train(squares, config=config, training=training),
+    }
+    for call in calls.values():
+        with pytest.raises((InvalidInputError, TableError), match="vector"):
+            call()
+    for stream in (rows.to_reader(), iter(flat), (vector for vector in flat)):
+        with pytest.raises(
+            InvalidInputError, match="Ingest a stream into a table, or put its vectors into an"
+        ):
+            train(stream, config=config, training=training)
+    with pytest.raises(TableError, match="Got RecordBatchReader as the table to compress"):
+        compress(rows.to_reader(), codecs[0], "none", key="id", progress=False)

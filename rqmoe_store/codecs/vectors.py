@@ -1,5 +1,6 @@
 """Checks that turn whatever the user passes as vectors into a clean float32 array."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -97,13 +98,29 @@ def from_torch(data: Any) -> Any:
         raise TypeError(str(error).splitlines()[0]) from error
 
 
+def listed(column: Any) -> Any:
+    """A column of Arrow, pandas or polars, of numbers or lists of them, as a list; others as they are."""
+    if is_frame(column):
+        return column
+    for method in ("to_pylist", "to_list"):
+        if hasattr(column, method):
+            return getattr(column, method)()
+    return column
+
+
+def is_frame(data: Any) -> bool:
+    """Whether `data` has columns with names: a dict, a frame, or a table of Arrow's."""
+    return isinstance(data, Mapping) or hasattr(data, "columns")
+
+
 def _to_float32(data: Any) -> Float32Array:
     try:
         if np.ma.is_masked(data):
             raise TypeError("some values are masked; .filled(...) puts numbers in their place")
-        array = np.asarray(from_torch(data))
+        array = np.asarray(from_torch(listed(data)))
         if array.dtype.kind in _REFUSED:
-            raise TypeError(_REFUSED[array.dtype.kind])
+            hint = "pass the column of vectors alone, such as frame['vector']" if is_frame(data) else None
+            raise TypeError(hint or _REFUSED[array.dtype.kind])
         with np.errstate(over="ignore"):  # an overflow becomes inf, reported with its row
             return np.ascontiguousarray(array, dtype=np.float32)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of torch, beside other values

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_frame, listed
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 
@@ -20,6 +20,7 @@ def as_queries(query: Any, *, dim: int, metric: Metric) -> Float32Array:
     Raises:
         InvalidInputError: what `as_vectors` refuses, or an empty batch.
     """
+    query = listed(query)
     if _is_single(query):
         query = query[None] if isinstance(query, torch.Tensor) else [query]
     queries_QD = as_vectors(query, dim=dim, metric=metric)
@@ -75,7 +76,7 @@ def require_installed(module: str) -> ModuleType:
 def _is_single(query: Any) -> bool:
     if isinstance(query, (torch.Tensor, np.ndarray)):
         return query.ndim == 1
-    if isinstance(query, str) or not hasattr(query, "__len__") or len(query) == 0:
+    if isinstance(query, str) or is_frame(query) or not hasattr(query, "__len__") or len(query) == 0:
         return False
     # Only the first element is looked at: rows of different lengths are reported by `as_vectors`.
     return np.ndim(query[0]) == 0

@@ -39,8 +39,13 @@ def fixed_length(data_type: pa.DataType) -> int | None:
 
 
 def plain_vectors(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """A column of vectors as one array of lists, whatever was around them: a tensor's type, or views."""
+    """A column of vectors as one array of lists, whatever was around them: a tensor's type, or views.
+
+    What is no column of vectors stays as it is.
+    """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not is_vector_type(array.type):
+        return array
     array = getattr(array, "storage", array)
     if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
         # Not by Arrow's own cast, of which version 26 makes lists without an end.

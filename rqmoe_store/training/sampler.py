@@ -14,12 +14,22 @@ from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
 
 _CHUNK_ROWS = 8192
-_NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
+_NUMBERS = (pa.types.is_floating, pa.types.is_integer)
 
 
 def count_vectors(data: Any) -> int:
     """Rows of a LanceDB table or of an array-like."""
     return int(data.count_rows()) if hasattr(data, "count_rows") else len(data)
+
+
+def require_countable(data: Any) -> None:
+    """Raise InvalidInputError for what has no number of rows, such as streams, which are read once."""
+    if not hasattr(data, "count_rows") and not hasattr(data, "__len__"):
+        raise InvalidInputError(
+            f"Got {type(data).__name__} to train on; expected a LanceDB table, or an array or tensor (rows, "
+            "dim), of which rows can be chosen at random. Ingest a stream into a table, or put its vectors "
+            "into an array, such as np.stack(list(...))."
+        )
 
 
 def sample_vectors(
@@ -35,6 +45,7 @@ def sample_vectors(
         TableError: missing column, column of another type, or an empty table.
         InvalidInputError: vectors that `as_vectors` refuses.
     """
+    require_countable(data)
     is_table = hasattr(data, "count_rows")
     if is_table:
         _check_column(data, vector_column)
@@ -61,6 +72,8 @@ def _check_column(table: Any, vector_column: str) -> None:
             "Name the one that holds the embeddings with vector_column=."
         )
     column_type = schema.field(vector_column).type
+    is_tensor = isinstance(column_type, pa.FixedShapeTensorType) and len(column_type.shape) == 1
+    column_type = column_type.storage_type if is_tensor else column_type
     is_list = pa.types.is_list(column_type) or pa.types.is_large_list(column_type)
     if not is_list and not pa.types.is_fixed_size_list(column_type):
         raise TableError(
@@ -102,6 +115,7 @@ def _read_chunk(
     column = table.take_offsets(offsets.tolist()).select([vector_column]).to_arrow()[vector_column]
     rows = offsets[np.flatnonzero(column.is_valid().to_numpy())]
     values = column.drop_null().combine_chunks()
+    values = getattr(values, "storage", values)  # of a tensor
     if len(values) == 0:
         return np.empty((0, 0), dtype=np.float32)
     lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
