@@ -14,7 +14,7 @@ def test_python_blocks_run_in_order(project: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # of a hang; a busy machine takes a minute or two
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
