@@ -9,7 +9,7 @@ from pathlib import Path
 def printed(script: Path, *arguments: str) -> str:
     """What a script prints; it must not fail."""
     run = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=900, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout

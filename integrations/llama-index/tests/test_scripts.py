@@ -10,7 +10,7 @@ HOME = Path(__file__).parent.parent
 
 def run(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=HOME, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *arguments], cwd=HOME, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
