@@ -68,7 +68,7 @@ def test_tables_go_on(written: Path) -> None:
     store.update("id = 4", {"text": "updated"})
     assert store.delete("id = 5") == 1
     store.optimize(progress=False)
-    assert store.count_rows(store.columns.raw_filter) == 0
+    assert store.table.count_rows(store.columns.raw_filter) == 0
     assert len(opened(written, "docs")) == 61
     assert store.verify(progress=False).ok
 
