@@ -156,11 +156,7 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         await in_thread(create)
 
     def __repr__(self) -> str:
-        store = self.blocking
-        return (
-            f"{type(self).__name__}({self.name!r}, dim {store.dim} as {store.codecs.code_bytes} code bytes, "
-            f"{store.codecs.marks.config.kind}, metric {store.metric!r})"
-        )
+        return f"{type(self).__name__}({self.name!r}, {self.blocking._described})"
 
 
 async def open_table_async(

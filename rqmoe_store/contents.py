@@ -70,11 +70,10 @@ class TableContents(StoredTable):
             ArtefactError: a codec is missing or damaged.
             StorageError: the disk refuses a write.
         """
-        if self.checked_out is None:
-            self.refresh()
+        snapshot = self.snapshots.current()
         return export(
-            self.table.to_lance(),
-            self.codecs,
+            snapshot.dataset,
+            snapshot.codecs,
             path,
             format=format,
             overwrite=overwrite,

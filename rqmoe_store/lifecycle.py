@@ -14,6 +14,7 @@ from rqmoe_store.store.background import BackgroundEncoding
 from rqmoe_store.store.generation_changes import add_generation, sampled_vectors
 from rqmoe_store.store.progress import progress_bar
 from rqmoe_store.store.reencoding import Reencoded, reencode_table, stale_filter
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.statistics import disk_bytes
 from rqmoe_store.store.unused_codecs import GRACE, remove_unused
 from rqmoe_store.store.upkeep import OptimizeReport, tidy
@@ -168,8 +169,8 @@ class LifecycleTable(TableContents):
             TableError: a codec does not fit the vectors; these stay.
             StorageError: the disk or bucket refuses a write; what was not done yet is left as it was.
         """
-        before = disk_bytes(self.table)
         self.refresh()
+        before = disk_bytes(self.table)
         if self.encoding is not None:
             self.encoding.stop()
         trained = self.is_due_for_training(train_from)
@@ -191,12 +192,15 @@ class LifecycleTable(TableContents):
         )
 
     def is_due_for_training(self, train_from: int | None = ROWS_TO_TRAIN) -> bool:
-        """Whether `optimize(train_from=train_from)` would train a first codec, as this handle knows it."""
-        if train_from is None or self.codecs.newest is not None:
+        """Whether `optimize(train_from=train_from)` would train a first codec."""
+        return self.snapshots.read(lambda snapshot: self._is_due(snapshot, train_from))
+
+    def _is_due(self, snapshot: Snapshot, train_from: int | None) -> bool:
+        if train_from is None or snapshot.codecs.newest is not None:
             return False
-        rows = max(train_from, self.codecs.marks.config.least_training_rows)
+        rows = max(train_from, snapshot.codecs.marks.config.least_training_rows)
         # All rows are counted first: that takes no look at them.
-        return len(self) >= rows and self.table.count_rows(self.columns.raw_filter) >= rows
+        return snapshot.rows >= rows and snapshot.dataset.count_rows(self.columns.raw_filter) >= rows
 
     def _trained(
         self, training: TrainConfig | None, vectors: Any, config: CodecConfig, progress: bool

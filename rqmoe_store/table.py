@@ -213,4 +213,5 @@ class CompressedTable(LifecycleTable):
             lambda state: tune_search(state, self.columns, queries, goal, progress=progress),
         )
         report.setting.write(self.table)
+        self.refresh()
         return report

@@ -7,13 +7,13 @@ Shape legend: B codes, M steps, D dimension.
 """
 
 import dataclasses
-import threading
 import warnings
 
 import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.forks import Lock
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
 LARGEST_BATCH = 4096
@@ -36,7 +36,7 @@ class GraphedDecoder:
     def __init__(self, quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> None:
         self._quantizer, self._folded = quantizer, folded
         self._recordings: dict[tuple[int, int], _Recording] = {}
-        self._lock = threading.Lock()  # a recording has one set of buffers
+        self._lock = Lock()  # a recording has one set of buffers
         self._refused = False
 
     def decode(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:

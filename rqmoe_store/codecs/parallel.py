@@ -9,9 +9,11 @@ from typing import TypeVar
 
 import torch
 
+from rqmoe_store.codecs.forks import Lock
+
 Result = TypeVar("Result")
 
-_settling = threading.Lock()
+_settling = Lock()
 
 
 def side_by_side(tasks: Iterable[Callable[[], Result]]) -> list[Result]:

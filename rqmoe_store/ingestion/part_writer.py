@@ -24,6 +24,7 @@ from rqmoe_store.store.appends import fragments_of, write_batches
 from rqmoe_store.store.drift import DriftSums
 from rqmoe_store.store.ingested import Done
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.table_place import TablePlace
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
@@ -95,14 +96,15 @@ class PartWriter(NamesRefusals):
             InvalidInputError: a device that is not there.
         """
         self._work, self._store = work, StoredTable.open(work.place.connected(), work.place.name)
-        if work.encode and fingerprints(self._store) != tuple(work.codecs):
+        self._encoder, self._checker = row_tools(self._store, work.vector_column, encode=work.encode)
+        codecs = self._encoder.codecs
+        if work.encode and fingerprints(codecs) != tuple(work.codecs):
             raise TableError(
                 f"Table {self._store.name!r} was given another codec while rows were ingested into it. What "
                 "is committed stays; ingest again."
             )
-        if work.encode:
-            self._store.codec.to(device)
-        self._encoder, self._checker = row_tools(self._store, work.vector_column, encode=work.encode)
+        if work.encode and codecs.newest is not None:
+            codecs.newest.to(device)
 
     def write(self, part: Part) -> WrittenPart:
         """Write the rows of a part.
@@ -148,6 +150,6 @@ class PartWriter(NamesRefusals):
                 yield from encoded.encoded.to_batches()
 
 
-def fingerprints(store: StoredTable) -> tuple[str, ...]:
+def fingerprints(codecs: TableCodec) -> tuple[str, ...]:
     """Of the codecs of a table, oldest first."""
-    return tuple(mark.fingerprint for mark in store.codecs.marks.generations)
+    return tuple(mark.fingerprint for mark in codecs.marks.generations)

@@ -99,7 +99,8 @@ def row_tools(store: StoredTable, vector_column: str, *, encode: bool) -> tuple[
     """
     if encode:
         _ = store.codec  # raises when there is none
-    encoder = RowEncoder(store.table.schema, store.codecs, table_name=store.name, encode=encode)
+    snapshot = store.snapshots.current()
+    encoder = RowEncoder(snapshot.schema, snapshot.codecs, table_name=store.name, encode=encode)
     return encoder, RowChecker(encoder, vector_column, dim=store.dim, metric=store.metric)
 
 

@@ -12,6 +12,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from rqmoe_store.codecs.forks import progress_console
+
 
 class _Rate(ProgressColumn):
     """Rows so far, and rows and bytes a second."""
@@ -39,6 +41,7 @@ class IngestProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             disable=not visible,
+            console=progress_console(),
         )
         self._task = self._bar.add_task("Ingesting", total=total_bytes, rows=0, size=0)
         self._rows = self._size = 0

@@ -45,11 +45,11 @@ class SharedIngestion(NamesRefusals):
         self._committer = Committer(self._store.table, prepared.encoder, held, self._quarantine)
         self._content, self._fragments, self._arrow_bytes = Content(), list[str](), 0
         self.work = PartWork(
-            place=TablePlace.of(self._store),
+            place=TablePlace.of(self._store.table),
             columns=tuple(prepared.columns),
             vector_column=prepared.vector_column,
             encode=prepared.encode,
-            codecs=fingerprints(self._store),
+            codecs=fingerprints(prepared.encoder.codecs),
             quarantined=None if self._quarantine is None else dict(self._quarantine.pieces),
         )
         """For `PartWriter`."""

@@ -24,8 +24,8 @@ from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.scan import scan_sides
 from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
 from rqmoe_store.search.shortlist import Candidates, Shortlist
-from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
+from rqmoe_store.search.stored_codes import read_codes
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.generations import Generation
 

@@ -13,9 +13,9 @@ from rqmoe_store.search.refine import candidates, refine
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits, decoded_together, ordered, rerank, within
 from rqmoe_store.search.shortlist import Candidates
-from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.search.stages import Choose, first_open, in_stages, out_of_reach
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.snapshot import Snapshot
 
 
 class Page(NamedTuple):

@@ -18,9 +18,9 @@ from rqmoe_store.search.filters import combined
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits, ordered, within
 from rqmoe_store.search.segments import RowIds
-from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.fragments import count_rows, has_column
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 _LOWEST, _HIGHEST = 2.0**-80, 2.0**80

@@ -16,8 +16,9 @@ from rqmoe_store.search.dispatch import as_vector
 from rqmoe_store.search.distances import exact_distances
 from rqmoe_store.search.fusion import values_of
 from rqmoe_store.search.options import as_queries
-from rqmoe_store.search.source import source_of
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import read_vectors
 
 
@@ -101,25 +102,27 @@ class DecodedReranker(Reranker):
         """Distance of every row, (R,), NaN where it has no code."""
         names = [*self._store.columns.names, self._store.columns.vector_column]
         if all(name in results.column_names for name in names):
-            return self._distances_of_rows(query_D, results)
+            return self._distances_of_rows(query_D, results, self._store.codecs)
         if ROW_ID not in results.column_names:
             raise InvalidInputError(
                 f"Got a result with neither {ROW_ID} nor the columns {', '.join(names)}; expected either. "
                 "Add .with_row_id(True) to the query."
             )
         row_ids = results[ROW_ID].unique().to_pylist()
-        rows = source_of(self._store).read(
-            0,  # bytes allowed for codes: these few are read, not loaded with all others
-            lambda state: state.snapshot.table.take_row_ids(row_ids).select(names).with_row_id().to_arrow(),
-        )
-        distances = pa.array(self._distances_of_rows(query_D, rows))
+
+        def taken(snapshot: Snapshot) -> tuple[pa.Table, TableCodec]:
+            rows = snapshot.table.take_row_ids(row_ids).select(names).with_row_id().to_arrow()
+            return rows, snapshot.codecs
+
+        rows, codecs = self._store.snapshots.read(taken)
+        distances = pa.array(self._distances_of_rows(query_D, rows, codecs))
         found = pa.table({ROW_ID: rows[ROW_ID], DISTANCE: distances})
         # A row deleted meanwhile is not among them: null, read as NaN.
         return np.asarray(values_of(results, found, DISTANCE).to_numpy(), dtype=np.float32)
 
-    def _distances_of_rows(self, query_D: Float32Array, rows: pa.Table) -> Float32Array:
+    def _distances_of_rows(self, query_D: Float32Array, rows: pa.Table, codecs: TableCodec) -> Float32Array:
         """To decoded vectors; to raw ones in rows that are not encoded yet."""
-        store, codecs = self._store, self._store.codecs
+        store = self._store
         codes, coded_R = store.columns.from_arrow(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)
         distances_R[coded_R] = exact_distances(query_D, codecs.decode(codes), codecs.metric)

@@ -3,6 +3,7 @@
 Shape suffixes: N some rows.
 """
 
+import copy
 import dataclasses
 
 import lance
@@ -18,8 +19,9 @@ from rqmoe_store.search.segments import (
     grouped,
     no_rows,
 )
-from rqmoe_store.search.snapshot import Snapshot, read_codes, read_rows
+from rqmoe_store.search.stored_codes import read_codes, read_rows
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.snapshot import Snapshot
 
 _SMALL_ROWS, _SMALL_SHARE = 65_536, 0.125
 """Rows that came or went since the codes were loaded are kept apart up to this many or this share."""
@@ -124,7 +126,8 @@ def _grouped(rows: CodeBatch, snapshot: Snapshot) -> Segment:
 
 def _deleted_since(earlier: Snapshot, snapshot: Snapshot) -> RowIds | None:
     """Ids of the rows deleted since; None when what changed cannot be told."""
-    dataset, steps = snapshot.dataset, snapshot.version - earlier.version
+    # A dataset of its own: while one looks for transactions, no other thread may use it.
+    dataset, steps = copy.copy(snapshot.dataset), snapshot.version - earlier.version
     if steps < 0 or not dataset.has_stable_row_ids or earlier.codecs is not snapshot.codecs:
         return None
     known = [transaction for transaction in dataset.get_transactions(steps + 1) if transaction is not None]

@@ -18,8 +18,8 @@ from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.segments import Mask, no_rows
 from rqmoe_store.search.shards import ShardPart
 from rqmoe_store.search.shortlist import Shortlist, sides_of
-from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.search.source import CodeSource, TableState
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table import StoredTable
 
 Ask = Callable[[str, Mapping[int, ShardPart], tuple[Any, ...]], list[Any]]
@@ -78,14 +78,14 @@ class ShardedSource(CodeSource):
             shards: how many there are, at least 1.
             ask: reaches them.
         """
-        super().__init__(store.table, store.columns, store.codecs, store.checked_out)
+        super().__init__(store.snapshots, store.columns)
         self._shards, self._ask = shards, ask
         self._owners: dict[int, int] = {}
         self._spread: Shards | None = None
 
     def current(self, memory_budget: int) -> TableState:
-        """The version that the table has now; the shards need what memory they need. Raises TableError when
-        the table was dropped."""
+        """The version that is read now; the shards need what memory they need. Raises TableError when the
+        table was dropped."""
         with self._lock:
             snapshot = self._snapshots.current()
             if self._spread is None or self._spread.snapshot is not snapshot:

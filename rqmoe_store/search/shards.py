@@ -18,8 +18,9 @@ from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.scan import scan_sides
 from rqmoe_store.search.segments import Mask, Segment, Selection, grouped
 from rqmoe_store.search.shortlist import Shortlist
-from rqmoe_store.search.snapshot import Snapshot, fragment_codes
+from rqmoe_store.search.stored_codes import fragment_codes
 from rqmoe_store.store import databases
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_place import TablePlace
 
@@ -108,7 +109,8 @@ class Shard:
         table = databases.open_if_exists(self._database, name, branch=branch, version=part.version)
         if table is None:
             raise FileNotFoundError(f"Version {part.version} of table {name!r} is gone.")
-        snapshot = Snapshot.of(cast(LanceTable, table), self._database, self._codecs)
+        dataset = cast(LanceTable, table).to_lance()
+        snapshot = Snapshot.of(dataset, self._database, self._place, self._codecs)
         if snapshot.transaction != part.transaction:
             raise FileNotFoundError(f"Version {part.version} of table {name!r} is another one now.")
         self._codecs = snapshot.codecs

@@ -2,16 +2,13 @@
 
 import dataclasses
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeVar
 
-import pyarrow as pa
-from lancedb.table import LanceTable
-
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.errors import InvalidInputError, RQMoEError
+from rqmoe_store.codecs.forks import Lock
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search.raw_rows import RawFragments, RawRows
 from rqmoe_store.search.request import SearchRequest
@@ -19,10 +16,9 @@ from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.resident import Resident
 from rqmoe_store.search.segments import Mask
 from rqmoe_store.search.shortlist import Shortlist
-from rqmoe_store.search.snapshot import Snapshot, Snapshots
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.snapshot import Snapshot, Snapshots
 from rqmoe_store.store.table import StoredTable
-from rqmoe_store.store.table_codec import TableCodec
 
 Cache = Literal["memory", "disk"]
 Result = TypeVar("Result")
@@ -32,8 +28,8 @@ _SHARE_OF_MEMORY = 4
 
 _WHERE_UNKNOWN = 2**32
 
-_sources: "weakref.WeakValueDictionary[tuple[object, ...], CodeSource]" = weakref.WeakValueDictionary()
-_sources_lock = threading.Lock()
+_sources: "weakref.WeakValueDictionary[Snapshots, CodeSource]" = weakref.WeakValueDictionary()
+_sources_lock = Lock()
 
 
 class CodesElsewhere(Protocol):
@@ -76,22 +72,16 @@ class TableState:
 class CodeSource:
     """The newest version of one table, or an earlier one, and its codes, for all queries of the process."""
 
-    def __init__(
-        self,
-        table: LanceTable,
-        columns: CodeColumns,
-        codecs: TableCodec,
-        checked_out: int | None = None,
-    ) -> None:
-        self._snapshots = Snapshots(table, codecs, checked_out)
+    def __init__(self, snapshots: Snapshots, columns: CodeColumns) -> None:
+        self._snapshots = snapshots
         self._columns = columns
         self._raw_fragments = RawFragments(columns)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._resident: Resident | None = None
         self._raw: RawRows | None = None
 
     def current(self, memory_budget: int) -> TableState:
-        """The version that the table has now.
+        """The version that is read now.
 
         Args:
             memory_budget: bytes that codes may take; above it none are loaded.
@@ -99,7 +89,7 @@ class CodeSource:
         Raises:
             TableError: the table was dropped, or has a code or partition id that none of its codecs has.
         """
-        with self._lock:  # several queries that find a new version have it read once
+        with self._lock:  # several queries that find a new version have its codes read once
             snapshot = self._snapshots.current()
             if self._raw is None or self._raw.snapshot is not snapshot:
                 self._raw = self._raw_fragments.of(snapshot)
@@ -110,28 +100,16 @@ class CodeSource:
             return TableState(snapshot, self._resident if memory_budget else None, self._raw)
 
     def read(self, memory_budget: int, action: Callable[[TableState], Result]) -> Result:
-        """What `action` makes of the version the table has now, from a later one should this be lost.
+        """What `action` makes of the version that is read now, from a later one should this be lost.
 
         Raises as `current` and `action`.
         """
-        while True:
-            state = None
-            try:
-                state = self.current(memory_budget)
-                return action(state)
-            except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-                # Old versions may be cleaned up, and tables replaced, while a query reads them.
-                if isinstance(error, RQMoEError) or not self.is_lost(state):
-                    raise
 
-    def is_lost(self, state: TableState | None) -> bool:
-        """Whether a version (None for the newest known one) cannot be read any more, and another must be
-        asked for.
+        def current() -> tuple[Snapshot, TableState]:
+            state = self.current(memory_budget)
+            return state.snapshot, state
 
-        Raises TableError when the table was dropped.
-        """
-        with self._lock:
-            return self._snapshots.is_lost(None if state is None else state.snapshot)
+        return self._snapshots.read_state(current, action)
 
     @property
     def resident(self) -> Resident | None:
@@ -140,27 +118,13 @@ class CodeSource:
 
 
 def source_of(store: StoredTable) -> CodeSource:
-    """The source that all handles on one version of a table, most often the newest, share in this process for
-    as long as one of them is used; those that reach it by other credentials or at another server do not."""
-    table, version = store.table, store.checked_out
-    reached_by = tuple(sorted((table.initial_storage_options() or {}).items()))
-    key = table.uri, reached_by, table.current_branch(), store.columns.vector_column, version
+    """The source that all handles of this process share which read the same version, most often the newest,
+    in the same way, for as long as one of them is used."""
     with _sources_lock:
-        source = _sources.get(key)
+        source = _sources.get(store.snapshots)
         if source is None:
-            source = _sources[key] = CodeSource(store.table, store.columns, store.codecs, version)
+            source = _sources[store.snapshots] = CodeSource(store.snapshots, store.columns)
         return source
-
-
-def _renew_locks() -> None:
-    global _sources_lock
-    _sources_lock = threading.Lock()
-    for source in list(_sources.values()):
-        source._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
-    os.register_at_fork(after_in_child=_renew_locks)  # a forked process lacks the threads that held them
 
 
 def bytes_allowed(cache: Cache, limit: int | None) -> int:

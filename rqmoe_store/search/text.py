@@ -12,10 +12,10 @@ from lancedb.table import LanceTable
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.columns import ROW_ID, SCORE, Chosen, without
 from rqmoe_store.search.plan import indented
-from rqmoe_store.search.snapshot import Snapshot
 from rqmoe_store.search.source import CodeSource
 from rqmoe_store.search.table_query import SearchBuilder, TableQuery
 from rqmoe_store.search.text_index import indexed_columns, text_columns
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table import StoredTable
 
 _REFUSALS = ("LanceError(Index)", "Invalid input")

@@ -26,11 +26,11 @@ def create_text_index(
         raise InvalidInputError(f"Got unknown option {unknown[0]!r}; available are {', '.join(known)}.")
     wanted = _as_list(columns)
     if exist_ok and not replace and wanted:
-        indexed = indexed_columns(store.table)
+        indexed = store.snapshots.read(lambda snapshot: indexed_columns(snapshot.table))
         if all(name in indexed for name in wanted):
-            return  # without asking the storage for the newest version
-    store.refresh()
-    names = text_columns(store.schema, wanted)
+            return
+    schema = store.refresh().schema
+    names = text_columns(schema, wanted)
     for name in _to_be_made(store, names, replace, exist_ok):
         on_newest(store.table, functools.partial(_make, store, name, replace, exist_ok, options))
 

@@ -22,8 +22,8 @@ from rqmoe_store.search.reach import Reach
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.segments import CodeBatch
 from rqmoe_store.search.shortlist import Candidates
-from rqmoe_store.search.snapshot import read_codes
 from rqmoe_store.search.source import TableState
+from rqmoe_store.search.stored_codes import read_codes
 from rqmoe_store.search.tuning_queries import TuningQueries
 from rqmoe_store.search.tuning_report import MeasuredSetting, TimedSetting
 from rqmoe_store.store.columns import CodeColumns

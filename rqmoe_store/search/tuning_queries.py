@@ -15,8 +15,9 @@ from rqmoe_store.errors import TableError
 from rqmoe_store.search.filters import row_id_filter
 from rqmoe_store.search.options import as_queries
 from rqmoe_store.search.segments import RowIds, concatenated
-from rqmoe_store.search.snapshot import Snapshot, read_codes
+from rqmoe_store.search.stored_codes import read_codes
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table_codec import TableCodec
 
 

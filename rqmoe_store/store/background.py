@@ -1,13 +1,15 @@
 """Bringing rows to the newest codec in a thread, while the table is searched and written to."""
 
+import os
 import threading
 import warnings
 
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.forks import Lock
 from rqmoe_store.errors import RQMoEError, TableError
 from rqmoe_store.refusals import NamesRefusals, names_refusals
-from rqmoe_store.store import databases
+from rqmoe_store.store import databases, freshness
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.reencoding import Reencoded, reencoding_steps, stale_filter
 from rqmoe_store.store.table_codec import TableCodec, codecs_of
@@ -33,9 +35,10 @@ class BackgroundEncoding(NamesRefusals):
             table: any handle on it; the thread works with another one.
             codecs: of some version.
         """
-        self._table = databases.reopened(table)
+        self._begun_by, self._table = table, databases.reopened(table)
         self._codecs = codecs
-        self._lock = threading.Lock()
+        self._lock = Lock()
+        self._process = os.getpid()
         self._again, self._ended = False, False
         self._stop = threading.Event()
         self._error: BaseException | None = None
@@ -46,7 +49,7 @@ class BackgroundEncoding(NamesRefusals):
 
     @property
     def running(self) -> bool:
-        """Whether there is more to do."""
+        """Whether there is more to do. In a forked process it is never so: the thread stays where it is."""
         return self._thread.is_alive()
 
     @property
@@ -71,10 +74,15 @@ class BackgroundEncoding(NamesRefusals):
 
         Raises:
             TimeoutError: it goes on.
-            TableError: the codec does not fit the vectors, other writers never left a fragment alone, or the
-                table was dropped.
+            TableError: the codec does not fit the vectors, other writers never left a fragment alone, the
+                table was dropped, or this is a process that was forked from the one that encodes.
             StorageError: the disk or bucket refused a write.
         """
+        if self._process != os.getpid():
+            raise TableError(
+                f"Rows of table {self._table.name!r} are encoded by a thread of the process that this one "
+                "was forked from; wait for it there."
+            )
         self._thread.join(timeout)
         if self.running:
             raise TimeoutError(f"{self}, after {timeout} seconds of waiting; it goes on.")
@@ -84,13 +92,14 @@ class BackgroundEncoding(NamesRefusals):
 
     def stop(self) -> None:
         """Have it end before its next batch of rows, and wait for that. What was committed stays."""
-        self._stop.set()
-        self._thread.join()
+        if self._process == os.getpid():
+            self._stop.set()
+            self._thread.join()
 
     def takes_more(self) -> bool:
         """Have it look once more, before it ends, for rows to encode; False if it is ending already."""
         with self._lock:
-            self._again = not (self._ended or self._stop.is_set())
+            self._again = self.running and not (self._ended or self._stop.is_set())
             return self._again
 
     def __repr__(self) -> str:
@@ -124,6 +133,7 @@ class BackgroundEncoding(NamesRefusals):
                 for done in reencoding_steps(self._table, self._codecs, self._go_on):
                     self._done += done
                     self._left = max(0, self._left - done.rows)
+                    freshness.expire(self._begun_by)
                     self._go_on()
         except (_StoppedError, RQMoEError):
             raise

@@ -20,6 +20,7 @@ from lancedb.table import LanceTable, Table
 from rich.progress import Progress
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.forks import use_storage
 from rqmoe_store.config import KeepVectors
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import names_refusals
@@ -111,6 +112,7 @@ def _require_bits(codec: Codec, keep_vectors: KeepVectors) -> None:
 
 def on_disk(docs: Table) -> LanceTable:
     """`docs`, if it is a table that can be read here."""
+    use_storage()
     if not isinstance(docs, LanceTable):
         raise TableError(
             f"Got {type(docs).__name__} as the table to compress; expected a table opened with "

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import datetime
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import pyarrow as pa
 from lancedb.db import DBConnection, LanceDBConnection
 from lancedb.table import LanceTable, Table
 
+from rqmoe_store.codecs.forks import use_storage
 from rqmoe_store.errors import InvalidInputError, TableError, TableNotFoundError
 from rqmoe_store.store.new_table import ApartColumn, commit_new, write_table
 
@@ -24,6 +26,7 @@ def open_if_exists(
     db: DBConnection, name: str, *, branch: str | None = None, version: int | None = None
 ) -> Table | None:
     """Table `name` of `db`, at its newest version or pinned to one; None when there is no such table."""
+    use_storage()
     try:
         return db.open_table(name, branch=branch, version=version)
     except ValueError as error:
@@ -36,6 +39,7 @@ def open_if_exists(
 
 def table_names(db: DBConnection) -> Iterator[str]:
     """Names of everything that `db` lists as a table; some may be folders without a table in them."""
+    use_storage()
     token = None
     while True:
         page = db.list_tables(page_token=token)
@@ -58,19 +62,32 @@ def require_table_name(name: object) -> None:
         )
 
 
-def database_of(table: LanceTable) -> DBConnection:
-    """A connection to the database that `table` lives in.
+def folder_of(table: LanceTable) -> str:
+    """URI of the database that `table` lives in.
 
     Raises:
         TableError: the database cannot be told from the table (in memory, or a custom location).
     """
+    use_storage()
     folder, _, last = table.uri.rstrip("/").rpartition("/")
     if last != f"{table.name}{_SUFFIX}" or folder.startswith(_IN_MEMORY):
         raise TableError(
             f"The database of table {table.name!r} cannot be told from its location {table.uri!r}; expected "
             "<database>/<table>.lance in a folder or bucket. Keep the table in a database on disk."
         )
-    return lancedb.connect(folder, storage_options=table.initial_storage_options())
+    return folder
+
+
+def database_of(table: LanceTable) -> DBConnection:
+    """A connection to the database that `table` lives in. Raises as `folder_of`."""
+    return lancedb.connect(folder_of(table), storage_options=table.initial_storage_options())
+
+
+def read_consistency_interval(table: LanceTable) -> datetime.timedelta | None:
+    """That of the connection which `table` was opened by."""
+    # Of a table LanceDB does not tell it in public.
+    interval: datetime.timedelta | None = table._conn.read_consistency_interval
+    return interval
 
 
 def reopened(table: LanceTable) -> LanceTable:
@@ -186,7 +203,8 @@ def _clean_up(db: DBConnection, name: str, writing: "concurrent.futures.Future[N
 
 
 def require_on_disk(db: DBConnection) -> None:
-    """Raise TableError unless `db` is a database in a folder or bucket."""
+    """Raise TableError unless `db` is a database in a folder or bucket that this process can use."""
+    use_storage()
     if not isinstance(db, LanceDBConnection) or db.uri.startswith(_IN_MEMORY):
         raise TableError(
             f"Got {db!r} as the database to write to; expected one in a folder or bucket, as opened by "

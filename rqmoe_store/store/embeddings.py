@@ -28,6 +28,11 @@ _OUR_KEY = f"{PREFIX}embedding_function".encode()
 _DESCRIBED_BY = {"name": str, "model": dict, "source_column": str, "vector_column": str}
 
 
+def embedding_description(metadata: Metadata | None) -> bytes | None:
+    """What schema metadata say about the embedding function of a table's vectors, if it has one."""
+    return (metadata or {}).get(_OUR_KEY)
+
+
 def moved_embedding(metadata: Metadata | None, vector_column: str, table_name: str) -> Metadata:
     """Schema `metadata` for a table without `vector_column`.
 
@@ -75,7 +80,7 @@ class TableEmbedding:
         Raises:
             TableError: its description is unreadable.
         """
-        stored = (metadata or {}).get(_OUR_KEY)
+        stored = embedding_description(metadata)
         return None if stored is None else cls(_parsed(stored, dict, table_name), dim, metric)
 
     def of_query(self, query: Any) -> Float32Array:

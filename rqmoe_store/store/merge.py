@@ -155,7 +155,7 @@ class MergeInsert(MergeBuilder):
                 )
             drift = encoder.drift.take() if encoder.drift else None
             if drift is not None and drift.rows:
-                warning = self._store._watch.note(self._store.table, self._store.codecs, drift)
+                warning = self._store._watch.note(self._store.table, encoder.codecs, drift)
                 if warning:
                     warnings.warn(warning, stacklevel=3)
             done = self._merged(rows, on, wheres, encoder, PATIENCE if timeout is None else timeout)

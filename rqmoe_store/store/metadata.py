@@ -50,6 +50,17 @@ class TableMarks:
         counts = (mark.num_partitions for mark in self.generations)
         return tuple(itertools.accumulate(counts, initial=0))
 
+    @property
+    def lasting(self) -> dict[str, object]:
+        """What no change of a table changes."""
+        return {
+            "vector column": self.vector_column,
+            "dimension": self.dim,
+            "keep_vectors": self.keep_vectors,
+            "metric": self.config.metric,
+            "code bytes": self.config.code_bytes,
+        }
+
     @classmethod
     def read(cls, schema: pa.Schema, table_name: str) -> "TableMarks":
         """The marks kept in `schema`.

@@ -1,7 +1,5 @@
 """What every group of a table's methods works with."""
 
-import threading
-
 import pyarrow as pa
 from lancedb.table import LanceTable
 
@@ -9,6 +7,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import TableError
 from rqmoe_store.refusals import NamesRefusals
+from rqmoe_store.store import freshness
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.embeddings import TableEmbedding
@@ -19,7 +18,8 @@ from rqmoe_store.store.metadata import without_ours
 from rqmoe_store.store.retries import to_newest
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.schemas import user_schema
-from rqmoe_store.store.table_codec import TableCodec, codecs_of
+from rqmoe_store.store.snapshot import Snapshot, Snapshots, snapshots_of
+from rqmoe_store.store.table_codec import TableCodec
 
 
 class OpenTable(NamesRefusals):
@@ -47,19 +47,25 @@ class OpenTable(NamesRefusals):
         """Reads the conditions and expressions that users write over the table."""
         self.table = table
         """The LanceDB table. Rows written through it directly need their own codes; check versions out by
-        `checkout`, not through it."""
+        `checkout`, not through it. Read directly, it is at the version it was brought to last."""
         self.checked_out: int | None = None
         """The version that everything is read from; None for the newest one."""
-        self._codecs = codecs
-        self._refreshing = threading.Lock()
+        self.snapshots = self._followed(snapshots_of(table, codecs))
+        """The version that everything is read from."""
+        self._marks = codecs.marks
         self._watch = DriftWatch()
         self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
 
+    def _followed(self, snapshots: Snapshots) -> Snapshots:
+        """What to read from, and to tell of what is written through this handle."""
+        freshness.follow(self.table, snapshots.freshness)
+        return snapshots
+
     @property
     def codecs(self) -> TableCodec:
-        """The codecs of all generations of rows, as this handle knows them; `refresh` asks again."""
-        return self._codecs
+        """The codecs of all generations of rows."""
+        return self.snapshots.current().codecs
 
     @property
     def codec(self) -> Codec:
@@ -68,22 +74,25 @@ class OpenTable(NamesRefusals):
         Raises:
             TableError: the table has none yet.
         """
-        if self._codecs.newest is None:
+        return self._codec_of(self.snapshots.current())
+
+    def _codec_of(self, snapshot: Snapshot) -> Codec:
+        if snapshot.codecs.newest is None:
             raise TableError(
-                f"Table {self.name!r} has no codec yet: its {self.table.count_rows()} rows are kept raw. "
+                f"Table {self.name!r} has no codec yet: its {snapshot.rows} rows are kept raw. "
                 "Train one with train()."
             )
-        return self._codecs.newest
+        return snapshot.codecs.newest
 
     @property
     def dim(self) -> int:
         """Components of a vector."""
-        return self._codecs.dim
+        return self._marks.dim
 
     @property
     def metric(self) -> Metric:
         """The distance that the table is searched by."""
-        return self._codecs.metric
+        return self._marks.config.metric
 
     @property
     def name(self) -> str:
@@ -92,8 +101,8 @@ class OpenTable(NamesRefusals):
 
     @property
     def version(self) -> int:
-        """Version of the table; grows with every change."""
-        return self.table.version
+        """Version of the table that everything is read from; grows with every change."""
+        return self.snapshots.current().version
 
     @property
     def schema(self) -> pa.Schema:
@@ -101,7 +110,11 @@ class OpenTable(NamesRefusals):
 
         The vector column is among them, as the last, where the table keeps raw vectors.
         """
-        return without_ours(user_schema(self.table.schema, without=self.hidden_columns))
+        return self._users_of(self.snapshots.current().schema)
+
+    def _users_of(self, schema: pa.Schema) -> pa.Schema:
+        """The user's columns of a version with this schema."""
+        return without_ours(user_schema(schema, without=self.hidden_columns))
 
     @property
     def hidden_columns(self) -> tuple[str, ...]:
@@ -112,21 +125,30 @@ class OpenTable(NamesRefusals):
     @property
     def key(self) -> str | None:
         """The column that tells rows apart, if it was said which does; see `merge_insert`."""
-        return key_of(self.table.schema)
+        return key_of(self.snapshots.current().schema)
 
-    def refresh(self) -> None:
-        """Bring this handle to the newest version of the table, and to the codecs that it has.
+    def refresh(self) -> Snapshot:
+        """Bring this handle to the newest version of the table now, which writing does as well.
+
+        Without it, reads look for the newest version themselves, but for a `read_consistency_interval`.
+
+        Returns:
+            That version.
 
         Raises:
-            TableError: an earlier version is checked out; otherwise as `open`.
+            TableError: an earlier version is checked out; the table was dropped, or made again as one that
+                cannot take its place.
+            ArtefactError: as `open`.
         """
         if self.checked_out is not None:
             raise TableError(
                 f"Table {self.name!r} is checked out at version {self.checked_out}, which cannot be changed. "
                 "Call checkout_latest() to go on with the newest version, or restore() to make this one it."
             )
+        self.snapshots.freshness.expire()
+        snapshot = self.snapshots.current()
         to_newest(self.table)
-        self._codecs = codecs_of(self.table, self._codecs)
+        return snapshot
 
     def _encoder(self, encode: bool | None = None) -> RowEncoder:
         """What makes rows ready to be written to the newest version, which the handle is brought to.
@@ -136,9 +158,9 @@ class OpenTable(NamesRefusals):
 
         Raises as `refresh`, and TableError if there is nothing to encode with.
         """
-        self.refresh()
+        snapshot = self.refresh()
         if encode is None:
-            encode = self._codecs.newest is not None
+            encode = snapshot.codecs.newest is not None
         if encode:
-            _ = self.codec  # raises when there is none
-        return RowEncoder(self.table.schema, self._codecs, table_name=self.name, encode=encode)
+            _ = self._codec_of(snapshot)  # raises when there is none
+        return RowEncoder(snapshot.schema, snapshot.codecs, table_name=self.name, encode=encode)

@@ -2,6 +2,8 @@
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rqmoe_store.codecs.forks import progress_console
+
 
 def progress_bar(visible: bool) -> Progress:
     """A bar for several tasks, one below the other; shows nothing unless `visible`."""
@@ -11,4 +13,5 @@ def progress_bar(visible: bool) -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         disable=not visible,
+        console=progress_console(),
     )

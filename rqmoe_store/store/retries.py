@@ -14,6 +14,7 @@ from tenacity import (
 )
 
 from rqmoe_store.errors import TableError
+from rqmoe_store.store import freshness
 
 Result = TypeVar("Result")
 
@@ -65,8 +66,12 @@ def on_newest(
 
 
 def to_newest(table: LanceTable) -> None:
-    """Bring the handle to the newest version, whichever process made it."""
+    """Bring the handle to the newest version, whichever process made it, and have reads look for it, too.
+
+    This is done after every write.
+    """
     table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
+    freshness.expire(table)
 
 
 def _give_up(state: RetryCallState) -> Any:

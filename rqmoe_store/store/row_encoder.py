@@ -50,7 +50,9 @@ class RowEncoder:
         self.drift = DriftMeter(codecs) if encode else None
         """How well the rows encoded so far fit the codec."""
         self._metadata, self._table_name = schema.metadata, table_name
-        self.codecs, self._encode = codecs, encode
+        self.codecs = codecs
+        """Those of the table when this was made; the newest encodes."""
+        self._encode = encode
 
     @property
     def schema(self) -> pa.Schema:

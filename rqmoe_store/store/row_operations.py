@@ -13,6 +13,7 @@ from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.retries import on_newest
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.spooled_rows import spooled
 from rqmoe_store.store.updates import update_rows
 
@@ -72,7 +73,7 @@ class RowOperations(OpenTable):
         with spooled(encoder.encoded(rows, bad)) as encoded:
             drift = encoder.drift.take() if encoder.drift else None
             properties = drift.properties if drift else {}
-            if drift is not None and (warning := self._watch.note(self.table, self._codecs, drift)):
+            if drift is not None and (warning := self._watch.note(self.table, encoder.codecs, drift)):
                 warnings.warn(warning, stacklevel=3)
             if encoded.count > 0:
                 append_rows(
@@ -155,13 +156,18 @@ class RowOperations(OpenTable):
             InvalidInputError: `filter` cannot be parsed or names an unknown column.
         """
         if filter is None:
-            return self.table.count_rows()
-        condition = self.conditions.checked(self.table, filter, called="filter")
-        if "_rowid" in condition.lower():  # LanceDB's own count fails on it
-            return int(self.table.to_lance().count_rows(condition))
-        return self.table.count_rows(condition)
+            return self.snapshots.current().rows
+        return self.snapshots.read(lambda snapshot: self._counted(snapshot, filter))
+
+    def _counted(self, snapshot: Snapshot, filter: str | Expr) -> int:
+        condition = self.conditions.checked(snapshot.table, filter, called="filter")
+        return int(snapshot.dataset.count_rows(condition))
 
     def head(self, n: int = 5) -> pa.Table:
         """The first rows, in the user's columns."""
-        names = self.schema.names
-        return self.table.head(n).select(names).replace_schema_metadata(self.schema.metadata)
+
+        def first(snapshot: Snapshot) -> pa.Table:
+            schema = self._users_of(snapshot.schema)
+            return snapshot.table.head(n).select(schema.names).replace_schema_metadata(schema.metadata)
+
+        return self.snapshots.read(first)

@@ -5,6 +5,7 @@ from typing import Self, cast
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
+from rqmoe_store.errors import RQMoEError
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.health import HealthReport, measure_health
@@ -39,19 +40,24 @@ class StoredTable(RowOperations, TableStructure, TableVersions):
 
     def health(self) -> HealthReport:
         """Whether the newest codec still fits what is added, in numbers and in words."""
-        self.refresh()
-        return measure_health(self.table, self._codecs)
+        return self.snapshots.read(lambda snapshot: measure_health(snapshot.table, snapshot.codecs))
 
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""
-        return measure(self.table, self._codecs, self.columns)
+        return self.snapshots.read(lambda snapshot: measure(snapshot.table, snapshot.codecs, self.columns))
 
     def __len__(self) -> int:
         return self.count_rows()
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.name!r}, {self.count_rows()} rows, dim {self.dim} as "
-            f"{self._codecs.code_bytes} code bytes, {self._codecs.marks.config.kind}, "
-            f"metric {self.metric!r})"
-        )
+        try:
+            rows = f"{len(self)} rows"
+        except RQMoEError as error:  # of a table that is gone one wants to see that, and which one it is
+            rows = f"cannot be read: {error}"
+        return f"{type(self).__name__}({self.name!r}, {rows}, {self._described})"
+
+    @property
+    def _described(self) -> str:
+        """What its rows are, without looking at the table."""
+        config = self.snapshots.known.marks.config
+        return f"dim {self.dim} as {config.code_bytes} code bytes, {config.kind}, metric {self.metric!r}"

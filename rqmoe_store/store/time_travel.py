@@ -4,13 +4,15 @@ from typing import Any, cast
 
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.forks import use_storage
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import TableMarks
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.retries import on_newest
+from rqmoe_store.store.retries import on_newest, to_newest
+from rqmoe_store.store.snapshot import Snapshots, snapshots_of
 from rqmoe_store.store.table_codec import TableCodec
 
 
@@ -65,7 +67,7 @@ class TableTags(NamesRefusals):
             raise InvalidInputError(f"Got tag={tag!r}; expected {there_are}.")
 
     def _require_version(self, version: int) -> None:
-        known = [each["version"] for each in self._store.list_versions()]
+        known = [each["version"] for each in self._store.table.list_versions()]
         if isinstance(version, bool) or not isinstance(version, int) or version not in known:
             raise _unknown(version)
 
@@ -82,6 +84,7 @@ class TableVersions(OpenTable):
     def tags(self) -> TableTags:
         """Names for versions, as in LanceDB: `tags.create(name, version)`, `list`, `get_version`, `update`
         and `delete`. A version that has one is not cleaned up."""
+        use_storage()
         return TableTags(self)
 
     def list_versions(self) -> list[dict[str, Any]]:
@@ -90,10 +93,10 @@ class TableVersions(OpenTable):
         Raises:
             TableError: the table was dropped.
         """
-        versions = self.table.list_versions()
-        if not versions:
-            databases.reopened(self.table)  # raises: a table that is there has one
-        return versions
+        versions = self.snapshots.read(lambda snapshot: (snapshot.table.list_versions(), snapshot.version))
+        entries, newest = versions
+        # One that is newer than all else that is read is none yet.
+        return [each for each in entries if self.checked_out is not None or each["version"] <= newest]
 
     def checkout(self, version: int | str) -> None:
         """Read everything through this handle, searches included, from an earlier version.
@@ -109,13 +112,16 @@ class TableVersions(OpenTable):
             ArtefactError: a codec that its rows need is not in the database any more.
         """
         number = self._number(version)
-        self._codecs = self._codecs_at(number)
+        snapshots = self._snapshots_at(number)
         self.table.checkout(number)
-        self.checked_out = number
+        self.checked_out, self.snapshots = number, snapshots
 
     def checkout_latest(self) -> None:
         """Read from the newest version again, and follow what is written. Raises as `refresh`."""
-        self.checked_out = None
+        if self.checked_out is not None:
+            to_newest(self.table)
+            self.checked_out = None
+            self.snapshots = self._followed(snapshots_of(self.table, self.snapshots.known))
         self.refresh()
 
     def restore(self, version: int | str | None = None) -> None:
@@ -132,7 +138,7 @@ class TableVersions(OpenTable):
         if version is None and self.checked_out is None:
             raise InvalidInputError("Got no version to restore; expected one, or an earlier one checked out.")
         number = self._number(cast(int | str, self.checked_out if version is None else version))
-        self._codecs_at(number)  # raises for what could not be read
+        self._snapshots_at(number)  # raises for what could not be read
         on_newest(self.table, lambda: self.table.restore(number))
         self.checkout_latest()
 
@@ -144,8 +150,8 @@ class TableVersions(OpenTable):
             raise _unknown(version)
         return number
 
-    def _codecs_at(self, number: int) -> TableCodec:
-        """The codecs of a version, if it can be read as one of this table."""
+    def _snapshots_at(self, number: int) -> Snapshots:
+        """What reads from a version, if it can be read as one of this table."""
         database = databases.database_of(self.table)
         branch = self.table.current_branch()
         try:
@@ -155,14 +161,13 @@ class TableVersions(OpenTable):
                 raise
             raise _unknown(number) from error
         marks = TableMarks.read(table.schema, self.name)
-        if marks.vector_column != self.columns.vector_column or marks.keep_vectors != self.kept.keep:
+        if marks.lasting != self._marks.lasting:
             raise TableError(
-                f"Version {number} of table {self.name!r} keeps column {marks.vector_column!r} as "
-                f"{marks.keep_vectors!r}; expected {self.columns.vector_column!r} as {self.kept.keep!r}. Was "
-                "the table dropped and made again?"
+                f"Version {number} of table {self.name!r} is one of {marks.lasting}; expected "
+                f"{self._marks.lasting}. Was the table dropped and made again?"
             )
         CodeColumns(marks.vector_column).require_in(table.schema, code_bytes=marks.config.code_bytes)
-        return TableCodec.load(database, marks, self._codecs)
+        return snapshots_of(table, TableCodec.load(database, marks, self.snapshots.known), number)
 
 
 def _unknown(version: Any) -> InvalidInputError:

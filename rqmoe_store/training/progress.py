@@ -4,6 +4,8 @@ from types import TracebackType
 
 import rich.progress
 
+from rqmoe_store.codecs.forks import progress_console
+
 
 class Progress:
     """A progress bar over the share of a training run that is done, with its key figures."""
@@ -16,6 +18,7 @@ class Progress:
             rich.progress.TimeElapsedColumn(),
             rich.progress.TextColumn("{task.fields[figures]}"),
             disable=not visible,
+            console=progress_console(),
         )
         self._task = self._bar.add_task("training", total=1.0, figures="")
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rqmoe_store.codecs.forks import use_storage
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -48,6 +49,7 @@ def sample_vectors(
     require_countable(data)
     is_table = hasattr(data, "count_rows")
     if is_table:
+        use_storage()
         _check_column(data, vector_column)
     rows = count_vectors(data)
     if rows == 0:

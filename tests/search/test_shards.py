@@ -30,7 +30,7 @@ class Asked:
     """Shards in this process, which are made again, without what they knew, when they are lost."""
 
     def __init__(self, store, count):
-        self._place = sent(TablePlace.of(store))
+        self._place = sent(TablePlace.of(store.table))
         self.shards = [self.new() for _ in range(count)]
         self.parts = {}
 

@@ -153,13 +153,13 @@ def test_a_dropped_table(store, tmp_path, cache) -> None:
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 @pytest.mark.parametrize("added", [0, 1, 3])
 def test_a_table_that_was_made_again(store, tmp_path, cache, added) -> None:
-    db = lancedb.connect(tmp_path)
+    db, codec = lancedb.connect(tmp_path), store.codec
     store.add(rows(1000, 1))
     found_by(store, cache)
     db.drop_table("small")
     other = VECTORS[::-1][:290]
     docs = db.create_table("other", source_table(other))
-    again = compress(docs, store.codec, "small", progress=False)
+    again = compress(docs, codec, "small", progress=False)
     for step in range(added):
         again.add(rows(7000 + step, 1))
     assert_up_to_date(again)

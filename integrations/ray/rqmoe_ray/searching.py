@@ -45,7 +45,7 @@ def open_table(
     count = each.most_actors(num_workers)
     store = rqs.open_table(*table_at(table_uri, table_options))
     remote = ray.remote(_ShardActor).options(max_restarts=-1, max_task_retries=-1, **each.options)
-    place = TablePlace.of(store)
+    place = TablePlace.of(store.table)
     return store.use_shards(count, _Actors([remote.remote(place, each.device) for _ in range(count)]))
 
 

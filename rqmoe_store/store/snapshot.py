@@ -1,0 +1,272 @@
+"""One version of a table, which all that is read together is read from: the newest, or one checked out."""
+
+import copy
+import dataclasses
+import functools
+import weakref
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import lance
+import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.table import LanceTable
+
+from rqmoe_store.codecs.forks import Lock, use_storage
+from rqmoe_store.errors import RQMoEError, TableError
+from rqmoe_store.store import databases
+from rqmoe_store.store.codec_needs import places_in_use
+from rqmoe_store.store.embeddings import embedding_description
+from rqmoe_store.store.freshness import Freshness
+from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.table_place import TablePlace
+from rqmoe_store.store.tuning import TunedSearch
+
+State = TypeVar("State")
+Result = TypeVar("Result")
+
+_snapshots: "weakref.WeakValueDictionary[tuple[object, ...], Snapshots]" = weakref.WeakValueDictionary()
+_snapshots_lock = Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A version of a table."""
+
+    dataset: lance.LanceDataset
+    """Stays at this version, whatever is written to the table."""
+    database: DBConnection = dataclasses.field(repr=False)
+    """Where it is."""
+    name: str
+    """Of the table."""
+    branch: str | None
+    schema: pa.Schema
+    transaction: str
+    """Which write made the version. A table that was dropped and made again has the same version numbers."""
+    codecs: TableCodec
+    """Of the version's rows."""
+
+    @classmethod
+    def of(
+        cls, dataset: lance.LanceDataset, database: DBConnection, place: TablePlace, known: TableCodec
+    ) -> "Snapshot":
+        """The version that a dataset is at, and stays at.
+
+        Args:
+            dataset: of the table.
+            database: where its codecs are, but for those that `known` has.
+            place: of the table.
+            known: codecs of another version.
+
+        Raises as `TableMarks.read` and `TableCodec.load`.
+        """
+        schema = dataset.schema
+        codecs = TableCodec.load(database, TableMarks.read(schema, place.name), known)
+        return cls(dataset, database, place.name, place.branch, schema, _transaction(dataset), codecs)
+
+    @property
+    def version(self) -> int:
+        """Number of the version."""
+        return int(self.dataset.version)
+
+    @functools.cached_property
+    def table(self) -> LanceTable:
+        """LanceDB's handle on the version, which stays at it.
+
+        Raises:
+            OSError: the version is gone.
+        """
+        table = databases.open_if_exists(self.database, self.name, branch=self.branch, version=self.version)
+        if table is None or _transaction(cast(LanceTable, table).to_lance()) != self.transaction:
+            raise FileNotFoundError(f"Version {self.version} of table {self.name!r} is gone.")
+        return cast(LanceTable, table)
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """Rows of the table, with a vector or without."""
+        return int(self.dataset.count_rows())
+
+    @functools.cached_property
+    def places_in_use(self) -> list[int]:
+        """Which of the codecs any rows have codes of; the newest always counts."""
+        return places_in_use(self.dataset, self.codecs.marks)
+
+    @functools.cached_property
+    def tuned(self) -> TunedSearch | None:
+        """The setting that searches use by default; None in a table that was not tuned.
+
+        Raises TableError when it cannot be read.
+        """
+        return TunedSearch.read(self.dataset.metadata, self.name)
+
+
+class Snapshots:
+    """The newest version of a table, again and again, or an earlier one that was checked out.
+
+    All handles of a process that reach a table in the same way share one of these.
+    """
+
+    def __init__(self, table: LanceTable, place: TablePlace, codecs: TableCodec, version: int | None) -> None:
+        """Begin with the version that `table` is at; use `snapshots_of` instead of calling this.
+
+        Args:
+            table: any handle on it, at `version` if that is one.
+            place: of the table.
+            codecs: of any version.
+            version: the one to stay at; None for the newest.
+        """
+        self._place, self._checked_out = place, version
+        self._lasting = _lasting(codecs.marks, table.schema)
+        self.freshness = Freshness(place.read_consistency_interval)
+        """Whether `current` looks for a newer version."""
+        self._lock = Lock()
+        self._database = databases.database_of(table)
+        self._newest: lance.LanceDataset
+        self._pinned: Snapshot
+        self._pinned_identity: tuple[object, ...]
+        self._pin(table.to_lance(), codecs)
+
+    def current(self) -> Snapshot:
+        """The version that was checked out, or the newest one, whichever process made it.
+
+        With a `read_consistency_interval` of the connection it may be that much older.
+
+        Raises:
+            TableError: the table was dropped, or made again as one that cannot take its place.
+        """
+        use_storage()
+        with self._lock:  # several that find a new version have it read once
+            if self._checked_out is None and self.freshness.is_due():
+                self._look()
+            return self._pinned
+
+    @property
+    def known(self) -> TableCodec:
+        """The codecs of the version that was read last."""
+        return self._pinned.codecs
+
+    def read(self, action: Callable[[Snapshot], Result]) -> Result:
+        """What `action` makes of the current version, from a later one should this be lost.
+
+        Raises as `current` and `action`.
+        """
+
+        def current() -> tuple[Snapshot, Snapshot]:
+            snapshot = self.current()
+            return snapshot, snapshot
+
+        return self.read_state(current, action)
+
+    def read_state(
+        self, current: Callable[[], tuple[Snapshot, State]], action: Callable[[State], Result]
+    ) -> Result:
+        """As `read`, of what `current` returns beside the current version."""
+        while True:
+            snapshot = None
+            try:
+                snapshot, state = current()
+                return action(state)
+            except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+                # Old versions may be cleaned up, and tables replaced, while they are read.
+                if isinstance(error, RQMoEError) or not self.is_lost(snapshot):
+                    raise
+
+    def is_lost(self, snapshot: Snapshot | None) -> bool:
+        """Whether a version cannot be read any more: its files were cleaned up, or the table replaced.
+
+        `current` is then another version. None stands for the one that `current` gave last.
+
+        Raises TableError when the table was dropped, or the version was checked out.
+        """
+        with self._lock:
+            snapshot, newest = snapshot or self._pinned, self._open()
+            kept = any(entry["version"] == snapshot.version for entry in newest.versions())
+            if kept and _transaction(self._open(snapshot.version)) == snapshot.transaction:
+                return False
+            if self._checked_out is not None:
+                raise TableError(
+                    f"Version {self._checked_out} of table {self._place.name!r}, which is checked out, was "
+                    "cleaned up. Call checkout_latest(); a version that has a tag is kept."
+                )
+            self._pin(newest, self._pinned.codecs)
+            return True
+
+    def _look(self) -> None:
+        look = self.freshness.begin()
+        try:
+            self._newest.checkout_latest()  # type: ignore[no-untyped-call]  # pylance leaves it unannotated
+        except (OSError, ValueError):
+            self._newest = self._open()  # raises when the table is gone
+        if _identity(self._newest) != self._pinned_identity:
+            self._pin(self._newest, self._pinned.codecs)
+        look.done()
+
+    def _pin(self, dataset: lance.LanceDataset, known: TableCodec) -> None:
+        """Have the version that a dataset is at be the current one."""
+        snapshot = Snapshot.of(copy.copy(dataset), self._database, self._place, known)
+        self._require_lasting(snapshot)
+        self._newest, self._pinned, self._pinned_identity = dataset, snapshot, _identity(snapshot.dataset)
+
+    def _require_lasting(self, snapshot: Snapshot) -> None:
+        found = _lasting(snapshot.codecs.marks, snapshot.schema)
+        changed = [name for name, value in self._lasting.items() if found[name] != value]
+        if changed:
+            raise TableError(
+                f"Table {self._place.name!r} was dropped and made again as another one, of "
+                f"{_described(found, changed)}; this handle was opened on one of "
+                f"{_described(self._lasting, changed)}. Open the table again."
+            )
+
+    def _open(self, version: int | None = None) -> lance.LanceDataset:
+        place = self._place
+        table = databases.open_if_exists(self._database, place.name, branch=place.branch, version=version)
+        if table is None:
+            raise TableError(
+                f"Table {place.name!r} is no longer in {place.database!r}: it was dropped or renamed "
+                "after it was opened. Open another table."
+            )
+        return cast(LanceTable, table).to_lance()
+
+
+def snapshots_of(table: LanceTable, codecs: TableCodec, version: int | None = None) -> Snapshots:
+    """Those that all handles of this process on a table share that reach it in the same way, for as long as
+    one of them is used.
+
+    Args:
+        table: at `version` if that is one, and otherwise at the newest.
+        codecs: of any version.
+        version: the one to stay at; None for the newest.
+    """
+    place = TablePlace.of(table)
+    key = place.key, tuple(_lasting(codecs.marks, table.schema).values()), version
+    with _snapshots_lock:
+        snapshots = _snapshots.get(key)
+        if snapshots is None:
+            snapshots = _snapshots[key] = Snapshots(table, place, codecs, version)
+        else:
+            snapshots.freshness.expire()  # who opens a table sees it as it is now
+        return snapshots
+
+
+def _lasting(marks: TableMarks, schema: pa.Schema) -> dict[str, object]:
+    """What must not change as long as a handle on a table is used."""
+    return {**marks.lasting, "embedding function": embedding_description(schema.metadata)}
+
+
+def _described(lasting: dict[str, object], names: list[str]) -> str:
+    return ", ".join(f"{name} {lasting[name]!r}" for name in names)
+
+
+def _identity(dataset: lance.LanceDataset) -> tuple[object, ...]:
+    """Differs between versions, also between those of a number of a table that was dropped and made again.
+
+    Unlike the transaction, it is in memory.
+    """
+    version = dataset._ds.current_version()
+    return version["version"], version["timestamp"]
+
+
+def _transaction(dataset: lance.LanceDataset) -> str:
+    transaction = dataset.read_transaction(dataset.version)
+    return "" if transaction is None else str(transaction.uuid)
