@@ -28,6 +28,11 @@ class CompressedTable(LifecycleTable):
     """A LanceDB table whose vectors are kept as codes, and which can be searched.
 
     Made by `compress`, `create_table` or `open_table`. `table` is the underlying LanceDB table.
+
+    Everything is read from the newest version of the table, whichever process made it, until an earlier one
+    is checked out. If the connection has a `read_consistency_interval` above zero, all that is read, searches
+    included, is of one version that may be up to that much older; what is written through this handle is seen
+    by it at once. A table dropped and made again is followed if its vectors are kept in the same way.
     """
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:

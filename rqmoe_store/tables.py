@@ -253,7 +253,9 @@ def open_table(
     """Open the compressed table `name`; its codec is read from the same database.
 
     Args:
-        db: the database, as opened by `lancedb.connect`.
+        db: the database, as opened by `lancedb.connect`. Its `read_consistency_interval` says how old what is
+            read may be; None, like zero, for never older than the newest version. (LanceDB's own tables never
+            look for a newer one with None.)
         name: the table.
         cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
 
