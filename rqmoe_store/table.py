@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, overload
 from lancedb.query import FullTextQuery
 from lancedb.table import LanceTable
 
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.lifecycle import LifecycleTable
 from rqmoe_store.search.dispatch import QueryType, as_vector, query_kind
 from rqmoe_store.search.hybrid import HybridQuery
@@ -22,6 +22,7 @@ from rqmoe_store.search.tuning import TuningGoal, tune_search
 from rqmoe_store.search.tuning_report import TuningReport
 from rqmoe_store.store.statistics import TableStats
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.table_place import TablePlace
 
 
 class CompressedTable(LifecycleTable):
@@ -40,7 +41,49 @@ class CompressedTable(LifecycleTable):
         # Told the table when called: if it kept it, codes in memory would outlive the last use of the table.
         self._find_source: Callable[[CompressedTable], CodeSource] = source_of
         self._source = self._find_source(self)
+        self._pickles_storage_options = False
         self.use_cache()
+
+    def allow_pickling(self, *, storage_options: bool) -> Self:
+        """Say what pickles of this handle may hold, such as those sent to other processes; returns the table
+        itself.
+
+        A pickle holds where the table is: URI, name, branch, the version that is checked out and how the
+        cache is set. Whoever unpickles it opens the table there. `copy` makes another handle likewise.
+
+        Args:
+            storage_options: whether it holds those of the connection as well. They may be secrets, which
+                whoever gets the pickle can read.
+        """
+        self._pickles_storage_options = bool(storage_options)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = TablePlace.of(self.table)
+        if place.storage_options and not self._pickles_storage_options:
+            raise TableError(
+                f"Table {self.name!r} was opened with storage options, which may hold secrets and are not "
+                "pickled. Open the table in the other process; or call allow_pickling(storage_options=True) "
+                "first, if whoever gets the pickle may read them."
+            )
+        return _reopened, (type(self), place, *self._settings)
+
+    def __copy__(self) -> Self:
+        copied: Self = _reopened(type(self), TablePlace.of(self.table), *self._settings)
+        return copied
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
+
+    @property
+    def _settings(self) -> tuple[int | None, Cache, int | None, bool]:
+        """What a copy of this handle is set to."""
+        if self._find_source is not source_of:
+            raise TableError(
+                f"The codes of table {self.name!r} are held by other processes, which this handle alone "
+                "reaches; it cannot be copied or pickled. Open the table in the other process."
+            )
+        return self.checked_out, *self._cache, self._pickles_storage_options
 
     def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
         """Choose where searches through this handle read codes; returns the table itself.
@@ -58,6 +101,7 @@ class CompressedTable(LifecycleTable):
             InvalidInputError: another word, or a budget that is not a number of bytes.
         """
         self._memory_budget = bytes_allowed(cache, memory_budget)
+        self._cache: tuple[Cache, int | None] = (cache, memory_budget)
         return self
 
     def use_shards(self, shards: int, ask: Ask) -> Self:
@@ -220,3 +264,19 @@ class CompressedTable(LifecycleTable):
         report.setting.write(self.table)
         self.refresh()
         return report
+
+
+def _reopened(
+    kind: type[CompressedTable],
+    place: TablePlace,
+    checked_out: int | None,
+    cache: Cache,
+    memory_budget: int | None,
+    pickles_storage_options: bool,
+) -> Any:
+    """A handle like one that was copied or pickled."""
+    store = kind.open(place.connected(), place.name, branch=place.branch).use_cache(cache, memory_budget)
+    store.allow_pickling(storage_options=pickles_storage_options)
+    if checked_out is not None:
+        store.checkout(checked_out)
+    return store

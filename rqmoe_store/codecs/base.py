@@ -238,6 +238,11 @@ class Codec:
         self._prepare()
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process makes the same codec of, as `copy` does: the bytes that are stored as well."""
+        artefact = self.to_artefact()
+        return _of_parts, (artefact.config_json, artefact.weights)
+
     def to_artefact(self) -> Artefact:
         """The codec as two byte strings, to be stored anywhere."""
         if self._artefact is None:
@@ -305,3 +310,7 @@ def load_codec(path: str | os.PathLike[str], *, device: str = "auto") -> Codec:
         ArtefactError: missing, truncated or changed files.
     """
     return Codec.from_artefact(read_artefact(path), device=device)
+
+
+def _of_parts(config_json: str, weights: bytes) -> Codec:
+    return Codec.from_artefact(Artefact(config_json, weights))

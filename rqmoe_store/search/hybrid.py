@@ -1,6 +1,7 @@
 """Hybrid queries: the nearest decoded vectors and the best texts, merged by a LanceDB reranker."""
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -103,23 +104,23 @@ class HybridQueryBuilder(SearchBuilder):
 
     def nprobes(self, nprobes: int) -> Self:
         """As for a vector query."""
-        return self._set(lambda query: query.nprobes(nprobes))
+        return self._set(operator.methodcaller("nprobes", nprobes))
 
     def shortlist(self, shortlist: int) -> Self:
         """As for a vector query."""
-        return self._set(lambda query: query.shortlist(shortlist))
+        return self._set(operator.methodcaller("shortlist", shortlist))
 
     def refine_factor(self, refine_factor: int) -> Self:
         """As for a vector query."""
-        return self._set(lambda query: query.refine_factor(refine_factor))
+        return self._set(operator.methodcaller("refine_factor", refine_factor))
 
     def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
         """As for a vector query; rows found by their text may be at any distance."""
-        return self._set(lambda query: query.distance_range(lower_bound, upper_bound))
+        return self._set(operator.methodcaller("distance_range", lower_bound, upper_bound))
 
     def distance_type(self, distance_type: str) -> Self:
         """As for a vector query."""
-        return self._set(lambda query: query.distance_type(distance_type))
+        return self._set(operator.methodcaller("distance_type", distance_type))
 
     def _by_vector(self, vector: Any) -> CompressedQuery:
         return CompressedQuery(self._store, vector, self._source, self._memory_budget)

@@ -13,6 +13,7 @@ from rqmoe_store.search.columns import Chosen, Selected, check_selection, choose
 from rqmoe_store.search.decoded_column import DecodedColumn
 from rqmoe_store.search.filters import combined
 from rqmoe_store.search.options import batch_length, require_installed, whole_number
+from rqmoe_store.search.source import source_of
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.table import StoredTable
 
@@ -36,6 +37,14 @@ class TableQueryBuilder(NamesRefusals):
         self._selected: Selected | None = None
         self._offset = 0
         self._with_row_id = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without where codes come from, which another process has to find for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_source"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._source = source_of(self._store)
 
     def where(self, condition: str | Expr | None, prefilter: bool | None = None) -> Self:
         """Only return rows that match a condition; called again, both must hold.

@@ -83,6 +83,12 @@ def database_of(table: LanceTable) -> DBConnection:
     return lancedb.connect(folder_of(table), storage_options=table.initial_storage_options())
 
 
+def storage_options(table: LanceTable) -> dict[str, str] | None:
+    """Those of the connection which `table` was opened by, also where its storage has no use for them."""
+    options: dict[str, str] | None = table._conn.storage_options
+    return options
+
+
 def read_consistency_interval(table: LanceTable) -> datetime.timedelta | None:
     """That of the connection which `table` was opened by."""
     # Of a table LanceDB does not tell it in public.

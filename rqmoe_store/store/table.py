@@ -21,7 +21,7 @@ class StoredTable(RowOperations, TableStructure, TableVersions):
     """A LanceDB table with a code column in place of a vector column, and the codec it was made with."""
 
     @classmethod
-    def open(cls, db: DBConnection, name: str) -> Self:
+    def open(cls, db: DBConnection, name: str, *, branch: str | None = None) -> Self:
         """Open the compressed table `name`; its codecs are read from the same database.
 
         Raises:
@@ -31,7 +31,7 @@ class StoredTable(RowOperations, TableStructure, TableVersions):
             ArtefactError: a codec is not in the database, is damaged, or is another one.
         """
         databases.require_table_name(name)
-        table = databases.open_if_exists(db, name)
+        table = databases.open_if_exists(db, name, branch=branch)
         if table is None:
             raise databases.no_such_table(db.uri, name)
         marks = TableMarks.read(table.schema, name)

@@ -30,7 +30,7 @@ class TablePlace:
         """Where `table` is. Raises TableError where that cannot be told."""
         return cls(
             database=databases.folder_of(table),
-            storage_options=table.initial_storage_options(),
+            storage_options=table.initial_storage_options() or databases.storage_options(table),
             name=table.name,
             branch=table.current_branch(),
             read_consistency_interval=databases.read_consistency_interval(table),
