@@ -73,7 +73,13 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         return await in_thread(self.blocking.stats)
 
     @overload
-    async def search(self, query: None = None, query_type: Literal["auto"] = "auto") -> AsyncPlainQuery: ...
+    async def search(
+        self,
+        query: None = None,
+        query_type: Literal["auto"] = "auto",
+        *,
+        vector_column_name: str | None = None,
+    ) -> AsyncPlainQuery: ...
 
     @overload
     async def search(
@@ -81,11 +87,18 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         query: FullTextQuery,
         query_type: Literal["auto"] = "auto",
         fts_columns: str | Sequence[str] | None = None,
+        *,
+        vector_column_name: str | None = None,
     ) -> AsyncTextQuery: ...
 
     @overload
     async def search(
-        self, query: Any, query_type: Literal["fts"], fts_columns: str | Sequence[str] | None = None
+        self,
+        query: Any,
+        query_type: Literal["fts"],
+        fts_columns: str | Sequence[str] | None = None,
+        *,
+        vector_column_name: str | None = None,
     ) -> AsyncTextQuery: ...
 
     @overload
@@ -95,11 +108,16 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         *,
         query_type: Literal["hybrid"],
         fts_columns: str | Sequence[str] | None = None,
+        vector_column_name: str | None = None,
     ) -> AsyncHybridQuery: ...
 
     @overload
     async def search(
-        self, query: Any, query_type: Literal["auto", "vector"] = "auto"
+        self,
+        query: Any,
+        query_type: Literal["auto", "vector"] = "auto",
+        *,
+        vector_column_name: str | None = None,
     ) -> AsyncCompressedQuery: ...
 
     async def search(
@@ -107,16 +125,22 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         query: Any = None,
         query_type: QueryType = "auto",
         fts_columns: str | Sequence[str] | None = None,
+        *,
+        vector_column_name: str | None = None,
     ) -> AsyncCompressedQuery | AsyncTextQuery | AsyncHybridQuery | AsyncPlainQuery:
         """Start a query; as with LanceDB, this is awaited too, for text may have to be embedded.
 
             await (await table.search("some text")).limit(10).to_pandas()
 
         Args:
-            query, query_type, fts_columns: as for `CompressedTable.search`, which tells what it raises.
+            query, query_type, fts_columns, vector_column_name: as for `CompressedTable.search`, which tells
+                what it raises.
         """
         start: Callable[..., CompressedQuery | TextQuery | HybridQuery | PlainQuery] = self.blocking.search
-        return as_async(await in_thread(functools.partial(start, query, query_type, fts_columns)))
+        started = functools.partial(
+            start, query, query_type, fts_columns, vector_column_name=vector_column_name
+        )
+        return as_async(await in_thread(started))
 
     def query(self) -> AsyncPlainQuery:
         """Start a plain read of all rows that match, in the order of the table.

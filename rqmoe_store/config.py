@@ -1,6 +1,7 @@
 """Settings: frozen, keyword-only, and checked when they are made."""
 
 import dataclasses
+import os
 from typing import Any, Literal
 
 from rqmoe_store.errors import InvalidInputError
@@ -145,7 +146,7 @@ class TrainConfig:
     autocast), which rounds more and is quicker on hardware made for it only; or "auto", bfloat16 on
     such hardware and float32 elsewhere. Weights and the optimizer stay float32; a trained codec
     encodes in float32 whatever it was trained in."""
-    checkpoint_dir: str | None = None
+    checkpoint_dir: str | os.PathLike[str] | None = None
     """Where progress is kept. With it, Ctrl-C returns the best codec so far and the next run with
     the same settings goes on where this one stopped, in as many processes as one likes."""
     checkpoint_minutes: float = 5.0
@@ -167,9 +168,19 @@ class TrainConfig:
             _require_positive("max_minutes", self.max_minutes)
         if self.patience is not None:
             _require_int("patience", self.patience, 1, 10**9)
+        _require_place(self.device, self.checkpoint_dir)
         for name in ("weight_decay", "warmup_fraction"):
-            if not 0 <= getattr(self, name) < 1:
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
                 raise InvalidInputError(f"{name}={getattr(self, name)!r} must lie in [0, 1).")
+
+
+def _require_place(device: object, checkpoint_dir: object) -> None:
+    if not isinstance(device, str):
+        raise InvalidInputError(
+            f"device={device!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:<number>'."
+        )
+    if checkpoint_dir is not None and not isinstance(checkpoint_dir, str | os.PathLike):
+        raise InvalidInputError(f"checkpoint_dir={checkpoint_dir!r} must be the path of a folder, or None.")
 
 
 def scored_pairs(beam: int, preselect: Preselect) -> int | None:
@@ -179,7 +190,7 @@ def scored_pairs(beam: int, preselect: Preselect) -> int | None:
         InvalidInputError: `beam` and `preselect` cannot be used together.
     """
     _require_int("beam", beam, 1, MAX_CODEBOOK_SIZE)
-    if preselect == "beam":
+    if isinstance(preselect, str) and preselect == "beam":
         return beam
     if preselect is not None:
         _require_int("preselect", preselect, 1, 2**16)
@@ -192,7 +203,7 @@ def scored_pairs(beam: int, preselect: Preselect) -> int | None:
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         options = ", ".join(repr(choice) for choice in choices)
         raise InvalidInputError(f"{name}={value!r} is unknown; choose one of {options}.")
 
@@ -203,5 +214,9 @@ def _require_int(name: str, value: object, low: int, high: int) -> None:
 
 
 def _require_positive(name: str, value: float) -> None:
-    if not value > 0 or value == float("inf"):
+    if not _is_number(value) or not 0 < value < float("inf"):
         raise InvalidInputError(f"{name}={value!r} must be a positive, finite number.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -35,7 +35,7 @@ def preset(name: PresetName, **changes: Any) -> tuple[CodecConfig, TrainConfig]:
         >>> config, training = preset("fast", code_bytes=8, seed=1)
         >>> codec = train(table, config=config, training=training)  # doctest: +SKIP
     """
-    if name not in _PRESETS:
+    if not isinstance(name, str) or name not in _PRESETS:
         options = ", ".join(repr(choice) for choice in get_args(PresetName))
         raise InvalidInputError(f"preset {name!r} is unknown; choose one of {options}.")
     settings = {**_PRESETS[name], **changes}

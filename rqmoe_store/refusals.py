@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
+from rqmoe_store.arguments import needs_early_look, refuse_wrong
 from rqmoe_store.errors import InvalidInputError, RQMoEError, StorageError, TableError
 
 Parameters = ParamSpec("Parameters")
@@ -38,17 +39,24 @@ _LIBRARIES = ("lance", "lancedb")
 
 def names_refusals(call: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """A function that raises StorageError when storage refuses a write, TableError when a table or a file of
-    it is gone or damaged, and InvalidInputError for what LanceDB says of arguments.
+    it is gone or damaged, and InvalidInputError for arguments of other types than it takes and for what
+    LanceDB says of arguments.
 
     Args:
-        call: leaves intact what was there, whenever it fails. Errors that do not come from LanceDB pass.
+        call: leaves intact what was there, whenever it fails. Errors that do not come from LanceDB pass, if
+            its arguments are what it takes.
     """
+    early = needs_early_look(call)
 
     @functools.wraps(call)
     def named(*arguments: Parameters.args, **settings: Parameters.kwargs) -> Result:
         try:
+            if early:
+                refuse_wrong(call, arguments, settings, early=True)
             return call(*arguments, **settings)
         except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, RQMoEError):
+                refuse_wrong(call, arguments, settings)
             words = in_our_words(error, arguments[0] if arguments else None)
             if words is None:
                 raise

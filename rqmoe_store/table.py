@@ -132,7 +132,13 @@ class CompressedTable(LifecycleTable):
         return dataclasses.replace(super().stats(), resident_bytes=resident.nbytes if resident else 0)
 
     @overload
-    def search(self, query: None = None, query_type: Literal["auto"] = "auto") -> PlainQuery: ...
+    def search(
+        self,
+        query: None = None,
+        query_type: Literal["auto"] = "auto",
+        *,
+        vector_column_name: str | None = None,
+    ) -> PlainQuery: ...
 
     @overload
     def search(
@@ -140,11 +146,18 @@ class CompressedTable(LifecycleTable):
         query: FullTextQuery,
         query_type: Literal["auto"] = "auto",
         fts_columns: str | Sequence[str] | None = None,
+        *,
+        vector_column_name: str | None = None,
     ) -> TextQuery: ...
 
     @overload
     def search(
-        self, query: Any, query_type: Literal["fts"], fts_columns: str | Sequence[str] | None = None
+        self,
+        query: Any,
+        query_type: Literal["fts"],
+        fts_columns: str | Sequence[str] | None = None,
+        *,
+        vector_column_name: str | None = None,
     ) -> TextQuery: ...
 
     @overload
@@ -154,16 +167,25 @@ class CompressedTable(LifecycleTable):
         *,
         query_type: Literal["hybrid"],
         fts_columns: str | Sequence[str] | None = None,
+        vector_column_name: str | None = None,
     ) -> HybridQuery: ...
 
     @overload
-    def search(self, query: Any, query_type: Literal["auto", "vector"] = "auto") -> CompressedQuery: ...
+    def search(
+        self,
+        query: Any,
+        query_type: Literal["auto", "vector"] = "auto",
+        *,
+        vector_column_name: str | None = None,
+    ) -> CompressedQuery: ...
 
     def search(
         self,
         query: Any = None,
         query_type: QueryType = "auto",
         fts_columns: str | Sequence[str] | None = None,
+        *,
+        vector_column_name: str | None = None,
     ) -> CompressedQuery | TextQuery | HybridQuery | PlainQuery:
         """Start a query; options follow as in LanceDB, then `to_pandas()` or alike.
 
@@ -179,12 +201,18 @@ class CompressedTable(LifecycleTable):
                 say when `query` is None.
             fts_columns: text columns for full-text and hybrid search; default all that have a
                 full-text index.
+            vector_column_name: None, or the table's vector column, of which there is one.
 
         Raises:
-            InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
-                an empty batch, or text that cannot be searched for.
+            InvalidInputError: another `vector_column_name` or dimension, NaN or infinite values, a zero
+                vector under cosine, an empty batch, or text that cannot be searched for.
             RQMoEError: the embedding function is not registered, lacks a package, or fails.
         """
+        if vector_column_name not in (None, self.columns.vector_column):
+            raise InvalidInputError(
+                f"Got vector_column_name={vector_column_name!r}; expected {self.columns.vector_column!r}, "
+                "the only column of the table that is searched by vector, or nothing."
+            )
         kind = query_kind(self, query, query_type, self._source)
         if kind == "hybrid":
             return HybridQuery(self, query, fts_columns, self._source, self._memory_budget)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.additive import AdditiveTables, LookupTables
 from rqmoe_store.codecs.artefact import Artefact, read_artefact, write_artefact
 from rqmoe_store.codecs.calibration import fit_tables
@@ -30,9 +31,10 @@ from rqmoe_store.codecs.score_units import FramedQueries, ScoreUnits, score_unit
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Preselect, scored_pairs
 from rqmoe_store.errors import ArtefactError, InvalidInputError
+from rqmoe_store.refusals import NamesRefusals, names_refusals
 
 
-class Codec:
+class Codec(NamesRefusals):
     """Encodes vectors to a few bytes and decodes them again.
 
     Made by `rqmoe_store.train`, `load_codec` or `truncate`; not changed afterwards.
@@ -212,10 +214,7 @@ class Codec:
         Raises:
             InvalidInputError: `num_steps` is not in 1..code_bytes.
         """
-        if isinstance(num_steps, bool) or not 1 <= num_steps <= self.config.code_bytes:
-            raise InvalidInputError(
-                f"Cannot truncate to {num_steps!r} steps; expected 1 to {self.config.code_bytes}."
-            )
+        num_steps = whole_number("num_steps", num_steps, 1, self.config.code_bytes)
         config = dataclasses.replace(self.config, code_bytes=num_steps)
         quantizer = make_quantizer(config, self.dim)
         shapes = {name: tensor.shape for name, tensor in quantizer.state_dict().items()}
@@ -303,6 +302,7 @@ def require_equal(codec: Codec, loaded: Codec) -> None:
         raise ArtefactError(f"Read back, it decodes codes to vectors that differ by {differing:.4g}.")
 
 
+@names_refusals
 def load_codec(path: str | os.PathLike[str], *, device: str = "auto") -> Codec:
     """Load a codec written by `Codec.save`.
 

@@ -7,10 +7,11 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, QUERY_INDEX, ROW_ID, Chosen, in_order, take
 from rqmoe_store.search.execution import Execution
-from rqmoe_store.search.options import as_queries, bound, share, whole_number
+from rqmoe_store.search.options import as_queries, bound, share
 from rqmoe_store.search.plan import Trace
 from rqmoe_store.search.reach import Reach
 from rqmoe_store.search.request import SearchRequest

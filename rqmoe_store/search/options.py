@@ -2,13 +2,13 @@
 
 import importlib
 import math
-import operator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_frame, listed
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
@@ -27,17 +27,6 @@ def as_queries(query: Any, *, dim: int, metric: Metric) -> Float32Array:
     if len(queries_QD) == 0:
         raise InvalidInputError("Got an empty batch of queries; expected at least one vector.")
     return queries_QD
-
-
-def whole_number(name: str, value: Any, low: int) -> int:
-    """`value` as an int of at least `low`; raises InvalidInputError otherwise."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, (bool, np.bool_)) or number < low:
-        raise InvalidInputError(f"Got {name}={value!r}; expected a whole number of at least {low}.")
-    return number
 
 
 def batch_length(length: Any) -> int | None:
@@ -79,4 +68,7 @@ def _is_single(query: Any) -> bool:
     if isinstance(query, str) or is_frame(query) or not hasattr(query, "__len__") or len(query) == 0:
         return False
     # Only the first element is looked at: rows of different lengths are reported by `as_vectors`.
-    return np.ndim(query[0]) == 0
+    try:
+        return np.ndim(query[0]) == 0
+    except (KeyError, TypeError, IndexError):  # no sequence: `as_vectors` says what it is
+        return False

@@ -8,10 +8,11 @@ import pyarrow as pa
 from lance.dataset import ColumnOrdering as LanceOrdering
 from lancedb.query import ColumnOrdering
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.refusals import naming_refusals
 from rqmoe_store.search.columns import ROW_ID
-from rqmoe_store.search.options import batch_length, whole_number
+from rqmoe_store.search.options import batch_length
 from rqmoe_store.search.source import CodeSource, TableState
 from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
 from rqmoe_store.store.schemas import user_schema

@@ -8,11 +8,12 @@ import pyarrow as pa
 from lancedb.expr import Expr
 from lancedb.table import LanceTable
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.refusals import NamesRefusals
 from rqmoe_store.search.columns import Chosen, Selected, check_selection, choose
 from rqmoe_store.search.decoded_column import DecodedColumn
 from rqmoe_store.search.filters import combined
-from rqmoe_store.search.options import batch_length, require_installed, whole_number
+from rqmoe_store.search.options import batch_length, require_installed
 from rqmoe_store.search.source import source_of
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.table import StoredTable

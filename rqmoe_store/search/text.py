@@ -10,6 +10,7 @@ from lancedb.rerankers.util import check_reranker_result
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.search.columns import ROW_ID, SCORE, Chosen, without
 from rqmoe_store.search.plan import indented
 from rqmoe_store.search.source import CodeSource
@@ -25,6 +26,7 @@ _NO_POSITIONS = "position is not found"
 """In LanceDB's words: a phrase is searched for in an index that does not say where words are."""
 
 
+@names_refusals
 def words_query(text: str, column: str) -> MatchQuery:
     """A full-text query for the words of a text, whatever else is in it: what an end user typed.
 

@@ -5,9 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.filters import matching_row_ids
-from rqmoe_store.search.options import share, whole_number
+from rqmoe_store.search.options import share
 from rqmoe_store.search.source import TableState
 from rqmoe_store.search.tuning_measures import ROUNDS, Advance, Measures
 from rqmoe_store.search.tuning_queries import given_queries, queries_from_rows
@@ -38,10 +39,12 @@ class TuningGoal:
     """Of the sample."""
 
     def __post_init__(self) -> None:
-        if share("target_recall", self.target_recall) == 0:
+        # Kept as Python's own numbers: they are written into the table.
+        object.__setattr__(self, "target_recall", share("target_recall", self.target_recall))
+        if self.target_recall == 0:
             raise InvalidInputError("Got target_recall=0; expected more, such as 0.95.")
         for name, low in (("limit", 1), ("sample", 1), ("seed", 0)):
-            whole_number(name, getattr(self, name), low)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low))
 
 
 def tune_search(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.refusals import names_refusals
 from rqmoe_store.store.sql import literal, quoted
 
 Value = str | bool | int | float
@@ -19,6 +20,7 @@ NEVER = "(false)"
 """The condition that no row meets."""
 
 
+@names_refusals
 def column_condition(column: str, values: Iterable[Value]) -> str:
     """The SQL condition that a column of texts, numbers or bools is one of these values.
 
@@ -47,6 +49,7 @@ def column_condition(column: str, values: Iterable[Value]) -> str:
     return f"({name} IS NOT NULL AND {name} IN ({', '.join(map(value_literal, listed))}))"
 
 
+@names_refusals
 def all_of(conditions: Iterable[str]) -> str:
     """The condition that all of these hold, in parentheses as those of `json_field` and `column_condition`.
 
@@ -61,6 +64,7 @@ def all_of(conditions: Iterable[str]) -> str:
     return f"({' AND '.join(terms)})" if terms else ALWAYS
 
 
+@names_refusals
 def any_of(conditions: Iterable[str]) -> str:
     """The condition that at least one of these holds, otherwise as `all_of`; of none, never."""
     terms = [condition for condition in conditions if condition != NEVER]
@@ -69,6 +73,7 @@ def any_of(conditions: Iterable[str]) -> str:
     return f"({' OR '.join(terms)})" if terms else NEVER
 
 
+@names_refusals
 def none_of(conditions: Iterable[str]) -> str:
     """The condition that none of these holds, otherwise as `all_of`; of none, always.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.refusals import NamesRefusals, names_refusals
 from rqmoe_store.store.column_conditions import Value, any_of, plain_value, plain_values, require_name
 from rqmoe_store.store.sql import literal, quoted
 
@@ -19,6 +20,7 @@ _EXACT = 2**53
 """Integers below this are doubles as well."""
 
 
+@names_refusals
 def json_field(column: str, *path: str) -> "JsonField":
     """A field of a JSON column, for conditions on it.
 
@@ -41,7 +43,7 @@ def json_field(column: str, *path: str) -> "JsonField":
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonField:
+class JsonField(NamesRefusals):
     """A field of a JSON column; made by `json_field`.
 
     Every method returns an SQL condition in parentheses that is true or false for every row, and never null:

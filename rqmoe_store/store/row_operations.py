@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from lancedb.expr import Expr
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
@@ -164,10 +165,11 @@ class RowOperations(OpenTable):
         return int(snapshot.dataset.count_rows(condition))
 
     def head(self, n: int = 5) -> pa.Table:
-        """The first rows, in the user's columns."""
+        """The first rows, in the user's columns. Raises InvalidInputError for a number below 0."""
+        rows = whole_number("n", n, 0)
 
         def first(snapshot: Snapshot) -> pa.Table:
             schema = self._users_of(snapshot.schema)
-            return snapshot.table.head(n).select(schema.names).replace_schema_metadata(schema.metadata)
+            return snapshot.table.head(rows).select(schema.names).replace_schema_metadata(schema.metadata)
 
         return self.snapshots.read(first)

@@ -9,6 +9,7 @@ from lancedb.expr import Expr
 from lancedb.index import Bitmap, BTree, IndexConfig, LabelList
 from lancedb.table import IndexStatistics
 
+from rqmoe_store.arguments import is_text
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import is_gone
 from rqmoe_store.store.keys import column_names, set_key
@@ -68,7 +69,12 @@ class TableStructure(OpenTable):
                 for name, sql in transforms.items()
             }
         else:
-            added = pa.schema([transforms] if isinstance(transforms, pa.Field) else list(transforms))
+            fields = [transforms] if isinstance(transforms, pa.Field) else _as_list(transforms)
+            if not fields or not all(isinstance(field, pa.Field) for field in fields):
+                raise InvalidInputError(
+                    f"Got transforms={transforms!r}; expected SQL expressions by name, or Arrow fields."
+                )
+            added = pa.schema(fields)
             names = added.names
         self._require_free(names)
         if isinstance(added, dict):
@@ -96,6 +102,11 @@ class TableStructure(OpenTable):
         """
         encoder = self._encoder()
         for change in alterations:
+            if not isinstance(change, Mapping):
+                raise InvalidInputError(
+                    f"Got {change!r} as one of the alterations; expected dicts such as "
+                    "{'path': 'title', 'rename': 'heading'}."
+                )
             unknown = sorted(set(change) - _CHANGES)
             if unknown or not isinstance(change.get("path"), str):
                 raise InvalidInputError(
@@ -159,6 +170,8 @@ class TableStructure(OpenTable):
                 f"Got index_type={index_type!r}; expected one of {', '.join(get_args(ScalarIndex))}."
             )
         self._require_users([column])
+        if name is not None and not is_text(name):
+            raise InvalidInputError(f"Got name={name!r}; expected text of valid Unicode for the index.")
         before = self._scalar_indexes(column)
         if before and not replace:
             raise TableError(f"Column {column!r} has an index; set replace=True to put another in its place.")
@@ -263,3 +276,7 @@ def _index_name(name: Any) -> str:
             f"Got {name!r} as the name of an index; expected a text, as list_indices() has it."
         )
     return name
+
+
+def _as_list(transforms: Any) -> list[Any]:
+    return list(transforms) if isinstance(transforms, Iterable) and not isinstance(transforms, str) else []

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 from lancedb.table import LanceTable
 
+from rqmoe_store.arguments import is_text
 from rqmoe_store.codecs.forks import use_storage
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.refusals import NamesRefusals
@@ -46,7 +47,12 @@ class TableTags(NamesRefusals):
         self._require_version(version)
         if tag in self.list():
             raise TableError(f"There is a tag {tag!r} already; make it name another version with update().")
-        self._store.table.tags.create(tag, version)
+        try:
+            self._store.table.tags.create(tag, version)
+        except RuntimeError as error:
+            if "Ref is invalid" not in str(error):
+                raise
+            raise InvalidInputError(f"Got tag={tag!r}, which LanceDB takes for no name: {error}") from error
 
     def update(self, tag: str, version: int) -> None:
         """Let a tag name another version. Raises InvalidInputError for no such tag or version."""
@@ -73,7 +79,7 @@ class TableTags(NamesRefusals):
 
 
 def _require_name(tag: object) -> None:
-    if not isinstance(tag, str) or not tag:
+    if not is_text(tag) or not tag:
         raise InvalidInputError(f"Got tag={tag!r}; expected a name, such as 'before-clean-up'.")
 
 

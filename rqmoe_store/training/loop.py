@@ -5,6 +5,7 @@ Shape legend: n training vectors, B batch, M steps, K codewords, D dimension.
 
 import dataclasses
 import math
+import os
 import time
 import warnings
 from typing import Any
@@ -87,7 +88,8 @@ class TrainingLoop:
 
     def run(self, identity: dict[str, Any]) -> None:
         """Train until done or, with a checkpoint directory, interrupted; best weights end up loaded."""
-        directory = self.settings.checkpoint_dir
+        place = self.settings.checkpoint_dir
+        directory = None if place is None else os.fspath(place)
         self.progress.stage("training")
         with deferred_interrupt(enabled=directory is not None) as interrupt:
             while not self._is_over(now := self._now(interrupt)):

@@ -20,7 +20,15 @@ _NUMBERS = (pa.types.is_floating, pa.types.is_integer)
 
 def count_vectors(data: Any) -> int:
     """Rows of a LanceDB table or of an array-like."""
-    return int(data.count_rows()) if hasattr(data, "count_rows") else len(data)
+    if hasattr(data, "count_rows"):
+        return int(data.count_rows())
+    try:
+        return len(data)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"Got data of type {type(data).__name__} to train on; expected a LanceDB table, or vectors of "
+            "shape (rows, D)."
+        ) from error
 
 
 def require_countable(data: Any) -> None:

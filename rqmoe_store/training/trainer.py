@@ -3,6 +3,7 @@
 Shape legend: n training vectors, D dimension, M steps.
 """
 
+import os
 import time
 from typing import Any
 
@@ -135,7 +136,7 @@ def _fit(
     workers.require_same(identity, "settings or vectors")
     checkpoint = None
     if settings.checkpoint_dir is not None:
-        checkpoint = read_checkpoint(settings.checkpoint_dir, identity)
+        checkpoint = read_checkpoint(os.fspath(settings.checkpoint_dir), identity)
         workers.require_same(checkpoint and checkpoint.counters, "a checkpoint")
     if checkpoint is None:
         start = fresh_start(

@@ -1,0 +1,174 @@
+"""Arguments of public calls against what these are annotated to take.
+
+A call that is given something else is refused by name: at once where a call would notice late, and otherwise
+instead of whatever error the value has led to, so that checks of a call's own, which say more, come first.
+"""
+
+import datetime
+import functools
+import inspect
+import operator
+import reprlib
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import numpy as np
+
+from rqmoe_store.errors import InvalidInputError
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 80
+
+LARGEST = 2**32 - 1
+"""Of rows that LanceDB is asked for."""
+
+_WORDS = {
+    "CodecConfig": "a CodecConfig, such as CodecConfig(code_bytes=16)",
+    "TrainConfig": "a TrainConfig, such as TrainConfig(max_minutes=5)",
+    "Codec": "a codec, as train() or load_codec() returns it",
+    "DBConnection": "a database, as lancedb.connect() returns it",
+    "Table": "a LanceDB table",
+    "StoredTable": "a table of rqmoe_store",
+    "CompressedTable": "a table of rqmoe_store",
+    "Mapping": "a mapping, such as a dict",
+    "PathLike": "a path",
+    "Iterable": "a list",
+    "Sequence": "a list",
+    "Callable": "a function",
+}
+_EARLY = {"CodecConfig", "TrainConfig", "Codec", "Mapping", "Callable"}
+"""What calls would notice late, or never."""
+
+
+class _Kind(NamedTuple):
+    """What a value may be."""
+
+    fits: Callable[[Any], bool]
+    words: str
+    late: bool
+    """Whether calls find out for themselves, and say more."""
+
+
+def refuse_wrong(
+    call: Callable[..., Any], arguments: Sequence[Any], settings: Mapping[str, Any], *, early: bool = False
+) -> None:
+    """Raise InvalidInputError for the first argument of a call that is not what it is annotated to be.
+
+    Args:
+        call: a function or method.
+        arguments, settings: what it is called with.
+        early: only look at those that the call does not look at before it begins.
+    """
+    kinds, positions = _kinds(call)
+    given = [*zip(positions, arguments, strict=False), *settings.items()]
+    for name, value in given:
+        kind = kinds.get(name)
+        if kind is not None and not (early and kind.late) and not kind.fits(value):
+            raise InvalidInputError(
+                f"Got {name}={_shown.repr(value)} for {call.__name__}(); expected {kind.words}."
+            )
+
+
+@functools.cache
+def _kinds(call: Callable[..., Any]) -> tuple[dict[str, _Kind], tuple[str, ...]]:
+    """What is known of the parameters of a call, and the names of those that can be given by position."""
+    parameters = inspect.signature(call).parameters.values()
+    named = [each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+    kinds = {each.name: kind for each in named if (kind := _kind(each.annotation)) is not None}
+    return kinds, tuple(each.name for each in named if each.kind is not each.KEYWORD_ONLY)
+
+
+def needs_early_look(call: Callable[..., Any]) -> bool:
+    """Whether any argument of a call is one that it does not look at before it begins."""
+    return any(not kind.late for kind in _kinds(call)[0].values())
+
+
+def _kind(annotation: Any) -> _Kind | None:
+    """What an annotation allows; None for one that allows everything, or is not understood."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        kinds = [_kind(each) for each in get_args(annotation)]
+        if None in kinds:
+            return None
+        known = [kind for kind in kinds if kind is not None]
+        return _Kind(
+            lambda value: any(kind.fits(value) for kind in known),
+            " or ".join(dict.fromkeys(kind.words for kind in known)),
+            any(kind.late for kind in known),
+        )
+    if origin is Literal:
+        choices = get_args(annotation)
+        return _Kind(
+            lambda value: isinstance(value, str) and value in choices, " or ".join(map(repr, choices)), True
+        )
+    cls = annotation if origin is None else origin
+    if cls is None or (isinstance(cls, type) and cls in _SIMPLE):
+        return _SIMPLE[cls]
+    is_known = isinstance(cls, type) and cls not in (object, Any, inspect.Parameter.empty)
+    return _of_class(cls, [_kind(each) for each in get_args(annotation)[:1]]) if is_known else None
+
+
+def _of_class(cls: Any, elements: Sequence[_Kind | None]) -> _Kind:
+    """A class, or the origin of a generic one with what its elements are."""
+    name = cls.__name__
+    element = elements[0] if elements else None
+    is_list = issubclass(cls, Iterable) and not issubclass(cls, str | bytes)
+    return _Kind(
+        lambda value: (
+            isinstance(value, cls)
+            and not (is_list and isinstance(value, str | bytes))
+            and (
+                element is None or not isinstance(value, list | tuple | set) or all(map(element.fits, value))
+            )
+        ),
+        _WORDS.get(name, f"a {name}") + (f" of {element.words}" if element and is_list else ""),
+        name not in _EARLY,
+    )
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text without lone surrogates, which no storage takes."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, datetime.timedelta) and abs(value.days) <= 365_000
+
+
+def _is_whole(value: Any) -> bool:
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool | np.bool_)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
+    """`value` as an int from `low` to `high`; raises InvalidInputError otherwise."""
+    number = operator.index(value) if _is_whole(value) else None
+    if number is None or number < low:
+        raise InvalidInputError(
+            f"Got {name}={_shown.repr(value)}; expected a whole number of at least {low}."
+        )
+    if number > high:
+        raise InvalidInputError(
+            f"Got {name}={_shown.repr(value)}; expected a whole number from {low} to {high}."
+        )
+    return number
+
+
+_SIMPLE: dict[Any, _Kind] = {
+    None: _Kind(lambda value: value is None, "None", False),
+    types.NoneType: _Kind(lambda value: value is None, "None", False),
+    str: _Kind(is_text, "text of valid Unicode", True),
+    # Whoever passes 0, 1 or None for a switch is understood.
+    bool: _Kind(lambda value: value is None or isinstance(value, int | np.bool_), "True or False", True),
+    int: _Kind(_is_whole, "a whole number", True),
+    float: _Kind(_is_number, "a number", True),
+    datetime.timedelta: _Kind(_is_time, "a datetime.timedelta of at most a thousand years", False),
+}

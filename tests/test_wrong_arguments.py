@@ -1,0 +1,326 @@
+"""Every public call is given a list of wrong values for each of its arguments, one by one: what it raises is
+an error of this package, and names the argument."""
+
+import asyncio
+import datetime
+import inspect
+import itertools
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from small_tables import source_table, tiny_codec
+
+import rqmoe_store
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import RQMoEError
+from rqmoe_store.store.time_travel import TableTags
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import create_table
+
+VECTORS = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+TRAINING = TrainConfig(epochs=0, progress=False)
+CONFIG = CodecConfig(kind="rq", code_bytes=4, codebook_size=16, beam=1)
+ROW = {"id": 1000, "lang": "en", "text": "x", "vector": VECTORS[0]}
+
+WORDS = {
+    "rows": "rows?|columns?",
+    "data": "rows?|data|columns?|vectors?",
+    "new_data": "rows?|columns?|new_data",
+    "query": "query|quer(y|ies)|vectors?|text",
+    "queries": "quer(y|ies)|vectors?",
+    "vectors": "vectors?",
+    "vector": "vectors?|query",
+    "validation": "vectors?|validation",
+    "updates": "updates|values?",
+    "transforms": "transforms|columns?|expected an SQL",
+    "conditions": "conditions?",
+    "alterations": "alterations|path|columns?",
+    "source": "source|files?|path|iterator|surrogates",
+    "into": "into|name|table",
+    "codes": "codes?",
+    "on": "on=|columns?|keys?",
+    "db": "database|table",
+    "values": "values?",
+    "value": "value|compare",
+    "part": "has_text|part|text",
+    "phrase_query": "phrase",
+    "docs": "docs|table",
+    "path": "path|file|folder|directory",
+    "directory": "path|file|folder|directory|codec",
+    "timeout": "timeout|seconds",
+    "name": "name|index|preset",
+    "codec": "codec|load_codec",
+    "index_name": "index",
+    "version": "version",
+    "column": "column",
+    "columns": "columns?",
+    "key": "key|column",
+    "where": "where|condition",
+    "text": "text|query",
+}
+"""What an argument is called in messages, where that is not its name alone."""
+
+
+class Nothing:
+    """Of a class that nobody expects."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> lancedb.DBConnection:
+    return lancedb.connect(tmp_path_factory.mktemp("wrong") / "db")
+
+
+@pytest.fixture(scope="module")
+def docs(place: lancedb.DBConnection) -> Any:
+    return place.create_table("docs", source_table(VECTORS))
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return tiny_codec(VECTORS, "l2", 0)
+
+
+@pytest.fixture(scope="module")
+def wrong(place: lancedb.DBConnection, docs: Any) -> list[object]:
+    return [
+        *(None, True, 7, -1, 0, 2**70, 1.5, float("nan"), "no such thing", "", "\ud800", b"bytes"),
+        *([], [1], [None], ["a", "b"], {}, {"a": 1}, (), {1, 2}, object(), Nothing(), Nothing, print),
+        *(Path("no/such/path"), docs, place, pd.DataFrame({"a": [1]}), pa.table({"a": [1]}), pa.int8()),
+        *(
+            np.float32(1),
+            np.array(["x"]),
+            np.zeros((2, 2, 2)),
+            datetime.timedelta(-1),
+            datetime.timedelta.max,
+        ),
+        *(TRAINING, CONFIG, iter(()), (each for each in [1])),
+    ]
+
+
+names_of_tables = (f"table{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def make(place: lancedb.DBConnection) -> Callable[[], CompressedTable]:
+    """Gives a table, and another one when it is asked for the next."""
+
+    def made() -> CompressedTable:
+        store = create_table(place, next(names_of_tables), source_table(VECTORS), config=CONFIG)
+        store.train(TRAINING, progress=False)
+        store.create_fts_index("text")
+        store.tags.create("first", 1)
+        return store
+
+    return made
+
+
+def public_methods(cls: type) -> list[str]:
+    return [name for name, _ in inspect.getmembers(cls, inspect.isroutine) if not name.startswith("_")]
+
+
+def check(call: Callable[..., Any], good: dict[str, Any], wrong: list[object], name: str) -> list[str]:
+    """What is wrong with the errors of a call, each of whose arguments is replaced in turn."""
+    problems = []
+    for parameter in inspect.signature(call).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        for value in wrong:
+            arguments = [value] if parameter.kind is parameter.VAR_POSITIONAL else []
+            settings = good if arguments else good | {parameter.name: value}
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    done = call(*arguments, **settings)
+                    if inspect.iscoroutine(done):
+                        asyncio.run(done)
+            except RQMoEError as error:
+                words = WORDS.get(parameter.name, parameter.name)
+                if not re.search(rf"\b({words})", str(error), re.IGNORECASE):
+                    problems.append(
+                        f"{name}({parameter.name}={value!r:.60}) does not name it: {error!s:.150}"
+                    )
+            except Exception as error:
+                problems.append(f"{name}({parameter.name}={value!r:.60}): {error!r:.150}")
+    return problems
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "add": {"rows": [ROW]},
+    "add_columns": {"transforms": {"more": "1"}},
+    "alter_columns": {},
+    "checkout": {"version": 1},
+    "create_fts_index": {"columns": "text", "exist_ok": True},
+    "create_scalar_index": {"column": "id"},
+    "delete": {"where": "id = 1"},
+    "drop_columns": {"columns": "lang"},
+    "export": {"path": "out.parquet", "overwrite": True, "progress": False},
+    "optimize": {"progress": False, "training": TRAINING},
+    "retrain": {"training": TRAINING, "vectors": VECTORS, "progress": False},
+    "set_key": {"key": "id"},
+    "train": {"training": TRAINING, "vectors": VECTORS, "progress": False},
+    "tune": {"queries": VECTORS[:3] + 1, "progress": False},
+    "update": {"where": "id = 1", "values": {"text": "y"}},
+    "use_shards": {"shards": 2, "ask": print},
+    "verify": {"progress": False},
+    "open": {"db": None, "name": "docs"},
+}
+"""Good values for what has none by default, or takes long."""
+LONG = {"train", "retrain", "optimize", "tune", "verify", "export"}
+"""Methods that take long where they do anything."""
+
+
+@pytest.mark.parametrize("name", public_methods(CompressedTable))
+def test_methods_of_tables(
+    make: Callable[[], CompressedTable], wrong: list[object], name: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store, good = make(), METHODS.get(name, {})
+    if name in LONG:
+        wrong = [value for value in wrong if value is not None and not isinstance(value, int)]
+    if name == "open":
+        good = good | {"db": lancedb.connect(tmp_path)}
+    call = getattr(store, name)
+    if name == "train":  # once only
+
+        def call(**settings: Any) -> Codec:
+            rows = source_table(VECTORS)
+            return create_table(lancedb.connect(tmp_path), next(names_of_tables), rows, config=CONFIG).train(
+                **settings
+            )
+
+        call.__signature__ = inspect.signature(store.train)  # type: ignore[attr-defined]
+    require_clear(check(call, good, wrong, name))
+
+
+def require_clear(problems: list[str]) -> None:
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+@pytest.mark.parametrize("name", public_methods(TableTags))
+def test_tags(make: Callable[[], CompressedTable], wrong: list[object], name: str) -> None:
+    good = {"tag": "first"} | ({"version": 2} if name in ("create", "update") else {})
+    require_clear(check(getattr(make().tags, name), good, wrong, f"tags.{name}"))
+
+
+@pytest.mark.parametrize("kind", ["vector", "plain", "text", "hybrid"])
+def test_queries(make: Callable[[], CompressedTable], wrong: list[object], kind: str) -> None:
+    store, problems = make(), []
+
+    def query() -> Any:
+        if kind == "plain":
+            return store.search()
+        if kind == "text":
+            return store.search("text", query_type="fts")
+        return (
+            store.search(VECTORS[0]) if kind == "vector" else store.search(query_type="hybrid").text("text")
+        )
+
+    good = {"text": {"text": "text"}, "vector": {"vector": VECTORS[0]}, "where": {"condition": "id = 1"}}
+    for name in public_methods(type(query())):
+        for parameter in inspect.signature(getattr(query(), name)).parameters:
+
+            def call(_name: str = name, **settings: Any) -> None:
+                made = query().vector(VECTORS[0]) if kind == "hybrid" and _name != "vector" else query()
+                done = getattr(made, _name)(**settings)
+                if isinstance(done, type(made)):
+                    done.to_list()
+
+            call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+                [inspect.Parameter(parameter, inspect.Parameter.KEYWORD_ONLY)]
+            )
+            problems += check(call, good.get(name, {}), wrong, f"{kind} {name}")
+    require_clear(problems)
+
+
+@pytest.mark.parametrize("name", ["encode", "decode", "truncate", "to", "save"])
+def test_codecs(codec: Codec, wrong: list[object], name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = {"encode": {"vectors": VECTORS}, "decode": {"codes": codec.encode(VECTORS)}}
+    require_clear(check(getattr(codec, name), good.get(name, {}), wrong, f"Codec.{name}"))
+
+
+@pytest.mark.parametrize("cls", [CodecConfig, TrainConfig])
+def test_settings(cls: type, wrong: list[object]) -> None:
+    require_clear(check(cls, {}, wrong, cls.__name__))
+
+
+def test_functions(
+    place: lancedb.DBConnection,
+    docs: Any,
+    codec: Codec,
+    wrong: list[object],
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    codec.save(tmp_path / "codec")
+    make_name = lambda: next(names_of_tables)  # noqa: E731
+    goods: dict[str, Callable[[], dict[str, Any]]] = {
+        "all_of": lambda: {"conditions": ["a = 1"]},
+        "any_of": lambda: {"conditions": ["a = 1"]},
+        "none_of": lambda: {"conditions": ["a = 1"]},
+        "column_condition": lambda: {"column": "id", "values": [1]},
+        "compress": lambda: {"docs": docs, "codec": codec, "into": make_name(), "progress": False},
+        "create_table": lambda: {"db": place, "name": make_name(), "data": source_table(VECTORS[:9])},
+        "ingest": lambda: {"source": source_table(VECTORS), "into": (place, make_name()), "codec": codec},
+        "json_field": lambda: {"column": "meta", "path": "a"},
+        "load_codec": lambda: {"path": tmp_path / "codec"},
+        "open_table": lambda: {"db": place, "name": "opened"},
+        "open_table_async": lambda: {"db": place, "name": "opened"},
+        "preset": lambda: {"name": "fast"},
+        "words_query": lambda: {"text": "words", "column": "text"},
+        "train": lambda: {"data": VECTORS, "config": CONFIG, "training": TRAINING},
+    }
+    create_table(place, "opened", source_table(VECTORS))
+    public = {name: getattr(rqmoe_store, name) for name in rqmoe_store.__all__}
+    functions = {name: each for name, each in public.items() if inspect.isfunction(each)}
+    assert functions.keys() == goods.keys()
+    problems = []
+    for name, function in functions.items():
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+
+            def call(_function: Any = function, _name: str = name, **settings: Any) -> Any:
+                good = goods[_name]()
+                if _name == "json_field":
+                    return _function(settings["column"], "a")
+                return _function(**good | settings)
+
+            call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+                [inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY)]
+            )
+            problems += check(call, {}, wrong, name)
+    require_clear(problems)
+
+
+@pytest.mark.parametrize("name", public_methods(rqmoe_store.JsonField))
+def test_fields_of_json(wrong: list[object], name: str) -> None:
+    good = {"part": "x"} if name == "has_text" else {}
+    require_clear(check(getattr(rqmoe_store.json_field("meta", "a"), name), good, wrong, f"JsonField.{name}"))
+
+
+@pytest.mark.parametrize(
+    "name", ["when_matched_update_all", "when_not_matched_by_source_delete", "use_index", "execute"]
+)
+def test_merges(make: Callable[[], CompressedTable], wrong: list[object], name: str) -> None:
+    store = make()
+
+    def call(**settings: Any) -> Any:
+        merge = store.merge_insert("id").when_not_matched_insert_all()
+        if name == "execute":
+            return merge.execute(**{"new_data": [ROW]} | settings)
+        return getattr(merge, name)(**settings).execute([ROW])
+
+    call.__signature__ = inspect.signature(getattr(store.merge_insert("id"), name))  # type: ignore[attr-defined]
+    require_clear(check(call, {}, wrong, f"merge_insert().{name}"))
