@@ -21,7 +21,7 @@ from rqmoe_store.cli_lifecycle import health, optimize
 from rqmoe_store.cli_verify import verify
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
 from rqmoe_store.presets import preset
-from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query
+from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query, require_new_folder
 
 app = typer.Typer(
     cls=Commands,
@@ -79,6 +79,7 @@ def train(
     checkpoint_dir: Annotated[
         str | None, typer.Option(help="Keep progress here; Ctrl-C then returns the best so far.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the codec that --out has.")] = False,
 ) -> None:
     """Learn a codec from a sample of a table's vectors.
 
@@ -90,6 +91,7 @@ def train(
     from rqmoe_store.training.trainer import train as train_codec
     from rqmoe_store.training.workers import is_main_process, leave_workers
 
+    require_new_folder("--out", out, overwrite=overwrite)
     settings: dict[str, Any] = {"kind": kind, "metric": metric, "code_bytes": code_bytes, "seed": seed}
     settings |= {"device": device, "checkpoint_dir": checkpoint_dir, "epochs": epochs}
     settings["precision"] = precision

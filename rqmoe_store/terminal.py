@@ -99,6 +99,17 @@ def require_writable(option: str, path: Path) -> None:
         )
 
 
+def require_new_folder(option: str, path: Path, *, overwrite: bool) -> None:
+    """Raise InvalidInputError if a folder that `option` names has anything in it that would be replaced."""
+    if path.exists() and not path.is_dir():
+        raise InvalidInputError(f"Got {option} {str(path)!r}, which is a file; expected a folder.")
+    if not overwrite and path.is_dir() and any(path.iterdir()):
+        raise InvalidInputError(
+            f"Got {option} {str(path)!r}, which is not empty; expected a new folder, or --overwrite to "
+            "replace the codec that is there."
+        )
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     from rqmoe_store.codecs.artefact import write_atomically

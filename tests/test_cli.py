@@ -197,3 +197,17 @@ def test_other_failures_keep_their_traceback(data, monkeypatch):
 
     monkeypatch.setattr(rqs.CompressedTable, "stats", broken)
     assert isinstance(invoke("stats", data / "db", "small").exception, RuntimeError)
+
+
+def test_train_replaces_no_codec_unless_told_to(data, tmp_path):
+    out = tmp_path / "codec"
+    arguments = ["train", data / "db", "docs", "--out", out, "--bytes", 4, "--kind", "rq"]
+    assert invoke(*arguments).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = invoke(*arguments)
+    assert refused.exit_code == 1 and "--overwrite" in refused.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert invoke(*arguments, "--seed", 1, "--overwrite").exit_code == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} != before
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in invoke(*arguments[:4], tmp_path / "file", *arguments[5:]).stderr

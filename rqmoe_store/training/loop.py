@@ -61,13 +61,16 @@ class TrainingLoop:
         settings: TrainConfig,
         *,
         started: float,
+        reserved: float = 0.0,
         workers: Workers,
         progress: Progress,
     ) -> None:
         self.start, self.quantizer, self.settings = start, start.quantizer, settings
         self.validation_nD, self.workers, self.progress = validation_nD, workers, progress
         self.batches = Batches(training_nD, size=settings.batch_size, seed=settings.seed, mixing=start.mixing)
-        self.schedule = Schedule(settings, steps_per_epoch=self.batches.per_epoch, started=started)
+        self.schedule = Schedule(
+            settings, steps_per_epoch=self.batches.per_epoch, started=started, reserved=reserved
+        )
         self.parameters = list(self.quantizer.parameters())
         self.optimizer = make_optimizer(self.quantizer, settings)
         self.loss_of = TrainingLoss(

@@ -14,9 +14,12 @@ _FINAL_RATE = 0.02  # of the peak learning rate
 class Schedule:
     """Warm-up and cosine decay over the share of the run that is done, by epochs or by the clock."""
 
-    def __init__(self, settings: TrainConfig, *, steps_per_epoch: int, started: float) -> None:
-        """`started`: when the run began, as `time.monotonic` tells it; the loop begins now."""
-        self.settings, self.steps_per_epoch = settings, steps_per_epoch
+    def __init__(
+        self, settings: TrainConfig, *, steps_per_epoch: int, started: float, reserved: float = 0.0
+    ) -> None:
+        """`started`: when the run began, as `time.monotonic` tells it; the loop begins now. `reserved`:
+        seconds of the budget that are needed after it."""
+        self.settings, self.steps_per_epoch, self.reserved = settings, steps_per_epoch, reserved
         self.started, self.loop_started = started, time.monotonic()
         self.rate_factor = 1.0
 
@@ -35,7 +38,7 @@ class Schedule:
             shares.append(step / self.steps_per_epoch / epochs if epochs else 1.0)
         if self.settings.max_minutes is not None:
             # Of the time that was left when the loop began: warm-up and decay belong to the loop.
-            deadline = self.started + 60 * self.settings.max_minutes
+            deadline = self.started + 60 * self.settings.max_minutes - self.reserved
             left = deadline - self.loop_started
             shares.append((time.monotonic() - self.loop_started) / left if left > 0 else 1.0)
         return max(shares)

@@ -3,6 +3,8 @@
 Shape legend: n training vectors, D dimension, M steps.
 """
 
+import dataclasses
+import math
 import os
 import time
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 from rqmoe_store.codecs.artefact import Artefact
 from rqmoe_store.codecs.base import Codec, require_storable
 from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, fit_tables
+from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.encoder import encode_vectors
 from rqmoe_store.codecs.encoding_tables import encoding_tables
@@ -33,6 +36,43 @@ from rqmoe_store.training.start import fresh_start, resumed_start
 from rqmoe_store.training.workers import Workers, join_workers
 
 _CALIBRATION_PRESELECT = 4
+_LEAST_CALIBRATION_ROWS = 2_048
+_REHEARSED_ROWS = 512
+_MOST_RESERVED = 0.4  # of the budget: the rest is for codebooks and experts
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishingTime:
+    """What is left to do when training ends: fitting look-up tables, and measuring the codec."""
+
+    per_row: float = 0.0
+    """Seconds for every vector that tables are fitted on."""
+    measuring: float = 0.0
+    """Seconds for measuring."""
+
+    @classmethod
+    def rehearsed(
+        cls, quantizer: ResidualQuantizer, training_nD: Tensor, validation_nD: Tensor
+    ) -> "FinishingTime":
+        """As it takes on some of the vectors."""
+        began, some = time.monotonic(), training_nD[:_REHEARSED_ROWS]
+        fit_tables(quantizer, _calibration_codes(quantizer, some))
+        fitted, few = time.monotonic(), validation_nD[:_REHEARSED_ROWS]
+        validation_mse(quantizer, few)
+        measuring = (time.monotonic() - fitted) / len(few) * len(validation_nD)
+        return cls((fitted - began) / len(some), measuring)
+
+    def reserved(self, rows: int, max_minutes: float) -> float:
+        """Seconds of the budget to keep for it, with `rows` training vectors."""
+        needed = self.measuring + self.per_row * min(rows, CALIBRATION_ROWS)
+        return min(needed, 60 * max_minutes * _MOST_RESERVED)
+
+    def rows_within(self, seconds: float) -> int:
+        """Vectors that tables can be fitted on in that time; never so few that they would be of no use."""
+        if self.per_row == 0.0:
+            return CALIBRATION_ROWS
+        fitting = int((seconds - self.measuring) / self.per_row)
+        return max(_LEAST_CALIBRATION_ROWS, min(CALIBRATION_ROWS, fitting))
 
 
 @names_refusals
@@ -99,11 +139,14 @@ def train(
             warn_if_few(len(training_nD), config, stacklevel=3)
         training_nD, validation_nD = frame.enter(training_nD), frame.enter(validation_nD)
         vectors = as_tensor(training_nD).to(device), as_tensor(validation_nD).to(device)
-        quantizer, rq_mse, epochs = _fit(*vectors, config, settings, started, workers, progress)
+        quantizer, rq_mse, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress)
         progress.stage("fitting look-up tables")
         codec = None
         if workers.is_main:
-            codec = require_storable(_finish(quantizer, frame, *vectors, rq_mse, epochs, started))
+            left = math.inf if settings.max_minutes is None else started + 60 * settings.max_minutes
+            rows = finishing.rows_within(left - time.monotonic())
+            made = _finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started)
+            codec = require_storable(made)
         return _on_all(workers, codec)
 
 
@@ -130,8 +173,8 @@ def _fit(
     started: float,
     workers: Workers,
     progress: Progress,
-) -> tuple[ResidualQuantizer, tuple[float, ...], float]:
-    """The trained quantizer, the prefix errors of plain RQ, and the epochs made."""
+) -> tuple[ResidualQuantizer, tuple[float, ...], float, FinishingTime]:
+    """The trained quantizer, the prefix errors of plain RQ, the epochs made, and the time to finish it."""
     identity = run_identity(training_nD, config, settings)
     workers.require_same(identity, "settings or vectors")
     checkpoint = None
@@ -144,21 +187,26 @@ def _fit(
         )
     else:
         start = resumed_start(checkpoint, config, training_nD)
+    finishing = FinishingTime()
+    if settings.max_minutes is not None and workers.is_main:  # the clock is the main process's
+        progress.stage("timing look-up tables")
+        finishing = FinishingTime.rehearsed(start.quantizer, training_nD, validation_nD)
     if start.quantizer.mixture is None:
-        return start.quantizer, start.rq_prefix_mse, 0.0
+        return start.quantizer, start.rq_prefix_mse, 0.0, finishing
     loop = TrainingLoop(
         start,
         start.quantizer.normalize(training_nD),
         start.quantizer.normalize(validation_nD),
         settings,
         started=started,
+        reserved=finishing.reserved(len(training_nD), settings.max_minutes or 0.0),
         workers=workers,
         progress=progress,
     )
     if checkpoint is not None:
         loop.restore(checkpoint)
     loop.run(identity)
-    return start.quantizer, start.rq_prefix_mse, loop.epochs
+    return start.quantizer, start.rq_prefix_mse, loop.epochs, finishing
 
 
 def _finish(
@@ -166,6 +214,7 @@ def _finish(
     frame: Frame,
     training_nD: Tensor,
     validation_nD: Tensor,
+    calibration_rows: int,
     rq_prefix_mse: tuple[float, ...],
     epochs: float,
     started: float,
@@ -175,15 +224,7 @@ def _finish(
     Vectors, and the errors of plain RQ, are those in the frame; the report has the units of the input.
     """
     quantizer.round_weights()
-    # Beam 1 is close enough for fitting tables and much quicker.
-    calibration = encode_vectors(
-        quantizer,
-        encoding_tables(quantizer, quantizer.fold()),
-        Frame.plain(quantizer.dim),
-        training_nD[:CALIBRATION_ROWS],
-        beam=1,
-        preselect=_CALIBRATION_PRESELECT,
-    )
+    calibration = _calibration_codes(quantizer, training_nD[:calibration_rows])
     used = [len(np.unique(calibration.codes[:, step])) for step in range(quantizer.num_steps)]
     centred_nD = validation_nD - validation_nD.mean(dim=0)
     tables = fit_tables(quantizer, calibration)
@@ -198,6 +239,12 @@ def _finish(
         seconds=time.monotonic() - started,
     )
     return Codec(quantizer, tables, calibration, report, frame)
+
+
+def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Codes:
+    """Codes to fit tables on: beam 1 is close enough for that and much quicker."""
+    tables, plain = encoding_tables(quantizer, quantizer.fold()), Frame.plain(quantizer.dim)
+    return encode_vectors(quantizer, tables, plain, vectors_nD, beam=1, preselect=_CALIBRATION_PRESELECT)
 
 
 def _on_all(workers: Workers, codec: Codec | None) -> Codec:

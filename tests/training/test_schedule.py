@@ -65,3 +65,14 @@ def test_a_restored_schedule_has_lost_no_time_and_kept_its_rate() -> None:
     assert later.share_done(0) == pytest.approx(0.5)
     assert later.peak_rate == 0.25
     assert later.learning_rate(0.03) == pytest.approx(0.25)
+
+
+def test_time_that_is_needed_afterwards_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    plan = Schedule(TrainConfig(max_minutes=1), steps_per_epoch=10, started=100.0, reserved=20.0)
+    assert plan.share_done(0) == 0
+    now = 120.0
+    assert plan.share_done(0) == pytest.approx(0.5)
+    now = 140.0
+    assert plan.share_done(0) == 1

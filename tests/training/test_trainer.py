@@ -19,6 +19,7 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
+from rqmoe_store.training import trainer
 from rqmoe_store.training.evaluate import validation_mse
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.trainer import train
@@ -289,3 +290,22 @@ def test_an_empty_table(tmp_path: Path) -> None:
     table = lancedb.connect(tmp_path).create_table("docs", schema=schema)
     with pytest.raises(TableError, match="no vectors"):
         train(table, config=config(), training=quick())
+
+
+def test_look_up_tables_are_fitted_on_as_many_vectors_as_there_is_time_for(monkeypatch) -> None:
+    """Vectors are counted, not seconds."""
+    vectors = np.random.default_rng(0).normal(size=(6000, 8)).astype(np.float32)
+    config = CodecConfig(kind="rq", code_bytes=2, codebook_size=16, num_partitions=0)
+
+    def slow(cls: type, *_: object) -> trainer.FinishingTime:
+        return cls(per_row=60.0, measuring=1.0)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(trainer.FinishingTime, "rehearsed", classmethod(slow))
+    codec = train(vectors, config=config, training=TrainConfig(max_minutes=0.5, progress=False))
+    assert len(codec.calibration) == trainer._LEAST_CALIBRATION_ROWS
+    codec = train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))
+    assert len(codec.calibration) == 5400
+    time = trainer.FinishingTime(per_row=0.001, measuring=2.0)
+    assert time.reserved(10**6, 10) == pytest.approx(2 + 0.001 * trainer.CALIBRATION_ROWS)
+    assert time.reserved(10**6, 0.1) == pytest.approx(60 * 0.1 * trainer._MOST_RESERVED)
+    assert time.rows_within(7.0) == 5000 and time.rows_within(1000.0) == trainer.CALIBRATION_ROWS
