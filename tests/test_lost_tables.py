@@ -75,6 +75,8 @@ def versions(store: CompressedTable) -> Calls:
         "checkout": lambda: store.checkout(1),
         "checkout_latest": store.checkout_latest,
         "refresh": store.refresh,
+        "list_indices": store.list_indices,
+        "index_stats": lambda: store.index_stats("text_idx"),
         "tags list": store.tags.list,
         "tags get_version": lambda: store.tags.get_version("first"),
     }
@@ -94,6 +96,7 @@ def writes(store: CompressedTable) -> Calls:
         "drop_columns": lambda: store.drop_columns("text"),
         "create_fts_index": lambda: store.create_fts_index("text", replace=True),
         "create_scalar_index": lambda: store.create_scalar_index("id"),
+        "drop_index": lambda: store.drop_index("id_idx"),
         "optimize": lambda: store.optimize(progress=False),
         "retrain": lambda: store.retrain(TRAINING, vectors=VECTORS, progress=False),
         "tune": lambda: store.tune(VECTORS[:3] + 1, progress=False),

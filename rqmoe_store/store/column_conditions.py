@@ -91,6 +91,7 @@ def value_literal(value: Value) -> str:
     return literal(value) if isinstance(value, str) else repr(value)
 
 
+@names_refusals
 def as_json_value(value: Any) -> Any:
     """A single value as JSON keeps it, in rows and in conditions alike.
 
