@@ -96,7 +96,7 @@ def writes(store: CompressedTable) -> Calls:
         "drop_columns": lambda: store.drop_columns("text"),
         "create_fts_index": lambda: store.create_fts_index("text", replace=True),
         "create_scalar_index": lambda: store.create_scalar_index("id"),
-        "drop_index": lambda: store.drop_index("id_idx"),
+        "drop_index": lambda: store.drop_index("text_idx"),
         "optimize": lambda: store.optimize(progress=False),
         "retrain": lambda: store.retrain(TRAINING, vectors=VECTORS, progress=False),
         "tune": lambda: store.tune(VECTORS[:3] + 1, progress=False),
