@@ -74,6 +74,8 @@ class TableTags(NamesRefusals):
 
     def _require_version(self, version: int) -> None:
         known = [each["version"] for each in self._store.table.list_versions()]
+        if not known:
+            self._store.list_versions()  # raises when the table is gone
         if isinstance(version, bool) or not isinstance(version, int) or version not in known:
             raise _unknown(version)
 
