@@ -106,7 +106,10 @@ def _kind(annotation: Any) -> _Kind | None:
     if cls is None or (isinstance(cls, type) and cls in _SIMPLE):
         return _SIMPLE[cls]
     is_known = isinstance(cls, type) and cls not in (object, Any, inspect.Parameter.empty)
-    return _of_class(cls, [_kind(each) for each in get_args(annotation)[:1]]) if is_known else None
+    if not is_known:
+        return None
+    elements = [] if cls is tuple else get_args(annotation)[:1]  # those of a tuple are of a kind each
+    return _of_class(cls, [_kind(each) for each in elements])
 
 
 def _of_class(cls: Any, elements: Sequence[_Kind | None]) -> _Kind:
@@ -119,7 +122,9 @@ def _of_class(cls: Any, elements: Sequence[_Kind | None]) -> _Kind:
             isinstance(value, cls)
             and not (is_list and isinstance(value, str | bytes))
             and (
-                element is None or not isinstance(value, list | tuple | set) or all(map(element.fits, value))
+                element is None
+                or not isinstance(value, list | tuple | set | np.ndarray)
+                or all(map(element.fits, value))
             )
         ),
         _WORDS.get(name, f"a {name}") + (f" of {element.words}" if element and is_list else ""),

@@ -44,7 +44,7 @@ WORDS = {
     "transforms": "transforms|columns?|expected an SQL",
     "conditions": "conditions?",
     "alterations": "alterations|path|columns?",
-    "source": "source|files?|path|iterator|surrogates",
+    "source": "source|files?|path|iterator|surrogates|column",
     "into": "into|name|table",
     "codes": "codes?",
     "on": "on=|columns?|keys?",
@@ -189,6 +189,7 @@ def test_methods_of_tables(
         wrong = [value for value in wrong if value is not None and not isinstance(value, int)]
     if name == "open":
         good = good | {"db": lancedb.connect(tmp_path)}
+        create_table(good["db"], "docs", source_table(VECTORS), config=CONFIG)
     call = getattr(store, name)
     if name == "train":  # once only
 
