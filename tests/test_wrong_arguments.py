@@ -103,7 +103,7 @@ def wrong(place: lancedb.DBConnection, docs: Any) -> list[object]:
             datetime.timedelta(-1),
             datetime.timedelta.max,
         ),
-        *(TRAINING, CONFIG, iter(()), (each for each in [1])),
+        *(TRAINING, CONFIG, iter(())),
     ]
 
 

@@ -57,8 +57,11 @@ def all_of(conditions: Iterable[str]) -> str:
     of empty lists may be; so one can tell a filter that says nothing before deleting by it:
 
         if condition == rqmoe_store.all_of([]): ...  # would delete everything
+
+    Raises:
+        InvalidInputError: conditions that are no list of SQL texts.
     """
-    terms = [condition for condition in conditions if condition != ALWAYS]
+    terms = [condition for condition in _texts(conditions) if condition != ALWAYS]
     if NEVER in terms:
         return NEVER
     return f"({' AND '.join(terms)})" if terms else ALWAYS
@@ -67,7 +70,7 @@ def all_of(conditions: Iterable[str]) -> str:
 @names_refusals
 def any_of(conditions: Iterable[str]) -> str:
     """The condition that at least one of these holds, otherwise as `all_of`; of none, never."""
-    terms = [condition for condition in conditions if condition != NEVER]
+    terms = [condition for condition in _texts(conditions) if condition != NEVER]
     if ALWAYS in terms:
         return ALWAYS
     return f"({' OR '.join(terms)})" if terms else NEVER
@@ -82,6 +85,13 @@ def none_of(conditions: Iterable[str]) -> str:
     """
     found = any_of(conditions)
     return {ALWAYS: NEVER, NEVER: ALWAYS}.get(found, f"(NOT {found})")
+
+
+def _texts(conditions: Iterable[str]) -> list[str]:
+    listed = [] if isinstance(conditions, str) else list(conditions)
+    if isinstance(conditions, str) or not all(isinstance(each, str) for each in listed):
+        raise InvalidInputError(f"Got conditions={conditions!r}; expected a list of SQL conditions.")
+    return listed
 
 
 def value_literal(value: Value) -> str:
