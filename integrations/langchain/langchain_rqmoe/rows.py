@@ -61,8 +61,8 @@ class Texts:
     def of(
         cls,
         texts: Iterable[str],
-        metadatas: Sequence[dict[str, Any]] | None,
-        ids: Sequence[str | None] | None,
+        metadatas: Iterable[dict[str, Any]] | None,
+        ids: Iterable[str | None] | None,
     ) -> "Texts":
         """Check what a caller wants to add; ids are made where they are missing.
 
@@ -71,6 +71,8 @@ class Texts:
                 give back; other numbers of them than of texts.
         """
         listed = [_checked_text(text, "text", position) for position, text in enumerate(texts)]
+        metadatas = None if metadatas is None else list(metadatas)  # either may be a generator
+        ids = None if ids is None else list(ids)
         for name, others in (("metadatas", metadatas), ("ids", ids)):
             if others is not None and len(others) != len(listed):
                 raise InvalidInputError(

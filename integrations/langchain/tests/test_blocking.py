@@ -48,6 +48,12 @@ def test_texts_are_embedded_in_batches(empty):
     assert empty.table.count_rows() == 5
 
 
+def test_texts_metadata_and_ids_may_be_generators(empty):
+    metadatas, ids = ({"n": n} for n in range(3)), (f"id {n}" for n in range(3))
+    assert empty.add_texts((f"x {n}" for n in range(3)), metadatas, ids=ids) == ["id 0", "id 1", "id 2"]
+    assert empty.get_by_ids(["id 2"])[0].metadata == {"n": 2}
+
+
 def test_nothing_to_add_makes_no_table(empty):
     assert empty.add_texts([]) == [] and empty.add_documents([]) == []
     assert empty.table is None
@@ -157,10 +163,10 @@ def test_a_table_that_has_grown_is_trained(tmp_path):
     assert store.table.codecs.newest is None
     store.add_texts(["14 19"], ids=["14 19"])
     assert store.table.codecs.newest is not None
-    assert store.table.count_rows("vector IS NOT NULL") == 0
+    assert store.table.table.count_rows("vector IS NOT NULL") == 0, "raw vectors, in LanceDB's table"
     store.add_texts(["3 3", "new at 4 4"], ids=["3 3", "new"])
     again = RQMoEVectorStore(PointEmbedding(), uri=tmp_path)
-    assert again.table.count_rows("vector IS NOT NULL") == 0
+    assert again.table.table.count_rows("vector IS NOT NULL") == 0
     assert again.table.count_rows() == 301
     assert "new" in ids_of(again.similarity_search("4 4", k=10, nprobes=1, shortlist=300))
     assert len(again.max_marginal_relevance_search("5 5", k=5)) == 5

@@ -1,5 +1,6 @@
 """The store: writing, reading and deleting nodes."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,12 @@ def test_the_same_id_again_replaces_the_node(store: RQMoEVectorStore) -> None:
     assert store.add([node("a", [0.0, 1.0], n=2), node("a", [0.5, 1.0], n=3)]) == ["a", "a"]
     read = {one.node_id: (one.metadata["n"], one.embedding) for one in store.get_nodes()}
     assert read == {"a": (3, [0.5, 1.0]), "b": (1, [1.0, 0.0])}
+
+
+def test_nodes_may_be_a_generator(store: RQMoEVectorStore) -> None:
+    assert store.add(node(name) for name in "ab") == ["a", "b"]
+    assert asyncio.run(store.async_add(node(name) for name in "cd")) == ["c", "d"]
+    assert sorted(ids(store.get_nodes())) == ["a", "b", "c", "d"]
 
 
 def test_nothing_is_added(store: RQMoEVectorStore) -> None:

@@ -1,7 +1,7 @@
 """`RQMoEVectorStore`, the store itself."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llama_index.core.schema import BaseNode
@@ -37,7 +37,7 @@ class RQMoEVectorStore(StoreSettings):
     score in mode "hybrid".
     """
 
-    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+    def add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
         """Write nodes with their embeddings, all in one commit or none; a node of the same id is replaced.
 
         Args:
@@ -53,6 +53,7 @@ class RQMoEVectorStore(StoreSettings):
             StorageError: the disk or bucket refuses to take them.
         """
         require_known(kwargs, "add", ["show_progress"])
+        nodes = list(nodes)
         if nodes:
             rows = rows_of(nodes, self._nodes.columns)
             table = self._nodes.made_for(rows)
@@ -60,9 +61,10 @@ class RQMoEVectorStore(StoreSettings):
             self._train_if_due(table, kwargs)
         return [node.node_id for node in nodes]
 
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+    async def async_add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
         """As `add`; the event loop is free meanwhile."""
         require_known(kwargs, "add", ["show_progress"])
+        nodes = list(nodes)
         if nodes:
             rows = await asyncio.to_thread(rows_of, nodes, self._nodes.columns)
             table = AsyncCompressedTable(await asyncio.to_thread(self._nodes.made_for, rows))

@@ -21,10 +21,7 @@ DATES = "dates"
 """The column of the ISO dates in metadata, as numbers."""
 BLOB, BLOB_ABOUT, SCORE, SPARSE_EMBEDDING = "blob", "blob_about", "score", "sparse_embedding"
 
-NULL_WHERE = {
-    EMBEDDING: f"({EMBEDDING} IS NULL AND {EMBEDDING}_code IS NULL)",
-    **{name: f"({name} IS NULL)" for name in (BLOB, SCORE, SPARSE_EMBEDDING)},
-}
+NULL_WHERE = {name: f"({name} IS NULL)" for name in (EMBEDDING, BLOB, SCORE, SPARSE_EMBEDDING)}
 """Fields other than texts and metadata, and where a document lacks them."""
 
 DOCUMENT_COLUMNS = [ID, CONTENT, META, BLOB, BLOB_ABOUT, SCORE, SPARSE_EMBEDDING]
