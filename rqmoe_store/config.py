@@ -116,8 +116,8 @@ class TrainConfig:
 
     max_minutes: float | None = None
     """Wall-clock budget for everything `train` does: sampling, codebooks, experts, look-up tables, measuring.
-    Time for the last two is kept, and tables are fitted on fewer vectors if need be; what is over it is what
-    codebooks alone take. In `CompressedTable.train` and `retrain`, encoding the rows comes afterwards."""
+    Codebooks are fitted to fewer vectors if need be (but 16 for each codeword), and so are tables, for which
+    time is kept. In `CompressedTable.train` and `retrain`, encoding the rows comes afterwards."""
     epochs: int | None = None
     """Passes over the training sample; None for 30, or as many as `max_minutes` allows."""
     batch_size: int = 1024

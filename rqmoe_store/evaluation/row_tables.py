@@ -4,6 +4,7 @@ Shape suffixes: B rows.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,12 +17,8 @@ from lancedb.db import DBConnection
 from lancedb.table import Table
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.evaluation.search_index import ID, VECTOR
 from rqmoe_store.evaluation.search_synthetic import create_random_table
-from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.table import CompressedTable
 
 Done = TypeVar("Done")
 Ids = npt.NDArray[np.int64]
@@ -30,24 +27,24 @@ _BATCH_ROWS = 131_072
 _WORDS = ("river", "bridge", "stone", "water", "light", "paper", "engine", "forest")
 
 
-class TimedCodec(TableCodec):
-    """The codecs of a table, and the time that they have taken."""
+class TimedCodec:
+    """A codec, which every version of a table has in common, and the time that it takes from now on."""
 
-    seconds = 0.0
+    def __init__(self, codec: Codec) -> None:
+        self.dim = codec.dim
+        self.seconds = 0.0
+        for name in ("encode", "decode"):
+            setattr(codec, name, self._timed(getattr(codec, name)))
 
-    def encode(self, vectors_nD: Float32Array) -> Codes:
-        """As `TableCodec.encode`."""
-        return self._timed(lambda: super(TimedCodec, self).encode(vectors_nD))
+    def _timed(self, work: Callable[..., Done]) -> Callable[..., Done]:
+        @functools.wraps(work)
+        def timed(*arguments: Any, **settings: Any) -> Done:
+            started = time.perf_counter()
+            done = work(*arguments, **settings)
+            self.seconds += time.perf_counter() - started
+            return done
 
-    def decode(self, codes: Codes) -> Float32Array:
-        """As `TableCodec.decode`."""
-        return self._timed(lambda: super(TimedCodec, self).decode(codes))
-
-    def _timed(self, work: Callable[[], Done]) -> Done:
-        started = time.perf_counter()
-        done = work()
-        self.seconds += time.perf_counter() - started
-        return done
+        return timed
 
 
 @dataclasses.dataclass
@@ -97,8 +94,7 @@ def make_sides(folder: str, codec: Codec, rows: int, seed: int) -> list[Side]:
         for name, stable in (("plain", False), ("stable", True))
     ]
     made = create_random_table(db, "compressed", codec, rows, seed=seed, rows_of=rows_of)
-    timed = TimedCodec(made.codecs.marks, made.codecs.generations)
-    return [*plain, Side(CompressedTable(made.table, timed), timed, rows)]
+    return [*plain, Side(made, TimedCodec(made.codec), rows)]
 
 
 def _plain_table(db: DBConnection, name: str, rows: int, stable: bool) -> Table:

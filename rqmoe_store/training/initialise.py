@@ -3,6 +3,8 @@
 Shape legend: n vectors, M steps, K codewords, D dimension, P partitions.
 """
 
+import math
+import time
 import warnings
 
 import torch
@@ -15,7 +17,7 @@ from rqmoe_store.codecs.rq import RQ
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.training.augmentation import enlarged
-from rqmoe_store.training.kmeans import kmeans, nearest
+from rqmoe_store.training.kmeans import ITERATIONS, kmeans, nearest
 from rqmoe_store.training.progress import Progress
 
 FULL_ROWS = 65_536
@@ -24,15 +26,25 @@ FULL_ROWS = 65_536
 _ROWS_PER_PARTITION = 40
 _ROWS_PER_CODEWORD = 64
 _MOST_TIMES = 6  # as many rows with mixtures as without, at most
+_LEAST_ROWS_PER_CODEWORD = 16
+_TIMED_ROWS = 8_192
+_OTHER_WORK = 2.0  # times what looking for the nearest centroids takes
 
 
 @torch.no_grad()
 def initialise(
-    vectors_nD: Tensor, config: CodecConfig, *, seed: int, progress: Progress, enlarge: bool = False
+    vectors_nD: Tensor,
+    config: CodecConfig,
+    *,
+    seed: int,
+    progress: Progress,
+    enlarge: bool = False,
+    most_rows: int | None = None,
 ) -> RQ:
     """The greedy RQ of the (resolved) configuration, whatever its kind.
 
-    With `enlarge`, mixtures of the vectors make up for there being few of them.
+    With `enlarge`, mixtures of the vectors make up for there being few of them. K-means sees `most_rows`
+    vectors at most; None for as many as it gains from.
 
     Raises:
         InvalidInputError: fewer vectors than codewords or partitions, or vectors all the same.
@@ -43,10 +55,11 @@ def initialise(
     quantizer.mean_D.copy_(vectors_nD.mean(dim=0))
     quantizer.scale.copy_((vectors_nD - quantizer.mean_D).square().mean().sqrt())
     wanted = max(FULL_ROWS, _ROWS_PER_PARTITION * quantizer.num_partitions)
+    wanted = wanted if most_rows is None else min(wanted, most_rows)
     chosen_n = torch.randperm(len(vectors_nD), generator=generator)[:wanted].to(vectors_nD.device)
     residual_nD = quantizer.normalize(vectors_nD[chosen_n])
     if enlarge:
-        rows = min(FULL_ROWS, _MOST_TIMES * len(residual_nD))
+        rows = min(wanted, FULL_ROWS, _MOST_TIMES * len(residual_nD))
         residual_nD = enlarged(residual_nD, rows, generator=generator)
     if quantizer.num_partitions:
         progress.stage(f"k-means for {quantizer.num_partitions} partitions")
@@ -60,6 +73,24 @@ def initialise(
     # What training is compared with, and what it falls back on, is plain RQ as it would be stored.
     quantizer.round_weights()
     return quantizer
+
+
+@torch.no_grad()
+def rows_within(seconds: float, vectors_nD: Tensor, config: CodecConfig) -> int | None:
+    """Vectors that `initialise` can give to k-means in that time, by how long a look at some of them takes.
+
+    Never fewer than 16 for a codeword, or than there are partitions; None where time is not limited.
+    """
+    if math.isinf(seconds):
+        return None
+    some_nD, centroids_KD = vectors_nD[:_TIMED_ROWS], vectors_nD[: config.codebook_size]
+    nearest(some_nD, centroids_KD)  # the first call is slower
+    began = time.monotonic()
+    int(nearest(some_nD, centroids_KD)[0])  # the number is waited for where the vectors are on a GPU
+    per_look = (time.monotonic() - began) / len(some_nD)
+    looks = (ITERATIONS + 1) * (config.code_bytes + (config.num_partitions or 0) / config.codebook_size)
+    least = max(_LEAST_ROWS_PER_CODEWORD * config.codebook_size, config.least_training_rows)
+    return max(least, int(seconds / (per_look * looks * _OTHER_WORK)))
 
 
 @torch.no_grad()

@@ -6,11 +6,16 @@ Shape legend: n vectors, K centroids, D dimension, B rows of a chunk.
 import torch
 from torch import Tensor
 
+ITERATIONS = 10
+"""How often centroids are moved."""
+
 _CHUNK = 65_536
 _START = 0.3  # share of the way from the mean at which centroids start
 
 
-def kmeans(vectors_nD: Tensor, count: int, *, generator: torch.Generator, iterations: int = 10) -> Tensor:
+def kmeans(
+    vectors_nD: Tensor, count: int, *, generator: torch.Generator, iterations: int = ITERATIONS
+) -> Tensor:
     """Centroids (count, D); needs n >= count.
 
     Starts from distinct random vectors drawn towards the mean. In high dimension a centroid that is a

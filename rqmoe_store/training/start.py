@@ -4,6 +4,8 @@ Shape legend: n vectors, D dimension.
 """
 
 import dataclasses
+import math
+import time
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.training.checkpoint import Checkpoint
 from rqmoe_store.training.evaluate import quick_mse, validation_mse
-from rqmoe_store.training.initialise import FULL_ROWS, initialise, with_experts
+from rqmoe_store.training.initialise import FULL_ROWS, initialise, rows_within, with_experts
 from rqmoe_store.training.progress import Progress
 from rqmoe_store.training.workers import Workers
 
@@ -43,6 +45,7 @@ def fresh_start(
     seed: int,
     workers: Workers,
     progress: Progress,
+    seconds: float = math.inf,
 ) -> Start:
     """The untrained quantizer, and plain RQ's errors to compare with.
 
@@ -51,13 +54,22 @@ def fresh_start(
     vectors decide which codebooks the experts start from, and whether training mixes as well. With
     more vectors k-means gains nothing from mixtures while training still does, so there a small
     sample of the vectors decides, up to where there are enough vectors for every codeword.
+
+    In a limited time k-means sees fewer vectors, and mixtures are tried if there is as much time left
+    again as codebooks have taken.
     """
-    plain = best = initialise(training_nD, config, seed=seed, progress=progress)
+    began, most_rows = time.monotonic(), rows_within(seconds / 2, training_nD, config)
+    plain = best = initialise(training_nD, config, seed=seed, progress=progress, most_rows=most_rows)
+    hurried = time.monotonic() - began > seconds / 2
     normalized_nD = plain.normalize(validation_nD)
     rq_mse = quick_mse(plain, normalized_nD)
-    if config.kind != "rq" and len(training_nD) < _FEW_ROWS:
+    if hurried:
+        mixing = False
+    elif config.kind != "rq" and len(training_nD) < _FEW_ROWS:
         progress.stage("again with mixtures")
-        enlarged = initialise(training_nD, config, seed=seed, progress=progress, enlarge=True)
+        enlarged = initialise(
+            training_nD, config, seed=seed, progress=progress, enlarge=True, most_rows=most_rows
+        )
         best = enlarged if quick_mse(enlarged, normalized_nD) < rq_mse else plain
         mixing = best is not plain
     else:

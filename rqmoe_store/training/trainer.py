@@ -39,6 +39,7 @@ _CALIBRATION_PRESELECT = 4
 _LEAST_CALIBRATION_ROWS = 2_048
 _REHEARSED_ROWS = 512
 _MOST_RESERVED = 0.4  # of the budget: the rest is for codebooks and experts
+_CODEBOOKS = 0.4  # of what is left of the budget once vectors have been sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +183,15 @@ def _fit(
         checkpoint = read_checkpoint(os.fspath(settings.checkpoint_dir), identity)
         workers.require_same(checkpoint and checkpoint.counters, "a checkpoint")
     if checkpoint is None:
+        left = math.inf if settings.max_minutes is None else started + 60 * settings.max_minutes
         start = fresh_start(
-            training_nD, validation_nD, config, seed=settings.seed, workers=workers, progress=progress
+            training_nD,
+            validation_nD,
+            config,
+            seed=settings.seed,
+            workers=workers,
+            progress=progress,
+            seconds=_CODEBOOKS * max(0.0, left - time.monotonic()),
         )
     else:
         start = resumed_start(checkpoint, config, training_nD)

@@ -141,7 +141,7 @@ def test_pieces_that_cannot_be_read(make_reader, tmp_path):
 
     for name in ("a.parquet", "b.parquet"):
         pq.write_table(rows_of(10), tmp_path / name)
-    source = open_files(dataset_at(str(tmp_path), None))
+    source = open_files(*dataset_at(str(tmp_path), None))
     (tmp_path / "b.parquet").write_bytes((tmp_path / "b.parquet").read_bytes()[:500])
     blocks = make_reader(block_rows=5).read(source.pieces)
     assert next(blocks).rows == 5

@@ -5,6 +5,7 @@ import lancedb
 import pyarrow as pa
 import pytest
 
+from rqmoe_store.errors import TableError
 from rqmoe_store.store.appends import (
     append_rows,
     commit_rows,
@@ -70,7 +71,7 @@ def test_nothing_is_added_when_rows_fail(table):
         yield pa.record_batch([[1], ["row 1"]], schema=SCHEMA)
         raise ValueError("no more")
 
-    with pytest.raises(OSError, match="no more"):
+    with pytest.raises(TableError, match="no more"):
         append_rows(table, pa.RecordBatchReader.from_batches(SCHEMA, failing()), {})
     assert lancedb.connect(table.uri.rpartition("/")[0]).open_table("rows").count_rows() == 0
     assert lance.dataset(table.uri).version == 1

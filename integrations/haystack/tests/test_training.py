@@ -26,9 +26,9 @@ def test_trains_when_there_are_enough_embeddings(database: str) -> None:
     assert [found.id for found in store.embedding_retrieval(VECTORS[3].tolist(), top_k=1)] == ["3"]
     store.write_documents(_documents(39, 40))
     assert store.table.codecs.newest is not None
-    assert store.table.count_rows(store.table.columns.raw_filter) == 0
+    assert store.table.table.count_rows(store.table.columns.raw_filter) == 0
     store.write_documents(_documents(40, 50))
-    assert store.table.count_rows(store.table.columns.decoded_filter) == 50
+    assert store.table.table.count_rows(store.table.columns.decoded_filter) == 50
     found = store.filter_documents({"field": "embedding", "operator": "!=", "value": None})
     assert_same_documents(found, _documents(0, 50), same_direction)
     assert store.count_documents() == 70
