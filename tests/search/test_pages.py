@@ -88,7 +88,7 @@ def sources(tmp_path_factory):
             folder = tmp_path_factory.mktemp(metric)
             store, tuned = build(folder / "plain", metric), build(folder / "tuned", metric)
             TunedSearch(nprobes=2, shortlist=40, limit=12, target_recall=0.9).write(tuned.table)
-            place = TablePlace.of(store)
+            place = TablePlace.of(store.table)
             shards = [Shard(place, device="cpu") for _ in range(3)]
 
             def ask(method, parts, arguments):
