@@ -144,11 +144,17 @@ def train(
         progress.stage("fitting look-up tables")
         codec = None
         if workers.is_main:
-            left = math.inf if settings.max_minutes is None else started + 60 * settings.max_minutes
-            rows = finishing.rows_within(left - time.monotonic())
+            rows = finishing.rows_within(_seconds_left(settings, started))
             made = _finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started)
             codec = require_storable(made)
         return _on_all(workers, codec)
+
+
+def _seconds_left(settings: TrainConfig, started: float) -> float:
+    """What is left of the budget, negative when it is exceeded; infinite without one."""
+    if settings.max_minutes is None:
+        return math.inf
+    return started + 60 * settings.max_minutes - time.monotonic()
 
 
 def _split(
@@ -183,7 +189,6 @@ def _fit(
         checkpoint = read_checkpoint(os.fspath(settings.checkpoint_dir), identity)
         workers.require_same(checkpoint and checkpoint.counters, "a checkpoint")
     if checkpoint is None:
-        left = math.inf if settings.max_minutes is None else started + 60 * settings.max_minutes
         start = fresh_start(
             training_nD,
             validation_nD,
@@ -191,7 +196,7 @@ def _fit(
             seed=settings.seed,
             workers=workers,
             progress=progress,
-            seconds=_CODEBOOKS * max(0.0, left - time.monotonic()),
+            seconds=_CODEBOOKS * max(0.0, _seconds_left(settings, started)),
         )
     else:
         start = resumed_start(checkpoint, config, training_nD)
