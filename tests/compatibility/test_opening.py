@@ -1,12 +1,16 @@
 """Codecs and tables that earlier commits wrote open, are searched and can be changed."""
 
+import datetime
+import json
 import shutil
 from pathlib import Path
 
 import lancedb
 import numpy as np
 import pytest
+import word_embedding
 
+import rqmoe_store as rqs
 from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import TrainConfig
@@ -16,12 +20,23 @@ from rqmoe_store.tables import open_table
 FOLDERS = sorted(path.parent for path in Path(__file__).parent.glob("*/vectors.npy"))
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 """Processors and versions of torch round otherwise."""
+TRAINING = TrainConfig(epochs=0, progress=False)
 
 
 @pytest.fixture(params=FOLDERS, ids=[folder.name for folder in FOLDERS])
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of a folder: opening a database may change it."""
     return Path(shutil.copytree(request.param, tmp_path / "written"))
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(Path(__file__).parent / "first", tmp_path / "first"))
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(Path(__file__).parent / "second", tmp_path / "second"))
 
 
 def opened(written: Path, name: str) -> CompressedTable:
@@ -74,11 +89,105 @@ def test_tables_go_on(written: Path) -> None:
     assert store.verify(progress=False).ok
 
 
-def test_a_table_with_a_sum_that_no_reader_took(written: Path) -> None:
-    store, vectors = opened(written, "far"), np.load(written / "vectors.npy")
+def test_a_table_with_a_sum_that_no_reader_took(first: Path) -> None:
+    store, vectors = opened(first, "far"), np.load(first / "vectors.npy")
     store.add([{"id": 41, "vector": vectors[1]}])
     assert store.health().rows >= 1
     store.delete("id = 40")
     store.optimize(progress=False)
-    store.retrain(TrainConfig(epochs=0, progress=False), vectors=np.tile(vectors, (3, 1)), progress=False)
+    store.retrain(TRAINING, vectors=np.tile(vectors, (3, 1)), progress=False)
     assert len(store) == 41 and store.verify(progress=False).ok
+
+
+def test_vectors_kept_beside_codes(second: Path) -> None:
+    store, vectors = opened(second, "docs"), np.load(second / "vectors.npy")
+    np.testing.assert_allclose(vectors_of(store), vectors.astype(np.float16), **CLOSE)
+    (hit,) = store.search(vectors[12]).limit(1).refine_factor(60).nprobes(4).to_list()
+    assert hit["id"] == 12 and hit["_distance"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_json_column(second: Path) -> None:
+    store = opened(second, "docs")
+    assert store.count_rows(rqs.json_field("meta", "author", "name").eq("bob")) == 30
+    rows = store.search().where(rqs.json_field("meta", "number").gt(57)).select(["id"]).to_list()
+    assert sorted(row["id"] for row in rows) == [58, 59]
+
+
+def test_indexes(second: Path) -> None:
+    store, vectors = opened(second, "docs"), np.load(second / "vectors.npy")
+    assert {tuple(index.columns) for index in store.table.list_indices()} == {("text",), ("id",)}
+    found = store.search("river", query_type="fts").limit(10).to_list()
+    assert {row["id"] for row in found} == {0, 20, 40}
+    hybrid = store.search(query_type="hybrid").vector(vectors[7]).text("river").limit(60).to_list()
+    assert {0, 7, 20, 40} <= {row["id"] for row in hybrid}
+    store.add([{"id": 60, "text": "a river", "vector": vectors[0]}])
+    store.optimize(progress=False)
+    found = store.search("river", query_type="fts").limit(10).to_list()
+    assert {row["id"] for row in found} == {0, 20, 40, 60}
+
+
+def test_tags(second: Path) -> None:
+    store, vectors = opened(second, "docs"), np.load(second / "vectors.npy")
+    store.checkout("trained")
+    assert len(store) == 30 and store.search(vectors[3]).limit(30).nprobes(2).to_arrow().num_rows == 30
+    store.checkout_latest()
+    assert len(store) == 60
+    store.optimize(cleanup_older_than=datetime.timedelta(0), progress=False)  # a tag keeps its version
+    store.checkout("trained")
+    assert len(store) == 30
+    store.restore()
+    assert len(store) == 30 and store.verify(progress=False).ok
+
+
+def test_tuned_settings(second: Path) -> None:
+    store, vectors = opened(second, "docs"), np.load(second / "vectors.npy")
+    plan = store.search(vectors[0]).limit(10).explain_plan()
+    assert "2 of 4 partitions (tuned), memory, keep 10 (tuned)" in plan
+
+
+def test_what_was_ingested_does_not_come_twice(second: Path) -> None:
+    """Rows 30 to 49 came in by a job, in a stream whose row 7 had no usable vector."""
+    db, vectors = lancedb.connect(second / "database"), np.load(second / "vectors.npy")
+    (bad,) = db.open_table("docs_quarantine").to_arrow().to_pylist()
+    assert (bad["position"], json.loads(bad["row"])["id"]) == (7, 1000)
+    store = open_table(db, "docs")
+    stream = [{"id": 30 + row, "text": "again", "vector": vectors[row]} for row in range(21)]
+    assert rqs.ingest(stream, store, job="notes", progress=False).rows == 0
+    more = [{"id": 100 + row, "text": "more", "vector": vectors[row]} for row in range(5)]
+    unusable = {"id": 200, "text": "nowhere", "vector": np.zeros(8)}
+    report = rqs.ingest([*stream, *more, unusable], store, job="notes", progress=False)
+    assert (report.rows, report.quarantined, len(store)) == (5, 1, 65)
+    assert db.open_table("docs_quarantine").count_rows() == 2
+
+
+def test_an_embedding_function(second: Path) -> None:
+    store, text = opened(second, "words"), word_embedding.sentences(30)[4]
+    assert store.search(text).limit(30).nprobes(2).to_arrow().num_rows == 30
+    store.add([{"id": 30, "lang": "en", "title": "new", "text": "copper silver harbour"}])
+    (hit,) = store.search("copper silver harbour").limit(1).to_list()
+    assert hit["id"] == 30
+    assert store.verify(progress=False).ok
+
+
+def test_a_table_compressed_in_place(second: Path) -> None:
+    store, vectors = opened(second, "placed"), np.load(second / "vectors.npy")
+    rows = store.search().select(["id"]).with_row_id(True).to_arrow()
+    assert rows["_rowid"].to_pylist() == rows["id"].to_pylist() == list(range(40))
+    store.update("id = 3", {"text": "updated"})
+    store.merge_insert("id").when_matched_update_all().execute(
+        [{"id": 4, "text": "merged", "vector": vectors[50]}]
+    )
+    store.delete("id = 5")
+    store.retrain(TRAINING, vectors=np.tile(vectors, (3, 1)), progress=False)
+    assert len(store) == 39 and store.verify(progress=False).ok
+
+
+def test_a_table_without_a_codec(second: Path) -> None:
+    store, vectors = opened(second, "raw"), np.load(second / "vectors.npy")
+    found = store.search(vectors[0]).limit(5).to_list()
+    products = vectors[:20] @ vectors[0]
+    assert [row["id"] for row in found] == list(np.argsort(-products)[:5])
+    store.train(TRAINING, vectors=np.tile(vectors, (3, 1)), progress=False)
+    store.add([{"id": 20, "text": "new", "vector": vectors[20]}])
+    assert len(store) == 21 and store.table.count_rows(store.columns.raw_filter) == 0
+    assert store.verify(progress=False).ok
