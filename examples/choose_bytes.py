@@ -3,11 +3,11 @@
 import numpy as np
 
 import rqmoe_store as rqs
-from rqmoe_store.evaluation.recall import exact_neighbours, k_recall_at_k
+from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
 
 random = np.random.default_rng(0)
-centres = random.normal(size=(50, 64))
-vectors = (centres[random.integers(50, size=1600)] + random.normal(scale=0.5, size=(1600, 64))).astype(
+centers = random.normal(size=(50, 64))
+vectors = (centers[random.integers(50, size=1600)] + random.normal(scale=0.5, size=(1600, 64))).astype(
     "float32"
 )
 stored, queries = vectors[:1500], vectors[1500:]
@@ -18,11 +18,11 @@ codec = rqs.train(
     training=rqs.TrainConfig(epochs=2, seed=0, progress=False),
 )
 codes = codec.encode(stored)
-truth, _ = exact_neighbours(queries, stored, 10)
+truth, _ = exact_neighbors(queries, stored, 10)
 
 print("bytes  MSE / plain RQ's  recall@10 of the decoded vectors")
 for num_bytes in (1, 2, 4, 8):
     report = codec.report.truncated(num_bytes)
-    found, _ = exact_neighbours(queries, codec.decode(codes[:, :num_bytes]), 10)
+    found, _ = exact_neighbors(queries, codec.decode(codes[:, :num_bytes]), 10)
     ratio = report.validation_mse / report.rq_validation_mse
     print(f"{num_bytes:5}  {ratio:16.3f}  {k_recall_at_k(found, truth, 10):.3f}")

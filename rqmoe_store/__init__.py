@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import (
-    ArtefactError,
+    ArtifactError,
     InvalidInputError,
     RQMoEError,
     StorageError,
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from rqmoe_store.async_table import AsyncCompressedTable, open_table_async
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
-    from rqmoe_store.ingestion.job import ingest
-    from rqmoe_store.ingestion.report import IngestReport
+    from rqmoe_store.ingestion.job import IngestReport, ingest
     from rqmoe_store.search.reranker import DecodedReranker
     from rqmoe_store.search.text import words_query
-    from rqmoe_store.store.column_conditions import (
+    from rqmoe_store.store.value_conditions import (
+        JsonField,
         all_of,
         any_of,
         as_json_value,
         column_condition,
+        json_field,
         none_of,
     )
-    from rqmoe_store.store.json_conditions import JsonField, json_field
     from rqmoe_store.table import CompressedTable
     from rqmoe_store.tables import compress, create_table, open_table
     from rqmoe_store.training.trainer import train
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArtefactError",
+    "ArtifactError",
     "AsyncCompressedTable",
     "Codec",
     "CodecConfig",
@@ -79,18 +79,18 @@ _LAZY = {
     "Codes": "rqmoe_store.codecs.codes",
     "CompressedTable": "rqmoe_store.table",
     "DecodedReranker": "rqmoe_store.search.reranker",
-    "IngestReport": "rqmoe_store.ingestion.report",
-    "JsonField": "rqmoe_store.store.json_conditions",
-    "all_of": "rqmoe_store.store.column_conditions",
-    "any_of": "rqmoe_store.store.column_conditions",
-    "as_json_value": "rqmoe_store.store.column_conditions",
-    "column_condition": "rqmoe_store.store.column_conditions",
+    "IngestReport": "rqmoe_store.ingestion.job",
+    "JsonField": "rqmoe_store.store.value_conditions",
+    "all_of": "rqmoe_store.store.value_conditions",
+    "any_of": "rqmoe_store.store.value_conditions",
+    "as_json_value": "rqmoe_store.store.value_conditions",
+    "column_condition": "rqmoe_store.store.value_conditions",
     "compress": "rqmoe_store.tables",
     "create_table": "rqmoe_store.tables",
     "ingest": "rqmoe_store.ingestion.job",
-    "json_field": "rqmoe_store.store.json_conditions",
+    "json_field": "rqmoe_store.store.value_conditions",
     "load_codec": "rqmoe_store.codecs.base",
-    "none_of": "rqmoe_store.store.column_conditions",
+    "none_of": "rqmoe_store.store.value_conditions",
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.async_table",
     "train": "rqmoe_store.training.trainer",

@@ -3,25 +3,213 @@
 Modules that need torch or LanceDB are imported inside commands, so that `--help` answers at once.
 """
 
+import datetime
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from rqmoe_store import __version__
-from rqmoe_store.cli_bench import bench_app
-from rqmoe_store.cli_bench_ingest import bench_ingest
-from rqmoe_store.cli_bench_rows import bench_rows
-from rqmoe_store.cli_bench_search import bench_search
-from rqmoe_store.cli_database import Database, TableName, VectorColumn, connect, open_existing
-from rqmoe_store.cli_export import export
-from rqmoe_store.cli_ingest import ingest
-from rqmoe_store.cli_lifecycle import health, optimize
-from rqmoe_store.cli_verify import verify
+from rqmoe_store.cli_bench import bench_app, bench_ingest, bench_rows, bench_search
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.presets import preset
 from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query, require_new_folder
+
+if TYPE_CHECKING:
+    from lancedb.db import DBConnection
+
+Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
+TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in it.")]
+VectorColumn = Annotated[str, typer.Option("--vector-column", help="Column that holds the vectors.")]
+
+
+def connect(database: str) -> "DBConnection":
+    """The database, which must exist: connecting to a mistyped folder would create it."""
+    import lancedb
+
+    if "://" not in database and not Path(database).expanduser().is_dir():
+        raise TableError(f"There is no folder {database!r}; expected the folder of a LanceDB database.")
+    return lancedb.connect(database if "://" in database else Path(database).expanduser())
+
+
+def open_existing(database: "DBConnection", name: str) -> Any:
+    """A table of any kind. Raises TableError, naming those there are, when there is none of this name."""
+    from rqmoe_store.store.databases import open_if_exists, require_table_name
+
+    require_table_name(name)
+    table = open_if_exists(database, name)
+    if table is None:
+        tables = ", ".join(sorted(database.list_tables().tables)) or "none"
+        raise TableError(f"There is no table {name!r} in this database; it has: {tables}.")
+    return table
+
+
+def ingest(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Path or URI of a file or folder (Parquet, Arrow, CSV, JSON, ORC), of a .npy file, or of a "
+            "LanceDB table's .lance folder; a pattern such as 'rows/*.parquet'; or several of them.",
+        ),
+    ],
+    database: Database,
+    table: TableName,
+    codec: Annotated[
+        Path | None, typer.Option("--codec", help="Folder of a codec, to make the table with if need be.")
+    ] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="What the source calls the vectors; default as the table does.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Other columns to take, separated by commas; default all.")
+    ] = None,
+    metadata: Annotated[str | None, typer.Option(help="File with the other columns of a .npy file.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Keep vectors raw; `rqmoe optimize` encodes them later.")
+    ] = False,
+    keep_vectors: Annotated[
+        str, typer.Option(help=f"Of a new table: one of {', '.join(KEEP_VECTORS)}.")
+    ] = "none",
+    on_bad_rows: Annotated[
+        str, typer.Option(help="quarantine: bad rows go to TABLE_quarantine; error: stop at the first.")
+    ] = "quarantine",
+    commit_rows: Annotated[int | None, typer.Option(help="Rows of the source per commit at most.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Ingest all rows, also those that are in the table.")
+    ] = False,
+    storage_options: Annotated[
+        list[str] | None,
+        typer.Option("--storage-option", help="KEY=VALUE for a source in a bucket; as often as needed."),
+    ] = None,
+) -> None:
+    """Add the rows of a source to a compressed table, each of them once.
+
+    Example: [bold]rqmoe ingest ./parquet ./data docs --codec codec/[/bold]
+
+    Interrupted at any moment, the same command goes on where it was. Called again later, it adds what has
+    come since, such as new files in a folder.
+    """
+    from rqmoe_store.ingestion.job import ingest as ingest_source
+
+    if on_bad_rows not in ("quarantine", "error"):
+        raise InvalidInputError(f"Got --on-bad-rows {on_bad_rows!r}; expected 'quarantine' or 'error'.")
+    settings: dict[str, Any] = {"on_bad_rows": on_bad_rows, "keep_vectors": keep_vectors}
+    if commit_rows is not None:
+        settings["commit_rows"] = commit_rows
+    try:
+        report = ingest_source(
+            source if len(source) > 1 else source[0],
+            (connect(database), table),
+            codec=codec,
+            vector_column=vector_column,
+            columns=None if columns is None else names_in(columns),
+            metadata=metadata,
+            encode=False if raw else None,
+            resume=not again,
+            storage_options=_options(storage_options or []),
+            **settings,
+        )
+    except KeyboardInterrupt as interruption:
+        typer.echo("Interrupted. What is committed stays; the same command goes on from there.", err=True)
+        raise typer.Exit(130) from interruption
+    typer.echo(str(report))
+
+
+def _options(pairs: list[str]) -> dict[str, str] | None:
+    for pair in pairs:
+        if "=" not in pair:
+            raise InvalidInputError(f"Got --storage-option {pair!r}; expected KEY=VALUE.")
+    return dict(pair.split("=", 1) for pair in pairs) or None
+
+
+def optimize(
+    database: Database,
+    table: TableName,
+    train_from: Annotated[
+        int | None, typer.Option(help="Train the first codec of a table from this many rows; 0 for never.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for that training; default 30 epochs.")] = None,
+    cleanup_days: Annotated[
+        float | None,
+        typer.Option(help="Remove versions older than this; 0 makes room at once. Default 7."),
+    ] = None,
+) -> None:
+    """Encode what is raw or of an older codec, merge small files and clean up.
+
+    Example: [bold]rqmoe optimize ./data docs --cleanup-days 0[/bold]
+
+    Can be interrupted at any time and called again. With --cleanup-days 0 nobody else may be writing.
+    """
+    from rqmoe_store.config import TrainConfig
+    from rqmoe_store.lifecycle import ROWS_TO_TRAIN
+    from rqmoe_store.tables import open_table
+
+    report = open_table(connect(database), table).optimize(
+        training=TrainConfig(max_minutes=minutes),
+        train_from=ROWS_TO_TRAIN if train_from is None else train_from or None,
+        cleanup_older_than=None if cleanup_days is None else datetime.timedelta(days=cleanup_days),
+    )
+    typer.echo(str(report))
+
+
+def health(database: Database, table: TableName) -> None:
+    """Tell whether the codec of a table still fits the rows that are added.
+
+    Example: [bold]rqmoe health ./data docs[/bold]
+
+    Exits with 1 when the table should be retrained.
+    """
+    from rqmoe_store.tables import open_table
+
+    report = open_table(connect(database), table).health()
+    typer.echo(str(report))
+    if report.needs_retraining:
+        raise typer.Exit(1)
+
+
+def verify(
+    database: Database,
+    table: TableName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Read a whole table and tell what is wrong with it, however damaged it is.
+
+    Example: [bold]rqmoe verify ./data docs_compressed[/bold]
+
+    Nothing is changed. Exits with 1 when there are problems; advice and orphaned files are none.
+    """
+    from rqmoe_store.verification.run import verify as verify_table
+
+    report = verify_table(connect(database), table, progress=not as_json)
+    typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def export(
+    database: Database,
+    table: TableName,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
+    format: Annotated[str, typer.Option(help="One of parquet, npy, codes.")] = "parquet",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a table to files that others can read.
+
+    Example: [bold]rqmoe export ./data docs_compressed docs.parquet[/bold]
+
+    [bold]parquet[/bold]: your columns and decoded vectors; OUT ends in .parquet, or is a folder of files.
+    [bold]npy[/bold]: vectors in OUT, an .npy file, and your columns in a .parquet file beside it.
+    [bold]codes[/bold]: your columns and codes in OUT/rows, codecs beside; usable without LanceDB.
+    """
+    from rqmoe_store.tables import open_table
+
+    choices: dict[str, Any] = {"format": format, "overwrite": overwrite}
+    typer.echo(str(open_table(connect(database), table).export(out, **choices)))
+
 
 app = typer.Typer(
     cls=Commands,

@@ -34,7 +34,7 @@ class CodecConfig:
     kind: CodecKind = "rqmoe"
     """"rqmoe" (experts conditioned on the codes), "qinco" (conditioned on the reconstruction) or "rq"."""
     metric: Metric = "l2"
-    """Distance that search uses; "cosine" normalises every vector before encoding."""
+    """Distance that search uses; "cosine" normalizes every vector before encoding."""
     code_bytes: int = 16
     """Bytes per vector = quantization steps."""
     codebook_size: int = 256

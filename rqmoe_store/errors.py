@@ -21,7 +21,7 @@ class TableNotFoundError(TableError):
     """The database has no table of this name."""
 
 
-class ArtefactError(RQMoEError):
+class ArtifactError(RQMoEError):
     """A stored codec or checkpoint is missing, truncated, tampered with, or does not fit."""
 
 

@@ -10,19 +10,16 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.lifecycle import LifecycleTable
-from rqmoe_store.search.dispatch import QueryType, as_vector, query_kind
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
-from rqmoe_store.search.sharded_source import Ask, ShardedSource
+from rqmoe_store.search.shards import ShardCall, ShardedSource
 from rqmoe_store.search.source import Cache, CodeSource, bytes_allowed, source_of
-from rqmoe_store.search.text import TextQuery
-from rqmoe_store.search.text_index import create_text_index
-from rqmoe_store.search.tuning import TuningGoal, tune_search
-from rqmoe_store.search.tuning_report import TuningReport
+from rqmoe_store.search.text import QueryType, TextQuery, as_vector, create_text_index, query_kind
+from rqmoe_store.search.tuning import TuningGoal, TuningReport, tune_search
+from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.statistics import TableStats
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.table_place import TablePlace
 
 
 class CompressedTable(LifecycleTable):
@@ -104,7 +101,7 @@ class CompressedTable(LifecycleTable):
         self._cache: tuple[Cache, int | None] = (cache, memory_budget)
         return self
 
-    def use_shards(self, shards: int, ask: Ask) -> Self:
+    def use_shards(self, shards: int, ask: ShardCall) -> Self:
         """Have searches through this handle scanned by other processes, each of which holds the codes of some
         fragments of the table; returns the table itself. Results are the same.
 

@@ -11,24 +11,21 @@ from pydantic import BaseModel
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, KeepVectors
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.refusals import names_refusals
+from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.source import Cache
+from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
+from rqmoe_store.store.columns import as_schema, require_keep_vectors
 from rqmoe_store.store.compress import compress as _compress
-from rqmoe_store.store.compress import on_disk
-from rqmoe_store.store.creation import Asked, require_free_name, require_place
-from rqmoe_store.store.in_place import adopt
-from rqmoe_store.store.kept_vectors import require_keep_vectors
+from rqmoe_store.store.compress import convert_in_place, on_disk
+from rqmoe_store.store.creation import ExpectedSchema, RawTable, require_free_name, require_place
 from rqmoe_store.store.keys import require_key
-from rqmoe_store.store.progress import progress_bar
-from rqmoe_store.store.raw_table import RawTable
 from rqmoe_store.store.rows import schema_and_rows
-from rqmoe_store.store.schemas import as_schema
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
 
 
-@names_refusals
+@translates_errors
 def create_table(
     db: DBConnection,
     name: str,
@@ -72,7 +69,9 @@ def create_table(
     """
     schema = None if schema is None else as_schema(schema)
     _require_creating(mode, name)
-    asked = Asked(schema=schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors)
+    asked = ExpectedSchema(
+        schema=schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
+    )
     require_place(db, name)
     store = _existing(db, name, asked) if exist_ok else None
     if store is not None:
@@ -112,7 +111,7 @@ def _require_creating(mode: Any, name: str) -> None:
         )
 
 
-def _existing(db: DBConnection, name: str, asked: Asked) -> CompressedTable | None:
+def _existing(db: DBConnection, name: str, asked: ExpectedSchema) -> CompressedTable | None:
     """The table, if there is one that fits; raises TableError if it does not."""
     if databases.open_if_exists(db, name) is None:
         return None
@@ -130,7 +129,7 @@ def _with_data(store: CompressedTable, data: Any, key: str | None) -> Compressed
     return store
 
 
-@names_refusals
+@translates_errors
 def compress(
     docs: Table,
     codec: Codec,
@@ -224,8 +223,10 @@ def _compress_in_place(
     if store is None:
         with progress_bar(progress) as bar:
             task = bar.add_task("Checking", total=docs.count_rows())
-            codecs = adopt(docs, codec, vector_column, keep_vectors, lambda rows: bar.advance(task, rows))
-        store = CompressedTable(databases.reopened(docs), codecs)
+            codecs = convert_in_place(
+                docs, codec, vector_column, keep_vectors, lambda rows: bar.advance(task, rows)
+            )
+        store = CompressedTable(databases.reopen(docs), codecs)
     report = store.optimize(cleanup_older_than=datetime.timedelta(0), progress=progress)
     if progress:
         print(report)
@@ -246,7 +247,7 @@ def _begun(docs: LanceTable, codec: Codec) -> CompressedTable | None:
     return store
 
 
-@names_refusals
+@translates_errors
 def open_table(
     db: DBConnection, name: str, *, cache: Cache = "memory", memory_budget: int | None = None
 ) -> CompressedTable:
@@ -262,7 +263,7 @@ def open_table(
     Raises:
         TableNotFoundError: no such table.
         TableError: not a compressed one.
-        ArtefactError: its codec is not in the database, is damaged, or is another one.
+        ArtifactError: its codec is not in the database, is damaged, or is another one.
         InvalidInputError: an unknown `cache` or a budget that is not a number of bytes.
     """
     return CompressedTable.open(db, name).use_cache(cache, memory_budget)

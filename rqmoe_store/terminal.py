@@ -112,6 +112,6 @@ def require_new_folder(option: str, path: Path, *, overwrite: bool) -> None:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
-    from rqmoe_store.codecs.artefact import write_atomically
+    from rqmoe_store.codecs.artifact import write_atomically
 
     write_atomically(path, json.dumps(document, indent=2).encode())

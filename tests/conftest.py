@@ -23,7 +23,7 @@ def pytest_configure() -> None:
     """Have training take another number format than the hardware's: see processor_kinds.py."""
     precision = os.environ.get("RQMOE_TESTS_PRECISION")
     if precision is not None:
-        from rqmoe_store.training import precision as module
+        from rqmoe_store.training import loss as module
 
         module.has_bfloat16_units = lambda device: {"bfloat16": True, "float32": False}[precision]
 
@@ -32,6 +32,6 @@ def pytest_configure() -> None:
 def brief_timing() -> Iterator[None]:
     """Benchmarks repeat what they time as often as they must, not for as long as makes good figures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rqmoe_store.evaluation.codec_timing._ENOUGH_SECONDS", 0.0)
-        patch.setattr("rqmoe_store.evaluation.codec_speed._CPU_SIZE", 256)
+        patch.setattr("rqmoe_store.evaluation.contenders._ENOUGH_SECONDS", 0.0)
+        patch.setattr("rqmoe_store.evaluation.codec_measurement._CPU_SIZE", 256)
         yield

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import torch
 
+from rqmoe_store.codecs.additive import fit_tables
+from rqmoe_store.codecs.artifact import TrainingReport
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.calibration import fit_tables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
-from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.training.initialise import initialise, with_experts
-from rqmoe_store.training.progress import Progress
+from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.training.initialize import initialize, with_experts
 
 DIM = 12
 
@@ -54,8 +54,8 @@ def small_config(**changes: object) -> CodecConfig:
 
 def untrained(config: CodecConfig, rows: int = 500) -> ResidualQuantizer:
     """The quantizer training starts from."""
-    progress = Progress(visible=False)
-    plain = initialise(torch.from_numpy(vectors(rows)), config, seed=0, progress=progress)
+    progress = TrainingProgress(visible=False)
+    plain = initialize(torch.from_numpy(vectors(rows)), config, seed=0, progress=progress)
     return with_experts(plain, config, seed=0).eval()
 
 
@@ -87,5 +87,5 @@ def as_codec(quantizer: ResidualQuantizer) -> Codec:
 
 
 def same_as_rq(config: CodecConfig) -> ResidualQuantizer:
-    """The plain RQ initialised from the same vectors and seed."""
+    """The plain RQ initialized from the same vectors and seed."""
     return untrained(dataclasses.replace(config, kind="rq"))

@@ -4,8 +4,7 @@ import lance
 import pyarrow as pa
 
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.claims import claim
-from rqmoe_store.store.ingested import Done, folded
+from rqmoe_store.store.ingest_log import Done, claim, folded
 
 ROWS = pa.table({"id": [1]})
 OPTIONS = {"new_table_enable_stable_row_ids": "true"}

@@ -18,7 +18,7 @@ def codec_result(codec: str, code_bytes: int, mse: float, recall: float, **chang
         "epochs": 4.5, "mse": mse, "relative_to_rq": mse / 0.4, "recall": recalls, "unseen_recall": recalls,
         "encode_microseconds": {1: 81234.5, 64: 321.4, 4096: 12.34},
         "decode_microseconds": {1: 456.7, 64: 7.891, 4096: 0.1234},
-        "artefact_bytes": 2_500_000, "peak_memory_bytes": 34_500_000, "peak_cuda_bytes": None,
+        "artifact_bytes": 2_500_000, "peak_memory_bytes": 34_500_000, "peak_cuda_bytes": None,
     }  # fmt: skip
     return CodecResult(**{**values, **changes})
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.score_units import ScoreUnits
+from rqmoe_store.codecs.frame import ScoreUnits
 from rqmoe_store.search.segments import CodeBatch, Selection, grouped
 from rqmoe_store.search.shortlist import Shortlist
 

@@ -7,14 +7,15 @@ import numpy as np
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
-from rqmoe_store.evaluation.search_index import Corpus, create_docs
-from rqmoe_store.evaluation.search_results import (
+from rqmoe_store.evaluation.search_measurement import (
+    Corpus,
     IndexResult,
     ScanResult,
     SearchReport,
     SearchResult,
     SearchSetting,
     SyntheticResult,
+    create_docs,
 )
 from rqmoe_store.training.trainer import train
 
@@ -24,10 +25,10 @@ TRAINING = TrainConfig(epochs=0, progress=False, device="cpu")
 
 
 def clustered(rows: int = ROWS, seed: int = 0) -> np.ndarray:
-    """Unit vectors around thirty centres."""
+    """Unit vectors around thirty centers."""
     generator = np.random.default_rng(seed)
-    centres = np.random.default_rng(99).normal(size=(30, DIM))
-    vectors = centres[generator.integers(30, size=rows)] + generator.normal(scale=0.3, size=(rows, DIM))
+    centers = np.random.default_rng(99).normal(size=(30, DIM))
+    vectors = centers[generator.integers(30, size=rows)] + generator.normal(scale=0.3, size=(rows, DIM))
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 

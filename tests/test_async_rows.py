@@ -12,8 +12,7 @@ import pytest
 from lancedb.table import AsyncTable
 from small_tables import source_table, tiny_codec
 
-from rqmoe_store.async_rows import AsyncRows
-from rqmoe_store.async_table import AsyncCompressedTable
+from rqmoe_store.async_table import AsyncCompressedTable, AsyncRows
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.row_operations import RowOperations
 from rqmoe_store.store.structure import TableStructure
@@ -68,8 +67,8 @@ def test_rows(table: AsyncCompressedTable) -> None:
         assert await table.delete("lang = 'fr'") == 4
         (row,) = [row for row in (await table.head(500)).to_pylist() if row["id"] == 2]
         assert row == {"id": 2, "lang": "it", "text": "it!"}
-        with pytest.raises(InvalidInputError, match="unknown: colour"):
-            await merge.execute([{**new(1)[0], "colour": "red"}])
+        with pytest.raises(InvalidInputError, match="unknown: color"):
+            await merge.execute([{**new(1)[0], "color": "red"}])
 
     asyncio.run(work())
 

@@ -15,7 +15,7 @@ from small_tables import source_table, tiny_codec
 
 from rqmoe_store.async_table import AsyncCompressedTable, open_table_async
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.threads import MAX_THREADS
+from rqmoe_store.search.async_query import MAX_THREADS
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
 

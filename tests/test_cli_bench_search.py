@@ -12,7 +12,7 @@ from small_searches import clustered, small_codec
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
-from rqmoe_store.evaluation.search_index import create_docs
+from rqmoe_store.evaluation.search_measurement import create_docs
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 

@@ -25,7 +25,7 @@ from small_codecs import curved
 from small_tables import source_table, tiny_codec
 
 import rqmoe_store as rqs
-from rqmoe_store.codecs.forks import Lock
+from rqmoe_store.codecs.parallel import Lock
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forked processes here"),
@@ -234,7 +234,7 @@ def failing(row: int) -> int:
 def test_pools_and_data_loaders_say_so(store: rqs.CompressedTable) -> None:
     from torch.utils.data import DataLoader, Dataset
 
-    class Neighbours(Dataset):
+    class Neighbors(Dataset):
         def __len__(self) -> int:
             return 4
 
@@ -247,7 +247,7 @@ def test_pools_and_data_loaders_say_so(store: rqs.CompressedTable) -> None:
         asked = pool.map_async(failing, range(2))
         with pytest.raises(rqs.TableError, match="'spawn' or 'forkserver'"):
             asked.get(timeout=120)
-    loader = DataLoader(Neighbours(), num_workers=2, timeout=120, multiprocessing_context="fork")
+    loader = DataLoader(Neighbors(), num_workers=2, timeout=120, multiprocessing_context="fork")
     with pytest.raises(rqs.TableError, match="'spawn' or 'forkserver'"):
         list(loader)
 

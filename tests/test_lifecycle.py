@@ -311,7 +311,8 @@ def test_in_place_refuses_before_it_changes_anything(db, docs, codec):
 
 
 def test_in_place_takes_up_what_was_begun(db, docs, codec, monkeypatch):
-    from rqmoe_store.store import in_place, reencoding
+    from rqmoe_store.store import compress as in_place
+    from rqmoe_store.store import reencoding
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -22,8 +22,8 @@ from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.text import TextQuery
-from rqmoe_store.store.background import BackgroundEncoding
 from rqmoe_store.store.merge import MergeInsert
+from rqmoe_store.store.reencoding import BackgroundEncoding
 from rqmoe_store.store.time_travel import TableTags
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table

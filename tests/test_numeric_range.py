@@ -13,7 +13,7 @@ from small_codecs import as_codec, small_config, stirred
 import rqmoe_store
 from rqmoe_store import CodecConfig, TrainConfig
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError
+from rqmoe_store.errors import ArtifactError, InvalidInputError, RQMoEError
 from rqmoe_store.store import registry
 
 ROWS, DIM, QUERIES = 120, 6, 20
@@ -68,7 +68,7 @@ scales = st.one_of(
     st.integers(-44, 38).map(lambda power: np.full(DIM, 10.0**power)),
     st.lists(st.integers(-44, 38), min_size=DIM, max_size=DIM).map(lambda powers: 10.0 ** np.array(powers)),
 )
-centres = st.sampled_from([0.0, 0.0, 3.0, 1e5, 1.7e9])
+centers = st.sampled_from([0.0, 0.0, 3.0, 1e5, 1.7e9])
 outliers = st.sampled_from([None, None, 1e6, 1e30, 3e38])
 
 
@@ -77,14 +77,14 @@ outliers = st.sampled_from([None, None, 1e6, 1e30, 3e38])
 )
 @given(
     scale=scales,
-    centre=centres,
+    center=centers,
     outlier=outliers,
     kind=st.sampled_from(["rq", "rqmoe", "qinco"]),
     metric=st.sampled_from(["l2", "cosine", "dot"]),
     partitions=st.sampled_from([0, 3]),
 )
-def test_any_vectors_are_found_or_left_alone(tmp_path, scale, centre, outlier, kind, metric, partitions):
-    vectors = in_float32((ORDINARY + centre) * scale)
+def test_any_vectors_are_found_or_left_alone(tmp_path, scale, center, outlier, kind, metric, partitions):
+    vectors = in_float32((ORDINARY + center) * scale)
     if outlier is not None:
         vectors[7] = in_float32(np.sign(ORDINARY[7]) * outlier)
     docs = docs_of(vectors, tmp_path)
@@ -147,7 +147,7 @@ def test_a_power_of_two_changes_no_code(power, kind, metric):
     decoded = codec.decode(expected).astype(np.float64)
     np.testing.assert_allclose(np.ldexp(decoded, -power), plain.decode(expected), rtol=1e-3, atol=1e-3)
     assert codec.report.relative_mse == pytest.approx(plain.report.relative_mse, rel=1e-2)
-    loaded = Codec.from_artefact(codec.to_artefact())
+    loaded = Codec.from_artifact(codec.to_artifact())
     np.testing.assert_array_equal(loaded.encode(scaled).codes, codes.codes)
     shorter = loaded.truncate(2)
     assert np.isfinite(shorter.decode(codes[:, :2])).all()
@@ -156,7 +156,7 @@ def test_a_power_of_two_changes_no_code(power, kind, metric):
 
 def test_a_codec_for_ordinary_vectors_is_described_as_ever():
     codec = rqmoe_store.train(in_float32(ORDINARY), config=config(), training=TRAINING)
-    description, tensors = codec.to_artefact().unpack()
+    description, tensors = codec.to_artifact().unpack()
     assert set(description) == {"config", "dim", "report", "format_version", "weights_sha256"}
     assert not any(name.startswith("frame") for name in tensors)
 
@@ -208,8 +208,8 @@ def broken_codec():
 def test_a_codec_that_would_not_load_is_not_written(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(50, 12)).astype(np.float32)
     docs, codec = docs_of(vectors, tmp_path), broken_codec()
-    with pytest.raises(ArtefactError):
-        Codec.from_artefact(codec.to_artefact())
+    with pytest.raises(ArtifactError):
+        Codec.from_artifact(codec.to_artifact())
     for write in (
         lambda: codec.save(tmp_path / "codec"),
         lambda: registry.save(lancedb.connect(tmp_path), codec),

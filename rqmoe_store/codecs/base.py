@@ -12,29 +12,31 @@ import numpy.typing as npt
 import torch
 
 from rqmoe_store.arguments import whole_number
-from rqmoe_store.codecs.additive import AdditiveTables, LookupTables
-from rqmoe_store.codecs.artefact import Artefact, read_artefact, write_artefact
-from rqmoe_store.codecs.calibration import fit_tables
+from rqmoe_store.codecs.additive import AdditiveTables, LookupTables, fit_tables
+from rqmoe_store.codecs.artifact import (
+    Artifact,
+    CodecParts,
+    TrainingReport,
+    pack,
+    read_artifact,
+    unpack,
+    write_artifact,
+)
 from rqmoe_store.codecs.codes import Codes, check_codes
-from rqmoe_store.codecs.decoding import decode
+from rqmoe_store.codecs.decoding import GraphedDecoder, decode
 from rqmoe_store.codecs.device import Precision, as_tensor, check_precision, select_device
-from rqmoe_store.codecs.encoder import encode_vectors, within_reach
-from rqmoe_store.codecs.encoding_tables import encoding_tables
+from rqmoe_store.codecs.encoding import encode_vectors, encoding_tables, within_reach
 from rqmoe_store.codecs.experts import FoldedExperts
-from rqmoe_store.codecs.frame import Frame
-from rqmoe_store.codecs.graphs import GraphedDecoder
+from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, score_units
 from rqmoe_store.codecs.kinds import make_quantizer
-from rqmoe_store.codecs.packing import CodecParts, pack, unpack
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
-from rqmoe_store.codecs.report import TrainingReport
-from rqmoe_store.codecs.score_units import FramedQueries, ScoreUnits, score_units
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Preselect, scored_pairs
-from rqmoe_store.errors import ArtefactError, InvalidInputError
-from rqmoe_store.refusals import NamesRefusals, names_refusals
+from rqmoe_store.errors import ArtifactError, InvalidInputError
+from rqmoe_store.storage_errors import TranslatesErrors, translates_errors
 
 
-class Codec(NamesRefusals):
+class Codec(TranslatesErrors):
     """Encodes vectors to a few bytes and decodes them again.
 
     Made by `rqmoe_store.train`, `load_codec` or `truncate`; not changed afterwards.
@@ -57,7 +59,7 @@ class Codec(NamesRefusals):
         self.calibration = calibration
         """Codes of vectors it was trained on, 32,768 at most."""
         self._prepare()
-        self._artefact: Artefact | None = None
+        self._artifact: Artifact | None = None
 
     @torch.no_grad()
     def _prepare(self) -> None:
@@ -89,7 +91,7 @@ class Codec(NamesRefusals):
         The report says how long training took, so training again with the same seed gives the same
         weights under another fingerprint.
         """
-        return self.to_artefact().fingerprint
+        return self.to_artifact().fingerprint
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +118,7 @@ class Codec(NamesRefusals):
         otherwise: there, a vector between two codewords may get the other one, for the same error.
 
         Args:
-            vectors: (n, D), any type that casts to float32; normalised here under "cosine".
+            vectors: (n, D), any type that casts to float32; normalized here under "cosine".
             beam: partial encodings kept per vector; None for the codec's own setting.
             preselect: candidates the experts score per vector and step; "beam" for as many as are
                 kept, None for every one, "default" for the codec's own setting (at least `beam`).
@@ -194,12 +196,12 @@ class Codec(NamesRefusals):
         return np.asarray(nearest_QP.cpu().numpy(), dtype=np.int64)
 
     def framed(self, queries_QD: Float32Array) -> FramedQueries:
-        """Checked queries (normalised under cosine) as the codec sees them."""
+        """Checked queries (normalized under cosine) as the codec sees them."""
         return FramedQueries.of(queries_QD, self._frame, self.config.metric)
 
     @torch.inference_mode()
     def lookup_tables(self, queries_QD: Float32Array, units: ScoreUnits | None = None) -> LookupTables:
-        """Look-up tables that score codes for checked queries (normalised under cosine).
+        """Look-up tables that score codes for checked queries (normalized under cosine).
 
         Scores are in the given units, which several codecs may share, or in the codec's own ones.
         """
@@ -239,36 +241,36 @@ class Codec(NamesRefusals):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What another process makes the same codec of, as `copy` does: the bytes that are stored as well."""
-        artefact = self.to_artefact()
-        return _of_parts, (artefact.config_json, artefact.weights)
+        artifact = self.to_artifact()
+        return _of_parts, (artifact.config_json, artifact.weights)
 
-    def to_artefact(self) -> Artefact:
+    def to_artifact(self) -> Artifact:
         """The codec as two byte strings, to be stored anywhere."""
-        if self._artefact is None:
+        if self._artifact is None:
             parts = CodecParts(self._quantizer, self._tables, self.calibration, self.report, self._frame)
-            self._artefact = pack(parts)
-        return self._artefact
+            self._artifact = pack(parts)
+        return self._artifact
 
     @classmethod
-    def from_artefact(cls, artefact: Artefact, *, device: str = "auto") -> "Codec":
-        """The codec that `to_artefact` described.
+    def from_artifact(cls, artifact: Artifact, *, device: str = "auto") -> "Codec":
+        """The codec that `to_artifact` described.
 
         Raises:
-            ArtefactError: damaged, of another format version, or tensors that do not fit the
+            ArtifactError: damaged, of another format version, or tensors that do not fit the
                 configuration.
         """
-        parts = unpack(artefact)
+        parts = unpack(artifact)
         codec = cls(parts.quantizer, parts.tables, parts.calibration, parts.report, parts.frame).to(device)
-        codec._artefact = artefact
+        codec._artifact = artifact
         return codec
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the codec to a directory (config.json + safetensors), atomically.
 
         Raises InvalidInputError where the codec could not be loaded again, StorageError where the disk
-        refuses to take it, ArtefactError where `path` is a file.
+        refuses to take it, ArtifactError where `path` is a file.
         """
-        write_artefact(require_storable(self).to_artefact(), path)
+        write_artifact(require_storable(self).to_artifact(), path)
 
 
 _SAMPLED_CODES = 64
@@ -282,8 +284,8 @@ def require_storable(codec: Codec) -> Codec:
         InvalidInputError: it cannot, or does not decode to numbers.
     """
     try:
-        require_equal(codec, Codec.from_artefact(codec.to_artefact(), device=str(codec.device)))
-    except ArtefactError as error:
+        require_equal(codec, Codec.from_artifact(codec.to_artifact(), device=str(codec.device)))
+    except ArtifactError as error:
         raise InvalidInputError(
             f"The codec is of no use: {error} Nothing was written. Look at the vectors it was trained on, "
             "and train another one."
@@ -292,25 +294,25 @@ def require_storable(codec: Codec) -> Codec:
 
 
 def require_equal(codec: Codec, loaded: Codec) -> None:
-    """Raise ArtefactError unless a codec that was read back decodes as the one that was stored."""
+    """Raise ArtifactError unless a codec that was read back decodes as the one that was stored."""
     codes = codec.calibration[:_SAMPLED_CODES]
     expected, found = codec.decode(codes), loaded.decode(codes)
     if not np.isfinite(expected).all():
-        raise ArtefactError("Codes of its own training vectors decode to NaN or infinite values.")
+        raise ArtifactError("Codes of its own training vectors decode to NaN or infinite values.")
     differing = float(np.abs(found.astype(np.float64) - expected).max())
     if not differing <= _ROUNDING * float(np.abs(expected.astype(np.float64)).max()):
-        raise ArtefactError(f"Read back, it decodes codes to vectors that differ by {differing:.4g}.")
+        raise ArtifactError(f"Read back, it decodes codes to vectors that differ by {differing:.4g}.")
 
 
-@names_refusals
+@translates_errors
 def load_codec(path: str | os.PathLike[str], *, device: str = "auto") -> Codec:
     """Load a codec written by `Codec.save`.
 
     Raises:
-        ArtefactError: missing, truncated or changed files.
+        ArtifactError: missing, truncated or changed files.
     """
-    return Codec.from_artefact(read_artefact(path), device=device)
+    return Codec.from_artifact(read_artifact(path), device=device)
 
 
 def _of_parts(config_json: str, weights: bytes) -> Codec:
-    return Codec.from_artefact(Artefact(config_json, weights))
+    return Codec.from_artifact(Artifact(config_json, weights))

@@ -1,4 +1,4 @@
-"""Encoding: nearest partition, then a beam search over the steps.
+"""Encoding any number of vectors: nearest partition, then a beam search over the steps.
 
 Shape legend: B batch, M steps, R beam entries, A candidates, K codewords, D dimension,
 W network width, X encoder coordinates (see `encoding_tables`), E conditioning width,
@@ -9,17 +9,78 @@ R x K candidates; with `preselect=A` the undeformed codewords rank the pairs fir
 product) and the experts score the best A of them. `beam=1, preselect=None` is the exhaustive
 encoder of the paper; it scores `_BLOCK` candidates at a time, so nothing of batch x codebook x
 dimension ever exists.
+
+Shape legend: M steps, K codewords, D vector dimension, W network width, S steps with experts,
+G gated hidden units, X width of the encoder's coordinates.
+
+Experts that work in a narrower width than the vectors end in a projection Q (W x D), so their
+deformations lie in a W-dimensional subspace. The encoder works in coordinates [part outside that
+subspace; coordinates inside it], X = D + W: distances are the same there, and a deformation changes
+the last W coordinates only, so no candidate is ever widened to D. Without a projection X = D = W.
+
+Shape legend: n vectors, B vectors of one chunk, M steps, D dimension.
 """
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from rqmoe_store.codecs.chunks import rows_in_budget
-from rqmoe_store.codecs.encoding_tables import EncodingTables
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.frame import Frame
+from rqmoe_store.codecs.parallel import in_chunks, rows_in_budget, side_by_side_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingTables:
+    """A quantizer's codebooks and expert weights in the encoder's coordinates."""
+
+    codebooks_MKX: Tensor
+    norms_MK: Tensor
+    """Squared lengths of the codewords."""
+    folded: FoldedExperts | None
+    contract_SGW: Tensor | None
+    """Gated hidden units to the coordinates that deformations change."""
+    subspace_WD: Tensor | None
+    """Orthonormal rows that span the deformations; None when they fill the whole space."""
+
+    def enter(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., D) in the encoder's coordinates (..., X)."""
+        if self.subspace_WD is None:
+            return vectors
+        inside = vectors @ self.subspace_WD.T
+        return torch.cat([vectors - inside @ self.subspace_WD, inside], dim=-1)
+
+    def leave(self, vectors: Tensor) -> Tensor:
+        """Inverse of `enter`."""
+        if self.subspace_WD is None:
+            return vectors
+        dim = self.subspace_WD.shape[1]
+        return vectors[..., :dim] + vectors[..., dim:] @ self.subspace_WD
+
+
+def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> EncodingTables:
+    """Tables of a quantizer; `folded` is its `fold()`, outside the autograd graph."""
+    codebooks_MKD = quantizer.codebooks_MKD.detach()
+    norms_MK = codebooks_MKD.square().sum(dim=2)
+    if folded is None:
+        return EncodingTables(codebooks_MKD, norms_MK, None, None, None)
+    contract_SGW = folded.contracting(slice(None))
+    if folded.output_projection_WD is None:
+        return EncodingTables(codebooks_MKD, norms_MK, folded, contract_SGW, None)
+    # Q^T = O R with orthonormal O gives g V Q = (g V R^T) O^T: the subspace's basis is O^T.
+    subspace_DW, mixing_WW = torch.linalg.qr(folded.output_projection_WD.T)
+    tables = EncodingTables(
+        codebooks_MKD, norms_MK, folded, contract_SGW @ mixing_WW.T, subspace_DW.T.contiguous()
+    )
+    return dataclasses.replace(tables, codebooks_MKX=tables.enter(codebooks_MKD))
+
 
 _BLOCK = 32
 """Candidates per vector that the experts score at a time."""
@@ -228,3 +289,87 @@ def _rows(values_BRX: Tensor, rows_BA: Tensor) -> Tensor:
     first_B1 = values_BRX.shape[1] * torch.arange(len(rows_BA), device=rows_BA.device)[:, None]
     chosen_BAX: Tensor = functional.embedding(first_B1 + rows_BA, values_BRX.flatten(0, 1))
     return chosen_BAX
+
+
+_BLOCK_ROWS = 8_192
+"""Rows checked and converted at a time, so that a memory-mapped input is never read whole."""
+
+
+_REACH = 2.0**12
+"""How far from the mean a vector may lie, in units of the scale. Beyond, float32 would give the same
+distance to all codewords."""
+
+
+def encode_vectors(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    frame: Frame,
+    vectors: Any,
+    *,
+    beam: int,
+    preselect: int | None,
+) -> Codes:
+    """Codes of whatever `as_vectors` accepts; they do not depend on how rows are batched.
+
+    (Unless a GPU ran out of memory: the chunks after that are smaller, and a candidate that is as
+    good as another to the last bits may win instead.)
+    """
+    metric, dim = quantizer.config.metric, quantizer.dim
+    if not is_dense(vectors) or vectors.ndim != 2:
+        checked_nD = as_vectors(vectors, dim=dim, metric=metric)
+        return _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
+    codes_nM = np.empty((len(vectors), quantizer.num_steps), dtype=np.uint8)
+    partitions_n = np.empty(len(vectors), dtype=np.int32)
+    for start in range(0, max(1, len(vectors)), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        rows = slice(start, start + len(block))
+        checked_nD = as_vectors(block, dim=dim, metric=metric, positions=np.arange(rows.start, rows.stop))
+        part = _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
+        codes_nM[rows], partitions_n[rows] = part.codes, part.partitions
+    return Codes(codes_nM, partitions_n)
+
+
+def within_reach(quantizer: ResidualQuantizer, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
+    """Checked vectors in the codec's frame; those that lie too far out, drawn in towards the mean.
+
+    In the direction in which they lie, what is nearest to them stays nearest.
+    """
+    mean_D, scale = quantizer.mean_D.cpu().numpy(), float(quantizer.scale)
+    entered_nD = frame.enter(vectors_nD)
+    limit = float(np.abs(mean_D).max()) + _REACH * scale
+    far_n = np.maximum(entered_nD.max(axis=1), -entered_nD.min(axis=1)) > limit
+    if not far_n.any():
+        return entered_nD
+    away_XD = frame.enter_exactly(vectors_nD[far_n]) - mean_D
+    away_XD *= _REACH * scale / np.linalg.norm(away_XD, axis=1, keepdims=True)
+    drawn_nD = entered_nD.copy()
+    drawn_nD[far_n] = mean_D + away_XD
+    return drawn_nD
+
+
+def _encode_block(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    frame: Frame,
+    vectors_nD: Float32Array,
+    *,
+    beam: int,
+    preselect: int | None,
+) -> Codes:
+    device = quantizer.codebooks_MKD.device
+    vectors_nD = within_reach(quantizer, frame, vectors_nD)
+    codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
+    partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
+
+    @torch.inference_mode()
+    def encode_chunk(start: int, stop: int, rows: int) -> None:
+        padded_BD = torch.zeros(rows, quantizer.dim)
+        padded_BD[: stop - start].numpy()[:] = vectors_nD[start:stop]
+        normalized_BD = quantizer.normalize(padded_BD.to(device))
+        codes_BM, partitions_B = encode(quantizer, tables, normalized_BD, beam=beam, preselect=preselect)
+        codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
+        partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
+
+    each_chunk = side_by_side_chunks if device.type == "cpu" else in_chunks
+    each_chunk(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    return Codes(codes_nM, partitions_n)

@@ -26,7 +26,7 @@ _EXACT_DIM = 1024  # widest vectors whose principal directions are computed exac
 
 
 class ResidualQuantizer(nn.Module, abc.ABC):
-    """Parameters and recursion of one codec. Made untrained: zero codebooks, to be initialised."""
+    """Parameters and recursion of one codec. Made untrained: zero codebooks, to be initialized."""
 
     mean_D: Tensor
     scale: Tensor
@@ -87,7 +87,7 @@ class ResidualQuantizer(nn.Module, abc.ABC):
     def round_weights(self) -> None:
         """Round parameters and centroids to the nearest bfloat16 numbers; they stay float32 in memory.
 
-        An artefact keeps such weights in half the bytes without loss. No weight moves by more than
+        An artifact keeps such weights in half the bytes without loss. No weight moves by more than
         2^-8 of itself, which in a codeword is far below the distance to the vectors it stands for.
         Mean and scale, few as they are, keep their precision.
         """
@@ -96,7 +96,7 @@ class ResidualQuantizer(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def start_experts(self) -> None:
-        """Set conditioning weights from the initialised codebooks; c~ stays equal to c."""
+        """Set conditioning weights from the initialized codebooks; c~ stays equal to c."""
         if self.mixture is not None and self.mixture.input_projection_WD is not None:
             width = len(self.mixture.input_projection_WD)
             self.mixture.input_projection_WD.copy_(self.main_directions(width))
@@ -109,7 +109,7 @@ class ResidualQuantizer(nn.Module, abc.ABC):
             vectors_DC = torch.linalg.eigh(words_XD.T @ words_XD).eigenvectors.flip(1)[:, :count]
         else:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # the randomised decomposition draws from the global generator
+                torch.manual_seed(0)  # the randomized decomposition draws from the global generator
                 vectors_DC = torch.svd_lowrank(words_XD, q=min(count, *words_XD.shape))[2]
         directions_CD = self.codebooks_MKD.new_zeros(count, self.dim)
         directions_CD[: vectors_DC.shape[1]] = vectors_DC.T

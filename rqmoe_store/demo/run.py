@@ -1,6 +1,6 @@
 """The demo's stages, one after another, each measured as it runs.
 
-Shape suffixes: N rows, Q queries, D dimension, K neighbours.
+Shape suffixes: N rows, Q queries, D dimension, K neighbors.
 """
 
 import contextlib
@@ -18,17 +18,112 @@ import numpy.typing as npt
 import pyarrow as pa
 from lancedb.db import DBConnection
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.demo import corpus, report
+from rqmoe_store.demo import corpus
 from rqmoe_store.demo.embedding import Embedder, Float32Array, embed_cached, sentence_embedder
-from rqmoe_store.demo.report import DemoResult
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.recall import exact_neighbours, k_recall_at_k
+from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
 from rqmoe_store.store.statistics import column_bytes
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress
 from rqmoe_store.training.trainer import train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """Everything the demo measured."""
+
+    rows: int
+    dim: int
+    bytes_per_vector_before: float
+    """Bytes of the vector column in the raw table's data files, per row."""
+    bytes_per_vector_after: float
+    """Bytes of the code columns in the compressed table's data files, per row."""
+    disk_bytes_before: int
+    """Every file of the raw table."""
+    disk_bytes_after: int
+    """Every file of the database once the raw table is gone: rows, codes and codec."""
+    codec_bytes: int
+    break_even_rows: int | None
+    """Rows from which codes and codec together take less than the raw vectors; None for never."""
+    queries: int
+    recall: float
+    """Share of the 10 exact nearest neighbors that compressed search finds among its first 10."""
+    latency_ms: float
+    """Median over the queries, one at a time, texts of the hits included."""
+    validation_mse: float
+    rq_validation_mse: float
+    seconds: dict[str, float]
+    """Time of each phase."""
+
+    @property
+    def break_even(self) -> str:
+        """`break_even_rows` in words."""
+        return "never" if self.break_even_rows is None else f"from about {self.break_even_rows:,} rows"
+
+
+def print_hits(console: Console, question: str, hits: list[dict[str, Any]]) -> None:
+    """One question and its nearest texts."""
+    table = Table(title=f"[bold]{escape(question)}[/bold]", title_justify="left", expand=True)
+    table.add_column("distance", justify="right", no_wrap=True)
+    table.add_column("name", overflow="fold", ratio=2)
+    table.add_column("docstring", ratio=3)
+    for hit in hits:
+        table.add_row(f"{hit['_distance']:.3f}", escape(hit["name"]), escape(hit["text"]))
+    console.print()
+    console.print(table)
+
+
+def print_result(console: Console, result: DemoResult, directory: Path) -> None:
+    """Everything measured, and what to try next."""
+    table = Table(title="Measured on this machine, just now", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, value in _lines(result):
+        table.add_row(name, value)
+    table.add_section()
+    for name, seconds in result.seconds.items():
+        table.add_row(f"time: {name}", f"{seconds:.1f} s")
+    table.add_row("time: all phases", f"{sum(result.seconds.values()):.1f} s")
+    console.print()
+    console.print(table)
+    if result.validation_mse >= result.rq_validation_mse:
+        console.print(
+            "[yellow]In this time training found nothing better than plain RQ, so the codec is plain RQ. "
+            "Try --minutes 3, or a machine that is less busy.[/yellow]"
+        )
+    if result.disk_bytes_after > result.disk_bytes_before:
+        console.print(
+            f"[yellow]With {result.rows:,} rows the codec outweighs what the codes save. "
+            f"It pays for itself: {result.break_even}.[/yellow]"
+        )
+    console.print(f"The table is in {directory}; look at it with: rqmoe stats {directory} docs_compressed")
+
+
+def _lines(result: DemoResult) -> list[tuple[str, str]]:
+    before, after = result.bytes_per_vector_before, result.bytes_per_vector_after
+    ratio = result.validation_mse / result.rq_validation_mse
+    return [
+        ("rows", f"{result.rows:,} of dimension {result.dim}"),
+        ("bytes per vector on disk, before", f"{before:,.1f}"),
+        ("bytes per vector on disk, after", f"{after:,.1f} ({before / after:.0f} times less)"),
+        ("whole table on disk, before", _megabytes(result.disk_bytes_before)),
+        ("whole database on disk, after", _megabytes(result.disk_bytes_after)),
+        ("  of which the codec (one for all rows)", _megabytes(result.codec_bytes)),
+        ("the codec pays for itself", result.break_even),
+        ("recall@10 against exact raw search", f"{result.recall:.3f} ({result.queries} held-out queries)"),
+        ("median query latency", f"{result.latency_ms:.1f} ms"),
+        ("validation MSE", f"{result.validation_mse:.4f} ({ratio:.3f} of plain RQ's)"),
+        ("  of plain RQ, same bytes and beam", f"{result.rq_validation_mse:.4f}"),
+    ]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 10**6:,.1f} MB"
+
 
 MAX_MINUTES = 3.0
 RAW_TABLE = "docs"
@@ -91,7 +186,7 @@ def run(
         docs: Any = db.create_table(RAW_TABLE, _as_arrow(material))
     before = _Sizes(column_bytes(docs, ["vector"]), _folder_bytes(settings.directory / f"{RAW_TABLE}.lance"))
     with clock.phase("search them exactly"):
-        truth_QK, _ = exact_neighbours(material.queries_QD, material.vectors_ND, _NEIGHBOURS, metric="cosine")
+        truth_QK, _ = exact_neighbors(material.queries_QD, material.vectors_ND, _NEIGHBOURS, metric="cosine")
     with clock.phase("train"):
         codec = train(
             docs,
@@ -105,7 +200,7 @@ def run(
     with clock.phase("measure recall and latency"):
         recall, latency_ms = _measure(store, material.queries_QD, truth_QK)
     result = _result(settings, store, before, len(truth_QK), recall, latency_ms, clock.seconds)
-    report.print_result(console, result, settings.directory)
+    print_result(console, result, settings.directory)
     return result
 
 
@@ -193,7 +288,7 @@ def _as_arrow(material: _Material) -> pa.Table:
 def _answer(console: Console, store: CompressedTable, questions_QD: Float32Array) -> None:
     for question, vector_D in zip(QUESTIONS, questions_QD, strict=True):
         hits = store.search(vector_D).select(["name", "text"]).limit(3).to_list()
-        report.print_hits(console, question, hits)
+        print_hits(console, question, hits)
 
 
 def _measure(

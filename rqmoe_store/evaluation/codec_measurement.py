@@ -1,26 +1,180 @@
-"""One codec's distortion, recall, time and memory on a set of vectors.
+"""Measuring one codec: distortion, recall, speed, scaling, and what its short cuts save.
 
-Shape suffixes: N vectors, Q queries, D vector dimension, K neighbours, B vectors of a block.
+Shape suffixes: N vectors, Q queries, D vector dimension, K neighbors, B vectors of a block.
+
+Shape suffixes: N vectors, D vector dimension.
+
+Every way to encode or decode is one row, timed in the same run as the default it is compared with.
+Another way is one more entry of `_decoders` or `_encoders`.
+
+Shape suffixes: N vectors, D vector dimension, B rows of a block.
 """
 
 import contextlib
 import dataclasses
+import functools
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import Metric
-from rqmoe_store.evaluation.codec_results import CodecResult, Recalls
-from rqmoe_store.evaluation.codec_speed import mean_squared_error
-from rqmoe_store.evaluation.codec_timing import time_codec
-from rqmoe_store.evaluation.contenders import Contender, MeasuredCodec
-from rqmoe_store.evaluation.memory import PeakMemory
-from rqmoe_store.evaluation.recall import Indices, exact_neighbours, k_recall_at_k, one_recall_at
+from rqmoe_store.config import CodecConfig, Metric
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.codec_results import CodecResult, Recalls, ScalingRow, SpeedRow
+from rqmoe_store.evaluation.contenders import Contender, MeasuredCodec, cyclic, time_codec, timed
+from rqmoe_store.evaluation.machine import PeakMemory
+from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k, one_recall_at
+
+_MANY = 4096
+_FEW = 256
+"""Vectors that slow encoders are timed on, and that all errors are measured on."""
+
+_WARM_UP = 64
+_CPU_SIZE, _GPU_SIZE = 2048, 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """A way to do the work; the first of a list is the default."""
+
+    name: str
+    run: Callable[[Any], Any]
+    vectors: int
+    counted: bool = False
+    """Whether `decode_multiply_adds` describes it."""
+
+
+def measure_speed(codec: Codec, name: str, held_out_ND: Float32Array, matmul_rate: float) -> list[SpeedRow]:
+    """Rows for every way to decode and encode.
+
+    Args:
+        name: what to call the codec.
+        held_out_ND: at least one vector; errors are those over the first 256.
+        matmul_rate: from `measure_matmul_rate`, on the codec's device.
+    """
+    few_ND = held_out_ND[:_FEW]
+    multiply_adds = decode_multiply_adds(codec.config, codec.dim)
+    rows, codes = [], None
+    for form, seconds, ratio, encoded in _compare(_encoders(codec), cyclic(held_out_ND, _MANY)):
+        codes = encoded if codes is None else codes  # the default's
+        decoded_ND = codec.decode(encoded[: len(few_ND)])
+        rows.append(_row(codec, name, "encode", form, seconds, ratio, few_ND, decoded_ND))
+    for form, seconds, ratio, decoded_ND in _compare(_decoders(codec), codes):
+        row = _row(codec, name, "decode", form, seconds, ratio, few_ND, decoded_ND)
+        if form.counted:
+            share = multiply_adds / seconds / matmul_rate
+            row = dataclasses.replace(row, multiply_adds=multiply_adds, matmul_share=share)
+        rows.append(row)
+    return rows
+
+
+def _decoders(codec: Codec) -> list[_Form]:
+    return [
+        _Form("default", codec.decode, _MANY, counted=True),
+        _Form("step by step", functools.partial(codec.decode, sequential=True), _MANY),
+        _Form("bfloat16", functools.partial(codec.decode, precision="bfloat16"), _FEW),
+    ]
+
+
+def _encoders(codec: Codec) -> list[_Form]:
+    exhaustive = functools.partial(codec.encode, beam=1, preselect=None)
+    return [
+        _Form(f"default (beam {codec.config.beam})", codec.encode, _MANY),
+        _Form("exhaustive (beam 1)", exhaustive, _FEW),
+    ]
+
+
+def _compare(forms: list[_Form], work: Any) -> Iterator[tuple[_Form, float, float, Any]]:
+    """Every form with its seconds per vector, how many times those of the default they are, and what it
+    makes of the first vectors of `work`."""
+    default_seconds = None
+    for form in forms:
+        part = work[: form.vectors]
+        form.run(part[:_WARM_UP])
+        seconds, made = timed(lambda: form.run(part), least=1)  # noqa: B023
+        seconds /= form.vectors
+        default_seconds = default_seconds or seconds
+        yield form, seconds, seconds / default_seconds, made
+
+
+def _row(
+    codec: Codec,
+    name: str,
+    work: str,
+    form: _Form,
+    seconds: float,
+    ratio: float,
+    few_ND: Float32Array,
+    decoded_ND: Float32Array,
+) -> SpeedRow:
+    return SpeedRow(
+        codec=name,
+        code_bytes=codec.config.code_bytes,
+        work=work,
+        form=form.name,
+        vectors=form.vectors,
+        microseconds=1e6 * seconds,
+        times_default=ratio,
+        mse=mean_squared_error(few_ND, decoded_ND[: len(few_ND)]),
+    )
+
+
+def mean_squared_error(vectors_ND: Float32Array, decoded_ND: Float32Array) -> float:
+    """Mean of ||x - x_hat||^2."""
+    return float(np.square(vectors_ND - decoded_ND).sum(axis=1, dtype=np.float64).mean())
+
+
+def decode_multiply_adds(config: CodecConfig, dim: int) -> int:
+    """Multiply-adds of decoding one vector in the default way, counted from shapes.
+
+    Hidden units that are zero count as well, although decoding on a CPU skips them.
+
+    With S expert steps, E conditioning width, N experts, L layers, H hidden and W network width,
+    F = N * L * H + N first-layer features, D dimension and M steps:
+
+        S * E * F                    features from the conditioning vector
+        S * N * H * W * (3 * L - 2)  layers: out of each, and into and across between two
+        W * D                        back to the vectors' width, where W < D; S times as many for "qinco"
+        M * D                        sum of the codewords
+        (M + 1) * W * D              "qinco" with W < D: into the network's width, start and every step
+    """
+    steps = config.code_bytes
+    additions = steps * dim
+    expert_steps = steps if config.num_partitions else steps - 1
+    if config.kind == "rq" or not expert_steps:
+        return additions
+    width, hidden, layers = config.network_dim, config.hidden_dim, config.num_layers
+    condition_dim = width if config.kind == "qinco" else config.expert_dim
+    assert width is not None and hidden is not None and condition_dim is not None, "config is resolved"
+    features = config.num_experts * (layers * hidden + 1)
+    per_step = condition_dim * features + config.num_experts * hidden * width * (3 * layers - 2)
+    projections = 0
+    if width < dim:
+        projections = expert_steps + steps + 1 if config.kind == "qinco" else 1
+    return expert_steps * per_step + projections * width * dim + additions
+
+
+def measure_matmul_rate(device: torch.device) -> float:
+    """Multiply-adds per second of a large float32 matrix product."""
+    size = _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
+    matrix = torch.rand(size, size, device=device)
+
+    def multiply() -> float:
+        # Reading one number back waits for a GPU.
+        return float((matrix @ matrix)[0, 0])
+
+    multiply()
+    return size**3 / timed(multiply)[0]
+
 
 NEIGHBOURS = 100
 """Nearest vectors looked at; no fewer can be searched."""
@@ -44,7 +198,7 @@ class _Distortion:
 
 
 class Workbench:
-    """The vectors, their true neighbours, and room for reconstructions; the same for every codec."""
+    """The vectors, their true neighbors, and room for reconstructions; the same for every codec."""
 
     def __init__(
         self,
@@ -58,8 +212,8 @@ class Workbench:
         self.vectors_ND, self.queries_QD, self.metric = vectors_ND, queries_QD, metric
         self.training_ND, self.held_out_ND = vectors_ND[:-held_out], vectors_ND[-held_out:]
         self._console = console
-        self._truth_QK = self._neighbours(vectors_ND)
-        self._unseen_truth_QK = self._neighbours(self.held_out_ND)
+        self._truth_QK = self._neighbors(vectors_ND)
+        self._unseen_truth_QK = self._neighbors(self.held_out_ND)
         # Written to now, so that it does not count as memory of the first codec that fills it.
         self._decoded_ND = np.full_like(vectors_ND, np.nan)
 
@@ -95,7 +249,7 @@ class Workbench:
             unseen_recall=unseen_recall,
             encode_microseconds=encoding,
             decode_microseconds=decoding,
-            artefact_bytes=made.codec.artefact_bytes,
+            artifact_bytes=made.codec.artifact_bytes,
             peak_memory_bytes=made.growth_bytes,
             peak_cuda_bytes=made.cuda_growth_bytes,
         )
@@ -115,11 +269,11 @@ class Workbench:
                     show_share(start / len(self.vectors_ND))
         return _Distortion(codec, seconds, memory.growth_bytes, memory.cuda_growth_bytes)
 
-    def _neighbours(self, vectors_ND: Float32Array) -> Indices:
-        return exact_neighbours(self.queries_QD, vectors_ND, NEIGHBOURS, metric=self.metric)[0]
+    def _neighbors(self, vectors_ND: Float32Array) -> Indices:
+        return exact_neighbors(self.queries_QD, vectors_ND, NEIGHBOURS, metric=self.metric)[0]
 
     def _recalls(self, decoded_ND: Float32Array, truth_QK: Indices) -> Recalls:
-        found_QK = self._neighbours(decoded_ND)
+        found_QK = self._neighbors(decoded_ND)
         return Recalls(
             one_recall_1=one_recall_at(found_QK, truth_QK, 1),
             one_recall_10=one_recall_at(found_QK, truth_QK, 10),
@@ -139,3 +293,59 @@ class Workbench:
             task = progress.add_task(description, total=1.0)
             progress.refresh()
             yield lambda share: progress.update(task, completed=share, refresh=True)
+
+
+_SCALING_BLOCK_ROWS = 8192
+_SCALING_WARM_UP = 64
+
+
+def require_disk(rows: int, row_bytes: int) -> None:
+    """Raise InvalidInputError unless the temporary folder has room for `rows` of so many bytes each."""
+    folder, needed = tempfile.gettempdir(), rows * row_bytes
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InvalidInputError(
+            f"{rows} rows of {row_bytes} bytes need {needed / 1e9:.1f} GB in {folder!r}, which has "
+            f"{free / 1e9:.1f} GB left. Measure fewer, or set TMPDIR to a folder with more room."
+        )
+
+
+@contextlib.contextmanager
+def cyclic_file(vectors_ND: Float32Array, rows: int) -> Iterator[Float32Array]:
+    """`rows` vectors, starting over where there are fewer, memory-mapped from a temporary .npy file."""
+    with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
+        path = Path(folder) / "vectors.npy"
+        written = np.lib.format.open_memmap(
+            path, mode="w+", dtype=np.float32, shape=(rows, vectors_ND.shape[1])
+        )
+        for start in range(0, rows, _SCALING_BLOCK_ROWS):
+            stop = min(start + _SCALING_BLOCK_ROWS, rows)
+            written[start:stop] = vectors_ND[np.arange(start, stop) % len(vectors_ND)]
+        written.flush()
+        del written
+        # Copy on write: torch warns about arrays it must not write to, and nothing here writes.
+        yield np.load(path, mmap_mode="c", allow_pickle=False)
+
+
+def measure_scaling(
+    codec: Codec, name: str, vectors_ND: Float32Array, counts: Sequence[int]
+) -> Iterator[ScalingRow]:
+    """Encode the first `counts` of the vectors, smallest count first.
+
+    Args:
+        name: what to call the codec.
+        vectors_ND: memory-mapped, so that reading them takes no memory; at least as many as counted.
+    """
+    codec.encode(np.array(vectors_ND[:_SCALING_WARM_UP]))
+    for count in sorted(counts):
+        with PeakMemory(codec.device) as memory:
+            started = time.perf_counter()
+            codec.encode(vectors_ND[:count])
+            seconds = time.perf_counter() - started
+        yield ScalingRow(
+            codec=name,
+            code_bytes=codec.config.code_bytes,
+            vectors=count,
+            vectors_per_second=count / seconds,
+            memory_growth_bytes=memory.growth_bytes,
+        )

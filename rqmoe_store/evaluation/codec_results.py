@@ -1,4 +1,4 @@
-"""What the comparison of codecs found, as plain values that JSON can hold.
+"""Results of the comparison of codecs, as values that JSON can hold; timing.
 
 Optional figures are None where they do not apply.
 """
@@ -18,7 +18,7 @@ class Recalls:
     one_recall_100: float
     """... is among the first 100."""
     ten_recall_10: float
-    """Mean share of the 10 true neighbours among the first 10."""
+    """Mean share of the 10 true neighbors among the first 10."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class CodecResult:
     settings: dict[str, Any]
     """What it was made with."""
     training_seconds: float | None
-    """Wall-clock time of training, codebook initialisation included; None for a loaded codec."""
+    """Wall-clock time of training, codebook initialization included; None for a loaded codec."""
     epochs: float | None
     """Passes over the training vectors; None for FAISS."""
     mse: float
@@ -46,7 +46,7 @@ class CodecResult:
     """Vectors encoded at a time -> time per vector."""
     decode_microseconds: dict[int, float]
     """Codes decoded at a time -> time per vector."""
-    artefact_bytes: int
+    artifact_bytes: int
     """Size of the trained codec itself, once per table."""
     peak_memory_bytes: int
     """Largest growth of resident memory while training, encoding and decoding all vectors."""

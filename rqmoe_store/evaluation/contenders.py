@@ -4,10 +4,13 @@ Shape suffixes: N vectors, D vector dimension.
 """
 
 import dataclasses
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from rqmoe_store.codecs.base import Codec, load_codec
@@ -15,7 +18,7 @@ from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CODEC_KINDS, CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.extras import require_bench
+from rqmoe_store.evaluation.machine import require_bench
 from rqmoe_store.training.trainer import train
 
 REFERENCE = "rq"
@@ -29,7 +32,7 @@ class MeasuredCodec(Protocol):
     """A codec ready for use; all measuring goes through this."""
 
     @property
-    def artefact_bytes(self) -> int:
+    def artifact_bytes(self) -> int:
         """Size of the trained codec itself."""
 
     @property
@@ -57,9 +60,9 @@ class OwnCodec:
     codec: Codec
 
     @property
-    def artefact_bytes(self) -> int:
-        artefact = self.codec.to_artefact()
-        return len(artefact.config_json.encode()) + len(artefact.weights)
+    def artifact_bytes(self) -> int:
+        artifact = self.codec.to_artifact()
+        return len(artifact.config_json.encode()) + len(artifact.weights)
 
     @property
     def epochs(self) -> float | None:
@@ -126,7 +129,7 @@ def plan(
     Raises:
         InvalidInputError: a folder's codec that does not fit the data or the metric, or too few vectors
             for a peer.
-        ArtefactError: a folder without a readable codec.
+        ArtifactError: a folder without a readable codec.
         RQMoEError: a peer is wanted but FAISS is not installed.
     """
     trained = [name for name in dict.fromkeys(names) if name in (*CODEC_KINDS, *PEERS)]
@@ -161,7 +164,7 @@ def load_fitting(folder: str, *, dim: int, metric: Metric, device: str) -> Codec
 
     Raises:
         InvalidInputError: it is for another dimension or metric.
-        ArtefactError: there is no readable codec.
+        ArtifactError: there is no readable codec.
     """
     codec = load_codec(Path(folder).expanduser(), device=device)
     if codec.dim != dim or codec.config.metric != metric:
@@ -180,7 +183,7 @@ def _loaded(folder: str, config: CodecConfig, dim: int, device: str) -> Contende
 
 def _peer(name: str, config: CodecConfig, dim: int, training_rows: int) -> Contender:
     require_bench("faiss")
-    from rqmoe_store.evaluation.faiss_codecs import check_trainable, train_peer
+    from rqmoe_store.evaluation.faiss_peers import check_trainable, train_peer
 
     check_trainable(name, training_rows)
 
@@ -188,3 +191,48 @@ def _peer(name: str, config: CodecConfig, dim: int, training_rows: int) -> Conte
         return train_peer(name, training_ND, code_bytes=config.code_bytes, beam=config.beam)
 
     return Contender(name, config.code_bytes, True, torch.device("cpu"), prepare)
+
+
+BATCHES = (1, 64, 4096)
+"""Vectors at a time: a query, a small batch, bulk work."""
+
+_WARM_UP = 64
+_LEAST_REPEATS = 3
+_ENOUGH_SECONDS = 0.5
+_MOST_REPEATS = 100
+
+Value = TypeVar("Value")
+
+
+def timed(work: Callable[[], Value], *, least: int = _LEAST_REPEATS) -> tuple[float, Value]:
+    """Median seconds of some runs of `work`, and what it returned.
+
+    Runs it until half a second has gone by, but at least `least` and at most 100 times. Nothing is run
+    to warm up.
+    """
+    seconds: list[float] = []
+    while len(seconds) < least or (sum(seconds) < _ENOUGH_SECONDS and len(seconds) < _MOST_REPEATS):
+        started = time.perf_counter()
+        value = work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), value
+
+
+def cyclic(vectors_ND: Float32Array, rows: int) -> Float32Array:
+    """`rows` vectors, starting over where there are fewer."""
+    return vectors_ND[np.arange(rows) % len(vectors_ND)]
+
+
+def time_codec(codec: MeasuredCodec, vectors_ND: Float32Array) -> tuple[dict[int, float], dict[int, float]]:
+    """Microseconds per vector of encoding and of decoding, by batch size."""
+    encoding, decoding = {}, {}
+    codec.decode(codec.encode(cyclic(vectors_ND, _WARM_UP)))
+    for batch in BATCHES:
+        batch_BD = cyclic(vectors_ND, batch)
+        # Slow encoders need seconds for the largest batch, which is then long enough to go by once.
+        least = 1 if batch == max(BATCHES) else _LEAST_REPEATS
+        encode_seconds, codes = timed(lambda: codec.encode(batch_BD), least=least)  # noqa: B023
+        decode_seconds, _ = timed(lambda: codec.decode(codes), least=least)  # noqa: B023
+        encoding[batch] = 1e6 * encode_seconds / batch
+        decoding[batch] = 1e6 * decode_seconds / batch
+    return encoding, decoding

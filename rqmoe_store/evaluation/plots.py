@@ -1,5 +1,6 @@
-"""Recall and error against bytes, as a picture. Needs matplotlib, from the extra `bench`."""
+"""Plots: recall, error and latency. Needs matplotlib, from the extra `bench`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -8,11 +9,12 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult
+from rqmoe_store.evaluation.search_measurement import SearchReport, SearchResult
 
 KINDS = (".png", ".svg", ".pdf")
 """Suffixes of pictures that can be written."""
 
-# Colours that differ for any colour vision (Okabe and Ito), and markers for print.
+# Colors that differ for any color vision (Okabe and Ito), and markers for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -53,7 +55,7 @@ def plot_report(report: BenchmarkReport) -> Figure:
     recall_axes.set_ylabel("10-recall@10, all vectors")
     error_axes.set_ylabel("MSE, vectors never trained on")
     _label_errors(error_axes)
-    # The right half's legend names everything; both halves share colours.
+    # The right half's legend names everything; both halves share colors.
     error_axes.legend(frameon=False)
     return figure
 
@@ -65,11 +67,11 @@ def save_plot(report: BenchmarkReport, path: Path) -> None:
 
 
 def _draw_codec(recall_axes: Axes, error_axes: Axes, results: list[CodecResult], place: int) -> None:
-    colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+    color, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     sizes = [result.code_bytes for result in results]
     recalls = [result.recall.ten_recall_10 for result in results]
     for axes, values in ((recall_axes, recalls), (error_axes, [result.mse for result in results])):
-        axes.plot(sizes, values, color=colour, marker=marker, label=results[0].codec)
+        axes.plot(sizes, values, color=color, marker=marker, label=results[0].codec)
 
 
 def _label_sizes(axes: Axes, sizes: list[int]) -> None:
@@ -107,3 +109,58 @@ def _round_ticks(low: float, high: float) -> list[float]:
         if len(ticks) >= _LEAST_TICKS:
             break
     return ticks
+
+
+def plot_searches(report: SearchReport) -> Figure:
+    """10-recall@10 against the median latency, a line per system and size.
+
+    A line has the settings that no other of its own beats in both. LanceDB with and without raw vectors are
+    two lines. Systems differ by color, sizes by marker.
+
+    Args:
+        report: with at least one result.
+    """
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots()
+    lines = _lines(report.results)
+    systems = list(dict.fromkeys(system for system, _ in lines))
+    sizes = sorted({size for _, size in lines})
+    for (system, size), results in lines.items():
+        axes.plot(
+            [result.p50_ms for result in results],
+            [result.recall for result in results],
+            color=COLOURS[systems.index(system) % len(COLOURS)],
+            marker=MARKERS[sizes.index(size) % len(MARKERS)],
+            label=f"{system}, {size} bytes",
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel("milliseconds per query, median")
+    axes.set_ylabel("10-recall@10")
+    axes.grid(color="0.9", which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def save_search_plot(report: SearchReport, path: Path) -> None:
+    """Write the picture in the format that the path's suffix names."""
+    plot_searches(report).savefig(path, dpi=150)
+
+
+def _lines(results: Sequence[SearchResult]) -> dict[tuple[str, int], list[SearchResult]]:
+    lines: dict[tuple[str, int], list[SearchResult]] = {}
+    for result in results:
+        factor = result.setting.refine_factor
+        system = result.system if factor is None else f"{result.system}, refine {factor}"
+        lines.setdefault((system, result.code_bytes), []).append(result)
+    return {name: _unbeaten(line) for name, line in lines.items()}
+
+
+def _unbeaten(results: Sequence[SearchResult]) -> list[SearchResult]:
+    """Those for which no other one is both quicker and better, by time."""
+    unbeaten: list[SearchResult] = []
+    for result in sorted(results, key=lambda result: (result.p50_ms, -result.recall)):
+        if not unbeaten or result.recall > unbeaten[-1].recall:
+            unbeaten.append(result)
+    return unbeaten

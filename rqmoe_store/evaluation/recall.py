@@ -1,6 +1,6 @@
-"""Recall: what share of the true neighbours a search finds.
+"""Recall: what share of the true neighbors a search finds.
 
-Shape suffixes: Q queries, K neighbours, N vectors, D vector dimension.
+Shape suffixes: Q queries, K neighbors, N vectors, D vector dimension.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import METRICS, Metric
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.exhaustive import all_distances
+from rqmoe_store.search.rerank import all_distances
 
 Float32Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -21,7 +21,7 @@ _MAX_DISTANCES = 2**23
 """Distances held at a time."""
 
 
-def exact_neighbours(
+def exact_neighbors(
     queries: Any, vectors: Any, k: int = 10, *, metric: Metric = "l2", chunk_rows: int = 8192
 ) -> tuple[Indices, Float32Array]:
     """The `k` nearest vectors of every query by brute force.
@@ -29,7 +29,7 @@ def exact_neighbours(
     Args:
         queries: array-like (Q, D).
         vectors: array-like (N, D) with N >= k; may be memory-mapped, it is read in chunks.
-        k: neighbours per query, default 10.
+        k: neighbors per query, default 10.
         metric: "l2", "cosine" or "dot"; distances follow LanceDB's definitions.
         chunk_rows: vectors worked on at a time, default 8192.
 
@@ -50,7 +50,7 @@ def exact_neighbours(
     # Many queries times many rows must fit: queries go in blocks, each of which reads all vectors.
     block = max(1, _MAX_DISTANCES // chunk_rows)
     found = [
-        _block_neighbours(queries_QD[start : start + block], vectors, k, metric, chunk_rows)
+        _block_neighbors(queries_QD[start : start + block], vectors, k, metric, chunk_rows)
         for start in range(0, len(queries_QD), block)
     ]
     if not found:
@@ -59,7 +59,7 @@ def exact_neighbours(
 
 
 def one_recall_at(found: Any, truth: Any, at: int) -> float:
-    """1-recall@at: share of queries whose true nearest neighbour is among the first `at` found.
+    """1-recall@at: share of queries whose true nearest neighbor is among the first `at` found.
 
     Args:
         found: integers (Q, >= at), best first; negative entries mean "nothing found".
@@ -73,7 +73,7 @@ def one_recall_at(found: Any, truth: Any, at: int) -> float:
 
 
 def k_recall_at_k(found: Any, truth: Any, k: int) -> float:
-    """k-recall@k: mean share of the k true nearest neighbours that are among the first k found.
+    """k-recall@k: mean share of the k true nearest neighbors that are among the first k found.
 
     Args:
         found: integers (Q, >= k), best first; negative entries mean "nothing found".
@@ -90,7 +90,7 @@ def k_recall_at_k(found: Any, truth: Any, k: int) -> float:
     return float(np.mean(shares))
 
 
-def _block_neighbours(
+def _block_neighbors(
     queries_QD: Float32Array, vectors: Any, k: int, metric: Metric, chunk_rows: int
 ) -> tuple[Indices, Float32Array]:
     indices_QK: Indices = np.empty((len(queries_QD), 0), np.int64)

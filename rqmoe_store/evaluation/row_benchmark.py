@@ -1,27 +1,189 @@
-"""What row operations cost on a compressed table, beside plain ones of the same columns.
+"""Benchmark of row operations: a compressed table beside plain ones of the same columns.
 
 Shape suffixes: B rows.
 """
 
 import dataclasses
+import functools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
+import lancedb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from lancedb.db import DBConnection
 from lancedb.index import BTree
-from lancedb.table import LanceTable
+from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.evaluation.codec_scaling import require_disk
+from rqmoe_store.evaluation.codec_measurement import require_disk
 from rqmoe_store.evaluation.machine import describe_machine
-from rqmoe_store.evaluation.row_results import RowReport, RowResult
-from rqmoe_store.evaluation.row_tables import Ids, Side, make_sides
-from rqmoe_store.evaluation.search_index import ID
+from rqmoe_store.evaluation.search_measurement import ID, VECTOR
+from rqmoe_store.evaluation.search_scaling import create_random_table
+from rqmoe_store.evaluation.tables import print_tables, table_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """One operation on plain tables and on a compressed one; medians."""
+
+    operation: str
+    rows: int
+    """Rows that it is about."""
+    indexed: bool
+    """Whether there is a scalar index on the column that the rows are found by."""
+    plain_ms: float
+    """On a LanceDB table of the same columns, without vectors."""
+    stable_ms: float
+    """On a plain table that was made with stable row ids, which compressed tables have."""
+    compressed_ms: float
+    """On the compressed table, encoding of vectors left out."""
+    encoding_ms: float
+    """What that took: encoding, and decoding a sample of the codes to see how the codec fits."""
+
+    @property
+    def times_plain(self) -> float:
+        """How many times the plain one, encoding left out."""
+        return self.compressed_ms / self.plain_ms
+
+    @property
+    def times_stable(self) -> float:
+        """How many times the plain one with stable row ids."""
+        return self.compressed_ms / self.stable_ms
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowReport:
+    """All that was measured."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    results: list[RowResult]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        results = [
+            {**dataclasses.asdict(each), "times_plain": each.times_plain, "times_stable": each.times_stable}
+            for each in self.results
+        ]
+        return {"settings": self.settings, "machine": self.machine, "results": results}
+
+
+def print_row_report(report: RowReport) -> None:
+    """Print the table to standard output."""
+    shown = table_of(
+        f"Row operations on {report.settings['rows']:,} rows",
+        "operation; rows; index; plain ms; with stable ids; compressed; times; times stable; encoding",
+        caption=(
+            "Median ms. Plain: a LanceDB table of the same columns without vectors; then one with stable "
+            "row ids. Compressed: without the time of encoding, which is the last column."
+        ),
+    )
+    for result in report.results:
+        shown.add_row(
+            result.operation,
+            f"{result.rows:,}" if result.rows else "all",
+            "yes" if result.indexed else "no",
+            f"{result.plain_ms:,.1f}",
+            f"{result.stable_ms:,.1f}",
+            f"{result.compressed_ms:,.1f}",
+            f"{result.times_plain:.2f}",
+            f"{result.times_stable:.2f}",
+            f"{result.encoding_ms:,.1f}" if result.encoding_ms else "-",
+        )
+    print_tables([shown])
+
+
+Done = TypeVar("Done")
+Ids = npt.NDArray[np.int64]
+
+_BATCH_ROWS = 131_072
+_WORDS = ("river", "bridge", "stone", "water", "light", "paper", "engine", "forest")
+
+
+class TimedCodec:
+    """A codec, which every version of a table has in common, and the time that it takes from now on."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.dim = codec.dim
+        self.seconds = 0.0
+        for name in ("encode", "decode"):
+            setattr(codec, name, self._timed(getattr(codec, name)))
+
+    def _timed(self, work: Callable[..., Done]) -> Callable[..., Done]:
+        @functools.wraps(work)
+        def timed(*arguments: Any, **settings: Any) -> Done:
+            started = time.perf_counter()
+            done = work(*arguments, **settings)
+            self.seconds += time.perf_counter() - started
+            return done
+
+        return timed
+
+
+@dataclasses.dataclass
+class Side:
+    """One of the tables; their methods have the same names."""
+
+    table: Any
+    codec: TimedCodec | None
+    """None for plain tables, whose rows have no vectors."""
+    next_id: int
+
+    def rows(self, ids_B: Ids) -> pa.Table:
+        """Rows with these ids, other texts than before, and vectors if the table takes them."""
+        rows = pa.Table.from_batches([rows_of(ids_B)])
+        rows = rows.set_column(2, "text", pa.array([f"changed {row}" for row in ids_B]))
+        if self.codec is None:
+            return rows
+        random = np.random.default_rng(int(ids_B[0]))
+        vectors = pa.array(random.normal(size=len(ids_B) * self.codec.dim).astype(np.float32))
+        return rows.append_column(VECTOR, pa.FixedSizeListArray.from_arrays(vectors, self.codec.dim))
+
+    def new(self, count: int) -> Ids:
+        """Ids that no row has had."""
+        self.next_id += count
+        return np.arange(self.next_id - count, self.next_id)
+
+
+def rows_of(ids_B: Ids) -> pa.RecordBatch:
+    """Rows with a number, a language, a text and a price."""
+    texts = [f"{_WORDS[row % 8]} {_WORDS[row // 8 % 8]} number {row}" for row in ids_B.tolist()]
+    return pa.record_batch(
+        {
+            ID: ids_B,
+            "lang": pa.array(np.array(["en", "de", "fr"])[ids_B % 3]),
+            "text": pa.array(texts, pa.string()),
+            "price": ids_B.astype(np.float64) / 7,
+        }
+    )
+
+
+def make_sides(folder: str, codec: Codec, rows: int, seed: int) -> list[Side]:
+    """A plain table, one whose rows keep their ids for good, as those of compressed tables do, and a
+    compressed one, all of the same rows, in a database in `folder`."""
+    db = lancedb.connect(folder)
+    plain = [
+        Side(_plain_table(db, name, rows, stable), None, rows)
+        for name, stable in (("plain", False), ("stable", True))
+    ]
+    made = create_random_table(db, "compressed", codec, rows, seed=seed, rows_of=rows_of)
+    return [*plain, Side(made, TimedCodec(made.codec), rows)]
+
+
+def _plain_table(db: DBConnection, name: str, rows: int, stable: bool) -> Table:
+    batches = (
+        rows_of(np.arange(start, min(start + _BATCH_ROWS, rows))) for start in range(0, rows, _BATCH_ROWS)
+    )
+    reader = pa.RecordBatchReader.from_batches(rows_of(np.arange(0)).schema, batches)
+    options = {"new_table_enable_stable_row_ids": str(stable).lower()}
+    return db.create_table(name, reader, storage_options=options)
+
 
 FEW, MANY = 1, 1_000
 """Rows of an operation."""

@@ -1,12 +1,16 @@
 """Searches side by side on one set of vectors: ours, LanceDB's compressed indexes, FAISS's.
 
-Shape suffixes: N vectors, Q queries, D vector dimension, K neighbours.
+Shape suffixes: N vectors, Q queries, D vector dimension, K neighbors.
+
+Shape suffixes: N vectors, D vector dimension.
 """
 
 import dataclasses
 import functools
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -15,29 +19,157 @@ from rich.console import Console
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.codec_scaling import require_disk
+from rqmoe_store.evaluation.codec_measurement import require_disk
+from rqmoe_store.evaluation.contenders import load_fitting
 from rqmoe_store.evaluation.machine import describe_machine
-from rqmoe_store.evaluation.recall import Indices, exact_neighbours, k_recall_at_k
-from rqmoe_store.evaluation.scan_speed import measure_scan
-from rqmoe_store.evaluation.search_codecs import load_codecs, train_codec
-from rqmoe_store.evaluation.search_index import (
+from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k
+from rqmoe_store.evaluation.search_measurement import (
     FAISS_PQ,
     FAISS_RQ,
     LANCEDB_PQ,
     LANCEDB_RQ,
     NEIGHBOURS,
     OURS,
+    PARTITION_ROWS,
+    SYSTEMS,
     Corpus,
+    IndexResult,
     SearchedIndex,
+    SearchReport,
     create_docs,
+    default_partitions,
+    measure_scan,
+    measure_search,
 )
-from rqmoe_store.evaluation.search_lancedb import build_lancedb_pq, build_lancedb_rq
-from rqmoe_store.evaluation.search_measurement import measure_search
-from rqmoe_store.evaluation.search_own import build_own
-from rqmoe_store.evaluation.search_results import IndexResult, SearchReport
-from rqmoe_store.evaluation.search_settings import SearchSettings
-from rqmoe_store.evaluation.search_synthetic import measure_synthetic, require_room
+from rqmoe_store.evaluation.search_scaling import measure_synthetic, require_room
+from rqmoe_store.evaluation.search_systems import RQ_DIMENSIONS, build_lancedb_pq, build_lancedb_rq, build_own
+from rqmoe_store.training.trainer import train
+
+_DEFAULT_CONFIG, _TRAINING = CodecConfig(), TrainConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What to compare, and how."""
+
+    systems: tuple[str, ...] = SYSTEMS
+    code_bytes: tuple[int, ...] = (8, 16, 32)
+    """Sizes; LanceDB's IVF_RQ has the one that follows from the dimension."""
+    codecs: Path | None = None
+    """Folder of our codecs, `{kind}-{bytes}` each; None to train them on the vectors."""
+    config: CodecConfig = _DEFAULT_CONFIG
+    """Kind and metric, and of codecs that are trained every other setting. `num_partitions` also is that of
+    other systems' indexes; None for the square root of the rows, but at least 256 rows each."""
+    training: TrainConfig = _TRAINING
+    """How our codecs are trained."""
+    nprobes: tuple[int, ...] = (1, 5, 20, 80)
+    """Partitions searched, wherever there are partitions."""
+    shortlists: tuple[int, ...] = (20, 30, 100)
+    """Rows that ours decodes and reranks."""
+    batch: int = 64
+    """Queries asked together when throughput is measured."""
+    timed_queries: int = 500
+    """Queries asked one by one, for latency."""
+    synthetic: tuple[int, ...] = ()
+    """Rows of tables of random codes that are opened and searched too, with every codec of `codecs`."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.systems if name not in SYSTEMS]
+        if unknown or not self.systems:
+            raise InvalidInputError(f"Got systems {list(self.systems)}; choose some of {', '.join(SYSTEMS)}.")
+        for size in self.code_bytes:
+            dataclasses.replace(self.config, code_bytes=size)  # checks it
+        for name, least in (("nprobes", 1), ("shortlists", NEIGHBOURS)):
+            numbers = getattr(self, name)
+            if not numbers or min(numbers) < least:
+                raise InvalidInputError(
+                    f"Got {name}={numbers}; expected numbers of at least {least}, and at least one of them."
+                )
+        if self.batch < 1 or self.timed_queries < 1:
+            raise InvalidInputError(
+                f"Got batch={self.batch}, timed_queries={self.timed_queries}; expected at least 1 of each."
+            )
+        if self.synthetic and (self.codecs is None or min(self.synthetic) < 1):
+            raise InvalidInputError(
+                f"Got synthetic={self.synthetic}, codecs={self.codecs}; expected numbers of rows from 1, and "
+                "a folder of codecs to draw codes for."
+            )
+        select_device(self.training.device)
+
+    def partitions(self, rows: int) -> int:
+        """Partitions of every index that is made here: at least 1."""
+        chosen = self.config.num_partitions
+        return default_partitions(rows) if chosen is None else max(1, chosen)
+
+    def require_fit(self, rows: int, dim: int) -> None:
+        """Raise InvalidInputError unless every system can index so many vectors of this dimension."""
+        partitions = self.partitions(rows)
+        if rows < PARTITION_ROWS * partitions:
+            raise InvalidInputError(
+                f"Got {rows} vectors for {partitions} partitions; expected at least {PARTITION_ROWS} for "
+                "each. Give more vectors or fewer partitions."
+            )
+        products = [name for name in (LANCEDB_PQ, FAISS_PQ) if name in self.systems]
+        uneven = [size for size in self.code_bytes if dim % size]
+        if products and uneven:
+            raise InvalidInputError(
+                f"Product quantization of dimension {dim} takes code sizes that divide it; got {uneven}. "
+                f"Choose other sizes, or leave out {', '.join(products)}."
+            )
+        if LANCEDB_RQ in self.systems and dim % RQ_DIMENSIONS:
+            raise InvalidInputError(
+                f"LanceDB's IVF_RQ takes dimensions that are a multiple of {RQ_DIMENSIONS}; got {dim}. "
+                f"Leave out {LANCEDB_RQ}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        fields = dataclasses.asdict(self)
+        del fields["config"]["code_bytes"]  # the other `code_bytes` says that
+        return {**fields, "codecs": None if self.codecs is None else str(self.codecs)}
+
+
+def load_codecs(settings: SearchSettings, dim: int) -> dict[int, Codec]:
+    """Size -> codec, from the folder that the settings name; empty where they name none.
+
+    Raises:
+        InvalidInputError: a size is missing, or a codec does not fit the vectors or the metric.
+        ArtifactError: a codec cannot be read.
+    """
+    if settings.codecs is None:
+        return {}
+    codecs, kind = {}, settings.config.kind
+    for size in settings.code_bytes:
+        folder = settings.codecs.expanduser() / f"{kind}-{size}"
+        if not folder.is_dir():
+            raise InvalidInputError(
+                f"There is no codec {str(folder)!r}; expected one of every size, as `bench codec --save` "
+                "makes them. Choose other sizes or another kind, or name no folder to train them."
+            )
+        codec = load_fitting(
+            str(folder), dim=dim, metric=settings.config.metric, device=settings.training.device
+        )
+        if codec.config.code_bytes != size:
+            raise InvalidInputError(
+                f"The codec in {str(folder)!r} has {codec.config.code_bytes} code bytes; expected {size}, as "
+                "its folder is called."
+            )
+        codecs[size] = codec
+    return codecs
+
+
+def train_codec(
+    settings: SearchSettings, vectors_ND: Float32Array, code_bytes: int, num_partitions: int
+) -> tuple[Codec, float]:
+    """A codec trained on the vectors, and the seconds that took."""
+    partitions = num_partitions if num_partitions > 1 else 0  # one is the same as none
+    config = dataclasses.replace(settings.config, code_bytes=code_bytes, num_partitions=partitions)
+    started = time.perf_counter()
+    codec = train(vectors_ND, config=config, training=settings.training)
+    return codec, time.perf_counter() - started
+
 
 _TABLES = 2
 """Times the raw vectors' size that the temporary database takes at most."""
@@ -68,7 +200,7 @@ def benchmark_search(
     Raises:
         InvalidInputError: unusable vectors or queries, settings that do not fit them, or nothing to do.
             Nothing has been trained by then.
-        ArtefactError: a folder without a readable codec.
+        ArtifactError: a folder without a readable codec.
         RQMoEError: a table of random codes cannot be searched.
     """
     console = console or Console(stderr=True)
@@ -133,8 +265,8 @@ def _compare(
 ) -> None:
     """Add one system of one size after another to the report."""
     metric = settings.config.metric
-    console.print("Finding the true neighbours", highlight=False)
-    truth_QK, _ = exact_neighbours(bench.queries_QD, vectors_ND, NEIGHBOURS, metric=metric)
+    console.print("Finding the true neighbors", highlight=False)
+    truth_QK, _ = exact_neighbors(bench.queries_QD, vectors_ND, NEIGHBOURS, metric=metric)
     with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
         corpus = Corpus(
             docs=create_docs(lancedb.connect(folder), vectors_ND),
@@ -173,7 +305,7 @@ def _own(settings: SearchSettings, corpus: Corpus, loaded: Codec | None, code_by
 
 
 def _faiss(corpus: Corpus, form: Any, code_bytes: int) -> SearchedIndex:
-    from rqmoe_store.evaluation.search_faiss import build_faiss  # of the extra `bench`
+    from rqmoe_store.evaluation.faiss_peers import build_faiss  # of the extra `bench`
 
     return build_faiss(corpus, form, code_bytes)
 
@@ -208,7 +340,7 @@ def _with_exhaustive(
 ) -> IndexResult:
     if index.reconstructions is None:
         return index.result
-    found_QK, _ = exact_neighbours(
+    found_QK, _ = exact_neighbors(
         queries_QD, index.reconstructions, NEIGHBOURS, metric=settings.config.metric
     )
     recall = k_recall_at_k(found_QK, truth_QK, NEIGHBOURS)

@@ -1,9 +1,14 @@
-"""Tables of figures for a terminal or a pipe: names may fold, figures are always whole."""
+"""Results as tables for a terminal, and as lines while a benchmark runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult, Recalls
+from rqmoe_store.evaluation.contenders import BATCHES
+from rqmoe_store.evaluation.search_measurement import IndexResult, SearchReport, SearchResult
 
 _UNLIMITED = 10_000
 _NAME_WIDTHS = len("Gaussian bound"), 32
@@ -41,3 +46,260 @@ def optional(value: float | None, form: str) -> str:
 def short(microseconds: float) -> str:
     """Three digits that matter, and no more than that."""
     return f"{microseconds:,.0f}" if microseconds >= 100 else f"{microseconds:.3g}"
+
+
+_BOUND_NOTE = (
+    "Gaussian bound: what the best possible code of as many bits would leave of a Gaussian with the training "
+    "vectors' covariance. No source of that covariance is harder, so clustered vectors can beat it."
+)
+
+
+def print_report(report: BenchmarkReport) -> None:
+    """Print all tables to standard output."""
+    print_tables(list(_codec_tables(report)))
+
+
+def codec_done_line(result: CodecResult) -> str:
+    """A codec's key figures in one line."""
+    training = "" if result.training_seconds is None else f", trained in {result.training_seconds:.0f} s"
+    relative = optional(result.relative_to_rq, "{:.3f}")
+    return (
+        f"{result.codec}, {result.code_bytes} bytes: MSE {result.mse:.4g} ({relative} x RQ), "
+        f"10-recall@10 {result.recall.ten_recall_10:.3f}{training}"
+    )
+
+
+def _codec_tables(report: BenchmarkReport) -> Iterator[Table]:
+    yield _distortion(report)
+    yield _recall(report)
+    yield _cost(report)
+    yield _speed(report)
+    if report.scaling:
+        yield _scaling(report)
+
+
+def _distortion(report: BenchmarkReport) -> Table:
+    caption = _BOUND_NOTE
+    if any(result.settings.get("num_partitions") for result in report.results):
+        caption += " Codecs with partitions also need the number of a vector's partition."
+    shown = table_of(
+        "Distortion: MSE on vectors never trained on",
+        "codec; bytes; training; epochs; MSE; x RQ",
+        caption=caption,
+    )
+    bounds = {bound.code_bytes: bound for bound in report.bounds}
+    for place, result in enumerate(report.results):
+        shown.add_row(
+            escape(result.codec),
+            str(result.code_bytes),
+            optional(result.training_seconds, "{:.0f} s"),
+            optional(result.epochs, "{:.1f}"),
+            f"{result.mse:.4g}",
+            optional(result.relative_to_rq, "{:.3f}"),
+        )
+        later = report.results[place + 1 :]
+        if not any(other.code_bytes == result.code_bytes for other in later):
+            bound = bounds[result.code_bytes]
+            figures = (f"{bound.mse:.4g}", optional(bound.relative_to_rq, "{:.3f}"))
+            shown.add_row("Gaussian bound", str(bound.code_bytes), "", "", *figures, end_section=True)
+    return shown
+
+
+def _recall(report: BenchmarkReport) -> Table:
+    measures = ("1-R@1", "1-R@10", "1-R@100", "10-R@10")
+    columns = "; ".join(["codec", "bytes", *measures, *(f"{measure}\nunseen" for measure in measures)])
+    shown = table_of(
+        "Recall: exhaustive search over reconstructions of all vectors, and of those never trained on",
+        columns,
+    )
+    for result in report.results:
+        figures = (*_shares(result.recall), *_shares(result.unseen_recall))
+        shown.add_row(escape(result.codec), str(result.code_bytes), *figures)
+    return shown
+
+
+def _shares(recall: Recalls) -> Iterator[str]:
+    for share in (recall.one_recall_1, recall.one_recall_10, recall.one_recall_100, recall.ten_recall_10):
+        yield f"{share:.3f}"
+
+
+def _cost(report: BenchmarkReport) -> Table:
+    on_gpu = any(result.peak_cuda_bytes is not None for result in report.results)
+    works = [f"{work}\n{batch}" for work in ("encode", "decode") for batch in BATCHES]
+    columns = ["codec", "bytes", *works, "codec\nMB", "memory\nMB", *(["GPU\nMB"] if on_gpu else [])]
+    shown = table_of(
+        "Cost: microseconds per vector by vectors at a time, size of the codec, peak growth of memory",
+        "; ".join(columns),
+    )
+    for result in report.results:
+        times = [*result.encode_microseconds.values(), *result.decode_microseconds.values()]
+        sizes = [result.artifact_bytes, result.peak_memory_bytes]
+        figures = [*(short(time) for time in times), *(f"{size / 1e6:.1f}" for size in sizes)]
+        if on_gpu:
+            gpu_bytes = result.peak_cuda_bytes
+            figures.append(optional(None if gpu_bytes is None else gpu_bytes / 1e6, "{:.1f}"))
+        shown.add_row(escape(result.codec), str(result.code_bytes), *figures)
+    return shown
+
+
+def _speed(report: BenchmarkReport) -> Table:
+    shown = table_of(
+        "Speed: forms of our codecs, each against the default in the same run",
+        "codec; bytes; form; vectors; us per vector; x default; MSE; multiply-adds; of matmul",
+        caption="MSE on the same few held-out vectors. Of matmul: multiply-adds per second of decoding, "
+        "as a share of what a large float32 matrix product reaches on this device.",
+    )
+    for row in report.speed:
+        shown.add_row(
+            escape(row.codec),
+            str(row.code_bytes),
+            f"{row.work}, {row.form}",
+            str(row.vectors),
+            short(row.microseconds),
+            f"{row.times_default:.2f}",
+            f"{row.mse:.4g}",
+            optional(row.multiply_adds, "{:,}"),
+            optional(row.matmul_share, "{:.1%}"),
+        )
+    return shown
+
+
+def _scaling(report: BenchmarkReport) -> Table:
+    shown = table_of(
+        "Scaling: encoding vectors from a memory-mapped file",
+        "codec; bytes; vectors; vectors per second; memory MB",
+    )
+    for row in report.scaling:
+        growth = f"{row.memory_growth_bytes / 1e6:.1f}"
+        shown.add_row(
+            escape(row.codec),
+            str(row.code_bytes),
+            f"{row.vectors:,}",
+            f"{row.vectors_per_second:,.0f}",
+            growth,
+        )
+    return shown
+
+
+_COST_NOTE = (
+    "Bytes per vector. Index and total are on disk: the total has the codec once (ours) or the raw vectors "
+    "(LanceDB), without which there is no answer. Resident: codes and row ids in memory."
+)
+
+
+def print_search_report(report: SearchReport) -> None:
+    """Print all tables that have rows to standard output; there is at least one."""
+    print_tables([table for table in _search_tables(report) if table.row_count])
+
+
+def search_done_line(report: SearchReport) -> str:
+    """The key figures of what was measured last, in one line."""
+    if report.synthetic:
+        row = report.synthetic[-1]
+        probes = "" if row.nprobes is None else f", nprobes {row.nprobes}"
+        return f"{row.system}, {row.code_bytes} bytes, {row.rows:,} rows{probes}: {row.p50_ms:.1f} ms"
+    index = report.indexes[-1]
+    best = max(results_of(report, index), key=lambda result: result.recall)
+    return (
+        f"{index.system}, {index.code_bytes} bytes: indexed in {index.build_seconds:.0f} s, 10-recall@10 "
+        f"{best.recall:.3f} at {best.p50_ms:.1f} ms"
+    )
+
+
+def results_of(report: SearchReport, index: IndexResult) -> list[SearchResult]:
+    """All settings of one system of one size."""
+    wanted = index.system, index.code_bytes
+    return [result for result in report.results if (result.system, result.code_bytes) == wanted]
+
+
+def _search_tables(report: SearchReport) -> Iterator[Table]:
+    yield _searches(report)
+    yield _costs(report)
+    yield _scans(report)
+    yield _synthetic(report)
+
+
+def _searches(report: SearchReport) -> Table:
+    shown = table_of(
+        "Search: the 10 nearest raw vectors among the 10 found, one query at a time and in batches",
+        "system; bytes; nprobes; shortlist; refine; 10-R@10; of exhaustive; p50 ms; p99 ms; queries/s",
+        caption="Of exhaustive: the recall as a share of that of searching all reconstructions.",
+    )
+    for index in report.indexes:
+        for result in results_of(report, index):
+            setting = result.setting
+            shown.add_row(
+                result.system,
+                str(result.code_bytes),
+                optional(setting.nprobes, "{:,}"),
+                optional(setting.shortlist, "{:,}"),
+                optional(setting.refine_factor, "{}"),
+                f"{result.recall:.3f}",
+                optional(result.share_of_exhaustive, "{:.3f}"),
+                f"{result.p50_ms:.2f}",
+                f"{result.p99_ms:.2f}",
+                f"{result.queries_per_second:,.0f}",
+            )
+        shown.add_section()
+    return shown
+
+
+def _costs(report: SearchReport) -> Table:
+    shown = table_of(
+        "Cost",
+        "system; bytes; partitions; built in; exhaustive 10-R@10; index; total; resident",
+        caption=_COST_NOTE,
+    )
+    for index in report.indexes:
+        shown.add_row(
+            index.system,
+            str(index.code_bytes),
+            f"{index.num_partitions:,}",
+            f"{index.build_seconds:.0f} s",
+            optional(index.exhaustive_recall, "{:.3f}"),
+            f"{index.index_bytes:,.1f}",
+            f"{index.total_bytes:,.1f}",
+            optional(index.resident_bytes, "{:,.1f}"),
+        )
+    return shown
+
+
+def _scans(report: SearchReport) -> Table:
+    shown = table_of(
+        "Scan: codes scored per second, look-up tables included",
+        "system; bytes; threads; of partitions; million rows/s",
+        caption="FAISS's residual quantizer makes its look-up tables again for every partition.",
+    )
+    for scan in report.scans:
+        shown.add_row(
+            scan.system,
+            str(scan.code_bytes),
+            str(scan.threads),
+            f"{scan.share:.0%}",
+            f"{scan.rows_per_second / 1e6:,.1f}",
+        )
+    return shown
+
+
+def _synthetic(report: SearchReport) -> Table:
+    shown = table_of(
+        "Scaling: tables of random codes, each opened in a new process",
+        "system; bytes; rows; nprobes; disk bytes/row; open ms; first query ms; p50 ms; p99 ms; process MB; "
+        "growth MB",
+        caption="Growth: memory of the process less what it was before the table was opened.",
+    )
+    for row in report.synthetic:
+        shown.add_row(
+            row.system,
+            str(row.code_bytes),
+            f"{row.rows:,}",
+            optional(row.nprobes, "{:,}"),
+            f"{row.table_bytes:.1f}",
+            f"{row.open_ms:,.0f}",
+            f"{row.first_query_ms:,.0f}",
+            f"{row.p50_ms:,.2f}",
+            f"{row.p99_ms:,.2f}",
+            f"{row.memory_bytes / 1e6:,.0f}",
+            f"{row.memory_growth_bytes / 1e6:,.0f}",
+        )
+    return shown

@@ -1,25 +1,239 @@
-"""The formats that a table can be exported to.
+"""Export formats: Parquet, .npy and codes.
 
 Shapes: N rows of a batch, V of them with a vector, D components, M code bytes.
+
+Shapes: N rows of a batch, C of them with a code, R with a raw vector, V with either, D components.
 """
 
 import abc
 import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import lance
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.exports.destination import describe
-from rqmoe_store.exports.parquet import ROWS_PER_FILE, ParquetParts
-from rqmoe_store.exports.rows import RowBatch, others_schema
-from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.kept_vectors import KeptVectors
+from rqmoe_store.store.columns import CodeColumns, KeptVectors, user_schema
+from rqmoe_store.store.metadata import TableMetadata, without_ours
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
+
+ROWS_PER_FILE = 2**20
+"""Rows of one file in a folder of them."""
+
+
+class ParquetParts:
+    """Writes record batches to one file, or to files `part-00000.parquet`, ... of a folder that it makes."""
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, *, plain: tuple[str, ...], rows_per_file: int | None
+    ) -> None:
+        """Prepare to write; nothing is there until the first batch comes or the writer is closed.
+
+        Args:
+            path: of the file or folder.
+            schema: of the batches.
+            plain: columns whose values seldom repeat, such as vectors: looking for that is left out.
+            rows_per_file: rows of a file in a folder; None for a single file.
+        """
+        self._path, self._schema, self._rows_per_file = path, schema, rows_per_file
+        self._dictionaries = [name for name in schema.names if name not in plain]
+        self._parts, self._rows = 0, 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, arrays: list[pa.Array]) -> None:
+        """Write rows as arrays in the order of the schema."""
+        if self._rows_per_file is not None and self._rows >= self._rows_per_file:
+            self._finish()
+        writer = self._begin() if self._writer is None else self._writer
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        writer.write_batch(batch)
+        self._rows += len(batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._parts == 0:
+            self._begin()  # a table without rows has columns all the same
+        self._finish()
+
+    def _begin(self) -> pq.ParquetWriter:
+        path = self._path
+        if self._rows_per_file is not None:
+            path.mkdir(exist_ok=True)
+            path = path / f"part-{self._parts:05}.parquet"
+        try:
+            self._writer = pq.ParquetWriter(path, self._schema, use_dictionary=self._dictionaries)
+        except pa.ArrowNotImplementedError as error:
+            raise InvalidInputError(
+                f"Parquet cannot hold one of the columns ({error}). Export a copy of the table without it."
+            ) from error
+        self._parts, self._rows = self._parts + 1, 0
+        return self._writer
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBatch:
+    """N rows."""
+
+    others: list[pa.Array]
+    """The user's columns, without the vector column, in the order of `others_schema`."""
+    codes: Codes
+    """Of the C rows that have one, with partition ids as the table counts them."""
+    coded_N: Mask
+    """Which rows these are."""
+    raw_RD: Float32Array
+    """Of the R rows that have a raw vector, as it was added; rows may have both."""
+    raw_N: Mask
+    """Which rows these are."""
+
+    def vectors(self, codecs: TableCodec) -> tuple[Float32Array, Mask]:
+        """The vectors (V, D) of rows, raw where there are any and decoded elsewhere, and which rows have one.
+
+        Raises as `TableCodec.decode`.
+        """
+        vectors_ND = np.zeros((len(self.raw_N), codecs.dim), dtype=np.float32)
+        vectors_ND[self.raw_N] = self.raw_RD
+        vectors_ND[self.coded_N & ~self.raw_N] = codecs.decode(self.codes[~self.raw_N[self.coded_N]])
+        valid_N = self.raw_N | self.coded_N
+        return vectors_ND[valid_N], valid_N
+
+
+def others_schema(dataset: lance.LanceDataset, marks: TableMetadata) -> pa.Schema:
+    """The user's columns, without the vector column and what this package keeps in metadata."""
+    ours = (*CodeColumns(marks.vector_column).names, marks.vector_column)
+    return without_ours(user_schema(dataset.schema, without=ours))
+
+
+def read_batches(dataset: lance.LanceDataset, marks: TableMetadata) -> Iterator[RowBatch]:
+    """All rows in their order, about 32 MB of vectors at a time.
+
+    Raises:
+        InvalidInputError: a raw vector with missing, NaN or infinite values, named by row position.
+        TableError: a column of ours is missing or of another type.
+    """
+    columns, others, first_row = CodeColumns(marks.vector_column), others_schema(dataset, marks), 0
+    scanner = dataset.scanner(
+        columns=[*others.names, *columns.names, marks.vector_column],
+        batch_size=rows_per_batch(marks.dim),
+        scan_in_order=True,
+    )
+    for batch in scanner.to_batches():
+        codes, coded_N = columns.from_arrow(batch)
+        raw_RD, raw_N = read_vectors(
+            batch[marks.vector_column], dim=marks.dim, metric=marks.config.metric, first_row=first_row
+        )
+        yield RowBatch([batch[name] for name in others.names], codes, coded_N, raw_RD, raw_N)
+        first_row += len(batch)
+
+
+DESCRIPTION = "_export.json"
+"""A file in every folder that was exported, which says what is in it. Readers of folders of Parquet files
+leave out names that begin with an underscore."""
+
+
+@contextlib.contextmanager
+def written_whole(targets: list[Path], *, overwrite: bool) -> Iterator[list[Path]]:
+    """Paths to write to instead of `targets`, which are moved there, in this order, if all goes well.
+
+    Whatever goes wrong, what was there stays, and nothing else is left.
+
+    Args:
+        targets: files or folders of one folder, which must exist.
+        overwrite: whether they may replace what is there: files, and folders that were exported.
+
+    Raises:
+        InvalidInputError: a target exists and may not be replaced, or there is no folder to write to.
+    """
+    for target in targets:
+        _require_free(target, overwrite)
+    folder = Path(tempfile.mkdtemp(dir=targets[0].parent, prefix=f".{targets[0].name}."))
+    try:
+        written = [folder / target.name for target in targets]
+        yield written
+        for path in written:
+            _reach_disk(path)
+        for path, target in zip(written, targets, strict=True):
+            _move(path, target, folder / f"{target.name}.replaced")
+    finally:
+        shutil.rmtree(folder)
+
+
+def describe(folder: Path, **facts: Any) -> None:
+    """Say in an exported folder what is in it."""
+    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _require_free(target: Path, overwrite: bool) -> None:
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"There is no folder {str(target.parent)!r} to export to; make it first.")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise InvalidInputError(
+            f"{str(target)!r} exists already; give another path to export to, or overwrite=True."
+        )
+    exported = (target / DESCRIPTION).is_file() or (target.is_dir() and not any(target.iterdir()))
+    if target.is_dir() and (target.is_symlink() or not exported):
+        raise InvalidInputError(
+            f"{str(target)!r} is a folder that was not exported, or a link to one, and is not replaced even "
+            "with overwrite=True. Give another path, or remove it first."
+        )
+
+
+def _reach_disk(path: Path) -> None:
+    """Have what was written survive a power cut."""
+    for file in _files(path):
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+
+
+def _move(path: Path, target: Path, aside: Path) -> None:
+    """Put `path` in the place of `target`; what a file cannot replace, or a folder, goes aside first."""
+    if not target.is_dir() and not (path.is_dir() and target.exists()):
+        path.replace(target)
+        return
+    target.replace(aside)
+    try:
+        path.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
 
 _SUFFIX = ".parquet"
 

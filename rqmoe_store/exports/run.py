@@ -1,4 +1,4 @@
-"""Writing a table to files."""
+"""Export: a table written to files."""
 
 import contextlib
 import dataclasses
@@ -9,18 +9,42 @@ from typing import Literal
 import lance
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.exports.destination import size_of, written_whole
-from rqmoe_store.exports.formats import FORMATS
-from rqmoe_store.exports.report import ExportReport
-from rqmoe_store.exports.rows import read_batches
-from rqmoe_store.refusals import names_refusals
-from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.exports.formats import FORMATS, read_batches, size_of, written_whole
+from rqmoe_store.progress import progress_bar
+from rqmoe_store.storage_errors import translates_errors
+from rqmoe_store.store.statistics import readable
 from rqmoe_store.store.table_codec import TableCodec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """Rows and files of an export; prints as a line."""
+
+    path: Path
+    """What was asked for: a file, or a folder."""
+    version: int
+    """The version of the table."""
+    rows: int = 0
+    """Rows written."""
+    coded: int = 0
+    """Rows of the table with a code."""
+    raw: int = 0
+    """Rows of the table with a vector and no code."""
+    empty: int = 0
+    """Rows of the table with neither; an .npy file has none of them, other formats have them as nulls."""
+    bytes: int = 0
+    """Size of all files."""
+
+    def __str__(self) -> str:
+        kinds = {"coded": self.coded, "raw": self.raw, "without a vector": self.empty}
+        some = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count) or "none"
+        return f"{self.path}: {self.rows:,} rows, {readable(self.bytes)}; rows of the table: {some}"
+
 
 FormatName = Literal["parquet", "npy", "codes"]
 
 
-@names_refusals
+@translates_errors
 def export(
     dataset: lance.LanceDataset,
     codecs: TableCodec,

@@ -14,8 +14,7 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.claims import Claim, NoClaim, claim
-from rqmoe_store.store.ingested import Done
+from rqmoe_store.store.ingest_log import Claim, Done, NoClaim, claim
 
 SUFFIX = "_quarantine"
 

@@ -1,4 +1,4 @@
-"""Ingestion by several processes, on one machine or many: this one shares out the work, and commits.
+"""Shared ingestion: several processes, on one machine or many, put one source into one table.
 
     shared = share_pieces(prepare("s3://bucket/rows/", (db, "docs")), IngestSettings(), part_bytes=2**27)
     for part in shared.parts:  # in other processes, in any order
@@ -9,38 +9,176 @@
 What others write counts once it is committed here, with the note of the rows of the source that it has. So it
 does not matter how often a part is written: a process that is lost, with whatever it has written, can be
 replaced by another at any moment, this one among them.
+
+The files belong to no version of the table until the process that shares out the parts commits them.
 """
 
 import collections
+import dataclasses
+import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion.part_writer import PartWork, WrittenPart, fingerprints
-from rqmoe_store.ingestion.parts import Part, parts_of
-from rqmoe_store.ingestion.pieces import digest
-from rqmoe_store.ingestion.pipeline import IngestSettings, claimed
-from rqmoe_store.ingestion.prepare import Prepared
-from rqmoe_store.ingestion.report import IngestReport
+import pyarrow as pa
+
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.ingestion.blocks import BlockReader
+from rqmoe_store.ingestion.job import IngestReport, IngestSettings, claim_job, encoded_block
+from rqmoe_store.ingestion.pieces import Part, Piece, digest, parts_of
+from rqmoe_store.ingestion.prepare import Prepared, row_tools
+from rqmoe_store.ingestion.quarantine import BadRow
+from rqmoe_store.ingestion.sources import StreamPiece
+from rqmoe_store.ingestion.stages import prefetch
 from rqmoe_store.ingestion.writer import Committer, Content
-from rqmoe_store.refusals import NamesRefusals
-from rqmoe_store.store.appends import written_elsewhere
-from rqmoe_store.store.ingested import Done
-from rqmoe_store.store.table_place import TablePlace
+from rqmoe_store.storage_errors import TranslatesErrors
+from rqmoe_store.store.appends import fragments_of, write_batches, written_elsewhere
+from rqmoe_store.store.databases import TablePlace
+from rqmoe_store.store.health import DriftSums
+from rqmoe_store.store.ingest_log import Done
+from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.vector_arrays import rows_per_batch
+
+_WAITING_BLOCKS = 2
+"""Between reading and encoding, at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartWork:
+    """What a process must know to write parts; it can be sent there."""
+
+    place: TablePlace
+    """Of the table."""
+    columns: Sequence[str]
+    """Of the source, that are taken."""
+    vector_column: str
+    """What the source calls the vectors."""
+    encode: bool
+    """Whether rows get codes."""
+    codecs: Sequence[str]
+    """Fingerprints of the table's codecs, oldest first; the last one encodes."""
+    quarantined: Mapping[str, Done] | None
+    """Key of a piece -> up to where its bad rows are in quarantine; None for bad rows to be an error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrittenPart:
+    """A part that was written; it can be sent to the process that commits."""
+
+    key: str
+    """Of its piece."""
+    start: int
+    """Its first row."""
+    fragments: Sequence[str]
+    """The files, as JSON."""
+    content: Content
+    """What is in them."""
+    arrow_bytes: int
+    """What the rows read take in memory."""
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "WrittenPart":
+        """What `to_json` made into text."""
+        values = json.loads(text)
+        content = values["content"]
+        content["bad"] = [BadRow(**row) for row in content["bad"]]
+        content["pieces"] = {key: Done(*done) for key, done in content["pieces"].items()}
+        content["drift"] = None if content["drift"] is None else DriftSums(**content["drift"])
+        return cls(**{**values, "content": Content(**content)})
+
+
+class PartWriter(TranslatesErrors):
+    """Writes parts, with one codec for all of them."""
+
+    def __init__(self, work: PartWork, *, device: str = "auto") -> None:
+        """Open the table.
+
+        Args:
+            work: of `share_pieces` or `share_rows`, in whichever process.
+            device: where to encode, as in `Codec.to`.
+
+        Raises:
+            TableError: as `open_table`, or the table was given another codec meanwhile.
+            ArtifactError: as `open_table`.
+            InvalidInputError: a device that is not there.
+        """
+        self._work, self._store = work, StoredTable.open(work.place.connected(), work.place.name)
+        self._encoder, self._checker = row_tools(self._store, work.vector_column, encode=work.encode)
+        codecs = self._encoder.codecs
+        if work.encode and fingerprints(codecs) != tuple(work.codecs):
+            raise TableError(
+                f"Table {self._store.name!r} was given another codec while rows were ingested into it. What "
+                "is committed stays; ingest again."
+            )
+        if work.encode and codecs.newest is not None:
+            codecs.newest.to(device)
+
+    def write(self, part: Part) -> WrittenPart:
+        """Write the rows of a part.
+
+        Raises:
+            InvalidInputError: it cannot be read, or has a bad row where that is an error.
+            StorageError: the disk or bucket refuses to take it.
+        """
+        return self._write(part, part.start)
+
+    def write_rows(self, rows: pa.Table, name: str) -> WrittenPart:
+        """Write some rows of a source that has no parts and is called `name`. Raises as `write`."""
+        return self._write(StreamPiece(iter(rows.to_batches()), name, None), 0)
+
+    def _write(self, piece: Piece, start: int) -> WrittenPart:
+        reader = BlockReader(
+            checker=self._checker,
+            columns=self._work.columns,
+            block_rows=rows_per_batch(self._store.dim),
+            done={piece.key: Done(piece.state, start)},
+            quarantined=self._work.quarantined,
+        )
+        content, sizes = Content(), list[int]()
+        batches = self._batches(reader, piece, content, sizes)
+        written = write_batches(self._store.table, self._encoder.schema, batches)
+        return WrittenPart(
+            key=piece.key,
+            start=start,
+            fragments=fragments_of(written),
+            content=content,
+            arrow_bytes=sum(sizes),
+        )
+
+    def _batches(
+        self, reader: BlockReader, piece: Piece, content: Content, sizes: list[int]
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows as they are written; what is in them is noted in `content`, their bytes in `sizes`."""
+        with prefetch(reader.read([piece]), _WAITING_BLOCKS) as blocks:
+            for block in blocks:
+                encoded = encoded_block(self._encoder, block)
+                content.add_block(encoded)
+                sizes.append(block.arrow_bytes)
+                yield from encoded.encoded.to_batches()
+
+
+def fingerprints(codecs: TableCodec) -> tuple[str, ...]:
+    """Of the codecs of a table, oldest first."""
+    return tuple(mark.fingerprint for mark in codecs.marks.generations)
+
 
 PART_BYTES = 2**27
 """Of a part of a source, about."""
 
 
-class SharedIngestion(NamesRefusals):
+class SharedIngestion(TranslatesErrors):
     """The half of an ingestion that commits; use `share_pieces` or `share_rows` instead of calling this."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
         self._started = time.perf_counter()
         self._prepared, self._settings = prepared, settings
         self._store = prepared.store
-        held, self._quarantine = claimed(self._store.table, prepared.source, settings)
+        held, self._quarantine = claim_job(self._store.table, prepared.source, settings)
         self._done = held.ingested.pieces
         self._committer = Committer(self._store.table, prepared.encoder, held, self._quarantine)
         self._content, self._fragments, self._arrow_bytes = Content(), list[str](), 0

@@ -1,18 +1,200 @@
-"""Whatever the user names as a source, opened: columns and pieces are known, rows are not read yet."""
+"""Sources of an ingestion: files, Lance tables, rows in memory and iterators."""
 
 import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import lance
+import pyarrow as pa
 import pyarrow.dataset as pads
+from lance.fragment import LanceFragment
 from lancedb.table import LanceTable
 
-from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion import arrays, files, lance_tables, streams
-from rqmoe_store.ingestion.filesystems import common_folder, files_at, is_uri
-from rqmoe_store.ingestion.pieces import Source
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.ingestion import files
+from rqmoe_store.ingestion import files as arrays
+from rqmoe_store.ingestion.filesystems import absolute, common_folder, files_at, is_uri
+from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, even_cuts, skip, stamp_of
+from rqmoe_store.store.columns import user_schema
+from rqmoe_store.store.rows import given_rows
+
+ENDING = ".lance"
+
+_READ_AHEAD_BYTES = 128 * 2**20
+_BLOB, _EXTENSION = b"lance-encoding:blob", b"ARROW:extension:name"
+
+
+class FragmentPiece(Piece):
+    """The rows of a fragment that are not deleted."""
+
+    def __init__(self, dataset: lance.LanceDataset, fragment: LanceFragment) -> None:
+        files = [file.path for file in fragment.metadata.files]
+        sizes = [file.file_size_bytes or 0 for file in fragment.metadata.files]
+        super().__init__(
+            f"{dataset.uri} fragment {fragment.fragment_id}",
+            stamp_of(files, repr(fragment.metadata.deletion_file)),
+            sum(sizes) or None,
+        )
+        self._dataset, self._fragment = dataset, fragment
+
+    def cuts(self, size: int) -> list[int]:
+        return even_cuts(self._fragment.count_rows(), self.source_bytes, size)
+
+    def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+        rows = self._fragment.count_rows()
+        if start >= rows:
+            return
+        row_bytes = (self.source_bytes or 0) / rows
+        scanner = self._dataset.scanner(
+            columns=list(columns),
+            fragments=[self._fragment],
+            offset=start,
+            batch_size=batch_rows,
+            batch_readahead=1,
+            io_buffer_size=_READ_AHEAD_BYTES,
+            scan_in_order=True,
+        )
+        for batch in scanner.to_batches():
+            yield Chunk(batch, round(row_bytes * batch.num_rows))
+
+
+def open_uri(location: str, storage_options: Mapping[str, str] | None) -> Source:
+    """The newest version of the Lance dataset at a path or URI.
+
+    Raises:
+        TableError: there is none.
+        InvalidInputError: as `open_dataset`.
+    """
+    options = None if storage_options is None else dict(storage_options)
+    try:
+        dataset = lance.dataset(absolute(location), storage_options=options)
+    except (ValueError, OSError) as error:
+        raise TableError(
+            f"There is no table at {location!r} ({error}); expected the folder of a Lance dataset or LanceDB "
+            "table, such as ./data/docs.lance."
+        ) from error
+    return open_dataset(dataset)
+
+
+def open_dataset(dataset: lance.LanceDataset) -> Source:
+    """A Lance dataset, at the version it is at.
+
+    Raises:
+        InvalidInputError: it has blob columns.
+    """
+    if blobs := [field.name for field in dataset.schema if _is_blob(field)]:
+        raise InvalidInputError(
+            f"The dataset {dataset.uri!r} has blob columns {blobs}, which cannot be read with their content. "
+            "Ingest a copy of it without them."
+        )
+    return Source(
+        schema=user_schema(dataset.schema, without=()),
+        pieces=[FragmentPiece(dataset, fragment) for fragment in dataset.get_fragments()],
+        location=f"lance {dataset.uri}",
+        version_note=f"version {dataset.version}",
+        replaces_pieces=True,
+    )
+
+
+def _is_blob(field: pa.Field) -> bool:
+    metadata = field.metadata or {}
+    extension = getattr(field.type, "extension_name", metadata.get(_EXTENSION, b"").decode())
+    return metadata.get(_BLOB) == b"true" or extension.startswith("lance.blob")
+
+
+EXPECTED = (
+    "the path or URI of a Parquet, Arrow, CSV, JSON, ORC, .npy or .lance file or folder, a pyarrow dataset, "
+    "several paths, a pattern such as 'rows/*.parquet', a Lance dataset, a LanceDB table, or rows of any form"
+)
+
+_OF_FRAMES = b"pandas"
+"""Under this key pandas describes its index, which a table has not."""
+
+
+class StreamPiece(Piece):
+    """The batches of an iterator, in the order they come."""
+
+    may_grow = True
+    can_be_shared = False
+
+    def __init__(
+        self,
+        batches: Iterator[pa.RecordBatch],
+        name: str,
+        source_bytes: int | None,
+        known: Collection[str] | None = None,
+    ) -> None:
+        """Take the batches.
+
+        Args:
+            batches: nothing else may use them any more.
+            name, source_bytes: as for all pieces.
+            known: columns of the source; a batch with others cannot be read. None where these are left out.
+        """
+        super().__init__(name, "", source_bytes)
+        self._batches, self._known = batches, known
+
+    def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
+        for batch in skip(self._batches, start, self.name):
+            unknown = (
+                []
+                if self._known is None
+                else [each for each in batch.schema.names if each not in self._known]
+            )
+            if unknown:
+                raise InvalidInputError(
+                    f"{self.name} has columns that its first rows have not ({', '.join(unknown)}), and they "
+                    "would be left out. What is committed stays; pass columns= with those to take."
+                )
+            chosen = batch.select([name for name in columns if name in batch.schema.names])
+            for first in range(0, batch.num_rows, batch_rows):
+                part = chosen.slice(first, batch_rows)
+                yield Chunk(part, part.nbytes)
+
+
+def open_stream(rows: Any, job: str | None, vector_column: str, *, takes_all: bool = True) -> Source:
+    """The batches of whatever `add` takes as rows, be it an iterator.
+
+    Args:
+        rows: where batches come from; the first ones are read now.
+        job: tells it from other streams; None where nothing does.
+        vector_column: of dicts.
+        takes_all: whether later rows with columns that the first ones lack cannot be read.
+
+    Raises:
+        InvalidInputError: something else, or an iterator without a row.
+    """
+    size = getattr(rows, "nbytes", None)
+    try:
+        tables = given_rows(rows, vector_column)
+        first = next(tables, None)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error} As a source, expected {EXPECTED}.") from error
+    if first is None:
+        raise InvalidInputError("The iterator yields nothing; expected record batches.")
+    name = f"stream {job}" if job else type(rows).__name__
+    batches = (batch for table in chain([first], tables) for batch in table.to_batches())
+    known = first.column_names if takes_all else None
+    piece = StreamPiece(batches, name, size if isinstance(size, int) else None, known)
+    return Source(schema=_plain(first.schema), pieces=[piece], location=f"stream {job}" if job else None)
+
+
+def rows_source(schema: pa.Schema, job: str | None) -> Source:
+    """Rows that other processes have, and that are in no piece.
+
+    Args:
+        schema: their columns.
+        job: tells them from other rows; None where nothing does.
+    """
+    return Source(schema=_plain(schema), pieces=[], location=f"rows {job}" if job else None)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    """`schema` without what a frame has noted in it about itself."""
+    metadata = {key: value for key, value in (schema.metadata or {}).items() if key != _OF_FRAMES}
+    return schema.with_metadata(metadata or None)
 
 
 def open_source(
@@ -46,8 +228,8 @@ def open_source(
         if any(_ends(location, arrays.ENDING) for location in locations):
             return _open_arrays(locations, metadata, vector_column, storage_options, texts)
         _require_none("metadata", metadata, "files in .npy")
-        if any(_ends(location, lance_tables.ENDING) for location in locations):
-            return lance_tables.open_uri(_only(locations, lance_tables.ENDING), storage_options)
+        if any(_ends(location, ENDING) for location in locations):
+            return open_uri(_only(locations, ENDING), storage_options)
         dataset, location = files.dataset_at(
             locations if len(locations) > 1 else locations[0], storage_options, texts=texts
         )
@@ -55,12 +237,12 @@ def open_source(
     _require_none("metadata", metadata, "files in .npy")
     _require_none("storage_options", storage_options, "URIs")
     if isinstance(source, LanceTable):
-        return lance_tables.open_dataset(source.to_lance())
+        return open_dataset(source.to_lance())
     if isinstance(source, lance.LanceDataset):
-        return lance_tables.open_dataset(source)
+        return open_dataset(source)
     if isinstance(source, pads.Dataset):
         return files.open_files(source)
-    return streams.open_stream(source, job, vector_column, takes_all=takes_all)
+    return open_stream(source, job, vector_column, takes_all=takes_all)
 
 
 def _locations(source: Any) -> tuple[list[str], Any]:

@@ -18,7 +18,7 @@ class AbandonedError(Exception):
 
 
 @contextlib.contextmanager
-def ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
+def prefetch(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
     """The same items, each computed in another thread while earlier ones are still in use.
 
     When the block is left, however that comes, at most the item that is being computed is waited for.
@@ -41,7 +41,7 @@ def ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Behind(Generic[Item]):
+class BackgroundWriter(Generic[Item]):
     """Passes items to `work`, which takes them from an iterator in another thread.
 
     As a context manager: leaving the block waits until `work` has returned, and raises what it has raised.
@@ -66,7 +66,7 @@ class Behind(Generic[Item]):
         self._places.get()
         self._items.put(item)
 
-    def __enter__(self) -> "Behind[Item]":
+    def __enter__(self) -> "BackgroundWriter[Item]":
         self._thread.start()
         return self
 

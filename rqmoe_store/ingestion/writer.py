@@ -9,10 +9,8 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.ingestion.quarantine import BadRow, Quarantine
 from rqmoe_store.store.appends import commit_rows, write_rows
-from rqmoe_store.store.claims import Claim
-from rqmoe_store.store.drift import DriftSums
-from rqmoe_store.store.health import DriftWatch
-from rqmoe_store.store.ingested import Done
+from rqmoe_store.store.health import DriftSums, DriftWatch
+from rqmoe_store.store.ingest_log import Claim, Done
 from rqmoe_store.store.row_encoder import RowEncoder
 
 _COMMITS_PER_FOLD = 64

@@ -14,20 +14,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.score_units import ScoreUnits
-from rqmoe_store.search.filters import combined, matching_row_ids, partition_filter, row_id_filter
-from rqmoe_store.search.plan import Trace
+from rqmoe_store.codecs.frame import ScoreUnits
 from rqmoe_store.search.ranking import Ranking
-from rqmoe_store.search.reach import Stage
-from rqmoe_store.search.request import SearchRequest
+from rqmoe_store.search.request import RankingStage, SearchRequest, Trace
 from rqmoe_store.search.rerank import Hits
+from rqmoe_store.search.resident import (
+    combined,
+    matching_row_ids,
+    partition_filter,
+    read_codes,
+    row_id_filter,
+)
 from rqmoe_store.search.scan import scan_sides
 from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
 from rqmoe_store.search.shortlist import Candidates, Shortlist
 from rqmoe_store.search.source import TableState
-from rqmoe_store.search.stored_codes import read_codes
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.generations import Generation
+from rqmoe_store.store.table_codec import Generation
 
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """The rows to consider, given which partitions (P,) are probed by any query."""
@@ -93,7 +96,7 @@ class Execution:
                 hits[query] = longer
         return hits
 
-    def _of(self, queries: list[int], stages: tuple[Stage, ...]) -> "Execution":
+    def _of(self, queries: list[int], stages: tuple[RankingStage, ...]) -> "Execution":
         """The same for some of the queries with more stages."""
         queries_QD = self._request.queries_QD[queries]
         request = dataclasses.replace(self._request, queries_QD=queries_QD, stages=stages)

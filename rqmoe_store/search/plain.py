@@ -10,12 +10,12 @@ from lancedb.query import ColumnOrdering
 
 from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.refusals import naming_refusals
 from rqmoe_store.search.columns import ROW_ID
-from rqmoe_store.search.options import batch_length
+from rqmoe_store.search.query import TableQuery, TableQueryBuilder
+from rqmoe_store.search.request import batch_length
 from rqmoe_store.search.source import CodeSource, TableState
-from rqmoe_store.search.table_query import TableQuery, TableQueryBuilder
-from rqmoe_store.store.schemas import user_schema
+from rqmoe_store.storage_errors import translate_errors_of
+from rqmoe_store.store.columns import user_schema
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
@@ -137,7 +137,7 @@ class PlainQuery(PlainQueryBuilder, TableQuery):
                 yield from chosen.arranged(rows).replace_schema_metadata().to_batches(max_chunksize=length)
 
         fields = [schema.field(source).with_name(name) for name, source in chosen.sources.items()]
-        return pa.RecordBatchReader.from_batches(pa.schema(fields), naming_refusals(batches(), self))
+        return pa.RecordBatchReader.from_batches(pa.schema(fields), translate_errors_of(batches(), self))
 
 
 def _in_lance(ordering: ColumnOrdering) -> LanceOrdering:

@@ -1,21 +1,268 @@
-"""From candidates to results: rerank, refine, diversify, rank in stages, and cut out the page.
+"""Ranking: shortlist to results, by rerank, refine and diversify, in stages, page by page.
 
 Shape suffixes: Q queries, K stages, D dimension.
+
+Shape suffixes: S rows that a query considers, K stages.
+
+Maximal marginal relevance (Carbonell & Goldstein, 1998): the next row is always the one with the largest
+
+    lambda * relevance - (1 - lambda) * likeness to the most alike of the rows already chosen
+
+in which relevance and likeness depend on the metric:
+
+    l2      minus the squared distance to the query; minus that between two rows
+    cosine  the cosine of the angle to the query; that between two rows
+    dot     the inner product with the query, as a share of the largest that a row as long as the longest
+            could have; the cosine between two rows: a long vector is not alike to all others
+
+Of vectors of unit length all three choose the same.
+
+Shape suffixes: S rows to choose from, D vector dimension.
+
+Shape suffixes: Q queries, H hits of all queries, U distinct rows of them, S hits of one query,
+K stages of a ranking, D vector dimension.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+from lancedb.table import Table
+
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.diversity import DiverseRows
-from rqmoe_store.search.plan import Trace
-from rqmoe_store.search.refine import candidates, refine
-from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.rerank import Hits, decoded_together, ordered, rerank, within
+from rqmoe_store.config import Metric
+from rqmoe_store.search.request import SearchRequest, Trace
+from rqmoe_store.search.rerank import (
+    Float64Array,
+    Hits,
+    decoded_together,
+    exact_and_finer,
+    exact_values,
+    ordered,
+    rerank,
+    within,
+)
+from rqmoe_store.search.segments import Mask, Positions
 from rqmoe_store.search.shortlist import Candidates
-from rqmoe_store.search.stages import Choose, first_open, in_stages, out_of_reach
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.snapshot import Snapshot
+from rqmoe_store.store.vector_arrays import rows_per_batch
+
+Choose = Callable[[Mask, int], Positions]
+"""Chooses up to so many of the open rows (S,), best first; what it chose before is not open any more."""
+
+
+class Order(NamedTuple):
+    """The rows of one query in their order."""
+
+    places: Positions
+    """Positions of the rows."""
+    ended: bool
+    """No later stage places any more."""
+
+
+def in_stages(stages_S: Positions, ends: Sequence[int], choose: Choose, last_K: Sequence[bool]) -> Order:
+    """Rank rows.
+
+    Args:
+        stages_S: by which stage every row is considered first.
+        ends: rows that are ranked after each stage.
+        choose: chooses them.
+        last_K: whether a stage is the last if it has too few rows.
+    """
+    open_S = np.ones(len(stages_S), dtype=bool)
+    chosen: list[Positions] = []
+    placed = 0
+    for stage, end in enumerate(ends):
+        places = choose(open_S & (stages_S <= stage), end - placed)
+        open_S[places] = False
+        chosen.append(places)
+        placed += len(places)
+        if placed < end and last_K[stage]:
+            return Order(np.concatenate(chosen), ended=True)
+    return Order(np.concatenate(chosen), ended=False)
+
+
+def first_open(open_S: Mask, count: int) -> Positions:
+    """The first open rows: the nearest, where rows are in the order of their distances."""
+    return np.flatnonzero(open_S)[:count]
+
+
+def out_of_reach(hits: Hits, sizes_K: Sequence[int], lower: float | None, upper: float) -> list[bool]:
+    """Whether no row that a stage does not consider is likely to be nearer than an upper bound, (K,).
+
+    Rows are chosen by estimates of their distances. Those that were not chosen were estimated at least as far
+    as the farthest that was; they are nearer than the bound only if they were overestimated by more than any
+    row that was chosen.
+
+    Args:
+        hits: all that are considered, whatever their distance.
+        sizes_K: rows that every stage chose, on either side of `lower` where there is one.
+        lower, upper: the bounds.
+    """
+    assert hits.stages_S is not None and hits.estimates_S is not None, "not ranked yet"
+    last: list[bool] = []
+    for stage, size in enumerate(sizes_K):
+        considered = np.flatnonzero((hits.stages_S <= stage) & np.isfinite(hits.estimates_S))
+        estimates = hits.estimates_S[considered]
+        farther = np.sort(estimates if lower is None else estimates[estimates >= np.float32(lower)])[:size]
+        if len(farther) == 0:
+            last.append(len(estimates) == 0)
+            continue
+        overestimate = float((estimates - hits.distances_S[considered]).max())
+        last.append(float(farther[-1]) - overestimate >= upper)
+    return last
+
+
+class DiverseRows:
+    """Chooses rows one after the other, by what they are like and what was chosen before."""
+
+    def __init__(
+        self,
+        query_D: Float32Array,
+        vectors_SD: Float32Array,
+        distances_S: Float32Array,
+        metric: Metric,
+        lambda_: float,
+        finer_S: Float64Array | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            query_D: the query.
+            vectors_SD: decoded vectors of the rows to choose from.
+            distances_S: their distances to the query, in LanceDB's definition of the metric, ascending.
+            metric: which one.
+            lambda_: 1 for the nearest rows whatever they are like, 0 for the most different ones.
+            finer_S: of rows whose distance float32 cannot tell, as in `Hits`.
+        """
+        self._metric, self._lambda = metric, lambda_
+        self._rows_SD = vectors_SD.astype(np.float64)
+        self._values_S = exact_values(distances_S, finer_S, metric)
+        self._lengths_S = np.linalg.norm(self._rows_SD, axis=1)
+        self._query_length = float(np.linalg.norm(query_D.astype(np.float64)))
+        if metric != "l2":
+            self._rows_SD /= np.where(self._lengths_S > 0, self._lengths_S, 1)[:, None]
+        self._chosen_S = np.zeros(len(distances_S), dtype=bool)
+        self._likeness_S = np.full(len(distances_S), -np.inf)
+
+    def choose(self, open_S: Mask, count: int) -> Positions:
+        """Up to `count` of the open rows in the order chosen; of equally good ones the nearest is first."""
+        open_S = open_S.copy()
+        relevances_S = self._lambda * self._relevances(open_S | self._chosen_S)
+        chosen = np.empty(min(count, int(open_S.sum())), np.int64)
+        for place in range(len(chosen)):
+            scores_S = relevances_S
+            if self._chosen_S.any():
+                scores_S = relevances_S - (1 - self._lambda) * self._likeness_S
+            row = chosen[place] = np.argmax(np.where(open_S, scores_S, -np.inf))
+            open_S[row], self._chosen_S[row] = False, True
+            np.maximum(self._likeness_S, self._alike(row), out=self._likeness_S)
+        return chosen
+
+    def _alike(self, row: np.int64) -> Float64Array:
+        """How much every row is like one of them, (S,)."""
+        rows_SD = self._rows_SD
+        # The same for equal rows, bit for bit.
+        alike_S: Float64Array = np.einsum("sd,d->s", rows_SD, rows_SD[row])
+        if self._metric == "l2":
+            squares_S = self._lengths_S**2
+            alike_S = np.minimum(2 * alike_S - squares_S - squares_S[row], 0)
+        return alike_S
+
+    def _relevances(self, considered_S: Mask) -> Float64Array:
+        """Larger for nearer rows, (S,)."""
+        if self._metric == "l2":
+            return -self._values_S
+        if self._metric == "cosine":
+            return 1 - self._values_S
+        largest = self._query_length * float(self._lengths_S[considered_S].max(initial=0))
+        return self._values_S / (largest or 1.0)
+
+
+def candidates(hits: Hits, counts_K: Sequence[int], lower: float | None) -> Hits:
+    """The hits to refine: of those that a stage considers the nearest, so many as it refines.
+
+    With a lower distance bound that many rows on either side of it: which side a row belongs to is
+    decided by its exact distance.
+
+    Args:
+        hits: of one query, nearest first, with their stages.
+        counts_K: for every stage the rows that are ranked after it, times the refine factor.
+        lower: the lower bound of `distance_range`; None for none.
+
+    Returns:
+        Them, with the stage that refines each first.
+    """
+    assert hits.stages_S is not None, "not ranked yet"
+    first_S = np.full(len(hits), len(counts_K))
+    for stage, count in reversed(list(enumerate(counts_K))):
+        considered = np.flatnonzero(hits.stages_S <= stage)
+        distances = hits.distances_S[considered]
+        middle = 0 if lower is None else int(np.searchsorted(distances, np.float32(lower)))
+        first_S[considered[max(0, middle - count) : middle + count]] = stage
+    return dataclasses.replace(hits, stages_S=first_S)[first_S < len(counts_K)]
+
+
+def refine(
+    snapshot: Table,
+    column: str,
+    queries_QD: Float32Array,
+    hits_of_queries: Sequence[Hits],
+    metric: Metric,
+) -> list[Hits]:
+    """Every query's hits ordered by (distance to the raw vector, row id).
+
+    A row is taken once for all queries, and a batch of rows at a time is in memory. Rows whose
+    distance is undefined are left out: a null vector, a zero vector under cosine.
+
+    Args:
+        snapshot: the version of the table that the hits come from.
+        column: name of its column of raw vectors.
+        queries_QD: float32 (Q, D), checked by `as_vectors`.
+        hits_of_queries: one per query; their distances are not used.
+        metric: which distance.
+    """
+    row_ids_H = np.concatenate([hits.row_ids_S for hits in hits_of_queries])
+    queries_H = np.repeat(np.arange(len(hits_of_queries)), [len(hits) for hits in hits_of_queries])
+    row_ids_U, places_H = np.unique(row_ids_H, return_inverse=True)
+    distances_H = np.full(len(row_ids_H), np.nan, dtype=np.float32)
+    finer_H = np.full(len(row_ids_H), np.nan)
+    step = rows_per_batch(queries_QD.shape[1])
+    for start in range(0, len(row_ids_U), step):
+        vectors_UD = _take_vectors(snapshot, column, row_ids_U[start : start + step], queries_QD.shape[1])
+        here_H = np.flatnonzero((places_H >= start) & (places_H < start + step))
+        for hits_S in np.split(here_H, np.flatnonzero(np.diff(queries_H[here_H])) + 1):
+            vectors_SD = vectors_UD[places_H[hits_S] - start]
+            distances_S, finer_S = exact_and_finer(queries_QD[queries_H[hits_S[0]]], vectors_SD, metric)
+            distances_H[hits_S] = distances_S
+            if finer_S is not None:
+                finer_H[hits_S] = finer_S
+    ends = np.cumsum([len(hits) for hits in hits_of_queries])[:-1]
+    exact = zip(np.split(distances_H, ends), np.split(finer_H, ends), strict=True)
+    return [
+        ordered(
+            dataclasses.replace(
+                hits,
+                distances_S=distances_S,
+                finer_S=finer_S,
+                estimates_S=hits.distances_S.astype(np.float64),
+            )
+        )
+        for hits, (distances_S, finer_S) in zip(hits_of_queries, exact, strict=True)
+    ]
+
+
+def _take_vectors(snapshot: Table, column: str, row_ids_U: npt.NDArray[np.uint64], dim: int) -> Float32Array:
+    """Raw vectors (U, D) of these rows, NaN where there is none."""
+    (taken,) = take_rows(snapshot, [column], row_ids_U)
+    values_VD = taken.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    vectors_UD = np.full((len(row_ids_U), dim), np.nan, dtype=np.float32)
+    vectors_UD[taken.is_valid().to_numpy()] = values_VD
+    return vectors_UD
 
 
 class Page(NamedTuple):

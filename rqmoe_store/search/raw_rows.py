@@ -13,13 +13,12 @@ import lance
 import numpy as np
 
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.distances import exact_and_finer
-from rqmoe_store.search.filters import combined
 from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.rerank import Hits, ordered, within
+from rqmoe_store.search.rerank import Hits, exact_and_finer, ordered, within
+from rqmoe_store.search.resident import combined
 from rqmoe_store.search.segments import RowIds
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.fragments import count_rows, has_column
+from rqmoe_store.store.lance import count_rows, has_column
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_arrays import rows_per_batch
 

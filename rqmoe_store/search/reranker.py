@@ -12,10 +12,10 @@ from lancedb.rerankers import Reranker
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE
-from rqmoe_store.search.dispatch import as_vector
-from rqmoe_store.search.distances import exact_distances
-from rqmoe_store.search.fusion import values_of
-from rqmoe_store.search.options import as_queries
+from rqmoe_store.search.hybrid import values_of
+from rqmoe_store.search.request import as_queries
+from rqmoe_store.search.rerank import exact_distances
+from rqmoe_store.search.text import as_vector
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec

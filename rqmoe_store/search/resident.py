@@ -1,27 +1,104 @@
-"""Codes of a table held in memory, and brought up to date when it changes.
+"""Resident codes: those of a table held in memory, brought up to date when it changes.
 
 Shape suffixes: N some rows.
+
+Shape suffixes: N rows of a batch.
 """
 
 import copy
 import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 import lance
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from rqmoe_store.search.filters import is_lasting, matching_row_ids
-from rqmoe_store.search.segments import (
-    CodeBatch,
-    RowIds,
-    Segment,
-    Selection,
-    concatenated,
-    grouped,
-    no_rows,
-)
-from rqmoe_store.search.stored_codes import read_codes, read_rows
+from rqmoe_store.search.segments import CodeBatch, RowIds, Segment, Selection, concatenated, grouped, no_rows
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.snapshot import Snapshot
+from rqmoe_store.store.sql import quoted
+
+_SCAN_ROWS = 131_072
+"""Rows per batch of the code scan: large enough for speed, a few MB of codes in memory."""
+
+
+def read_codes(snapshot: Snapshot, columns: CodeColumns, where: str | None = None) -> Iterator[CodeBatch]:
+    """Stream the codes and row ids of the rows that match `where`; rows without a vector are skipped.
+
+    Raises:
+        TableError: the code columns are missing or of another type, or have a code or partition id that no
+            codec of the table has.
+    """
+    for batch, _ in read_rows(snapshot, columns, where):
+        if len(batch):
+            yield batch
+
+
+def read_rows(
+    snapshot: Snapshot, columns: CodeColumns, where: str | None
+) -> Iterator[tuple[CodeBatch, RowIds]]:
+    """Stream what `read_codes` does, and beside it the ids (N,) of all rows, with a vector or without."""
+    rows = snapshot.table.search().select(list(columns.names)).with_row_id(True)
+    if where is not None:
+        rows = rows.where(where)
+    for batch in rows.to_batches(_SCAN_ROWS):
+        yield _as_codes(snapshot, columns, batch)
+
+
+def fragment_codes(snapshot: Snapshot, columns: CodeColumns, fragment: lance.LanceFragment) -> CodeBatch:
+    """The codes and row ids of one fragment. Raises as `read_codes`."""
+    scanner = snapshot.dataset.scanner(
+        columns=list(columns.names), fragments=[fragment], with_row_id=True, batch_size=_SCAN_ROWS
+    )
+    none = no_rows(snapshot.codecs.code_bytes)
+    return concatenated([none, *(_as_codes(snapshot, columns, each)[0] for each in scanner.to_batches())])
+
+
+def _as_codes(snapshot: Snapshot, columns: CodeColumns, batch: pa.RecordBatch) -> tuple[CodeBatch, RowIds]:
+    """The codes of those rows that have one, and the ids of all."""
+    codes, valid_N = columns.from_arrow(batch)
+    snapshot.codecs.check(codes)
+    row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
+    return CodeBatch(row_ids_N[valid_N], codes), row_ids_N
+
+
+_CHANGING = re.compile(r"\b(now|today|random|uuid|current_\w+|local\w*)\b", re.IGNORECASE)
+"""Functions that return something else every time."""
+
+
+def combined(conditions: Iterable[str]) -> str | None:
+    """The conditions joined by AND; None when there are none."""
+    return " AND ".join(conditions) or None
+
+
+def is_lasting(where: str) -> bool:
+    """Whether a condition is met by the same rows of a version whenever it is asked."""
+    return _CHANGING.search(where) is None
+
+
+def partition_filter(column: str, partitions: Iterable[int]) -> str:
+    """Condition that keeps the rows of the given partitions."""
+    return f"{quoted(column)} IN ({', '.join(str(int(partition)) for partition in partitions)})"
+
+
+def row_id_filter(row_ids: npt.NDArray[np.uint64]) -> str:
+    """Condition that keeps the rows of the given ids, of which there must be one."""
+    return f"_rowid IN ({', '.join(map(str, row_ids.tolist()))})"
+
+
+def matching_row_ids(
+    dataset: lance.LanceDataset, where: str, fragments: Sequence[lance.LanceFragment] | None = None
+) -> npt.NDArray[np.uint64]:
+    """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help.
+
+    Of all rows, or of those in some fragments.
+    """
+    chosen = None if fragments is None else list(fragments)
+    found = dataset.scanner(columns=[], with_row_id=True, filter=where, fragments=chosen).to_table()
+    return np.sort(found["_rowid"].to_numpy())
+
 
 _SMALL_ROWS, _SMALL_SHARE = 65_536, 0.125
 """Rows that came or went since the codes were loaded are kept apart up to this many or this share."""
@@ -91,7 +168,7 @@ def bytes_needed(rows: int, code_bytes: int) -> int:
     return rows * (code_bytes + np.dtype(np.uint64).itemsize)
 
 
-def brought_to(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns) -> Resident:
+def refresh(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns) -> Resident:
     """The codes of a version, of which only rows that differ from an earlier one are read where possible.
 
     Raises as `read_codes`.

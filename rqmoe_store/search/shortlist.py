@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.frame import Float64Array
-from rqmoe_store.codecs.score_units import ScoreUnits
+from rqmoe_store.codecs.frame import Float64Array, ScoreUnits
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.segments import CodeBatch, Positions, RowIds, concatenated, no_rows
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TypeVar
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.forks import Lock
+from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search.raw_rows import RawFragments, RawRows
@@ -96,7 +96,7 @@ class CodeSource:
             if self._resident is None or self._resident.snapshot is not snapshot:
                 if residents.bytes_needed(snapshot.rows, snapshot.codecs.code_bytes) > memory_budget:
                     return TableState(snapshot, None, self._raw)
-                self._resident = residents.brought_to(snapshot, self._resident, self._columns)
+                self._resident = residents.refresh(snapshot, self._resident, self._columns)
             return TableState(snapshot, self._resident if memory_budget else None, self._raw)
 
     def read(self, memory_budget: int, action: Callable[[TableState], Result]) -> Result:

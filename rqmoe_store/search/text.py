@@ -1,23 +1,108 @@
-"""Full-text queries: LanceDB's native index on the columns a compressed table has kept."""
+"""Full-text queries and indexes, and which kind of search a query asks for."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
+from lancedb.index import FTS
 from lancedb.query import FullTextQuery, LanceFtsQueryBuilder, MatchQuery, PhraseQuery
 from lancedb.rerankers import Reranker
 from lancedb.rerankers.util import check_reranker_result
-from lancedb.table import LanceTable
+from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.refusals import names_refusals
 from rqmoe_store.search.columns import ROW_ID, SCORE, Chosen, without
-from rqmoe_store.search.plan import indented
+from rqmoe_store.search.query import SearchBuilder, TableQuery
+from rqmoe_store.search.request import indented
 from rqmoe_store.search.source import CodeSource
-from rqmoe_store.search.table_query import SearchBuilder, TableQuery
-from rqmoe_store.search.text_index import indexed_columns, text_columns
+from rqmoe_store.storage_errors import translates_errors
+from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table import StoredTable
+
+
+@translates_errors
+def create_text_index(
+    store: StoredTable, columns: str | Sequence[str], *, replace: bool, exist_ok: bool, **options: Any
+) -> None:
+    """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
+    known = [field.name for field in dataclasses.fields(FTS)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InvalidInputError(f"Got unknown option {unknown[0]!r}; available are {', '.join(known)}.")
+    wanted = _as_list(columns)
+    if exist_ok and not replace and wanted:
+        indexed = store.snapshots.read(lambda snapshot: indexed_columns(snapshot.table))
+        if all(name in indexed for name in wanted):
+            return
+    schema = store.refresh().schema
+    names = text_columns(schema, wanted)
+    for name in _to_be_made(store, names, replace, exist_ok):
+        on_newest(store.table, functools.partial(_make, store, name, replace, exist_ok, options))
+
+
+def _make(store: StoredTable, column: str, replace: bool, exist_ok: bool, options: Mapping[str, Any]) -> None:
+    # Asked again, for others may have made it since: LanceDB would say so in no words of its own.
+    for name in _to_be_made(store, [column], replace, exist_ok):
+        try:
+            store.table.create_index(name, config=FTS(**options), replace=replace)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"LanceDB refuses a full-text index on column {name!r} with options {dict(options)}: {error}"
+            ) from error
+
+
+def _to_be_made(store: StoredTable, columns: Sequence[str], replace: bool, exist_ok: bool) -> list[str]:
+    """Those of the columns that need an index; raises TableError where one has it and must not."""
+    indexed = [] if replace else indexed_columns(store.table)
+    taken = [name for name in columns if name in indexed]
+    if taken and not exist_ok:
+        raise TableError(
+            f"Column {taken[0]!r} has a full-text index already; set replace=True to redo it, or "
+            "exist_ok=True to leave it as it is."
+        )
+    return [name for name in columns if name not in taken]
+
+
+def text_columns(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:
+    """`columns` as a list of columns of `schema` that hold text.
+
+    Raises:
+        InvalidInputError: none, unknown ones, or columns of other values.
+    """
+    names = _as_list(columns)
+    texts = [field.name for field in schema if _is_text(field.type)]
+    unusable = [name for name in names if name not in texts]
+    if unusable or not names:
+        raise InvalidInputError(
+            f"Got columns {unusable or names} for full-text search; expected columns of text, here "
+            f"{', '.join(texts) or 'none'}."
+        )
+    return names
+
+
+def indexed_columns(table: Table) -> list[str]:
+    """Columns with a full-text index."""
+    indexes = [index for index in table.list_indices() if index.index_type == "FTS"]
+    # LanceDB quotes names that are no identifiers; of our columns none has a backtick.
+    return [column.strip("`") for index in indexes for column in index.columns]
+
+
+def _as_list(columns: str | Sequence[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    is_list = pa.types.is_list(data_type) or pa.types.is_large_list(data_type)
+    data_type = data_type.value_type if is_list else data_type
+    return bool(
+        pa.types.is_string(data_type)
+        or pa.types.is_large_string(data_type)
+        or pa.types.is_string_view(data_type)
+    )
+
 
 _REFUSALS = ("LanceError(Index)", "Invalid input")
 """In a RuntimeError of LanceDB's: the query does not fit the indexes, rather than a failure."""
@@ -26,7 +111,7 @@ _NO_POSITIONS = "position is not found"
 """In LanceDB's words: a phrase is searched for in an index that does not say where words are."""
 
 
-@names_refusals
+@translates_errors
 def words_query(text: str, column: str) -> MatchQuery:
     """A full-text query for the words of a text, whatever else is in it: what an end user typed.
 
@@ -215,3 +300,64 @@ def require_reranker(reranker: Any) -> Reranker:
             f"Got {reranker!r} as a reranker; expected one of lancedb.rerankers, such as RRFReranker()."
         )
     return reranker
+
+
+QueryKind = Literal["vector", "fts", "hybrid", "plain"]
+QueryType = Literal["auto", "vector", "fts", "hybrid"]
+
+_VECTOR_INSTEAD = (
+    'Pass a vector, made by the model that made the table\'s vectors, or use query_type="fts" for a '
+    "full-text search (create_fts_index makes its index)."
+)
+
+
+def query_kind(store: StoredTable, query: Any, query_type: str, source: CodeSource) -> QueryKind:
+    """What `query_type` means for this query.
+
+    "auto" is a vector search, but full-text search for one of LanceDB's structured text queries, and
+    for text in a table that has no embedding function, and a plain read without a query.
+
+    Raises:
+        InvalidInputError: another `query_type`, or "auto" with text that cannot be searched for.
+    """
+    if query_type not in get_args(QueryType):
+        raise InvalidInputError(
+            f"Got query_type={query_type!r}; expected one of {', '.join(get_args(QueryType))}."
+        )
+    for kind in get_args(QueryKind):
+        if query_type == kind:
+            return kind  # type: ignore[no-any-return]
+    if query is None:
+        return "plain"
+    if isinstance(query, FullTextQuery):
+        return "fts"
+    if not is_content(query) or store.embedding is not None:
+        return "vector"
+    if isinstance(query, str) and indexed_columns(source.current(0).snapshot.table):
+        return "fts"
+    raise InvalidInputError(
+        f"Got text {query!r}, but table {store.name!r} has neither an embedding function nor a full-text "
+        f"index. {_VECTOR_INSTEAD}"
+    )
+
+
+def as_vector(store: StoredTable, query: Any) -> Any:
+    """`query` itself, or its vector by the table's embedding function when it is text or an image.
+
+    Raises:
+        InvalidInputError: the table has no embedding function, or it gives no usable vector.
+        RQMoEError: the function is not registered, lacks a package, or fails.
+    """
+    if not is_content(query):
+        return query
+    if store.embedding is None:
+        raise InvalidInputError(
+            f"Got {query!r} to search for by vector, but table {store.name!r} has no embedding function. "
+            f"{_VECTOR_INSTEAD}"
+        )
+    return store.embedding.of_query(query)
+
+
+def is_content(query: Any) -> bool:
+    """Whether `query` is something to embed: text, or an image of the PIL package."""
+    return isinstance(query, str) or type(query).__module__.partition(".")[0] == "PIL"

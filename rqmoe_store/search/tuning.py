@@ -1,22 +1,276 @@
-"""Choosing how far searches of a table look: the least work that finds enough of the nearest rows."""
+"""Tuning: the least search work that finds enough of the nearest rows, measured on the table.
+
+Recall is measured against every row decoded. No reranking is needed to know it: a row that is among the
+nearest of all is among the nearest of any shortlist that holds it. So what a search finds is what its
+shortlist holds, and one long shortlist tells what all shorter ones would find.
+
+Shape suffixes: Q queries, D dimension, S rows of a shortlist, L lengths of shortlists.
+
+Shape suffixes: Q queries, D dimension.
+"""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rqmoe_store.arguments import whole_number
+from rqmoe_store.codecs.frame import to_float32
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.filters import matching_row_ids
-from rqmoe_store.search.options import share
+from rqmoe_store.progress import progress_bar
+from rqmoe_store.search.execution import Execution
+from rqmoe_store.search.request import SearchParameters, SearchRequest, Trace, as_queries, share
+from rqmoe_store.search.rerank import Float64Array, nearest_of_all
+from rqmoe_store.search.resident import matching_row_ids, read_codes, row_id_filter
+from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
+from rqmoe_store.search.shortlist import Candidates
 from rqmoe_store.search.source import TableState
-from rqmoe_store.search.tuning_measures import ROUNDS, Advance, Measures
-from rqmoe_store.search.tuning_queries import given_queries, queries_from_rows
-from rqmoe_store.search.tuning_report import MeasuredSetting, TimedSetting, TuningReport
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.progress import progress_bar
+from rqmoe_store.store.metadata import TunedSearch
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.sql import quoted
-from rqmoe_store.store.tuning import TunedSearch
+from rqmoe_store.store.table_codec import TableCodec
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningQueries:
+    """Checked queries, and the row that each was made from, which it is not to find."""
+
+    queries_QD: Float32Array
+    own_Q: RowIds | None = None
+
+    def __len__(self) -> int:
+        return len(self.queries_QD)
+
+
+def given_queries(queries: Any, codecs: TableCodec, *, sample: int, seed: int) -> TuningQueries:
+    """The user's queries, a seeded sample if there are more than `sample`. Raises as `as_queries`."""
+    queries_QD = as_queries(queries, dim=codecs.dim, metric=codecs.metric)
+    if len(queries_QD) > sample:
+        chosen = np.random.default_rng(seed).choice(len(queries_QD), sample, replace=False)
+        queries_QD = queries_QD[np.sort(chosen)]
+    return TuningQueries(queries_QD)
+
+
+def queries_from_rows(
+    snapshot: Snapshot,
+    row_ids: RowIds,
+    columns: CodeColumns,
+    *,
+    sample: int,
+    seed: int,
+) -> TuningQueries:
+    """Vectors that rows of the table may have had before they were encoded.
+
+    A reconstruction is not such a vector. It is made of the codewords that its neighbors share, and
+    lies deeper inside its partition than any vector: searches that probe few partitions look better on
+    reconstructions than they are. So each is moved in a random direction, as far as vectors lay from
+    their reconstructions in training. Its own row is what it would find first, and no query has one.
+
+    Args:
+        snapshot: the version to read.
+        row_ids: of all rows with a vector.
+        columns: of the table.
+        sample: rows used at most.
+        seed: of the rows and the directions.
+
+    Raises:
+        TableError: there is only one row, so that nothing would be left to find.
+    """
+    if len(row_ids) < 2:
+        raise TableError(
+            f"Table {snapshot.table.name!r} has {len(row_ids)} row with a vector; expected at least 2 to "
+            "tune with its own rows. Add rows, or pass queries."
+        )
+    random = np.random.default_rng(seed)
+    chosen = random.choice(row_ids, min(sample, len(row_ids)), replace=False)
+    batches = read_codes(snapshot, columns, row_id_filter(chosen))
+    rows = concatenated(list(batches))
+    rows = rows[np.argsort(rows.row_ids_N)]
+    codecs = snapshot.codecs
+    assert codecs.newest is not None, "rows have codes"
+    moves_QD = random.normal(size=(len(rows), codecs.dim))
+    moves_QD *= math.sqrt(codecs.newest.report.validation_mse) / np.linalg.norm(
+        moves_QD, axis=1, keepdims=True
+    )
+    queries_QD = as_vectors(to_float32(codecs.decode(rows.codes) + moves_QD), metric=codecs.metric)
+    return TuningQueries(queries_QD, rows.row_ids_N)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredSetting:
+    """One setting that was tried."""
+
+    nprobes: int
+    """Partitions searched."""
+    shortlist: int
+    """Rows decoded and reranked."""
+    recall: float
+    """Share of the nearest rows that it found, 0 to 1, mean over the queries."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimedSetting(MeasuredSetting):
+    """One that found enough with fewer rows or partitions than others."""
+
+    milliseconds: float
+    """Time of one query without taking its columns: best of a few runs, mean over the queries."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuningReport:
+    """The setting chosen, what it costs and finds, and everything else that was tried; prints as a table."""
+
+    setting: TunedSearch
+    """What searches of the table use from now on."""
+    recall: float
+    """Share of the nearest rows that it finds, 0 to 1."""
+    milliseconds: float
+    """Time of one query."""
+    queries: int
+    """Queries it was measured with."""
+    own_rows: bool
+    """Whether these were made from the table's own rows."""
+    num_partitions: int
+    """Partitions of the table."""
+    measured: tuple[MeasuredSetting, ...]
+    """All settings tried, by nprobes and then by shortlist."""
+    timed: tuple[TimedSetting, ...]
+    """Those among which the fastest was chosen."""
+
+    def __str__(self) -> str:
+        chosen, origin = self.setting, " made from rows of the table" if self.own_rows else ""
+        return (
+            f"{chosen.nprobes} of {self.num_partitions} partitions and a shortlist of {chosen.shortlist}: "
+            f"recall {self.recall:.3f} of the {chosen.limit} nearest, {self.milliseconds:.2f} ms per query "
+            f"(wanted {chosen.target_recall:g}; {self.queries} queries{origin})\n\n{self._table()}"
+        )
+
+    def _table(self) -> str:
+        """A line per number of partitions, a column per length of the shortlist."""
+        sizes = sorted({each.shortlist for each in self.measured})
+        lines = ["partitions" + "".join(f"{size:>8,}" for size in sizes) + "   enough, and how fast"]
+        for nprobes in sorted({each.nprobes for each in self.measured}):
+            recalls = "".join(f"{each.recall:8.3f}" for each in self.measured if each.nprobes == nprobes)
+            enough = "".join(self._enough(each) for each in self.timed if each.nprobes == nprobes)
+            lines.append(f"{nprobes:>10,}{recalls}{enough}")
+        return "\n".join(lines)
+
+    def _enough(self, each: TimedSetting) -> str:
+        chosen = (each.nprobes, each.shortlist) == (self.setting.nprobes, self.setting.shortlist)
+        return f"   {each.shortlist:,}: {each.milliseconds:.2f} ms" + ("  <- chosen" if chosen else "")
+
+
+_TIMED_QUERIES = 50
+ROUNDS = 4
+"""How often each of these is asked."""
+
+_BATCH_ROWS = 131_072
+
+Advance = Callable[[int], None]
+"""Told how much has been done since it was called last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """Measurements on one version of a table with the same queries."""
+
+    state: TableState
+    columns: CodeColumns
+    queries: TuningQueries
+    limit: int
+
+    def nearest(self, advance: Advance) -> list[CodeBatch]:
+        """What every query would find if every row was decoded, row by row."""
+        resident = self.state.resident
+        if resident is None:
+            batches = read_codes(self.state.snapshot, self.columns)
+        else:
+            batches = (batch for part in resident.selections for batch in part.batches(_BATCH_ROWS))
+        return nearest_of_all(
+            self.state.snapshot.codecs,
+            self.queries.queries_QD,
+            batches,
+            self.limit,
+            excluded_Q=self.queries.own_Q,
+            advance=advance,
+        )
+
+    def recalls(
+        self,
+        nearest: Sequence[CodeBatch],
+        numbers: Sequence[int],
+        sizes: Sequence[int],
+        advance: Advance,
+    ) -> list[MeasuredSetting]:
+        """All settings by ascending numbers of partitions, then by ascending sizes of the shortlist."""
+        measured = []
+        for nprobes in numbers:
+            shares_QL = [
+                found_share(found, np.array(sizes), truth)
+                for found, truth in zip(self._candidates(nprobes, sizes[-1]), nearest, strict=True)
+            ]
+            for size, recall in zip(sizes, np.mean(shares_QL, axis=0).tolist(), strict=True):
+                measured.append(MeasuredSetting(nprobes=nprobes, shortlist=size, recall=recall))
+            advance(1)
+        return measured
+
+    def times(self, settings: Sequence[MeasuredSetting], advance: Advance) -> list[TimedSetting]:
+        """The settings with the time of a query; queries come one at a time. Advances ROUNDS times."""
+        queries_QD = self.queries.queries_QD[:_TIMED_QUERIES]
+        seconds = np.empty((ROUNDS, len(queries_QD), len(settings)))
+        for round_seconds in seconds:
+            for query, query_D in enumerate(queries_QD):
+                round_seconds[query] = [self._seconds(query_D, setting) for setting in settings]
+            advance(1)
+        # Whatever else a machine does makes a query slower, never faster; so does compiling in round one.
+        best = seconds.min(axis=0).mean(axis=0)
+        return [
+            TimedSetting(**dataclasses.asdict(setting), milliseconds=milliseconds)
+            for setting, milliseconds in zip(settings, (1e3 * best).tolist(), strict=True)
+        ]
+
+    def _seconds(self, query_D: Float32Array, setting: MeasuredSetting) -> float:
+        execution = self._execution(query_D[None], setting.nprobes, setting.shortlist, self.limit)
+        started = time.perf_counter()
+        execution.run()
+        return time.perf_counter() - started
+
+    def _candidates(self, nprobes: int, size: int) -> list[Candidates]:
+        """Of all queries, without their own rows."""
+        own_Q, spare = self.queries.own_Q, int(self.queries.own_Q is not None)
+        execution = self._execution(self.queries.queries_QD, nprobes, size + spare, self.limit + spare)
+        candidates = execution.candidates()
+        if own_Q is None:
+            return candidates
+        return [found.without(own) for found, own in zip(candidates, own_Q, strict=True)]
+
+    def _execution(self, queries_QD: Float32Array, nprobes: int, shortlist: int, limit: int) -> Execution:
+        reach = SearchParameters(nprobes, "asked for", shortlist)
+        request = SearchRequest(queries_QD=queries_QD, limit=limit, reach=reach, stages=reach.stages(limit))
+        return Execution(request, self.state, self.columns, Trace())
+
+
+def found_share(found: Candidates, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch) -> Float64Array:
+    """Which share of the nearest rows the best `sizes_L` candidates hold, (L,).
+
+    A row with the codes of the last of the nearest is as near as that, and as good.
+    """
+    if len(nearest) == 0:  # nothing to find: no row has a distance to this query
+        return np.ones(len(sizes_L))
+    rows = found.rows
+    near_S = np.isin(rows.row_ids_N, nearest.row_ids_N)
+    last = nearest.codes[-1:]
+    near_S |= (rows.codes.codes == last.codes).all(axis=1) & (rows.codes.partitions == last.partitions)
+    found_S = np.concatenate([[0], np.cumsum(near_S)])
+    found_L = np.minimum(found_S[np.minimum(sizes_L, len(rows))], len(nearest))
+    return np.asarray(found_L / len(nearest), dtype=np.float64)
+
 
 _LONGEST, _LONGEST_PER_ROW = 4_096, 16
 """Shortlists are tried up to this many rows or this many times the limit, whichever is more."""

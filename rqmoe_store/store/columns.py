@@ -1,19 +1,29 @@
-"""The two columns a compressed table keeps instead of a vector column, and their Arrow form.
+"""Columns of a compressed table: codes and partitions, raw vectors, and the schema that users see.
 
 Shapes: N rows of the table, V of them with a vector, M code bytes.
 A row without a vector has a null code and a null partition; it is never found by a search.
+
+rows where the table keeps them.
+
+Shapes: N rows, V of them with a vector, D components.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from lancedb.pydantic import LanceModel, pydantic_to_schema
+from pydantic import BaseModel
 
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.errors import TableError
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import KEEP_VECTORS
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.sql import quoted
+from rqmoe_store.store.vector_arrays import require_rows
 
 NO_PARTITION = -1
 """Partition of a row without a vector, in arrays; null in the table."""
@@ -148,3 +158,165 @@ def _bytes_of(array: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:
     stored = np.frombuffer(array.buffers()[1], dtype=np.uint8)
     start = array.offset * code_bytes
     return stored[start : start + rows * code_bytes].reshape(rows, code_bytes)
+
+
+_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeptVectors:
+    """How a table keeps the raw vectors of coded rows: not at all, or as half or single floats."""
+
+    column: str
+    """Name of the column, that of the vector column in the source table."""
+    keep: str
+    """"none", "float16" or "float32"."""
+    dim: int
+    """Components of a vector."""
+
+    @property
+    def field(self) -> pa.Field:
+        """The nullable Arrow field of raw vectors, which every table has."""
+        return pa.field(self.column, pa.list_(_TYPES.get(self.keep, pa.float32()), self.dim))
+
+    @property
+    def kept(self) -> bool:
+        """Whether coded rows keep their vectors."""
+        return self.keep != "none"
+
+    def raw_array(self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> pa.Array:
+        """The column for N rows, null where `valid_N` is False."""
+        values_ND = np.zeros(
+            (len(valid_N), self.dim), dtype="float16" if self.keep == "float16" else "float32"
+        )
+        values_ND[valid_N] = vectors_VD
+        values = pa.array(values_ND.ravel())
+        return pa.FixedSizeListArray.from_arrays(values, type=self.field.type, mask=pa.array(~valid_N))
+
+    def require_storable(
+        self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], *, metric: str, first_row: int
+    ) -> None:
+        """Raise InvalidInputError, naming rows by position, where half floats cannot hold a vector.
+
+        Args:
+            vectors_VD: the vectors of the rows where `valid_N` is True, finite.
+            valid_N: which rows have a vector.
+            metric: under "cosine" a vector must not round to zero either.
+            first_row: position of the first row, for messages.
+        """
+        for problem, good_V in self.problems(vectors_VD, metric).items():
+            hint = "; keep_vectors='float32' can keep them"
+            require_rows(first_row + np.flatnonzero(valid_N), good_V, f"{problem}{hint}")
+
+    def rounded(self, vectors_VD: Float32Array) -> npt.NDArray[np.floating]:
+        """The vectors in the numbers that they would be kept in: infinite beyond float16 where it is that."""
+        if self.keep != "float16":
+            return vectors_VD
+        with np.errstate(over="ignore"):
+            return vectors_VD.astype(np.float16)
+
+    def problems(self, vectors_VD: Float32Array, metric: str) -> dict[str, npt.NDArray[np.bool_]]:
+        """Per problem that half floats may have with finite vectors, which of the V do not have it."""
+        if self.keep != "float16":
+            return {}
+        halves_VD = self.rounded(vectors_VD)
+        problems = {"components beyond 65,504, the range of float16": np.all(np.isfinite(halves_VD), axis=1)}
+        if metric == "cosine":
+            problem = "zeros only in float16, which have no direction under 'cosine'"
+            problems[problem] = np.any(halves_VD, axis=1)
+        return problems
+
+    def require_in(self, schema: pa.Schema, table_name: str) -> None:
+        """Raise TableError unless the table's `schema` has the column as announced."""
+        if self.keep not in KEEP_VECTORS:
+            raise TableError(
+                f"Table {table_name!r} says that it keeps vectors as {self.keep!r}; expected one of "
+                f"{', '.join(KEEP_VECTORS)}. Restore an earlier version of the table."
+            )
+        present = schema.field(self.column).type if self.column in schema.names else None
+        if present != self.field.type:
+            raise TableError(
+                f"Table {table_name!r} keeps vectors as {self.keep!r}; expected column {self.column!r} as "
+                f"{self.field.type}, got {f'one of {present}' if present else 'none'}. Restore an earlier "
+                "version of the table."
+            )
+
+    def require_kept(self, table_name: str) -> None:
+        """Raise TableError unless the table keeps its vectors."""
+        if not self.kept:
+            raise TableError(
+                f"Table {table_name!r} keeps no raw vectors to refine by. Leave refine_factor out, or "
+                "compress the source table again with keep_vectors='float16' or 'float32'."
+            )
+
+
+def require_keep_vectors(keep_vectors: object) -> None:
+    """Raise InvalidInputError unless `keep_vectors` names a way to keep vectors."""
+    if keep_vectors not in KEEP_VECTORS:
+        raise InvalidInputError(
+            f"Got keep_vectors={keep_vectors!r}; expected one of {', '.join(map(repr, KEEP_VECTORS))}."
+        )
+
+
+_EXTENSION = b"ARROW:extension:name"
+_LANCE_JSON = b"lance.json"
+_UNREADABLE = {"`", "."}
+_OF_RESULTS = {"_distance", "_score", "_relevance_score", "_rowid", "query_index"}
+"""Columns that searches add to what they find."""
+
+
+def as_schema(schema: object) -> pa.Schema:
+    """A schema of Arrow's, as it is or as a pydantic model describes it, embedding functions included.
+
+    Raises:
+        InvalidInputError: something else, or a model with fields that LanceDB cannot store.
+    """
+    if isinstance(schema, pa.Schema):
+        return schema
+    try:
+        if inspect.isclass(schema) and issubclass(schema, LanceModel):
+            described: pa.Schema = schema.to_arrow_schema()  # type: ignore[no-untyped-call]
+            return described
+        if inspect.isclass(schema) and issubclass(schema, BaseModel):
+            return pydantic_to_schema(schema)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"Got schema={schema!r}, a model that LanceDB cannot read as columns ({error}). Pass a pyarrow "
+            "schema."
+        ) from error
+    raise InvalidInputError(
+        f"Got schema={schema!r}; expected a pyarrow schema or a LanceModel class. Put the columns into "
+        "pa.schema([...])."
+    )
+
+
+def user_schema(schema: pa.Schema, *, without: tuple[str, ...]) -> pa.Schema:
+    """`schema` less the columns named in `without`; field and schema metadata are kept."""
+    fields = [_as_read(field) for field in schema if field.name not in without]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def require_readable(schema: pa.Schema) -> None:
+    """Raise TableError for column names that LanceDB may store, but does not find again when it reads or
+    cannot search beside, as it adds columns of that name to results."""
+    bad = [name for name in schema.names if name in ("", "*") or set(name) & _UNREADABLE]
+    if bad:
+        raise TableError(
+            f"Columns named {', '.join(map(repr, bad))} cannot be read from a LanceDB table. Rename them: a "
+            "name has at least one character, neither a backtick nor a period in it, and is not '*'."
+        )
+    taken = [name for name in schema.names if name in _OF_RESULTS]
+    if taken:
+        raise TableError(
+            f"Columns named {', '.join(map(repr, taken))} would be mistaken for what searches add to their "
+            f"results ({', '.join(sorted(_OF_RESULTS))}). Rename or drop them."
+        )
+
+
+def _as_read(field: pa.Field) -> pa.Field:
+    # A JSON column is declared as its stored bytes but read and written as Arrow JSON text; bytes
+    # written as declared would be taken for Lance's binary encoding.
+    if (field.metadata or {}).get(_EXTENSION) != _LANCE_JSON:
+        return field
+    kept = {key: value for key, value in field.metadata.items() if not key.startswith(b"ARROW:extension:")}
+    return pa.field(field.name, pa.json_(), nullable=field.nullable, metadata=kept or None)

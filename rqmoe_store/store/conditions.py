@@ -16,7 +16,7 @@ from typing import Any
 from lancedb.expr import Expr
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.refusals import is_gone
+from rqmoe_store.storage_errors import is_gone
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.sql import Token, quoted, tokens_of
 

@@ -1,7 +1,10 @@
-"""New tables: what they must be, and their columns."""
+"""Creating tables: what new ones must be, with a codec or without one, and their first rows."""
 
+import contextlib
 import dataclasses
-from typing import cast
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, cast
 
 import pyarrow as pa
 from lancedb.db import DBConnection
@@ -10,20 +13,66 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.refusals import names_refusals
+from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases, registry
-from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.columns import (
+    CodeColumns,
+    KeptVectors,
+    require_keep_vectors,
+    require_readable,
+    user_schema,
+)
 from rqmoe_store.store.embeddings import moved_embedding
-from rqmoe_store.store.kept_vectors import KeptVectors, require_keep_vectors
-from rqmoe_store.store.metadata import TableMarks
-from rqmoe_store.store.schemas import require_readable, user_schema
-from rqmoe_store.store.spooled_rows import SpooledRows
-from rqmoe_store.store.table_codec import marks_of
+from rqmoe_store.store.keys import keyed, require_unique
+from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.row_encoder import RowEncoder
+from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type
+
+SPOOL_BYTES = 64 * 2**20
+"""They stay in memory up to this size, then move to a temporary file."""
+
+# Streams may hold numbers of 16 bytes, such as decimals, at multiples of 8, at which Lance panics.
+_ALIGNED = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.At64Byte)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpooledRows:
+    """Rows that can be read again and again."""
+
+    count: int
+    schema: pa.Schema | None
+    """None without any rows."""
+    are_few: bool
+    """Whether they fit in memory all at once."""
+    _file: IO[bytes]
+
+    def reader(self) -> pa.RecordBatchReader:
+        """All rows, of which there must be some, from the first one on. One reader at a time."""
+        self._file.seek(0)
+        return pa.ipc.open_stream(self._file, options=_ALIGNED)
+
+
+@contextlib.contextmanager
+def spool(tables: Iterable[pa.Table]) -> Iterator[SpooledRows]:
+    """The rows of `tables`, all of the same schema, once the last one has come."""
+    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
+        file = cast(IO[bytes], spool)
+        rows, writer, schema = 0, None, None
+        try:
+            for table in tables:
+                if writer is None:
+                    schema, writer = table.schema, pa.ipc.new_stream(file, table.schema)
+                writer.write_table(table)
+                rows += table.num_rows
+        finally:
+            if writer is not None:
+                writer.close()
+        yield SpooledRows(rows, schema, spool.tell() <= SPOOL_BYTES, file)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class ExpectedSchema:
     """What a table is asked to be, by somebody who takes one that exists if it is that."""
 
     schema: pa.Schema | None
@@ -34,7 +83,7 @@ class Asked:
     keep_vectors: str
     """"none" if that does not matter."""
 
-    def require_fit(self, marks: TableMarks, name: str) -> None:
+    def require_fit(self, marks: TableMetadata, name: str) -> None:
         """Raise TableError unless table `name`, which has these marks, is what is asked for."""
         pairs: dict[str, tuple[object, object]] = {"vector_column": (marks.vector_column, self.vector_column)}
         if self.schema is not None:
@@ -53,7 +102,7 @@ class Asked:
             )
 
 
-@names_refusals
+@translates_errors
 def create_coded(
     db: DBConnection,
     name: str,
@@ -62,18 +111,18 @@ def create_coded(
     codec: Codec,
     vector_column: str,
     keep_vectors: str,
-) -> tuple[LanceTable, TableMarks]:
+) -> tuple[LanceTable, TableMetadata]:
     """Make a table without rows that encodes them with `codec`; arguments and errors as `RawTable`.
 
     Args:
         schema: may have the vector column in any type, or not at all.
         codec: it is kept in the same database.
     """
-    marks = marks_of(codec, vector_column, keep_vectors)
+    marks = metadata_of(codec, vector_column, keep_vectors)
     require_usable(db, name, schema, marks)
     require_free_name(db, name)
     stored = stored_schema(name, schema, marks)
-    return create_with(db, name, stored, None, neighbour=registry.save(db, codec)), marks
+    return create_with(db, name, stored, None, neighbor=registry.save(db, codec)), marks
 
 
 def require_free_name(db: DBConnection, name: str) -> None:
@@ -88,7 +137,7 @@ def require_place(db: DBConnection, name: object) -> None:
     databases.require_table_name(name)
 
 
-def require_usable(db: DBConnection, name: str, schema: pa.Schema, marks: TableMarks) -> None:
+def require_usable(db: DBConnection, name: str, schema: pa.Schema, marks: TableMetadata) -> None:
     """Raise TableError or InvalidInputError unless a table with these columns and marks can be made."""
     require_keep_vectors(marks.keep_vectors)
     require_place(db, name)
@@ -96,7 +145,7 @@ def require_usable(db: DBConnection, name: str, schema: pa.Schema, marks: TableM
     CodeColumns(marks.vector_column).require_absent_from(schema)
 
 
-def stored_schema(name: str, schema: pa.Schema, marks: TableMarks) -> pa.Schema:
+def stored_schema(name: str, schema: pa.Schema, marks: TableMetadata) -> pa.Schema:
     """What a table stores of the user's columns and vectors, marks included.
 
     Args:
@@ -114,15 +163,15 @@ def stored_schema(name: str, schema: pa.Schema, marks: TableMarks) -> pa.Schema:
 
 
 def create_with(
-    db: DBConnection, name: str, schema: pa.Schema, rows: SpooledRows | None, *, neighbour: Table
+    db: DBConnection, name: str, schema: pa.Schema, rows: SpooledRows | None, *, neighbor: Table
 ) -> LanceTable:
     """Make a table with these rows, or without any; arguments and errors as `databases.create_whole`."""
     if rows is None or rows.schema is None:
         columns, batches = schema.names, iter(())
     else:
         columns, batches = rows.schema.names, iter(rows.reader())
-    neighbour = cast(LanceTable, neighbour)
-    table = databases.create_whole(db, name, schema, columns, batches, neighbour=neighbour)
+    neighbor = cast(LanceTable, neighbor)
+    table = databases.create_whole(db, name, schema, columns, batches, neighbor=neighbor)
     databases.require_stable_row_ids(table)
     return table
 
@@ -148,3 +197,71 @@ def vector_dim(schema: pa.Schema, column: str) -> int:
             f"pa.list_(pa.float32(), 384), so that the dimension is known. Change schema=."
         )
     return length
+
+
+class RawTable:
+    """A table to be made without a codec. It appears whole, with its first rows, or not at all."""
+
+    def __init__(
+        self,
+        db: DBConnection,
+        name: str,
+        schema: pa.Schema,
+        *,
+        config: CodecConfig,
+        vector_column: str,
+        keep_vectors: str,
+        key: str | None,
+    ) -> None:
+        """Say which; nothing is written yet.
+
+        Args:
+            db: a database in a folder or bucket.
+            name: a name that nobody has by the time it is made.
+            schema: the user's columns and a vector column, a fixed-size list of numbers; LanceDB's
+                description of an embedding function may be in its metadata.
+            config: of the codec that will be trained.
+            vector_column: which of the columns has the vectors.
+            keep_vectors: "none", or "float16" or "float32" to keep raw vectors beside their codes.
+            key: a column that tells rows apart; None for none.
+
+        Raises:
+            TableError: no such vector column, columns named like ours.
+            InvalidInputError: an unusable name, a vector column of no fixed length, an unknown
+                `keep_vectors`, a column that cannot be a key.
+        """
+        schema = schema if key is None else keyed(schema, key)
+        dim = vector_dim(schema, vector_column)
+        self.marks = TableMetadata(
+            vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config
+        )
+        """What its metadata will say."""
+        require_usable(db, name, schema, self.marks)
+        self._db, self._name, self._key = db, name, key
+        self._schema = stored_schema(name, schema, self.marks)
+
+    @contextlib.contextmanager
+    def first_rows(self, rows: Any) -> Iterator[SpooledRows]:
+        """The rows that it will be made with, once all of them have been checked.
+
+        Args:
+            rows: as for `StoredTable.add`; None for none.
+
+        Raises as `StoredTable.add`, and InvalidInputError for rows that share a key.
+        """
+        encoder = RowEncoder(self._schema, TableCodec.of(self.marks, []), table_name=self._name, encode=False)
+        with spool(() if rows is None else encoder.encoded(rows)) as encoded:
+            if self._key is not None and encoded.count:
+                keys = (batch.select([self._key]) for batch in encoded.reader())
+                require_unique(keys, [self._key], "the rows")
+            yield encoded
+
+    @translates_errors
+    def made_with(self, rows: SpooledRows) -> LanceTable:
+        """The table, made now.
+
+        Raises:
+            TableError: the name is taken.
+        """
+        neighbor = registry.open_or_create(self._db)
+        return create_with(self._db, self._name, self._schema, rows, neighbor=neighbor)

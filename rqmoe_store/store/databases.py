@@ -1,11 +1,11 @@
-"""Tables of a LanceDB database: which exist, where they live, and how one is created whole or not at all."""
+"""Databases: which tables exist, where they are, and how one is created whole or not at all."""
 
 import concurrent.futures
 import dataclasses
 import datetime
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lancedb
@@ -13,9 +13,9 @@ import pyarrow as pa
 from lancedb.db import DBConnection, LanceDBConnection
 from lancedb.table import LanceTable, Table
 
-from rqmoe_store.codecs.forks import use_storage
+from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.errors import InvalidInputError, TableError, TableNotFoundError
-from rqmoe_store.store.new_table import ApartColumn, commit_new, write_table
+from rqmoe_store.store.appends import ApartColumn, commit_new, write_table
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _IN_MEMORY = "memory:"
@@ -96,7 +96,7 @@ def read_consistency_interval(table: LanceTable) -> datetime.timedelta | None:
     return interval
 
 
-def reopened(table: LanceTable) -> LanceTable:
+def reopen(table: LanceTable) -> LanceTable:
     """Another handle on `table`, at its newest version. Raises as `database_of`."""
     return cast(LanceTable, database_of(table).open_table(table.name, branch=table.current_branch()))
 
@@ -108,7 +108,7 @@ def create_whole(
     columns: Sequence[str],
     batches: Iterator[pa.RecordBatch],
     *,
-    neighbour: LanceTable,
+    neighbor: LanceTable,
     apart: ApartColumn | None = None,
 ) -> LanceTable:
     """Create table `name` from a stream, with stable row ids; on any failure nothing of it remains.
@@ -124,7 +124,7 @@ def create_whole(
         schema: its columns and metadata.
         columns: those that `batches` have, in their order; others are null, but for `apart`.
         batches: its rows.
-        neighbour: any table of `db`; tells where its tables are stored and the file format that this
+        neighbor: any table of `db`; tells where its tables are stored and the file format that this
             release of LanceDB writes.
         apart: a column that is written after the stream, into data files of its own.
     """
@@ -136,7 +136,7 @@ def create_whole(
         apart = dataclasses.replace(apart, read=_while_not(stopped, apart.read))
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
         writing = pool.submit(
-            _write_beside, cast(LanceDBConnection, db), neighbour, name, schema, reader, apart
+            _write_beside, cast(LanceDBConnection, db), neighbor, name, schema, reader, apart
         )
         try:
             writing.result()
@@ -181,7 +181,7 @@ def location(db: DBConnection, name: str) -> str:
 
 def _write_beside(
     db: LanceDBConnection,
-    neighbour: LanceTable,
+    neighbor: LanceTable,
     name: str,
     schema: pa.Schema,
     reader: pa.RecordBatchReader,
@@ -189,9 +189,9 @@ def _write_beside(
 ) -> None:
     # Not through LanceDB's create_table: that takes other lists of numbers in the table for vectors
     # and refuses or changes rows where they are null, NaN or of unequal length.
-    file_format: Any = neighbour.to_lance().data_storage_version
+    file_format: Any = neighbor.to_lance().data_storage_version
     write_table(
-        f"{neighbour.uri.rpartition('/')[0]}/{name}{_SUFFIX}",
+        f"{neighbor.uri.rpartition('/')[0]}/{name}{_SUFFIX}",
         schema,
         reader,
         apart=apart,
@@ -252,3 +252,64 @@ def _while_not(
 def _require_running(stopped: threading.Event) -> None:
     if stopped.is_set():
         raise InterruptedError("The write was interrupted.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TablePlace:
+    """Where a table is; can be sent to another process."""
+
+    database: str
+    """URI of the database."""
+    storage_options: Mapping[str, str] | None = dataclasses.field(repr=False)
+    """To connect to it with; they may hold secrets."""
+    name: str
+    """Name of the table."""
+    branch: str | None
+    read_consistency_interval: datetime.timedelta | None = None
+    """Of the connection."""
+
+    @classmethod
+    def of(cls, table: LanceTable) -> "TablePlace":
+        """Where `table` is. Raises TableError where that cannot be told."""
+        return cls(
+            database=folder_of(table),
+            storage_options=table.initial_storage_options() or storage_options(table),
+            name=table.name,
+            branch=table.current_branch(),
+            read_consistency_interval=read_consistency_interval(table),
+        )
+
+    def connected(self) -> DBConnection:
+        """A connection of this process to the database."""
+        options = None if self.storage_options is None else dict(self.storage_options)
+        return lancedb.connect(
+            self.database,
+            storage_options=options,
+            read_consistency_interval=self.read_consistency_interval,
+        )
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for tables that are reached in the same way, and are read as fresh as each other."""
+        options = tuple(sorted((self.storage_options or {}).items()))
+        # Zero means what None does.
+        return self.database, options, self.name, self.branch, self.read_consistency_interval or None
+
+
+KEPT_FOR = datetime.timedelta(days=7)
+"""How long versions can be restored, if nothing else is said; the same as in LanceDB."""
+
+_AT_ONCE = datetime.timedelta(microseconds=1)  # Lance takes a zero for nothing said
+
+
+def remove_old_versions(table: LanceTable, older_than: datetime.timedelta | None) -> None:
+    """Remove versions older than this, but for the newest and those that a tag or a branch keeps.
+
+    Args:
+        table: any handle on it; it stays at the version it is at.
+        older_than: None for 7 days.
+    """
+    reopen(table).to_lance().cleanup_old_versions(
+        older_than=max(_AT_ONCE, KEPT_FOR if older_than is None else older_than),
+        error_if_tagged_old_versions=False,
+    )

@@ -11,7 +11,7 @@ import pyarrow as pa
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.retries import on_newest
+from rqmoe_store.store.lance import on_newest
 
 _MARK = b"lance-schema:unenforced-primary-key:position"
 _MARKS = {_MARK, b"lance-schema:unenforced-primary-key"}

@@ -11,15 +11,14 @@ import pyarrow as pa
 from lancedb.expr import Expr
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.refusals import NamesRefusals
-from rqmoe_store.store.bad_vectors import BadVectors, OnBadVectors
+from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
-from rqmoe_store.store.drift import DriftSums, note_apart
+from rqmoe_store.store.creation import SpooledRows, spool
+from rqmoe_store.store.health import DriftSums, note_apart
 from rqmoe_store.store.keys import column_names, require_unique
+from rqmoe_store.store.lance import PATIENCE, on_newest
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.retries import PATIENCE, on_newest
-from rqmoe_store.store.row_encoder import RowEncoder
-from rqmoe_store.store.spooled_rows import SpooledRows, spooled
+from rqmoe_store.store.row_encoder import BadVectors, OnBadVectors, RowEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class _Wheres(NamedTuple):
     delete: str | None
 
 
-class MergeBuilder(NamesRefusals):
+class MergeBuilder(TranslatesErrors):
     """The actions of a merge, in LanceDB's words; every method that adds one returns the builder itself."""
 
     def __init__(self, store: OpenTable, on: str | Iterable[str] | None) -> None:
@@ -143,7 +142,7 @@ class MergeInsert(MergeBuilder):
         wheres = self._wheres(on)
         keys: list[pa.Table] = []
         new = self._checked(encoder.given(new_data, bad), on, wheres, encoder.ours, keys)
-        with spooled(new) as rows:
+        with spool(new) as rows:
             require_unique(keys, on, "the new rows")
             if rows.count == 0 and not self._delete:
                 return MergeResult(

@@ -6,23 +6,20 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import TableError
-from rqmoe_store.refusals import NamesRefusals
-from rqmoe_store.store import freshness
-from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.storage_errors import TranslatesErrors
+from rqmoe_store.store.columns import CodeColumns, KeptVectors, user_schema
 from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.health import DriftWatch
-from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.keys import key_of
+from rqmoe_store.store.lance import follow, to_newest
 from rqmoe_store.store.metadata import without_ours
-from rqmoe_store.store.retries import to_newest
 from rqmoe_store.store.row_encoder import RowEncoder
-from rqmoe_store.store.schemas import user_schema
 from rqmoe_store.store.snapshot import Snapshot, Snapshots, snapshots_of
 from rqmoe_store.store.table_codec import TableCodec
 
 
-class OpenTable(NamesRefusals):
+class OpenTable(TranslatesErrors):
     """A table, its columns and its codecs; methods come in groups, each a class that derives from it."""
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
@@ -59,7 +56,7 @@ class OpenTable(NamesRefusals):
 
     def _followed(self, snapshots: Snapshots) -> Snapshots:
         """What to read from, and to tell of what is written through this handle."""
-        freshness.follow(self.table, snapshots.freshness)
+        follow(self.table, snapshots.freshness)
         return snapshots
 
     @property
@@ -138,7 +135,7 @@ class OpenTable(NamesRefusals):
         Raises:
             TableError: an earlier version is checked out; the table was dropped, or made again as one that
                 cannot take its place.
-            ArtefactError: as `open`.
+            ArtifactError: as `open`.
         """
         if self.checked_out is not None:
             raise TableError(

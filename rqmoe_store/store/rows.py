@@ -12,9 +12,8 @@ from pydantic import BaseModel
 
 from rqmoe_store.codecs.vectors import from_torch
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.casts import UnfitError, cast_column
-from rqmoe_store.store.python_values import array_of
-from rqmoe_store.store.schemas import as_schema
+from rqmoe_store.store.casts import UnfitError, array_of, cast_column
+from rqmoe_store.store.columns import as_schema
 from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type, plain_vectors
 
 _ACCEPTED = (
@@ -197,7 +196,7 @@ def _is_many(rows: object) -> bool:
 
 
 def _in_groups(rows: Iterable[Any]) -> Iterator[Any]:
-    """The parts of an iterable, neighbouring dicts together, some at a time."""
+    """The parts of an iterable, neighboring dicts together, some at a time."""
     for are_records, parts in itertools.groupby(rows, _is_record):
         if not are_records:
             yield from parts

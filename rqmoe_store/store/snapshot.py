@@ -12,16 +12,15 @@ import pyarrow as pa
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
-from rqmoe_store.codecs.forks import Lock, use_storage
+from rqmoe_store.codecs.parallel import Lock, use_storage
 from rqmoe_store.errors import RQMoEError, TableError
 from rqmoe_store.store import databases
-from rqmoe_store.store.codec_needs import places_in_use
+from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.embeddings import embedding_description
-from rqmoe_store.store.freshness import Freshness
-from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.lance import Freshness
+from rqmoe_store.store.metadata import TableMetadata, TunedSearch
+from rqmoe_store.store.registry import places_in_use
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.table_place import TablePlace
-from rqmoe_store.store.tuning import TunedSearch
 
 State = TypeVar("State")
 Result = TypeVar("Result")
@@ -62,7 +61,7 @@ class Snapshot:
         Raises as `TableMarks.read` and `TableCodec.load`.
         """
         schema = dataset.schema
-        codecs = TableCodec.load(database, TableMarks.read(schema, place.name), known)
+        codecs = TableCodec.load(database, TableMetadata.read(schema, place.name), known)
         return cls(dataset, database, place.name, place.branch, schema, _transaction(dataset), codecs)
 
     @property
@@ -249,7 +248,7 @@ def snapshots_of(table: LanceTable, codecs: TableCodec, version: int | None = No
         return snapshots
 
 
-def _lasting(marks: TableMarks, schema: pa.Schema) -> dict[str, object]:
+def _lasting(marks: TableMetadata, schema: pa.Schema) -> dict[str, object]:
     """What must not change as long as a handle on a table is used."""
     return {**marks.lasting, "embedding function": embedding_description(schema.metadata)}
 

@@ -12,8 +12,8 @@ import numpy as np
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.store.codec_needs import places_in_use
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.registry import places_in_use
 from rqmoe_store.store.table_codec import TableCodec
 
 _SCAN_ROWS = 131_072
@@ -98,8 +98,8 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
     code_bytes = column_bytes(table, columns.names)
     bytes_per_vector = code_bytes / rows if rows else 0.0
     in_use = [codecs.generations[place].codec for place in places_in_use(table.to_lance(), codecs.marks)]
-    artefacts = [codec.to_artefact() for codec in in_use]
-    codec_bytes = sum(len(artefact.config_json.encode()) + len(artefact.weights) for artefact in artefacts)
+    artifacts = [codec.to_artifact() for codec in in_use]
+    codec_bytes = sum(len(artifact.config_json.encode()) + len(artifact.weights) for artifact in artifacts)
     saved = codecs.dim * 4 - bytes_per_vector
     report = None if codecs.newest is None else codecs.newest.report
     return TableStats(

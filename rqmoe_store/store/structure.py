@@ -11,11 +11,11 @@ from lancedb.table import IndexStatistics
 
 from rqmoe_store.arguments import is_text
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.refusals import is_gone
+from rqmoe_store.storage_errors import is_gone
+from rqmoe_store.store.columns import require_readable
 from rqmoe_store.store.keys import column_names, set_key
+from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.retries import on_newest
-from rqmoe_store.store.schemas import require_readable
 from rqmoe_store.store.sql import quoted
 
 ScalarIndex = Literal["BTREE", "BITMAP", "LABEL_LIST"]

@@ -9,7 +9,7 @@ from rqmoe_store.errors import RQMoEError
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.health import HealthReport, measure_health
-from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.row_operations import RowOperations
 from rqmoe_store.store.statistics import TableStats, measure
 from rqmoe_store.store.structure import TableStructure
@@ -28,13 +28,13 @@ class StoredTable(RowOperations, TableStructure, TableVersions):
             TableNotFoundError: no such table.
             TableError: not a compressed one, a column of ours is missing or of another
                 type, or a newer release wrote it.
-            ArtefactError: a codec is not in the database, is damaged, or is another one.
+            ArtifactError: a codec is not in the database, is damaged, or is another one.
         """
         databases.require_table_name(name)
         table = databases.open_if_exists(db, name, branch=branch)
         if table is None:
             raise databases.no_such_table(db.uri, name)
-        marks = TableMarks.read(table.schema, name)
+        marks = TableMetadata.read(table.schema, name)
         CodeColumns(marks.vector_column).require_in(table.schema)
         return cls(cast(LanceTable, table), TableCodec.load(db, marks))
 

@@ -1,11 +1,12 @@
-"""The codecs of a table, as if they were one.
+"""Table codec: all codecs of a table, one per generation of rows, as if they were one.
 
 Every generation has partition ids of its own, so a row's partition says which codec decodes it.
 Shapes: n codes, D components, Q queries, P partitions of all generations.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,25 +18,100 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes, check_codes
-from rqmoe_store.codecs.score_units import score_units
+from rqmoe_store.codecs.frame import score_units
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store import databases
-from rqmoe_store.store.generations import (
-    Generation,
-    generations_in,
-    generations_of,
-    mark_of,
-    require_match,
-)
-from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
+from rqmoe_store.store import databases, registry
+from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One codec of a table and the partition ids it owns."""
+
+    mark: GenerationMetadata
+    first_partition: int
+    load: Callable[[], Codec] = dataclasses.field(repr=False, compare=False)
+    """Gets the codec; asked once, when it is first needed."""
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """The codec. The database may have lost that of a generation which no row is of any more.
+
+        Raises:
+            ArtifactError: it is not in the database, is damaged, or is not what the marks describe.
+        """
+        return self.load()
+
+    @property
+    def partitions(self) -> slice:
+        """Its places in arrays over all partitions."""
+        return slice(self.first_partition, self.first_partition + self.mark.num_partitions)
+
+
+def generations_of(marks: TableMetadata, codecs: list[Codec]) -> list[Generation]:
+    """The generations of `marks`, oldest first, with codecs that are at hand.
+
+    Raises:
+        ArtifactError: a codec is not what the marks describe.
+    """
+    generations = []
+    for mark, first, codec in zip(marks.generations, marks.first_partitions[:-1], codecs, strict=True):
+        require_match(codec, mark, marks)
+        generations.append(Generation(mark, first, functools.partial(_itself, codec)))
+    return generations
+
+
+def generations_in(db: DBConnection, marks: TableMetadata) -> list[Generation]:
+    """The generations of `marks`, oldest first, whose codecs the registry of `db` has."""
+    return [
+        Generation(mark, first, functools.partial(_loaded, db, mark, marks))
+        for mark, first in zip(marks.generations, marks.first_partitions[:-1], strict=True)
+    ]
+
+
+def generation_metadata(codec: Codec) -> GenerationMetadata:
+    """How the marks of a table name a codec."""
+    return GenerationMetadata(codec.fingerprint, codec.num_partitions)
+
+
+def require_match(codec: Codec, mark: GenerationMetadata, marks: TableMetadata) -> None:
+    """Raise ArtifactError unless `codec` is what the marks of a table say of one of its generations."""
+    expected = {
+        "dim": marks.dim,
+        "metric": marks.config.metric,
+        "code_bytes": marks.config.code_bytes,
+        "num_partitions": mark.num_partitions,
+    }
+    found = {
+        "dim": codec.dim,
+        "metric": codec.config.metric,
+        "code_bytes": codec.config.code_bytes,
+        "num_partitions": codec.num_partitions,
+    }
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ArtifactError(
+                f"The table was written with a codec of {name} {value!r}; got {mark.fingerprint[:12]!r} "
+                f"of {name} {found[name]!r}. Use the codec it was made with, or restore an earlier version."
+            )
+
+
+def _itself(codec: Codec) -> Codec:
+    return codec
+
+
+def _loaded(db: DBConnection, mark: GenerationMetadata, marks: TableMetadata) -> Codec:
+    codec = registry.load(db, mark.fingerprint)
+    require_match(codec, mark, marks)
+    return codec
 
 
 class TableCodec:
     """Encodes with the newest codec of a table, and decodes what any of them encoded."""
 
-    def __init__(self, marks: TableMarks, generations: Sequence[Generation]) -> None:
+    def __init__(self, marks: TableMetadata, generations: Sequence[Generation]) -> None:
         """Wrap all generations of `marks`; use `of` or `load` instead of calling this."""
         self.marks = marks
         self.num_partitions: int = marks.first_partitions[-1]
@@ -44,23 +120,23 @@ class TableCodec:
         """Oldest first."""
 
     @classmethod
-    def of(cls, marks: TableMarks, codecs: list[Codec]) -> "TableCodec":
+    def of(cls, marks: TableMetadata, codecs: list[Codec]) -> "TableCodec":
         """The codecs of all generations of `marks`, oldest first, which are at hand.
 
         Raises:
-            ArtefactError: they are not what the marks describe.
+            ArtifactError: they are not what the marks describe.
         """
         return cls(marks, generations_of(marks, codecs))
 
     @classmethod
-    def load(cls, db: DBConnection, marks: TableMarks, known: "TableCodec | None" = None) -> "TableCodec":
+    def load(cls, db: DBConnection, marks: TableMetadata, known: "TableCodec | None" = None) -> "TableCodec":
         """The codecs that `marks` name, from the registry of `db`, but for those that `known` has.
 
         The newest one is loaded now, older ones when a row needs them: they may have been removed from the
         registry since no row does.
 
         Raises:
-            ArtefactError: the newest is not in the database, is damaged, or is not what the marks describe.
+            ArtifactError: the newest is not in the database, is damaged, or is not what the marks describe.
         """
         if known is not None and known.marks == marks:
             return known
@@ -194,19 +270,19 @@ class TableCodec:
 
 def codecs_of(table: LanceTable, known: TableCodec) -> TableCodec:
     """The codecs of the version that `table` is at, given those of some version. Raises as `load`."""
-    marks = TableMarks.read(table.schema, table.name)
+    marks = TableMetadata.read(table.schema, table.name)
     return known if known.marks == marks else TableCodec.load(databases.database_of(table), marks, known)
 
 
-def marks_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMarks:
+def metadata_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMetadata:
     """The marks of a table whose `vector_column` is kept as codes of one codec, and raw as said."""
-    return TableMarks(
+    return TableMetadata(
         vector_column=vector_column,
         dim=codec.dim,
         keep_vectors=keep_vectors,
         # Left open as they may have been: a codec trained later will be for other rows.
         config=dataclasses.replace(codec.config, num_partitions=None, hidden_dim=None, expert_dim=None),
-        generations=(mark_of(codec),),
+        generations=(generation_metadata(codec),),
     )
 
 

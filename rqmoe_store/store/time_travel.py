@@ -5,19 +5,19 @@ from typing import Any, cast
 from lancedb.table import LanceTable
 
 from rqmoe_store.arguments import is_text
-from rqmoe_store.codecs.forks import use_storage
+from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.refusals import NamesRefusals
+from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.lance import on_newest, to_newest
+from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.open_table import OpenTable
-from rqmoe_store.store.retries import on_newest, to_newest
 from rqmoe_store.store.snapshot import Snapshots, snapshots_of
 from rqmoe_store.store.table_codec import TableCodec
 
 
-class TableTags(NamesRefusals):
+class TableTags(TranslatesErrors):
     """Names for the versions of a table, with the calls of LanceDB's."""
 
     def __init__(self, store: "TableVersions") -> None:
@@ -117,7 +117,7 @@ class TableVersions(OpenTable):
         Raises:
             InvalidInputError: no such version or tag.
             TableError: the table was no compressed one then, or of another vector column.
-            ArtefactError: a codec that its rows need is not in the database any more.
+            ArtifactError: a codec that its rows need is not in the database any more.
         """
         number = self._number(version)
         snapshots = self._snapshots_at(number)
@@ -140,7 +140,7 @@ class TableVersions(OpenTable):
 
         Raises:
             InvalidInputError: no such version or tag, or None without anything checked out.
-            TableError, ArtefactError: as `checkout`.
+            TableError, ArtifactError: as `checkout`.
             StorageError: the disk or bucket refuses the change.
         """
         if version is None and self.checked_out is None:
@@ -168,7 +168,7 @@ class TableVersions(OpenTable):
             if "no longer exists" not in str(error):
                 raise
             raise _unknown(number) from error
-        marks = TableMarks.read(table.schema, self.name)
+        marks = TableMetadata.read(table.schema, self.name)
         if marks.lasting != self._marks.lasting:
             raise TableError(
                 f"Version {number} of table {self.name!r} is one of {marks.lasting}; expected "

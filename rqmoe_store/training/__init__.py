@@ -1,1 +1,1 @@
-"""Stored embeddings to a codec: sampling, initialisation, the optimization loop."""
+"""Stored embeddings to a codec: sampling, initialization, the optimization loop."""

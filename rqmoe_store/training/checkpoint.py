@@ -1,4 +1,4 @@
-"""Training checkpoints: one safetensors file, replaced atomically; resumed bit for bit on one machine."""
+"""Training checkpoints: one safetensors file, replaced atomically; and the best weights so far."""
 
 import dataclasses
 import hashlib
@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from rqmoe_store.codecs.artefact import write_atomically
+from rqmoe_store.codecs.artifact import write_atomically
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.errors import ArtifactError
 
 CHECKPOINT_FILE = "training.safetensors"
 _STATE_KEY = "state"
@@ -54,7 +55,7 @@ def read_checkpoint(directory: str, identity: dict[str, Any]) -> Checkpoint | No
     """The checkpoint in `directory`, or None when there is none yet.
 
     Raises:
-        ArtefactError: damaged, or the checkpoint of a run with other settings or data.
+        ArtifactError: damaged, or the checkpoint of a run with other settings or data.
     """
     path = Path(directory) / CHECKPOINT_FILE
     if not path.is_file():
@@ -68,7 +69,7 @@ def read_checkpoint(directory: str, identity: dict[str, Any]) -> Checkpoint | No
         state = json.loads(metadata[_STATE_KEY])
         found, counters = state["identity"], state["counters"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ArtefactError(f"{path} is damaged ({error}). Delete it to train from the start.") from error
+        raise ArtifactError(f"{path} is damaged ({error}). Delete it to train from the start.") from error
     _require_same_run(path, found, json.loads(json.dumps(identity)))
     return Checkpoint(found, counters, tensors)
 
@@ -98,7 +99,7 @@ def _require_same_run(path: Path, found: dict[str, Any], expected: dict[str, Any
         if name not in found or name not in expected or found[name] != expected[name]
     ]
     if different:
-        raise ArtefactError(
+        raise ArtifactError(
             f"{path} belongs to another run: {'; '.join(different)}. Give the settings and data of "
             "that run to go on with it, or another checkpoint_dir to start anew."
         )
@@ -108,3 +109,35 @@ def _shown(identity: dict[str, Any], name: str) -> str:
     if name == "training vectors" and name in identity:
         return f"data with hash {identity[name][:12]}..."
     return repr(identity[name]) if name in identity else "not there"
+
+
+class BestWeights:
+    """A copy of the weights with the lowest validation error so far, and how long ago that was."""
+
+    def __init__(self, quantizer: ResidualQuantizer, mse: float) -> None:
+        self.mse, self.step = mse, 0
+        self.stale = 0
+        """Validations since without improvement."""
+        self.weights = _copied(quantizer.state_dict())
+
+    def offer(self, quantizer: ResidualQuantizer, mse: float, step: int) -> None:
+        """Keep these weights if their error is lower; an error that is NaN never is."""
+        if mse < self.mse:
+            self.mse, self.step, self.stale = mse, step, 0
+            self.weights = _copied(quantizer.state_dict())
+        else:
+            self.stale += 1
+
+    def counters(self) -> dict[str, Any]:
+        """What `restore` needs beside the weights, as JSON values."""
+        return {"best_mse": self.mse, "best_step": self.step, "stale": self.stale}
+
+    def restore(self, counters: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        """Take up what another run kept."""
+        self.mse, self.step = counters["best_mse"], counters["best_step"]
+        self.stale = counters["stale"]
+        self.weights = {name: value.to(self.weights[name].device) for name, value in weights.items()}
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}

@@ -1,38 +1,212 @@
-"""The optimization loop: steps down the loss, validation, checkpoints, and when to stop.
+"""Training loop: steps, learning rate, validation, checkpoints, and when to stop.
 
 Shape legend: n training vectors, B batch, M steps, K codewords, D dimension.
+
+Shape legend: M steps, K codewords.
 """
 
 import dataclasses
 import math
 import os
+import signal
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rqmoe_store.codecs.kinds import RQMoE
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.training.batches import Batches, derived_seed
-from rqmoe_store.training.best import BestWeights
-from rqmoe_store.training.checkpoint import Checkpoint, write_checkpoint
-from rqmoe_store.training.evaluate import quick_mse
-from rqmoe_store.training.interrupt import Interrupt, deferred_interrupt
-from rqmoe_store.training.loss import TrainingLoss
-from rqmoe_store.training.objective import batch_loss
-from rqmoe_store.training.optimizer import (
-    make_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rate,
-)
-from rqmoe_store.training.progress import Progress
-from rqmoe_store.training.revival import revive_dead
-from rqmoe_store.training.schedule import Schedule
-from rqmoe_store.training.start import Start
+from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.training.checkpoint import BestWeights, Checkpoint, write_checkpoint
+from rqmoe_store.training.initialize import Start
+from rqmoe_store.training.loss import TrainingLoss, batch_loss, quick_mse
+from rqmoe_store.training.sampler import Batches, derived_seed
 from rqmoe_store.training.workers import Workers
+
+_DEFAULT_EPOCHS = 30
+_FIRST_RATE = 0.005  # of the peak learning rate; not zero, since the first step should move
+_FINAL_RATE = 0.02  # of the peak learning rate
+
+
+class Schedule:
+    """Warm-up and cosine decay over the share of the run that is done, by epochs or by the clock."""
+
+    def __init__(
+        self, settings: TrainConfig, *, steps_per_epoch: int, started: float, reserved: float = 0.0
+    ) -> None:
+        """`started`: when the run began, as `time.monotonic` tells it; the loop begins now. `reserved`:
+        seconds of the budget that are needed after it."""
+        self.settings, self.steps_per_epoch, self.reserved = settings, steps_per_epoch, reserved
+        self.started, self.loop_started = started, time.monotonic()
+        self.rate_factor = 1.0
+
+    @property
+    def peak_rate(self) -> float:
+        """The highest learning rate, lowered where training had to go back."""
+        return self.settings.learning_rate * self.rate_factor
+
+    def share_done(self, step: int) -> float:
+        """Share of the run done after `step` steps, 0 to 1: by epochs, by the clock, or the further."""
+        shares = []
+        epochs = self.settings.epochs
+        if epochs is None and self.settings.max_minutes is None:
+            epochs = _DEFAULT_EPOCHS
+        if epochs is not None:
+            shares.append(step / self.steps_per_epoch / epochs if epochs else 1.0)
+        if self.settings.max_minutes is not None:
+            # Of the time that was left when the loop began: warm-up and decay belong to the loop.
+            deadline = self.started + 60 * self.settings.max_minutes - self.reserved
+            left = deadline - self.loop_started
+            shares.append((time.monotonic() - self.loop_started) / left if left > 0 else 1.0)
+        return max(shares)
+
+    def learning_rate(self, share: float) -> float:
+        """The rate when `share` of the run is done."""
+        warmup = self.settings.warmup_fraction
+        if share < warmup:
+            return self.peak_rate * max(share / warmup, _FIRST_RATE)
+        cosine = 0.5 * (1 + math.cos(math.pi * min((share - warmup) / (1 - warmup), 1.0)))
+        return self.peak_rate * (_FINAL_RATE + (1 - _FINAL_RATE) * cosine)
+
+    def counters(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON values."""
+        now = time.monotonic()
+        return {
+            "elapsed_seconds": now - self.started,
+            "loop_seconds": now - self.loop_started,
+            "rate_factor": self.rate_factor,
+        }
+
+    def restore(self, counters: dict[str, Any]) -> None:
+        """Go on as if the time since `counters` had not passed."""
+        now = time.monotonic()
+        self.started = now - counters["elapsed_seconds"]
+        self.loop_started = now - counters["loop_seconds"]
+        self.rate_factor = counters["rate_factor"]
+
+
+class Interrupt:
+    """Whether Ctrl-C has been pressed."""
+
+    requested = False
+
+
+@contextmanager
+def deferred_interrupt(*, enabled: bool) -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C into a flag for the loop to look at; the second one raises as usual.
+
+    Without `enabled`, or outside the main thread (where Python delivers no signals), Ctrl-C raises
+    KeyboardInterrupt at once.
+    """
+    interrupt = Interrupt()
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+
+    def request(signal_number: int, frame: FrameType | None) -> None:
+        interrupt.requested = True
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, request)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+_CODEWORD_RATE = 10.0
+
+
+def make_optimizer(quantizer: ResidualQuantizer, settings: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays the matrices of the experts only: codewords have no reason to shrink.
+
+    Codewords and expert components learn faster than the networks: each is seen by the few vectors of
+    a batch that chose it, and has a long way to go from where k-means left it.
+    """
+    experts = [] if quantizer.mixture is None else list(quantizer.mixture.parameters())
+    decayed = {id(parameter) for parameter in experts}
+    others = [parameter for parameter in quantizer.parameters() if id(parameter) not in decayed]
+    groups = [{"params": others, "weight_decay": 0.0, "rate_factor": _CODEWORD_RATE}]
+    if experts:
+        groups.append({"params": experts, "weight_decay": settings.weight_decay, "rate_factor": 1.0})
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Make `rate` the experts' learning rate, and that of codewords as many times higher as it is to be."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_factor"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`; the optimizer must hold the same parameters."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def forget_rows(optimizer: torch.optim.Optimizer, stack_MKX: Tensor, step: int, rows_X: Tensor) -> None:
+    """Set the moments of some codewords of one step to zero, as if they were new."""
+    for name in ("exp_avg", "exp_avg_sq"):
+        moment = optimizer.state.get(stack_MKX, {}).get(name)
+        if moment is not None:
+            moment[step, rows_X] = 0
+
+
+_NOISE = 1e-2  # of the codebook's spread: enough for the two halves of a split to part
+
+
+@torch.no_grad()
+def revive_dead(
+    quantizer: ResidualQuantizer,
+    optimizer: torch.optim.Optimizer,
+    usage_MK: Tensor,
+    generator: torch.Generator,
+) -> int:
+    """Move every codeword that no vector chose next to its step's most chosen ones, and forget the
+    optimizer's memory of it; returns how many were moved.
+
+    A split keeps the codeword's expert component, so the experts treat both halves alike.
+    """
+    stacks = [quantizer.codebooks_MKD]
+    if isinstance(quantizer, RQMoE):
+        stacks.append(quantizer.expert_components_MKE)
+    revived = 0
+    for step, usage_K in enumerate(usage_MK):
+        dead_X = (usage_K == 0).nonzero()[:, 0]
+        crowded_X = usage_K.topk(len(dead_X)).indices
+        # With few vectors a codeword used once has nothing to give away.
+        splittable_X = usage_K[crowded_X] > 1
+        dead_X, crowded_X = dead_X[splittable_X], crowded_X[splittable_X]
+        for stack_MKX in stacks:
+            codewords_KX = stack_MKX[step]
+            noise_XX = torch.randn(len(dead_X), codewords_KX.shape[1], generator=generator)
+            spread = codewords_KX.std() * _NOISE
+            codewords_KX[dead_X] = codewords_KX[crowded_X] + noise_XX.to(codewords_KX.device) * spread
+            forget_rows(optimizer, stack_MKX, step, dead_X)
+        revived += len(dead_X)
+    return revived
+
 
 _MIN_STEPS_BETWEEN_VALIDATIONS = 50
 _MAX_RECOVERIES = 5  # then the peak learning rate has been halved to a 32nd, and is not what is wrong
@@ -63,7 +237,7 @@ class TrainingLoop:
         started: float,
         reserved: float = 0.0,
         workers: Workers,
-        progress: Progress,
+        progress: TrainingProgress,
     ) -> None:
         self.start, self.quantizer, self.settings = start, start.quantizer, settings
         self.validation_nD, self.workers, self.progress = validation_nD, workers, progress

@@ -1,22 +1,31 @@
-"""The training loss.
+"""Training loss: what a step minimizes, and the validation error.
 
 Shape legend: M steps, B batch, n training vectors, Q sample queries, D dimension.
 
     loss = mean_B sum_m log(1 + rho_m)  +  FINAL * mean_B log ||r^{M+1}||^2  +  DISTANCES * log V
 
 The first term is the paper's, with rho_m = ||r^{m+1}||^2 / ||r^m||^2. The other two are ours. The
-second favours what all steps reach together over what each prefix reaches. The third is about search:
+second favors what all steps reach together over what each prefix reaches. The third is about search:
 V is the variance over vectors, averaged over queries, of the error of a vector's distance to a query.
-An error that all vectors share puts no neighbour before another. One that differs from vector to
+An error that all vectors share puts no neighbor before another. One that differs from vector to
 vector does, and reconstructions that fall short of their vectors by different lengths have just that.
+
+Shape legend: n vectors, B batch, M steps, D dimension.
+
+Shape legend: B batch, M steps, D dimension.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rqmoe_store.config import Metric
+from rqmoe_store.codecs import encoding
+from rqmoe_store.codecs.encoding import encoding_tables
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.config import Metric, TrainingPrecision, scored_pairs
 
 _FINAL_WEIGHT = 2.0
 _DISTANCE_WEIGHT = 0.1
@@ -75,7 +84,7 @@ class TrainingLoss:
 def normalized_residual_loss(first_residual_BD: Tensor, chosen_MBD: Tensor) -> Tensor:
     """Mean over vectors of sum_m log(1 + ||r^{m+1}||^2 / ||r^m||^2), denominators without gradient.
 
-    Normalising by the residual before the step gives late steps, whose residuals are small, the same
+    Normalizing by the residual before the step gives late steps, whose residuals are small, the same
     weight as early ones (RQ-MoE, arXiv 2605.14359, training objective). Gradients reach every step's
     codeword through all later residuals.
     """
@@ -97,3 +106,79 @@ def wrong_distances(vectors_BD: Tensor, errors_BD: Tensor, queries_QD: Tensor, m
         lengths_B = (vectors_BD - errors_BD).square().sum(dim=1) - vectors_BD.square().sum(dim=1)
         wrong_BQ = wrong_BQ + lengths_B.unsqueeze(1)
     return wrong_BQ
+
+
+TRAINING_BEAM = 2
+"""Beam of the encoder in the loop: codebooks should fit the codes that a beam search finds, and a
+wider one costs more steps than it is worth."""
+
+_QUICK_ROWS = 2048
+
+
+@torch.inference_mode()
+def prefix_mse(
+    quantizer: ResidualQuantizer, normalized_nD: Tensor, *, beam: int, preselect: int | None
+) -> tuple[float, ...]:
+    """Mean squared error norm of every code prefix (1 to M steps), in normalized units."""
+    folded = quantizer.fold()
+    tables = encoding_tables(quantizer, folded)
+    rows = encoding.chunk_rows(quantizer, beam=beam, preselect=preselect)
+    total_M = torch.zeros(quantizer.num_steps, dtype=torch.float64)
+    for chunk_BD in normalized_nD.split(rows):
+        codes_BM, partitions_B = encoding.encode(quantizer, tables, chunk_BD, beam=beam, preselect=preselect)
+        chosen_MBD = quantizer.chosen_codewords(codes_BM, partitions_B, folded)
+        first_residual_BD = chunk_BD - quantizer.partition_offset(partitions_B)
+        errors_MBD = first_residual_BD - chosen_MBD.cumsum(dim=0)
+        total_M += errors_MBD.square().sum(dim=2).double().sum(dim=1).cpu()
+    return tuple((total_M / len(normalized_nD)).tolist())
+
+
+def quick_mse(quantizer: ResidualQuantizer, normalized_nD: Tensor) -> float:
+    """Validation error by the training encoder on some of the held-out vectors: picks the best weights.
+
+    The report uses all of them and the default encoder.
+    """
+    return prefix_mse(quantizer, normalized_nD[:_QUICK_ROWS], beam=TRAINING_BEAM, preselect=TRAINING_BEAM)[-1]
+
+
+def validation_mse(quantizer: ResidualQuantizer, validation_nD: Tensor) -> tuple[float, ...]:
+    """Prefix errors with the quantizer's default encoder, in the units of the input."""
+    config = quantizer.config
+    normalized_nD = quantizer.normalize(validation_nD)
+    errors = prefix_mse(
+        quantizer, normalized_nD, beam=config.beam, preselect=scored_pairs(config.beam, config.preselect)
+    )
+    return tuple(error * float(quantizer.scale) ** 2 for error in errors)
+
+
+def mixed_precision(device: torch.device, precision: TrainingPrecision) -> AbstractContextManager[Any]:
+    """The context in which matrix products are taken in `precision`: autocast for bfloat16, else none."""
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16_units(device) else "float32"
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def has_bfloat16_units(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices; where it does not, torch is far slower at it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def batch_loss(
+    quantizer: ResidualQuantizer, batch_BD: Tensor, loss_of: TrainingLoss, precision: TrainingPrecision
+) -> tuple[Tensor, Tensor]:
+    """The loss of normalized vectors, differentiable, and their codes (B, M)."""
+    with mixed_precision(batch_BD.device, precision):
+        folded = quantizer.fold()
+    with torch.no_grad():
+        constant = None if folded is None else folded.detached()
+        tables = encoding_tables(quantizer, constant)
+        codes_BM, partitions_B = encoding.encode(
+            quantizer, tables, batch_BD, beam=TRAINING_BEAM, preselect=TRAINING_BEAM
+        )
+    with mixed_precision(batch_BD.device, precision):
+        chosen_MBD = quantizer.chosen_codewords(codes_BM, partitions_B, folded)
+    first_residual_BD = batch_BD - quantizer.partition_offset(partitions_B)
+    return loss_of(batch_BD, first_residual_BD, chosen_MBD.float()), codes_BM

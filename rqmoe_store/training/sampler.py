@@ -1,15 +1,30 @@
-"""A seeded, bounded-memory sample of vectors from a LanceDB column or an array.
+"""Training vectors: a seeded sample in bounded memory, without outliers, drawn in batches.
 
 Shape legend: n sampled rows, D dimension.
+
+Codebooks minimize squared errors, and float32 has 24 bits: one vector a million times as far away as the
+others decides the scale, and the others become one point. A codec is fitted to the others.
+
+Shape legend: n vectors, D dimension.
+
+Shape legend: n training vectors, B batch, D dimension.
+
+Shape legend: B vectors, D dimension.
 """
 
+import hashlib
+import math
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from torch import Tensor
 
-from rqmoe_store.codecs.forks import use_storage
+from rqmoe_store.codecs.frame import Float64Array
+from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -139,3 +154,123 @@ def _read_chunk(
         return as_vectors(flat.reshape(-1, int(lengths[0])), metric=metric, positions=rows)
     except InvalidInputError as error:
         raise InvalidInputError(f"Table {table.name!r}, column {vector_column!r}: {error}") from error
+
+
+_FAR = 1024.0
+_SHARE = 0.95
+_CHUNK = 65_536
+_CENTRE_ROWS = 4_096
+
+
+def without_outliers(
+    training_nD: Float32Array, validation_nD: Float32Array, *, warn: bool, stacklevel: int
+) -> tuple[Float32Array, Float32Array]:
+    """The vectors less those that lie `_FAR` times as far from the middle as nearly all training vectors.
+
+    Args:
+        training_nD: in random order; at least one.
+        validation_nD: where nothing is left of them, training vectors take their place.
+        warn: whether to warn of training vectors left out.
+        stacklevel: that of a warning issued where this is called.
+    """
+    center_D = np.median(training_nD[:_CENTRE_ROWS].astype(np.float64), axis=0)
+    lengths_n = _lengths(training_nD, center_D)
+    limit = _FAR * _usual(lengths_n)
+    near_n = lengths_n <= limit
+    far = len(near_n) - int(near_n.sum())
+    if far and warn:
+        warnings.warn(
+            f"{far:,} of {len(near_n):,} training vectors lie more than {_FAR:,.0f} times as far from the "
+            f"middle as {_SHARE:.0%} of them do. The codec is fitted to the others; the codes of such "
+            "vectors will tell little but their direction. Look for missing values, or ones in another unit.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+    training_nD = _kept(training_nD, near_n)
+    validation_nD = _kept(validation_nD, _lengths(validation_nD, center_D) <= limit)
+    return training_nD, validation_nD if len(validation_nD) else training_nD
+
+
+def _kept(vectors_nD: Float32Array, near_n: npt.NDArray[np.bool_]) -> Float32Array:
+    return vectors_nD if near_n.all() else vectors_nD[near_n]
+
+
+def _usual(lengths_n: Float64Array) -> float:
+    """A length that nearly all of those that are not zero do not exceed; 0 where all are."""
+    positive_n = lengths_n[lengths_n > 0]
+    return float(np.quantile(positive_n, _SHARE, method="lower")) if len(positive_n) else 0.0
+
+
+def _lengths(vectors_nD: Float32Array, center_D: Float64Array) -> Float64Array:
+    """How far the vectors lie from the center."""
+    parts = [
+        np.linalg.norm(vectors_nD[start : start + _CHUNK] - center_D, axis=1)
+        for start in range(0, len(vectors_nD), _CHUNK)
+    ]
+    return np.concatenate([np.empty(0), *parts])
+
+
+MAX_SHARE = 0.8
+"""Largest weight of the partner in a mixture."""
+
+
+def mixed(vectors_BD: Tensor, partners_BD: Tensor, mean_D: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Each vector mixed with its partner, sqrt(1 - a^2) and a times their deviations from the mean.
+
+    With squared weights that sum to one, mixtures of independent vectors have the covariance of the
+    vectors themselves; a is uniform in [0, MAX_SHARE]. Codebooks fitted to few vectors remember them:
+    against unseen vectors, mixtures lower the error where more passes over the same vectors raise it.
+    """
+    share_B1 = torch.rand(len(vectors_BD), 1, generator=generator).to(vectors_BD.device) * MAX_SHARE
+    own_B1 = (1 - share_B1.square()).sqrt()
+    return mean_D + own_B1 * (vectors_BD - mean_D) + share_B1 * (partners_BD - mean_D)
+
+
+def enlarged(vectors_BD: Tensor, rows: int, *, generator: torch.Generator) -> Tensor:
+    """The vectors and as many mixtures of random pairs of them as make `rows` together."""
+    missing = rows - len(vectors_BD)
+    if missing <= 0:
+        return vectors_BD
+    pairs_2X = torch.randint(len(vectors_BD), (2, missing), generator=generator).to(vectors_BD.device)
+    mixtures_XD = mixed(
+        vectors_BD[pairs_2X[0]], vectors_BD[pairs_2X[1]], vectors_BD.mean(dim=0), generator=generator
+    )
+    return torch.cat([vectors_BD, mixtures_XD])
+
+
+class Batches:
+    """Batches of normalized vectors, every vector once an epoch.
+
+    Seed and step alone decide a batch, so a resumed run and each of several processes draw the same.
+    """
+
+    def __init__(self, vectors_nD: Tensor, *, size: int, seed: int, mixing: bool) -> None:
+        self.vectors_nD, self.size, self.seed, self.mixing = vectors_nD, size, seed, mixing
+        self.per_epoch = math.ceil(len(vectors_nD) / size)
+        self._order: tuple[int, Tensor] | None = None  # an epoch, and the order of the vectors in it
+
+    def at(self, step: int) -> Tensor:
+        """The batch (B, D) of a step; with `mixing`, of mixtures with random partners."""
+        epoch, position = divmod(step, self.per_epoch)
+        order_n = self._order_of(epoch)
+        rows_B = order_n[position * self.size : (position + 1) * self.size].to(self.vectors_nD.device)
+        batch_BD = self.vectors_nD[rows_B]
+        if not self.mixing:
+            return batch_BD
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, f"mixtures of step {step}"))
+        partners_B = torch.randint(len(self.vectors_nD), (len(rows_B),), generator=generator)
+        partners_BD = self.vectors_nD[partners_B.to(rows_B.device)]
+        # Normalized vectors have mean zero.
+        return mixed(batch_BD, partners_BD, torch.zeros_like(batch_BD[0]), generator=generator)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order of epoch {epoch}"))
+            self._order = epoch, torch.randperm(len(self.vectors_nD), generator=generator)
+        return self._order[1]
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """A seed of its own for every purpose, the same in every process."""
+    digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8]) % 2**63

@@ -12,27 +12,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rqmoe_store.codecs.artefact import Artefact
+from rqmoe_store.codecs.additive import CALIBRATION_ROWS, fit_tables
+from rqmoe_store.codecs.artifact import Artifact, TrainingReport
 from rqmoe_store.codecs.base import Codec, require_storable
-from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, fit_tables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor
-from rqmoe_store.codecs.encoder import encode_vectors
-from rqmoe_store.codecs.encoding_tables import encoding_tables
+from rqmoe_store.codecs.encoding import encode_vectors, encoding_tables
 from rqmoe_store.codecs.frame import Frame, frame_for
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
-from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.refusals import names_refusals
+from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
-from rqmoe_store.training.evaluate import validation_mse
-from rqmoe_store.training.initialise import check_trainable, warn_if_few
+from rqmoe_store.training.initialize import check_trainable, fresh_start, resumed_start, warn_if_few
 from rqmoe_store.training.loop import TrainingLoop
-from rqmoe_store.training.outliers import without_outliers
-from rqmoe_store.training.progress import Progress
-from rqmoe_store.training.sampler import count_vectors, sample_vectors
-from rqmoe_store.training.start import fresh_start, resumed_start
+from rqmoe_store.training.loss import validation_mse
+from rqmoe_store.training.sampler import count_vectors, sample_vectors, without_outliers
 from rqmoe_store.training.workers import Workers, join_workers
 
 _CALIBRATION_PRESELECT = 4
@@ -76,7 +72,7 @@ class FinishingTime:
         return max(_LEAST_CALIBRATION_ROWS, min(CALIBRATION_ROWS, fitting))
 
 
-@names_refusals
+@translates_errors
 def train(
     data: Any,
     vector_column: str = "vector",
@@ -106,11 +102,11 @@ def train(
         InvalidInputError: unusable vectors (NaN, infinite, zero under cosine, all the same), fewer
             vectors than codewords, settings that do not fit the vectors, a device that is not there,
             or a learning rate at which training fails again and again.
-        ArtefactError: a checkpoint that is damaged or belongs to another run.
+        ArtifactError: a checkpoint that is damaged or belongs to another run.
         KeyboardInterrupt: Ctrl-C without a `checkpoint_dir`.
 
     Warns:
-        UserWarning: fewer training vectors than codebooks need to generalise, a few that lie so far from
+        UserWarning: fewer training vectors than codebooks need to generalize, a few that lie so far from
             all others that the codec cannot fit both, or training that became NaN and went back to better
             weights.
     """
@@ -118,7 +114,7 @@ def train(
     config, settings = config or CodecConfig(), training or TrainConfig()
     workers = join_workers(settings.device)
     device = workers.device
-    with Progress(visible=settings.progress and workers.is_main) as progress:
+    with TrainingProgress(visible=settings.progress and workers.is_main) as progress:
         progress.stage("sampling vectors")
         sample_nD = sample_vectors(
             data,
@@ -179,7 +175,7 @@ def _fit(
     settings: TrainConfig,
     started: float,
     workers: Workers,
-    progress: Progress,
+    progress: TrainingProgress,
 ) -> tuple[ResidualQuantizer, tuple[float, ...], float, FinishingTime]:
     """The trained quantizer, the prefix errors of plain RQ, the epochs made, and the time to finish it."""
     identity = run_identity(training_nD, config, settings)
@@ -239,13 +235,13 @@ def _finish(
     quantizer.round_weights()
     calibration = _calibration_codes(quantizer, training_nD[:calibration_rows])
     used = [len(np.unique(calibration.codes[:, step])) for step in range(quantizer.num_steps)]
-    centred_nD = validation_nD - validation_nD.mean(dim=0)
+    centered_nD = validation_nD - validation_nD.mean(dim=0)
     tables = fit_tables(quantizer, calibration)
     report = TrainingReport(
         rows=len(training_nD),
         epochs=epochs,
         validation_rows=len(validation_nD),
-        variance=float(centred_nD.square().sum(dim=1).mean()) * frame.square_unit,
+        variance=float(centered_nD.square().sum(dim=1).mean()) * frame.square_unit,
         prefix_mse=tuple(error * frame.square_unit for error in validation_mse(quantizer, validation_nD)),
         rq_prefix_mse=tuple(error * frame.square_unit for error in rq_prefix_mse),
         utilisation=float(np.mean(used)) / quantizer.codebook_size,
@@ -262,8 +258,8 @@ def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Code
 
 def _on_all(workers: Workers, codec: Codec | None) -> Codec:
     """The main process's codec in every process: measured once, and equal to the last bit."""
-    artefact = Artefact("", b"") if codec is None else codec.to_artefact()
-    description, weights = workers.share(artefact.config_json), workers.share_bytes(artefact.weights)
+    artifact = Artifact("", b"") if codec is None else codec.to_artifact()
+    description, weights = workers.share(artifact.config_json), workers.share_bytes(artifact.weights)
     if codec is not None:
         return codec
-    return Codec.from_artefact(Artefact(description, weights), device=str(workers.device))
+    return Codec.from_artifact(Artifact(description, weights), device=str(workers.device))

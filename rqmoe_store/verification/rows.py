@@ -1,24 +1,181 @@
-"""All rows of a table, read a fragment and a batch at a time and checked.
+"""Verifying rows, keys and codecs: every row read and checked.
 
 Shapes: N rows of a batch, C of them with a code, V with a vector, D components, M code bytes.
+
+Shapes: N rows of a batch.
 """
 
+import collections
+import dataclasses
+import datetime
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from lancedb.db import DBConnection
+from pandas.util import hash_array
 
+from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.errors import ArtifactError, TableError
+from rqmoe_store.store import registry
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.metadata import TableMarks
+from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.registry import GRACE, places_in_use, unused_codecs
+from rqmoe_store.store.statistics import readable
+from rqmoe_store.store.table_codec import generations_in
 from rqmoe_store.store.vector_arrays import rows_per_batch
-from rqmoe_store.verification.codecs import VerifiedCodec
-from rqmoe_store.verification.duplicates import Duplicates
-from rqmoe_store.verification.findings import Findings
-from rqmoe_store.verification.keys import KeyCheck
-from rqmoe_store.verification.report import RowCounts
+from rqmoe_store.verification.report import Findings, RowCounts
+
+_CHUNK = 2**20
+
+
+class Duplicates:
+    """Finds the repeated ones of up to a number of 64-bit values, which are kept in a file."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        """Begin with none.
+
+        Args:
+            path: of a file to make.
+            most: values that are taken; further ones are not looked at.
+        """
+        self._values = np.memmap(path, dtype=np.uint64, mode="w+", shape=(max(1, most),))
+        self._count = 0
+
+    def add(self, values_N: npt.NDArray[np.uint64]) -> None:
+        """Add some."""
+        values_N = values_N[: len(self._values) - self._count]
+        self._values[self._count : self._count + len(values_N)] = values_N
+        self._count += len(values_N)
+
+    def repeated(self) -> npt.NDArray[np.uint64]:
+        """Every value that was added more than once, in ascending order."""
+        values = self._values[: self._count]
+        values.sort()
+        found = [np.empty(0, dtype=np.uint64)]
+        for start in range(0, self._count, _CHUNK):
+            part = values[start : start + _CHUNK + 1]
+            found.append(part[1:][part[1:] == part[:-1]])
+        return np.unique(np.concatenate(found))
+
+
+_LOOKED_AT = 1000
+_SHOWN = 3
+
+
+class KeyCheck:
+    """Looks for values that several rows have: first by hashes of 64 bits, then of those that may repeat."""
+
+    def __init__(self, name: str, path: Path, most: int, findings: Findings) -> None:
+        """Begin with no rows.
+
+        Args:
+            name: the column that is the key.
+            path: of a file to make.
+            most: rows that are looked at.
+            findings: takes values that are repeated.
+        """
+        self.name = name
+        """The column that is the key."""
+        self._hashes, self._findings = Duplicates(path, most), findings
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take note of N rows that have the key."""
+        self._hashes.add(_hashes(_values(batch[self.name])))
+
+    def find_repeated(self, dataset: lance.LanceDataset) -> None:
+        """Note values that are there more than once, from a second look at the rows that may have them."""
+        suspects = self._hashes.repeated()
+        some, counts = suspects[:_LOOKED_AT], collections.Counter[Any]()
+        if len(some) == 0:
+            return
+        for batch in dataset.scanner(columns=[self.name]).to_batches():
+            values = _values(batch[self.name])
+            counts.update(values[np.isin(_hashes(values), some)].tolist())
+        repeated = [(value, count) for value, count in counts.most_common() if count > 1]
+        if repeated:
+            shown = ", ".join(f"{value!r} ({count} rows)" for value, count in repeated[:_SHOWN])
+            more = " and others" if len(repeated) > _SHOWN else ""
+            number = len(repeated) + len(suspects) - len(some)
+            self._findings.problems.append(
+                f"{number:,} values of the key {self.name!r} are there more than once: {shown}{more}"
+            )
+
+
+def _values(column: pa.Array) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = column.drop_null().to_numpy(zero_copy_only=False)
+    return values
+
+
+def _hashes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    hashes: npt.NDArray[np.uint64] = hash_array(values, categorize=False)
+    return hashes
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifiedCodec:
+    """A codec that rows of the table need."""
+
+    first_partition: int
+    num_partitions: int
+    codec: Codec | None
+    """None where it is missing or damaged."""
+
+
+def verify_codecs(
+    db: DBConnection, dataset: lance.LanceDataset, marks: TableMetadata, findings: Findings
+) -> list[VerifiedCodec]:
+    """Load every codec that rows need, as searches do: fingerprint, numbers, shapes and fit are checked."""
+    places = list(range(len(marks.generations)))
+    with findings.during("cannot tell which codecs rows need"):
+        places = places_in_use(dataset, marks)
+    generations, verified = generations_in(db, marks), []
+    for place in places:
+        generation = generations[place]
+        codec = None
+        with findings.during(f"codec {place + 1} of {len(generations)}"):
+            codec = generation.codec
+            _find_damaged_copies(db, codec, findings)
+        verified.append(VerifiedCodec(generation.first_partition, generation.mark.num_partitions, codec))
+    return verified
+
+
+def _find_damaged_copies(db: DBConnection, codec: Codec, findings: Findings) -> None:
+    table = registry.opened(db)
+    copies = [] if table is None else registry.stored(table, registry.is_codec(codec.fingerprint))
+    damaged = len(copies) - copies.count(codec.to_artifact())
+    if damaged:
+        findings.advice.append(
+            f"{damaged} of {len(copies)} copies of codec {codec.fingerprint[:12]} in the database are "
+            "damaged; another one is used"
+        )
+
+
+def find_unused_codecs(db: DBConnection, findings: Findings) -> None:
+    """Note the codecs in the registry of `db` that no version of any table needs."""
+    try:
+        table = registry.opened(db)
+        if table is None:
+            return
+        saved = registry.saved_at(table)
+        unused = unused_codecs(db, saved, datetime.datetime.now(datetime.UTC) - GRACE)
+        sizes = [
+            len(each.weights) for name in unused for each in registry.stored(table, registry.is_codec(name))
+        ]
+    except (ArtifactError, TableError) as error:
+        findings.advice.append(f"cannot tell which codecs the database keeps for nothing: {error}")
+        return
+    if unused:
+        findings.advice.append(
+            f"{len(unused)} codecs in the database ({readable(sum(sizes))}) are needed by no table; "
+            "optimize() removes them"
+        )
+
 
 _SAMPLED = 64
 """Rows of every batch that are decoded."""
@@ -34,7 +191,7 @@ Mask = npt.NDArray[np.bool_]
 class RowChecks:
     """What a row must be, given the marks and codecs of its table."""
 
-    def __init__(self, marks: TableMarks, codecs: Sequence[VerifiedCodec], findings: Findings) -> None:
+    def __init__(self, marks: TableMetadata, codecs: Sequence[VerifiedCodec], findings: Findings) -> None:
         self.columns = CodeColumns(marks.vector_column)
         """Names of the columns that are checked, beside the vector column."""
         self._marks, self._codecs, self._findings = marks, codecs, findings

@@ -1,29 +1,114 @@
-"""Reading a whole table to tell whether it is intact: every mark, codec, row and file of it."""
+"""Verification: a whole table read to tell whether it is intact."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from typing import cast
 
+import lance
+from lance.file import LanceFileReader
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
-from rqmoe_store.store import databases, drift, ingested
-from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.progress import progress_bar
+from rqmoe_store.store import databases, health, ingest_log
+from rqmoe_store.store.columns import CodeColumns, KeptVectors
 from rqmoe_store.store.embeddings import TableEmbedding
-from rqmoe_store.store.generations import generations_in
-from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.keys import key_of
-from rqmoe_store.store.metadata import TableMarks
-from rqmoe_store.store.progress import progress_bar
-from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.tuning import TunedSearch
-from rqmoe_store.verification.codecs import VerifiedCodec, find_unused_codecs, verify_codecs
-from rqmoe_store.verification.duplicates import Duplicates
-from rqmoe_store.verification.files import verify_files, verify_indexes
-from rqmoe_store.verification.findings import Findings
-from rqmoe_store.verification.keys import KeyCheck
-from rqmoe_store.verification.report import OrphanedFile, RowCounts, VerifyReport
-from rqmoe_store.verification.rows import RowChecks, read_rows
+from rqmoe_store.store.metadata import TableMetadata, TunedSearch
+from rqmoe_store.store.table_codec import TableCodec, generations_in
+from rqmoe_store.verification.report import Findings, OrphanedFile, RowCounts, VerifyReport
+from rqmoe_store.verification.rows import (
+    Duplicates,
+    KeyCheck,
+    RowChecks,
+    VerifiedCodec,
+    find_unused_codecs,
+    read_rows,
+    verify_codecs,
+)
+
+_UNTRACKED = ("_refs/", "latest_version_hint.json")
+"""Parts of the names of files that no version has and that are needed all the same."""
+
+_INDEX_ROWS = 1024
+
+
+@dataclasses.dataclass
+class _Tracked:
+    """A file that versions have."""
+
+    kind: str
+    by_this_version: bool = False
+
+
+def verify_files(dataset: lance.LanceDataset, branch: str | None, findings: Findings) -> list[OrphanedFile]:
+    """Compare what all versions say they consist of with what there is.
+
+    Args:
+        dataset: a version of a table.
+        branch: that it is of; None for the main one.
+        findings: takes what is missing.
+
+    Returns:
+        Files that no version has, largest first.
+    """
+    tracked: dict[str, _Tracked] = {}
+    for line in [None, *dataset.branches.list()]:
+        for batch in dataset.checkout_version((line, None)).tracked_files():
+            for row in batch.to_pylist():
+                file = tracked.setdefault(f"{row['base_uri']}/{row['path']}", _Tracked(row["type"]))
+                file.by_this_version |= line == branch and row["version"] == dataset.version
+    there = {
+        f"{row['base_uri']}/{row['path']}": row["size_bytes"]
+        for batch in dataset.all_files()
+        for row in batch.to_pylist()
+    }
+    _find_missing(f"{dataset.uri}/", tracked, there, findings)
+    orphans = [
+        OrphanedFile(name=name.removeprefix(f"{dataset.uri}/"), bytes=size)
+        for name, size in there.items()
+        if name not in tracked and not any(part in name for part in _UNTRACKED)
+    ]
+    return sorted(orphans, key=lambda file: (-file.bytes, file.name))
+
+
+def _find_missing(
+    folder: str, tracked: dict[str, _Tracked], there: dict[str, int], findings: Findings
+) -> None:
+    for name, file in sorted(tracked.items()):
+        # Files in other folders are listed nowhere; what made a version is not needed to read it.
+        if name in there or not name.startswith(folder) or file.kind == "transaction file":
+            continue
+        missing = f"{file.kind} {name.removeprefix(folder)} is missing"
+        if file.by_this_version:
+            findings.problems.append(f"{missing}; this version needs it")
+        else:  # also what a clean-up leaves that was interrupted between the files of a version and itself
+            findings.advice.append(
+                f"{missing}, which an older version or another branch needs: that cannot be restored"
+            )
+
+
+def verify_indexes(table: LanceTable, dataset: lance.LanceDataset, findings: Findings) -> None:
+    """Note indexes that are behind the rows, and read what they consist of."""
+    for index in table.list_indices():
+        if index.num_unindexed_rows:
+            findings.advice.append(
+                f"index {index.name!r} lacks {index.num_unindexed_rows:,} rows, which makes it slower; "
+                "optimize() adds them"
+            )
+    for batch in dataset.tracked_files(min_version=dataset.version):
+        for row in batch.to_pylist():
+            if row["type"] == "index file" and row["path"].endswith(".lance"):
+                with findings.during(f"index file {row['path']} cannot be read; make the index again"):
+                    _read(f"{row['base_uri']}/{row['path']}", dataset)
+
+
+def _read(path: str, dataset: lance.LanceDataset) -> None:
+    reader = LanceFileReader(path, storage_options=dataset.initial_storage_options)
+    for _ in reader.read_all(batch_size=_INDEX_ROWS).to_batches():
+        pass  # what counts is that it can be read
+
 
 _SHOWN = 200
 """Characters of a note that is shown."""
@@ -109,13 +194,13 @@ class _Verification:
             orphans=tuple(orphans),
         )
 
-    def _marks(self) -> TableMarks | None:
+    def _marks(self) -> TableMetadata | None:
         marks = None
         with self._findings.during("marks"):
-            marks = TableMarks.read(self._dataset.schema, self._table.name)
+            marks = TableMetadata.read(self._dataset.schema, self._table.name)
         return marks
 
-    def _read_notes(self, marks: TableMarks) -> None:
+    def _read_notes(self, marks: TableMetadata) -> None:
         """Read what else the metadata says, as those do who use it."""
         dataset, name = self._dataset, self._table.name
         with self._findings.during("embedding function"):
@@ -123,17 +208,17 @@ class _Verification:
         with self._findings.during("search setting"):
             TunedSearch.read(dataset.metadata, name)
         with self._findings.during("notes on ingested rows"):
-            ingested.require_readable(dataset, name)
+            ingest_log.require_readable(dataset, name)
         if marks.generations:
             with self._findings.during("notes on how well the codec fits"):
-                noted = drift.drift_of(dataset, TableCodec(marks, generations_in(self._db, marks)))
+                noted = health.drift_of(dataset, TableCodec(marks, generations_in(self._db, marks)))
                 self._findings.problems += [
                     f"notes on how well the codec fits: {_shortened(text)} cannot be read, and counts for "
                     "nothing; optimize() leaves it out for good"
                     for text in noted.unreadable
                 ]
 
-    def _row_checks(self, marks: TableMarks, codecs: list[VerifiedCodec]) -> RowChecks | None:
+    def _row_checks(self, marks: TableMetadata, codecs: list[VerifiedCodec]) -> RowChecks | None:
         """What rows must be; None where columns of ours are not what they should be."""
         checks, kept = None, KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
         with self._findings.during("columns"):

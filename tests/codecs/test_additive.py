@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import as_codec, same_as_rq, small_config, untrained, vectors
 
-from rqmoe_store.codecs.additive import fit_additive
-from rqmoe_store.codecs.calibration import fit_tables
+from rqmoe_store.codecs.additive import fit_additive, fit_tables
 from rqmoe_store.codecs.codes import Codes
 
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 from small_codecs import SHAPES, as_codec, curved, same_as_rq, small_config, stirred
 
-from rqmoe_store.codecs.additive import AdditiveTables, table_rows
+from rqmoe_store.codecs.additive import AdditiveTables, fit_tables, table_rows
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.calibration import fit_tables
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.training.trainer import train
 

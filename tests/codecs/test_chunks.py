@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
 
-from rqmoe_store.codecs import decoding, encoder
-from rqmoe_store.codecs.chunks import in_chunks, rows_in_budget, side_by_side_chunks
+from rqmoe_store.codecs import decoding, encoding
+from rqmoe_store.codecs.parallel import in_chunks, rows_in_budget, side_by_side_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.errors import InvalidInputError
 
@@ -64,7 +64,7 @@ def test_a_codec_goes_on_in_smaller_chunks_when_memory_runs_out(monkeypatch: pyt
     codec, rows = as_codec(stirred(small_config(num_partitions=3))), vectors(90, seed=5)
     codes = codec.encode(rows)
     decoded = codec.decode(codes)
-    real_encode, real_decode = encoder.encode, ResidualQuantizer.decode
+    real_encode, real_decode = encoding.encode, ResidualQuantizer.decode
 
     def encode_if_it_fits(quantizer, tables, vectors_BD, **settings):
         if len(vectors_BD) > 8:
@@ -76,8 +76,8 @@ def test_a_codec_goes_on_in_smaller_chunks_when_memory_runs_out(monkeypatch: pyt
             raise torch.OutOfMemoryError("out of memory")
         return real_decode(quantizer, codes_BM, partitions_B, folded)
 
-    monkeypatch.setattr(encoder, "side_by_side_chunks", in_chunks)  # as on a GPU
-    monkeypatch.setattr(encoder, "encode", encode_if_it_fits)
+    monkeypatch.setattr(encoding, "side_by_side_chunks", in_chunks)  # as on a GPU
+    monkeypatch.setattr(encoding, "encode", encode_if_it_fits)
     monkeypatch.setattr(ResidualQuantizer, "decode", decode_if_it_fits)
     again = codec.encode(rows)
     assert (again.codes == codes.codes).mean() > 0.99  # smaller products may round differently

@@ -1,4 +1,4 @@
-"""Thousands of damaged codecs: each is refused with ArtefactError, or is the codec that was saved.
+"""Thousands of damaged codecs: each is refused with ArtifactError, or is the codec that was saved.
 
 Where the hashes would notice the damage, they are computed again, so that what lies behind them is reached.
 """
@@ -22,16 +22,16 @@ from hypothesis import strategies as st
 from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
 from small_damage import HOSTILE, damaged
 
-from rqmoe_store.codecs.artefact import CONFIG_FILE, Artefact, read_artefact, require_fingerprint
+from rqmoe_store.codecs.artifact import CONFIG_FILE, Artifact, read_artifact, require_fingerprint
 from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.errors import ArtifactError
 
 CODEC = as_codec(stirred(small_config(num_partitions=3, network_dim=5)))
-ARTEFACT = CODEC.to_artefact()
-DESCRIPTION = json.loads(ARTEFACT.config_json)
-HEADER_BYTES = struct.unpack("<Q", ARTEFACT.weights[:8])[0]
-TENSORS = safetensors.torch.load(ARTEFACT.weights)
+ARTIFACT = CODEC.to_artifact()
+DESCRIPTION = json.loads(ARTIFACT.config_json)
+HEADER_BYTES = struct.unpack("<Q", ARTIFACT.weights[:8])[0]
+TENSORS = safetensors.torch.load(ARTIFACT.weights)
 VECTORS = vectors(20)
 CODES = CODEC.encode(VECTORS)
 DECODED = CODEC.decode(CODES)
@@ -41,24 +41,24 @@ MOST_MEMORY = 200 * 2**20  # bytes, of which most is what the libraries take on 
 
 @pytest.fixture(autouse=True, scope="module")
 def little_memory() -> Iterator[None]:
-    """No damage makes a reader ask for memory that the artefact does not fill."""
+    """No damage makes a reader ask for memory that the artifact does not fill."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < MOST_MEMORY
 
 
-def rehashed(weights: bytes, description: dict[str, Any] = DESCRIPTION) -> Artefact:
-    """An artefact whose hashes agree with its content."""
+def rehashed(weights: bytes, description: dict[str, Any] = DESCRIPTION) -> Artifact:
+    """An artifact whose hashes agree with its content."""
     document = {**description, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-    return Artefact(json.dumps(document, sort_keys=True), weights)
+    return Artifact(json.dumps(document, sort_keys=True), weights)
 
 
-def is_refused(artefact: Artefact) -> bool:
-    """Whether an artefact is refused; one that is not must be a codec that works."""
+def is_refused(artifact: Artifact) -> bool:
+    """Whether an artifact is refused; one that is not must be a codec that works."""
     try:
-        codec = Codec.from_artefact(artefact)
-    except ArtefactError:
+        codec = Codec.from_artifact(artifact)
+    except ArtifactError:
         return True
     codes = Codes(np.zeros((3, codec.config.code_bytes), np.uint8), np.zeros(3, np.int32))
     codec.decode(codes)
@@ -68,26 +68,26 @@ def is_refused(artefact: Artefact) -> bool:
     return False
 
 
-def require_noticed(artefact: Artefact) -> None:
+def require_noticed(artifact: Artifact) -> None:
     """Checked as wherever a codec is read: no other codec passes for the one that was saved."""
-    if artefact == ARTEFACT:
+    if artifact == ARTIFACT:
         return
-    with pytest.raises(ArtefactError):
-        require_fingerprint(artefact, CODEC.fingerprint)
-        Codec.from_artefact(artefact)
+    with pytest.raises(ArtifactError):
+        require_fingerprint(artifact, CODEC.fingerprint)
+        Codec.from_artifact(artifact)
 
 
 def test_damaged_weights_are_noticed() -> None:
     random = np.random.default_rng(0)
     for _ in range(2000):
-        require_noticed(dataclasses.replace(ARTEFACT, weights=damaged(ARTEFACT.weights, random)))
+        require_noticed(dataclasses.replace(ARTIFACT, weights=damaged(ARTIFACT.weights, random)))
 
 
 def test_damaged_descriptions_are_noticed() -> None:
     random = np.random.default_rng(1)
     for _ in range(2000):
-        text = damaged(ARTEFACT.config_json.encode(), random).decode(errors="replace")
-        require_noticed(dataclasses.replace(ARTEFACT, config_json=text))
+        text = damaged(ARTIFACT.config_json.encode(), random).decode(errors="replace")
+        require_noticed(dataclasses.replace(ARTIFACT, config_json=text))
 
 
 def test_damaged_weights_behind_good_hashes() -> None:
@@ -95,15 +95,15 @@ def test_damaged_weights_behind_good_hashes() -> None:
     random = np.random.default_rng(2)
     refused = 0
     for _ in range(600):
-        refused += is_refused(rehashed(damaged(ARTEFACT.weights, random)))
+        refused += is_refused(rehashed(damaged(ARTIFACT.weights, random)))
     assert refused > 300
-    header, data = ARTEFACT.weights[8 : 8 + HEADER_BYTES], ARTEFACT.weights[8 + HEADER_BYTES :]
+    header, data = ARTIFACT.weights[8 : 8 + HEADER_BYTES], ARTIFACT.weights[8 + HEADER_BYTES :]
     for _ in range(1000):
         changed = damaged(header, random)
         is_refused(rehashed(struct.pack("<Q", len(changed)) + changed + data))
     for _ in range(200):
         changed = damaged(data, random)[: len(data)].ljust(len(data))
-        is_refused(rehashed(ARTEFACT.weights[: 8 + HEADER_BYTES] + changed))
+        is_refused(rehashed(ARTIFACT.weights[: 8 + HEADER_BYTES] + changed))
 
 
 def test_damaged_calibration_codes_behind_good_hashes() -> None:
@@ -114,41 +114,41 @@ def test_damaged_calibration_codes_behind_good_hashes() -> None:
             changed = TENSORS[name].clone()
             place, value = random.integers(changed.numel()), int(random.integers(256))
             changed.view(-1)[place] = value
-            artefact = rehashed(safetensors.torch.save({**TENSORS, name: changed}))
+            artifact = rehashed(safetensors.torch.save({**TENSORS, name: changed}))
             if value < limit:
-                Codec.from_artefact(artefact).truncate(1)
+                Codec.from_artifact(artifact).truncate(1)
             else:
-                assert is_refused(artefact)
+                assert is_refused(artifact)
 
 
 @pytest.mark.parametrize(
     "length",
-    [0, 1, HEADER_BYTES - 1, HEADER_BYTES + 1, len(ARTEFACT.weights), 10**8, 2**31, 2**32, 2**63, 2**64 - 1],
+    [0, 1, HEADER_BYTES - 1, HEADER_BYTES + 1, len(ARTIFACT.weights), 10**8, 2**31, 2**32, 2**63, 2**64 - 1],
 )
 def test_other_header_lengths(length: int) -> None:
-    assert is_refused(rehashed(struct.pack("<Q", length) + ARTEFACT.weights[8:]))
+    assert is_refused(rehashed(struct.pack("<Q", length) + ARTIFACT.weights[8:]))
 
 
 @pytest.mark.parametrize(
     "dtype", ["F64", "F16", "I32", "U32", "BOOL", "F4", "F8_E8M0", "C64", "X", "", "bf16"]
 )
 def test_other_types_in_the_header(dtype: str) -> None:
-    header = json.loads(ARTEFACT.weights[8 : 8 + HEADER_BYTES])
+    header = json.loads(ARTIFACT.weights[8 : 8 + HEADER_BYTES])
     for name in TENSORS:
         changed = {**header, name: {**header[name], "dtype": dtype}}
         text = json.dumps(changed).encode()
         if header[name]["dtype"] != dtype:
-            artefact = rehashed(struct.pack("<Q", len(text)) + text + ARTEFACT.weights[8 + HEADER_BYTES :])
-            assert is_refused(artefact), name
+            artifact = rehashed(struct.pack("<Q", len(text)) + text + ARTIFACT.weights[8 + HEADER_BYTES :])
+            assert is_refused(artifact), name
 
 
 def test_a_tensor_that_is_there_twice() -> None:
     """Readers differ in which one they take."""
-    text = ARTEFACT.weights[8 : 8 + HEADER_BYTES].strip()
+    text = ARTIFACT.weights[8 : 8 + HEADER_BYTES].strip()
     twice = (
         text[:-1] + b',"quantizer.scale":' + json.dumps(json.loads(text)["quantizer.mean_D"]).encode() + b"}"
     )
-    twice_and_data = twice + ARTEFACT.weights[8 + HEADER_BYTES :]
+    twice_and_data = twice + ARTIFACT.weights[8 + HEADER_BYTES :]
     assert is_refused(rehashed(struct.pack("<Q", len(twice)) + twice_and_data))
 
 
@@ -206,21 +206,21 @@ def replaced(document: dict[str, Any], path: tuple[str, ...], value: object) -> 
 def test_other_values_in_the_description(path: tuple[str, ...]) -> None:
     for value in HOSTILE:
         description = replaced(DESCRIPTION, path, value)
-        is_refused(Artefact(json.dumps(description, sort_keys=True), ARTEFACT.weights))
+        is_refused(Artifact(json.dumps(description, sort_keys=True), ARTIFACT.weights))
     owner: Any = DESCRIPTION
     for key in path[:-1]:
         owner = owner[key]
     without = {key: value for key, value in owner.items() if key != path[-1]}
     description = replaced(DESCRIPTION, path[:-1], without) if path[1:] else without
     optional = path[0] == "config" and len(path) > 1  # a setting that is not there has its default
-    refused = is_refused(Artefact(json.dumps(description, sort_keys=True), ARTEFACT.weights))
+    refused = is_refused(Artifact(json.dumps(description, sort_keys=True), ARTIFACT.weights))
     assert refused or optional
 
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_codec_of_another_configuration_is_refused(kind: str) -> None:
     """Descriptions and tensors of all kinds, each with the other's."""
-    mine = as_codec(stirred(small_config(**SHAPES[kind]))).to_artefact()
+    mine = as_codec(stirred(small_config(**SHAPES[kind]))).to_artifact()
     for other, changes in SHAPES.items():
         config = small_config(**changes)
         document = {**json.loads(mine.config_json), "config": config.to_dict()}
@@ -232,11 +232,11 @@ def test_a_codec_of_another_configuration_is_refused(kind: str) -> None:
     "text", ["", "null", "[]", "7", '"x"', "{}", "{", "NaN", "[" * 10**5, '{"a":' * 10**5]
 )
 def test_descriptions_that_are_none(text: str, tmp_path: Path) -> None:
-    assert is_refused(Artefact(text, ARTEFACT.weights))
+    assert is_refused(Artifact(text, ARTIFACT.weights))
     CODEC.save(tmp_path)
     for content in (text, '{"codec": ' + text, f'{{"codec": {text}}}'):
         (tmp_path / CONFIG_FILE).write_text(content)
-        with pytest.raises(ArtefactError):
+        with pytest.raises(ArtifactError):
             load_codec(tmp_path)
 
 
@@ -244,7 +244,7 @@ def test_descriptions_that_are_none(text: str, tmp_path: Path) -> None:
 def test_descriptions_near_the_deepest_that_can_be_read(depth: int, tmp_path: Path) -> None:
     CODEC.save(tmp_path)
     (tmp_path / CONFIG_FILE).write_text('{"codec": ' + "[" * depth + "]" * depth + "}")
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         load_codec(tmp_path)
 
 
@@ -262,8 +262,8 @@ def test_damaged_files(folder: Path, seed: int, which: int) -> None:
     whole = path.read_bytes()
     path.write_bytes(damaged(whole, np.random.default_rng(seed)))
     try:
-        assert read_artefact(folder) == ARTEFACT or load_codec(folder).fingerprint == CODEC.fingerprint
-    except ArtefactError:
+        assert read_artifact(folder) == ARTIFACT or load_codec(folder).fingerprint == CODEC.fingerprint
+    except ArtifactError:
         pass
     finally:
         path.write_bytes(whole)
@@ -275,7 +275,7 @@ def test_other_names_of_the_weights_file(folder: Path, name: object) -> None:
     whole = (folder / CONFIG_FILE).read_text()
     try:
         (folder / CONFIG_FILE).write_text(json.dumps({**json.loads(whole), "weights_file": name}))
-        with pytest.raises(ArtefactError, match="as the file of the weights"):
+        with pytest.raises(ArtifactError, match="as the file of the weights"):
             load_codec(folder)
     finally:
         (folder / CONFIG_FILE).write_text(whole)
@@ -290,7 +290,7 @@ def test_files_of_two_codecs(tmp_path: Path) -> None:
     for path, source in ((mine[0], others[0]), (mine[1], others[1])):
         whole = path.read_bytes()
         path.write_bytes(source.read_bytes())
-        with pytest.raises(ArtefactError):
+        with pytest.raises(ArtifactError):
             load_codec(tmp_path / "mine")
         path.write_bytes(whole)
     (tmp_path / "mine" / others[1].name).write_bytes(others[1].read_bytes())  # a file too many
@@ -300,5 +300,5 @@ def test_files_of_two_codecs(tmp_path: Path) -> None:
     assert load_codec(tmp_path / "mine").fingerprint == other.fingerprint
     mine[0].unlink()
     (tmp_path / "mine" / CONFIG_FILE).mkdir()
-    with pytest.raises(ArtefactError, match="missing"):
+    with pytest.raises(ArtifactError, match="missing"):
         load_codec(tmp_path / "mine")

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqmoe_store.codecs.deformations import summed_deformations
-from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.experts import FoldedExperts, summed_deformations
 
 
 def folded_experts(

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rqmoe_store.codecs import encoder
+from rqmoe_store.codecs import encoding
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.encoding import chunk_rows
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.training.initialise import initialise, with_experts
-from rqmoe_store.training.progress import Progress
+from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.training.initialize import initialize, with_experts
 
 BATCHED = as_codec(stirred(small_config(num_partitions=3)))
 ROWS = vectors(90, seed=5)
@@ -87,7 +87,7 @@ def test_codes_do_not_depend_on_batch_size(cuts: list[int]) -> None:
 
 @pytest.mark.parametrize("cores", [1, 3])
 def test_codes_do_not_depend_on_the_number_of_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-    monkeypatch.setattr(encoder, "chunk_rows", lambda *_, **__: 16)
+    monkeypatch.setattr(encoding, "chunk_rows", lambda *_, **__: 16)
     before = torch.get_num_threads()
     torch.set_num_threads(cores)
     try:
@@ -141,7 +141,7 @@ def test_nothing_of_batch_times_codebook_times_dimension_exists(preselect: str |
     config = CodecConfig(
         code_bytes=3, codebook_size=128, num_partitions=0, num_experts=2, hidden_dim=16, network_dim=96
     ).resolve(dim=wide.shape[1], rows=400)
-    plain = initialise(torch.from_numpy(wide), config, seed=0, progress=Progress(visible=False))
+    plain = initialize(torch.from_numpy(wide), config, seed=0, progress=TrainingProgress(visible=False))
     codec = as_codec(with_experts(plain, config, seed=0))
     rows = chunk_rows(codec._quantizer, beam=2, preselect=None if preselect is None else 2)
     with LargestTensor() as largest:  # sees the tensors of this thread, which does one chunk
@@ -150,7 +150,7 @@ def test_nothing_of_batch_times_codebook_times_dimension_exists(preselect: str |
 
 
 def test_long_input_is_encoded_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(encoding, "_BLOCK_ROWS", 7)
     np.testing.assert_array_equal(BATCHED.encode(ROWS).codes, ALL_CODES.codes)
     np.testing.assert_array_equal(BATCHED.encode(torch.from_numpy(ROWS)).codes, ALL_CODES.codes)
     broken = ROWS.copy()

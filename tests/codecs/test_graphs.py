@@ -6,7 +6,7 @@ import torch
 from small_codecs import as_codec, small_config, stirred, vectors
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.graphs import LARGEST_BATCH
+from rqmoe_store.codecs.decoding import LARGEST_BATCH
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 def test_recorded_batches_decode_like_the_cpu(codec: Codec, batch: int, precision: str) -> None:
     codes = codec.encode(vectors(batch, seed=4))
     expected = codec.decode(codes, precision=precision)
-    on_gpu = Codec.from_artefact(codec.to_artefact(), device="cuda")
+    on_gpu = Codec.from_artifact(codec.to_artifact(), device="cuda")
     for part in (codes, codes[::-1], codes[:, :2]):  # a second replay must not remember the first
         again = on_gpu.decode(part, precision=precision)
         np.testing.assert_allclose(again, codec.decode(part, precision=precision), atol=2e-2)

@@ -1,4 +1,4 @@
-"""What a codec weighs, and that nothing is lost on the way to an artefact and back."""
+"""What a codec weighs, and that nothing is lost on the way to an artifact and back."""
 
 import copy
 import dataclasses
@@ -8,12 +8,12 @@ import pytest
 import torch
 from small_codecs import as_codec, small_config, stirred
 
+from rqmoe_store.codecs.additive import CALIBRATION_ROWS, complete_tables
+from rqmoe_store.codecs.artifact import CodecParts, pack
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.calibration import CALIBRATION_ROWS, complete_tables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.kinds import make_quantizer
-from rqmoe_store.codecs.packing import CodecParts, pack
 from rqmoe_store.config import CodecConfig
 
 REPORT = as_codec(stirred(small_config(code_bytes=1))).report
@@ -41,12 +41,12 @@ def parts_at_random(config: CodecConfig, dim: int) -> CodecParts:
     ("dim", "code_bytes", "num_partitions", "limit"),
     [(1536, 32, 300, 64 * 2**20), (384, 16, 0, 20 * 10**6), (384, 16, 300, 21 * 10**6)],
 )
-def test_artefacts_of_default_codecs_are_small(
+def test_artifacts_of_default_codecs_are_small(
     dim: int, code_bytes: int, num_partitions: int, limit: int
 ) -> None:
     config = CodecConfig(code_bytes=code_bytes, num_partitions=num_partitions).resolve(dim=dim, rows=499_999)
-    artefact = pack(parts_at_random(config, dim))
-    assert len(artefact.config_json.encode()) + len(artefact.weights) < limit
+    artifact = pack(parts_at_random(config, dim))
+    assert len(artifact.config_json.encode()) + len(artifact.weights) < limit
 
 
 def test_saving_a_loaded_codec_gives_the_same_bytes(codec: Codec) -> None:
@@ -54,14 +54,14 @@ def test_saving_a_loaded_codec_gives_the_same_bytes(codec: Codec) -> None:
     quantizer = copy.deepcopy(codec._quantizer)
     quantizer.round_weights()
     rounded = as_codec(quantizer)
-    smaller = len(rounded.to_artefact().weights) < len(codec.to_artefact().weights)
+    smaller = len(rounded.to_artifact().weights) < len(codec.to_artifact().weights)
     assert smaller == (codec.config.kind != "rq")  # the codebooks are rounded to begin with
     for saved in (codec, rounded):
-        loaded = Codec.from_artefact(saved.to_artefact(), device="cpu")
+        loaded = Codec.from_artifact(saved.to_artifact(), device="cpu")
         for name, value in saved._quantizer.state_dict().items():
             assert torch.equal(value, loaded._quantizer.state_dict()[name]), name
         for field in dataclasses.fields(saved._tables):
             mine, other = getattr(saved._tables, field.name), getattr(loaded._tables, field.name)
             assert torch.equal(torch.as_tensor(mine), torch.as_tensor(other)), field.name
-        loaded._artefact = None
-        assert loaded.to_artefact() == saved.to_artefact()
+        loaded._artifact = None
+        assert loaded.to_artifact() == saved.to_artifact()

@@ -11,8 +11,8 @@ from small_codecs import DIM, as_codec, same_as_rq, small_config, stirred, untra
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.training.initialise import initialise, with_experts
-from rqmoe_store.training.progress import Progress
+from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.training.initialize import initialize, with_experts
 
 
 def random_codes(codec: Codec, rows: int, seed: int = 0) -> Codes:
@@ -28,7 +28,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def test_untrained_equals_the_rq_it_was_initialised_from(expert_config: CodecConfig) -> None:
+def test_untrained_equals_the_rq_it_was_initialized_from(expert_config: CodecConfig) -> None:
     codec, plain = as_codec(untrained(expert_config)), as_codec(same_as_rq(expert_config))
     codes = random_codes(codec, 200)
     np.testing.assert_allclose(codec.decode(codes), plain.decode(codes), atol=1e-6)
@@ -131,7 +131,7 @@ def test_very_wide_vectors_load_and_decode(kind: str) -> None:
     assert config.network_dim == 384
     generator = np.random.default_rng(0)
     sample = torch.from_numpy(generator.standard_normal((40, 4096)).astype(np.float32))
-    plain = initialise(sample, config, seed=0, progress=Progress(visible=False))
+    plain = initialize(sample, config, seed=0, progress=TrainingProgress(visible=False))
     codec = as_codec(with_experts(plain, config, seed=0))
     decoded = codec.decode(codec.encode(sample))
     assert decoded.shape == (40, 4096)
@@ -149,7 +149,7 @@ def test_mean_and_scale_are_inside_the_codec() -> None:
 
     def reconstruct(data: np.ndarray) -> np.ndarray:
         sample = torch.from_numpy(data)
-        plain = initialise(sample, config, seed=0, progress=Progress(visible=False))
+        plain = initialize(sample, config, seed=0, progress=TrainingProgress(visible=False))
         codec = as_codec(with_experts(plain, config, seed=0))
         return codec.decode(codec.encode(data))
 

@@ -10,7 +10,7 @@ from rqmoe_store.demo.corpus import collect
 from rqmoe_store.demo.embedding import embed_cached
 from rqmoe_store.demo.run import QUESTIONS, DemoSettings, run
 
-WORDS = ["tree", "leaf", "file", "archive", "thread", "matrix", "socket", "clock", "queue", "colour", "event"]
+WORDS = ["tree", "leaf", "file", "archive", "thread", "matrix", "socket", "clock", "queue", "color", "event"]
 
 
 def word_embedding(texts):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.evaluation.benchmark_data import VectorSource, read_all
+from rqmoe_store.evaluation.data import VectorSource, read_all
 
 ROWS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
 

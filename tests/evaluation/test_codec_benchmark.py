@@ -81,7 +81,7 @@ def test_held_out_vectors_take_no_part_in_training(report) -> None:
     again = benchmark(other, codecs=("rqmoe",), save=Path(report.settings["save"]) / "again")
     assert again.results[1].mse != report.results[1].mse
     trained = load_codec(Path(again.settings["save"]) / "rqmoe-2", device="cpu")
-    assert trained.to_artefact().weights == codec.to_artefact().weights
+    assert trained.to_artifact().weights == codec.to_artifact().weights
 
 
 def test_a_saved_codec_is_measured_as_it_was(report) -> None:
@@ -90,7 +90,7 @@ def test_a_saved_codec_is_measured_as_it_was(report) -> None:
     reference, loaded = again.results
     assert (reference.codec, loaded.codec) == ("rq", folder)
     assert loaded.training_seconds is None
-    for name in ("mse", "recall", "unseen_recall", "artefact_bytes", "epochs", "relative_to_rq"):
+    for name in ("mse", "recall", "unseen_recall", "artifact_bytes", "epochs", "relative_to_rq"):
         assert getattr(loaded, name) == getattr(report.results[3], name), name
 
 

@@ -21,7 +21,7 @@ HELD_OUT = 150
 class Shrinking:
     """A codec whose codes are the vectors, and whose reconstructions are nearer to 0."""
 
-    artefact_bytes, epochs, settings = 77, 2.5, {"factor": 1}
+    artifact_bytes, epochs, settings = 77, 2.5, {"factor": 1}
 
     def __init__(self, factor: float) -> None:
         self.factor, self.largest = factor, 0
@@ -72,7 +72,7 @@ def test_error_is_that_of_the_held_out_vectors(workbench) -> None:
     assert result.relative_to_rq == pytest.approx(wanted / 2, rel=1e-5)
     assert 0 < result.recall.ten_recall_10 < 1
     assert result.recall != result.unseen_recall
-    assert (result.codec, result.code_bytes, result.artefact_bytes) == ("shrinking", 3, 77)
+    assert (result.codec, result.code_bytes, result.artifact_bytes) == ("shrinking", 3, 77)
     assert (result.epochs, result.settings) == (2.5, {"factor": 1})
     assert result.peak_memory_bytes >= 0 and result.peak_cuda_bytes is None
 

@@ -8,7 +8,7 @@ import pytest
 from small_codecs import as_codec, small_config, stirred, vectors
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.codec_scaling import cyclic_file, measure_scaling, require_disk
+from rqmoe_store.evaluation.codec_measurement import cyclic_file, measure_scaling, require_disk
 
 ROWS = vectors(70)
 

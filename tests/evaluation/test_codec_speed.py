@@ -6,7 +6,7 @@ import torch
 from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
 from torch.utils.flop_counter import FlopCounterMode
 
-from rqmoe_store.evaluation.codec_speed import (
+from rqmoe_store.evaluation.codec_measurement import (
     decode_multiply_adds,
     mean_squared_error,
     measure_matmul_rate,

@@ -6,7 +6,7 @@ import re
 import pytest
 from small_reports import codec_result, small_report
 
-from rqmoe_store.evaluation.codec_tables import done_line, print_report
+from rqmoe_store.evaluation.tables import codec_done_line, print_report
 
 
 def printed(report, capsys) -> str:
@@ -75,6 +75,6 @@ def test_optional_parts(capsys) -> None:
 
 
 def test_a_line_when_done() -> None:
-    line = done_line(codec_result("opq", 8, 0.5, 0.4))
+    line = codec_done_line(codec_result("opq", 8, 0.5, 0.4))
     assert line == "opq, 8 bytes: MSE 0.5 (1.250 x RQ), 10-recall@10 0.400, trained in 12 s"
-    assert "trained" not in done_line(codec_result("codec/", 8, 0.5, 0.4, training_seconds=None))
+    assert "trained" not in codec_done_line(codec_result("codec/", 8, 0.5, 0.4, training_seconds=None))

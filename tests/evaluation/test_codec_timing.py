@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rqmoe_store.evaluation import codec_timing as module
-from rqmoe_store.evaluation.codec_timing import BATCHES, cyclic, time_codec, timed
+from rqmoe_store.evaluation import contenders as module
+from rqmoe_store.evaluation.contenders import BATCHES, cyclic, time_codec, timed
 
 ROWS = np.arange(30, dtype=np.float32).reshape(10, 3)
 

@@ -7,7 +7,7 @@ import pytest
 from small_codecs import DIM, as_codec, small_config, stirred
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import ArtefactError, InvalidInputError, RQMoEError
+from rqmoe_store.errors import ArtifactError, InvalidInputError, RQMoEError
 from rqmoe_store.evaluation.contenders import OwnCodec, check_names, plan
 
 CONFIG = CodecConfig(codebook_size=16, num_partitions=0)
@@ -46,7 +46,7 @@ def test_a_folder_is_loaded_and_not_trained(folder) -> None:
     codec = contender.prepare(None)
     assert isinstance(codec, OwnCodec)
     files = [path for path in Path(folder).iterdir() if path.suffix == ".safetensors"]
-    assert codec.artefact_bytes > files[0].stat().st_size
+    assert codec.artifact_bytes > files[0].stat().st_size
 
 
 def test_a_folders_codec_must_fit(folder, tmp_path) -> None:
@@ -55,7 +55,7 @@ def test_a_folders_codec_must_fit(folder, tmp_path) -> None:
     with pytest.raises(InvalidInputError, match=r"metric 'l2'; .* metric is 'cosine'"):
         planned([folder], config=CodecConfig(metric="cosine", num_partitions=0))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtefactError, match="No codec"):
+    with pytest.raises(ArtifactError, match="No codec"):
         planned([str(tmp_path / "empty")])
 
 

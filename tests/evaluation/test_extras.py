@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from rqmoe_store.errors import RQMoEError
-from rqmoe_store.evaluation.extras import require_bench
+from rqmoe_store.evaluation.machine import require_bench
 
 
 def test_installed_modules_pass() -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from small_codecs import DIM, curved
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.codec_speed import mean_squared_error
+from rqmoe_store.evaluation.codec_measurement import mean_squared_error
 from rqmoe_store.evaluation.contenders import PEERS
-from rqmoe_store.evaluation.faiss_codecs import check_trainable, rotated_dim, train_peer
+from rqmoe_store.evaluation.faiss_peers import check_trainable, rotated_dim, train_peer
 
 ROWS = curved(400)
 VARIANCE = ((ROWS - ROWS.mean(axis=0)) ** 2).sum(axis=1).mean()
@@ -30,7 +30,7 @@ def test_peers_encode_and_decode(name, capfd) -> None:
     # Alone or among others is another matrix product, which may be summed in another order.
     np.testing.assert_allclose(codec.decode(codes[7:9]), decoded[7:9], rtol=1e-5, atol=1e-5)
     assert error(codec) < 0.2 * VARIANCE
-    assert 256 * DIM * 4 < codec.artefact_bytes < 40_000  # codebooks, and no vectors
+    assert 256 * DIM * 4 < codec.artifact_bytes < 40_000  # codebooks, and no vectors
     assert codec.epochs is None
     assert capfd.readouterr().err == ""  # no warning for each codebook
 

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rqmoe_store.evaluation.ingest_source import synthetic_rows, vectors_of, write_parquet
+from rqmoe_store.evaluation.ingest_benchmark import synthetic_rows, vectors_of, write_parquet
 
 
 def test_fewer_rows_are_the_first_of_more() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rqmoe_store.evaluation.memory import MemoryOverTime, PeakMemory, resident_bytes
+from rqmoe_store.evaluation.machine import MemoryOverTime, PeakMemory, resident_bytes
 
 CPU = torch.device("cpu")
 MB = 2**20

@@ -32,7 +32,7 @@ def test_lines_are_the_figures_of_the_report() -> None:
     }
     looks = [(line.get_color(), line.get_marker()) for line in error_axes.get_lines()]
     assert len(set(looks)) == 4
-    assert [line.get_color() for line in recall_axes.get_lines()] == [colour for colour, _ in looks[:3]]
+    assert [line.get_color() for line in recall_axes.get_lines()] == [color for color, _ in looks[:3]]
     assert error_axes.get_lines()[-1].get_linestyle() == "--"
     assert [text.get_text() for text in error_axes.get_legend().get_texts()] == list(lines(error_axes))
 

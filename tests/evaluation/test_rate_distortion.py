@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.rate_distortion import gaussian_distortion, principal_variances, water_level
+from rqmoe_store.evaluation.codec_benchmark import gaussian_distortion, principal_variances, water_level
 
 VARIANCES = st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=40).map(np.array)
 BITS = st.floats(0, 400)

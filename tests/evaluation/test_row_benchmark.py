@@ -8,9 +8,15 @@ import pytest
 
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.evaluation import row_benchmark
-from rqmoe_store.evaluation.row_benchmark import benchmark_rows, operations
-from rqmoe_store.evaluation.row_results import RowResult, print_row_report
-from rqmoe_store.evaluation.row_tables import Side, make_sides, rows_of
+from rqmoe_store.evaluation.row_benchmark import (
+    RowResult,
+    Side,
+    benchmark_rows,
+    make_sides,
+    operations,
+    print_row_report,
+    rows_of,
+)
 from rqmoe_store.training.trainer import train
 
 DIM, ROWS = 8, 2_000

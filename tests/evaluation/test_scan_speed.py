@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_searches import clustered, index_result
 
-from rqmoe_store.evaluation.scan_speed import SHARES, measure_scan
+from rqmoe_store.evaluation.search_measurement import SHARES, measure_scan
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 

@@ -11,9 +11,8 @@ from rich.console import Console
 from small_searches import CONFIG, PARTITIONS, ROWS, TRAINING, clustered, small_codec
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.search_benchmark import benchmark_search
-from rqmoe_store.evaluation.search_results import SearchReport
-from rqmoe_store.evaluation.search_settings import SearchSettings
+from rqmoe_store.evaluation.search_benchmark import SearchSettings, benchmark_search
+from rqmoe_store.evaluation.search_measurement import SearchReport
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 

@@ -7,9 +7,8 @@ import pytest
 from small_searches import CONFIG, DIM, TRAINING, clustered, small_codec
 
 from rqmoe_store.codecs.base import load_codec
-from rqmoe_store.errors import ArtefactError, InvalidInputError
-from rqmoe_store.evaluation.search_codecs import load_codecs, train_codec
-from rqmoe_store.evaluation.search_settings import SearchSettings
+from rqmoe_store.errors import ArtifactError, InvalidInputError
+from rqmoe_store.evaluation.search_benchmark import SearchSettings, load_codecs, train_codec
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def test_what_is_missing_or_does_not_fit(folder, tmp_path) -> None:
     with pytest.raises(InvalidInputError, match="has 4 code bytes; expected 8"):
         load_codecs(settings_for(tmp_path, code_bytes=(8,)), DIM)
     (tmp_path / "rq-4").mkdir()
-    with pytest.raises(ArtefactError):
+    with pytest.raises(ArtifactError):
         load_codecs(settings_for(tmp_path), DIM)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from small_searches import DIM, ROWS, clustered, small_corpus
 
-from rqmoe_store.evaluation import search_faiss
-from rqmoe_store.evaluation.recall import exact_neighbours, k_recall_at_k
-from rqmoe_store.evaluation.search_faiss import build_faiss
-from rqmoe_store.evaluation.search_results import SearchSetting
+from rqmoe_store.evaluation import faiss_peers
+from rqmoe_store.evaluation.faiss_peers import build_faiss
+from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
+from rqmoe_store.evaluation.search_measurement import SearchSetting
 
 QUERIES = clustered(30, seed=1)
 
@@ -20,7 +20,7 @@ QUERIES = clustered(30, seed=1)
 def test_indexes_answer(form, metric, tmp_path, capfd) -> None:
     index = build_faiss(small_corpus(tmp_path, metric), form, 4)
     assert list(index.settings) == [SearchSetting(nprobes=1), SearchSetting(nprobes=2)]
-    truth, _ = exact_neighbours(QUERIES, clustered(), 10, metric=metric)
+    truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric=metric)
     found = [index.search(QUERIES, setting) for setting in index.settings]
     assert found[0].dtype == np.int64 and found[0].shape == (30, 10)
     few, many = (k_recall_at_k(rows, truth, 10) for rows in found)
@@ -45,10 +45,10 @@ def test_a_scan_scores_its_share_of_the_rows(tmp_path) -> None:
 
 def test_training_rows_are_limited(tmp_path, monkeypatch) -> None:
     corpus = small_corpus(tmp_path)
-    monkeypatch.setattr(search_faiss, "_TRAINING_ROWS", 300)
-    sampled = search_faiss._sample(corpus.vectors_ND)
+    monkeypatch.setattr(faiss_peers, "_TRAINING_ROWS", 300)
+    sampled = faiss_peers._sample(corpus.vectors_ND)
     assert len(np.unique(sampled, axis=0)) == 300
-    whole = search_faiss._sample(dataclasses.replace(corpus, vectors_ND=clustered(300)).vectors_ND)
+    whole = faiss_peers._sample(dataclasses.replace(corpus, vectors_ND=clustered(300)).vectors_ND)
     np.testing.assert_array_equal(whole, clustered(300))
     result = build_faiss(corpus, "rq", 2).result
     assert result.index_bytes > 3  # filled with all vectors all the same

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_searches import clustered, small_corpus
 
-from rqmoe_store.evaluation.search_index import NEIGHBOURS, default_partitions, positions_of, probe_counts
+from rqmoe_store.evaluation.search_measurement import (
+    NEIGHBOURS,
+    default_partitions,
+    positions_of,
+    probe_counts,
+)
 
 
 def test_rows_of_a_batch_go_to_their_queries() -> None:

@@ -3,9 +3,9 @@
 import pytest
 from small_searches import DIM, ROWS, clustered, small_corpus
 
-from rqmoe_store.evaluation.recall import exact_neighbours, k_recall_at_k
-from rqmoe_store.evaluation.search_lancedb import build_lancedb_pq, build_lancedb_rq
-from rqmoe_store.evaluation.search_results import SearchSetting
+from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
+from rqmoe_store.evaluation.search_measurement import SearchSetting
+from rqmoe_store.evaluation.search_systems import build_lancedb_pq, build_lancedb_rq
 
 QUERIES = clustered(30, seed=1)
 SETTINGS = [
@@ -22,7 +22,7 @@ def test_raw_vectors_and_all_partitions_find_nearly_all(form, metric, tmp_path) 
     corpus = small_corpus(tmp_path, metric)
     index = build_lancedb_pq(corpus, 4) if form == "pq" else build_lancedb_rq(corpus)
     assert list(index.settings) == SETTINGS
-    truth, _ = exact_neighbours(QUERIES, clustered(), 10, metric=metric)
+    truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric=metric)
     recalls = [k_recall_at_k(index.search(QUERIES, setting), truth, 10) for setting in SETTINGS]
     assert recalls[3] > 0.95
     assert recalls[3] >= recalls[2] and recalls[3] > recalls[1] > 0.2

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from small_searches import clustered, index_result
 
-from rqmoe_store.evaluation.search_index import SearchedIndex
-from rqmoe_store.evaluation.search_measurement import measure_latency, measure_search
-from rqmoe_store.evaluation.search_results import SearchSetting
+from rqmoe_store.evaluation.search_measurement import (
+    SearchedIndex,
+    SearchSetting,
+    measure_latency,
+    measure_search,
+)
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 

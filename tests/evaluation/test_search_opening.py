@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from small_searches import clustered, small_codec
 
-from rqmoe_store.evaluation.search_opening import measure_opening
-from rqmoe_store.evaluation.search_results import SyntheticResult
-from rqmoe_store.evaluation.search_synthetic import create_random_table
+from rqmoe_store.evaluation.search_measurement import SyntheticResult
+from rqmoe_store.evaluation.search_scaling import create_random_table, measure_opening
 
 
 @pytest.mark.parametrize(("partitions", "probes"), [(2, [1, 2]), (0, [None, None])])

@@ -5,10 +5,10 @@ import pytest
 import torch
 from small_searches import ROWS, clustered, small_codec, small_corpus
 
-from rqmoe_store.evaluation.recall import exact_neighbours
-from rqmoe_store.evaluation.search_own import build_own
-from rqmoe_store.evaluation.search_results import SearchSetting
-from rqmoe_store.search.distances import exact_distances
+from rqmoe_store.evaluation.recall import exact_neighbors
+from rqmoe_store.evaluation.search_measurement import SearchSetting
+from rqmoe_store.evaluation.search_systems import build_own
+from rqmoe_store.search.rerank import exact_distances
 
 QUERIES = clustered(30, seed=1)
 
@@ -20,7 +20,7 @@ def test_everything_shortlisted_is_exhaustive_search(metric, tmp_path) -> None:
     assert [(setting.nprobes, setting.shortlist) for setting in index.settings] == [
         (1, 10), (2, 10), (1, 600), (2, 600),
     ]  # fmt: skip
-    _, exhaustive = exact_neighbours(QUERIES, index.reconstructions, 10, metric=metric)
+    _, exhaustive = exact_neighbors(QUERIES, index.reconstructions, 10, metric=metric)
     found = index.search(QUERIES, index.settings[-1])
     # Some codes are equal, and nothing says which of them comes first: only distances can be compared.
     decoded = index.reconstructions[:]
@@ -41,8 +41,8 @@ def test_reconstructions_are_in_the_order_of_the_vectors(tmp_path) -> None:
 def test_bytes_are_those_of_the_table(tmp_path) -> None:
     result = build_own(small_corpus(tmp_path), small_codec(), shortlists=(50,), training_seconds=0).result
     assert (result.system, result.code_bytes, result.num_partitions) == ("rq", 4, 2)
-    artefact = small_codec().to_artefact()
-    codec_bytes = len(artefact.config_json) + len(artefact.weights)
+    artifact = small_codec().to_artifact()
+    codec_bytes = len(artifact.config_json) + len(artifact.weights)
     assert 4 < result.index_bytes < 40  # 600 rows do not outweigh the index on partitions
     assert result.total_bytes - result.index_bytes == pytest.approx(codec_bytes / ROWS, rel=0.01)
     assert 12 <= result.resident_bytes < 12.1  # code, row id, and where partitions start

@@ -2,7 +2,7 @@
 
 from small_searches import search_result, small_search_report
 
-from rqmoe_store.evaluation.search_plots import plot_searches, save_search_plot
+from rqmoe_store.evaluation.plots import plot_searches, save_search_plot
 
 
 def lines(figure) -> dict:
@@ -21,7 +21,7 @@ def test_lines_are_the_unbeaten_settings() -> None:
     assert [text.get_text() for text in legend.get_texts()] == list(lines(figure))
 
 
-def test_systems_differ_by_colour_and_sizes_by_marker() -> None:
+def test_systems_differ_by_color_and_sizes_by_marker() -> None:
     report = small_search_report()
     report.results.append(search_result("rqmoe", 16, 0.6, 2.0))
     drawn = {line.get_label(): line for line in plot_searches(report).axes[0].get_lines()}

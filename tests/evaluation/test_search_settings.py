@@ -7,7 +7,7 @@ import pytest
 
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.search_settings import SearchSettings
+from rqmoe_store.evaluation.search_benchmark import SearchSettings
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from small_searches import DIM, PARTITIONS, clustered, small_codec
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError
-from rqmoe_store.evaluation import search_synthetic
-from rqmoe_store.evaluation.search_synthetic import create_random_table, measure_synthetic, require_room
+from rqmoe_store.evaluation import search_scaling
+from rqmoe_store.evaluation.search_scaling import create_random_table, measure_synthetic, require_room
 from rqmoe_store.tables import open_table
 
 CODEC = small_codec()
@@ -24,7 +24,7 @@ def columns_of(store) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_a_random_table_is_a_compressed_table(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(search_synthetic, "_BATCH_ROWS", 1000)
+    monkeypatch.setattr(search_scaling, "_BATCH_ROWS", 1000)
     db = lancedb.connect(tmp_path)
     create_random_table(db, "random", CODEC, 3500, seed=1)
     store = open_table(db, "random")

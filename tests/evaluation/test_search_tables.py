@@ -4,7 +4,7 @@ import re
 
 from small_searches import small_search_report
 
-from rqmoe_store.evaluation.search_tables import done_line, print_search_report
+from rqmoe_store.evaluation.tables import print_search_report, search_done_line
 
 
 def printed(report, capsys) -> list[list[str]]:
@@ -39,9 +39,9 @@ def test_empty_tables_are_left_out(capsys) -> None:
 
 def test_a_line_when_done() -> None:
     report = small_search_report()
-    assert done_line(report) == "rqmoe, 8 bytes, 10,000,000 rows: 45.7 ms"
+    assert search_done_line(report) == "rqmoe, 8 bytes, 10,000,000 rows: 45.7 ms"
     report.synthetic.pop()
-    assert done_line(report) == "rqmoe, 8 bytes, 1,000,000 rows, nprobes 20: 12.3 ms"
+    assert search_done_line(report) == "rqmoe, 8 bytes, 1,000,000 rows, nprobes 20: 12.3 ms"
     report.synthetic.pop()
     expected = "lancedb-ivf-pq, 8 bytes: indexed in 12 s, 10-recall@10 0.700 at 3.5 ms"
-    assert done_line(report) == expected
+    assert search_done_line(report) == expected

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.exports.destination import describe, size_of, written_whole
+from rqmoe_store.exports.formats import describe, size_of, written_whole
 
 KINDS = ["nothing", "file", "exported", "empty folder"]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
+from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
 from rqmoe_store.exports import formats
 from rqmoe_store.store import registry, vector_arrays
 from rqmoe_store.tables import create_table, open_table
@@ -314,6 +314,6 @@ def test_damage_is_told_of(store, db, tmp_path, format):
     # Handles that are read as fresh as each other share their codecs; this one has none to share.
     fresh = lancedb.connect(db.uri, read_consistency_interval=datetime.timedelta(hours=1))
     if format == "codes" or not store.kept.kept:
-        with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+        with pytest.raises(ArtifactError, match="no codec with fingerprint"):
             exported(open_table(fresh, "docs"), tmp_path, format)
         assert names(tmp_path) == set()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_sources import DIM, identities, read, rows_of
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion.arrays import open_array
+from rqmoe_store.ingestion.files import open_array
 
 ROWS = 40
 

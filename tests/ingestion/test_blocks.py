@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from small_sources import rows_of
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion.blocks import BlockReader
-from rqmoe_store.ingestion.checks import RowChecker
+from rqmoe_store.ingestion.blocks import BlockReader, RowChecker
 from rqmoe_store.ingestion.pieces import Chunk, Piece
-from rqmoe_store.store.ingested import Done
+from rqmoe_store.store.ingest_log import Done
 from rqmoe_store.store.row_encoder import RowEncoder
 
 

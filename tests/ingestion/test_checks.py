@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_sources import DIM, rows_of
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.ingestion.checks import RowChecker
+from rqmoe_store.ingestion.blocks import RowChecker
 from rqmoe_store.store.creation import create_coded
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.table_codec import TableCodec

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from interruptions import Interruption
 from small_sources import rows_of
 
-from rqmoe_store.ingestion import pipeline, writer
+from rqmoe_store.ingestion import job, writer
 from rqmoe_store.ingestion.job import ingest
 from rqmoe_store.ingestion.quarantine import Quarantine
-from rqmoe_store.store.claims import Claim
 from rqmoe_store.store.creation import create_coded
+from rqmoe_store.store.ingest_log import Claim
 
 BAD = {3, 39, 40, 41, 77, 100, 149}
 COUNT = 150
@@ -75,7 +75,7 @@ def lose_at(monkeypatch, moment):
         (Quarantine, "fold"),
         (Claim, "require"),
         (Claim, "fold"),
-        (pipeline, "claim"),
+        (job, "claim"),
     ):
         wrap(holder, name)
     return lambda: steps

@@ -10,7 +10,7 @@ from lancedb.index import BTree
 from small_sources import all_rows, identities, read, rows_of
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.ingestion.lance_tables import open_dataset, open_uri
+from rqmoe_store.ingestion.sources import open_dataset, open_uri
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_sources import DIM, read, rows_of
 
-from rqmoe_store.ingestion.parts import parts_of
+from rqmoe_store.ingestion.pieces import parts_of
 from rqmoe_store.ingestion.sources import open_source
-from rqmoe_store.store.ingested import Done
+from rqmoe_store.store.ingest_log import Done
 
 ROWS = 50
 

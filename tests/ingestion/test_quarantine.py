@@ -7,7 +7,7 @@ import pytest
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.ingestion.quarantine import BadRow, Quarantine, as_json
-from rqmoe_store.store.ingested import Done
+from rqmoe_store.store.ingest_log import Done
 
 PIECES = {"key": Done("state", 7)}
 

@@ -16,11 +16,10 @@ from small_sources import rows_of
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.ingestion.part_writer import PartWriter, WrittenPart
-from rqmoe_store.ingestion.pipeline import IngestSettings
+from rqmoe_store.ingestion.job import IngestSettings
 from rqmoe_store.ingestion.prepare import prepare
-from rqmoe_store.ingestion.shared import share_pieces, share_rows
-from rqmoe_store.ingestion.streams import rows_source
+from rqmoe_store.ingestion.shared import PartWriter, WrittenPart, share_pieces, share_rows
+from rqmoe_store.ingestion.sources import rows_source
 
 BAD = {3, 39, 40, 41, 77, 100, 149}
 COUNT = 150

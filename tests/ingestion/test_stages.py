@@ -5,7 +5,7 @@ import threading
 import pytest
 from interruptions import Interruption
 
-from rqmoe_store.ingestion.stages import AbandonedError, Behind, ahead
+from rqmoe_store.ingestion.stages import AbandonedError, BackgroundWriter, prefetch
 
 
 class Counted:
@@ -26,7 +26,7 @@ class Counted:
 def test_items_come_in_order_and_only_a_few_early(depth):
     numbers, thread = Counted(50), threading.get_ident()
     found = []
-    with ahead(iter(numbers), depth) as items:
+    with prefetch(iter(numbers), depth) as items:
         for number in items:
             assert threading.get_ident() == thread
             found.append(number)
@@ -42,14 +42,14 @@ def test_an_error_ahead_is_raised_in_its_turn():
         raise ValueError("no third one")
 
     found = []
-    with pytest.raises(ValueError, match="no third"), ahead(failing(), 5) as items:
+    with pytest.raises(ValueError, match="no third"), prefetch(failing(), 5) as items:
         found.extend(items)
     assert found == [1, 2]
 
 
 def test_leaving_early_stops_what_is_ahead():
     numbers = Counted(1000)
-    with pytest.raises(KeyError), ahead(iter(numbers), 2) as items:
+    with pytest.raises(KeyError), prefetch(iter(numbers), 2) as items:
         assert next(items) == 0
         raise KeyError
     made = numbers.made
@@ -66,7 +66,7 @@ def test_what_is_behind_gets_all_items_in_another_thread():
             threads.add(threading.get_ident())
             got.append(item)
 
-    with Behind(work, 2) as behind:
+    with BackgroundWriter(work, 2) as behind:
         for number in range(50):
             behind.put(number)
     assert got == list(range(50))
@@ -83,7 +83,7 @@ def test_putting_waits_for_what_is_behind():
         for _ in items:
             sent.taken += 1
 
-    with Behind(work, 2) as behind:
+    with BackgroundWriter(work, 2) as behind:
         for number in sent:
             behind.put(number)
             if number == 1:
@@ -101,7 +101,7 @@ def test_an_error_behind_is_raised_by_putting_or_by_leaving(after):
         raise ValueError("cannot go on")
 
     sent = []
-    with pytest.raises(ValueError, match="cannot go on"), Behind(work, 1) as behind:
+    with pytest.raises(ValueError, match="cannot go on"), BackgroundWriter(work, 1) as behind:
         for number in range(1000):
             behind.put(number)
             sent.append(number)
@@ -119,7 +119,7 @@ def test_an_error_in_front_abandons_what_is_behind():
             seen.append("abandoned")
             raise
 
-    with pytest.raises(KeyError), Behind(work, 1) as behind:
+    with pytest.raises(KeyError), BackgroundWriter(work, 1) as behind:
         behind.put(1)
         behind.put(2)
         raise KeyError
@@ -138,7 +138,11 @@ def test_ctrl_c_while_putting_abandons_what_is_behind():
             seen.append("abandoned")
             raise
 
-    with Interruption() as interruption, pytest.raises(KeyboardInterrupt), Behind(work, 1) as behind:
+    with (
+        Interruption() as interruption,
+        pytest.raises(KeyboardInterrupt),
+        BackgroundWriter(work, 1) as behind,
+    ):
         for number in range(1000):
             behind.put(number)
     assert seen == ["abandoned"]

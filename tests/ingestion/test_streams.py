@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_sources import read, rows_of
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.ingestion.streams import open_stream
+from rqmoe_store.ingestion.sources import open_stream
 
 ROWS = 30
 

@@ -9,7 +9,7 @@ import pytest
 from killed.intact import vectors_of
 from killed.operation import FIRST, Operation, database, tiny_codec
 from rqmoe_store.codecs.base import load_codec
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.errors import ArtifactError
 from rqmoe_store.store import registry
 
 
@@ -65,10 +65,10 @@ class Register(Operation):
             try:
                 assert registry.load(db, codec.fingerprint).fingerprint == codec.fingerprint
                 there += 1
-            except ArtefactError:
+            except ArtifactError:
                 break
         for codec in codecs[there:]:
-            with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+            with pytest.raises(ArtifactError, match="no codec with fingerprint"):
                 registry.load(db, codec.fingerprint)
         assert there in (acknowledged, acknowledged + 1)
         return there

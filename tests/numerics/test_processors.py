@@ -20,7 +20,7 @@ pytest.importorskip("faiss")
 TESTS = Path(__file__).parents[1]
 NUMERIC = {
     "codecs": "additive base calibration chunks deformations encoding layouts parallel quantizer vectors",
-    "training": "augmentation best distributed initialise kmeans loop parts schedule trainer",
+    "training": "augmentation best distributed initialize kmeans loop parts schedule trainer",
     "search": "decoded_column diversity exhaustive fusion query refine rerank reranker scan shortlist "
     "tensor_scan tuning",
     "evaluation": "codec_benchmark codec_measurement codec_scaling codec_speed faiss_codecs rate_distortion "

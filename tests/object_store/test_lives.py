@@ -15,8 +15,7 @@ from small_tables import source_table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.ingestion.filesystems import filesystem_of
-from rqmoe_store.ingestion.job import ingest
-from rqmoe_store.ingestion.report import IngestReport
+from rqmoe_store.ingestion.job import IngestReport, ingest
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import create_table, open_table
 

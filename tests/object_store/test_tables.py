@@ -15,7 +15,7 @@ from small_buckets import CONFIG, DIM, QUERIES, ROWS, TRAINING, VECTORS, Step, a
 from small_tables import source_table
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import ArtefactError, TableError
+from rqmoe_store.errors import ArtifactError, TableError
 from rqmoe_store.search.source import source_of
 from rqmoe_store.store import registry
 from rqmoe_store.tables import compress, create_table, open_table
@@ -94,7 +94,7 @@ def codecs_in_the_database(db: DBConnection, again: DBConnection, codec: Codec) 
     registry.save(again, shorter)
     yield "saved once", registry.save(db, shorter).count_rows(f"fingerprint = '{shorter.fingerprint}'")
     yield "loaded", registry.load(again, shorter.fingerprint).fingerprint
-    with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint"):
         registry.load(again, "0" * 64)
 
 

@@ -18,7 +18,7 @@ from lancedb.rerankers import RRFReranker
 
 from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.errors import InvalidInputError, RQMoEError
-from rqmoe_store.search import builder
+from rqmoe_store.search import query as builder
 from rqmoe_store.search.async_query import (
     AsyncCompressedQuery,
     AsyncHybridQuery,

@@ -6,11 +6,10 @@ from lancedb.query import MatchQuery
 from word_embedding import NAME, embed
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError
-from rqmoe_store.search.dispatch import as_vector, is_content, query_kind
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.source import source_of
-from rqmoe_store.search.text import TextQuery
+from rqmoe_store.search.text import TextQuery, as_vector, is_content, query_kind
 
 
 def test_text_is_embedded_where_there_is_a_function(text_world) -> None:

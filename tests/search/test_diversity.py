@@ -9,8 +9,8 @@ from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import rerank as reranking
-from rqmoe_store.search.distances import exact_distances
-from rqmoe_store.search.diversity import DiverseRows
+from rqmoe_store.search.ranking import DiverseRows
+from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.tables import compress
 
 METRICS = ["l2", "cosine", "dot"]

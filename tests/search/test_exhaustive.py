@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rqmoe_store.search import exhaustive
-from rqmoe_store.search.exhaustive import nearest_of_all
+from rqmoe_store.search import rerank
+from rqmoe_store.search.rerank import nearest_of_all
 from rqmoe_store.search.segments import CodeBatch, concatenated
 
 
@@ -26,7 +26,7 @@ def distances(world, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("components", [1, 16 * 7, 2**22])
 def test_it_finds_what_plain_numpy_finds(worlds, metric, components, monkeypatch) -> None:
     world = worlds(metric, 4)
-    monkeypatch.setattr(exhaustive, "_CHUNK_COMPONENTS", components)
+    monkeypatch.setattr(rerank, "_CHUNK_COMPONENTS", components)
     rows, queries = all_rows(world), np.random.default_rng(5).normal(size=(6, 16)).astype(np.float32)
     own_Q, seen = rows.row_ids_N[[3, 3, 4, 90, 100, 450]], []
     wanted = distances(world, queries, world.codec.decode(rows.codes))

@@ -1,6 +1,6 @@
 """Filters made of parts."""
 
-from rqmoe_store.search.filters import combined, partition_filter
+from rqmoe_store.search.resident import combined, partition_filter
 from rqmoe_store.store.sql import quoted
 
 

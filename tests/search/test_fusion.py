@@ -9,7 +9,7 @@ from lancedb.query import LanceHybridQueryBuilder
 from lancedb.rerankers import LinearCombinationReranker, MRRReranker, Reranker, RRFReranker
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.fusion import check_normalization, fuse, values_of
+from rqmoe_store.search.hybrid import check_normalization, fuse, values_of
 
 RERANKERS = [RRFReranker, LinearCombinationReranker, MRRReranker]
 FLOATS = st.floats(-1000, 1000, width=16)  # coarse, so that scaling keeps different ones apart

@@ -20,10 +20,10 @@ import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import execution, scan, tensor_scan
 from rqmoe_store.search.async_query import as_async
+from rqmoe_store.search.ranking import first_open, in_stages
 from rqmoe_store.search.shards import Shard
-from rqmoe_store.search.stages import first_open, in_stages
-from rqmoe_store.store.table_place import TablePlace
-from rqmoe_store.store.tuning import TunedSearch
+from rqmoe_store.store.databases import TablePlace
+from rqmoe_store.store.metadata import TunedSearch
 
 DIM, METRICS = 16, ("l2", "cosine", "dot")
 SOURCES = ("memory", "disk", "tried", "tensors", "shards")
@@ -33,8 +33,8 @@ SIZES = (1, 7, 10, 33, 100, 1000)
 def clustered(count: int, seed: int) -> np.ndarray:
     """Vectors of which many are as good as equal, and some equal."""
     random = np.random.default_rng(seed)
-    centres = np.random.default_rng(1).normal(size=(12, DIM))
-    vectors = centres[random.integers(12, size=count)] + random.normal(scale=0.4, size=(count, DIM))
+    centers = np.random.default_rng(1).normal(size=(12, DIM))
+    vectors = centers[random.integers(12, size=count)] + random.normal(scale=0.4, size=(count, DIM))
     vectors[count // 2 : count // 2 + count // 8] = vectors[: count // 8]
     return vectors.astype(np.float32)
 

@@ -12,8 +12,8 @@ from small_tables import source_table, tiny_codec
 
 from rqmoe_store.config import KEEP_VECTORS
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search import refine as refining
-from rqmoe_store.search.refine import candidates, refine
+from rqmoe_store.search import ranking as refining
+from rqmoe_store.search.ranking import candidates, refine
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress

@@ -5,10 +5,9 @@ import pytest
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import Metric
-from rqmoe_store.search import distances
+from rqmoe_store.search import rerank as distances
 from rqmoe_store.search import rerank as module
-from rqmoe_store.search.distances import exact_distances
-from rqmoe_store.search.rerank import Hits, rerank, within
+from rqmoe_store.search.rerank import Hits, exact_distances, rerank, within
 from rqmoe_store.search.segments import CodeBatch
 from rqmoe_store.search.shortlist import Candidates
 

@@ -10,7 +10,7 @@ from word_embedding import NAME, embed
 
 import rqmoe_store
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.distances import exact_distances
+from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.reranker import DecodedReranker
 from rqmoe_store.tables import compress, create_table
 

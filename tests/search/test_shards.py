@@ -15,7 +15,7 @@ from small_tables import source_table, tiny_codec
 import rqmoe_store as rqs
 from rqmoe_store.errors import TableError
 from rqmoe_store.search.shards import Shard
-from rqmoe_store.store.table_place import TablePlace
+from rqmoe_store.store.databases import TablePlace
 
 ROWS, DIM = 300, 16
 METRICS = ("l2", "cosine", "dot")

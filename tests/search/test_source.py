@@ -15,11 +15,11 @@ import pytest
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search import builder
+from rqmoe_store.search import query
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search import source as sources
 from rqmoe_store.search.source import bytes_allowed, source_of
-from rqmoe_store.store.tuning import TunedSearch
+from rqmoe_store.store.metadata import TunedSearch
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
 
@@ -167,7 +167,7 @@ def test_a_table_that_was_made_again(store, tmp_path, cache, added) -> None:
 
 
 def test_versions_that_were_cleaned_up_under_a_query(store, monkeypatch) -> None:
-    taken, calls = builder.take, []
+    taken, calls = query.take, []
 
     def take_late(*arguments: object) -> pa.Table:
         if not calls:
@@ -176,7 +176,7 @@ def test_versions_that_were_cleaned_up_under_a_query(store, monkeypatch) -> None
         calls.append(1)
         return taken(*arguments)
 
-    monkeypatch.setattr(builder, "take", take_late)
+    monkeypatch.setattr(query, "take", take_late)
     with pytest.warns(UserWarning, match="removes every version"):
         found = store.search(VECTORS[3]).limit(300).to_arrow()
     # Whole, of the version before if its files were still open, else of the one after.

@@ -6,7 +6,7 @@ import lancedb
 import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.text_index import indexed_columns, text_columns
+from rqmoe_store.search.text import indexed_columns, text_columns
 from rqmoe_store.tables import open_table
 
 

@@ -12,11 +12,16 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search import tuning
-from rqmoe_store.search.tuning import candidates, cheapest, geometric
-from rqmoe_store.search.tuning_measures import Measures
-from rqmoe_store.search.tuning_queries import queries_from_rows
-from rqmoe_store.search.tuning_report import MeasuredSetting, TimedSetting
-from rqmoe_store.store.tuning import KEY, TunedSearch
+from rqmoe_store.search.tuning import (
+    MeasuredSetting,
+    Measures,
+    TimedSetting,
+    candidates,
+    cheapest,
+    geometric,
+    queries_from_rows,
+)
+from rqmoe_store.store.metadata import KEY, TunedSearch
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
 

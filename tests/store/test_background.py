@@ -13,7 +13,7 @@ import pytest
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, StorageError, TableError
 from rqmoe_store.store import reencoding
-from rqmoe_store.store.background import BackgroundEncoding
+from rqmoe_store.store.reencoding import BackgroundEncoding
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import create_table, open_table
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqmoe_store.store.casts import UnfitError, cast_array, cast_column
-from rqmoe_store.store.python_values import array_of
+from rqmoe_store.store.casts import UnfitError, array_of, cast_array, cast_column
 
 UTC = datetime.UTC
 MOMENT = datetime.datetime(2024, 1, 2, 3, 4, 5, 678901)

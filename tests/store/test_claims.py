@@ -6,8 +6,7 @@ import pytest
 from small_ingestions import OPTIONS, ROWS, commit, finished, fold
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.claims import claim
-from rqmoe_store.store.ingested import Done
+from rqmoe_store.store.ingest_log import Done, claim
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pytest
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.errors import ArtifactError
 from rqmoe_store.store import databases, registry
-from rqmoe_store.store.codec_needs import places_in_use, unneeded_codecs
-from rqmoe_store.store.unused_codecs import RemovedCodecs, remove_unused
+from rqmoe_store.store.registry import RemovedCodecs, places_in_use, remove_unused, unneeded_codecs
 from rqmoe_store.tables import compress, create_table, open_table
 
 DIM, ROWS = 16, 120
@@ -80,8 +79,8 @@ def test_a_replaced_codec_goes_with_the_last_version_that_needs_it(db, retrained
     removed = cleaned(retrained)
     assert names(db) == {third}
     assert removed.codecs == 2 and removed.kept_because is None
-    artefact = other.codec.to_artefact()
-    assert removed.bytes == pytest.approx(2 * (len(artefact.weights) + len(artefact.config_json)), rel=0.01)
+    artifact = other.codec.to_artifact()
+    assert removed.bytes == pytest.approx(2 * (len(artifact.weights) + len(artifact.config_json)), rel=0.01)
 
 
 def test_a_table_is_used_without_the_codecs_that_are_gone(db, retrained):
@@ -98,7 +97,7 @@ def test_a_table_is_used_without_the_codecs_that_are_gone(db, retrained):
     fresh = open_table(apart, "mine")
     fresh.add(rows_of(100, ROWS))
     assert searched(fresh) and fresh.health().older_rows == 0
-    with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint"):
         _ = fresh.codecs.generations[0].codec
     fresh.retrain(training(3), vectors="decoded", progress=False)
     assert searched(fresh) and len(fresh) == ROWS

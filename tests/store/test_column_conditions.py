@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from lancedb.index import BTree
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.column_conditions import ALWAYS, NEVER, all_of, any_of, column_condition, none_of
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.conditions import Conditions
+from rqmoe_store.store.value_conditions import ALWAYS, NEVER, all_of, any_of, column_condition, none_of
 
 CONDITIONS = Conditions(CodeColumns("vector"), kept=False)
 

@@ -16,8 +16,7 @@ from lancedb.index import BTree
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
-from rqmoe_store.store.compress import compress
-from rqmoe_store.store.spill import CodeSpill
+from rqmoe_store.store.compress import CodeSpill, compress
 from rqmoe_store.store.table import StoredTable
 
 CODE_BYTES = 4
@@ -280,8 +279,8 @@ SCHEMA = pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32(), 2))])
 
 
 def create(db, batches):
-    neighbour = db.create_table("neighbour", [{"id": 1}], exist_ok=True)
-    return databases.create_whole(db, "new", SCHEMA, ["id"], batches, neighbour=neighbour)
+    neighbor = db.create_table("neighbor", [{"id": 1}], exist_ok=True)
+    return databases.create_whole(db, "new", SCHEMA, ["id"], batches, neighbor=neighbor)
 
 
 def stream(rows, then):
@@ -296,7 +295,7 @@ def test_a_failing_stream_leaves_nothing_and_raises_its_own_error(db, docs, tabl
 
     with pytest.raises(TableError, match="no more rows"):
         create(db, stream(50_000, fail))
-    assert table_names() == {"docs", "neighbour"}
+    assert table_names() == {"docs", "neighbor"}
     table = create(db, stream(10, lambda: None))
     assert table.count_rows() == 20
 
@@ -304,7 +303,7 @@ def test_a_failing_stream_leaves_nothing_and_raises_its_own_error(db, docs, tabl
 def test_ctrl_c_while_writing_leaves_nothing(db, docs, table_names):
     with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
         create(db, stream(50_000, interruption.wait))
-    assert table_names() == {"docs", "neighbour"}
+    assert table_names() == {"docs", "neighbor"}
 
 
 def test_a_table_made_meanwhile_by_someone_else_stays(db, table_names):

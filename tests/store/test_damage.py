@@ -12,14 +12,12 @@ import pytest
 from small_damage import HOSTILE, damaged
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.errors import ArtefactError, RQMoEError, TableError
-from rqmoe_store.store import databases, drift, registry
+from rqmoe_store.errors import ArtifactError, RQMoEError, TableError
+from rqmoe_store.store import databases, health, registry
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.claims import claim
-from rqmoe_store.store.ingested import Done, folded, note_in, stored
-from rqmoe_store.store.metadata import FORMAT_VERSION, PREFIX, TableMarks
+from rqmoe_store.store.ingest_log import Done, claim, folded, note_in, stored
+from rqmoe_store.store.metadata import FORMAT_VERSION, KEY, PREFIX, TableMetadata, TunedSearch
 from rqmoe_store.store.table import StoredTable
-from rqmoe_store.store.tuning import KEY, TunedSearch
 
 TEXTS = [json.dumps(value) for value in HOSTILE] + [
     "",
@@ -50,9 +48,9 @@ def loads_right(db: lancedb.DBConnection, codec: Codec) -> bool:
     """Whether the codec is loaded; if so it must be the one that was saved."""
     try:
         loaded = registry.load(db, codec.fingerprint)
-    except ArtefactError:
+    except ArtifactError:
         return False
-    assert loaded.to_artefact() == codec.to_artefact()
+    assert loaded.to_artifact() == codec.to_artifact()
     return True
 
 
@@ -106,7 +104,7 @@ def test_damaged_files_of_the_registry(db, codec, registry_row) -> None:
 def test_a_registry_that_cannot_be_read_is_not_written_to(db, codec, plain_codec, registry_row) -> None:
     for path in Path(db.uri, f"{registry.REGISTRY_TABLE}.lance").rglob("*.manifest"):
         path.write_bytes(b"")
-    with pytest.raises(ArtefactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="cannot be read"):
         registry.save(lancedb.connect(db.uri), plain_codec)
 
 
@@ -117,7 +115,7 @@ def marks_of(store: StoredTable) -> dict[str, str]:
 
 
 def test_marks_have_a_value_for_each_of_their_fields(store) -> None:
-    assert {PREFIX + field.name for field in dataclasses.fields(TableMarks)} == set(marks_of(store))
+    assert {PREFIX + field.name for field in dataclasses.fields(TableMetadata)} == set(marks_of(store))
 
 
 def test_any_damaged_mark_is_refused_or_can_be_written_again(store) -> None:
@@ -130,14 +128,14 @@ def test_any_damaged_mark_is_refused_or_can_be_written_again(store) -> None:
             if changed is None:
                 del metadata[key]
             try:
-                marks = TableMarks.read(pa.schema([], metadata=metadata), "docs")
+                marks = TableMetadata.read(pa.schema([], metadata=metadata), "docs")
             except TableError:
                 continue
-            again = TableMarks.read(pa.schema([], metadata=marks.write({})), "docs")
+            again = TableMetadata.read(pa.schema([], metadata=marks.write({})), "docs")
             assert again == marks
             assert 0 < marks.dim < 2**31
     metadata = {**whole, PREFIX.encode() + b"\xff": b"x"}
-    assert TableMarks.read(pa.schema([], metadata=metadata), "docs") == store.codecs.marks
+    assert TableMetadata.read(pa.schema([], metadata=metadata), "docs") == store.codecs.marks
 
 
 def test_a_table_with_a_damaged_mark_is_refused_or_reads_as_before(store, db, codec, vectors) -> None:
@@ -193,15 +191,15 @@ def test_damaged_notes_on_drift_and_ingestions_are_refused_or_of_use(store) -> N
     properties = claimed.properties({"a.csv": Done("as it was", 10), "b.csv": Done("as it was", None)})
     append_rows(store.table, store.table.to_arrow().slice(0, 1).to_reader(), properties)
     claimed.fold()
-    dataset = databases.reopened(store.table).to_lance()
-    dataset.update_metadata(drift.folded(dataset, store.codecs))
+    dataset = databases.reopen(store.table).to_lance()
+    dataset.update_metadata(health.folded(dataset, store.codecs))
     whole = {key: text for key, text in dataset.metadata.items() if key.startswith(PREFIX)}
     assert len(whole) == 2
     for key, text in whole.items():
         changes = [damaged(text.encode(), random).decode(errors="replace") for random in of_seeds(40)]
         for changed in [*TEXTS[::3], *changes]:
             dataset.update_metadata({key: changed.replace("\0", "")})
-            assert set(drift.folded(dataset, store.codecs)) == {drift.KEY}
+            assert set(health.folded(dataset, store.codecs)) == {health.KEY}
             folded(dataset, "store")
         dataset.update_metadata({key: text})
     assert set(claim(store.table, "job").ingested.pieces) == {"a.csv", "b.csv"}
@@ -238,7 +236,7 @@ def test_a_damaged_note_of_a_commit(store, note) -> None:
     append_rows(store.table, rows.to_reader(), {key: note})
     folded_at = stored(store.table.to_lance(), "job", "store").folded_at
     before.fold()
-    assert stored(databases.reopened(store.table).to_lance(), "job", "store").folded_at == folded_at
+    assert stored(databases.reopen(store.table).to_lance(), "job", "store").folded_at == folded_at
     for read in (before.require, lambda: claim(store.table, "job")):
         with pytest.raises(TableError, match=r"which is damaged .* resume=False"):
             read()

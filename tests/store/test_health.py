@@ -15,10 +15,9 @@ from small_damage import HOSTILE
 
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.ingestion.job import ingest
-from rqmoe_store.store import drift, merge
+from rqmoe_store.store import health, merge
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.drift import KEY
-from rqmoe_store.store.health import LEAST_ROWS, stability_index
+from rqmoe_store.store.health import KEY, LEAST_ROWS, stability_index
 from rqmoe_store.tables import create_table, open_table
 
 DIM = 8
@@ -176,7 +175,7 @@ def test_rows_of_any_size_leave_a_table_that_works(tmp_path, size, metric):
 
 
 def test_sums_that_overflowed_in_earlier_releases_are_read_as_the_largest(store):
-    sums = drift.DriftSums(fingerprint=store.codec.fingerprint, rows=300, sampled=100, squared_error=1.0)
+    sums = health.DriftSums(fingerprint=store.codec.fingerprint, rows=300, sampled=100, squared_error=1.0)
     for error in ("1e300", "9223372036854775808.0", "Infinity", "NaN"):
         text = sums.properties[KEY].replace("1.0", error)
         append_rows(store.table, store.table.to_arrow().slice(0, 1).to_reader(), {KEY: text})
@@ -220,9 +219,9 @@ def test_a_note_that_cannot_be_written_after_a_merge_is_no_error(store, monkeypa
 
 
 def test_every_row_counts_and_a_sample_is_measured(store, monkeypatch):
-    monkeypatch.setattr(drift, "_SAMPLED_ROWS", 7)
+    monkeypatch.setattr(health, "_SAMPLED_ROWS", 7)
     store.add(rows_of(alike(LEAST_ROWS)))
-    sums = drift.read_drift(store.table, store.codecs).sums
+    sums = health.read_drift(store.table, store.codecs).sums
     assert (sums.rows, sums.sampled) == (LEAST_ROWS, 7)
 
 

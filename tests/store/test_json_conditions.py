@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.column_conditions import as_json_value, column_condition
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.conditions import Conditions
-from rqmoe_store.store.json_conditions import json_field
+from rqmoe_store.store.value_conditions import as_json_value, column_condition, json_field
 
 CONDITIONS = Conditions(CodeColumns("vector"), kept=False)
 
@@ -228,7 +227,7 @@ def test_values_of_numpy(corners: Any, value: Any) -> None:
         (np.datetime64("2024-01-02"), "2024-01-02"),
         (np.datetime64("2024-01-02T03:00:00.5", "ns"), "2024-01-02T03:00:00.500000"),
         (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
-        (enum.StrEnum("Colour", {"RED": "red"})("red"), "red"),
+        (enum.StrEnum("Color", {"RED": "red"})("red"), "red"),
         (enum.IntEnum("Level", {"TOP": 10})(10), 10),
     ],
     ids=repr,

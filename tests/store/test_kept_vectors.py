@@ -9,8 +9,8 @@ import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import compress as compressing
+from rqmoe_store.store.columns import KeptVectors
 from rqmoe_store.store.compress import compress
-from rqmoe_store.store.kept_vectors import KeptVectors
 from rqmoe_store.store.table import StoredTable
 
 DIM, CODE_BYTES = 16, 4

@@ -11,9 +11,9 @@ from word_embedding import config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.compress import compress
-from rqmoe_store.store.drift import read_drift
+from rqmoe_store.store.creation import SpooledRows
+from rqmoe_store.store.health import read_drift
 from rqmoe_store.store.merge import MergeResult
-from rqmoe_store.store.spooled_rows import SpooledRows
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.tables import create_table
 

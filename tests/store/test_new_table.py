@@ -14,7 +14,7 @@ from interruptions import Interruption
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
-from rqmoe_store.store.new_table import ApartColumn, write_table
+from rqmoe_store.store.appends import ApartColumn, write_table
 
 ROWS, DIM = 1000, 6
 SCHEMA = pa.schema(
@@ -130,9 +130,9 @@ def ids_of(field):
 
 
 def create(db, apart):
-    neighbour = db.create_table("neighbour", [{"id": 1}], exist_ok=True)
+    neighbor = db.create_table("neighbor", [{"id": 1}], exist_ok=True)
     schema, batches = SCHEMA.append(apart.field), iter(rows_of().to_batches())
-    return databases.create_whole(db, "new", schema, SCHEMA.names, batches, neighbour=neighbour, apart=apart)
+    return databases.create_whole(db, "new", schema, SCHEMA.names, batches, neighbor=neighbor, apart=apart)
 
 
 def at(row, act):
@@ -147,7 +147,7 @@ def test_a_failing_column_leaves_nothing_and_raises_its_own_error(db, table_name
 
     with pytest.raises(TableError, match="the source is gone"):
         create(db, at(row, fail))
-    assert table_names() == {"neighbour"}
+    assert table_names() == {"neighbor"}
     assert create(db, apart_column()).count_rows("vector IS NOT NULL") == 800
 
 
@@ -155,7 +155,7 @@ def test_a_failing_column_leaves_nothing_and_raises_its_own_error(db, table_name
 def test_ctrl_c_in_the_column_leaves_nothing(db, table_names, row):
     with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
         create(db, at(row, interruption.wait))
-    assert table_names() == {"neighbour"}
+    assert table_names() == {"neighbor"}
 
 
 def test_a_failing_commit_leaves_nothing(db, table_names, monkeypatch):
@@ -165,7 +165,7 @@ def test_a_failing_commit_leaves_nothing(db, table_names, monkeypatch):
     monkeypatch.setattr(lance.LanceDataset, "commit", fail)
     with pytest.raises(OSError, match="disk full"):
         create(db, apart_column())
-    assert table_names() == {"neighbour"}
+    assert table_names() == {"neighbor"}
 
 
 def test_a_rival_made_while_the_column_is_written_stays(db):

@@ -14,7 +14,7 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, StorageError
-from rqmoe_store.refusals import names_refusals
+from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import registry
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
@@ -189,7 +189,7 @@ def test_only_refusals_are_named(error: Exception, named: type[Exception]) -> No
         raise error
 
     with pytest.raises(named) as caught:
-        names_refusals(write)()
+        translates_errors(write)()
     assert type(caught.value) is (type(error) if named is not StorageError else StorageError)
     assert str(error) in str(caught.value)
     assert isinstance(caught.value, OSError) or named is not StorageError

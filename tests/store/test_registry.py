@@ -6,7 +6,7 @@ import lancedb
 import numpy as np
 import pytest
 
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.errors import ArtifactError
 from rqmoe_store.store import registry
 
 
@@ -59,16 +59,16 @@ def test_the_registry_has_the_file_format_that_lancedb_writes(db, codec):
 
 
 def test_a_missing_codec_is_named(db, codec):
-    with pytest.raises(ArtefactError, match="no codec with fingerprint 'abc'"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint 'abc'"):
         registry.load(db, "abc")
     registry.save(db, codec)
-    with pytest.raises(ArtefactError, match="no codec with fingerprint 'abc'"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint 'abc'"):
         registry.load(db, "abc")
 
 
 def test_fingerprints_are_not_sql(db, codec):
     registry.save(db, codec)
-    with pytest.raises(ArtefactError, match="no codec"):
+    with pytest.raises(ArtifactError, match="no codec"):
         registry.load(db, "x' OR 'a' = 'a")
 
 
@@ -86,11 +86,11 @@ def test_damaged_codecs_are_refused_and_can_be_saved_again(db, codec, plain_code
         row["config_json"] = config.replace('"metric": "l2"', '"metric": "dot"')
         assert row["config_json"] != config
     else:
-        other = plain_codec.to_artefact()
+        other = plain_codec.to_artifact()
         row["config_json"], row["weights"] = other.config_json, other.weights
     table.delete("true")
     table.add([row])
-    with pytest.raises(ArtefactError, match="is damaged"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         registry.load(db, codec.fingerprint)
     registry.save(db, codec)
     assert registry.load(db, codec.fingerprint).fingerprint == codec.fingerprint

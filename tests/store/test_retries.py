@@ -6,7 +6,7 @@ import lancedb
 import pytest
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.retries import on_newest
+from rqmoe_store.store.lance import on_newest
 
 
 @pytest.fixture

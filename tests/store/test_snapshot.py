@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store import freshness
+from rqmoe_store.store import lance
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
 
@@ -115,8 +115,8 @@ def test_the_rule_of_an_interval(tmp_path, monkeypatch) -> None:
     assert seen(opened(tmp_path, HOUR)) == seen(writer)  # who opens the table sees it as it is
     writer.delete("id < 20")
     then = seen(reader)
-    now = freshness.time.monotonic()
-    monkeypatch.setattr(freshness.time, "monotonic", lambda: now + 2 * 3600)
+    now = lance.time.monotonic()
+    monkeypatch.setattr(lance.time, "monotonic", lambda: now + 2 * 3600)
     assert seen(reader) == seen(writer) != then
 
 

@@ -5,26 +5,26 @@ import decimal
 import pyarrow as pa
 import pytest
 
-from rqmoe_store.store import spooled_rows
-from rqmoe_store.store.spooled_rows import spooled
+from rqmoe_store.store import creation
+from rqmoe_store.store.creation import spool
 from rqmoe_store.tables import create_table
 
 
 @pytest.mark.parametrize("spool_bytes", [1, 2**20])
 def test_rows_are_read_again_and_again(monkeypatch, spool_bytes):
-    monkeypatch.setattr(spooled_rows, "SPOOL_BYTES", spool_bytes)
+    monkeypatch.setattr(creation, "SPOOL_BYTES", spool_bytes)
     parts = [pa.table({"text": [f"row {row}"], "number": [row]}) for row in range(5)]
-    with spooled(iter(parts)) as rows:
+    with spool(iter(parts)) as rows:
         assert (rows.count, rows.schema) == (5, parts[0].schema)
         for _ in range(2):
             assert rows.reader().read_all().equals(pa.concat_tables(parts))
 
 
 def test_no_rows():
-    with spooled(iter(())) as none:
+    with spool(iter(())) as none:
         assert (none.count, none.schema) == (0, None)
     empty = pa.table({"text": pa.array([], pa.string())})
-    with spooled([empty]) as none:
+    with spool([empty]) as none:
         assert (none.count, none.schema) == (0, empty.schema)
 
 
@@ -35,9 +35,9 @@ def test_what_goes_wrong_on_the_way():
         yield part
         raise OSError("connection lost")
 
-    with pytest.raises(OSError, match="connection lost"), spooled(parts()):
+    with pytest.raises(OSError, match="connection lost"), spool(parts()):
         raise AssertionError("never reached")
-    with pytest.raises(pa.ArrowInvalid), spooled([part, part.select(["text"])]):
+    with pytest.raises(pa.ArrowInvalid), spool([part, part.select(["text"])]):
         raise AssertionError("never reached")
 
 

@@ -13,7 +13,7 @@ from small_tables import tiny_codec
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.errors import ArtefactError, TableError
+from rqmoe_store.errors import ArtifactError, TableError
 from rqmoe_store.store import registry
 from rqmoe_store.store.sql import literal, quoted
 from rqmoe_store.tables import compress, create_table, open_table
@@ -79,9 +79,9 @@ def test_columns_and_values_come_back_exactly(codec: Codec, names: list[str], va
 def test_a_fingerprint_is_never_more_than_text(
     db_with_codecs: lancedb.DBConnection, fingerprint: str
 ) -> None:
-    with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint"):
         registry.load(db_with_codecs, fingerprint)
-    with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint"):
         registry.load(db_with_codecs, f"' OR fingerprint <> {fingerprint!r}")
     assert db_with_codecs.open_table(registry.REGISTRY_TABLE).count_rows() == 1
 

@@ -21,8 +21,8 @@ def test_sizes_are_measured(store, codec):
     assert 300 * CODE_BYTES <= stats.code_disk_bytes < stats.disk_bytes
     assert stats.bytes_per_vector == stats.code_disk_bytes / 300
     assert stats.compression_ratio == pytest.approx(stats.raw_bytes / stats.code_disk_bytes)
-    artefact = codec.to_artefact()
-    assert stats.codec_bytes == len(artefact.weights) + len(artefact.config_json)
+    artifact = codec.to_artifact()
+    assert stats.codec_bytes == len(artifact.weights) + len(artifact.config_json)
     assert stats.bytes_per_vector_with_codec == pytest.approx(
         stats.bytes_per_vector + stats.codec_bytes / 300
     )

@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import TableError
-from rqmoe_store.store import drift
-from rqmoe_store.store.ingested import Done, Ingested, as_metadata, as_property, note_in, stored
-from rqmoe_store.store.metadata import GenerationMark, TableMarks
-from rqmoe_store.store.stored_values import LARGEST_COUNT, as_sum, json_object, readable_text, require_types
-from rqmoe_store.store.tuning import KEY, TunedSearch
+from rqmoe_store.store import health
+from rqmoe_store.store.ingest_log import Done, Ingested, as_metadata, as_property, note_in, stored
+from rqmoe_store.store.metadata import (
+    KEY,
+    LARGEST_COUNT,
+    GenerationMetadata,
+    TableMetadata,
+    TunedSearch,
+    as_sum,
+    json_object,
+    readable_text,
+    require_types,
+)
 
 
 class Part(NamedTuple):
@@ -103,13 +111,13 @@ class Commit:
 
 @given(parts=st.lists(st.tuples(COUNTS, COUNTS, NUMBERS), min_size=1, max_size=4))
 def test_sums_of_any_numbers_can_be_read_again(parts: list[tuple[int, int, float]]) -> None:
-    sums = drift.DriftSums(fingerprint="f")
+    sums = health.DriftSums(fingerprint="f")
     for rows, sampled, squared_error in parts:
-        part = drift.DriftSums(fingerprint="f", rows=rows, sampled=sampled, squared_error=squared_error)
+        part = health.DriftSums(fingerprint="f", rows=rows, sampled=sampled, squared_error=squared_error)
         sums = sums.plus(part)
     assert 0 <= sums.squared_error < math.inf and 0 <= sums.rows <= LARGEST_COUNT
     for text in sums.properties.values():
-        assert drift._parsed(text) == sums
+        assert health._parsed(text) == sums
 
 
 @given(text=TEXTS, run=TEXTS, round=COUNTS, at=COUNTS, pieces=PIECES)
@@ -136,12 +144,12 @@ def test_notes_of_ingestions_are_read_as_they_were_written_or_not_written(
     column=TEXTS,
     dim=COUNTS,
     keep=TEXTS,
-    marks=st.lists(st.builds(GenerationMark, TEXTS, COUNTS | st.integers(1, 2**31 - 1)), max_size=3),
+    marks=st.lists(st.builds(GenerationMetadata, TEXTS, COUNTS | st.integers(1, 2**31 - 1)), max_size=3),
 )
 def test_marks_are_read_as_they_were_written_or_not_written(
-    column: str, dim: int, keep: str, marks: list[GenerationMark]
+    column: str, dim: int, keep: str, marks: list[GenerationMetadata]
 ) -> None:
-    written = TableMarks(
+    written = TableMetadata(
         vector_column=column, dim=dim, keep_vectors=keep, config=CodecConfig(), generations=tuple(marks)
     )
     try:
@@ -149,7 +157,7 @@ def test_marks_are_read_as_they_were_written_or_not_written(
     except TableError as error:
         assert "Nothing was written" in str(error)
         return
-    assert TableMarks.read(pa.schema([], metadata=metadata), "docs") == written
+    assert TableMetadata.read(pa.schema([], metadata=metadata), "docs") == written
 
 
 @given(nprobes=COUNTS, shortlist=COUNTS, limit=COUNTS | st.integers(1), recall=NUMBERS | st.floats(0.1, 1))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError, TableNotFoundError
+from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError, TableNotFoundError
 from rqmoe_store.store import registry
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
@@ -109,7 +109,7 @@ def test_adding_nothing_changes_nothing(store, rows):
 
 def test_a_long_stream_is_spooled_to_disk_and_added_in_one_commit(docs, vectors, make_codec):
     from rqmoe_store.store.compress import compress
-    from rqmoe_store.store.spooled_rows import SPOOL_BYTES
+    from rqmoe_store.store.creation import SPOOL_BYTES
 
     store = compress(docs, make_codec(code_bytes=1), "long", progress=False)
     text = "x" * 2**20
@@ -270,10 +270,10 @@ def test_opening_what_is_not_there(db, docs):
 
 def test_a_missing_codec(store, db, codec):
     db.open_table(registry.REGISTRY_TABLE).delete("true")
-    with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint"):
         StoredTable.open(db, "store")
     db.drop_table(registry.REGISTRY_TABLE)
-    with pytest.raises(ArtefactError, match="no codec with fingerprint"):
+    with pytest.raises(ArtifactError, match="no codec with fingerprint"):
         StoredTable.open(db, "store")
     registry.save(db, codec)
     assert len(StoredTable.open(db, "store")) == 300
@@ -291,7 +291,7 @@ def generations_text(fingerprint, num_partitions=4):
 @pytest.mark.parametrize(
     ("marks", "error", "message"),
     [
-        ({"generations": generations_text("f" * 64)}, ArtefactError, "no codec with fingerprint 'f"),
+        ({"generations": generations_text("f" * 64)}, ArtifactError, "no codec with fingerprint 'f"),
         (
             {"generations": generations_text("f" * 64, 0)},
             TableError,
@@ -300,14 +300,14 @@ def generations_text(fingerprint, num_partitions=4):
         ({"generations": generations_text(3)}, TableError, "generations.*no generation"),
         ({"generations": "[{}]"}, TableError, "rqmoe_store.generations.*missing 2 required"),
         ({"generations": "["}, TableError, "rqmoe_store.generations' of table 'store' is b'\\['"),
-        ({"config": "{}"}, ArtefactError, "codec of code_bytes 16; got .* of code_bytes 4"),
+        ({"config": "{}"}, ArtifactError, "codec of code_bytes 16; got .* of code_bytes 4"),
         (
             {"config": '{"metric": "dot", "code_bytes": 4}'},
-            ArtefactError,
+            ArtifactError,
             "metric 'dot'; got .* of metric 'l2'",
         ),
         ({"config": '{"metric": "far"}'}, TableError, "rqmoe_store.config.*metric='far' is unknown"),
-        ({"dim": "17"}, ArtefactError, "codec of dim 17; got .* of dim 16"),
+        ({"dim": "17"}, ArtifactError, "codec of dim 17; got .* of dim 16"),
         ({"dim": "wide"}, TableError, "rqmoe_store.dim' of table 'store' is b'wide'"),
         ({"format_version": "3"}, TableError, "format version 3.*reads up to 2. Upgrade"),
         ({"vector_column": "emb"}, TableError, "no column 'emb_code', 'emb_partition'"),
@@ -321,16 +321,16 @@ def test_marks_that_do_not_fit(store, db, marks, error, message):
 
 def test_a_codec_of_another_fingerprint_under_this_one(store, db, codec, plain_codec):
     table = db.open_table(registry.REGISTRY_TABLE)
-    other = plain_codec.to_artefact()
+    other = plain_codec.to_artifact()
     table.delete("true")
     row = {"fingerprint": codec.fingerprint, "config_json": other.config_json, "weights": other.weights}
     table.add([{**row, "created_at": pd.Timestamp.now("UTC").to_pydatetime()}])
-    with pytest.raises(ArtefactError, match="fingerprint"):
+    with pytest.raises(ArtifactError, match="fingerprint"):
         StoredTable.open(db, "store")
 
 
 def test_a_wrong_codec_is_refused(store, plain_codec):
-    with pytest.raises(ArtefactError, match=r"codec of num_partitions 4; got .* of num_partitions 1"):
+    with pytest.raises(ArtifactError, match=r"codec of num_partitions 4; got .* of num_partitions 1"):
         TableCodec.of(store.codecs.marks, [plain_codec])
 
 

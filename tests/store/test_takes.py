@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.takes import take_rows
+from rqmoe_store.store.lance import take_rows
 
 ROWS = 60
 

@@ -5,15 +5,15 @@ import pytest
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store.compress import compress
-from rqmoe_store.store.databases import reopened
+from rqmoe_store.store.databases import reopen
+from rqmoe_store.store.metadata import KEY, TunedSearch
 from rqmoe_store.store.table import StoredTable
-from rqmoe_store.store.tuning import KEY, TunedSearch
 
 SETTING = TunedSearch(nprobes=3, shortlist=40, limit=10, target_recall=0.9)
 
 
 def kept(store) -> TunedSearch | None:
-    return TunedSearch.read(reopened(store.table).to_lance().metadata, store.name)
+    return TunedSearch.read(reopen(store.table).to_lance().metadata, store.name)
 
 
 def test_a_setting_stays_through_every_change(store, db, docs_table, vectors) -> None:
@@ -45,7 +45,7 @@ def test_a_writer_that_comes_second_starts_again(store, monkeypatch) -> None:
     def update_late(dataset: lance.LanceDataset, values: dict[str, str]) -> None:
         calls.append(dataset.version)
         if len(calls) == 1:
-            update(reopened(store.table).to_lance(), {KEY: "another"})
+            update(reopen(store.table).to_lance(), {KEY: "another"})
         update(dataset, values)
 
     monkeypatch.setattr(lance.LanceDataset, "update_metadata", update_late)
@@ -65,7 +65,7 @@ def test_a_table_that_cannot_be_written_is_an_error(store, monkeypatch) -> None:
 
 def test_a_table_made_from_a_tuned_one_is_not_tuned(store, db, codec, vectors, vector_array) -> None:
     SETTING.write(store.table)
-    tuned = reopened(store.table).to_arrow().drop_columns([*store.columns.names, "vector"])
+    tuned = reopen(store.table).to_arrow().drop_columns([*store.columns.names, "vector"])
     docs = db.create_table("again", tuned.append_column("vector", vector_array(vectors)))
     assert kept(compress(docs, codec, "new", progress=False)) is None
 

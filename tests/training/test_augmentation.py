@@ -6,13 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rqmoe_store.codecs.rq import RQ
+from rqmoe_store.codecs.kinds import RQ
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.training.augmentation import enlarged, mixed
-from rqmoe_store.training.evaluate import prefix_mse
-from rqmoe_store.training.initialise import initialise
-from rqmoe_store.training.progress import Progress
-from rqmoe_store.training.start import mixing_pays
+from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.training.initialize import initialize, mixing_pays
+from rqmoe_store.training.loss import prefix_mse
+from rqmoe_store.training.sampler import enlarged, mixed
 
 
 def test_mixtures_keep_mean_and_covariance() -> None:
@@ -44,8 +43,8 @@ def test_mixtures_help_codebooks_fitted_to_few_vectors() -> None:
     )
 
     def unseen_error(enlarge: bool) -> float:
-        quantizer: RQ = initialise(
-            data[:500], config, seed=0, progress=Progress(visible=False), enlarge=enlarge
+        quantizer: RQ = initialize(
+            data[:500], config, seed=0, progress=TrainingProgress(visible=False), enlarge=enlarge
         )
         return prefix_mse(quantizer, quantizer.normalize(data[500:]), beam=1, preselect=None)[-1]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rqmoe_store.training.batches import Batches, derived_seed
+from rqmoe_store.training.sampler import Batches, derived_seed
 
 VECTORS = torch.arange(60.0).reshape(30, 2)
 

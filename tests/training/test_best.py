@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import small_config, stirred
 
-from rqmoe_store.training.best import BestWeights
+from rqmoe_store.training.checkpoint import BestWeights
 
 QUANTIZER = stirred(small_config())
 

@@ -9,7 +9,7 @@ from small_codecs import small_config
 from small_damage import damaged
 
 from rqmoe_store.config import TrainConfig
-from rqmoe_store.errors import ArtefactError
+from rqmoe_store.errors import ArtifactError
 from rqmoe_store.training.checkpoint import Checkpoint, read_checkpoint, run_identity, write_checkpoint
 
 VECTORS = torch.ones(4, 12)
@@ -54,18 +54,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 )
 def test_the_checkpoint_of_another_run(tmp_path: Path, now: dict[str, object], message: str) -> None:
     write(tmp_path, learning_rate=3e-3)
-    with pytest.raises(ArtefactError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         read_checkpoint(str(tmp_path), identity(**{"learning_rate": 3e-3, **now}))
 
 
 def test_settings_that_came_or_went_are_named(tmp_path: Path) -> None:
     write(tmp_path)
     newer = {**identity(), "TrainConfig.charm": 1}
-    with pytest.raises(ArtefactError, match=r"TrainConfig\.charm is not there in the checkpoint and 1 now"):
+    with pytest.raises(ArtifactError, match=r"TrainConfig\.charm is not there in the checkpoint and 1 now"):
         read_checkpoint(str(tmp_path), newer)
     older = identity()
     del older["TrainConfig.seed"]
-    with pytest.raises(ArtefactError, match=r"TrainConfig\.seed is 0 in the checkpoint and not there now"):
+    with pytest.raises(ArtifactError, match=r"TrainConfig\.seed is 0 in the checkpoint and not there now"):
         read_checkpoint(str(tmp_path), older)
 
 
@@ -81,5 +81,5 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     for content in (whole[:100], b"", *(damaged(whole, random) for _ in range(1000))):
         path.write_bytes(content)
         if content != whole:
-            with pytest.raises(ArtefactError, match=r"is damaged .* Delete it"):
+            with pytest.raises(ArtifactError, match=r"is damaged .* Delete it"):
                 read_checkpoint(str(tmp_path), identity())

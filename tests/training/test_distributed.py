@@ -53,7 +53,7 @@ def of_both(folder: Path, name: str) -> Codec:
 
 def weights(codec: Codec) -> np.ndarray:
     """All that training changes, one after the other."""
-    tensors = safetensors.torch.load(codec.to_artefact().weights)
+    tensors = safetensors.torch.load(codec.to_artifact().weights)
     return np.concatenate(
         [tensors[name].double().numpy().ravel() for name in sorted(tensors) if name.startswith("quantizer.")]
     )

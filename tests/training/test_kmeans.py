@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rqmoe_store.training.kmeans import kmeans, nearest
+from rqmoe_store.training.initialize import kmeans, nearest
 
 
 @settings(max_examples=25, deadline=None)
@@ -22,11 +22,11 @@ def test_never_worse_than_its_random_start(seed: int, count: int, rows: int) -> 
 
 def test_finds_separated_clusters() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.eye(4) * 100
-    vectors_nD = centres.repeat(50, 1) + torch.randn(200, 4, generator=generator)
+    centers = torch.eye(4) * 100
+    vectors_nD = centers.repeat(50, 1) + torch.randn(200, 4, generator=generator)
     found = kmeans(vectors_nD, 4, generator=torch.Generator().manual_seed(3), iterations=25)
     # A random start may put two centroids in one cluster; splitting empty ones cannot always undo it.
-    assert torch.cdist(found, centres).min(dim=1).values.max() < 60
+    assert torch.cdist(found, centers).min(dim=1).values.max() < 60
     assert len(nearest(vectors_nD, found).unique()) == 4
 
 

@@ -10,10 +10,10 @@ from small_codecs import curved, small_config, untrained
 
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.checkpoint import read_checkpoint, write_checkpoint
+from rqmoe_store.training.initialize import Start
 from rqmoe_store.training.loop import TrainingLoop
-from rqmoe_store.training.progress import Progress
-from rqmoe_store.training.start import Start
 from rqmoe_store.training.workers import Workers
 
 
@@ -28,7 +28,7 @@ def loop_for(*, mixing: bool = False, **settings: object) -> TrainingLoop:
         TrainConfig(**{"batch_size": 100, "progress": False, "learning_rate": 3e-3, **settings}),
         started=time.monotonic(),
         workers=Workers(torch.device("cpu")),
-        progress=Progress(visible=False),
+        progress=TrainingProgress(visible=False),
     )
 
 

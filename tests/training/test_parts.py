@@ -8,11 +8,10 @@ import torch
 from small_codecs import curved, small_config, stirred
 
 from rqmoe_store.config import TRAINING_PRECISIONS, Metric, TrainingPrecision
-from rqmoe_store.training import objective
-from rqmoe_store.training import precision as precision_module
-from rqmoe_store.training.interrupt import deferred_interrupt
+from rqmoe_store.training import loss as objective
+from rqmoe_store.training import loss as precision_module
+from rqmoe_store.training.loop import deferred_interrupt, revive_dead
 from rqmoe_store.training.loss import TrainingLoss, normalized_residual_loss, wrong_distances
-from rqmoe_store.training.revival import revive_dead
 
 
 def test_loss_by_hand() -> None:

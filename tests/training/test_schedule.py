@@ -5,7 +5,7 @@ import time
 import pytest
 
 from rqmoe_store.config import TrainConfig
-from rqmoe_store.training.schedule import Schedule
+from rqmoe_store.training.loop import Schedule
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,14 @@ import safetensors.torch
 import torch
 from small_codecs import DIM, curved, vectors
 
+from rqmoe_store.codecs.artifact import TrainingReport
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
-from rqmoe_store.codecs.report import TrainingReport
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import ArtefactError, InvalidInputError, TableError
+from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
 from rqmoe_store.training import trainer
-from rqmoe_store.training.evaluate import validation_mse
 from rqmoe_store.training.loop import TrainingLoop
+from rqmoe_store.training.loss import validation_mse
 from rqmoe_store.training.trainer import train
 
 ROWS = vectors(2500)
@@ -38,7 +38,7 @@ def quick(**changes: object) -> TrainConfig:
 
 
 def weights(codec: Codec) -> bytes:
-    return codec.to_artefact().weights
+    return codec.to_artifact().weights
 
 
 def outcome(codec: Codec) -> tuple[bytes, TrainingReport]:
@@ -87,7 +87,7 @@ def test_figures_are_those_of_the_weights_that_are_stored(kind: str) -> None:
     assert codec.truncate(2).report.seconds == codec.report.seconds
     stored = safetensors.torch.load(weights(codec))
     assert stored["quantizer.codebooks_MKD"].dtype == torch.bfloat16
-    loaded = Codec.from_artefact(codec.to_artefact(), device="cpu")
+    loaded = Codec.from_artifact(codec.to_artifact(), device="cpu")
     error = np.square(rows - loaded.decode(loaded.encode(rows))).sum(axis=1).mean()
     assert codec.report.validation_mse == pytest.approx(error, rel=1e-5)
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     named: str,
 ) -> None:
     train(ROWS, config=config(), training=quick(epochs=1, checkpoint_dir=str(tmp_path)))
-    with pytest.raises(ArtefactError, match=f"belongs to another run: {named}"):
+    with pytest.raises(ArtifactError, match=f"belongs to another run: {named}"):
         train(
             data,
             config=config(**other_config),
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     train(ROWS, config=config(), training=settings)
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ArtefactError, match="is damaged"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         train(ROWS, config=config(), training=settings)
 
 

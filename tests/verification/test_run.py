@@ -14,9 +14,9 @@ from lancedb.index import FTS, BTree
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import registry
-from rqmoe_store.store.fragments import write_fragment
+from rqmoe_store.store.lance import write_fragment
 from rqmoe_store.tables import create_table
-from rqmoe_store.verification import keys
+from rqmoe_store.verification import rows as keys
 from rqmoe_store.verification.report import RowCounts, VerifyReport
 from rqmoe_store.verification.run import verify
 

@@ -59,7 +59,7 @@ class DocumentTable:
         Raises:
             TableError: a table of this name that is none of ours: not compressed, or with other columns or
                 another metric.
-            ArtefactError: its codec is missing or damaged.
+            ArtifactError: its codec is missing or damaged.
         """
         with self._lock:
             if self._store is None:
@@ -73,7 +73,7 @@ class DocumentTable:
 
         Raises:
             InvalidInputError: the table is for vectors of another dimension, or these cannot be kept.
-            TableError, ArtefactError: as `opened`.
+            TableError, ArtifactError: as `opened`.
             StorageError: the disk or bucket refuses to take it.
         """
         settings = self.settings

@@ -70,7 +70,7 @@ class RQMoEVectorStore(AwaitedMethods):
             InvalidInputError: an embedding or connection of another type, neither or both of connection and
                 uri, or settings out of range.
             TableError: there is a table of this name that holds no documents, or one of another metric.
-            ArtefactError: its codec is missing or damaged.
+            ArtifactError: its codec is missing or damaged.
         """
         if not isinstance(embedding, Embeddings):
             raise InvalidInputError(

@@ -70,8 +70,8 @@ async def test_stores_made_awaited(tmp_path):
     assert ids_of(await store.asimilarity_search("3 0", k=1)) == ["c"]
     more = await RQMoEVectorStore.afrom_texts(["7 7"], AsyncOnlyEmbedding(), ids=["e"], uri=tmp_path)
     assert more.table.count_rows() == 5
-    with pytest.raises(TypeError, match="colour"):
-        await RQMoEVectorStore.afrom_texts(["x"], AsyncOnlyEmbedding(), uri=tmp_path, colour="red")
+    with pytest.raises(TypeError, match="color"):
+        await RQMoEVectorStore.afrom_texts(["x"], AsyncOnlyEmbedding(), uri=tmp_path, color="red")
 
 
 async def test_training_awaited(tmp_path):
@@ -126,12 +126,12 @@ def test_every_asynchronous_method_of_langchain_is_our_own_or_uses_ours():
 async def test_bad_input_is_refused(awaited):
     with pytest.raises(InvalidInputError, match="Got ids"):
         await awaited.aadd_texts(["x"], ids=["a"], idss=[1])
-    with pytest.raises(InvalidInputError, match="Got colour='red' for adelete"):
-        await awaited.adelete(colour="red")
+    with pytest.raises(InvalidInputError, match="Got color='red' for adelete"):
+        await awaited.adelete(color="red")
     with pytest.raises(InvalidInputError, match="relevance scores"):
         await awaited.asimilarity_search_with_relevance_scores("x", query_type="hybrid")
-    with pytest.raises(InvalidInputError, match="Got colour='red' for a search"):
-        await awaited.asimilarity_search("x", colour="red")
+    with pytest.raises(InvalidInputError, match="Got color='red' for a search"):
+        await awaited.asimilarity_search("x", color="red")
     swapped = RQMoEVectorStore(AsyncOnlyEmbedding(dim=2), connection=awaited._documents.settings.database)
     with pytest.raises(InvalidInputError, match="vectors of 2 numbers"):
         await swapped.asimilarity_search("0 0")

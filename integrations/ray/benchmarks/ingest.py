@@ -17,7 +17,7 @@ import rqmoe_ray
 import typer
 
 import rqmoe_store as rqs
-from rqmoe_store.evaluation.ingest_source import synthetic_rows, vectors_of, write_parquet
+from rqmoe_store.evaluation.ingest_benchmark import synthetic_rows, vectors_of, write_parquet
 
 _TRAINING_ROWS, _FILES = 8192, 8
 

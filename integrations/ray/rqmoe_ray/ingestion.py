@@ -13,13 +13,18 @@ import rqmoe_store as rqs
 from rqmoe_ray.batches import dataset_schema, plain_table
 from rqmoe_ray.places import table_at
 from rqmoe_ray.resources import Resources, resources
-from rqmoe_store.ingestion.job import OnBadRows
-from rqmoe_store.ingestion.part_writer import PartWork, PartWriter, WrittenPart
-from rqmoe_store.ingestion.parts import Part
-from rqmoe_store.ingestion.pipeline import COMMIT_ROWS, IngestSettings
+from rqmoe_store.ingestion.job import COMMIT_ROWS, IngestSettings, OnBadRows
+from rqmoe_store.ingestion.pieces import Part
 from rqmoe_store.ingestion.prepare import prepare
-from rqmoe_store.ingestion.shared import PART_BYTES, share_pieces, share_rows
-from rqmoe_store.ingestion.streams import rows_source
+from rqmoe_store.ingestion.shared import (
+    PART_BYTES,
+    PartWork,
+    PartWriter,
+    WrittenPart,
+    share_pieces,
+    share_rows,
+)
+from rqmoe_store.ingestion.sources import rows_source
 
 BATCH_ROWS = 2**16
 """Rows of a dataset that become a file."""
@@ -79,7 +84,7 @@ def ingest(
         Rows added and quarantined, time and speed; prints as words.
 
     Raises:
-        InvalidInputError, TableError, ArtefactError, StorageError: as `rqmoe_store.ingest`. What is committed
+        InvalidInputError, TableError, ArtifactError, StorageError: as `rqmoe_store.ingest`. What is committed
             stays.
     """
     settings = IngestSettings(

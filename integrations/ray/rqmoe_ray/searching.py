@@ -11,7 +11,7 @@ from rqmoe_ray.places import table_at
 from rqmoe_ray.resources import resources
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.shards import Shard, ShardPart
-from rqmoe_store.store.table_place import TablePlace
+from rqmoe_store.store.databases import TablePlace
 
 
 def open_table(
@@ -38,7 +38,7 @@ def open_table(
         table_options: credentials and so on for the table, as LanceDB takes them.
 
     Raises:
-        TableError, ArtefactError: as `rqmoe_store.open_table`.
+        TableError, ArtifactError: as `rqmoe_store.open_table`.
         InvalidInputError: no number of workers from 1.
     """
     each = resources(num_cpus, num_gpus, device)

@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer
 import rqmoe_store as rqs
 from rqmoe_ray.places import table_at
 from rqmoe_ray.resources import resources
-from rqmoe_store.codecs.artefact import Artefact
+from rqmoe_store.codecs.artifact import Artifact
 
 _TABLE = "table"
 
@@ -52,7 +52,7 @@ def train(
         The codec.
 
     Raises:
-        InvalidInputError, TableError, ArtefactError: as `rqmoe_store.train`, in any of the workers.
+        InvalidInputError, TableError, ArtifactError: as `rqmoe_store.train`, in any of the workers.
         ray.train.TrainingFailedError: workers failed otherwise, more often than `run_config` allows.
     """
     training = rqs.TrainConfig() if training is None else training
@@ -75,7 +75,7 @@ def train(
         config_json, weights = trainer.fit().return_value
     except TrainingFailedError as error:
         raise _cause(error) from error
-    return rqs.Codec.from_artefact(Artefact(config_json, weights))
+    return rqs.Codec.from_artifact(Artifact(config_json, weights))
 
 
 def _train_here(settings: dict[str, Any]) -> tuple[str, bytes]:
@@ -86,8 +86,8 @@ def _train_here(settings: dict[str, Any]) -> tuple[str, bytes]:
         data: Any = lancedb.connect(uri, storage_options=options).open_table(name)
     else:
         data = ray.get(source)
-    artefact = rqs.train(data, **settings["arguments"]).to_artefact()
-    return artefact.config_json, artefact.weights
+    artifact = rqs.train(data, **settings["arguments"]).to_artifact()
+    return artifact.config_json, artifact.weights
 
 
 def _cause(error: TrainingFailedError) -> Exception:

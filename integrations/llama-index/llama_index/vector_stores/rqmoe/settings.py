@@ -74,7 +74,7 @@ class StoreSettings(BasePydanticVectorStore):
             InvalidInputError: none of the three, or not what they should be.
             ValueError: an unknown setting, or a value out of range (pydantic's).
             TableError: the table is another kind of table, or does not fit `config`.
-            ArtefactError: its codec is missing or damaged.
+            ArtifactError: its codec is missing or damaged.
         """
         if table is not None:
             connection, table_name = database_of(table), table.name

@@ -82,7 +82,7 @@ class NodeTable:
 
         Raises:
             TableError: not a table of nodes, or one with another metric or code size than `config`.
-            ArtefactError: its codec is missing or damaged.
+            ArtifactError: its codec is missing or damaged.
         """
         self.connection, self.columns = connection, columns
         self._name, self._config = name, config

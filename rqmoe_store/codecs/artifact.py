@@ -1,0 +1,401 @@
+"""Artifact: a codec on disk, a JSON description and a safetensors file bound together by hashes.
+
+This module knows bytes and files, no codec class. The fingerprint is the hash of the description,
+which contains the hash of the weights, so it identifies the whole codec.
+
+A float32 tensor whose numbers are all bfloat16 numbers is kept as bfloat16, in half the bytes, and
+comes back as the float32 tensor it was.
+
+Shape legend: T table rows, W width of the experts' deformations.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from rqmoe_store.codecs.additive import AdditiveTables, complete_tables
+from rqmoe_store.codecs.codes import Codes, check_codes
+from rqmoe_store.codecs.device import as_tensor
+from rqmoe_store.codecs.frame import Frame
+from rqmoe_store.codecs.kinds import make_quantizer
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.errors import ArtifactError, InvalidInputError, StorageError
+
+FORMAT_VERSION = 2
+CONFIG_FILE = "config.json"
+WEIGHTS_PREFIX = "weights-"
+WEIGHTS_SUFFIX = ".safetensors"
+
+_BAD_TENSORS = (KeyError, ValueError, RuntimeError, AssertionError)
+"""What safetensors lets through of tensors whose type torch does not have, or whose bytes do not fill it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A codec as two byte strings."""
+
+    config_json: str
+    """Canonical JSON: format version, configuration, training report, hash of the weights."""
+    weights: bytes
+    """Tensors in safetensors format."""
+
+    @classmethod
+    def build(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Artifact":
+        """Pack a description and its tensors."""
+        weights = safetensors.torch.save(
+            {name: _shortened(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+        )
+        document = {
+            **description,
+            "format_version": FORMAT_VERSION,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        }
+        return cls(json.dumps(document, sort_keys=True), weights)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the description, hex; covers the weights through their hash."""
+        return hashlib.sha256(self.config_json.encode()).hexdigest()
+
+    def unpack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Description and tensors, verified.
+
+        Raises:
+            ArtifactError: not JSON, another format version, or weights that do not match their hash.
+        """
+        description = _parsed(self.config_json, "The codec's description")
+        if description.get("format_version") != FORMAT_VERSION:
+            raise ArtifactError(
+                f"Got a codec of format version {description.get('format_version')!r}; this release reads "
+                f"version {FORMAT_VERSION}. Upgrade rqmoe-store, or train again."
+            )
+        digest = hashlib.sha256(self.weights).hexdigest()
+        if digest != description.get("weights_sha256"):
+            raise ArtifactError(
+                f"The codec's weights have hash {digest[:12]}..., expected "
+                f"{str(description.get('weights_sha256'))[:12]}...: truncated or changed. "
+                "Restore them from a copy."
+            )
+        try:
+            tensors = safetensors.torch.load(self.weights)
+        except (safetensors.SafetensorError, *_BAD_TENSORS) as error:
+            raise ArtifactError(
+                f"The codec's weights are not readable ({type(error).__name__}: {error}). "
+                "Restore them from a copy."
+            ) from error
+        return description, {
+            name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            for name, tensor in tensors.items()
+        }
+
+
+def _shortened(tensor: Tensor) -> Tensor:
+    """The tensor as bfloat16 if it is float32 and loses nothing by it."""
+    if tensor.dtype != torch.float32:
+        return tensor
+    short = tensor.bfloat16()
+    return short if torch.equal(short.float(), tensor) else tensor
+
+
+def write_artifact(artifact: Artifact, directory: str | os.PathLike[str]) -> None:
+    """Write the artifact into `directory`, replacing one that is there.
+
+    The weights file carries the fingerprint in its name and `config.json` is replaced last in one
+    rename, so a reader sees the old codec or the new one, never a mixture.
+
+    Raises:
+        ArtifactError: `directory` is a file.
+        StorageError: the disk refuses to take it; what was there before is intact.
+    """
+    folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; give a directory to save the codec in.")
+    weights_name = _weights_name(artifact)
+    document = json.loads(artifact.config_json)
+    outer = {"fingerprint": artifact.fingerprint, "weights_file": weights_name, "codec": document}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / weights_name, artifact.weights)
+        write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
+        for stale in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
+            if stale.name != weights_name:
+                stale.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"The codec of {len(artifact.weights):,} bytes cannot be saved in {folder} ({error}). What was "
+            "there before is intact; make room or get the right to write there, or choose another directory."
+        ) from error
+
+
+def read_artifact(directory: str | os.PathLike[str]) -> Artifact:
+    """Read and check what `write_artifact` wrote.
+
+    Raises:
+        ArtifactError: a file is missing, truncated or changed.
+    """
+    folder = Path(directory)
+    outer = _parsed(_content(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    # Written again in the form that was hashed, from which the name of the other file follows.
+    described = Artifact(json.dumps(outer.get("codec"), sort_keys=True), b"")
+    require_fingerprint(described, outer.get("fingerprint"))
+    weights_name = _weights_name(described)
+    if outer.get("weights_file") != weights_name:
+        raise ArtifactError(
+            f"{folder / CONFIG_FILE} names {outer.get('weights_file')!r} as the file of the weights; "
+            f"expected {weights_name!r}. It was changed: restore it from a copy."
+        )
+    return dataclasses.replace(described, weights=_content(folder / weights_name))
+
+
+def _weights_name(artifact: Artifact) -> str:
+    return f"{WEIGHTS_PREFIX}{artifact.fingerprint[:16]}{WEIGHTS_SUFFIX}"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Restore it from a copy.") from error
+    raise ArtifactError(
+        f"No codec at {path.parent}: {path.name} is missing. Save one with codec.save(), or restore the file "
+        "from a copy."
+    )
+
+
+def _parsed(text: str | bytes, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{name} is not JSON ({type(error).__name__}: {error}). Restore it from a copy."
+        ) from error
+    if not isinstance(document, dict):
+        raise ArtifactError(
+            f"{name} is a JSON {type(document).__name__}; expected an object. Restore it from a copy."
+        )
+    return document
+
+
+def require_fingerprint(artifact: Artifact, expected: object) -> None:
+    """Raise ArtifactError unless the artifact's content has the expected fingerprint."""
+    if artifact.fingerprint != expected:
+        raise ArtifactError(
+            f"Codec fingerprint is {artifact.fingerprint[:12]}..., expected {str(expected)[:12]}...: "
+            "its description was changed. Restore it from a copy."
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either wholly there or not at all, also after a power cut."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingReport:
+    """Errors are means of ||x - x_hat||^2 over held-out vectors, encoded with the codec's defaults."""
+
+    rows: int
+    """Vectors trained on."""
+    epochs: float
+    """Passes made over them."""
+    validation_rows: int
+    """Vectors the errors were measured on."""
+    variance: float
+    """Mean squared distance of those vectors to their mean."""
+    prefix_mse: tuple[float, ...]
+    """Error of every prefix of their codes, 1 byte to all bytes."""
+    rq_prefix_mse: tuple[float, ...]
+    """The same for the plain RQ that training started from, encoded with the same beam."""
+    utilisation: float
+    """Share of codewords used at least once by the training vectors, averaged over steps."""
+    seconds: float
+    """Wall-clock time of the call of `train` that made the codec, codebook initialization included."""
+
+    @property
+    def validation_mse(self) -> float:
+        """Error of the whole code."""
+        return self.prefix_mse[-1]
+
+    @property
+    def rq_validation_mse(self) -> float:
+        """Error of plain RQ at the same bytes and beam."""
+        return self.rq_prefix_mse[-1]
+
+    @property
+    def relative_mse(self) -> float:
+        """Error as a share of the variance; NaN where all vectors were the same."""
+        return self.validation_mse / self.variance if self.variance else math.nan
+
+    def truncated(self, num_steps: int) -> "TrainingReport":
+        """The report of the codec's first `num_steps` steps."""
+        return dataclasses.replace(
+            self,
+            prefix_mse=self.prefix_mse[:num_steps],
+            rq_prefix_mse=self.rq_prefix_mse[:num_steps],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "TrainingReport":
+        """Inverse of `to_dict`.
+
+        Raises:
+            InvalidInputError: a figure is not a number.
+            KeyError, TypeError, ValueError: `fields` are others than those of a report.
+        """
+        values: dict[str, Any] = dict(fields)
+        for name in ("prefix_mse", "rq_prefix_mse"):
+            values[name] = tuple(values[name])  # JSON has lists only
+        report = cls(**values)
+        figures = [report.rows, report.epochs, report.validation_rows, report.variance]
+        figures += [report.utilisation, report.seconds, *report.prefix_mse, *report.rq_prefix_mse]
+        if not all(type(figure) in (int, float) for figure in figures):
+            raise InvalidInputError(f"Got {report}; expected numbers.")
+        return report
+
+
+_WEIGHT = "quantizer."  # prefix of the quantizer's tensors
+_OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
+_OTHERS = ("tables.corrections", "tables.norms", "calibration.codes", "calibration.partitions")
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecParts:
+    """What a codec consists of."""
+
+    quantizer: ResidualQuantizer
+    tables: AdditiveTables
+    calibration: Codes
+    """Codes of training vectors, to fit tables again when the codec is truncated."""
+    report: TrainingReport
+    frame: Frame
+
+
+def pack(parts: CodecParts) -> Artifact:
+    """The parts as two byte strings."""
+    tensors = {_WEIGHT + name: value for name, value in parts.quantizer.state_dict().items()}
+    others = (
+        parts.tables.corrections_TW,
+        parts.tables.norms_T1,
+        as_tensor(parts.calibration.codes),
+        as_tensor(parts.calibration.partitions),
+    )
+    tensors |= zip(_OTHERS, others, strict=True)
+    description: dict[str, Any] = {
+        "config": parts.quantizer.config.to_dict(),
+        "dim": parts.quantizer.dim,
+        "report": parts.report.to_dict(),
+    }
+    if not parts.frame.is_plain:
+        # A release that knows no frames finds a tensor that it does not know, and refuses the codec.
+        tensors[_OFFSET] = as_tensor(parts.frame.offset_D)
+        description[_EXPONENT] = parts.frame.exponent
+    return Artifact.build(description, tensors)
+
+
+def unpack(artifact: Artifact) -> CodecParts:
+    """Inverse of `pack`.
+
+    Nothing larger than the artifact is allocated before its tensors are known to be those of its
+    configuration.
+
+    Raises:
+        ArtifactError: damaged, of another format version, or parts that do not fit together.
+    """
+    description, tensors = artifact.unpack()
+    try:
+        config, dim = CodecConfig(**description["config"]), description["dim"]
+        frame = _frame(description, tensors.pop(_OFFSET, None), dim)
+        quantizer = _quantizer(config, dim, tensors)
+        corrections_TW, norms_T1, codes, partitions = (tensors[name] for name in _OTHERS)
+        calibration = Codes(codes.numpy(), partitions.numpy())
+        report = TrainingReport.from_dict(description["report"])
+        _require_fitting(quantizer, corrections_TW, norms_T1, calibration, report)
+        tables = complete_tables(quantizer, corrections_TW, norms_T1)
+        return CodecParts(quantizer, tables, calibration, report, frame)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            f"The codec's parts do not fit together ({type(error).__name__}: {error}). "
+            "Restore it from a copy."
+        ) from error
+
+
+def _frame(description: dict[str, Any], offset_D: Tensor | None, dim: Any) -> Frame:
+    """The frame of a codec; one that was packed without it has the plain one."""
+    if offset_D is None and _EXPONENT not in description:
+        return Frame.plain(dim)
+    if offset_D is None:
+        raise InvalidInputError(f"the codec has {_EXPONENT}, but no {_OFFSET}")
+    return Frame.checked(offset_D.numpy(), description[_EXPONENT], dim)
+
+
+def _quantizer(config: CodecConfig, dim: object, tensors: dict[str, Tensor]) -> ResidualQuantizer:
+    width = tensors[_WEIGHT + "mean_D"].numel()
+    if type(dim) is not int or dim != width:
+        raise InvalidInputError(f"dim={dim!r}, but the mean has {width} components")
+    if config.resolve(dim=dim, rows=1) != config:
+        raise InvalidInputError(f"{config} leaves something undecided")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InvalidInputError(f"{name} has NaN or infinite values")
+        if name.startswith(_WEIGHT) and tensor.dtype != torch.float32:
+            raise InvalidInputError(f"{name} is {tensor.dtype}, expected {torch.float32}")
+    with torch.device("meta"):  # shapes without memory: the configuration may be anything
+        quantizer = make_quantizer(config, dim)
+    weights = {name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items() if name not in _OTHERS}
+    quantizer.load_state_dict(weights, assign=True)
+    if not quantizer.scale > 0:
+        raise InvalidInputError(f"the scale is {quantizer.scale.item()}, expected a positive number")
+    return quantizer
+
+
+def _require_fitting(
+    quantizer: ResidualQuantizer,
+    corrections_TW: Tensor,
+    norms_T1: Tensor,
+    calibration: Codes,
+    report: TrainingReport,
+) -> None:
+    num_steps, num_partitions = quantizer.num_steps, quantizer.num_partitions
+    rows = max(1, num_partitions) + num_steps * quantizer.codebook_size
+    found = corrections_TW.shape, norms_T1.shape, corrections_TW.dtype, norms_T1.dtype
+    expected = (rows, quantizer.deformation_dim), (rows, 1), torch.float32, torch.float32
+    if found != expected:
+        raise InvalidInputError(f"look-up tables of shapes and types {found}, expected {expected}")
+    check_codes(
+        calibration,
+        num_steps=num_steps,
+        codebook_size=quantizer.codebook_size,
+        num_partitions=num_partitions,
+    )
+    if calibration.codes.shape[1] != num_steps or len(calibration) == 0:
+        raise InvalidInputError(f"calibration codes of shape {calibration.codes.shape}")
+    if calibration.partitions.dtype != np.int32:
+        raise InvalidInputError(f"calibration partitions are {calibration.partitions.dtype}, expected int32")
+    if (len(report.prefix_mse), len(report.rq_prefix_mse)) != (num_steps, num_steps):
+        raise InvalidInputError(f"the report does not have an error for each of {num_steps} code bytes")

@@ -1,0 +1,199 @@
+"""Systems to search: our compressed tables and LanceDB's compressed indexes.
+
+Shape suffixes: N vectors, Q queries, D vector dimension.
+
+- IVF_PQ: as many sub-vectors as there are code bytes, 8 bits each.
+- IVF_RQ: one bit per dimension (RaBitQ), so its size follows from the dimension and from nothing else.
+
+Both are asked with and without ordering 10 times as many rows again by their raw vectors.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lancedb.index import IvfPq, IvfRq
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.evaluation.recall import Indices
+from rqmoe_store.evaluation.search_measurement import (
+    ID,
+    LANCEDB_PQ,
+    LANCEDB_RQ,
+    NEIGHBOURS,
+    VECTOR,
+    Corpus,
+    IndexResult,
+    Scan,
+    SearchedIndex,
+    SearchSetting,
+    positions_of,
+    probe_counts,
+)
+from rqmoe_store.search.request import DEFAULT_SHORTLIST
+from rqmoe_store.search.scan import scan
+from rqmoe_store.search.segments import Selection
+from rqmoe_store.search.source import source_of
+from rqmoe_store.store.statistics import column_bytes
+from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
+
+
+class Reconstructions:
+    """Decoded vectors (N, D) in the order of the vectors they stand for, decoded when they are read."""
+
+    def __init__(self, store: CompressedTable) -> None:
+        """Read the codes of a table that has a code in every row and positions in the column ID."""
+        rows = store.table.search().select([ID, *store.columns.names]).to_arrow()
+        codes, _ = store.columns.from_arrow(rows)
+        order_N = np.argsort(rows[ID].to_numpy())
+        self._codecs = store.codecs
+        self._codes = Codes(codes=codes.codes[order_N], partitions=codes.partitions[order_N])
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __getitem__(self, rows: slice) -> Float32Array:
+        return self._codecs.decode(self._codes[rows])
+
+
+def build_own(
+    corpus: Corpus, codec: Codec, *, shortlists: tuple[int, ...], training_seconds: float
+) -> SearchedIndex:
+    """A compressed table of the corpus.
+
+    Args:
+        codec: fits the vectors and the metric.
+        shortlists: to search with, at least NEIGHBOURS each.
+        training_seconds: what the codec took; 0 if it was loaded.
+    """
+    started = time.perf_counter()
+    name = f"codes_{codec.config.code_bytes}"
+    store = compress(corpus.docs, codec, into=name, vector_column=VECTOR, progress=False)
+    seconds = training_seconds + time.perf_counter() - started
+
+    def search(queries_QD: Float32Array, setting: SearchSetting) -> Indices:
+        query = store.search(queries_QD).limit(NEIGHBOURS).select([ID])
+        if setting.nprobes is not None:
+            query = query.nprobes(setting.nprobes)
+        if setting.shortlist is not None:
+            query = query.shortlist(setting.shortlist)
+        return positions_of(query.to_arrow(), len(queries_QD))
+
+    store.search(corpus.vectors_ND[:1]).to_arrow()  # loads the codes
+    resident = source_of(store).resident
+    partitioned = codec.num_partitions > 1
+    return SearchedIndex(
+        result=_result(store, seconds),
+        settings=[
+            SearchSetting(nprobes=nprobes, shortlist=shortlist)
+            for shortlist in shortlists
+            for nprobes in (probe_counts(corpus.nprobes, codec.num_partitions) if partitioned else [None])
+        ],
+        search=search,
+        reconstructions=Reconstructions(store),
+        scan=None if resident is None else _scan(store.codecs, resident.selections),
+    )
+
+
+def _scan(codecs: TableCodec, selections: Sequence[Selection]) -> Scan:
+    def prepare(queries_QD: Float32Array, share: float, threads: int) -> Callable[[], int]:
+        nprobes = max(1, round(share * codecs.num_partitions))
+        probed_QP = codecs.probed(queries_QD, nprobes, codecs.generations)
+        rows = sum(int((probed_QP * np.diff(each.segment.starts_P)).sum()) for each in selections)
+
+        def work() -> int:
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                tables = codecs.lookup_tables(queries_QD, codecs.generations)
+                scan(selections, tables, probed_QP, DEFAULT_SHORTLIST)
+            finally:
+                torch.set_num_threads(before)
+            return rows
+
+        return work
+
+    return prepare
+
+
+def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
+    stats = store.stats()
+    index_bytes = stats.code_disk_bytes + sum(index.size_bytes or 0 for index in store.table.list_indices())
+    return IndexResult(
+        system=store.codec.config.kind,
+        code_bytes=store.codec.config.code_bytes,
+        num_partitions=store.codec.config.num_partitions or 0,
+        build_seconds=build_seconds,
+        index_bytes=index_bytes / stats.rows,
+        total_bytes=(index_bytes + stats.codec_bytes) / stats.rows,
+        resident_bytes=stats.resident_bytes / stats.rows if stats.resident_bytes else None,
+        exhaustive_recall=None,
+    )
+
+
+REFINE_FACTOR = 10
+
+RQ_DIMENSIONS = 8
+"""Dimensions whose bits share a byte of an IVF_RQ code; LanceDB takes whole bytes only."""
+
+
+def rq_code_bytes(dim: int) -> int:
+    """Bytes of an IVF_RQ code of one bit per dimension; its factors of scale come on top."""
+    return dim // RQ_DIMENSIONS
+
+
+def build_lancedb_pq(corpus: Corpus, code_bytes: int) -> SearchedIndex:
+    """An IVF_PQ index with codes of so many bytes, a divisor of the dimension; replaces the one there is."""
+    config = IvfPq(
+        distance_type=corpus.metric, num_partitions=corpus.num_partitions, num_sub_vectors=code_bytes
+    )
+    return _build(corpus, LANCEDB_PQ, code_bytes, config)
+
+
+def build_lancedb_rq(corpus: Corpus) -> SearchedIndex:
+    """An IVF_RQ index of one bit per dimension; replaces the one there is."""
+    config = IvfRq(distance_type=corpus.metric, num_partitions=corpus.num_partitions)
+    return _build(corpus, LANCEDB_RQ, rq_code_bytes(corpus.vectors_ND.shape[1]), config)
+
+
+def _build(corpus: Corpus, system: str, code_bytes: int, config: IvfPq | IvfRq) -> SearchedIndex:
+    docs, rows = corpus.docs, len(corpus.vectors_ND)
+    started = time.perf_counter()
+    docs.create_index(VECTOR, config=config, replace=True)
+    seconds = time.perf_counter() - started
+    index_bytes = sum(index.size_bytes or 0 for index in docs.list_indices())
+
+    def search(queries_QD: Float32Array, setting: SearchSetting) -> Indices:
+        # A batch of one would be answered without `query_index`, as a single query is.
+        queries: Any = queries_QD if len(queries_QD) > 1 else queries_QD[0]
+        query: Any = docs.search(queries, vector_column_name=VECTOR)
+        query = query.distance_type(corpus.metric).nprobes(setting.nprobes).limit(NEIGHBOURS)
+        if setting.refine_factor is not None:
+            query = query.refine_factor(setting.refine_factor)
+        # Distances are returned anyway; not to name them brings a warning with every query.
+        return positions_of(query.select([ID, "_distance"]).to_arrow(), len(queries_QD))
+
+    return SearchedIndex(
+        result=IndexResult(
+            system=system,
+            code_bytes=code_bytes,
+            num_partitions=corpus.num_partitions,
+            build_seconds=seconds,
+            index_bytes=index_bytes / rows,
+            total_bytes=(index_bytes + column_bytes(docs, [VECTOR])) / rows,
+            resident_bytes=None,
+            exhaustive_recall=None,
+        ),
+        settings=[
+            SearchSetting(nprobes=nprobes, refine_factor=factor)
+            for factor in (None, REFINE_FACTOR)
+            for nprobes in probe_counts(corpus.nprobes, corpus.num_partitions)
+        ],
+        search=search,
+    )

@@ -1,0 +1,123 @@
+"""Progress bars."""
+
+from types import TracebackType
+
+import rich.progress
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from rqmoe_store.codecs.parallel import progress_console
+
+
+def progress_bar(visible: bool) -> Progress:
+    """A bar for several tasks, one below the other; shows nothing unless `visible`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        disable=not visible,
+        console=progress_console(),
+    )
+
+
+class TrainingProgress:
+    """A progress bar over the share of a training run that is done, with its key figures."""
+
+    def __init__(self, *, visible: bool) -> None:
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TextColumn("{task.fields[figures]}"),
+            disable=not visible,
+            console=progress_console(),
+        )
+        self._task = self._bar.add_task("training", total=1.0, figures="")
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def stage(self, description: str) -> None:
+        """Name what is being done now."""
+        self._bar.update(self._task, description=description)
+
+    def update(
+        self,
+        share: float,
+        *,
+        loss: float,
+        validation_mse: float | None,
+        relative_to_rq: float | None,
+        utilisation: float | None,
+    ) -> None:
+        """Show the share of the run done (0..1) and the newest figures."""
+        parts = [f"loss {loss:.4f}"]
+        if validation_mse is not None:
+            parts.append(f"validation MSE {validation_mse:.4g}")
+        if relative_to_rq is not None:
+            parts.append(f"{relative_to_rq:.3f} x RQ")
+        if utilisation is not None:
+            parts.append(f"codewords used {utilisation:.0%}")
+        self._bar.update(self._task, completed=min(share, 1.0), figures=", ".join(parts))
+
+
+class _Rate(ProgressColumn):
+    """Rows so far, and rows and bytes a second."""
+
+    def render(self, task: Task) -> Text:
+        seconds = max(task.elapsed or 0.0, 1e-9)
+        rows, size = task.fields["rows"], task.fields["size"]
+        return Text(f"{rows:,} rows  {rows / seconds:,.0f} rows/s  {decimal(int(size / seconds))}/s")
+
+
+class IngestProgress:
+    """A bar of the bytes of the source that are done, with rows, speed and the time that is left."""
+
+    def __init__(self, total_bytes: int | None, *, visible: bool) -> None:
+        """Begin.
+
+        Args:
+            total_bytes: of the source; None where nobody knows.
+            visible: whether to show anything.
+        """
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _Rate(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            disable=not visible,
+            console=progress_console(),
+        )
+        self._task = self._bar.add_task("Ingesting", total=total_bytes, rows=0, size=0)
+        self._rows = self._size = 0
+
+    def __enter__(self) -> "IngestProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def advance(self, *, rows: int, arrow_bytes: int, source_bytes: int) -> None:
+        """Take note of more rows, what they take in memory, and their share of the source."""
+        self._rows, self._size = self._rows + rows, self._size + arrow_bytes
+        self._bar.update(self._task, advance=source_bytes, rows=self._rows, size=self._size)

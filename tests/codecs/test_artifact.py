@@ -1,0 +1,168 @@
+"""Artifacts at rest: damage of any kind is noticed, writes are atomic."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_codecs import as_codec, small_config, stirred, vectors
+
+from rqmoe_store.codecs import artifact as artifact_module
+from rqmoe_store.codecs.artifact import Artifact, write_artifact
+from rqmoe_store.codecs.base import Codec, load_codec
+from rqmoe_store.errors import ArtifactError
+
+CODEC = as_codec(stirred(small_config(num_partitions=3)))
+ARTIFACT = CODEC.to_artifact()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    CODEC.save(tmp_path / "codec")
+    return tmp_path / "codec"
+
+
+def weights_file(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
+
+
+def test_files_are_json_and_safetensors_only(saved: Path) -> None:
+    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors"]
+    document = json.loads((saved / "config.json").read_text())
+    assert document["fingerprint"] == CODEC.fingerprint
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.integers(0, len(ARTIFACT.weights) - 1), change=st.integers(1, 255))
+def test_any_changed_weight_byte_is_noticed(position: int, change: int) -> None:
+    damaged = bytearray(ARTIFACT.weights)
+    damaged[position] ^= change
+    with pytest.raises(ArtifactError, match="truncated or changed"):
+        Codec.from_artifact(Artifact(ARTIFACT.config_json, bytes(damaged)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_changed_description_byte_is_noticed(data: st.DataObject, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("codec")
+    write_artifact(ARTIFACT, folder)
+    path = folder / "config.json"
+    text = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(text) - 1))
+    text[position] = data.draw(st.integers(33, 126).filter(lambda byte: byte != text[position]))
+    path.write_bytes(bytes(text))
+    with pytest.raises(ArtifactError):
+        load_codec(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_truncated_files(saved: Path, share: float) -> None:
+    for path in (weights_file(saved), saved / "config.json"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ArtifactError):
+            load_codec(saved)
+        path.write_bytes(whole)
+    load_codec(saved)
+
+
+def test_missing_files(saved: Path, tmp_path: Path) -> None:
+    weights_file(saved).unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        load_codec(saved)
+    with pytest.raises(ArtifactError, match="No codec at"):
+        load_codec(tmp_path / "nowhere")
+
+
+def test_weights_file_cannot_point_outside(saved: Path) -> None:
+    document = json.loads((saved / "config.json").read_text())
+    document["weights_file"] = "../../etc/passwd"
+    (saved / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match="as the file of the weights"):
+        load_codec(saved)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False), max_size=20),
+    rounded=st.booleans(),
+)
+def test_float32_tensors_come_back_exactly_in_no_more_bytes_than_needed(
+    values: list[float], rounded: bool
+) -> None:
+    tensor = torch.tensor(values, dtype=torch.float32)
+    if rounded:
+        tensor = tensor.bfloat16().float()
+    _, tensors = (artifact := Artifact.build({}, {"values": tensor})).unpack()
+    assert tensors["values"].dtype == torch.float32
+    assert torch.equal(tensors["values"], tensor)
+    assert Artifact.build({}, tensors) == artifact
+    if rounded:
+        assert safetensors.torch.load(artifact.weights)["values"].dtype == torch.bfloat16
+
+
+def test_tensors_of_other_types_keep_them() -> None:
+    codes = torch.arange(7, dtype=torch.uint8)
+    _, tensors = Artifact.build({}, {"codes": codes, "ids": codes.int()}).unpack()
+    assert torch.equal(tensors["codes"], codes)
+    assert tensors["ids"].dtype == torch.int32
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_other_format_versions(version: int) -> None:
+    document = json.loads(ARTIFACT.config_json) | {"format_version": version}
+    with pytest.raises(ArtifactError, match=f"format version {version}; this release reads version 2"):
+        Codec.from_artifact(Artifact(json.dumps(document), ARTIFACT.weights))
+
+
+def test_parts_of_different_codecs() -> None:
+    """Hashes that match do not save a description that does not fit its tensors."""
+    document = json.loads(ARTIFACT.config_json)
+    document["config"]["code_bytes"] = 5
+    with pytest.raises(ArtifactError, match="do not fit together"):
+        Codec.from_artifact(Artifact(json.dumps(document, sort_keys=True), ARTIFACT.weights))
+
+
+def test_saving_over_another_codec_leaves_one(saved: Path) -> None:
+    other = as_codec(stirred(small_config()))
+    other.save(saved)
+    assert load_codec(saved).fingerprint == other.fingerprint
+    assert len(list(saved.iterdir())) == 2
+
+
+def test_saving_onto_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match="is a file"):
+        CODEC.save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("failing_write", [1, 2])
+def test_a_failed_save_leaves_the_old_codec(saved: Path, monkeypatch, failing_write: int) -> None:
+    other = as_codec(stirred(small_config()))
+    writes = 0
+    real_replace = artifact_module.os.replace
+
+    def fail_on(source, target):
+        nonlocal writes
+        writes += 1
+        if writes == failing_write:
+            raise OSError("no space left on device")
+        real_replace(source, target)
+
+    monkeypatch.setattr(artifact_module.os, "replace", fail_on)
+    with pytest.raises(OSError, match="no space"):
+        other.save(saved)
+    loaded = load_codec(saved)
+    assert loaded.fingerprint == CODEC.fingerprint
+    np.testing.assert_array_equal(loaded.encode(vectors(9)).codes, CODEC.encode(vectors(9)).codes)
+    assert not [path for path in saved.iterdir() if path.name.startswith(".")]
+
+
+def test_round_trip_in_memory() -> None:
+    again = Codec.from_artifact(ARTIFACT)
+    assert again.to_artifact() == ARTIFACT

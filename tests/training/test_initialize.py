@@ -1,0 +1,64 @@
+"""What is said about the number of vectors, and how many of them codebooks see in the time there is."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from small_codecs import curved, small_config, vectors
+
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.training import initialize as initialize_module
+from rqmoe_store.training.initialize import fresh_start, kmeans, warn_if_few
+from rqmoe_store.training.trainer import train
+from rqmoe_store.training.workers import join_workers
+
+
+def test_too_few_rows_are_a_warning_that_names_enough() -> None:
+    with pytest.warns(UserWarning, match=r"Training on 16,383 vectors; 16,384 would do .*codebook_size=256"):
+        warn_if_few(16_383, CodecConfig(), stacklevel=1)
+    with pytest.warns(UserWarning, match="1,024 would do"):
+        warn_if_few(17, small_config(), stacklevel=1)
+
+
+def test_enough_rows_are_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_few(16_384, CodecConfig(), stacklevel=1)
+        warn_if_few(1024, small_config(), stacklevel=1)
+
+
+def test_training_warns_at_the_line_that_called_it() -> None:
+    settings = TrainConfig(epochs=0, progress=False)
+    config = CodecConfig(kind="rq", code_bytes=1, codebook_size=16)
+    with pytest.warns(UserWarning, match="Training on 450 vectors; 1,024 would do") as caught:
+        train(vectors(500), config=config, training=settings)
+    assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(np.repeat(vectors(500), 3, axis=0), config=config, training=settings)
+
+
+@pytest.mark.parametrize("kind", ["rq", "rqmoe"])
+def test_codebooks_see_fewer_vectors_when_time_is_short(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is counted, not the time: none left is the floor, any amount is everything."""
+    vectors_nD = torch.from_numpy(curved(3000))
+    config = CodecConfig(kind=kind, code_bytes=2, codebook_size=16, num_partitions=0)  # type: ignore[arg-type]
+    config = config.resolve(dim=vectors_nD.shape[1], rows=3000)
+    seen: list[int] = []
+
+    def counted(residual_nD: torch.Tensor, *arguments: object, **settings: object) -> torch.Tensor:
+        seen.append(len(residual_nD))
+        return kmeans(residual_nD, *arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(initialize_module, "kmeans", counted)
+    for seconds, rows in ((0.0, 16 * 16), (3600.0, 3000)):
+        seen.clear()
+        start = fresh_start(
+            vectors_nD, vectors_nD[:200], config, seed=0,
+            workers=join_workers("cpu"), progress=TrainingProgress(visible=False), seconds=seconds,
+        )  # fmt: skip
+        assert seen[:2] == [rows, rows]
+        assert start.mixing is False or seconds > 0
+        assert len(seen) == 2 or (kind == "rqmoe" and seconds > 0), "no second try when time is short"
