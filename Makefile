@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
-.PHONY: help demo test test-slow test-integrations $(INTEGRATIONS:%=test-%) lint format clean
+.PHONY: help demo test test-slow test-integrations $(INTEGRATIONS:%=test-%) lint format versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
@@ -20,6 +20,9 @@ help:
 	@echo "                        (of one of them: make $(firstword $(INTEGRATIONS:%=test-%)))"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format and fix the code"
+	@echo "make versions   give the integrations the version of rqmoe_store/__init__.py"
+	@echo "make dist       build and check wheels and sdists of all distributions, and try each in an empty environment"
+	@echo "                (about 10 minutes, and 2.5 GB of disk meanwhile)"
 	@echo "make clean      remove the virtual environment and caches"
 
 demo: $(VENV)/.installed-demo
@@ -47,8 +50,14 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+versions: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/release/versions.py
+
+dist: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/release/dist.py dist
+
 clean:
-	rm -rf $(VENV) integrations/*/.venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) integrations/*/.venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }

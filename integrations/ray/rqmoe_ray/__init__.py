@@ -4,6 +4,7 @@ The public names are imported when first used, so that a worker waits for what i
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from rqmoe_ray.searching import open_table, search
     from rqmoe_ray.training import train
 
-__version__ = "0.1.0"
+__version__ = importlib.metadata.version("rqmoe-ray")
 
 __all__ = ["__version__", "ingest", "open_table", "search", "train"]
 
