@@ -92,7 +92,7 @@ def sampled_vectors(
     Raises:
         TableError: there are none.
     """
-    columns, newest = CodeColumns(codecs.marks.vector_column), databases.reopen(table)
+    columns, newest = CodeColumns(codecs.metadata.vector_column), databases.reopen(table)
     column = columns.code if decoded else columns.vector_column
     condition = f"{quoted(column)} IS NOT NULL"
     found = newest.to_lance().scanner(columns=[], filter=condition, with_row_id=True).to_table()
@@ -322,7 +322,7 @@ class LifecycleTable(TableContents):
         if self.codecs.newest is not None:
             raise TableError(f"Table {self.name!r} has a codec already; give it another one with retrain().")
         _require_encode(encode)
-        config = self.codecs.marks.config
+        config = self.codecs.metadata.config
         codec = self._trained(training, vectors, config, progress)
         if not self._adopted(codec, config, first=True):
             raise TableError(
@@ -364,7 +364,7 @@ class LifecycleTable(TableContents):
             StorageError: as `train`; rows that were not reached keep the codes that they have.
         """
         self.refresh()
-        config = self.codecs.marks.config if config is None else config
+        config = self.codecs.metadata.config if config is None else config
         lost = self.table.count_rows(self.columns.decoded_filter)
         if lost:
             warnings.warn(
@@ -433,7 +433,7 @@ class LifecycleTable(TableContents):
             self.encoding.stop()
         trained = self.is_due_for_training(train_from)
         if trained:
-            config = self.codecs.marks.config
+            config = self.codecs.metadata.config
             codec = self._trained(training, None, config, progress)
             trained = self._adopted(codec, config, first=True)  # if others were quicker, theirs is used
         encoded = self._reencode(progress)
@@ -456,7 +456,7 @@ class LifecycleTable(TableContents):
     def _is_due(self, snapshot: Snapshot, train_from: int | None) -> bool:
         if train_from is None or snapshot.codecs.newest is not None:
             return False
-        rows = max(train_from, snapshot.codecs.marks.config.least_training_rows)
+        rows = max(train_from, snapshot.codecs.metadata.config.least_training_rows)
         # All rows are counted first: that takes no look at them.
         return snapshot.rows >= rows and snapshot.dataset.count_rows(self.columns.raw_filter) >= rows
 

@@ -99,7 +99,7 @@ def create_table(
             if store is None:
                 raise
             return _with_data(store, rows.reader() if rows.count else None, key)
-    return CompressedTable(table, TableCodec.of(new.marks, []))
+    return CompressedTable(table, TableCodec.of(new.metadata, []))
 
 
 def _require_creating(mode: Any, name: str) -> None:
@@ -116,7 +116,7 @@ def _existing(db: DBConnection, name: str, asked: ExpectedSchema) -> CompressedT
     if databases.open_if_exists(db, name) is None:
         return None
     store = CompressedTable.open(db, name)
-    asked.require_fit(store.codecs.marks, name)
+    asked.require_fit(store.codecs.metadata, name)
     return store
 
 
@@ -239,7 +239,7 @@ def _begun(docs: LanceTable, codec: Codec) -> CompressedTable | None:
         store = CompressedTable.open(databases.database_of(docs), docs.name)
     except TableError:
         return None
-    if codec.fingerprint not in [mark.fingerprint for mark in store.codecs.marks.generations[-1:]]:
+    if codec.fingerprint not in [each.fingerprint for each in store.codecs.metadata.generations[-1:]]:
         raise TableError(
             f"Table {docs.name!r} is one of rqmoe_store's already, with another codec or none. Open it with "
             "open_table, and use train() or retrain()."

@@ -61,7 +61,7 @@ def check(store: CompressedTable, outcomes: list[Outcome]) -> None:
     assert {number: found[number]["text"] for number in found if number >= OWN_ROWS} == {
         number: text for number, (text, _) in own.items()
     }
-    possible, firsts = possible_codes(store), store.codecs.marks.first_partitions
+    possible, firsts = possible_codes(store), store.codecs.metadata.first_partitions
 
     def assert_is(number: int, places: Iterable[int]) -> None:
         """A row has one of these vectors, raw or encoded by the codec that its partition names."""

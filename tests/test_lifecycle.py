@@ -183,7 +183,7 @@ def test_whoever_trains_the_first_codec_is_first(db, monkeypatch, call):
         report = store.optimize(training=TRAINING, train_from=300, progress=False)
         assert (report.trained, report.raw_rows) == (False, 0)
     for handle in (store, open_table(db, "docs")):
-        assert [mark.fingerprint for mark in handle.codecs.marks.generations] == [firsts[0].fingerprint]
+        assert [each.fingerprint for each in handle.codecs.metadata.generations] == [firsts[0].fingerprint]
         assert_nearest(handle, decoded(handle))
     assert store.table.count_rows("vector_code IS NULL") == 0
 
@@ -200,7 +200,7 @@ def test_a_second_codec_takes_over_part_by_part(db, metric):
     )
     assert second.fingerprint != first.fingerprint
     store.add(rows_of(300, 400))
-    assert [mark.num_partitions for mark in store.codecs.marks.generations] == [3, 2]
+    assert [each.num_partitions for each in store.codecs.metadata.generations] == [3, 2]
     partitions = np.array(store.table.to_arrow()["vector_partition"])
     assert set(partitions[:300]) <= {0, 1, 2} and set(partitions[300:]) <= {3, 4}
     for handle in (store, other, open_table(db, "docs")):
@@ -318,7 +318,7 @@ def test_in_place_takes_up_what_was_begun(db, docs, codec, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(in_place, "marks_of", interrupt)  # the columns are there, the marks are not
+        patch.setattr(in_place, "metadata_of", interrupt)  # the columns are there, the metadata is not
         with pytest.raises(KeyboardInterrupt):
             compress(docs, codec, in_place=True, progress=False)
     assert db.open_table("docs").schema.names == ["id", "vector", "vector_code", "vector_partition"]

@@ -80,9 +80,9 @@ def create_random_table(
         seed: of the codes.
         rows_of: the other columns of rows, given their positions (B,).
     """
-    columns, marks = CodeColumns(VECTOR), metadata_of(codec, VECTOR, "none")
+    columns, metadata = CodeColumns(VECTOR), metadata_of(codec, VECTOR, "none")
     others = rows_of(np.arange(0)).schema
-    schema = stored_schema(name, others, marks)
+    schema = stored_schema(name, others, metadata)
     written = pa.schema([schema.field(each) for each in (*others.names, *columns.names)])
     neighbor = cast(LanceTable, registry.save(db, codec))
     batches = _random_batches(codec, columns, written, rows, np.random.default_rng(seed), rows_of)
@@ -90,7 +90,7 @@ def create_random_table(
     databases.require_stable_row_ids(table)
     if codec.num_partitions > 1:
         table.create_index(columns.partition, config=BTree())
-    return CompressedTable(table, TableCodec.of(marks, [codec]))
+    return CompressedTable(table, TableCodec.of(metadata, [codec]))
 
 
 def require_room(codecs: Iterable[Codec], rows: Sequence[int]) -> None:

@@ -124,29 +124,32 @@ class RowBatch:
         return vectors_ND[valid_N], valid_N
 
 
-def others_schema(dataset: lance.LanceDataset, marks: TableMetadata) -> pa.Schema:
+def others_schema(dataset: lance.LanceDataset, metadata: TableMetadata) -> pa.Schema:
     """The user's columns, without the vector column and what this package keeps in metadata."""
-    ours = (*CodeColumns(marks.vector_column).names, marks.vector_column)
+    ours = (*CodeColumns(metadata.vector_column).names, metadata.vector_column)
     return without_ours(user_schema(dataset.schema, without=ours))
 
 
-def read_batches(dataset: lance.LanceDataset, marks: TableMetadata) -> Iterator[RowBatch]:
+def read_batches(dataset: lance.LanceDataset, metadata: TableMetadata) -> Iterator[RowBatch]:
     """All rows in their order, about 32 MB of vectors at a time.
 
     Raises:
         InvalidInputError: a raw vector with missing, NaN or infinite values, named by row position.
         TableError: a column of ours is missing or of another type.
     """
-    columns, others, first_row = CodeColumns(marks.vector_column), others_schema(dataset, marks), 0
+    columns, others, first_row = CodeColumns(metadata.vector_column), others_schema(dataset, metadata), 0
     scanner = dataset.scanner(
-        columns=[*others.names, *columns.names, marks.vector_column],
-        batch_size=rows_per_batch(marks.dim),
+        columns=[*others.names, *columns.names, metadata.vector_column],
+        batch_size=rows_per_batch(metadata.dim),
         scan_in_order=True,
     )
     for batch in scanner.to_batches():
         codes, coded_N = columns.from_arrow(batch)
         raw_RD, raw_N = read_vectors(
-            batch[marks.vector_column], dim=marks.dim, metric=marks.config.metric, first_row=first_row
+            batch[metadata.vector_column],
+            dim=metadata.dim,
+            metric=metadata.config.metric,
+            first_row=first_row,
         )
         yield RowBatch([batch[name] for name in others.names], codes, coded_N, raw_RD, raw_N)
         first_row += len(batch)
@@ -248,9 +251,9 @@ class Format(abc.ABC):
             InvalidInputError: not a path that this format can be written to.
         """
         self.path, self.dataset, self.codecs = path, dataset, codecs
-        self.columns = CodeColumns(codecs.marks.vector_column)
-        self.others = others_schema(dataset, codecs.marks)
-        self.vectors = KeptVectors(column=codecs.marks.vector_column, keep="float32", dim=codecs.dim)
+        self.columns = CodeColumns(codecs.metadata.vector_column)
+        self.others = others_schema(dataset, codecs.metadata)
+        self.vectors = KeptVectors(column=codecs.metadata.vector_column, keep="float32", dim=codecs.dim)
 
     @property
     def targets(self) -> list[Path]:
@@ -370,7 +373,7 @@ class CodesFormat(Format):
 
     def write(self, batch: RowBatch) -> int:
         self.codecs.check(batch.codes)
-        firsts = np.array(self.codecs.marks.first_partitions)
+        firsts = np.array(self.codecs.metadata.first_partitions)
         owners_C = np.searchsorted(firsts, batch.codes.partitions, side="right") - 1
         self._used.update(np.unique(owners_C).tolist())
         local_C = (batch.codes.partitions - firsts[owners_C]).astype(np.int32)
@@ -397,7 +400,7 @@ class CodesFormat(Format):
         return f"codec-{self._fingerprint(place)[:12]}"
 
     def _fingerprint(self, place: int) -> str:
-        return self.codecs.marks.generations[place].fingerprint
+        return self.codecs.metadata.generations[place].fingerprint
 
 
 FORMATS: dict[str, type[Format]] = {"parquet": ParquetFormat, "npy": NpyFormat, "codes": CodesFormat}

@@ -75,7 +75,7 @@ def export(
         task = bar.add_task("Exporting", total=dataset.count_rows())
         with contextlib.ExitStack() as stack:
             writer.begin(written, stack)
-            for batch in read_batches(dataset, codecs.marks):
+            for batch in read_batches(dataset, codecs.metadata):
                 report = dataclasses.replace(
                     report,
                     rows=report.rows + writer.write(batch),

@@ -65,10 +65,10 @@ def create_target(
             "codec=, or make the table first, with compress(...) or create_table(...)."
         )
     require_vector_column(schema, vector_column, codec.dim)
-    table, marks = create_coded(
+    table, metadata = create_coded(
         db, name, schema, codec=codec, vector_column=vector_column, keep_vectors=keep_vectors
     )
-    return StoredTable(table, TableCodec.of(marks, [codec]))
+    return StoredTable(table, TableCodec.of(metadata, [codec]))
 
 
 def as_codec(codec: Codec | str | os.PathLike[str] | None) -> Codec | None:

@@ -164,7 +164,7 @@ class PartWriter(TranslatesErrors):
 
 def fingerprints(codecs: TableCodec) -> tuple[str, ...]:
     """Of the codecs of a table, oldest first."""
-    return tuple(mark.fingerprint for mark in codecs.marks.generations)
+    return tuple(each.fingerprint for each in codecs.metadata.generations)
 
 
 PART_BYTES = 2**27

@@ -133,7 +133,7 @@ class Execution:
 
     def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
         request = self._request
-        counts = [each.mark.num_partitions for each in self._generations]
+        counts = [each.metadata.num_partitions for each in self._generations]
         probed, total = sum(min(nprobes, count) for count in counts), sum(counts)
         where = "disk" if self._state.resident is None else "memory"
         if self._state.elsewhere is not None:

@@ -357,9 +357,9 @@ _SAMPLED_ROWS = 256
 def convert_in_place(
     docs: LanceTable, codec: Codec, vector_column: str, keep_vectors: str, advance: Callable[[int], object]
 ) -> TableCodec:
-    """Give `docs` the columns and marks of a compressed table; all of its rows are raw then.
+    """Give `docs` the columns and metadata of a compressed table; all of its rows are raw then.
 
-    Every vector is checked before anything is written. The marks come last: a process that is lost before
+    Every vector is checked before anything is written. The metadata comes last: a process that is lost before
     leaves a table as it was but for two columns without values, which a second call takes up.
 
     Args:
@@ -391,11 +391,11 @@ def convert_in_place(
         table.alter_columns(nullable)
     if new:
         databases.reopen(table).to_lance().add_columns(pa.schema(new))
-    marks = metadata_of(codec, vector_column, keep_vectors)
-    metadata = marks.write(moved_embedding(table.schema.metadata, vector_column, table.name))
-    written: dict[str, str | None] = {key.decode(): value.decode() for key, value in metadata.items()}
+    metadata = metadata_of(codec, vector_column, keep_vectors)
+    stored = metadata.write(moved_embedding(table.schema.metadata, vector_column, table.name))
+    written: dict[str, str | None] = {key.decode(): value.decode() for key, value in stored.items()}
     databases.reopen(table).to_lance().update_schema_metadata(written, replace=True)
-    return TableCodec.of(marks, [codec])
+    return TableCodec.of(metadata, [codec])
 
 
 def _missing_columns(table: LanceTable, columns: CodeColumns, code_bytes: int) -> list[pa.Field]:

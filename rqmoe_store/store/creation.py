@@ -83,16 +83,18 @@ class ExpectedSchema:
     keep_vectors: str
     """"none" if that does not matter."""
 
-    def require_fit(self, marks: TableMetadata, name: str) -> None:
-        """Raise TableError unless table `name`, which has these marks, is what is asked for."""
-        pairs: dict[str, tuple[object, object]] = {"vector_column": (marks.vector_column, self.vector_column)}
+    def require_fit(self, metadata: TableMetadata, name: str) -> None:
+        """Raise TableError unless table `name`, which has this metadata, is what is asked for."""
+        pairs: dict[str, tuple[object, object]] = {
+            "vector_column": (metadata.vector_column, self.vector_column)
+        }
         if self.schema is not None:
-            pairs["dimension"] = marks.dim, vector_dim(self.schema, self.vector_column)
+            pairs["dimension"] = metadata.dim, vector_dim(self.schema, self.vector_column)
         if self.config is not None:
-            pairs["metric"] = marks.config.metric, self.config.metric
-            pairs["code_bytes"] = marks.config.code_bytes, self.config.code_bytes
+            pairs["metric"] = metadata.config.metric, self.config.metric
+            pairs["code_bytes"] = metadata.config.code_bytes, self.config.code_bytes
         if self.keep_vectors != "none":
-            pairs["keep_vectors"] = marks.keep_vectors, self.keep_vectors
+            pairs["keep_vectors"] = metadata.keep_vectors, self.keep_vectors
         other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
         if other:
             raise TableError(
@@ -118,11 +120,11 @@ def create_coded(
         schema: may have the vector column in any type, or not at all.
         codec: it is kept in the same database.
     """
-    marks = metadata_of(codec, vector_column, keep_vectors)
-    require_usable(db, name, schema, marks)
+    metadata = metadata_of(codec, vector_column, keep_vectors)
+    require_usable(db, name, schema, metadata)
     require_free_name(db, name)
-    stored = stored_schema(name, schema, marks)
-    return create_with(db, name, stored, None, neighbor=registry.save(db, codec)), marks
+    stored = stored_schema(name, schema, metadata)
+    return create_with(db, name, stored, None, neighbor=registry.save(db, codec)), metadata
 
 
 def require_free_name(db: DBConnection, name: str) -> None:
@@ -137,28 +139,28 @@ def require_place(db: DBConnection, name: object) -> None:
     databases.require_table_name(name)
 
 
-def require_usable(db: DBConnection, name: str, schema: pa.Schema, marks: TableMetadata) -> None:
-    """Raise TableError or InvalidInputError unless a table with these columns and marks can be made."""
-    require_keep_vectors(marks.keep_vectors)
+def require_usable(db: DBConnection, name: str, schema: pa.Schema, metadata: TableMetadata) -> None:
+    """Raise TableError or InvalidInputError unless a table with these columns and metadata can be made."""
+    require_keep_vectors(metadata.keep_vectors)
     require_place(db, name)
     require_readable(schema)
-    CodeColumns(marks.vector_column).require_absent_from(schema)
+    CodeColumns(metadata.vector_column).require_absent_from(schema)
 
 
-def stored_schema(name: str, schema: pa.Schema, marks: TableMetadata) -> pa.Schema:
-    """What a table stores of the user's columns and vectors, marks included.
+def stored_schema(name: str, schema: pa.Schema, metadata: TableMetadata) -> pa.Schema:
+    """What a table stores of the user's columns and vectors, metadata included.
 
     Args:
         name: of the table that describes its embedding functions, for messages.
         schema: the user's; what it says of the vector column does not matter.
-        marks: of the table.
+        metadata: of the table.
     """
-    columns, column = CodeColumns(marks.vector_column), marks.vector_column
+    columns, column = CodeColumns(metadata.vector_column), metadata.vector_column
     others = user_schema(schema, without=(column,))
-    vectors = KeptVectors(column=column, keep=marks.keep_vectors, dim=marks.dim)
+    vectors = KeptVectors(column=column, keep=metadata.keep_vectors, dim=metadata.dim)
     return pa.schema(
-        [*others, *columns.fields(marks.config.code_bytes), vectors.field],
-        metadata=marks.write(moved_embedding(schema.metadata, column, name)),
+        [*others, *columns.fields(metadata.config.code_bytes), vectors.field],
+        metadata=metadata.write(moved_embedding(schema.metadata, column, name)),
     )
 
 
@@ -232,13 +234,13 @@ class RawTable:
         """
         schema = schema if key is None else keyed(schema, key)
         dim = vector_dim(schema, vector_column)
-        self.marks = TableMetadata(
+        self.metadata = TableMetadata(
             vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config
         )
         """What its metadata will say."""
-        require_usable(db, name, schema, self.marks)
+        require_usable(db, name, schema, self.metadata)
         self._db, self._name, self._key = db, name, key
-        self._schema = stored_schema(name, schema, self.marks)
+        self._schema = stored_schema(name, schema, self.metadata)
 
     @contextlib.contextmanager
     def first_rows(self, rows: Any) -> Iterator[SpooledRows]:
@@ -249,7 +251,9 @@ class RawTable:
 
         Raises as `StoredTable.add`, and InvalidInputError for rows that share a key.
         """
-        encoder = RowEncoder(self._schema, TableCodec.of(self.marks, []), table_name=self._name, encode=False)
+        encoder = RowEncoder(
+            self._schema, TableCodec.of(self.metadata, []), table_name=self._name, encode=False
+        )
         with spool(() if rows is None else encoder.encoded(rows)) as encoded:
             if self._key is not None and encoded.count:
                 keys = (batch.select([self._key]) for batch in encoded.reader())

@@ -75,7 +75,7 @@ class DriftMeter:
     def __init__(self, codecs: TableCodec) -> None:
         """Begin with none; `codecs` must have a newest one."""
         self._codecs = codecs
-        self._sums = self._none = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint)
+        self._sums = self._none = DriftSums(fingerprint=codecs.generations[-1].metadata.fingerprint)
 
     def take(self) -> DriftSums:
         """What was measured since this was asked last."""
@@ -150,7 +150,7 @@ def folded(dataset: lance.LanceDataset, codecs: TableCodec) -> dict[str, str]:
 
 def drift_of(dataset: lance.LanceDataset, codecs: TableCodec) -> Drift:
     """What commits up to the version that `dataset` is at have said about the newest codec."""
-    sums, unreadable = DriftSums(fingerprint=codecs.generations[-1].mark.fingerprint), list[str]()
+    sums, unreadable = DriftSums(fingerprint=codecs.generations[-1].metadata.fingerprint), list[str]()
     folded_at, stored = _stored(dataset.metadata, unreadable)
     if stored is not None:
         sums = sums.plus(stored)
@@ -291,7 +291,7 @@ class HealthReport:
 
 def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
     """Look at `table` now: reads its partitions and what commits said about their rows."""
-    columns = CodeColumns(codecs.marks.vector_column)
+    columns = CodeColumns(codecs.metadata.vector_column)
     raw_rows = table.count_rows(columns.raw_filter)
     if codecs.newest is None:
         return HealthReport(

@@ -144,7 +144,7 @@ class TableMetadata:
     @property
     def first_partitions(self) -> tuple[int, ...]:
         """The first partition id of every generation and, as the last, the first that none has."""
-        counts = (mark.num_partitions for mark in self.generations)
+        counts = (each.num_partitions for each in self.generations)
         return tuple(itertools.accumulate(counts, initial=0))
 
     @property
@@ -160,7 +160,7 @@ class TableMetadata:
 
     @classmethod
     def read(cls, schema: pa.Schema, table_name: str) -> "TableMetadata":
-        """The marks kept in `schema`.
+        """The metadata kept in `schema`.
 
         Raises:
             TableError: there are none, one is missing or unreadable, or a newer release wrote them.
@@ -182,10 +182,10 @@ class TableMetadata:
         return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
 
     def write(self, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
-        """The user's schema metadata with these marks added.
+        """The user's schema metadata with that of the table added.
 
         Raises:
-            TableError: a mark could not be read again; nothing must be written then.
+            TableError: a field could not be read again; nothing must be written then.
         """
         ours = {
             "format_version": str(self.format_version),
@@ -193,14 +193,14 @@ class TableMetadata:
             "dim": str(self.dim),
             "keep_vectors": self.keep_vectors,
             "config": json.dumps(self.config.to_dict()),
-            "generations": json.dumps([dataclasses.asdict(mark) for mark in self.generations]),
+            "generations": json.dumps([dataclasses.asdict(each) for each in self.generations]),
         }
         kept = {name: readable_text(getattr(self, name), text, _PARSERS[name]) for name, text in ours.items()}
         return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in kept.items()}
 
-    def with_generation(self, mark: GenerationMetadata, config: CodecConfig) -> "TableMetadata":
-        """The marks of the table once it has one more codec, of this configuration."""
-        return dataclasses.replace(self, config=config, generations=(*self.generations, mark))
+    def with_generation(self, generation: GenerationMetadata, config: CodecConfig) -> "TableMetadata":
+        """The metadata of the table once it has one more codec, of this configuration."""
+        return dataclasses.replace(self, config=config, generations=(*self.generations, generation))
 
 
 def _whole_number(text: str) -> int:
@@ -214,14 +214,14 @@ def _config(text: str) -> CodecConfig:
 
 
 def _generations(text: str) -> tuple[GenerationMetadata, ...]:
-    marks = tuple(GenerationMetadata(**entry) for entry in json.loads(text))
-    for mark in marks:
-        count = mark.num_partitions
-        if not isinstance(mark.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST:
-            raise ValueError(f"{mark} is no generation")
-    if sum(mark.num_partitions for mark in marks) > _LARGEST:
+    generations = tuple(GenerationMetadata(**entry) for entry in json.loads(text))
+    for each in generations:
+        count = each.num_partitions
+        if not isinstance(each.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST:
+            raise ValueError(f"{each} is no generation")
+    if sum(each.num_partitions for each in generations) > _LARGEST:
         raise ValueError(f"more than {_LARGEST} partition ids in all")
-    return marks
+    return generations
 
 
 def _name(text: str) -> str:
@@ -256,12 +256,12 @@ def _ours(schema: pa.Schema) -> dict[bytes, bytes]:
 
 
 def has_metadata(schema: pa.Schema) -> bool:
-    """Whether any mark of ours is in `schema`, be it readable or not."""
+    """Whether `schema` has any metadata of this package, readable or not."""
     return bool(_ours(schema))
 
 
 def without_ours(schema: pa.Schema) -> pa.Schema:
-    """`schema` without the marks this package added."""
+    """`schema` without the metadata that this package added."""
     ours = _ours(schema)
     kept = {key: value for key, value in (schema.metadata or {}).items() if key not in ours}
     return schema.with_metadata(kept or None)

@@ -32,11 +32,11 @@ class OpenTable(TranslatesErrors):
         Raises:
             TableError: a column is missing or of another type than the marks say.
         """
-        self.columns = CodeColumns(codecs.marks.vector_column)
+        self.columns = CodeColumns(codecs.metadata.vector_column)
         """Names of the code and partition columns."""
         self.columns.require_in(table.schema, code_bytes=codecs.code_bytes)
         self.kept = KeptVectors(
-            column=codecs.marks.vector_column, keep=codecs.marks.keep_vectors, dim=codecs.dim
+            column=codecs.metadata.vector_column, keep=codecs.metadata.keep_vectors, dim=codecs.dim
         )
         """Whether the table keeps its raw vectors, and how."""
         self.kept.require_in(table.schema, table.name)
@@ -49,7 +49,7 @@ class OpenTable(TranslatesErrors):
         """The version that everything is read from; None for the newest one."""
         self.snapshots = self._followed(snapshots_of(table, codecs))
         """The version that everything is read from."""
-        self._marks = codecs.marks
+        self._marks = codecs.metadata
         self._watch = DriftWatch()
         self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""

@@ -109,7 +109,7 @@ def reencoding_steps(table: LanceTable, codecs: TableCodec, advance: Advance) ->
 
 def _pass(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[Reencoded]:
     """Encode every fragment that needs it."""
-    condition = stale_filter(CodeColumns(codecs.marks.vector_column), codecs)
+    condition = stale_filter(CodeColumns(codecs.metadata.vector_column), codecs)
     dataset = table.to_lance()
     for fragment in dataset.get_fragments():
         if count_rows(dataset, fragment, condition):
@@ -126,9 +126,9 @@ class _FragmentStep:
 
     def __init__(self, table: LanceTable, codecs: TableCodec, fragment_id: int) -> None:
         self._table, self._codecs, self._fragment_id = table, codecs, fragment_id
-        marks = codecs.marks
-        self._columns = CodeColumns(marks.vector_column)
-        self._kept = KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
+        metadata = codecs.metadata
+        self._columns = CodeColumns(metadata.vector_column)
+        self._kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
 
     def run(self, advance: Advance) -> Reencoded:
         """Write and commit it; nothing where another writer has done so.
@@ -138,7 +138,7 @@ class _FragmentStep:
             _OtherCodecsError: as it says.
         """
         newest = databases.reopen(self._table)
-        if TableMetadata.read(newest.schema, newest.name) != self._codecs.marks:
+        if TableMetadata.read(newest.schema, newest.name) != self._codecs.metadata:
             raise _OtherCodecsError
         self._dataset = newest.to_lance()
         fragment = self._dataset.get_fragment(self._fragment_id)
@@ -396,7 +396,7 @@ class BackgroundEncoding(TranslatesErrors):
         newest = databases.reopen(self._table)
         self._codecs, self._left = codecs_of(newest, self._codecs), 0
         if self._codecs.newest is not None:
-            columns = CodeColumns(self._codecs.marks.vector_column)
+            columns = CodeColumns(self._codecs.metadata.vector_column)
             self._left = newest.count_rows(stale_filter(columns, self._codecs))
         with self._lock:
             self._ended = not (self._left or self._again)

@@ -197,22 +197,22 @@ def unneeded_codecs(db: DBConnection, candidates: Collection[str], recent: Colle
     return left
 
 
-def places_in_use(dataset: lance.LanceDataset, marks: TableMetadata) -> list[int]:
-    """Places in `marks.generations` of those that any row has a code of; the last is always among them.
+def places_in_use(dataset: lance.LanceDataset, metadata: TableMetadata) -> list[int]:
+    """Places in `metadata.generations` of those that any row has a code of; the last is always among them.
 
     Args:
-        dataset: the version of a table that the marks are of.
-        marks: its marks.
+        dataset: the version of a table that the metadata is of.
+        metadata: its metadata.
     """
-    firsts, last = marks.first_partitions, len(marks.generations) - 1
-    if last < 1 or not _any_in(dataset, marks, 0, firsts[last]):
-        return [last] if marks.generations else []
-    return [place for place in range(last) if _any_in(dataset, marks, *firsts[place : place + 2])] + [last]
+    firsts, last = metadata.first_partitions, len(metadata.generations) - 1
+    if last < 1 or not _any_in(dataset, metadata, 0, firsts[last]):
+        return [last] if metadata.generations else []
+    return [place for place in range(last) if _any_in(dataset, metadata, *firsts[place : place + 2])] + [last]
 
 
-def _any_in(dataset: lance.LanceDataset, marks: TableMetadata, first: int, stop: int) -> bool:
+def _any_in(dataset: lance.LanceDataset, metadata: TableMetadata, first: int, stop: int) -> bool:
     """Whether any row has a partition id from `first` up to, but without, `stop`."""
-    column = quoted(CodeColumns(marks.vector_column).partition)
+    column = quoted(CodeColumns(metadata.vector_column).partition)
     return _any(dataset, f"{column} >= {first} AND {column} < {stop}")
 
 
@@ -250,17 +250,17 @@ def _needed(
     if not has_metadata(dataset.schema):
         _require_uncoded(dataset)
         return set()
-    marks = TableMetadata.read(dataset.schema, name)
-    names = [mark.fingerprint for mark in marks.generations]
+    metadata = TableMetadata.read(dataset.schema, name)
+    names = [each.fingerprint for each in metadata.generations]
     replaced = {older for older, newer in itertools.pairwise(names) if newer in recent}
     needed = {*replaced, *names[-1:]}
     if needed.issuperset(set(candidates) & set(names)):
         return needed
-    return needed | {names[place] for place in places_in_use(dataset, marks)}
+    return needed | {names[place] for place in places_in_use(dataset, metadata)}
 
 
 def _require_uncoded(dataset: lance.LanceDataset) -> None:
-    """Raise TableError for a table that lost its marks and not its codes: their codec is all it has left."""
+    """Raise TableError for a table that has codes but lost the metadata that names their codec."""
     types = {field.name: field.type for field in dataset.schema}
     for field in dataset.schema:
         columns = CodeColumns(field.name.removesuffix("_code"))

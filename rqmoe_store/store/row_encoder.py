@@ -100,14 +100,14 @@ class RowEncoder:
             table_name: for messages.
             encode: whether rows get codes, by the newest codec, or keep their vectors until later.
         """
-        marks = codecs.marks
-        self.columns = CodeColumns(marks.vector_column)
+        metadata = codecs.metadata
+        self.columns = CodeColumns(metadata.vector_column)
         """Names of the code and partition columns."""
-        self.kept = KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
+        self.kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
         """How the table keeps raw vectors."""
         self.embedding = TableEmbedding.read(schema.metadata, codecs.dim, codecs.metric, table_name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
-        self.others = user_schema(schema, without=(*self.columns.names, marks.vector_column))
+        self.others = user_schema(schema, without=(*self.columns.names, metadata.vector_column))
         """The columns that are stored as they come."""
         self.drift = DriftMeter(codecs) if encode else None
         """How well the rows encoded so far fit the codec."""
@@ -143,7 +143,7 @@ class RowEncoder:
 
     def require_known_to(self, table: LanceTable) -> None:
         """Raise TableError unless the version that `table` is at has the codec that rows are encoded by."""
-        generations = self.codecs.marks.generations
+        generations = self.codecs.metadata.generations
         found = TableMetadata.read(table.schema, table.name).generations
         if self._encode and found[: len(generations)] != generations:
             raise TableError(

@@ -89,7 +89,7 @@ class Snapshot:
     @functools.cached_property
     def places_in_use(self) -> list[int]:
         """Which of the codecs any rows have codes of; the newest always counts."""
-        return places_in_use(self.dataset, self.codecs.marks)
+        return places_in_use(self.dataset, self.codecs.metadata)
 
     @functools.cached_property
     def tuned(self) -> TunedSearch | None:
@@ -116,7 +116,7 @@ class Snapshots:
             version: the one to stay at; None for the newest.
         """
         self._place, self._checked_out = place, version
-        self._lasting = _lasting(codecs.marks, table.schema)
+        self._lasting = _lasting(codecs.metadata, table.schema)
         self.freshness = Freshness(place.read_consistency_interval)
         """Whether `current` looks for a newer version."""
         self._lock = Lock()
@@ -208,7 +208,7 @@ class Snapshots:
         self._newest, self._pinned, self._pinned_identity = dataset, snapshot, _identity(snapshot.dataset)
 
     def _require_lasting(self, snapshot: Snapshot) -> None:
-        found = _lasting(snapshot.codecs.marks, snapshot.schema)
+        found = _lasting(snapshot.codecs.metadata, snapshot.schema)
         changed = [name for name, value in self._lasting.items() if found[name] != value]
         if changed:
             raise TableError(
@@ -238,7 +238,7 @@ def snapshots_of(table: LanceTable, codecs: TableCodec, version: int | None = No
         version: the one to stay at; None for the newest.
     """
     place = TablePlace.of(table)
-    key = place.key, tuple(_lasting(codecs.marks, table.schema).values()), version
+    key = place.key, tuple(_lasting(codecs.metadata, table.schema).values()), version
     with _snapshots_lock:
         snapshots = _snapshots.get(key)
         if snapshots is None:

@@ -97,7 +97,7 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
     raw_bytes = rows * codecs.dim * 4
     code_bytes = column_bytes(table, columns.names)
     bytes_per_vector = code_bytes / rows if rows else 0.0
-    in_use = [codecs.generations[place].codec for place in places_in_use(table.to_lance(), codecs.marks)]
+    in_use = [codecs.generations[place].codec for place in places_in_use(table.to_lance(), codecs.metadata)]
     artifacts = [codec.to_artifact() for codec in in_use]
     codec_bytes = sum(len(artifact.config_json.encode()) + len(artifact.weights) for artifact in artifacts)
     saved = codecs.dim * 4 - bytes_per_vector

@@ -59,5 +59,5 @@ class StoredTable(RowOperations, TableStructure, TableVersions):
     @property
     def _described(self) -> str:
         """What its rows are, without looking at the table."""
-        config = self.snapshots.known.marks.config
+        config = self.snapshots.known.metadata.config
         return f"dim {self.dim} as {config.code_bytes} code bytes, {config.kind}, metric {self.metric!r}"

@@ -30,7 +30,7 @@ from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
 class Generation:
     """One codec of a table and the partition ids it owns."""
 
-    mark: GenerationMetadata
+    metadata: GenerationMetadata
     first_partition: int
     load: Callable[[], Codec] = dataclasses.field(repr=False, compare=False)
     """Gets the codec; asked once, when it is first needed."""
@@ -40,49 +40,49 @@ class Generation:
         """The codec. The database may have lost that of a generation which no row is of any more.
 
         Raises:
-            ArtifactError: it is not in the database, is damaged, or is not what the marks describe.
+            ArtifactError: it is not in the database, is damaged, or is not what the metadata describes.
         """
         return self.load()
 
     @property
     def partitions(self) -> slice:
         """Its places in arrays over all partitions."""
-        return slice(self.first_partition, self.first_partition + self.mark.num_partitions)
+        return slice(self.first_partition, self.first_partition + self.metadata.num_partitions)
 
 
-def generations_of(marks: TableMetadata, codecs: list[Codec]) -> list[Generation]:
-    """The generations of `marks`, oldest first, with codecs that are at hand.
+def generations_of(metadata: TableMetadata, codecs: list[Codec]) -> list[Generation]:
+    """The generations of `metadata`, oldest first, with codecs that are at hand.
 
     Raises:
-        ArtifactError: a codec is not what the marks describe.
+        ArtifactError: a codec is not what the metadata describes.
     """
     generations = []
-    for mark, first, codec in zip(marks.generations, marks.first_partitions[:-1], codecs, strict=True):
-        require_match(codec, mark, marks)
-        generations.append(Generation(mark, first, functools.partial(_itself, codec)))
+    for each, first, codec in zip(metadata.generations, metadata.first_partitions[:-1], codecs, strict=True):
+        require_match(codec, each, metadata)
+        generations.append(Generation(each, first, functools.partial(_itself, codec)))
     return generations
 
 
-def generations_in(db: DBConnection, marks: TableMetadata) -> list[Generation]:
-    """The generations of `marks`, oldest first, whose codecs the registry of `db` has."""
+def generations_in(db: DBConnection, metadata: TableMetadata) -> list[Generation]:
+    """The generations of `metadata`, oldest first, whose codecs the registry of `db` has."""
     return [
-        Generation(mark, first, functools.partial(_loaded, db, mark, marks))
-        for mark, first in zip(marks.generations, marks.first_partitions[:-1], strict=True)
+        Generation(each, first, functools.partial(_loaded, db, each, metadata))
+        for each, first in zip(metadata.generations, metadata.first_partitions[:-1], strict=True)
     ]
 
 
 def generation_metadata(codec: Codec) -> GenerationMetadata:
-    """How the marks of a table name a codec."""
+    """How the metadata of a table names a codec."""
     return GenerationMetadata(codec.fingerprint, codec.num_partitions)
 
 
-def require_match(codec: Codec, mark: GenerationMetadata, marks: TableMetadata) -> None:
-    """Raise ArtifactError unless `codec` is what the marks of a table say of one of its generations."""
+def require_match(codec: Codec, generation: GenerationMetadata, metadata: TableMetadata) -> None:
+    """Raise ArtifactError unless `codec` is what the metadata of a table says of one of its generations."""
     expected = {
-        "dim": marks.dim,
-        "metric": marks.config.metric,
-        "code_bytes": marks.config.code_bytes,
-        "num_partitions": mark.num_partitions,
+        "dim": metadata.dim,
+        "metric": metadata.config.metric,
+        "code_bytes": metadata.config.code_bytes,
+        "num_partitions": generation.num_partitions,
     }
     found = {
         "dim": codec.dim,
@@ -93,8 +93,9 @@ def require_match(codec: Codec, mark: GenerationMetadata, marks: TableMetadata) 
     for name, value in expected.items():
         if found[name] != value:
             raise ArtifactError(
-                f"The table was written with a codec of {name} {value!r}; got {mark.fingerprint[:12]!r} "
-                f"of {name} {found[name]!r}. Use the codec it was made with, or restore an earlier version."
+                f"The table was written with a codec of {name} {value!r}; got "
+                f"{generation.fingerprint[:12]!r} of {name} {found[name]!r}. "
+                "Use the codec it was made with, or restore an earlier version."
             )
 
 
@@ -102,64 +103,66 @@ def _itself(codec: Codec) -> Codec:
     return codec
 
 
-def _loaded(db: DBConnection, mark: GenerationMetadata, marks: TableMetadata) -> Codec:
-    codec = registry.load(db, mark.fingerprint)
-    require_match(codec, mark, marks)
+def _loaded(db: DBConnection, generation: GenerationMetadata, metadata: TableMetadata) -> Codec:
+    codec = registry.load(db, generation.fingerprint)
+    require_match(codec, generation, metadata)
     return codec
 
 
 class TableCodec:
     """Encodes with the newest codec of a table, and decodes what any of them encoded."""
 
-    def __init__(self, marks: TableMetadata, generations: Sequence[Generation]) -> None:
-        """Wrap all generations of `marks`; use `of` or `load` instead of calling this."""
-        self.marks = marks
-        self.num_partitions: int = marks.first_partitions[-1]
+    def __init__(self, metadata: TableMetadata, generations: Sequence[Generation]) -> None:
+        """Wrap all generations of `metadata`; use `of` or `load` instead of calling this."""
+        self.metadata = metadata
+        self.num_partitions: int = metadata.first_partitions[-1]
         """Partition ids of all generations together."""
         self.generations = tuple(generations)
         """Oldest first."""
 
     @classmethod
-    def of(cls, marks: TableMetadata, codecs: list[Codec]) -> "TableCodec":
-        """The codecs of all generations of `marks`, oldest first, which are at hand.
+    def of(cls, metadata: TableMetadata, codecs: list[Codec]) -> "TableCodec":
+        """The codecs of all generations of `metadata`, oldest first, which are at hand.
 
         Raises:
-            ArtifactError: they are not what the marks describe.
+            ArtifactError: they are not what the metadata describes.
         """
-        return cls(marks, generations_of(marks, codecs))
+        return cls(metadata, generations_of(metadata, codecs))
 
     @classmethod
-    def load(cls, db: DBConnection, marks: TableMetadata, known: "TableCodec | None" = None) -> "TableCodec":
-        """The codecs that `marks` name, from the registry of `db`, but for those that `known` has.
+    def load(
+        cls, db: DBConnection, metadata: TableMetadata, known: "TableCodec | None" = None
+    ) -> "TableCodec":
+        """The codecs that `metadata` names, from the registry of `db`, but for those that `known` has.
 
         The newest one is loaded now, older ones when a row needs them: they may have been removed from the
         registry since no row does.
 
         Raises:
-            ArtifactError: the newest is not in the database, is damaged, or is not what the marks describe.
+            ArtifactError: the newest is missing, damaged, or not what the metadata describes.
         """
-        if known is not None and known.marks == marks:
+        if known is not None and known.metadata == metadata:
             return known
         have = {each: each for each in known.generations} if known else {}
-        codecs = cls(marks, [have.get(each, each) for each in generations_in(db, marks)])
+        codecs = cls(metadata, [have.get(each, each) for each in generations_in(db, metadata)])
         if codecs.newest is not None:
-            require_match(codecs.newest, marks.generations[-1], marks)
+            require_match(codecs.newest, metadata.generations[-1], metadata)
         return codecs
 
     @property
     def dim(self) -> int:
         """Components of a vector."""
-        return self.marks.dim
+        return self.metadata.dim
 
     @property
     def metric(self) -> Metric:
         """The distance that all of them were trained for."""
-        return self.marks.config.metric
+        return self.metadata.config.metric
 
     @property
     def code_bytes(self) -> int:
         """Bytes of a code."""
-        return self.marks.config.code_bytes
+        return self.metadata.config.code_bytes
 
     @property
     def newest(self) -> Codec | None:
@@ -174,7 +177,7 @@ class TableCodec:
     @property
     def most_partitions(self) -> int:
         """Partitions of the generation that has most."""
-        return max((each.mark.num_partitions for each in self.generations), default=0)
+        return max((each.metadata.num_partitions for each in self.generations), default=0)
 
     def encode(self, vectors_nD: Float32Array) -> Codes:
         """Codes of checked vectors, by the newest codec.
@@ -242,7 +245,7 @@ class TableCodec:
         probed_QP = np.ones((len(queries_QD), self.num_partitions), dtype=bool)
         for generation in generations:
             probed_QP[:, generation.partitions] = False
-            nearest = generation.codec.probe(queries_QD, min(nprobes, generation.mark.num_partitions))
+            nearest = generation.codec.probe(queries_QD, min(nprobes, generation.metadata.num_partitions))
             np.put_along_axis(probed_QP, nearest + generation.first_partition, True, axis=1)
         return probed_QP
 
@@ -270,12 +273,16 @@ class TableCodec:
 
 def codecs_of(table: LanceTable, known: TableCodec) -> TableCodec:
     """The codecs of the version that `table` is at, given those of some version. Raises as `load`."""
-    marks = TableMetadata.read(table.schema, table.name)
-    return known if known.marks == marks else TableCodec.load(databases.database_of(table), marks, known)
+    metadata = TableMetadata.read(table.schema, table.name)
+    return (
+        known
+        if known.metadata == metadata
+        else TableCodec.load(databases.database_of(table), metadata, known)
+    )
 
 
 def metadata_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMetadata:
-    """The marks of a table whose `vector_column` is kept as codes of one codec, and raw as said."""
+    """The metadata of a table whose `vector_column` is kept as codes of one codec, and raw as said."""
     return TableMetadata(
         vector_column=vector_column,
         dim=codec.dim,

@@ -128,20 +128,20 @@ class VerifiedCodec:
 
 
 def verify_codecs(
-    db: DBConnection, dataset: lance.LanceDataset, marks: TableMetadata, findings: Findings
+    db: DBConnection, dataset: lance.LanceDataset, metadata: TableMetadata, findings: Findings
 ) -> list[VerifiedCodec]:
     """Load every codec that rows need, as searches do: fingerprint, numbers, shapes and fit are checked."""
-    places = list(range(len(marks.generations)))
+    places = list(range(len(metadata.generations)))
     with findings.during("cannot tell which codecs rows need"):
-        places = places_in_use(dataset, marks)
-    generations, verified = generations_in(db, marks), []
+        places = places_in_use(dataset, metadata)
+    generations, verified = generations_in(db, metadata), []
     for place in places:
         generation = generations[place]
         codec = None
         with findings.during(f"codec {place + 1} of {len(generations)}"):
             codec = generation.codec
             _find_damaged_copies(db, codec, findings)
-        verified.append(VerifiedCodec(generation.first_partition, generation.mark.num_partitions, codec))
+        verified.append(VerifiedCodec(generation.first_partition, generation.metadata.num_partitions, codec))
     return verified
 
 
@@ -189,22 +189,22 @@ Mask = npt.NDArray[np.bool_]
 
 
 class RowChecks:
-    """What a row must be, given the marks and codecs of its table."""
+    """What a row must be, given the metadata and codecs of its table."""
 
-    def __init__(self, marks: TableMetadata, codecs: Sequence[VerifiedCodec], findings: Findings) -> None:
-        self.columns = CodeColumns(marks.vector_column)
+    def __init__(self, metadata: TableMetadata, codecs: Sequence[VerifiedCodec], findings: Findings) -> None:
+        self.columns = CodeColumns(metadata.vector_column)
         """Names of the columns that are checked, beside the vector column."""
-        self._marks, self._codecs, self._findings = marks, codecs, findings
+        self._metadata, self._codecs, self._findings = metadata, codecs, findings
 
     @property
     def names(self) -> list[str]:
         """Columns that a batch must have."""
-        return [*self.columns.names, self._marks.vector_column]
+        return [*self.columns.names, self._metadata.vector_column]
 
     @property
     def rows_per_batch(self) -> int:
         """How many rows a batch may have, for the memory they take."""
-        return rows_per_batch(self._marks.dim)
+        return rows_per_batch(self._metadata.dim)
 
     def check(self, batch: pa.RecordBatch) -> RowCounts:
         """Note what is wrong with N rows that have the columns `names` and `_rowid`."""
@@ -215,8 +215,8 @@ class RowChecks:
             "rows have a code without a partition, or a partition without a code",
             row_ids_N[code_N != partition_N],
         )
-        self._check_vectors(batch[self._marks.vector_column], vector_N, row_ids_N)
-        if self._marks.keep_vectors != "none":
+        self._check_vectors(batch[self._metadata.vector_column], vector_N, row_ids_N)
+        if self._metadata.keep_vectors != "none":
             self._findings.rows(
                 "rows have a code and no vector, which this table keeps", row_ids_N[coded_N & ~vector_N]
             )
@@ -230,10 +230,10 @@ class RowChecks:
         row_ids_V = row_ids_N[vector_N]
         # What is null within a vector becomes NaN.
         components = column.drop_null().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
-        vectors_VD = components.reshape(len(row_ids_V), self._marks.dim)
+        vectors_VD = components.reshape(len(row_ids_V), self._metadata.dim)
         finite_V = np.isfinite(vectors_VD).all(axis=1)
         self._findings.rows("rows have a vector with missing, NaN or infinite values", row_ids_V[~finite_V])
-        if self._marks.config.metric == "cosine":
+        if self._metadata.config.metric == "cosine":
             self._findings.rows(
                 "rows have a vector that is zero, which has no direction", row_ids_V[~vectors_VD.any(axis=1)]
             )
@@ -249,7 +249,7 @@ class RowChecks:
                 local = Codes(codes.codes[own_C], codes.partitions[own_C] - np.int32(first))
                 decoded += self._decode(verified, local, row_ids_C[own_C])
         self._findings.rows("rows are in a partition that no codec of the table has", row_ids_C[~known_C])
-        newest = self._marks.first_partitions[-2] if self._marks.generations else 0
+        newest = self._metadata.first_partitions[-2] if self._metadata.generations else 0
         return int((codes.partitions < newest).sum()), decoded
 
     def _decode(self, verified: VerifiedCodec, codes: Codes, row_ids_C: RowIds) -> int:

@@ -171,11 +171,11 @@ class _Verification:
         self._dataset = table.to_lance()
 
     def run(self, progress: bool) -> VerifyReport:
-        findings, marks = self._findings, self._marks()
-        codecs = [] if marks is None else verify_codecs(self._db, self._dataset, marks, findings)
-        if marks is not None:
-            self._read_notes(marks)
-        counts = self._read_rows(None if marks is None else self._row_checks(marks, codecs), progress)
+        findings, metadata = self._findings, self._metadata()
+        codecs = [] if metadata is None else verify_codecs(self._db, self._dataset, metadata, findings)
+        if metadata is not None:
+            self._read_notes(metadata)
+        counts = self._read_rows(None if metadata is None else self._row_checks(metadata, codecs), progress)
         self._advise(counts, bool(codecs))
         orphans: list[OrphanedFile] = []
         with findings.during("its files cannot be listed"):
@@ -194,39 +194,42 @@ class _Verification:
             orphans=tuple(orphans),
         )
 
-    def _marks(self) -> TableMetadata | None:
-        marks = None
-        with self._findings.during("marks"):
-            marks = TableMetadata.read(self._dataset.schema, self._table.name)
-        return marks
+    def _metadata(self) -> TableMetadata | None:
+        metadata = None
+        with self._findings.during("metadata"):
+            metadata = TableMetadata.read(self._dataset.schema, self._table.name)
+        return metadata
 
-    def _read_notes(self, marks: TableMetadata) -> None:
+    def _read_notes(self, metadata: TableMetadata) -> None:
         """Read what else the metadata says, as those do who use it."""
         dataset, name = self._dataset, self._table.name
         with self._findings.during("embedding function"):
-            TableEmbedding.read(dataset.schema.metadata, marks.dim, marks.config.metric, name)
+            TableEmbedding.read(dataset.schema.metadata, metadata.dim, metadata.config.metric, name)
         with self._findings.during("search setting"):
             TunedSearch.read(dataset.metadata, name)
         with self._findings.during("notes on ingested rows"):
             ingest_log.require_readable(dataset, name)
-        if marks.generations:
+        if metadata.generations:
             with self._findings.during("notes on how well the codec fits"):
-                noted = health.drift_of(dataset, TableCodec(marks, generations_in(self._db, marks)))
+                noted = health.drift_of(dataset, TableCodec(metadata, generations_in(self._db, metadata)))
                 self._findings.problems += [
                     f"notes on how well the codec fits: {_shortened(text)} cannot be read, and counts for "
                     "nothing; optimize() leaves it out for good"
                     for text in noted.unreadable
                 ]
 
-    def _row_checks(self, marks: TableMetadata, codecs: list[VerifiedCodec]) -> RowChecks | None:
+    def _row_checks(self, metadata: TableMetadata, codecs: list[VerifiedCodec]) -> RowChecks | None:
         """What rows must be; None where columns of ours are not what they should be."""
-        checks, kept = None, KeptVectors(column=marks.vector_column, keep=marks.keep_vectors, dim=marks.dim)
+        checks, kept = (
+            None,
+            KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim),
+        )
         with self._findings.during("columns"):
-            CodeColumns(marks.vector_column).require_in(
-                self._dataset.schema, code_bytes=marks.config.code_bytes
+            CodeColumns(metadata.vector_column).require_in(
+                self._dataset.schema, code_bytes=metadata.config.code_bytes
             )
             kept.require_in(self._dataset.schema, self._table.name)
-            checks = RowChecks(marks, codecs, self._findings)
+            checks = RowChecks(metadata, codecs, self._findings)
         return checks
 
     def _read_rows(self, checks: RowChecks | None, progress: bool) -> RowCounts:

@@ -154,7 +154,7 @@ def test_codes_are_used_without_lancedb(store, tmp_path, monkeypatch):
     assert table["vector"].null_count == 139 - (138 if kept else 19)
     assert table["vector_codec"].null_count == table["vector_partition"].null_count == 20
     assert set(table["vector_partition"].to_pylist()) == {0, 1, None}
-    folders = {f"codec-{mark.fingerprint[:12]}" for mark in store.codecs.marks.generations}
+    folders = {f"codec-{mark.fingerprint[:12]}" for mark in store.codecs.metadata.generations}
     assert names(tmp_path / "out") == {"rows", "_export.json", *folders} and len(folders) == 2
     described = json.loads((tmp_path / "out" / "_export.json").read_text())
     assert described["format"] == "codes" and set(described["codecs"]) == folders

@@ -47,7 +47,7 @@ def cosine_store(db: lancedb.DBConnection, cosine_codec: Codec) -> StoredTable:
 
 
 def _empty(db: lancedb.DBConnection, codec: Codec) -> StoredTable:
-    table, marks = create_coded(
+    table, metadata = create_coded(
         db, "docs", rows_of(0).schema, codec=codec, vector_column="vector", keep_vectors="none"
     )
-    return StoredTable(table, TableCodec.of(marks, [codec]))
+    return StoredTable(table, TableCodec.of(metadata, [codec]))

@@ -24,8 +24,8 @@ def checker_of(db, codec, *, keep="none", name="docs", column="vector"):
             pa.field("vector", NUMBER),
         ]
     )
-    table, marks = create_coded(db, name, schema, codec=codec, vector_column="vector", keep_vectors=keep)
-    encoder = RowEncoder(table.schema, TableCodec.of(marks, [codec]), table_name=name, encode=True)
+    table, metadata = create_coded(db, name, schema, codec=codec, vector_column="vector", keep_vectors=keep)
+    encoder = RowEncoder(table.schema, TableCodec.of(metadata, [codec]), table_name=name, encode=True)
     return RowChecker(encoder, column, dim=DIM, metric=codec.config.metric)
 
 

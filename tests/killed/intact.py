@@ -105,7 +105,7 @@ def _possible_codes(codecs: TableCodec, vectors_ND: np.ndarray) -> list[Codes]:
     possible, versions = [], [vectors_ND]
     for generation in codecs.generations:
         # Once no row needs a codec any more, the database may have lost it; another check has seen it before.
-        fingerprint = generation.mark.fingerprint
+        fingerprint = generation.metadata.fingerprint
         codec = _seen[fingerprint] = _seen.get(fingerprint) or generation.codec
         made = [codec.encode(version_ND) for version_ND in versions]
         versions += [codec.decode(each) for each in made]

@@ -86,7 +86,7 @@ def generations(store: CompressedTable) -> list[int]:
     if store.checked_out is None:
         store.refresh()
     partitions = store.table.search().select(["vector_partition"]).limit(None).to_arrow()[0].to_numpy()
-    firsts = store.codecs.marks.first_partitions
+    firsts = store.codecs.metadata.first_partitions
     return np.histogram(partitions, firsts)[0].tolist()
 
 

@@ -144,7 +144,7 @@ def test_what_keeps_a_codec(db, docs, store, keeper):
 def test_places_in_use_are_those_of_rows(db, store):
     def places():
         store.refresh()
-        return places_in_use(store.table.to_lance(), store.codecs.marks)
+        return places_in_use(store.table.to_lance(), store.codecs.metadata)
 
     assert places() == [0]
     store.retrain(training(1), encode=False, progress=False)
@@ -157,7 +157,7 @@ def test_places_in_use_are_those_of_rows(db, store):
     store.delete("true")
     assert places() == [2]
     empty = create_table(db, "empty", rows_of(0, 3), config=CONFIG)
-    assert places_in_use(empty.table.to_lance(), empty.codecs.marks) == []
+    assert places_in_use(empty.table.to_lance(), empty.codecs.metadata) == []
 
 
 def test_what_was_saved_or_replaced_lately_stays(db, docs, retrained):

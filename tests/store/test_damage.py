@@ -135,7 +135,7 @@ def test_any_damaged_mark_is_refused_or_can_be_written_again(store) -> None:
             assert again == marks
             assert 0 < marks.dim < 2**31
     metadata = {**whole, PREFIX.encode() + b"\xff": b"x"}
-    assert TableMetadata.read(pa.schema([], metadata=metadata), "docs") == store.codecs.marks
+    assert TableMetadata.read(pa.schema([], metadata=metadata), "docs") == store.codecs.metadata
 
 
 def test_a_table_with_a_damaged_mark_is_refused_or_reads_as_before(store, db, codec, vectors) -> None:

@@ -44,7 +44,7 @@ def seen(store: CompressedTable) -> dict[str, Any]:
     assert f" {len(ids)} rows" in repr(store)
     newest = store.version if store.checked_out is None else store.list_versions()[-1]["version"]
     assert max(each["version"] for each in store.list_versions()) == newest
-    assert store.codec.fingerprint == store.codecs.marks.generations[-1].fingerprint
+    assert store.codec.fingerprint == store.codecs.metadata.generations[-1].fingerprint
     return {
         "version": store.version,
         "ids": ids,

@@ -331,7 +331,7 @@ def test_a_codec_of_another_fingerprint_under_this_one(store, db, codec, plain_c
 
 def test_a_wrong_codec_is_refused(store, plain_codec):
     with pytest.raises(ArtifactError, match=r"codec of num_partitions 4; got .* of num_partitions 1"):
-        TableCodec.of(store.codecs.marks, [plain_codec])
+        TableCodec.of(store.codecs.metadata, [plain_codec])
 
 
 def test_a_dropped_code_column(store, db):

@@ -319,8 +319,8 @@ def set_marks(store, **marks):
 @pytest.mark.parametrize(
     ("marks", "message"),
     [
-        ({"generations": "?"}, "marks: .*rqmoe_store.generations"),
-        ({"format_version": None}, "marks: .*is not a compressed table"),
+        ({"generations": "?"}, "metadata: .*rqmoe_store.generations"),
+        ({"format_version": None}, "metadata: .*is not a compressed table"),
         ({"dim": "17"}, "codec 1 of 1: .*codec of dim 17"),
         ({"vector_column": "text"}, "columns: .*no column 'text_code'"),
         ({"keep_vectors": "some"}, "columns: .*keeps vectors as 'some'"),

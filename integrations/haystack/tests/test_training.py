@@ -51,7 +51,7 @@ async def test_trains_once_for_all_that_write(database: str) -> None:
     store = new_store(database, train_from=20)
     parts = [_documents(start, start + 10) for start in range(0, 60, 10)]
     await asyncio.gather(*map(store.write_documents_async, parts))
-    assert store.table is not None and len(store.table.codecs.marks.generations) == 1
+    assert store.table is not None and len(store.table.codecs.metadata.generations) == 1
     assert_same_documents(store.filter_documents(), _documents(0, 60), same_direction)
 
 

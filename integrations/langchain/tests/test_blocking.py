@@ -177,7 +177,7 @@ def test_many_threads_train_once(tmp_path):
     store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, config=config, training=training, train_from=300)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: store.add_texts([f"{n} {place}" for place in range(100)]), range(8)))
-    assert len(store.table.codecs.marks.generations) == 1
+    assert len(store.table.codecs.metadata.generations) == 1
     assert store.table.count_rows() == 800
 
 

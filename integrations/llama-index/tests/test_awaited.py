@@ -88,5 +88,5 @@ def test_only_one_of_many_calls_trains(tmp_path: Path) -> None:
         await asyncio.gather(*(store.async_add(nodes[start : start + 300]) for start in (0, 300, 600)))
 
     asyncio.run(use())
-    assert len(store.table.codecs.marks.generations) == 1
+    assert len(store.table.codecs.metadata.generations) == 1
     assert sorted(ids(store.get_nodes())) == sorted(ids(nodes))

@@ -79,4 +79,4 @@ def test_a_table_without_a_key(tmp_path: Path) -> None:
 
 def test_it_is_made_as_config_says(tmp_path: Path) -> None:
     table = NodeTable(lancedb.connect(tmp_path), "vectors", COLUMNS, SMALL_CODEC)
-    assert table.made_for(ROWS).codecs.marks.config == SMALL_CODEC
+    assert table.made_for(ROWS).codecs.metadata.config == SMALL_CODEC

@@ -132,7 +132,7 @@ class DocumentTable:
                 f"has embeddings of {table.dim} components. Use the model that they were made with, or "
                 "choose another table_name."
             )
-        config, made_with = self._config, table.codecs.marks.config
+        config, made_with = self._config, table.codecs.metadata.config
         if config is not None and (config.metric, config.code_bytes) != (
             made_with.metric,
             made_with.code_bytes,
