@@ -1,1 +1,1 @@
-"""Vectors to codes and back: torch and numpy, never Arrow, never LanceDB."""
+"""Codecs: vectors to codes and back, in torch and numpy, without Arrow and LanceDB."""

@@ -1,20 +1,11 @@
-"""Additive approximation: look-up tables that score codes without decoding them, and how they are fitted.
+"""Additive approximation: look-up tables that score codes without decoding them, and their least-squares fit.
 
-Shape legend: Q queries, n codes, M steps, K codewords, D dimension, P partitions (1 when the codec
-has none), T = P + M * K table rows, W width of the experts' deformations (0 without experts).
+The tables have one row per partition and per (step, codeword). The rows that a code selects sum to
+its reconstruction, approximately:  x_hat ~ A^0[p] + sum_m A^m[i_m].  An extra column approximates
+||x_hat||^2 in the same way, so squared distances and cosines need no stored norm.
 
-One row per partition and per (step, codeword), fitted by least squares so that the rows a code
-selects sum to its reconstruction:  x_hat ~ A^0[p] + sum_m A^m[i_m].  An extra column approximates
-||x_hat||^2 the same way, so squared distances and cosines need no stored norm.
-
-Shape legend: n codes, M steps, K codewords, D dimension, W width of the deformations, P partitions,
-T = max(P, 1) + M * K rows.
-
-Centroids and undeformed codewords sum to everything of a reconstruction but the experts'
-deformations, so only those are fitted. Summed over the steps they are Y_nW Q_WD, Q being the experts'
-output projection. Least squares is linear in its targets: corrections (T, W) fitted to Y and then
-multiplied by Q are the rows that a fit to Y Q would have given, at W / D of the work, and an
-artifact keeps the narrow ones. Without a projection W = D; without experts there is nothing to fit.
+Shape legend: Q queries, n codes, M steps, K codewords, D dimension, P partitions (1 if the codec has
+none), T = P + M * K table rows, W width of the experts' deformations (0 without experts), X columns.
 """
 
 import dataclasses
@@ -28,30 +19,34 @@ from torch import Tensor
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import decode
 from rqmoe_store.codecs.device import as_tensor
-from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, constants_in, scaled, to_float32
+from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, constants_in_units, scaled, to_float32
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 
 SMALLEST_SQUARE = np.float32(1e-12)
-"""Squared lengths below this count as this: they are sums of approximations, and may come out negative."""
+"""Lower bound of squared lengths: they are sums of approximations and may come out negative."""
+
+CALIBRATION_ROWS = 32_768
+"""Codes kept inside a codec, to which `truncate` fits the tables of the shorter code."""
 
 _ITERATIONS = 24
-_RIDGE = 1.0  # pseudo-observations of the initial guess per row: rare codewords stay close to it
+_RIDGE = 1.0  # pseudo-observations of the initial value per row: rows of rare codewords stay close to it
+_WEAKEST_DIRECTION = 1e-4  # relative to the strongest; an inverse would only amplify rounding errors below it
 
 
 @dataclasses.dataclass(frozen=True)
 class LookupTables:
-    """What every table row adds to the score of a code, for a batch of queries: arrays, on the CPU."""
+    """The contribution of every table row to a code's score, for a batch of queries. Arrays on the CPU."""
 
     metric: Metric
     scores_QT: Float32Array
-    """Sums of the selected rows, plus the constant, are approximate distances under "l2" and "dot", in the
-    query's units, and inner products under "cosine"."""
+    """Selected entries sum, with the query's constant, to approximate distances in the query's units under
+    "l2" and "dot", and to inner products under "cosine"."""
     norms_T: Float32Array
-    """Sums of the selected rows are squared lengths; under "cosine" only, else empty."""
+    """Selected entries sum to squared lengths. Under "cosine" only, else empty."""
     constants_Q: Float32Array
-    """What is added to every sum of a query."""
+    """The constant of every query, part of each of its sums."""
     num_partitions: int
     codebook_size: int
     units: ScoreUnits
@@ -67,27 +62,26 @@ class LookupTables:
 
     @property
     def num_steps(self) -> int:
-        """Code bytes that the tables are for."""
+        """Code bytes that the tables score."""
         return int(self.scores_QT.shape[1] - self.num_partitions) // self.codebook_size
 
-    def of(self, queries: Sequence[int]) -> "LookupTables":
+    def select(self, queries: Sequence[int]) -> "LookupTables":
         """The tables of some of the queries."""
         return dataclasses.replace(
             self,
             scores_QT=self.scores_QT[queries],
             constants_Q=self.constants_Q[queries],
-            units=self.units.of(queries),
+            units=self.units.select(queries),
         )
 
     def scores_of(self, query: int) -> tuple[Float32Array, Float32Array]:
-        """What one query's distances begin with in every partition (P,), constant included, and what
-        codewords add to it (M, K)."""
+        """A query's contributions of partitions (P,), with its constant, and of codewords (M, K)."""
         by_partition, by_step = self._by_step(self.scores_QT[query])
         return by_partition + self.constants_Q[query], by_step
 
     @property
     def norms(self) -> tuple[Float32Array, Float32Array]:
-        """The same for squared lengths; empty unless under "cosine"."""
+        """Contributions to squared lengths, (P,) and (M, K). Empty unless under "cosine"."""
         return self._by_step(self.norms_T)
 
     def _by_step(self, table_T: Float32Array) -> tuple[Float32Array, Float32Array]:
@@ -104,11 +98,18 @@ class LookupTables:
 
 @dataclasses.dataclass(frozen=True)
 class AdditiveTables:
-    """Least-squares codebooks of one codec."""
+    """Least-squares codebooks of one codec: the rows, and the squared lengths.
+
+    Centroids and undeformed codewords already sum to the reconstruction without the experts' deformations,
+    so only the deformations are fitted. Summed over the steps they are Y_nW Q_WD, where Q is the experts'
+    output projection. Least squares is linear in its targets: corrections (T, W) fitted to Y and multiplied
+    by Q are the rows that a fit to Y Q would give, at W / D of the work. An artifact keeps these narrow
+    corrections. Without a projection W = D; without experts there is nothing to fit.
+    """
 
     rows_TD: Tensor
     corrections_TW: Tensor
-    """What was fitted of `rows_TD`; the rest follows from the codec's weights."""
+    """The fitted part of `rows_TD`. The rest follows from the codec's weights."""
     norms_T1: Tensor
     num_partitions: int
     codebook_size: int
@@ -123,7 +124,7 @@ class AdditiveTables:
         )
 
     def for_queries(self, queries: FramedQueries, units: ScoreUnits) -> LookupTables:
-        """Look-up tables for queries in the frame of the codec."""
+        """Look-up tables for queries in the codec's frame, with scores in `units`."""
         scores_QT = (as_tensor(queries.queries_QD).to(self.rows_TD.device) @ self.rows_TD.T).cpu().numpy()
         norms_T = self.norms_T1[:, 0].cpu().numpy()
         powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
@@ -136,15 +137,69 @@ class AdditiveTables:
             queries.metric,
             scores_QT,
             norms_T if queries.metric == "cosine" else norms_T[:0],
-            constants_in(units, queries),
+            constants_in_units(units, queries),
             self.num_partitions,
             self.codebook_size,
             units,
         )
 
 
+@torch.inference_mode()
+def fit_tables(quantizer: ResidualQuantizer, calibration: Codes) -> AdditiveTables:
+    """Fit tables whose selected rows sum to the reconstructions of the calibration codes."""
+    reconstructions_nD = decode(quantizer, quantizer.fold(), calibration)
+    norms_n1 = reconstructions_nD.square().sum(dim=1, keepdim=True)
+    num_partitions = max(1, quantizer.num_partitions)
+    rows_nM = table_rows(calibration, num_partitions, quantizer.codebook_size, norms_n1.device)
+    undeformed_TD = _undeformed_rows(quantizer)
+    undeformed_nD = functional.embedding_bag(rows_nM, undeformed_TD, mode="sum")
+    deformations_nW = _in_network_width(quantizer, reconstructions_nD - undeformed_nD)
+    initial_TX = undeformed_TD.new_zeros(len(undeformed_TD), quantizer.deformation_dim + 1)
+    initial_TX[:num_partitions, -1] = norms_n1.mean()
+    fitted_TX = fit_additive(rows_nM, torch.cat([deformations_nW, norms_n1], dim=1), initial_TX)
+    # Round here, not only in the artifact, so that saved and loaded codecs are equal.
+    corrections_TW = fitted_TX[:, :-1].bfloat16().float()
+    return complete_tables(quantizer, corrections_TW, fitted_TX[:, -1:].contiguous())
+
+
+@torch.inference_mode()
+def complete_tables(quantizer: ResidualQuantizer, corrections_TW: Tensor, norms_T1: Tensor) -> AdditiveTables:
+    """The tables with the given fitted parts: `corrections_TW`, in the units of the input, and `norms_T1`."""
+    rows_TD = _undeformed_rows(quantizer)
+    if quantizer.mixture is not None:
+        projection_WD = quantizer.mixture.output_projection_WD
+        rows_TD += corrections_TW if projection_WD is None else corrections_TW @ projection_WD
+    return AdditiveTables(
+        rows_TD=rows_TD,
+        corrections_TW=corrections_TW,
+        norms_T1=norms_T1,
+        num_partitions=max(1, quantizer.num_partitions),
+        codebook_size=quantizer.codebook_size,
+    )
+
+
+def _undeformed_rows(quantizer: ResidualQuantizer) -> Tensor:
+    """Tables (T, D) of the codec without its experts: centroids with the mean, then scaled codewords."""
+    codewords_XD = quantizer.codebooks_MKD.flatten(0, 1) * quantizer.scale
+    if quantizer.num_partitions:
+        return torch.cat([quantizer.denormalize(quantizer.centroids_PD), codewords_XD])
+    return torch.cat([quantizer.mean_D[None], codewords_XD])
+
+
+def _in_network_width(quantizer: ResidualQuantizer, deformations_nD: Tensor) -> Tensor:
+    """What the output projection maps to the deformations (n, W); the shortest one if several fit."""
+    if quantizer.mixture is None:
+        return deformations_nD[:, :0]
+    projection_WD = quantizer.mixture.output_projection_WD
+    if projection_WD is None:
+        return deformations_nD
+    # The projection is zero in an untrained codec, so it may have no inverse.
+    inverse_DW: Tensor = torch.linalg.pinv(projection_WD, rtol=_WEAKEST_DIRECTION)
+    return deformations_nD @ inverse_DW
+
+
 def table_rows(codes: Codes, num_partitions: int, codebook_size: int, device: torch.device) -> Tensor:
-    """Row numbers (n, 1 + M), int32, that each code selects from the tables."""
+    """Numbers (n, 1 + M), int32, of the table rows that each code selects."""
     rows_nM = torch.empty(len(codes), 1 + codes.codes.shape[1], dtype=torch.int32, device=device)
     rows_nM[:, 0] = as_tensor(codes.partitions)
     rows_nM[:, 1:] = as_tensor(codes.codes)
@@ -154,11 +209,11 @@ def table_rows(codes: Codes, num_partitions: int, codebook_size: int, device: to
 
 
 def fit_additive(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Tensor:
-    """Table (T, X) whose selected rows sum to the targets in the least-squares sense.
+    """Fit a table (T, X) whose selected rows sum to the targets in the least-squares sense.
 
-    Conjugate gradients on the normal equations, started from `initial_TX` and pulled towards it, so
-    memory is that of the table and rows without observations keep their initial value. Every column is
-    computed in a unit of its own, a power of two: squares of sums of the targets must fit float32.
+    This runs conjugate gradients on the normal equations, from `initial_TX` and with a ridge towards it.
+    Memory is that of the table, and rows without observations keep their initial value. Every column has a
+    unit of its own, a power of two, so that squares of sums of the targets fit float32.
     """
     largest_X = torch.maximum(targets_nX.abs().amax(dim=0), initial_TX.abs().amax(dim=0))
     unit_X = torch.exp2(torch.frexp(largest_X).exponent.clamp(-126, 126))
@@ -190,63 +245,3 @@ def _scatter(rows_nM: Tensor, values_nX: Tensor, like_TX: Tensor) -> Tensor:
     for column_n in rows_nM.unbind(dim=1):
         total_TX.index_add_(0, column_n, values_nX)
     return total_TX
-
-
-CALIBRATION_ROWS = 32_768
-"""Codes kept inside a codec, to fit tables again when it is truncated."""
-
-_WEAKEST_DIRECTION = 1e-4  # of the strongest; below it, deformations are rounding errors blown up
-
-
-@torch.inference_mode()
-def fit_tables(quantizer: ResidualQuantizer, calibration: Codes) -> AdditiveTables:
-    """Tables whose selected rows sum to the reconstructions of the calibration codes."""
-    reconstructions_nD = decode(quantizer, quantizer.fold(), calibration)
-    norms_n1 = reconstructions_nD.square().sum(dim=1, keepdim=True)
-    num_partitions = max(1, quantizer.num_partitions)
-    rows_nM = table_rows(calibration, num_partitions, quantizer.codebook_size, norms_n1.device)
-    undeformed_TD = _undeformed_rows(quantizer)
-    undeformed_nD = functional.embedding_bag(rows_nM, undeformed_TD, mode="sum")
-    deformations_nW = _narrowed(quantizer, reconstructions_nD - undeformed_nD)
-    initial_TX = undeformed_TD.new_zeros(len(undeformed_TD), quantizer.deformation_dim + 1)
-    initial_TX[:num_partitions, -1] = norms_n1.mean()
-    fitted_TX = fit_additive(rows_nM, torch.cat([deformations_nW, norms_n1], dim=1), initial_TX)
-    # Rounded here, not only in the artifact, so that saved and loaded codecs are equal.
-    corrections_TW = fitted_TX[:, :-1].bfloat16().float()
-    return complete_tables(quantizer, corrections_TW, fitted_TX[:, -1:].contiguous())
-
-
-@torch.inference_mode()
-def complete_tables(quantizer: ResidualQuantizer, corrections_TW: Tensor, norms_T1: Tensor) -> AdditiveTables:
-    """The tables of which `corrections_TW`, in the units of the input, and `norms_T1` were fitted."""
-    rows_TD = _undeformed_rows(quantizer)
-    if quantizer.mixture is not None:
-        projection_WD = quantizer.mixture.output_projection_WD
-        rows_TD += corrections_TW if projection_WD is None else corrections_TW @ projection_WD
-    return AdditiveTables(
-        rows_TD=rows_TD,
-        corrections_TW=corrections_TW,
-        norms_T1=norms_T1,
-        num_partitions=max(1, quantizer.num_partitions),
-        codebook_size=quantizer.codebook_size,
-    )
-
-
-def _undeformed_rows(quantizer: ResidualQuantizer) -> Tensor:
-    """The codec without its experts as tables: centroids with the mean, then scaled codewords."""
-    codewords_XD = quantizer.codebooks_MKD.flatten(0, 1) * quantizer.scale
-    if quantizer.num_partitions:
-        return torch.cat([quantizer.denormalize(quantizer.centroids_PD), codewords_XD])
-    return torch.cat([quantizer.mean_D[None], codewords_XD])
-
-
-def _narrowed(quantizer: ResidualQuantizer, deformations_nD: Tensor) -> Tensor:
-    """What the output projection makes the deformations of (n, W); the shortest where several fit."""
-    if quantizer.mixture is None:
-        return deformations_nD[:, :0]
-    projection_WD = quantizer.mixture.output_projection_WD
-    if projection_WD is None:
-        return deformations_nD
-    # The projection is zero in an untrained codec, so it may have no inverse.
-    inverse_DW: Tensor = torch.linalg.pinv(projection_WD, rtol=_WEAKEST_DIRECTION)
-    return deformations_nD @ inverse_DW

@@ -1,12 +1,10 @@
-"""Artifact: a codec on disk, a JSON description and a safetensors file bound together by hashes.
+"""Artifact: a codec on disk, as a JSON description and a safetensors file that hashes bind together.
 
-This module knows bytes and files, no codec class. The fingerprint is the hash of the description,
-which contains the hash of the weights, so it identifies the whole codec.
+The fingerprint is the hash of the description. The description contains the hash of the weights, so the
+fingerprint identifies the whole codec. A float32 tensor of bfloat16 numbers is stored as bfloat16, in half
+the bytes, and is read as the float32 tensor that it was.
 
-A float32 tensor whose numbers are all bfloat16 numbers is kept as bfloat16, in half the bytes, and
-comes back as the float32 tensor it was.
-
-Shape legend: T table rows, W width of the experts' deformations.
+Shape legend: D dimension, T table rows, W width of the experts' deformations.
 """
 
 import dataclasses
@@ -39,7 +37,11 @@ WEIGHTS_PREFIX = "weights-"
 WEIGHTS_SUFFIX = ".safetensors"
 
 _BAD_TENSORS = (KeyError, ValueError, RuntimeError, AssertionError)
-"""What safetensors lets through of tensors whose type torch does not have, or whose bytes do not fill it."""
+"""Errors that safetensors passes on when a tensor's type is unknown to torch or its bytes do not fill it."""
+
+_WEIGHT = "quantizer."  # prefix of the quantizer's tensors
+_OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
+_TABLE_TENSORS = ("tables.corrections", "tables.norms", "calibration.codes", "calibration.partitions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,12 @@ class Artifact:
 
     @classmethod
     def build(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Artifact":
-        """Pack a description and its tensors."""
+        """Build an artifact from a description and its tensors."""
         weights = safetensors.torch.save(
-            {name: _shortened(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+            {
+                name: _as_bfloat16_if_exact(tensor.detach()).cpu().contiguous()
+                for name, tensor in tensors.items()
+            }
         )
         document = {
             **description,
@@ -66,16 +71,17 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the description, hex; covers the weights through their hash."""
+        """SHA-256 (hex) of the description, which covers the weights through their hash."""
         return hashlib.sha256(self.config_json.encode()).hexdigest()
 
     def unpack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Description and tensors, verified.
+        """The description and the tensors, verified.
 
         Raises:
-            ArtifactError: not JSON, another format version, or weights that do not match their hash.
+            ArtifactError: the description is not JSON or has another format version, or the weights do not
+                match their hash.
         """
-        description = _parsed(self.config_json, "The codec's description")
+        description = _parse_object(self.config_json, "The codec's description")
         if description.get("format_version") != FORMAT_VERSION:
             raise ArtifactError(
                 f"Got a codec of format version {description.get('format_version')!r}; this release reads "
@@ -101,137 +107,34 @@ class Artifact:
         }
 
 
-def _shortened(tensor: Tensor) -> Tensor:
-    """The tensor as bfloat16 if it is float32 and loses nothing by it."""
+def _as_bfloat16_if_exact(tensor: Tensor) -> Tensor:
+    """The tensor as bfloat16 if it is float32 and loses nothing, else as it is."""
     if tensor.dtype != torch.float32:
         return tensor
     short = tensor.bfloat16()
     return short if torch.equal(short.float(), tensor) else tensor
 
 
-def write_artifact(artifact: Artifact, directory: str | os.PathLike[str]) -> None:
-    """Write the artifact into `directory`, replacing one that is there.
-
-    The weights file carries the fingerprint in its name and `config.json` is replaced last in one
-    rename, so a reader sees the old codec or the new one, never a mixture.
-
-    Raises:
-        ArtifactError: `directory` is a file.
-        StorageError: the disk refuses to take it; what was there before is intact.
-    """
-    folder = Path(directory)
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file; give a directory to save the codec in.")
-    weights_name = _weights_name(artifact)
-    document = json.loads(artifact.config_json)
-    outer = {"fingerprint": artifact.fingerprint, "weights_file": weights_name, "codec": document}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / weights_name, artifact.weights)
-        write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
-        for stale in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
-            if stale.name != weights_name:
-                stale.unlink()
-    except OSError as error:
-        raise StorageError(
-            f"The codec of {len(artifact.weights):,} bytes cannot be saved in {folder} ({error}). What was "
-            "there before is intact; make room or get the right to write there, or choose another directory."
-        ) from error
-
-
-def read_artifact(directory: str | os.PathLike[str]) -> Artifact:
-    """Read and check what `write_artifact` wrote.
-
-    Raises:
-        ArtifactError: a file is missing, truncated or changed.
-    """
-    folder = Path(directory)
-    outer = _parsed(_content(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-    # Written again in the form that was hashed, from which the name of the other file follows.
-    described = Artifact(json.dumps(outer.get("codec"), sort_keys=True), b"")
-    require_fingerprint(described, outer.get("fingerprint"))
-    weights_name = _weights_name(described)
-    if outer.get("weights_file") != weights_name:
-        raise ArtifactError(
-            f"{folder / CONFIG_FILE} names {outer.get('weights_file')!r} as the file of the weights; "
-            f"expected {weights_name!r}. It was changed: restore it from a copy."
-        )
-    return dataclasses.replace(described, weights=_content(folder / weights_name))
-
-
-def _weights_name(artifact: Artifact) -> str:
-    return f"{WEIGHTS_PREFIX}{artifact.fingerprint[:16]}{WEIGHTS_SUFFIX}"
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.is_file():
-            return path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error}). Restore it from a copy.") from error
-    raise ArtifactError(
-        f"No codec at {path.parent}: {path.name} is missing. Save one with codec.save(), or restore the file "
-        "from a copy."
-    )
-
-
-def _parsed(text: str | bytes, name: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"{name} is not JSON ({type(error).__name__}: {error}). Restore it from a copy."
-        ) from error
-    if not isinstance(document, dict):
-        raise ArtifactError(
-            f"{name} is a JSON {type(document).__name__}; expected an object. Restore it from a copy."
-        )
-    return document
-
-
-def require_fingerprint(artifact: Artifact, expected: object) -> None:
-    """Raise ArtifactError unless the artifact's content has the expected fingerprint."""
-    if artifact.fingerprint != expected:
-        raise ArtifactError(
-            f"Codec fingerprint is {artifact.fingerprint[:12]}..., expected {str(expected)[:12]}...: "
-            "its description was changed. Restore it from a copy."
-        )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either wholly there or not at all, also after a power cut."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingReport:
-    """Errors are means of ||x - x_hat||^2 over held-out vectors, encoded with the codec's defaults."""
+    """Errors are means of ||x - x_hat||^2 over held-out vectors, encoded with the codec's own settings."""
 
     rows: int
     """Vectors trained on."""
     epochs: float
-    """Passes made over them."""
+    """Passes over the training vectors."""
     validation_rows: int
-    """Vectors the errors were measured on."""
+    """Held-out vectors that the errors were measured on."""
     variance: float
-    """Mean squared distance of those vectors to their mean."""
+    """Mean squared distance of the held-out vectors to their mean."""
     prefix_mse: tuple[float, ...]
-    """Error of every prefix of their codes, 1 byte to all bytes."""
+    """Error of every prefix of their codes, from 1 byte to all bytes."""
     rq_prefix_mse: tuple[float, ...]
     """The same for the plain RQ that training started from, encoded with the same beam."""
     utilisation: float
     """Share of codewords used at least once by the training vectors, averaged over steps."""
     seconds: float
-    """Wall-clock time of the call of `train` that made the codec, codebook initialization included."""
+    """Wall-clock time of the call to `train`, codebook initialization included."""
 
     @property
     def validation_mse(self) -> float:
@@ -245,7 +148,7 @@ class TrainingReport:
 
     @property
     def relative_mse(self) -> float:
-        """Error as a share of the variance; NaN where all vectors were the same."""
+        """Error as a share of the variance; NaN if all held-out vectors were the same."""
         return self.validation_mse / self.variance if self.variance else math.nan
 
     def truncated(self, num_steps: int) -> "TrainingReport":
@@ -266,7 +169,7 @@ class TrainingReport:
 
         Raises:
             InvalidInputError: a figure is not a number.
-            KeyError, TypeError, ValueError: `fields` are others than those of a report.
+            KeyError, TypeError, ValueError: `fields` are not those of a report.
         """
         values: dict[str, Any] = dict(fields)
         for name in ("prefix_mse", "rq_prefix_mse"):
@@ -279,25 +182,20 @@ class TrainingReport:
         return report
 
 
-_WEIGHT = "quantizer."  # prefix of the quantizer's tensors
-_OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
-_OTHERS = ("tables.corrections", "tables.norms", "calibration.codes", "calibration.partitions")
-
-
 @dataclasses.dataclass(frozen=True)
 class CodecParts:
-    """What a codec consists of."""
+    """The parts that make up a codec."""
 
     quantizer: ResidualQuantizer
     tables: AdditiveTables
     calibration: Codes
-    """Codes of training vectors, to fit tables again when the codec is truncated."""
+    """Codes of training vectors, to which `truncate` fits new tables."""
     report: TrainingReport
     frame: Frame
 
 
 def pack(parts: CodecParts) -> Artifact:
-    """The parts as two byte strings."""
+    """Pack the parts of a codec into an artifact."""
     tensors = {_WEIGHT + name: value for name, value in parts.quantizer.state_dict().items()}
     others = (
         parts.tables.corrections_TW,
@@ -305,14 +203,14 @@ def pack(parts: CodecParts) -> Artifact:
         as_tensor(parts.calibration.codes),
         as_tensor(parts.calibration.partitions),
     )
-    tensors |= zip(_OTHERS, others, strict=True)
+    tensors |= zip(_TABLE_TENSORS, others, strict=True)
     description: dict[str, Any] = {
         "config": parts.quantizer.config.to_dict(),
         "dim": parts.quantizer.dim,
         "report": parts.report.to_dict(),
     }
     if not parts.frame.is_plain:
-        # A release that knows no frames finds a tensor that it does not know, and refuses the codec.
+        # A release without frames finds an unknown tensor and refuses the codec.
         tensors[_OFFSET] = as_tensor(parts.frame.offset_D)
         description[_EXPONENT] = parts.frame.exponent
     return Artifact.build(description, tensors)
@@ -321,18 +219,19 @@ def pack(parts: CodecParts) -> Artifact:
 def unpack(artifact: Artifact) -> CodecParts:
     """Inverse of `pack`.
 
-    Nothing larger than the artifact is allocated before its tensors are known to be those of its
-    configuration.
+    Before this has checked that the tensors fit the configuration, it allocates nothing larger than the
+    artifact.
 
     Raises:
-        ArtifactError: damaged, of another format version, or parts that do not fit together.
+        ArtifactError: the artifact is damaged, has another format version, or has parts that do not fit
+            together.
     """
     description, tensors = artifact.unpack()
     try:
         config, dim = CodecConfig(**description["config"]), description["dim"]
         frame = _frame(description, tensors.pop(_OFFSET, None), dim)
         quantizer = _quantizer(config, dim, tensors)
-        corrections_TW, norms_T1, codes, partitions = (tensors[name] for name in _OTHERS)
+        corrections_TW, norms_T1, codes, partitions = (tensors[name] for name in _TABLE_TENSORS)
         calibration = Codes(codes.numpy(), partitions.numpy())
         report = TrainingReport.from_dict(description["report"])
         _require_fitting(quantizer, corrections_TW, norms_T1, calibration, report)
@@ -346,7 +245,7 @@ def unpack(artifact: Artifact) -> CodecParts:
 
 
 def _frame(description: dict[str, Any], offset_D: Tensor | None, dim: Any) -> Frame:
-    """The frame of a codec; one that was packed without it has the plain one."""
+    """The frame of a codec; the plain one if it was packed without a frame."""
     if offset_D is None and _EXPONENT not in description:
         return Frame.plain(dim)
     if offset_D is None:
@@ -365,9 +264,11 @@ def _quantizer(config: CodecConfig, dim: object, tensors: dict[str, Tensor]) -> 
             raise InvalidInputError(f"{name} has NaN or infinite values")
         if name.startswith(_WEIGHT) and tensor.dtype != torch.float32:
             raise InvalidInputError(f"{name} is {tensor.dtype}, expected {torch.float32}")
-    with torch.device("meta"):  # shapes without memory: the configuration may be anything
+    with torch.device("meta"):  # shapes without memory, as the configuration may ask for any size
         quantizer = make_quantizer(config, dim)
-    weights = {name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items() if name not in _OTHERS}
+    weights = {
+        name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items() if name not in _TABLE_TENSORS
+    }
     quantizer.load_state_dict(weights, assign=True)
     if not quantizer.scale > 0:
         raise InvalidInputError(f"the scale is {quantizer.scale.item()}, expected a positive number")
@@ -399,3 +300,106 @@ def _require_fitting(
         raise InvalidInputError(f"calibration partitions are {calibration.partitions.dtype}, expected int32")
     if (len(report.prefix_mse), len(report.rq_prefix_mse)) != (num_steps, num_steps):
         raise InvalidInputError(f"the report does not have an error for each of {num_steps} code bytes")
+
+
+def write_artifact(artifact: Artifact, directory: str | os.PathLike[str]) -> None:
+    """Write the artifact into `directory`, replacing the one that is there.
+
+    The name of the weights file contains the fingerprint, and `config.json` is replaced last, in one rename.
+    A reader therefore sees the old codec or the new one, never a mixture.
+
+    Raises:
+        ArtifactError: `directory` is a file.
+        StorageError: the disk refuses the write; the earlier codec is intact.
+    """
+    folder = Path(directory)
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; give a directory to save the codec in.")
+    weights_name = _weights_name(artifact)
+    document = json.loads(artifact.config_json)
+    outer = {"fingerprint": artifact.fingerprint, "weights_file": weights_name, "codec": document}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / weights_name, artifact.weights)
+        write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
+        for stale in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
+            if stale.name != weights_name:
+                stale.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"The codec of {len(artifact.weights):,} bytes cannot be saved in {folder} ({error}). What was "
+            "there before is intact; make room or get the right to write there, or choose another directory."
+        ) from error
+
+
+def read_artifact(directory: str | os.PathLike[str]) -> Artifact:
+    """Read the artifact that `write_artifact` wrote, and check it.
+
+    Raises:
+        ArtifactError: a file is missing, truncated or changed.
+    """
+    folder = Path(directory)
+    outer = _parse_object(_read_bytes(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    # The form that was hashed; the name of the weights file follows from its hash.
+    described = Artifact(json.dumps(outer.get("codec"), sort_keys=True), b"")
+    require_fingerprint(described, outer.get("fingerprint"))
+    weights_name = _weights_name(described)
+    if outer.get("weights_file") != weights_name:
+        raise ArtifactError(
+            f"{folder / CONFIG_FILE} names {outer.get('weights_file')!r} as the file of the weights; "
+            f"expected {weights_name!r}. It was changed: restore it from a copy."
+        )
+    return dataclasses.replace(described, weights=_read_bytes(folder / weights_name))
+
+
+def require_fingerprint(artifact: Artifact, expected: object) -> None:
+    """Raise ArtifactError unless the artifact's content has the expected fingerprint."""
+    if artifact.fingerprint != expected:
+        raise ArtifactError(
+            f"Codec fingerprint is {artifact.fingerprint[:12]}..., expected {str(expected)[:12]}...: "
+            "its description was changed. Restore it from a copy."
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, even after a power cut."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _weights_name(artifact: Artifact) -> str:
+    return f"{WEIGHTS_PREFIX}{artifact.fingerprint[:16]}{WEIGHTS_SUFFIX}"
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error}). Restore it from a copy.") from error
+    raise ArtifactError(
+        f"No codec at {path.parent}: {path.name} is missing. Save one with codec.save(), or restore the file "
+        "from a copy."
+    )
+
+
+def _parse_object(text: str | bytes, name: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(
+            f"{name} is not JSON ({type(error).__name__}: {error}). Restore it from a copy."
+        ) from error
+    if not isinstance(document, dict):
+        raise ArtifactError(
+            f"{name} is a JSON {type(document).__name__}; expected an object. Restore it from a copy."
+        )
+    return document

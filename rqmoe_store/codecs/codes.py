@@ -1,4 +1,7 @@
-"""The value type of encoded vectors."""
+"""Codes: the value type of encoded vectors.
+
+Shape legend: n vectors, M steps, m steps of a prefix.
+"""
 
 import dataclasses
 from typing import Any
@@ -12,11 +15,11 @@ from rqmoe_store.errors import InvalidInputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codes:
-    """What `Codec.encode` makes of n vectors.
+    """The codes of n vectors, as `Codec.encode` returns them.
 
-    Indexing works on the rows as on an array and on the code bytes as a second axis:
-    `codes[10:20]`, `codes[rows]`, `codes[::-1]`, `codes[:, :8]` (an 8-byte prefix code). Arrays may have
-    any layout; tensors become arrays in the same memory.
+    Index rows as in an array, and code bytes as its second axis: `codes[10:20]`, `codes[rows]`,
+    `codes[::-1]`, `codes[:, :8]` (an 8-byte prefix code). Arrays may have any layout. Tensors become arrays
+    in the same memory.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -47,7 +50,9 @@ def check_codes(
     """`codes` as Codes that a codec of the given shape can decode; prefixes pass.
 
     Args:
-        codes: Codes, or a plain uint8 array (n, m) when `num_partitions` is 0.
+        codes: Codes, or a plain uint8 array (n, m) if `num_partitions` is 0.
+        num_steps: the longest code, in bytes.
+        codebook_size: codes must be below it.
         num_partitions: 0 for a codec without partitions, whose only partition id is 0.
 
     Raises:

@@ -1,11 +1,6 @@
-"""Decoding any number of codes in bounded memory, by CUDA graphs where batches are small.
+"""Decoding: any number of codes in bounded memory, small batches on a GPU by CUDA graphs.
 
 Shape legend: n codes, B codes of one chunk, M steps, D dimension.
-
-A shortlist is decoded in far less time than it takes to launch the few dozen kernels one by one. A
-CUDA graph records them once per batch size and replays them with a single launch.
-
-Shape legend: B codes, M steps, D dimension.
 """
 
 import dataclasses
@@ -17,83 +12,18 @@ from torch import Tensor
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.experts import FoldedExperts
-from rqmoe_store.codecs.parallel import Lock, in_chunks, rows_in_budget
+from rqmoe_store.codecs.parallel import Lock, rows_in_budget, run_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
 LARGEST_BATCH = 4096
-"""Beyond this many codes the kernels take longer than their launches."""
-
-_WARM_UPS = 3  # runs before recording, so that libraries have chosen their kernels and workspaces
-
-
-@dataclasses.dataclass(frozen=True)
-class _Recording:
-    graph: torch.cuda.CUDAGraph
-    codes_BM: Tensor
-    partitions_B: Tensor
-    decoded_BD: Tensor
-
-
-class GraphedDecoder:
-    """`ResidualQuantizer.decode` on one CUDA device, recorded for batches of 2, 4, 8, ... codes."""
-
-    def __init__(self, quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> None:
-        self._quantizer, self._folded = quantizer, folded
-        self._recordings: dict[tuple[int, int], _Recording] = {}
-        self._lock = Lock()  # a recording has one set of buffers
-        self._refused = False
-
-    def decode(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
-        """Reconstructions (B, D) of 1 to LARGEST_BATCH codes (int64, on the device)."""
-        if self._refused:
-            return self._quantizer.decode(codes_BM, partitions_B, self._folded)
-        with self._lock:
-            try:
-                recording = self._recording(len(codes_BM), codes_BM.shape[1])
-            except torch.OutOfMemoryError:
-                raise  # smaller chunks help there
-            except RuntimeError as error:
-                self._refused = True
-                warnings.warn(
-                    f"This GPU or driver cannot record CUDA graphs ({error}); small batches are decoded "
-                    "with one launch per kernel instead, which gives the same vectors more slowly.",
-                    stacklevel=2,
-                )
-                return self._quantizer.decode(codes_BM, partitions_B, self._folded)
-            recording.codes_BM[: len(codes_BM)].copy_(codes_BM)
-            recording.partitions_B[: len(codes_BM)].copy_(partitions_B)
-            recording.graph.replay()
-            return recording.decoded_BD[: len(codes_BM)].clone()
-
-    def _recording(self, batch: int, num_steps: int) -> _Recording:
-        """The recording for the next power of two of codes."""
-        rows = max(2, 1 << (batch - 1).bit_length())
-        if (rows, num_steps) not in self._recordings:
-            self._recordings[rows, num_steps] = self._record(rows, num_steps)
-        return self._recordings[rows, num_steps]
-
-    def _record(self, rows: int, num_steps: int) -> _Recording:
-        device = self._quantizer.codebooks_MKD.device
-        codes_BM = torch.zeros(rows, num_steps, dtype=torch.long, device=device)
-        partitions_B = torch.zeros(rows, dtype=torch.long, device=device)
-        with torch.cuda.device(device):
-            # Recording wants warm kernels, warmed on another stream than the default one.
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
-                    self._quantizer.decode(codes_BM, partitions_B, self._folded)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                decoded_BD = self._quantizer.decode(codes_BM, partitions_B, self._folded)
-        return _Recording(graph, codes_BM, partitions_B, decoded_BD)
-
+"""Largest batch that a CUDA graph decodes: beyond it, kernels take longer than their launches."""
 
 _CPU_BYTES, _GPU_BYTES = 2**24, 2**30
-"""What one chunk may occupy: about a CPU's last-level cache, a small part of a GPU's memory."""
+"""Memory for one chunk: about a CPU's last-level cache, a small part of a GPU's memory."""
 
 _MOST_ROWS = 2**16
+
+_WARM_UPS = 3  # runs before recording, so that libraries have chosen their kernels and workspaces
 
 
 @torch.inference_mode()
@@ -103,13 +33,16 @@ def decode(
     codes: Codes,
     *,
     sequential: bool = False,
-    graphed: GraphedDecoder | None = None,
+    graphed: "GraphedDecoder | None" = None,
 ) -> Tensor:
-    """Reconstructions (n, D), float32, of checked codes, on the quantizer's device.
+    """Decode checked codes to reconstructions (n, D), float32, on the quantizer's device.
 
-    The number format of `folded` is that of the experts' matrix products. `sequential` follows the
-    definition step after step instead of computing all steps at once. `graphed` (CUDA only) takes
-    over small batches.
+    Args:
+        quantizer: the codec's parameters.
+        folded: its folded experts; their number format is that of the experts' matrix products.
+        codes: checked codes.
+        sequential: decode one step after the other, as the definition reads, instead of all at once.
+        graphed: decodes the small batches; CUDA only.
     """
     device = quantizer.codebooks_MKD.device
     decoded_nD = torch.empty(len(codes), quantizer.dim, device=device)
@@ -125,15 +58,85 @@ def decode(
             decoded_BD = quantizer.decode(codes_BM, partitions_B, folded)
         decoded_nD[start:stop] = decoded_BD
 
-    in_chunks(len(codes), chunk_rows(quantizer), decode_chunk)
+    run_chunks(len(codes), chunk_rows(quantizer), decode_chunk)
     return decoded_nD
 
 
 def chunk_rows(quantizer: ResidualQuantizer) -> int:
-    """Codes decoded at once: as many as fit the memory budget of the device."""
+    """Codes decoded at once: as many as fit the device's memory budget."""
     budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
     floats_per_row = 2 * quantizer.dim
     if quantizer.mixture is not None:
         features = quantizer.mixture.num_layers * quantizer.mixture.num_experts * quantizer.mixture.hidden_dim
         floats_per_row += quantizer.num_steps * (features + quantizer.condition_dim)
     return rows_in_budget(budget, floats_per_row, _MOST_ROWS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recording:
+    """A CUDA graph with its input and output buffers."""
+
+    graph: torch.cuda.CUDAGraph
+    codes_BM: Tensor
+    partitions_B: Tensor
+    decoded_BD: Tensor
+
+
+class GraphedDecoder:
+    """`ResidualQuantizer.decode` on one CUDA device, recorded as a graph for batches of 2, 4, 8, ... codes.
+
+    Launching the few dozen kernels one by one takes far longer than decoding a shortlist. A CUDA graph
+    records them once per batch size and replays them with a single launch.
+    """
+
+    def __init__(self, quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> None:
+        self._quantizer, self._folded = quantizer, folded
+        self._recordings: dict[tuple[int, int], _Recording] = {}
+        self._lock = Lock()  # a recording has one set of buffers
+        self._refused = False
+
+    def decode(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
+        """Decode 1 to LARGEST_BATCH codes (int64, on the device) to reconstructions (B, D)."""
+        if self._refused:
+            return self._quantizer.decode(codes_BM, partitions_B, self._folded)
+        with self._lock:
+            try:
+                recording = self._recording(len(codes_BM), codes_BM.shape[1])
+            except torch.OutOfMemoryError:
+                raise  # the caller retries with smaller chunks
+            except RuntimeError as error:
+                self._refused = True
+                warnings.warn(
+                    f"This GPU or driver cannot record CUDA graphs ({error}). Small batches are decoded with "
+                    "one launch per kernel instead: slower, with the same vectors as result.",
+                    stacklevel=2,
+                )
+                return self._quantizer.decode(codes_BM, partitions_B, self._folded)
+            recording.codes_BM[: len(codes_BM)].copy_(codes_BM)
+            recording.partitions_B[: len(codes_BM)].copy_(partitions_B)
+            recording.graph.replay()
+            return recording.decoded_BD[: len(codes_BM)].clone()
+
+    def _recording(self, batch: int, num_steps: int) -> _Recording:
+        """The recording for `batch` codes, rounded up to a power of two; made at its first use."""
+        rows = max(2, 1 << (batch - 1).bit_length())
+        if (rows, num_steps) not in self._recordings:
+            self._recordings[rows, num_steps] = self._record(rows, num_steps)
+        return self._recordings[rows, num_steps]
+
+    def _record(self, rows: int, num_steps: int) -> _Recording:
+        device = self._quantizer.codebooks_MKD.device
+        codes_BM = torch.zeros(rows, num_steps, dtype=torch.long, device=device)
+        partitions_B = torch.zeros(rows, dtype=torch.long, device=device)
+        with torch.cuda.device(device):
+            # Recording requires kernels that have run before, on a stream other than the default one.
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    self._quantizer.decode(codes_BM, partitions_B, self._folded)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                decoded_BD = self._quantizer.decode(codes_BM, partitions_B, self._folded)
+        return _Recording(graph, codes_BM, partitions_B, decoded_BD)

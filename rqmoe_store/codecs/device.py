@@ -1,4 +1,4 @@
-"""Choosing where tensors live and in which number format experts compute."""
+"""Devices and precision: where tensors live, and the number format in which experts compute."""
 
 import re
 from typing import Any, Literal
@@ -16,10 +16,10 @@ _NAMES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 
 
 def select_device(name: str) -> torch.device:
-    """The torch device for "auto" (CUDA when there is one, else CPU), "cpu", "cuda" or "cuda:1".
+    """The torch device for "auto" (CUDA if there is one, else CPU), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        InvalidInputError: unknown name, or a GPU that is not there.
+        InvalidInputError: the name is unknown, or there is no such GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,10 +37,10 @@ def select_device(name: str) -> torch.device:
 
 
 def as_tensor(array: npt.NDArray[Any]) -> Tensor:
-    """The array as a tensor on the CPU, in the same memory unless torch cannot use that as it is.
+    """The array as a tensor on the CPU, in the same memory if torch can use it, else in a copy.
 
-    It cannot where an axis is reversed, where numbers have the other byte order, and where memory is
-    read-only, as in a memory-mapped file: that is copied.
+    torch cannot use reversed axes, numbers in foreign byte order, or read-only memory, such as that of a
+    memory-mapped file.
     """
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     if not native.flags.writeable or any(stride < 0 for stride in native.strides):

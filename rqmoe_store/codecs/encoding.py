@@ -1,24 +1,14 @@
-"""Encoding any number of vectors: nearest partition, then a beam search over the steps.
+"""Encoding: any number of vectors to codes, by the nearest partition and a beam search over the steps.
 
-Shape legend: B batch, M steps, R beam entries, A candidates, K codewords, D dimension,
-W network width, X encoder coordinates (see `encoding_tables`), E conditioning width,
-F first-layer features.
+At every step each of R beam entries proposes all K codewords. Scoring them exactly runs the experts on
+R x K candidates. With `preselect=A`, the undeformed codewords rank these pairs first, in one matrix
+product, and the experts score only the best A. `beam=1, preselect=None` is the exhaustive encoder of the
+RQ-MoE paper (arXiv 2605.14359). It scores `_BLOCK` candidates at a time, so no tensor of size
+batch x codebook x dimension ever exists.
 
-At every step each beam entry proposes all K codewords. Scoring them exactly runs the experts on
-R x K candidates; with `preselect=A` the undeformed codewords rank the pairs first (one matrix
-product) and the experts score the best A of them. `beam=1, preselect=None` is the exhaustive
-encoder of the paper; it scores `_BLOCK` candidates at a time, so nothing of batch x codebook x
-dimension ever exists.
-
-Shape legend: M steps, K codewords, D vector dimension, W network width, S steps with experts,
-G gated hidden units, X width of the encoder's coordinates.
-
-Experts that work in a narrower width than the vectors end in a projection Q (W x D), so their
-deformations lie in a W-dimensional subspace. The encoder works in coordinates [part outside that
-subspace; coordinates inside it], X = D + W: distances are the same there, and a deformation changes
-the last W coordinates only, so no candidate is ever widened to D. Without a projection X = D = W.
-
-Shape legend: n vectors, B vectors of one chunk, M steps, D dimension.
+Shape legend: n vectors, B vectors of one chunk, D dimension, M steps, K codewords, P partitions, R beam
+entries, A candidates, W network width, X width of the encoder's coordinates (see `EncodingTables`),
+E conditioning width, S steps with experts, F first-layer features, G gated hidden units.
 """
 
 import dataclasses
@@ -32,33 +22,54 @@ from torch import Tensor
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.frame import Frame
-from rqmoe_store.codecs.parallel import in_chunks, rows_in_budget, side_by_side_chunks
+from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks, run_chunks_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
+
+_BLOCK_ROWS = 8_192
+"""Rows checked and converted at a time, so that a memory-mapped input is never in memory as a whole."""
+
+_FARTHEST = 2.0**12
+"""Largest distance of a vector from the mean, in units of the scale. Beyond it, float32 would give the same
+distance to all codewords."""
+
+_CPU_BYTES, _GPU_BYTES = 2**24, 2**31
+"""Memory for one chunk: about a CPU's last-level cache, a small part of a GPU's memory."""
+
+_MOST_ROWS = 2**14
+
+_BLOCK = 32
+"""Candidates per vector that the experts score at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodingTables:
-    """A quantizer's codebooks and expert weights in the encoder's coordinates."""
+    """A quantizer's codebooks and expert weights in the encoder's coordinates.
+
+    Experts narrower than the vectors end in a projection Q (W x D), so their deformations lie in a
+    W-dimensional subspace. The encoder's coordinates are [part outside that subspace; coordinates inside it],
+    X = D + W. They preserve distances, and a deformation changes the last W of them only, so no candidate is
+    ever widened to D. Without a projection X = D = W.
+    """
 
     codebooks_MKX: Tensor
     norms_MK: Tensor
     """Squared lengths of the codewords."""
     folded: FoldedExperts | None
     contract_SGW: Tensor | None
-    """Gated hidden units to the coordinates that deformations change."""
+    """Maps gated hidden units to the coordinates that deformations change."""
     subspace_WD: Tensor | None
-    """Orthonormal rows that span the deformations; None when they fill the whole space."""
+    """Orthonormal rows that span the deformations; None if these fill the whole space."""
 
-    def enter(self, vectors: Tensor) -> Tensor:
+    def transform(self, vectors: Tensor) -> Tensor:
         """Vectors (..., D) in the encoder's coordinates (..., X)."""
         if self.subspace_WD is None:
             return vectors
         inside = vectors @ self.subspace_WD.T
         return torch.cat([vectors - inside @ self.subspace_WD, inside], dim=-1)
 
-    def leave(self, vectors: Tensor) -> Tensor:
-        """Inverse of `enter`."""
+    def inverse_transform(self, vectors: Tensor) -> Tensor:
+        """Inverse of `transform`: coordinates (..., X) as vectors (..., D)."""
         if self.subspace_WD is None:
             return vectors
         dim = self.subspace_WD.shape[1]
@@ -66,7 +77,7 @@ class EncodingTables:
 
 
 def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> EncodingTables:
-    """Tables of a quantizer; `folded` is its `fold()`, outside the autograd graph."""
+    """The encoding tables of a quantizer; `folded` is its `fold()`, outside the autograd graph."""
     codebooks_MKD = quantizer.codebooks_MKD.detach()
     norms_MK = codebooks_MKD.square().sum(dim=2)
     if folded is None:
@@ -74,25 +85,118 @@ def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) 
     contract_SGW = folded.contracting(slice(None))
     if folded.output_projection_WD is None:
         return EncodingTables(codebooks_MKD, norms_MK, folded, contract_SGW, None)
-    # Q^T = O R with orthonormal O gives g V Q = (g V R^T) O^T: the subspace's basis is O^T.
+    # With Q^T = O R, O orthonormal, g V Q = (g V R^T) O^T: the rows of O^T are a basis of the subspace.
     subspace_DW, mixing_WW = torch.linalg.qr(folded.output_projection_WD.T)
     tables = EncodingTables(
         codebooks_MKD, norms_MK, folded, contract_SGW @ mixing_WW.T, subspace_DW.T.contiguous()
     )
-    return dataclasses.replace(tables, codebooks_MKX=tables.enter(codebooks_MKD))
+    return dataclasses.replace(tables, codebooks_MKX=tables.transform(codebooks_MKD))
 
 
-_BLOCK = 32
-"""Candidates per vector that the experts score at a time."""
+def encode_vectors(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    frame: Frame,
+    vectors: Any,
+    *,
+    beam: int,
+    preselect: int | None,
+) -> Codes:
+    """Encode whatever `as_vectors` accepts; the codes do not depend on how rows are batched.
 
-_CPU_BYTES, _GPU_BYTES = 2**24, 2**31
-"""What one chunk may occupy: about a CPU's last-level cache, a small part of a GPU's memory."""
+    There is one exception: after a GPU has run out of memory, chunks are smaller, and of two candidates
+    that are equal up to the last bits, the other one may win.
+    """
+    metric, dim = quantizer.config.metric, quantizer.dim
+    if not is_dense(vectors) or vectors.ndim != 2:
+        checked_nD = as_vectors(vectors, dim=dim, metric=metric)
+        return _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
+    codes_nM = np.empty((len(vectors), quantizer.num_steps), dtype=np.uint8)
+    partitions_n = np.empty(len(vectors), dtype=np.int32)
+    for start in range(0, max(1, len(vectors)), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        rows = slice(start, start + len(block))
+        checked_nD = as_vectors(block, dim=dim, metric=metric, positions=np.arange(rows.start, rows.stop))
+        part = _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
+        codes_nM[rows], partitions_n[rows] = part.codes, part.partitions
+    return Codes(codes_nM, partitions_n)
 
-_MOST_ROWS = 2**14
+
+def transform_clamped(quantizer: ResidualQuantizer, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
+    """Checked vectors in the codec's frame, clamped to a maximum distance from the mean.
+
+    Clamping keeps a vector's direction from the mean, so that what is nearest to it stays nearest.
+    """
+    mean_D, scale = quantizer.mean_D.cpu().numpy(), float(quantizer.scale)
+    entered_nD = frame.transform(vectors_nD)
+    limit = float(np.abs(mean_D).max()) + _FARTHEST * scale
+    far_n = np.maximum(entered_nD.max(axis=1), -entered_nD.min(axis=1)) > limit
+    if not far_n.any():
+        return entered_nD
+    away_XD = frame.transform_exactly(vectors_nD[far_n]) - mean_D
+    away_XD *= _FARTHEST * scale / np.linalg.norm(away_XD, axis=1, keepdims=True)
+    drawn_nD = entered_nD.copy()
+    drawn_nD[far_n] = mean_D + away_XD
+    return drawn_nD
+
+
+def _encode_block(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    frame: Frame,
+    vectors_nD: Float32Array,
+    *,
+    beam: int,
+    preselect: int | None,
+) -> Codes:
+    device = quantizer.codebooks_MKD.device
+    vectors_nD = transform_clamped(quantizer, frame, vectors_nD)
+    codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
+    partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
+
+    @torch.inference_mode()
+    def encode_chunk(start: int, stop: int, rows: int) -> None:
+        padded_BD = torch.zeros(rows, quantizer.dim)
+        padded_BD[: stop - start].numpy()[:] = vectors_nD[start:stop]
+        normalized_BD = quantizer.normalize(padded_BD.to(device))
+        codes_BM, partitions_B = encode(quantizer, tables, normalized_BD, beam=beam, preselect=preselect)
+        codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
+        partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
+
+    each_chunk = run_chunks_parallel if device.type == "cpu" else run_chunks
+    each_chunk(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    return Codes(codes_nM, partitions_n)
+
+
+def chunk_rows(quantizer: ResidualQuantizer, *, beam: int, preselect: int | None) -> int:
+    """Vectors encoded at once: as many as fit the device's memory budget, a power of two.
+
+    Every chunk is padded to this size. Matrix products may round differently for different shapes, and the
+    padding makes codes independent of how the caller batches.
+    """
+    budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
+    pairs = beam * quantizer.codebook_size
+    scored = min(_BLOCK, pairs if preselect is None else min(preselect, pairs))
+    floats_per_row = 2 * pairs + 3 * beam * quantizer.dim
+    if quantizer.mixture is not None:
+        hidden = quantizer.mixture.num_layers * quantizer.mixture.num_experts * quantizer.mixture.hidden_dim
+        floats_per_row += scored * (2 * quantizer.mixture.width + 2 * hidden)
+    return rows_in_budget(budget, floats_per_row, _MOST_ROWS)
+
+
+def assign_partitions(quantizer: ResidualQuantizer, vectors_BD: Tensor) -> Tensor:
+    """Index (B,) of the centroid nearest to each normalized vector; zeros without partitions."""
+    centroids_PD = quantizer.centroids_PD
+    if not quantizer.num_partitions:
+        return torch.zeros(len(vectors_BD), dtype=torch.long, device=vectors_BD.device)
+    scores_BP = centroids_PD.square().sum(dim=1) - 2 * vectors_BD @ centroids_PD.T
+    return scores_BP.argmin(dim=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Beam:
+    """The partial encodings kept after a step."""
+
     residual_BRX: Tensor
     distance_BR: Tensor
     """Squared lengths of the residuals."""
@@ -106,39 +210,14 @@ class _Candidates:
 
     distance_BA: Tensor
     source_BA: Tensor
-    """The beam entries they continue."""
+    """The beam entries that they continue."""
     index_BA: Tensor
-    """The codewords they continue with."""
+    """The codewords that continue them."""
 
     def __getitem__(self, columns: slice) -> "_Candidates":
         return _Candidates(
             self.distance_BA[:, columns], self.source_BA[:, columns], self.index_BA[:, columns]
         )
-
-
-def chunk_rows(quantizer: ResidualQuantizer, *, beam: int, preselect: int | None) -> int:
-    """Vectors encoded at once: as many as fit the memory budget of the device, a power of two.
-
-    Matrix products may round differently for different shapes, so every chunk is padded to this
-    size; that is what makes codes independent of how the caller batches.
-    """
-    budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
-    pairs = beam * quantizer.codebook_size
-    scored = min(_BLOCK, pairs if preselect is None else min(preselect, pairs))
-    floats_per_row = 2 * pairs + 3 * beam * quantizer.dim
-    if quantizer.mixture is not None:
-        hidden = quantizer.mixture.num_layers * quantizer.mixture.num_experts * quantizer.mixture.hidden_dim
-        floats_per_row += scored * (2 * quantizer.mixture.width + 2 * hidden)
-    return rows_in_budget(budget, floats_per_row, _MOST_ROWS)
-
-
-def assign_partitions(quantizer: ResidualQuantizer, vectors_BD: Tensor) -> Tensor:
-    """Index (B,) of the nearest centroid to normalized vectors; zeros without partitions."""
-    centroids_PD = quantizer.centroids_PD
-    if not quantizer.num_partitions:
-        return torch.zeros(len(vectors_BD), dtype=torch.long, device=vectors_BD.device)
-    scores_BP = centroids_PD.square().sum(dim=1) - 2 * vectors_BD @ centroids_PD.T
-    return scores_BP.argmin(dim=1)
 
 
 def encode(
@@ -149,9 +228,9 @@ def encode(
     beam: int,
     preselect: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Codes (B, M) and partitions (B,), both int64, of normalized vectors."""
+    """Encode normalized vectors to codes (B, M) and partitions (B,), both int64."""
     partitions_B = assign_partitions(quantizer, vectors_BD)
-    residual_BX = tables.enter(vectors_BD - quantizer.partition_offset(partitions_B))
+    residual_BX = tables.transform(vectors_BD - quantizer.partition_offset(partitions_B))
     state = _Beam(
         residual_BX.unsqueeze(1),
         residual_BX.square().sum(dim=1, keepdim=True),
@@ -173,7 +252,7 @@ def encode(
 
 
 def _candidates(tables: EncodingTables, state: _Beam, step: int, count: int | None) -> _Candidates:
-    """The `count` best continuations as the undeformed codewords rank them; None for all of them."""
+    """The best `count` continuations by their undeformed codewords; None for all of them."""
     codebook_KX, size = tables.codebooks_MKX[step], tables.codebooks_MKX.shape[1]
     distance_PK = torch.addmm(
         tables.norms_MK[step], state.residual_BRX.flatten(0, 1), codebook_KX.T, alpha=-2
@@ -194,24 +273,24 @@ def _best_deformed(
     candidates: _Candidates,
     keep: int,
 ) -> tuple[_Candidates, Tensor]:
-    """The `keep` best candidates once deformed, and their residuals (B, R, X)."""
+    """The best `keep` candidates by their deformed codewords, and their residuals (B, R, X)."""
     folded, expert_step = tables.folded, step - quantizer.first_expert_step
     assert folded is not None, "this step has experts"
     condition_BRF = state.condition_BRE @ folded.condition_SEF[expert_step]
     best: _Candidates | None = None
-    best_BRW = state.residual_BRX[:, :0]  # what is left in the coordinates that deformations change
+    best_BRW = state.residual_BRX[:, :0]  # residuals in the coordinates that deformations change
     for start in range(0, candidates.index_BA.shape[1], _BLOCK):
         block = candidates[start : start + _BLOCK]
         block, left_BAW = _deformed(quantizer, tables, state, step, block, condition_BRF)
         if best is not None:
             block, left_BAW = _joined(best, block), torch.cat([best_BRW, left_BAW], dim=1)
         if block.distance_BA.shape[1] <= keep:
-            best, best_BRW = block, left_BAW  # all of them; in which order does not matter
+            best, best_BRW = block, left_BAW  # all of them; their order does not matter
             continue
         distance_BR, column_BR = block.distance_BA.topk(
             min(keep, block.distance_BA.shape[1]), dim=1, largest=False
         )
-        best_BRW = _rows(left_BAW, column_BR)
+        best_BRW = _gathered(left_BAW, column_BR)
         best = _Candidates(
             distance_BR, block.source_BA.gather(1, column_BR), block.index_BA.gather(1, column_BR)
         )
@@ -231,18 +310,21 @@ def _deformed(
     block: _Candidates,
     condition_BRF: Tensor,
 ) -> tuple[_Candidates, Tensor]:
-    """The candidates with their true distances, and what they leave (B, A, W) of the changed
-    coordinates; `condition_BRF` is the beam entries' share of the first-layer features."""
+    """The candidates with the distances of their deformed codewords, and their residuals (B, A, W) in the
+    coordinates that deformations change.
+
+    `condition_BRF` is the beam entries' share of the first-layer features.
+    """
     folded, contract_SGW = tables.folded, tables.contract_SGW
     assert folded is not None and contract_SGW is not None, "this step has experts"
     expert_step = step - quantizer.first_expert_step
     features_BAF = functional.embedding(block.index_BA, folded.codeword_SKF[expert_step])
-    features_BAF = features_BAF.add_(_rows(condition_BRF, block.source_BA))
+    features_BAF = features_BAF.add_(_gathered(condition_BRF, block.source_BA))
     gated_1XG = folded.gated(features_BAF.flatten(0, 1).unsqueeze(0), expert_step)
     contract_GW = contract_SGW[expert_step]
     inside = slice(-contract_GW.shape[1], None)
     left_BAW = _undeformed(tables.codebooks_MKX[step, :, inside], state.residual_BRX[..., inside], block)
-    # The rest of the distance does not change; without a projection there is no rest.
+    # Deformations do not change the rest of the distance. Without a projection there is no rest.
     rest_BA: Tensor | float = 0.0
     if tables.subspace_WD is not None:
         rest_BA = block.distance_BA - left_BAW.square().sum(dim=2)
@@ -252,8 +334,8 @@ def _deformed(
 
 
 def _undeformed(codebook_KX: Tensor, residual_BRX: Tensor, candidates: _Candidates) -> Tensor:
-    """What the candidates' undeformed codewords leave of the residuals (B, A, X)."""
-    left_BAX = _rows(residual_BRX, candidates.source_BA)
+    """Residuals (B, A, X) after the candidates' undeformed codewords."""
+    left_BAX = _gathered(residual_BRX, candidates.source_BA)
     return left_BAX.sub_(functional.embedding(candidates.index_BA, codebook_KX))
 
 
@@ -270,106 +352,24 @@ def _continued(
     chosen: _Candidates,
     residual_BRX: Tensor,
 ) -> _Beam:
-    """The beam after a step."""
+    """The beam after the step that chose the given codewords."""
     codewords_BRD = None
     if quantizer.condition_follows_codewords:
-        codewords_BRD = tables.leave(_rows(state.residual_BRX, chosen.source_BA) - residual_BRX)
+        codewords_BRD = tables.inverse_transform(
+            _gathered(state.residual_BRX, chosen.source_BA) - residual_BRX
+        )
     increment_BRE = quantizer.condition_increment(step, chosen.index_BA, codewords_BRD)
     return _Beam(
         residual_BRX,
         chosen.distance_BA,
-        _rows(state.condition_BRE, chosen.source_BA).add_(increment_BRE),
-        torch.cat([_rows(state.codes_BRM, chosen.source_BA), chosen.index_BA.unsqueeze(2)], dim=2),
+        _gathered(state.condition_BRE, chosen.source_BA).add_(increment_BRE),
+        torch.cat([_gathered(state.codes_BRM, chosen.source_BA), chosen.index_BA.unsqueeze(2)], dim=2),
     )
 
 
-def _rows(values_BRX: Tensor, rows_BA: Tensor) -> Tensor:
+def _gathered(values_BRX: Tensor, rows_BA: Tensor) -> Tensor:
     """values_BRX[b, rows_BA[b, a]] for every b and a."""
-    # A look-up in the flattened rows: several times faster than two-dimensional indexing.
+    # A look-up in the flattened rows is several times faster than two-dimensional indexing.
     first_B1 = values_BRX.shape[1] * torch.arange(len(rows_BA), device=rows_BA.device)[:, None]
     chosen_BAX: Tensor = functional.embedding(first_B1 + rows_BA, values_BRX.flatten(0, 1))
     return chosen_BAX
-
-
-_BLOCK_ROWS = 8_192
-"""Rows checked and converted at a time, so that a memory-mapped input is never read whole."""
-
-
-_REACH = 2.0**12
-"""How far from the mean a vector may lie, in units of the scale. Beyond, float32 would give the same
-distance to all codewords."""
-
-
-def encode_vectors(
-    quantizer: ResidualQuantizer,
-    tables: EncodingTables,
-    frame: Frame,
-    vectors: Any,
-    *,
-    beam: int,
-    preselect: int | None,
-) -> Codes:
-    """Codes of whatever `as_vectors` accepts; they do not depend on how rows are batched.
-
-    (Unless a GPU ran out of memory: the chunks after that are smaller, and a candidate that is as
-    good as another to the last bits may win instead.)
-    """
-    metric, dim = quantizer.config.metric, quantizer.dim
-    if not is_dense(vectors) or vectors.ndim != 2:
-        checked_nD = as_vectors(vectors, dim=dim, metric=metric)
-        return _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
-    codes_nM = np.empty((len(vectors), quantizer.num_steps), dtype=np.uint8)
-    partitions_n = np.empty(len(vectors), dtype=np.int32)
-    for start in range(0, max(1, len(vectors)), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
-        rows = slice(start, start + len(block))
-        checked_nD = as_vectors(block, dim=dim, metric=metric, positions=np.arange(rows.start, rows.stop))
-        part = _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
-        codes_nM[rows], partitions_n[rows] = part.codes, part.partitions
-    return Codes(codes_nM, partitions_n)
-
-
-def within_reach(quantizer: ResidualQuantizer, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
-    """Checked vectors in the codec's frame; those that lie too far out, drawn in towards the mean.
-
-    In the direction in which they lie, what is nearest to them stays nearest.
-    """
-    mean_D, scale = quantizer.mean_D.cpu().numpy(), float(quantizer.scale)
-    entered_nD = frame.enter(vectors_nD)
-    limit = float(np.abs(mean_D).max()) + _REACH * scale
-    far_n = np.maximum(entered_nD.max(axis=1), -entered_nD.min(axis=1)) > limit
-    if not far_n.any():
-        return entered_nD
-    away_XD = frame.enter_exactly(vectors_nD[far_n]) - mean_D
-    away_XD *= _REACH * scale / np.linalg.norm(away_XD, axis=1, keepdims=True)
-    drawn_nD = entered_nD.copy()
-    drawn_nD[far_n] = mean_D + away_XD
-    return drawn_nD
-
-
-def _encode_block(
-    quantizer: ResidualQuantizer,
-    tables: EncodingTables,
-    frame: Frame,
-    vectors_nD: Float32Array,
-    *,
-    beam: int,
-    preselect: int | None,
-) -> Codes:
-    device = quantizer.codebooks_MKD.device
-    vectors_nD = within_reach(quantizer, frame, vectors_nD)
-    codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
-    partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
-
-    @torch.inference_mode()
-    def encode_chunk(start: int, stop: int, rows: int) -> None:
-        padded_BD = torch.zeros(rows, quantizer.dim)
-        padded_BD[: stop - start].numpy()[:] = vectors_nD[start:stop]
-        normalized_BD = quantizer.normalize(padded_BD.to(device))
-        codes_BM, partitions_B = encode(quantizer, tables, normalized_BD, beam=beam, preselect=preselect)
-        codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
-        partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
-
-    each_chunk = side_by_side_chunks if device.type == "cpu" else in_chunks
-    each_chunk(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
-    return Codes(codes_nM, partitions_n)

@@ -1,9 +1,5 @@
 """Mixture of experts: networks that deform a base codeword under a conditioning vector.
 
-Shape legend: S steps that have experts, B batch, K codewords, D vector dimension, W network width,
-E conditioning width, N experts, L layers, H hidden width, F = N * L * H + N first-layer features,
-G = L * N * H gated hidden units.
-
 For step s, codeword c and conditioning vector I (RQ-MoE, arXiv 2605.14359, section 3):
 
     z       = W_c P c + W_I I + b          P projects wide vectors to the network width, else identity
@@ -12,16 +8,15 @@ For step s, codeword c and conditioning vector I (RQ-MoE, arXiv 2605.14359, sect
     E_n(z)  = h_L - h_0                    no outer identity: the codeword itself is the skip
     c~      = c + Q sum_n alpha_n E_n(z)   Q widens back to D, else identity
 
-Every use of z is linear, so U_{n,l} z and G z split into a codeword part, computed once per
-codebook, and a conditioning part. `ExpertMixture.fold` makes those tables and `FoldedExperts` finishes
-the network from their sum; training, encoding and parallel decoding all run through it.
-`deform_plainly` is the definition above word for word, kept for sequential decoding and to test the
-folded form against.
+Every use of z is linear, so U_{n,l} z and G z split into a codeword part, computed once per codebook,
+and a conditioning part. `ExpertMixture.fold` computes both as tables, and `FoldedExperts` finishes the
+network from their sum. Training, encoding and parallel decoding run through the folded form.
+`deform_plainly` follows the definition above word for word, for sequential decoding and for testing the
+folded form.
 
-Shape legend: S steps, B codes, F first-layer features, G hidden units of all experts, W network width.
-
-About four of five rectified units are zero. A matrix product would multiply by them all the same; the loop
-below skips them and takes half the time on one core. It also never stores a gate or a gated unit.
+Shape legend: S steps that have experts, B batch, K codewords, D vector dimension, W network width,
+E conditioning width, N experts, L layers, H hidden width, G = L * N * H gated hidden units,
+F = G + N first-layer features.
 """
 
 import dataclasses
@@ -38,110 +33,20 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig
 
 _MANY_CODES = 256
-"""For fewer, several cores spend more time on waiting for each other than they save."""
-
-
-def summed_deformations(
-    features_SBF: Float32Array, contract_SGW: Float32Array, num_experts: int
-) -> Float32Array:
-    """Sum over steps of the deformations (B, W) of experts with one layer, float32.
-
-    Args:
-        features_SBF: first-layer features: the hidden units of every expert before they are rectified (G of
-            them), then one gate logit per expert.
-        contract_SGW: what every hidden unit contributes.
-        num_experts: G is a multiple of it.
-    """
-    summed_BW = np.zeros((features_SBF.shape[1], contract_SGW.shape[2]), dtype=np.float32)
-    _add_deformations(features_SBF, contract_SGW, num_experts, summed_BW)
-    return summed_BW
-
-
-def pays(num_codes: int) -> bool:
-    """Whether the loop is the quickest way for so many codes: it runs on one core, matrix products on all."""
-    return num_codes < _MANY_CODES or torch.get_num_threads() == 1
-
-
-@compiled
-def _add_deformations(features_SBF: Any, contract_SGW: Any, num_experts: int, summed_BW: Any) -> None:
-    num_steps, num_hidden = contract_SGW.shape[0], contract_SGW.shape[1]
-    gated_G, used_G = np.empty(num_hidden, np.float32), np.empty(num_hidden, np.int64)
-    gates_N = np.empty(num_experts, np.float32)
-    for step in range(num_steps):  # outside, so that a step's weights are read once from memory
-        for row in range(len(summed_BW)):
-            features_F = features_SBF[step, row]
-            _softmax(features_F[num_hidden:], gates_N)
-            used = _gate(features_F, gates_N, gated_G, used_G)
-            _add_rows(gated_G, used_G, used, contract_SGW[step], summed_BW[row])
-
-
-@compiled
-def _softmax(logits_N: Any, gates_N: Any) -> None:
-    total = np.float32(0)
-    top = logits_N.max()
-    for expert in range(len(logits_N)):
-        gates_N[expert] = np.exp(logits_N[expert] - top)
-        total += gates_N[expert]
-    for expert in range(len(logits_N)):
-        gates_N[expert] /= total
-
-
-@compiled
-def _gate(features_F: Any, gates_N: Any, gated_G: Any, used_G: Any) -> int:
-    """Fill in the gated units, not rectified, and the places of those not negative; returns their count."""
-    hidden_dim = len(gated_G) // len(gates_N)
-    for expert in range(len(gates_N)):
-        gate = gates_N[expert]
-        for unit in range(expert * hidden_dim, (expert + 1) * hidden_dim):
-            gated_G[unit] = features_F[unit] * gate
-    used = 0
-    for unit in range(len(gated_G)):
-        used_G[used] = unit
-        used += not gated_G[unit] <= 0  # no branch to mispredict; counts NaN, which must show in the result
-    return used
-
-
-@compiled
-def _add_rows(factors_G: Any, used_G: Any, used: int, rows_GW: Any, total_W: Any) -> None:
-    """Add the rows in the first `used` places, times their factors; four at a time to save memory traffic."""
-    first = 0
-    while first + 4 <= used:
-        place0, place1, place2, place3 = (
-            used_G[first],
-            used_G[first + 1],
-            used_G[first + 2],
-            used_G[first + 3],
-        )
-        factor0, factor1, factor2, factor3 = (
-            factors_G[place0],
-            factors_G[place1],
-            factors_G[place2],
-            factors_G[place3],
-        )
-        row0_W, row1_W, row2_W, row3_W = rows_GW[place0], rows_GW[place1], rows_GW[place2], rows_GW[place3]
-        for column in range(len(total_W)):
-            total = total_W[column] + factor0 * row0_W[column]
-            total += factor1 * row1_W[column]
-            total += factor2 * row2_W[column]
-            total_W[column] = total + factor3 * row3_W[column]
-        first += 4
-    for place in used_G[first:used]:
-        factor, row_W = factors_G[place], rows_GW[place]
-        for column in range(len(total_W)):
-            total_W[column] += factor * row_W[column]
+"""For fewer codes, several cores spend more time waiting for each other than they save."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FoldedExperts:
-    """The networks of S steps in the form that runs: tables, and what follows the first layer."""
+    """The networks of S steps in the form that runs: first-layer tables, and the weights that follow."""
 
     codeword_SKF: Tensor
     """First-layer features of every codeword, bias included."""
     condition_SEF: Tensor
-    """Map from a conditioning vector to its share of the first-layer features."""
+    """Maps a conditioning vector to its share of the first-layer features."""
     contract_SLNHW: Tensor
     expand_SLNHW: Tensor
-    """Read by second and later layers only."""
+    """Used by the second and later layers only."""
     output_projection_WD: Tensor | None
 
     def detached(self) -> "FoldedExperts":
@@ -163,7 +68,7 @@ class FoldedExperts:
         )
 
     def contracting(self, steps: slice) -> Tensor:
-        """The contracting weights (S, G, W) that `gated` features of these steps are multiplied by."""
+        """The contracting weights (S, G, W) of these steps, which multiply `gated` units."""
         return self.contract_SLNHW[steps].flatten(1, 3)
 
     def gated(self, features_SBF: Tensor, first_step: int) -> Tensor:
@@ -192,15 +97,15 @@ class FoldedExperts:
         return self.widen(self.gated(features_SBF, first_step) @ self.contracting(steps))
 
     def summed_deformations(self, features_SBF: Tensor) -> Tensor:
-        """Sum of the first S steps' deformations (B, D), without gradient and without an S x B x D tensor."""
+        """Deformations (B, D) summed over the first S steps, without gradient or an S x B x D tensor."""
         contract_SGW = self.contracting(slice(len(features_SBF)))
         on_cpu = features_SBF.device.type == "cpu" and features_SBF.dtype == torch.float32
-        if on_cpu and self.contract_SLNHW.shape[1] == 1 and pays(features_SBF.shape[1]):
+        if on_cpu and self.contract_SLNHW.shape[1] == 1 and loop_is_faster(features_SBF.shape[1]):
             summed_BW = torch.from_numpy(
                 summed_deformations(features_SBF.numpy(), contract_SGW.numpy(), self.contract_SLNHW.shape[2])
             )
         else:
-            # One product over steps and hidden units: one launch on a GPU, one rounding in bf16, all cores.
+            # One product over steps and hidden units: one GPU launch, one rounding in bfloat16, all cores.
             gated_SBG = self.gated(features_SBF, 0)
             summed_BW = gated_SBG.transpose(0, 1).flatten(1) @ contract_SGW.flatten(0, 1)
         return self.widen(summed_BW)
@@ -232,8 +137,8 @@ class ExpertMixture(nn.Module):
         self.input_projection_WD: nn.Parameter | None = None
         self.output_projection_WD: nn.Parameter | None = None
         if width < dim:
-            # The zero output projection makes c~ = c at the start. Contracting weights must then be
-            # non-zero, or neither of the two would ever receive a gradient.
+            # The zero output projection makes c~ = c at the start. Contracting weights must then not be
+            # zero as well, or neither would ever receive a gradient.
             self.input_projection_WD = nn.Parameter(torch.zeros(width, dim))
             self.output_projection_WD = nn.Parameter(torch.zeros(width, dim))
             nn.init.orthogonal_(self.input_projection_WD)
@@ -246,7 +151,7 @@ class ExpertMixture(nn.Module):
         return vectors @ self.input_projection_WD.T
 
     def fold(self, codebooks_SKD: Tensor) -> FoldedExperts:
-        """The first `len(codebooks_SKD)` steps' networks, folded with their codebooks."""
+        """The networks of the first `len(codebooks_SKD)` steps, folded with their codebooks."""
         steps = slice(0, len(codebooks_SKD))
         first_layer_SFW = torch.cat([self.expand_SLNHW[steps].flatten(1, 3), self.gate_SNW[steps]], dim=1)
         features_SWF = first_layer_SFW.transpose(1, 2)
@@ -265,7 +170,7 @@ class ExpertMixture(nn.Module):
         )
 
     def deform_plainly(self, step: int, codewords_BD: Tensor, condition_BE: Tensor) -> Tensor:
-        """Deformations (B, D) of given codewords at one step, computed as the definition reads."""
+        """Deformations (B, D) of given codewords at one step, computed as the definition says."""
         inputs_BW = (
             self.narrow(codewords_BD) @ self.codeword_weight_SWW[step].T
             + condition_BE @ self.condition_weight_SWE[step].T
@@ -282,3 +187,96 @@ class ExpertMixture(nn.Module):
         if self.output_projection_WD is None:
             return delta_BW
         return delta_BW @ self.output_projection_WD
+
+
+def loop_is_faster(num_codes: int) -> bool:
+    """Whether the compiled loop, on one core, is faster than matrix products, on all cores."""
+    return num_codes < _MANY_CODES or torch.get_num_threads() == 1
+
+
+def summed_deformations(
+    features_SBF: Float32Array, contract_SGW: Float32Array, num_experts: int
+) -> Float32Array:
+    """Deformations (B, W), float32, of experts with one layer, summed over the steps in a compiled loop.
+
+    About four of five rectified units are zero. A matrix product multiplies by them; the loop skips them and
+    takes half the time on one core. It never stores a tensor of gates or of gated units either.
+
+    Args:
+        features_SBF: first-layer features: the hidden units of every expert before rectification (G of
+            them), then one gate logit per expert.
+        contract_SGW: contribution of every hidden unit.
+        num_experts: a divisor of G.
+    """
+    summed_BW = np.zeros((features_SBF.shape[1], contract_SGW.shape[2]), dtype=np.float32)
+    _add_deformations(features_SBF, contract_SGW, num_experts, summed_BW)
+    return summed_BW
+
+
+@compiled
+def _add_deformations(features_SBF: Any, contract_SGW: Any, num_experts: int, summed_BW: Any) -> None:
+    num_steps, num_hidden = contract_SGW.shape[0], contract_SGW.shape[1]
+    gated_G, used_G = np.empty(num_hidden, np.float32), np.empty(num_hidden, np.int64)
+    gates_N = np.empty(num_experts, np.float32)
+    for step in range(num_steps):  # the outer loop, so that a step's weights are read from memory once
+        for row in range(len(summed_BW)):
+            features_F = features_SBF[step, row]
+            _softmax(features_F[num_hidden:], gates_N)
+            used = _gate(features_F, gates_N, gated_G, used_G)
+            _add_rows(gated_G, used_G, used, contract_SGW[step], summed_BW[row])
+
+
+@compiled
+def _softmax(logits_N: Any, gates_N: Any) -> None:
+    total = np.float32(0)
+    top = logits_N.max()
+    for expert in range(len(logits_N)):
+        gates_N[expert] = np.exp(logits_N[expert] - top)
+        total += gates_N[expert]
+    for expert in range(len(logits_N)):
+        gates_N[expert] /= total
+
+
+@compiled
+def _gate(features_F: Any, gates_N: Any, gated_G: Any, used_G: Any) -> int:
+    """Write the gated units, not rectified, and the places of the positive ones; return their count."""
+    hidden_dim = len(gated_G) // len(gates_N)
+    for expert in range(len(gates_N)):
+        gate = gates_N[expert]
+        for unit in range(expert * hidden_dim, (expert + 1) * hidden_dim):
+            gated_G[unit] = features_F[unit] * gate
+    used = 0
+    for unit in range(len(gated_G)):
+        used_G[used] = unit
+        used += not gated_G[unit] <= 0  # no branch to mispredict; NaN counts, as it must show in the result
+    return used
+
+
+@compiled
+def _add_rows(factors_G: Any, used_G: Any, used: int, rows_GW: Any, total_W: Any) -> None:
+    """Add the rows in the first `used` places, times their factors. Four at a time save memory traffic."""
+    first = 0
+    while first + 4 <= used:
+        place0, place1, place2, place3 = (
+            used_G[first],
+            used_G[first + 1],
+            used_G[first + 2],
+            used_G[first + 3],
+        )
+        factor0, factor1, factor2, factor3 = (
+            factors_G[place0],
+            factors_G[place1],
+            factors_G[place2],
+            factors_G[place3],
+        )
+        row0_W, row1_W, row2_W, row3_W = rows_GW[place0], rows_GW[place1], rows_GW[place2], rows_GW[place3]
+        for column in range(len(total_W)):
+            total = total_W[column] + factor0 * row0_W[column]
+            total += factor1 * row1_W[column]
+            total += factor2 * row2_W[column]
+            total_W[column] = total + factor3 * row3_W[column]
+        first += 4
+    for place in used_G[first:used]:
+        factor, row_W = factors_G[place], rows_GW[place]
+        for column in range(len(total_W)):
+            total_W[column] += factor * row_W[column]

@@ -1,23 +1,12 @@
-"""Frame: the units that a codec computes in, and those that approximate distances are counted in.
+"""Frame: the offset and unit in which a codec computes, and the units in which queries score codes.
 
-Float32 numbers reach from 1e-45 to 3e38, but their squares, and the squares of those, must fit as well.
-And float32 has 24 bits: where vectors are far from zero but near each other, these go to what all of them
-have in common. So a codec computes with (x - offset) / 2^exponent. For vectors of ordinary lengths that are
-not much closer to each other than to zero, offset and exponent are zero. A power of two changes no bit of
-a number, but for those that float32 has too few bits for.
+A codec computes in float32 on (x - offset) / 2^exponent, for two reasons. Float32 reaches from 1e-45 to
+3e38, and the fourth powers of lengths must fit too. Float32 has 24 bits, and vectors that are far from zero
+but near each other would spend them on what all of them have in common. Vectors of ordinary length that are
+not much closer to each other than to zero have offset 0 and exponent 0. Dividing by a power of two changes
+no bit of a number that stays within float32's range.
 
-Shape legend: n vectors, D dimension, C center's sample.
-
-Scores are sums of float32 table entries, in the frames of the codecs that entries belong to. Distances may be
-far beyond float32, or far below what it can tell from zero; and the length of a far-away query, which all
-distances from it have in common, would leave no bits for their differences. So a query's scores are
-
-    (distance - shift) / 2^exponent
-
-with the same shift and exponent for all codecs of a table. For codecs in plain frames and ordinary queries
-the exponent is 0, and so is the shift, but under "dot", where it is the 1 of LanceDB's definition.
-
-Shape legend: Q queries, D dimension, T table rows.
+Shape legend: n vectors, D dimension, C vectors of a sample, Q queries, G codecs.
 """
 
 import dataclasses
@@ -33,15 +22,22 @@ from rqmoe_store.errors import InvalidInputError
 
 Float64Array = npt.NDArray[np.float64]
 
+Exponents = npt.NDArray[np.int64]
+
 LARGEST = float(np.finfo(np.float32).max)
 
 _SAMPLE_ROWS = 4_096
 _CHUNK = 65_536
-_ORDINARY = 16
-"""Lengths from 2^-16 to 2^16 need no other unit: their fourth powers, and sums of these, fit float32."""
+_ORDINARY_EXPONENT = 16
+"""Lengths from 2^-16 to 2^16 need no other unit: their fourth powers, and sums of those, fit float32."""
+
+_ORDINARY_LENGTH = 2.0**_ORDINARY_EXPONENT
 _COMMON = 32.0
-"""Vectors this much closer to each other than to zero are counted from their middle."""
+"""Vectors this many times closer to each other than to zero get an offset, their median."""
+
 _MOST_EXPONENT = 256
+_LARGEST_ENTRY = 2.0**100
+"""Bound of table entries, so that sums of any number of them fit float32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,12 +49,12 @@ class Frame:
 
     @classmethod
     def plain(cls, dim: int) -> "Frame":
-        """The frame that changes nothing."""
+        """The frame that leaves vectors as they are."""
         return cls(np.zeros(dim, dtype=np.float32))
 
     @classmethod
     def checked(cls, offset_D: Float32Array, exponent: object, dim: int) -> "Frame":
-        """A frame as it was stored; raises InvalidInputError where that is none."""
+        """A frame read from storage; raises InvalidInputError unless it is valid."""
         is_offset = offset_D.shape == (dim,) and offset_D.dtype == np.float32 and np.isfinite(offset_D).all()
         if type(exponent) is not int or abs(exponent) > _MOST_EXPONENT or not is_offset:
             raise InvalidInputError(f"a frame of exponent {exponent!r} and offset {offset_D}")
@@ -66,43 +62,38 @@ class Frame:
 
     @property
     def is_plain(self) -> bool:
-        """Whether vectors are the same inside."""
+        """Whether the frame leaves vectors as they are."""
         return self.exponent == 0 and not self.offset_D.any()
 
     @property
     def square_unit(self) -> float:
-        """What a squared distance of 1 inside is outside."""
+        """A squared distance of 1 in the frame, in the units of the input."""
         return math.ldexp(1.0, 2 * self.exponent)
 
-    def enter(self, vectors_nD: Float32Array) -> Float32Array:
-        """Vectors inside; the same array where nothing changes."""
+    def transform(self, vectors_nD: Float32Array) -> Float32Array:
+        """Vectors in the frame; the same array if the frame is plain."""
         if self.is_plain:
             return vectors_nD
         entered_nD = np.empty_like(vectors_nD)
         for start in range(0, len(vectors_nD), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            entered_nD[rows] = to_float32(self.enter_exactly(vectors_nD[rows]))
+            entered_nD[rows] = to_float32(self.transform_exactly(vectors_nD[rows]))
         return entered_nD
 
-    def enter_exactly(self, vectors_nD: Float32Array) -> Float64Array:
-        """Vectors inside, in numbers that have all of them."""
+    def transform_exactly(self, vectors_nD: Float32Array) -> Float64Array:
+        """Vectors in the frame, in float64, whose range holds all of them."""
         moved_nD = vectors_nD.astype(np.float64) - self.offset_D
         return np.asarray(np.ldexp(moved_nD, -self.exponent), dtype=np.float64)
 
-    def leave(self, vectors_nD: Float32Array) -> Float32Array:
-        """Inverse of `enter`. What is beyond float32 becomes its largest number."""
+    def inverse_transform(self, vectors_nD: Float32Array) -> Float32Array:
+        """Inverse of `transform`, saturated at the range of float32."""
         if self.is_plain:
             return vectors_nD
         return to_float32(np.ldexp(vectors_nD.astype(np.float64), self.exponent) + self.offset_D)
 
 
-def to_float32(values: Float64Array) -> Float32Array:
-    """The values as float32, those beyond its range as the largest number of their sign."""
-    return np.asarray(np.clip(values, -LARGEST, LARGEST), dtype=np.float32)
-
-
 def frame_for(vectors_nD: Float32Array) -> Frame:
-    """The frame for vectors in random order; a few of them that lie far away do not count."""
+    """The frame for vectors in random order; a few outliers have no influence on it."""
     dim = vectors_nD.shape[1]
     sample_CD = vectors_nD[:_SAMPLE_ROWS].astype(np.float64)
     center_D = np.median(sample_CD, axis=0)
@@ -115,61 +106,29 @@ def frame_for(vectors_nD: Float32Array) -> Frame:
         offset_D = to_float32(center_D)
         from_zero = 0.0
     exponent = math.frexp(max(spread, from_zero))[1]
-    return Frame(offset_D, 0 if abs(exponent) <= _ORDINARY else exponent)
+    return Frame(offset_D, 0 if abs(exponent) <= _ORDINARY_EXPONENT else exponent)
 
 
 def typical_length(lengths_n: Float64Array) -> float:
-    """A length that nine of ten, of those that are not zero, do not exceed; 0 where all are."""
+    """The 90 % quantile of the lengths that are not zero; 0 if all are zero."""
     positive_n = lengths_n[lengths_n > 0]
     return float(np.quantile(positive_n, 0.9)) if len(positive_n) else 0.0
 
 
-Exponents = npt.NDArray[np.int64]
-
-_ORDINARY_LENGTH = 2.0**16
-_LARGEST_ENTRY = 2.0**100
-"""Table entries beyond this count as this: sums of any number of them fit float32."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreUnits:
-    """The shift and exponent of every query."""
-
-    shifts_Q: Float64Array
-    exponents_Q: Exponents
-
-    @classmethod
-    def plain(cls, queries: int) -> "ScoreUnits":
-        """Scores that are distances."""
-        return cls(np.zeros(queries), np.zeros(queries, dtype=np.int64))
-
-    def of(self, queries: Sequence[int]) -> "ScoreUnits":
-        """Those of some of the queries."""
-        return ScoreUnits(self.shifts_Q[queries], self.exponents_Q[queries])
-
-    def score_of(self, query: int, distance: np.float32) -> np.float32:
-        """A distance, which may be infinite, as a score of a query."""
-        with np.errstate(over="ignore"):
-            shifted = float(distance) - self.shifts_Q[query]
-            return np.float32(np.ldexp(shifted, -self.exponents_Q[query]))
-
-    def distances(self, scores_Qn: Float32Array) -> Float64Array:
-        """Scores as distances."""
-        return np.asarray(
-            np.ldexp(scores_Qn.astype(np.float64), self.exponents_Q[:, None]) + self.shifts_Q[:, None]
-        )
+def to_float32(values: Float64Array) -> Float32Array:
+    """The values as float32, saturated at its range."""
+    return np.asarray(np.clip(values, -LARGEST, LARGEST), dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class FramedQueries:
-    """Queries as the tables of one codec see them: (q - offset) / 2^exponent, which may need another power
-    of two to fit float32."""
+    """Queries in the frame of one codec, each divided by a further power of two if float32 needs it."""
 
     queries_QD: Float32Array
     exponents_Q: Exponents
-    """That power, 0 for ordinary queries."""
+    """Exponents of those powers, 0 for ordinary queries."""
     constants_Q: Float64Array
-    """What distances of a query have in common."""
+    """The part that all distances of a query have in common."""
     frame: Frame
     metric: Metric
 
@@ -183,7 +142,7 @@ class FramedQueries:
         if metric == "dot":
             constants_Q = 1 - exact_QD @ frame.offset_D.astype(np.float64)
         else:
-            exact_QD = frame.enter_exactly(queries_QD)
+            exact_QD = frame.transform_exactly(queries_QD)
             constants_Q = np.einsum("qd,qd->q", exact_QD, exact_QD) * frame.square_unit
         lengths_Q = np.linalg.norm(exact_QD, axis=1)
         ordinary_Q = (lengths_Q <= _ORDINARY_LENGTH) & (
@@ -197,20 +156,56 @@ class FramedQueries:
 
     @property
     def magnitudes_Q(self) -> Exponents:
-        """How large differences between scores of this codec are, as powers of two."""
+        """Size of the differences between scores of this codec, as exponents of two."""
         times = 2 if self.metric == "l2" else 1
         return times * self.frame.exponent + self.exponents_Q
 
     @property
     def nearness_Q(self) -> Exponents:
-        """Smaller where the rows of this codec are more likely to be the nearest ones."""
+        """Smaller if the rows of this codec are more likely to be the nearest ones."""
         if self.metric == "l2":
             return 2 * (self.frame.exponent + self.exponents_Q)
         return -self.magnitudes_Q
 
 
-def score_units(queries: Sequence[FramedQueries]) -> ScoreUnits:
-    """Units for the same queries as several codecs see them: those of the codec whose rows are nearest."""
+@dataclasses.dataclass(frozen=True)
+class ScoreUnits:
+    """The shift and exponent of every query: its scores are (distance - shift) / 2^exponent.
+
+    Scores are sums of float32 table entries, in the frames of several codecs. Distances may be far beyond
+    float32's range, or too small to be told from zero. All distances of a far-away query share its length,
+    which would leave no bits for their differences. Shift and exponent solve both, and are the same for all
+    codecs of a table. For codecs in plain frames and ordinary queries the exponent is 0. So is the shift,
+    except under "dot", where it is the 1 of LanceDB's definition.
+    """
+
+    shifts_Q: Float64Array
+    exponents_Q: Exponents
+
+    @classmethod
+    def plain(cls, queries: int) -> "ScoreUnits":
+        """Units in which scores are distances."""
+        return cls(np.zeros(queries), np.zeros(queries, dtype=np.int64))
+
+    def select(self, queries: Sequence[int]) -> "ScoreUnits":
+        """The units of some of the queries."""
+        return ScoreUnits(self.shifts_Q[queries], self.exponents_Q[queries])
+
+    def score_of(self, query: int, distance: np.float32) -> np.float32:
+        """The score of a query for a distance, which may be infinite."""
+        with np.errstate(over="ignore"):
+            shifted = float(distance) - self.shifts_Q[query]
+            return np.float32(np.ldexp(shifted, -self.exponents_Q[query]))
+
+    def distances(self, scores_Qn: Float32Array) -> Float64Array:
+        """Distances for scores (Q, n)."""
+        return np.asarray(
+            np.ldexp(scores_Qn.astype(np.float64), self.exponents_Q[:, None]) + self.shifts_Q[:, None]
+        )
+
+
+def shared_score_units(queries: Sequence[FramedQueries]) -> ScoreUnits:
+    """Units for queries in the frames of several codecs: those of the codec with the nearest rows."""
     first = queries[0]
     if first.metric == "cosine":
         return ScoreUnits.plain(len(first.queries_QD))
@@ -225,7 +220,7 @@ def score_units(queries: Sequence[FramedQueries]) -> ScoreUnits:
 
 
 def scaled(values: Float32Array, exponents_Q1: Exponents) -> Float32Array:
-    """Table entries times powers of two, kept within what sums of them can be."""
+    """Table entries times powers of two, clamped so that their sums fit float32."""
     if not exponents_Q1.any():
         return values
     with np.errstate(over="ignore"):
@@ -233,7 +228,7 @@ def scaled(values: Float32Array, exponents_Q1: Exponents) -> Float32Array:
     return np.asarray(np.clip(multiplied, -_LARGEST_ENTRY, _LARGEST_ENTRY), dtype=np.float32)
 
 
-def constants_in(units: ScoreUnits, queries: FramedQueries) -> Float32Array:
-    """What scores of a query begin with, in the units of all codecs."""
+def constants_in_units(units: ScoreUnits, queries: FramedQueries) -> Float32Array:
+    """The constant of every query's scores, in the units that all codecs share."""
     constants_Q = np.ldexp(queries.constants_Q - units.shifts_Q, -units.exponents_Q)
     return np.clip(constants_Q, -_LARGEST_ENTRY, _LARGEST_ENTRY).astype(np.float32)

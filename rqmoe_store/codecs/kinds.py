@@ -1,4 +1,7 @@
-"""Codec kinds by name: rq, qinco and rqmoe."""
+"""Codec kinds by name: rq, qinco and rqmoe.
+
+Shape legend: as in `quantizer`; F first-layer features of the experts.
+"""
 
 import torch
 import torch.nn.functional as functional
@@ -10,8 +13,8 @@ from rqmoe_store.config import CodecConfig, CodecKind
 
 
 class RQ(ResidualQuantizer):
-    """c~ = c at every step (Chen et al., "Approximate Nearest Neighbor Search by Residual Vector
-    Quantization", 2010)."""
+    """Plain residual quantization: c~ = c at every step (Chen et al., "Approximate Nearest Neighbor Search by
+    Residual Vector Quantization", 2010)."""
 
     @property
     def condition_dim(self) -> int:
@@ -35,12 +38,10 @@ class RQ(ResidualQuantizer):
 
 
 class QINCo(ResidualQuantizer):
-    """Residual Quantization with Implicit Neural Codebooks (arXiv 2401.14732), from our own parts.
+    """Residual Quantization with Implicit Neural Codebooks (arXiv 2401.14732), built from our own parts.
 
-    The conditioning vector is the reconstruction so far, in the network width, so every step waits
-    for the one before: decoding is sequential by nature.
-
-    Shape legend: as in `quantizer`.
+    The conditioning vector is the reconstruction so far, in the network width. Every step waits for the one
+    before it, so decoding is inherently sequential.
     """
 
     condition_follows_codewords = True
@@ -64,7 +65,7 @@ class QINCo(ResidualQuantizer):
 
     @torch.no_grad()
     def start_experts(self) -> None:
-        """The network input starts as codeword + reconstruction: the candidate for the next one."""
+        """Initialize the network input to codeword + reconstruction, a candidate for the next one."""
         super().start_experts()
         if self.mixture is not None:
             self.mixture.condition_weight_SWE.copy_(torch.eye(self.condition_dim))
@@ -92,11 +93,10 @@ class QINCo(ResidualQuantizer):
 class RQMoE(ResidualQuantizer):
     """Residual Quantization via Mixture of Experts (arXiv 2605.14359).
 
-    Each index selects a base codeword and an expert component at once. The instruction is the prefix
-    sum of expert components, so a decoder knows it for every step from look-ups and all steps decode
-    together. Partition centroids carry expert components too, which makes the first step dynamic.
-
-    Shape legend: as in `quantizer`.
+    Each index selects a base codeword and an expert component. The instruction, which conditions the
+    experts, is the prefix sum of expert components. A decoder gets it for every step from look-ups alone,
+    so it decodes all steps at once. Partition centroids carry expert components too, so that the first
+    step has an instruction as well.
     """
 
     def __init__(self, config: CodecConfig, dim: int) -> None:
@@ -121,8 +121,10 @@ class RQMoE(ResidualQuantizer):
 
     @torch.no_grad()
     def start_experts(self) -> None:
-        """Expert components start as the codewords, projected on their main directions, so that the
-        first instruction stream is the plain RQ reconstruction; the networks see it from the start."""
+        """Initialize expert components to the codewords, projected on their main directions.
+
+        The first instructions are then the plain RQ reconstructions, which the networks see from the start.
+        """
         super().start_experts()
         if self.mixture is None:
             return
@@ -166,7 +168,7 @@ class RQMoE(ResidualQuantizer):
             codes_BM.T[:-1] + starts_M[:, None], self.expert_components_MKE.flatten(0, 1)
         )
         instructions = [self.initial_condition(partitions_B)]
-        # Adding whole matrices step by step is several times quicker on a CPU than torch's cumsum.
+        # On a CPU, adding whole matrices step by step is several times faster than torch's cumsum.
         for component_BE in components_MBE:
             instructions.append(instructions[-1] + component_BE)
         return torch.stack(instructions)
@@ -176,5 +178,5 @@ _KINDS: dict[CodecKind, type[ResidualQuantizer]] = {"rqmoe": RQMoE, "qinco": QIN
 
 
 def make_quantizer(config: CodecConfig, dim: int) -> ResidualQuantizer:
-    """A quantizer of the configured kind with weights yet to be set."""
+    """A quantizer of the configured kind, its weights not yet set."""
     return _KINDS[config.kind](config, dim)

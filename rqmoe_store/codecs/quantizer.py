@@ -1,15 +1,15 @@
-"""What the three codecs share: codebooks, partitions, mean and scale, and the step recursion.
-
-Shape legend: B batch, M steps, K codewords, D dimension, E conditioning width, P partitions,
-S = steps with experts (all of them with partitions, else all but the first).
+"""Residual quantizer: what all codec kinds share: codebooks, partitions, mean and scale, and the recursion.
 
     I^1 = e_part[p] or 0      r^1 = x - centroid[p] or x
     i_m = argmin_k || r^m - c~^m_k ||^2
     r^{m+1} = r^m - c~^m[i_m]           I^{m+1} = I^m + increment of the chosen codeword
 
-The kinds differ only in the increment: RQ-MoE adds the codeword's expert component (known from the
-index alone, so every I^m is a prefix sum of look-ups), QINCo adds the deformed codeword itself (the
-running reconstruction), RQ has no experts. Vectors inside are (x - mean) / scale.
+The kinds differ in the increment only. RQ-MoE adds the codeword's expert component, which follows from the
+index alone, so every I^m is a prefix sum of look-ups. QINCo adds the deformed codeword, which makes I the
+running reconstruction. RQ has no experts. The recursion works on (x - mean) / scale.
+
+Shape legend: B batch, M steps, K codewords, D dimension, E conditioning width, P partitions, W network
+width, S steps with experts (all of them with partitions, else all but the first), C principal directions.
 """
 
 import abc
@@ -26,7 +26,7 @@ _EXACT_DIM = 1024  # widest vectors whose principal directions are computed exac
 
 
 class ResidualQuantizer(nn.Module, abc.ABC):
-    """Parameters and recursion of one codec. Made untrained: zero codebooks, to be initialized."""
+    """Parameters and recursion of one codec. A new one has zero codebooks, to be initialized."""
 
     mean_D: Tensor
     scale: Tensor
@@ -54,7 +54,7 @@ class ResidualQuantizer(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def condition_dim(self) -> int:
-        """Width of the conditioning vector; 0 when the codec has no experts."""
+        """Width of the conditioning vector; 0 if the codec has no experts."""
 
     @abc.abstractmethod
     def initial_condition(self, partitions_B: Tensor) -> Tensor:
@@ -65,15 +65,19 @@ class ResidualQuantizer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def condition_increment(self, step: int, indices: Tensor, codewords: Tensor | None) -> Tensor:
-        """I^{m+1} - I^m (..., E) for chosen indices (...) and deformed codewords (..., D), which may
-        be None unless `condition_follows_codewords`."""
+        """I^{m+1} - I^m (..., E) for chosen indices (...) and deformed codewords (..., D).
+
+        The codewords may be None unless `condition_follows_codewords`.
+        """
 
     @abc.abstractmethod
     def chosen_codewords(
         self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None
     ) -> Tensor:
-        """Deformed codewords (M, B, D) of given codes, differentiable; the form used in training
-        and decoding. M may be smaller than `num_steps` (a prefix code); `folded` comes from `fold`."""
+        """Deformed codewords (M, B, D) of given codes, differentiable, for training and decoding.
+
+        M may be smaller than `num_steps` (a prefix code). `folded` comes from `fold`.
+        """
 
     @property
     def deformation_dim(self) -> int:
@@ -87,9 +91,9 @@ class ResidualQuantizer(nn.Module, abc.ABC):
     def round_weights(self) -> None:
         """Round parameters and centroids to the nearest bfloat16 numbers; they stay float32 in memory.
 
-        An artifact keeps such weights in half the bytes without loss. No weight moves by more than
-        2^-8 of itself, which in a codeword is far below the distance to the vectors it stands for.
-        Mean and scale, few as they are, keep their precision.
+        An artifact keeps such weights in half the bytes without loss. No weight moves by more than 2^-8 of
+        itself. In a codeword, that is far below the distance to the vectors it represents. Mean and scale
+        are small and keep their precision.
         """
         for weights in (*self.parameters(), self.centroids_PD):
             weights.copy_(weights.bfloat16())
@@ -102,7 +106,7 @@ class ResidualQuantizer(nn.Module, abc.ABC):
             self.mixture.input_projection_WD.copy_(self.main_directions(width))
 
     def main_directions(self, count: int) -> Tensor:
-        """The `count` leading principal directions (count, D) of all codewords, zeros beyond D."""
+        """The `count` leading principal directions (C, D) of all codewords, zeros beyond D."""
         words_XD = torch.cat([self.centroids_PD, self.codebooks_MKD.flatten(0, 1)])
         if self.dim <= _EXACT_DIM:
             words_XD = words_XD.double()
@@ -116,7 +120,7 @@ class ResidualQuantizer(nn.Module, abc.ABC):
         return directions_CD
 
     def normalize(self, vectors_BD: Tensor) -> Tensor:
-        """Vectors as the codebooks see them."""
+        """Vectors in the units of the codebooks: (x - mean) / scale."""
         return (vectors_BD - self.mean_D) / self.scale
 
     def denormalize(self, vectors_BD: Tensor) -> Tensor:
@@ -135,13 +139,13 @@ class ResidualQuantizer(nn.Module, abc.ABC):
         return self.codebooks_MKD[steps_M1, codes_BM.T]
 
     def fold(self) -> FoldedExperts | None:
-        """First-layer tables of all expert steps; None without any."""
+        """First-layer tables of all steps with experts; None without any."""
         if self.mixture is None:
             return None
         return self.mixture.fold(self.codebooks_MKD[self.first_expert_step :])
 
     def decode(self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None) -> Tensor:
-        """Reconstructions (B, D) in the units of the input, all steps at once where the kind allows."""
+        """Reconstructions (B, D) in the units of the input, all steps at once if the kind allows it."""
         summed_BD = self.summed_codewords(codes_BM, partitions_B, folded)
         return self.denormalize(self.partition_offset(partitions_B) + summed_BD)
 
@@ -157,7 +161,7 @@ class ResidualQuantizer(nn.Module, abc.ABC):
         return functional.embedding_bag(codes_BM + starts_M, self.codebooks_MKD.flatten(0, 1), mode="sum")
 
     def decode_sequentially(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
-        """`decode` as the recursion is written down, one step after the other."""
+        """`decode` as the recursion defines it, one step after the other."""
         reconstruction_BD = self.partition_offset(partitions_B)
         condition_BE = self.initial_condition(partitions_B)
         for step, indices_B in enumerate(codes_BM.unbind(dim=1)):

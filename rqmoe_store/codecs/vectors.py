@@ -1,4 +1,4 @@
-"""Checks that turn whatever the user passes as vectors into a clean float32 array."""
+"""Vectors: whatever a user passes as vectors, checked and converted to a float32 array."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ _REFUSED = {
     "U": _TEXT,
     "V": "records are not vectors",
 }
-"""Kinds of numpy types that would cast to float32, or fail with a puzzle, and why they should not."""
+"""Kinds of numpy types to refuse, and why: they would cast to float32, or fail with a puzzling error."""
 
 
 def as_vectors(
@@ -38,13 +38,14 @@ def as_vectors(
 
     Args:
         data: array-like, numpy array or torch tensor of shape (n, dim), of booleans, integers or floats.
-        dim: required width; None accepts any.
+        dim: required width. None accepts any.
         metric: under "cosine" rows are scaled to unit length.
-        positions: where the rows stand in the caller's data, for messages; None for 0 to n - 1.
+        positions: positions of the rows in the caller's data, for messages. None means 0 to n - 1.
 
     Raises:
-        InvalidInputError: not two-dimensional, another width, text, complex numbers or objects, NaN
-            or infinite values, or a zero vector under "cosine"; offending rows are named by position.
+        InvalidInputError: data that is not two-dimensional, has another width, or holds text, complex
+            numbers or objects, NaN or infinite values, or a zero vector under "cosine". The message names
+            the rows by position.
     """
     vectors = _to_float32(data)
     if vectors.ndim != 2:
@@ -72,7 +73,7 @@ def as_vectors(
 
 
 def is_dense(data: Any) -> bool:
-    """Whether `data` is an array or tensor of which rows can be taken one part at a time."""
+    """Whether `data` is an array or tensor whose rows can be read one part at a time."""
     return isinstance(data, np.ndarray) or (
         isinstance(data, torch.Tensor) and data.layout == torch.strided and not data.is_quantized
     )
@@ -81,10 +82,10 @@ def is_dense(data: Any) -> bool:
 def from_torch(data: Any) -> Any:
     """A tensor, or a list of them, as a float32 array; anything else as it is.
 
-    Tensors may require gradients, lie on a GPU, or hold numbers that numpy lacks, such as bfloat16.
+    Tensors may require gradients, be on a GPU, or hold types that numpy lacks, such as bfloat16.
 
     Raises:
-        TypeError: complex numbers, or a tensor that is no plain array.
+        TypeError: complex numbers, or tensors that are sparse or of different lengths.
     """
     is_list = isinstance(data, list | tuple) and data and all(isinstance(row, torch.Tensor) for row in data)
     if not is_list and not isinstance(data, torch.Tensor):
@@ -94,13 +95,13 @@ def from_torch(data: Any) -> Any:
         if tensor.is_complex():
             raise TypeError(_REFUSED["c"])
         return tensor.to("cpu", torch.float32).numpy()
-    except RuntimeError as error:  # of torch, about tensors that are sparse or of different lengths
+    except RuntimeError as error:  # torch refuses tensors that are sparse or of different lengths
         raise TypeError(str(error).splitlines()[0]) from error
 
 
 def listed(column: Any) -> Any:
-    """A column of Arrow, pandas or polars, of numbers or lists of them, as a list; others as they are."""
-    if is_frame(column):
+    """A column of Arrow, pandas or polars as a list; anything else as it is."""
+    if has_named_columns(column):
         return column
     for method in ("to_pylist", "to_list"):
         if hasattr(column, method):
@@ -108,8 +109,8 @@ def listed(column: Any) -> Any:
     return column
 
 
-def is_frame(data: Any) -> bool:
-    """Whether `data` has columns with names: a dict, a frame, or a table of Arrow's."""
+def has_named_columns(data: Any) -> bool:
+    """Whether `data` has named columns: a dict, a data frame, or an Arrow table."""
     return isinstance(data, Mapping) or hasattr(data, "columns")
 
 
@@ -119,11 +120,19 @@ def _to_float32(data: Any) -> Float32Array:
             raise TypeError("some values are masked; .filled(...) puts numbers in their place")
         array = np.asarray(from_torch(listed(data)))
         if array.dtype.kind in _REFUSED:
-            hint = "pass the column of vectors alone, such as frame['vector']" if is_frame(data) else None
+            hint = (
+                "pass the column of vectors alone, such as frame['vector']"
+                if has_named_columns(data)
+                else None
+            )
             raise TypeError(hint or _REFUSED[array.dtype.kind])
         with np.errstate(over="ignore"):  # an overflow becomes inf, reported with its row
             return np.ascontiguousarray(array, dtype=np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: of torch, beside other values
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # RuntimeError: tensors in a list with other values
         kind = f"{type(data).__name__} of {data.dtype}" if hasattr(data, "dtype") else type(data).__name__
         raise InvalidInputError(
             f"Got {kind} that cannot be read as float32 vectors ({error}); "

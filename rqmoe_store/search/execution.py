@@ -101,7 +101,7 @@ class Execution:
         queries_QD = self._request.queries_QD[queries]
         request = dataclasses.replace(self._request, queries_QD=queries_QD, stages=stages)
         execution = Execution(request, self._state, self._columns, self._trace)
-        execution.__dict__["_tables"] = {first: each.of(queries) for first, each in self._tables.items()}
+        execution.__dict__["_tables"] = {first: each.select(queries) for first, each in self._tables.items()}
         return execution
 
     @functools.cached_property
@@ -199,7 +199,7 @@ class Execution:
 
     def _units(self, query: int) -> ScoreUnits:
         """What the scores of a query are counted in, whichever codec the rows are of."""
-        return next(iter(self._tables.values())).units.of([query])
+        return next(iter(self._tables.values())).units.select([query])
 
     @property
     def _sizes(self) -> list[int]:
@@ -214,7 +214,7 @@ class Execution:
             queries_QD, tables = self._request.queries_QD, self._tables
             if len(queries) < len(queries_QD):
                 queries_QD = queries_QD[queries]
-                tables = {first: each.of(queries) for first, each in tables.items()}
+                tables = {first: each.select(queries) for first, each in tables.items()}
             probed_QP = self._codecs.probed(queries_QD, nprobes, self._generations)
             shortlists = scan_(tables, probed_QP, size)
             stage.rows = sum(len(side) for sides in shortlists for side in sides)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from rqmoe_store.arguments import whole_number
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_frame, listed
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_columns, listed
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.store.metadata import TunedSearch
@@ -218,7 +218,7 @@ def require_installed(module: str) -> ModuleType:
 def _is_single(query: Any) -> bool:
     if isinstance(query, (torch.Tensor, np.ndarray)):
         return query.ndim == 1
-    if isinstance(query, str) or is_frame(query) or not hasattr(query, "__len__") or len(query) == 0:
+    if isinstance(query, str) or has_named_columns(query) or not hasattr(query, "__len__") or len(query) == 0:
         return False
     # Only the first element is looked at: rows of different lengths are reported by `as_vectors`.
     try:

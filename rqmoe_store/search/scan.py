@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
-from rqmoe_store.codecs.parallel import compiled, side_by_side
+from rqmoe_store.codecs.parallel import compiled, run_parallel
 from rqmoe_store.search.segments import Mask, Positions, Selection, no_rows
 from rqmoe_store.search.shortlist import Shortlist, Side, sides_of
 from rqmoe_store.search.tensor_scan import fits, nearest_on
@@ -235,7 +235,7 @@ def _parts(
         yield from nearest_on(device, selection, tables, probed_QP, sides, size)
         return
     tasks = list(_tasks(selection, probed_QP, len(sides)))
-    found = side_by_side(
+    found = run_parallel(
         functools.partial(_nearest, selection, tables, task, sides[task.side], size) for task in tasks
     )
     for task, part in zip(tasks, found, strict=True):

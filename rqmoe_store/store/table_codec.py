@@ -18,7 +18,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes, check_codes
-from rqmoe_store.codecs.frame import score_units
+from rqmoe_store.codecs.frame import shared_score_units
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
@@ -255,7 +255,7 @@ class TableCodec:
         """Look-up tables of checked queries for some of the generations, by their first partition."""
         if not generations:
             return {}
-        units = score_units([each.codec.framed(queries_QD) for each in generations])
+        units = shared_score_units([each.codec.framed(queries_QD) for each in generations])
         return {each.first_partition: each.codec.lookup_tables(queries_QD, units) for each in generations}
 
     def _by_generation(self, codes: Codes) -> "list[tuple[Generation, Any]]":

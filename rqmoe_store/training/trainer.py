@@ -134,7 +134,7 @@ def train(
         check_trainable(as_tensor(training_nD), config)
         if workers.is_main:
             warn_if_few(len(training_nD), config, stacklevel=3)
-        training_nD, validation_nD = frame.enter(training_nD), frame.enter(validation_nD)
+        training_nD, validation_nD = frame.transform(training_nD), frame.transform(validation_nD)
         vectors = as_tensor(training_nD).to(device), as_tensor(validation_nD).to(device)
         quantizer, rq_mse, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress)
         progress.stage("fitting look-up tables")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
 
 from rqmoe_store.codecs import decoding, encoding
-from rqmoe_store.codecs.parallel import in_chunks, rows_in_budget, side_by_side_chunks
+from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks, run_chunks_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.errors import InvalidInputError
 
@@ -23,7 +23,7 @@ def test_every_row_is_done_once_whatever_fits(total: int, rows: int, fits: int) 
             raise torch.OutOfMemoryError("out of memory")
         done.extend(range(start, stop))
 
-    in_chunks(total, rows, work)
+    run_chunks(total, rows, work)
     assert done == list(range(total))
 
 
@@ -38,7 +38,7 @@ def test_every_row_is_done_once_side_by_side(threads: int, total: int, rows: int
 
     torch.set_num_threads(threads)
     try:
-        side_by_side_chunks(total, rows, work)
+        run_chunks_parallel(total, rows, work)
     finally:
         torch.set_num_threads(before)
     assert (done == 1).all()
@@ -49,7 +49,7 @@ def test_a_single_row_that_does_not_fit_is_an_error() -> None:
         raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(InvalidInputError, match=r"after 0 of 5.*move the codec to the CPU"):
-        in_chunks(5, 4, work)
+        run_chunks(5, 4, work)
 
 
 @given(budget=st.integers(0, 2**30), floats=st.integers(0, 2**16), most=st.sampled_from([1, 2**10]))
@@ -76,7 +76,7 @@ def test_a_codec_goes_on_in_smaller_chunks_when_memory_runs_out(monkeypatch: pyt
             raise torch.OutOfMemoryError("out of memory")
         return real_decode(quantizer, codes_BM, partitions_B, folded)
 
-    monkeypatch.setattr(encoding, "side_by_side_chunks", in_chunks)  # as on a GPU
+    monkeypatch.setattr(encoding, "run_chunks_parallel", run_chunks)  # as on a GPU
     monkeypatch.setattr(encoding, "encode", encode_if_it_fits)
     monkeypatch.setattr(ResidualQuantizer, "decode", decode_if_it_fits)
     again = codec.encode(rows)

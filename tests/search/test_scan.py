@@ -68,9 +68,9 @@ def test_threads_do_not_change_a_shortlist(threads, monkeypatch) -> None:
     alone = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
     monkeypatch.setattr("rqmoe_store.search.scan._ROWS_PER_TASK", 100)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    parallel._threads.cache_clear()
+    parallel._thread_pool.cache_clear()
     shared = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
-    parallel._threads.cache_clear()
+    parallel._thread_pool.cache_clear()
     assert [ids_of(shortlist) for shortlist in shared] == [ids_of(shortlist) for shortlist in alone]
 
 
