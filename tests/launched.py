@@ -1,7 +1,7 @@
 """What each process of training/test_distributed.py runs: trainings of one small table, one after the other.
 
-Usage: python launched.py FOLDER [slow]. FOLDER holds the database; codecs are saved beside it as
-NAME-RANK, so that they can be compared.
+Usage: python launched.py FOLDER [GROUP ...]. FOLDER holds the database; the codecs of each group of trainings
+are saved beside it as NAME-RANK, so that they can be compared.
 """
 
 import os
@@ -49,40 +49,41 @@ def press_ctrl_c_at(step: int) -> None:
     TrainingLoop._train_step = stepping
 
 
-def main(folder: Path, slow: bool) -> None:
+def main(folder: Path, groups: list[str]) -> None:
     rank = os.environ["RANK"]
 
     def save(name: str, **changes: object) -> None:
         train_small(folder, **changes).save(folder / f"{name}-{rank}")
 
-    if slow:
+    if "straight" in groups:
+        save("straight")
+    if "decisions" in groups:
         save("long", epochs=40, learning_rate=1e-3)
         save("clock", epochs=None, max_minutes=0.05)
         save("qinco", kind="qinco", epochs=10)
         save("diverged", epochs=1, learning_rate=1e25)
         save("impatient", epochs=500, learning_rate=3.0, patience=1)
         save("rq", kind="rq")
-        return
-    save("straight")
-    save("bfloat16", precision="bfloat16")
-    kept = {"checkpoint_dir": str(folder / "checkpoint")}
-    if rank == "1":  # not the process that decides
-        press_ctrl_c_at(12)
-    save("interrupted", **kept)
-    save("resumed", **kept)
-    command = [
-        "train",
-        str(folder),
-        "docs",
-        "--out",
-        str(folder / "command"),
-        "--bytes",
-        "2",
-        "--epochs",
-        "1",
-    ]
-    app(command, standalone_mode=False)  # last: it takes leave of the other process
+    if "interrupted" in groups:
+        save("bfloat16", precision="bfloat16")
+        kept = {"checkpoint_dir": str(folder / "checkpoint")}
+        if rank == "1":  # not the process that decides
+            press_ctrl_c_at(12)
+        save("interrupted", **kept)
+        save("resumed", **kept)
+        command = [
+            "train",
+            str(folder),
+            "docs",
+            "--out",
+            str(folder / "command"),
+            "--bytes",
+            "2",
+            "--epochs",
+            "1",
+        ]
+        app(command, standalone_mode=False)  # last: it takes leave of the other process
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "slow" in sys.argv)
+    main(Path(sys.argv[1]), sys.argv[2:])

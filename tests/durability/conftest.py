@@ -1,4 +1,7 @@
-"""What processes are killed in: each operation, ready to begin, once for all tests of a module."""
+"""What processes are killed in: each operation, ready to begin, once for all tests of a module.
+
+`make test` has one of them, and a few kills of an ingestion; `make test-slow` has the others.
+"""
 
 from pathlib import Path
 
@@ -6,10 +9,16 @@ import pytest
 from killed.operation import Operation
 from killed.operations import OPERATIONS, VARIANTS
 
+SMOKE = "train"
+"""The operation of `make test`: several commits to the table and one to the table of codecs."""
+
 
 @pytest.fixture(
     scope="module",
-    params=[*OPERATIONS, *(pytest.param(each, marks=pytest.mark.slow) for each in VARIANTS)],
+    params=[
+        pytest.param(each, marks=() if each.name == SMOKE else pytest.mark.slow)
+        for each in (*OPERATIONS, *VARIANTS)
+    ],
     ids=str,
 )
 def operation(request: pytest.FixtureRequest) -> Operation:

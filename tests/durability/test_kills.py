@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from killed.ingestion import Ingest
 from killed.operation import Operation, finish
 from killed.processes import Run, run
 
@@ -50,6 +51,25 @@ def killed_times(
 
 def test_killed_at_random_moments(operation, template, tmp_path, seconds):
     assert len(killed_times(operation, template, tmp_path, seconds, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [{"kill_at_block": 2}, {"kill_at_commit": 4}, {"kill_at_commit": 5}, {"kill_at_commit": 6}],
+    ids=[
+        "while rows are written",
+        "before bad rows are kept",
+        "between bad rows and good ones",
+        "after a commit",
+    ],
+)
+def test_an_ingestion_is_killed(tmp_path, moment):
+    ingestion, folder = Ingest("ingest"), tmp_path / "folder"
+    ingestion.prepare(folder)
+    killed = run(ingestion, folder, **moment)
+    assert not killed.finished and killed.committed > 0
+    assert killed.committing == ("kill_at_commit" in moment)
+    finish(ingestion, folder, ingestion.check(folder, killed.acknowledged))
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
-"""Interrupted at any moment, an ingestion goes on where it was: every row is there once in the end."""
+"""Interrupted at any moment, an ingestion goes on where it was: every row is there once in the end.
+
+The tests in tests/durability kill processes that ingest.
+"""
 
 import contextlib
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -114,20 +114,6 @@ def test_lost_again_and_again(source, db, codec, losses):
             lose_at(patch, moment)
             ingest(source, into, commit_rows=commit_rows, progress=False)
     ingest(source, into, commit_rows=25, progress=False)
-    require_all_once(db)
-
-
-@pytest.mark.parametrize(
-    ("moment", "count"),
-    [("while writing", 5), ("between bad rows and good ones", 2), ("after a commit", 1)],
-)
-def test_killed(source, store, db, moment, count):
-    script = Path(__file__).parent / "killed.py"
-    command = [sys.executable, str(script), db.uri, str(source), moment, str(count)]
-    killed = subprocess.run(command, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert 0 <= db.open_table("docs").count_rows() <= COUNT - len(BAD)
-    ingest(source, store, progress=False)
     require_all_once(db)
 
 

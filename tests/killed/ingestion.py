@@ -42,7 +42,7 @@ class Ingest(Operation):
         self.write_source(folder)
 
     def write_source(self, folder: Path) -> None:
-        (folder / "source").mkdir()
+        (folder / "source").mkdir(parents=True)
         for number in range(_FILES):
             start = self.first + number * _ROWS
             rows = rows_of(dict.fromkeys(range(start, start + _ROWS), 0))

@@ -1,5 +1,6 @@
 """Operations done in processes of their own, which are killed at a moment that a test chooses."""
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -8,11 +9,16 @@ import signal
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from killed.commits import Commits, watched_commits
 from killed.operation import Operation
+from rqmoe_store.ingestion.writer import Content
 
 _MAX_SECONDS = 120.0
 _BEGUN, _ACKNOWLEDGED, _FINISHED, _FAILED = b"begun", b"acknowledged", b"finished", b"failed"
@@ -47,6 +53,7 @@ def run(
     *,
     kill_after: float = _MAX_SECONDS,
     kill_at_commit: int | None = None,
+    kill_at_block: int | None = None,
 ) -> Run:
     """Make the calls of an operation in a new process.
 
@@ -56,9 +63,11 @@ def run(
         first: how many of the calls were made already.
         kill_after: seconds from the first call on after which the process is killed, if it is still at work.
         kill_at_commit: the process kills itself before its commit of this number, counted from 1.
+        kill_at_block: the process kills itself while it writes its block of ingested rows of this number,
+            counted from 1.
     """
     receiver, sender = _processes.Pipe(duplex=False)
-    arguments = (operation, folder, first, kill_at_commit, sender)
+    arguments = (operation, folder, first, kill_at_commit, kill_at_block, sender)
     process = _processes.Process(target=_work, args=arguments, daemon=True)
     process.start()
     sender.close()  # the pipe ends with the process then
@@ -92,14 +101,20 @@ def _messages(receiver: Connection, deadline: float) -> list[bytes]:
 
 
 def _work(
-    operation: Operation, folder: Path, first: int, kill_at_commit: int | None, sender: Connection
+    operation: Operation,
+    folder: Path,
+    first: int,
+    kill_at_commit: int | None,
+    kill_at_block: int | None,
+    sender: Connection,
 ) -> None:
     """What the process does."""
     tempfile.tempdir = str(folder)  # of what it leaves there nothing stays
     try:
         target = operation.begin(folder)
         sender.send_bytes(_BEGUN)
-        with watched_commits(functools.partial(_watch, kill_at_commit, sender)):
+        watch = functools.partial(_watch, kill_at_commit, sender)
+        with watched_commits(watch), _killed_at_block(kill_at_block):
             for number in range(first, operation.calls):
                 operation.call(target, number)
                 sender.send_bytes(_ACKNOWLEDGED)
@@ -112,3 +127,20 @@ def _watch(kill_at: int | None, sender: Connection, commits: Commits) -> None:
     sender.send_bytes(_COMMITTING if commits.begun > commits.done else _COMMITTED)
     if commits.begun == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _killed_at_block(number: int | None) -> Iterator[None]:
+    """As long as it is open, the process dies once that many blocks of ingested rows were handed to Lance."""
+    real, blocks = Content.add_block, 0
+
+    def add_block(*arguments: Any) -> None:
+        nonlocal blocks
+        real(*arguments)
+        blocks += 1
+        if blocks == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Content, "add_block", add_block)
+        yield

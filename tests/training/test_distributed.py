@@ -1,4 +1,7 @@
-"""Several processes train the codec that one would have trained."""
+"""Several processes train the codec that one would have trained.
+
+`make test` trains one codec in two processes; `make test-slow` all others.
+"""
 
 import os
 import shutil
@@ -76,10 +79,17 @@ def assert_close(codec: Codec, other: Codec, untrained: Codec, *, share: float =
 
 def test_two_processes_train_the_codec_of_one(tmp_path: Path) -> None:
     make_table(tmp_path)
-    done = launch(ROOT / "tests/launched.py", tmp_path)
+    launch(ROOT / "tests/launched.py", tmp_path, "straight")
     alone, untrained = train_small(tmp_path), train_small(tmp_path, epochs=0)
     assert alone.report.validation_mse < alone.report.rq_validation_mse
     assert_close(of_both(tmp_path, "straight"), alone, untrained)
+
+
+@pytest.mark.slow
+def test_in_bfloat16_interrupted_resumed_and_by_command(tmp_path: Path) -> None:
+    make_table(tmp_path)
+    done = launch(ROOT / "tests/launched.py", tmp_path, "interrupted")
+    alone, untrained = train_small(tmp_path), train_small(tmp_path, epochs=0)
     rounded = train_small(tmp_path, precision="bfloat16")
     assert_close(of_both(tmp_path, "bfloat16"), rounded, untrained, share=0.3)
     # 13 steps of 9 an epoch: Ctrl-C in process 1 stopped both of them after the same step.
@@ -96,7 +106,7 @@ def test_two_processes_train_the_codec_of_one(tmp_path: Path) -> None:
 def test_decisions_of_the_main_process_are_those_of_all(tmp_path: Path) -> None:
     """By the clock, out of patience, back from NaN: nobody is left waiting, and all have one codec."""
     make_table(tmp_path)
-    done = launch(ROOT / "tests/launched.py", tmp_path, "slow")
+    done = launch(ROOT / "tests/launched.py", tmp_path, "decisions")
     recoveries = [line for line in done.stderr.splitlines() if "went back to the weights of" in line]
     assert recoveries
     assert len(set(recoveries)) == len(recoveries), "only the main process speaks"
