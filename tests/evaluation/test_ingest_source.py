@@ -8,7 +8,7 @@ from rqmoe_store.evaluation.ingest_benchmark import synthetic_rows, vectors_of, 
 
 def test_fewer_rows_are_the_first_of_more() -> None:
     few, many = (pa.concat_tables(synthetic_rows(rows, dim=6, seed=3)) for rows in (100, 9_000))
-    assert few.equals(many.slice(0, 100).combine_chunks()) or few == many.slice(0, 100)
+    assert few.equals(many.slice(0, 100))
     assert many["id"].to_pylist() == list(range(9_000))
     assert {len(text) for text in few["text"].to_pylist()} == {100}
     assert len(set(many["text"].to_pylist())) == 9_000

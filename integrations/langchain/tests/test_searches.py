@@ -46,9 +46,16 @@ def test_longer_vectors_by_dot_stay_in_order():
     assert relevance_of("dot", 1 - 30.0) > relevance_of("dot", 1 - 2.0) > relevance_of("dot", 1 - 0.9)
 
 
+class WithoutQuotes(DeterministicFakeEmbedding):
+    """The vector of a question is that of its words, whether they are in quotes or not."""
+
+    def embed_query(self, text):
+        return super().embed_query(text.replace('"', ""))
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    store = RQMoEVectorStore(DeterministicFakeEmbedding(size=8), uri=tmp_path_factory.mktemp("db"))
+    store = RQMoEVectorStore(WithoutQuotes(size=8), uri=tmp_path_factory.mktemp("db"))
     store.add_texts(["vector databases keep embeddings", "cats sleep a lot", "a vector is a list"])
     return store
 
@@ -72,9 +79,12 @@ def test_any_question_is_answered(asked, text):
 )
 @pytest.mark.parametrize("query_type", ["hybrid", "fts"])
 def test_quotes_are_no_words(asked, question, query_type):
-    found = asked.similarity_search(question, k=1, query_type=query_type)
-    assert found[0].page_content == "vector databases keep embeddings" or query_type == "hybrid"
-    assert found == asyncio.run(asked.asimilarity_search(question, k=1, query_type=query_type))
+    found = asked.similarity_search_with_score(question, k=3, query_type=query_type)
+    assert found == asked.similarity_search_with_score(question.replace('"', ""), k=3, query_type=query_type)
+    if query_type == "fts":
+        assert found[0][0].page_content == "vector databases keep embeddings"
+    documents = [document for document, _ in found]
+    assert documents == asyncio.run(asked.asimilarity_search(question, k=3, query_type=query_type))
 
 
 @pytest.mark.parametrize("question", [None, 5, ["cats"], b"cats"])
