@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
-.PHONY: help demo test test-slow test-integrations $(INTEGRATIONS:%=test-%) lint format versions dist clean
+.PHONY: help demo test unit-tests test-slow test-integrations $(INTEGRATIONS:%=test-%) lint style types format versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
@@ -28,9 +28,14 @@ help:
 demo: $(VENV)/.installed-demo
 	$(BIN)/rqmoe demo
 
-# Two at a time: most tests keep one core busy. Files stay whole, for tests of one share what they set up.
-test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# mypy keeps one core busy for most of a minute, and runs beside the tests.
+test: style
+	$(MAKE) --no-print-directory --jobs 2 types unit-tests
+
+# Two at a time: most tests keep one core busy. Each process begins with one half of the files, so that tests which
+# share what they set up stay together, and takes tests of the other half once it has run its own.
+unit-tests: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -41,9 +46,13 @@ test-integrations: $(INTEGRATIONS:%=test-%)
 $(INTEGRATIONS:%=test-%): test-%: integrations/%/.venv/.installed
 	cd integrations/$* && .venv/bin/python -m mypy && .venv/bin/python -m pytest
 
-lint: $(VENV)/.installed-dev
+lint: style types
+
+style: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 format: $(VENV)/.installed-dev

@@ -1,7 +1,6 @@
 """Several processes that write to one table at once: its rows are as if they had come one after the other."""
 
 import bisect
-import multiprocessing
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from other_processes import processes
 from small_tables import tiny_codec
 from small_writers import COUNTER, NEW, OWN_ROWS, POOL, SHARED, Outcome, Tidied, row, tidy, write
 
@@ -18,14 +18,13 @@ from rqmoe_store.tables import compress, open_table
 
 def run(folder: Path, writers: int, seconds: float) -> tuple[list[Outcome], Tidied]:
     """So many processes that write for some seconds, and one that tidies."""
-    context = multiprocessing.get_context("spawn")
-    together, finished = context.Barrier(writers + 1), context.Event()
-    outcomes, tidied = context.Queue(), context.Queue()
+    together, finished = processes.Barrier(writers + 1), processes.Event()
+    outcomes, tidied = processes.Queue(), processes.Queue()
     running = [
-        context.Process(target=write, args=(str(folder), number + 1, seconds, together, outcomes))
+        processes.Process(target=write, args=(str(folder), number + 1, seconds, together, outcomes))
         for number in range(writers)
     ]
-    running.append(context.Process(target=tidy, args=(str(folder), together, finished, tidied)))
+    running.append(processes.Process(target=tidy, args=(str(folder), together, finished, tidied)))
     for process in running:
         process.start()
     try:

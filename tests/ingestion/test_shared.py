@@ -1,6 +1,5 @@
 """Ingestion by several processes: every row once, in whichever order parts come, and whoever is lost."""
 
-import multiprocessing
 import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from other_processes import processes
 from small_sources import rows_of
 
 import rqmoe_store as rqs
@@ -210,10 +210,9 @@ def _written(work, parts, results):
 
 def test_in_other_processes(source, store, db):
     shared = share(source, store)
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    results = processes.Queue()
     workers = [
-        context.Process(target=_written, args=(shared.work, shared.parts[first::2], results))
+        processes.Process(target=_written, args=(shared.work, shared.parts[first::2], results))
         for first in (0, 1)
     ]
     for worker in workers:

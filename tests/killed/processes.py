@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from other_processes import processes
 
 from killed.commits import Commits, watched_commits
 from killed.operation import Operation
@@ -23,11 +23,6 @@ from rqmoe_store.ingestion.writer import Content
 _MAX_SECONDS = 120.0
 _BEGUN, _ACKNOWLEDGED, _FINISHED, _FAILED = b"begun", b"acknowledged", b"finished", b"failed"
 _COMMITTING, _COMMITTED = b"committing", b"committed"
-
-_processes = multiprocessing.get_context("forkserver")
-# Lance cannot be used in a process that was forked from one which has used it, and importing it takes
-# seconds. So a process that has imported everything and done nothing makes the others, in milliseconds.
-_processes.set_forkserver_preload(["rqmoe_store.tables", "rqmoe_store.training.trainer", "pytest"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +61,9 @@ def run(
         kill_at_block: the process kills itself while it writes its block of ingested rows of this number,
             counted from 1.
     """
-    receiver, sender = _processes.Pipe(duplex=False)
+    receiver, sender = processes.Pipe(duplex=False)
     arguments = (operation, folder, first, kill_at_commit, kill_at_block, sender)
-    process = _processes.Process(target=_work, args=arguments, daemon=True)
+    process = processes.Process(target=_work, args=arguments, daemon=True)
     process.start()
     sender.close()  # the pipe ends with the process then
     with receiver:

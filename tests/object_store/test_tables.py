@@ -2,8 +2,6 @@
 
 import datetime
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import lancedb
 import numpy as np
 import pytest
 from lancedb.db import DBConnection
+from other_processes import run_script
 from small_buckets import CONFIG, DIM, QUERIES, ROWS, TRAINING, VECTORS, Step, assert_equal, connected, found
 from small_tables import source_table
 
@@ -123,11 +122,10 @@ def test_another_process_opens_a_bucket(options: dict[str, str], codec: Codec) -
         "print(json.dumps(store.search(query).select(['id']).limit(5).to_list()))\n"
     )
     arguments = json.dumps([options, QUERIES[0].tolist()])
-    run = subprocess.run(
-        [sys.executable, "-c", script, arguments], capture_output=True, text=True, check=False, timeout=600
+    assert (
+        json.loads(run_script(script, arguments))
+        == store.search(QUERIES[0]).select(["id"]).limit(5).to_list()
     )
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == store.search(QUERIES[0]).select(["id"]).limit(5).to_list()
     store.refresh()
     assert len(store) == ROWS - 1
 

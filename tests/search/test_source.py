@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +10,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from other_processes import run_script
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -119,7 +118,7 @@ def test_changes_of_another_process_are_seen(store, tmp_path) -> None:
     program = (
         f"import lancedb; lancedb.connect({str(tmp_path)!r}).open_table('small').delete('id = {before[0]}')"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_script(program)
     for cache in ("memory", "disk"):
         assert before[0] not in found_by(store, cache)["id"].to_pylist()
 

@@ -342,7 +342,7 @@ while not encoding.rows_encoded:
 """
 
 
-@pytest.mark.parametrize("how", ["loop", "pool"])
+@pytest.mark.parametrize("how", [pytest.param("loop", marks=pytest.mark.slow), "pool"])
 def test_the_interpreter_exits_between_two_steps(store, how):
     store.retrain(ANOTHER, vectors=VECTORS, encode=False, progress=False)
     folder = store.table.uri.rpartition("/")[0]

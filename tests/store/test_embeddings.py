@@ -1,16 +1,13 @@
 """Embedding functions of LanceDB's that outlive their vector column."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
 from lancedb.embeddings import get_registry
+from other_processes import run_script
 from word_embedding import DIM, NAME, config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
@@ -293,7 +290,7 @@ try:
 except rqs.RQMoEError as error:
     assert "is not registered in this process" in str(error), error
 else:
-    raise SystemExit("searched without the function")
+    raise AssertionError("searched without the function")
 import word_embedding
 store.add([{"id": 900, "text": "unheard words"}])
 print(store.search("unheard words").limit(1).to_list()[0]["id"])
@@ -302,14 +299,4 @@ print(store.search("unheard words").limit(1).to_list()[0]["id"])
 
 def test_in_another_process(store) -> None:
     folder = store.table.uri.rpartition("/")[0]
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder],
-        cwd=Path(__file__).parent.parent.parent,
-        env={**os.environ, "PYTHONPATH": f".:{Path(__file__).parent.parent}"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.split() == ["900"]
+    assert run_script(SCRIPT, folder) == "900\n"

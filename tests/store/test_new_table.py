@@ -1,9 +1,6 @@
 """The data files of a new table and its one commit: everything or nothing, in every file format."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import lance
 import lancedb
@@ -11,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from interruptions import Interruption
+from other_processes import processes
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
@@ -177,14 +175,15 @@ def test_a_rival_made_while_the_column_is_written_stays(db):
     assert db.open_table("new").to_arrow().to_pylist() == [{"other": 1}]
 
 
+def die_while_creating(folder):
+    create(lancedb.connect(folder), at(490, lambda: os._exit(7)))
+
+
 def test_a_process_that_dies_leaves_no_table(db, table_names):
-    script = (
-        f"import lancedb, os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import test_new_table as here\n"
-        f"here.create(lancedb.connect({str(db.uri)!r}), here.at(490, lambda: os._exit(7)))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 7
+    process = processes.Process(target=die_while_creating, args=(db.uri,))
+    process.start()
+    process.join()
+    assert process.exitcode == 7
     assert "new" in table_names()  # files of no table
     assert databases.open_if_exists(db, "new") is None
     table = create(db, apart_column())
