@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
     from rqmoe_store.ingestion.job import IngestReport, ingest
+    from rqmoe_store.managed_table import ManagedTable
     from rqmoe_store.search.reranker import DecodedReranker
     from rqmoe_store.search.text import words_query
     from rqmoe_store.store.value_conditions import (
@@ -50,6 +51,7 @@ __all__ = [
     "IngestReport",
     "InvalidInputError",
     "JsonField",
+    "ManagedTable",
     "RQMoEError",
     "StorageError",
     "TableError",
@@ -81,6 +83,7 @@ _LAZY = {
     "DecodedReranker": "rqmoe_store.search.reranker",
     "IngestReport": "rqmoe_store.ingestion.job",
     "JsonField": "rqmoe_store.store.value_conditions",
+    "ManagedTable": "rqmoe_store.managed_table",
     "all_of": "rqmoe_store.store.value_conditions",
     "any_of": "rqmoe_store.store.value_conditions",
     "as_json_value": "rqmoe_store.store.value_conditions",

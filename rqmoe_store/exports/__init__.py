@@ -1,1 +1,1 @@
-"""Export: write tables to files that need neither LanceDB nor this package."""
+"""Tables written to files that need neither LanceDB nor this package."""

@@ -1,4 +1,4 @@
-"""Shared ingestion: several processes, on one machine or many, ingest one source into one table.
+"""Shared ingestion: several processes, on one machine or many, put one source into one table.
 
     shared = share_pieces(prepare("s3://bucket/rows/", (db, "docs")), IngestSettings(), part_bytes=2**27)
     for part in shared.parts:  # in other processes, in any order
@@ -6,10 +6,11 @@
         shared.take(writer.write(part))
     print(shared.finish())
 
-One process, the driver, cuts the source into parts and commits. The others, the workers, read, encode and
-write data files, which belong to no version of the table until the driver commits them together with the note
-of which rows they have. A part may therefore be written any number of times, and any process, including the
-driver, can be lost and replaced at any moment.
+What others write counts once it is committed here, with the note of the rows of the source that it has. So it
+does not matter how often a part is written: a process that is lost, with whatever it has written, can be
+replaced by another at any moment, this one among them.
+
+The files belong to no version of the table until the process that shares out the parts commits them.
 """
 
 import collections
@@ -23,7 +24,7 @@ import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.ingestion.blocks import BlockReader
-from rqmoe_store.ingestion.job import WAITING_BLOCKS, IngestReport, IngestSettings, claim_job, encoded_block
+from rqmoe_store.ingestion.job import IngestReport, IngestSettings, claim_job, encoded_block
 from rqmoe_store.ingestion.pieces import Part, Piece, digest, parts_of
 from rqmoe_store.ingestion.prepare import Prepared, row_tools
 from rqmoe_store.ingestion.quarantine import BadRow
@@ -34,77 +35,77 @@ from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.appends import fragments_of, write_batches, written_elsewhere
 from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.health import DriftSums
-from rqmoe_store.store.ingest_log import PieceProgress
+from rqmoe_store.store.ingest_log import Done
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
-PART_BYTES = 2**27
-"""Default for the approximate bytes of a part."""
+_WAITING_BLOCKS = 2
+"""Between reading and encoding, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartWork:
-    """What a worker must know to write parts; can be sent to another process."""
+    """What a process must know to write parts; it can be sent there."""
 
     place: TablePlace
-    """Where the table is."""
+    """Of the table."""
     columns: Sequence[str]
-    """Columns of the source to ingest."""
+    """Of the source, that are taken."""
     vector_column: str
-    """Name of the vector column in the source."""
+    """What the source calls the vectors."""
     encode: bool
-    """Whether rows are encoded."""
+    """Whether rows get codes."""
     codecs: Sequence[str]
     """Fingerprints of the table's codecs, oldest first; the last one encodes."""
-    quarantined: Mapping[str, PieceProgress] | None
-    """Key of a piece -> up to which row its bad rows are in quarantine; None where bad rows are an error."""
+    quarantined: Mapping[str, Done] | None
+    """Key of a piece -> up to where its bad rows are in quarantine; None for bad rows to be an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenPart:
-    """A part that a worker has written; can be sent to the driver."""
+    """A part that was written; it can be sent to the process that commits."""
 
     key: str
-    """Key of the piece."""
+    """Of its piece."""
     start: int
-    """First row of the part."""
+    """Its first row."""
     fragments: Sequence[str]
-    """Metadata of the written fragments, as JSON."""
+    """The files, as JSON."""
     content: Content
-    """Summary of the rows."""
+    """What is in them."""
     arrow_bytes: int
-    """Size in memory of the rows read."""
+    """What the rows read take in memory."""
 
     def to_json(self) -> str:
-        """The part as JSON."""
+        """The same as text."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "WrittenPart":
-        """The part from the JSON that `to_json` returned."""
+        """What `to_json` made into text."""
         values = json.loads(text)
         content = values["content"]
         content["bad"] = [BadRow(**row) for row in content["bad"]]
-        content["pieces"] = {key: PieceProgress(*done) for key, done in content["pieces"].items()}
+        content["pieces"] = {key: Done(*done) for key, done in content["pieces"].items()}
         content["drift"] = None if content["drift"] is None else DriftSums(**content["drift"])
         return cls(**{**values, "content": Content(**content)})
 
 
 class PartWriter(TranslatesErrors):
-    """A worker: writes parts, all of them with the same codec."""
+    """Writes parts, with one codec for all of them."""
 
     def __init__(self, work: PartWork, *, device: str = "auto") -> None:
         """Open the table.
 
         Args:
-            work: attribute `work` of the driver's `SharedPieces` or `SharedRows`.
-            device: device to encode on, as in `Codec.to`.
+            work: of `share_pieces` or `share_rows`, in whichever process.
+            device: where to encode, as in `Codec.to`.
 
         Raises:
-            TableError: as `open_table`, or the table has got another codec meanwhile.
+            TableError: as `open_table`, or the table was given another codec meanwhile.
             ArtifactError: as `open_table`.
-            InvalidInputError: the device does not exist.
+            InvalidInputError: a device that is not there.
         """
         self._work, self._store = work, StoredTable.open(work.place.connected(), work.place.name)
         self._encoder, self._checker = row_tools(self._store, work.vector_column, encode=work.encode)
@@ -121,13 +122,13 @@ class PartWriter(TranslatesErrors):
         """Write the rows of a part.
 
         Raises:
-            InvalidInputError: the part cannot be read, or has a bad row where that is an error.
-            StorageError: the disk or bucket cannot be written to.
+            InvalidInputError: it cannot be read, or has a bad row where that is an error.
+            StorageError: the disk or bucket refuses to take it.
         """
         return self._write(part, part.start)
 
     def write_rows(self, rows: pa.Table, name: str) -> WrittenPart:
-        """Write rows that belong to no piece, as rows of the source called `name`. Raises as `write`."""
+        """Write some rows of a source that has no parts and is called `name`. Raises as `write`."""
         return self._write(StreamPiece(iter(rows.to_batches()), name, None), 0)
 
     def _write(self, piece: Piece, start: int) -> WrittenPart:
@@ -135,7 +136,7 @@ class PartWriter(TranslatesErrors):
             checker=self._checker,
             columns=self._work.columns,
             block_rows=rows_per_batch(self._store.dim),
-            done={piece.key: PieceProgress(piece.state, start)},
+            done={piece.key: Done(piece.state, start)},
             quarantined=self._work.quarantined,
         )
         content, sizes = Content(), list[int]()
@@ -152,8 +153,8 @@ class PartWriter(TranslatesErrors):
     def _batches(
         self, reader: BlockReader, piece: Piece, content: Content, sizes: list[int]
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows as they are stored; add their summary to `content` and their bytes to `sizes`."""
-        with prefetch(reader.read([piece]), WAITING_BLOCKS) as blocks:
+        """The rows as they are written; what is in them is noted in `content`, their bytes in `sizes`."""
+        with prefetch(reader.read([piece]), _WAITING_BLOCKS) as blocks:
             for block in blocks:
                 encoded = encoded_block(self._encoder, block)
                 content.add_block(encoded)
@@ -162,19 +163,23 @@ class PartWriter(TranslatesErrors):
 
 
 def fingerprints(codecs: TableCodec) -> tuple[str, ...]:
-    """Fingerprints of the codecs of a table, oldest first."""
+    """Of the codecs of a table, oldest first."""
     return tuple(each.fingerprint for each in codecs.metadata.generations)
 
 
+PART_BYTES = 2**27
+"""Of a part of a source, about."""
+
+
 class SharedIngestion(TranslatesErrors):
-    """The driver: commits what workers write. Use `share_pieces` or `share_rows` to create one."""
+    """The half of an ingestion that commits; use `share_pieces` or `share_rows` instead of calling this."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
         self._started = time.perf_counter()
         self._prepared, self._settings = prepared, settings
         self._store = prepared.store
         held, self._quarantine = claim_job(self._store.table, prepared.source, settings)
-        self._done = held.state.pieces
+        self._done = held.ingested.pieces
         self._committer = Committer(self._store.table, prepared.encoder, held, self._quarantine)
         self._content, self._fragments, self._arrow_bytes = Content(), list[str](), 0
         self.work = PartWork(
@@ -185,9 +190,9 @@ class SharedIngestion(TranslatesErrors):
             codecs=fingerprints(prepared.encoder.codecs),
             quarantined=None if self._quarantine is None else dict(self._quarantine.pieces),
         )
-        """To be sent to workers, for `PartWriter`."""
+        """For `PartWriter`."""
 
-    def _add(self, written: WrittenPart) -> None:
+    def _gather(self, written: WrittenPart) -> None:
         self._content.add(written.content)
         self._fragments += written.fragments
         self._arrow_bytes += written.arrow_bytes
@@ -196,10 +201,10 @@ class SharedIngestion(TranslatesErrors):
         self._committer.commit(self._content, written_elsewhere(self._store.table, self._fragments))
         self._content, self._fragments = Content(), []
 
-    def _finish(self, *, pieces: int, skipped: int) -> IngestReport:
+    def _finished(self, *, pieces: int, skipped: int) -> IngestReport:
         if self._content.pieces or self._fragments:
             self._commit()
-        self._committer.fold_notes()
+        self._committer.fold()
         self._store.refresh()
         if self._committer.warning:
             warnings.warn(self._committer.warning, stacklevel=4)
@@ -216,12 +221,12 @@ class SharedIngestion(TranslatesErrors):
 
 
 class SharedPieces(SharedIngestion):
-    """Driver of an ingestion whose workers read pieces of a source."""
+    """Pieces of a source that other processes ingest."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings, part_bytes: int) -> None:
         super().__init__(prepared, settings)
         self.parts: Sequence[Part] = parts_of(prepared.source.pieces, self._done, part_bytes)
-        """Parts left to ingest; each can be sent to another process."""
+        """What is left to ingest; each can be sent to another process."""
         self._expected: dict[str, collections.deque[int]] = collections.defaultdict(collections.deque)
         for part in self.parts:
             self._expected[part.key].append(part.start)
@@ -229,14 +234,14 @@ class SharedPieces(SharedIngestion):
         self._waiting: dict[tuple[str, int], WrittenPart] = {}
 
     def take(self, written: WrittenPart) -> None:
-        """Accept a written part and commit once there are enough rows.
+        """Take note of a part, in whichever order they come; of one that was written twice, once.
 
-        Parts may come in any order; if a part comes twice, the second one is dropped. A part is committed
-        after all parts before it in its piece, because the log counts the rows of a piece from its first.
+        Commits when there are rows enough. Rows of a piece count in their order: a part waits for those
+        before it.
 
         Raises:
             TableError: another process ingests the same source.
-            StorageError: the disk or bucket cannot be written to.
+            StorageError: the disk or bucket refuses it.
         """
         place = written.key, written.start
         if place not in self._missing:
@@ -245,15 +250,15 @@ class SharedPieces(SharedIngestion):
         self._waiting[place] = written
         starts = self._expected[written.key]
         while starts and (written.key, starts[0]) in self._waiting:
-            self._add(self._waiting.pop((written.key, starts.popleft())))
+            self._gather(self._waiting.pop((written.key, starts.popleft())))
             if self._content.is_full(self._settings.commit_rows):
                 self._commit()
 
     def finish(self) -> IngestReport:
-        """Commit the rest and return the report.
+        """Commit the rest; what was done.
 
         Raises:
-            InvalidInputError: parts are missing.
+            InvalidInputError: parts were not taken; call this once all are.
             TableError, StorageError: as `take`.
         """
         if self._missing:
@@ -261,11 +266,11 @@ class SharedPieces(SharedIngestion):
                 f"{len(self._missing)} of {len(self.parts)} parts were not written; take all of them first."
             )
         pieces = self._prepared.source.pieces
-        return self._finish(pieces=len(pieces), skipped=len(pieces) - len(self._expected))
+        return self._finished(pieces=len(pieces), skipped=len(pieces) - len(self._expected))
 
 
 class SharedRows(SharedIngestion):
-    """Driver of an ingestion whose workers hold rows that belong to no piece; commits all rows at the end."""
+    """Rows without places in a source, which other processes write; all are committed together in the end."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
         super().__init__(prepared, settings)
@@ -273,33 +278,33 @@ class SharedRows(SharedIngestion):
         """For `PartWriter.write_rows`."""
         self._key = digest(self.name, 9)
         self.is_done = self._key in self._done
-        """Whether the table has the rows already, so that nothing need be written."""
+        """Whether they are in the table already: nothing need be written then."""
 
     def take(self, written: WrittenPart) -> None:
-        """Accept written rows."""
-        self._add(written)
+        """Take note of rows that were written."""
+        self._gather(written)
 
     def finish(self) -> IngestReport:
-        """Commit all rows and return the report. Raises as `SharedPieces.take`."""
+        """Commit all that was taken; what was done. Raises as `SharedPieces.take`."""
         if not self.is_done:
-            self._content.pieces = {self._key: PieceProgress("", None)}
-        return self._finish(pieces=1, skipped=int(self.is_done))
+            self._content.pieces = {self._key: Done("", None)}
+        return self._finished(pieces=1, skipped=int(self.is_done))
 
 
 def share_pieces(
     prepared: Prepared, settings: IngestSettings, *, part_bytes: int = PART_BYTES
 ) -> SharedPieces:
-    """Start to ingest files, fragments or arrays together with other processes.
+    """Ingest a source of files, fragments or arrays together with other processes.
 
-    After an interruption at any moment, the same call continues after the last commit, in any process.
+    Interrupted at any moment, the same call in another process goes on after the last commit.
 
     Args:
-        prepared: result of `prepare`, from a path or URI, or from a dataset that other processes can open.
+        prepared: by `prepare`, from a path or URI, or from a dataset that others can open.
         settings: as in `ingest`; `progress` is not used.
-        part_bytes: approximate bytes of a part; a piece that cannot be cut makes a longer part.
+        part_bytes: of the source, in one part; what cannot be cut makes longer ones.
 
     Raises:
-        InvalidInputError: the source is a stream, which other processes cannot read, or it has changed since
+        InvalidInputError: a stream, which other processes cannot read, or a source that has changed since
             part of it was ingested.
         TableError: as `ingest`.
     """
@@ -312,11 +317,11 @@ def share_pieces(
 
 
 def share_rows(prepared: Prepared, settings: IngestSettings) -> SharedRows:
-    """Start to ingest rows that other processes hold and that belong to no file or dataset.
+    """Ingest rows that other processes have, and that have no place of their own in any source.
 
     Args:
-        prepared: result of `prepare`, from `rows_source`.
-        settings: as in `ingest`; with a `job` the rows are ingested once, however often this is called.
+        prepared: by `prepare`, from `rows_source`.
+        settings: as in `ingest`; with `job` the rows are ingested once, however often this is called.
 
     Raises:
         TableError: as `ingest`.

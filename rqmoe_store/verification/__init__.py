@@ -1,1 +1,1 @@
-"""Verification: read a whole table and report damage."""
+"""Reading a whole table to tell whether it is intact."""

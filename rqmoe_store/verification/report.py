@@ -12,39 +12,37 @@ import numpy.typing as npt
 from rqmoe_store.store.lance import panics_as_errors
 from rqmoe_store.store.statistics import readable
 
-_ORPHANS_LISTED = 10
-_ROW_IDS_LISTED = 5
-_PLACE_IN_LANCE = re.compile(r",? \S+\.rs:\d+:\d+")
+_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OrphanedFile:
-    """A file in a table's folder that belongs to no version of the table."""
+    """A file in a table's folder that no version of it has."""
 
     name: str
-    """Path within the folder."""
+    """Its path within the folder."""
     bytes: int
-    """Size of the file."""
+    """Its size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowCounts:
-    """Numbers of rows that could be read, by kind."""
+    """Rows that could be read, by what they have."""
 
     rows: int = 0
-    """All rows."""
+    """All of them."""
     coded: int = 0
-    """Rows with a code."""
+    """Those with a code."""
     older: int = 0
-    """Rows whose code is not of the newest codec."""
+    """Those of the coded ones that an older codec than the newest encoded."""
     raw: int = 0
-    """Rows with a vector and no code yet."""
+    """Those with a vector and no code yet."""
     decoded: int = 0
-    """Rows with a code that were decoded, as a sample."""
+    """Those of the coded ones that were decoded, a sample."""
 
     @property
     def empty(self) -> int:
-        """Rows with neither a code nor a vector."""
+        """Those with neither a code nor a vector."""
         return self.rows - self.coded - self.raw
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
@@ -57,25 +55,25 @@ _COUNTS = [field.name for field in dataclasses.fields(RowCounts)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` found; prints as text."""
+    """What `verify` found; prints as words."""
 
     table: str
     """Name of the table."""
     version: int | None
-    """Version that was read; None if the table could not be opened."""
+    """The version that was read; None where the table could not be opened."""
     counts: RowCounts
     """Rows that could be read."""
     fragments: int
-    """Fragments of the table: groups of rows, each with its own data files."""
+    """Groups of rows that the table is made of, each in data files of its own."""
     codecs: int
-    """Intact codecs that rows of the table need."""
+    """Codecs that its rows need and that are intact."""
     problems: tuple[str, ...]
-    """Damage that was found, one text each."""
+    """Damage, each with what is known of it."""
     advice: tuple[str, ...]
-    """Possible improvements, where nothing is damaged."""
+    """What is no damage, but could be better."""
     orphans: tuple[OrphanedFile, ...]
-    """Files in the table's folder that belong to no version, largest first: left by an interrupted write, or
-    needed by one that is under way."""
+    """Files in the table's folder that no version of it has, largest first: a write that was interrupted left
+    them, or one that is under way needs them."""
 
     @property
     def ok(self) -> bool:
@@ -83,7 +81,7 @@ class VerifyReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as values that JSON can hold."""
+        """Everything as what JSON can hold."""
         return {"ok": self.ok, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
@@ -112,43 +110,47 @@ class VerifyReport:
             f"orphaned: {len(self.orphans)} files, {size}, that no version has: an interrupted write left "
             "them, or one under way needs them; optimize() removes them when they are 7 days old"
         ]
-        lines += [f"  {each.name} ({readable(each.bytes)})" for each in self.orphans[:_ORPHANS_LISTED]]
-        rest = len(self.orphans) - _ORPHANS_LISTED
+        lines += [f"  {each.name} ({readable(each.bytes)})" for each in self.orphans[:_SHOWN]]
+        rest = len(self.orphans) - _SHOWN
         return lines + ([f"  and {rest} more"] if rest > 0 else [])
 
 
+_NAMED = 5
+_PLACE_IN_LANCE = re.compile(r",? \S+\.rs:\d+:\d+")
+
+
 class Findings:
-    """Collects problems and advice during a verification."""
+    """What was found so far."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        """Damage that does not concern single rows."""
+        """Damage."""
         self.advice: list[str] = []
-        """Possible improvements."""
-        self._rows: dict[str, _BadRows] = {}
+        """What could be better."""
+        self._rows: dict[str, _Rows] = {}
 
     @contextlib.contextmanager
-    def recording(self, what: str) -> Iterator[None]:
-        """Record an exception in the `with` block as a problem that begins with `what`, and continue.
+    def during(self, what: str) -> Iterator[None]:
+        """Note an error as a problem, which begins with `what`, and go on.
 
-        Catches every `Exception`, because Lance has no exception class of its own for damaged data.
+        Errors of all classes: what damaged data leads to, Lance has no class of its own for.
         """
         try:
             with panics_as_errors():
                 yield
         except Exception as error:
-            self.problems.append(f"{what}: {_message(error)}")
+            self.problems.append(f"{what}: {in_words(error)}")
 
-    def add_rows(self, problem: str, row_ids: npt.NDArray[np.uint64]) -> None:
-        """Record rows that have a problem, such as "rows have a code without a partition"."""
+    def rows(self, problem: str, row_ids: npt.NDArray[np.uint64]) -> None:
+        """Note rows that have a problem, such as "rows have a code without a partition"."""
         if len(row_ids):
-            found = self._rows.setdefault(problem, _BadRows())
+            found = self._rows.setdefault(problem, _Rows())
             found.count += len(row_ids)
-            found.first += row_ids[: _ROW_IDS_LISTED - len(found.first)].tolist()
+            found.first += row_ids[: _NAMED - len(found.first)].tolist()
 
     @property
     def all_problems(self) -> Iterable[str]:
-        """All problems; a problem of rows gives their number and the ids of the first few."""
+        """All of them, those of rows with how many there are and the ids of the first."""
         yield from self.problems
         for problem, found in self._rows.items():
             more = " and others" if found.count > len(found.first) else ""
@@ -156,11 +158,11 @@ class Findings:
 
 
 @dataclasses.dataclass
-class _BadRows:
+class _Rows:
     count: int = 0
     first: list[int] = dataclasses.field(default_factory=list)
 
 
-def _message(error: Exception) -> str:
-    """The message of an exception, without the places in Lance's source code."""
+def in_words(error: Exception) -> str:
+    """What an error says, without the places in Lance's source that it comes from."""
     return _PLACE_IN_LANCE.sub("", str(error)).strip() or type(error).__name__
