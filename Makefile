@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
-.PHONY: help demo test unit-tests test-slow test-integrations $(INTEGRATIONS:%=test-%) lint style types format versions dist clean
+.PHONY: help demo docs test unit-tests test-slow test-integrations $(INTEGRATIONS:%=test-%) lint style types format versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-slow  the slow tests, those of numerics as on other processors among them"
 	@echo "make test-integrations  types and tests of all integrations, each in an environment of its own"
 	@echo "                        (of one of them: make $(firstword $(INTEGRATIONS:%=test-%)))"
+	@echo "make docs       build the documentation in site/; warnings are errors"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format and fix the code"
 	@echo "make versions   give the integrations the version of rqmoe_store/__init__.py"
@@ -46,6 +47,9 @@ test-integrations: $(INTEGRATIONS:%=test-%)
 $(INTEGRATIONS:%=test-%): test-%: integrations/%/.venv/.installed
 	cd integrations/$* && .venv/bin/python -m mypy && .venv/bin/python -m pytest
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: style types
 
 style: $(VENV)/.installed-dev
@@ -66,7 +70,7 @@ dist: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/release/dist.py dist
 
 clean:
-	rm -rf $(VENV) integrations/*/.venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) integrations/*/.venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
@@ -80,6 +84,10 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[demo,dev,bench,distributed]"
 	@touch $@ $(VENV)/.installed-demo
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable ".[docs]"
+	@touch $@
 
 integrations/%/.venv/.installed: pyproject.toml constraints.txt integrations/%/pyproject.toml integrations/%/constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }

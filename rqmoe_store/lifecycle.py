@@ -198,7 +198,7 @@ def _keep_notes(table: LanceTable, codecs: TableCodec) -> None:
 
     def write() -> None:
         dataset = databases.reopen(table).to_lance()
-        notes: dict[str, str | None] = {**ingest_log.folded(dataset, table.name)}
+        notes: dict[str, str | None] = {**ingest_log.folded_notes(dataset, table.name)}
         if codecs.newest is not None:
             notes |= health.folded(dataset, codecs)
         if notes:

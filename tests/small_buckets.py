@@ -1,12 +1,15 @@
 """Steps of what is done with a table in a bucket, beside the same in a folder."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lancedb
 import numpy as np
+import pytest
 from lancedb.db import DBConnection
 
 from rqmoe_store.config import CodecConfig, TrainConfig
@@ -21,6 +24,31 @@ BUCKET = "s3://bucket"
 
 Step = tuple[str, Any]
 """What was done and what came of it, equal wherever the table is."""
+
+
+@contextlib.contextmanager
+def bucket_server() -> Iterator[str]:
+    """The endpoint of a server for buckets, which runs in this process."""
+    server_module = pytest.importorskip("moto.server", reason="moto, a server for buckets, is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def empty_bucket(endpoint: str) -> dict[str, str]:
+    """How to reach the one bucket of the server, which is empty."""
+    import boto3
+
+    keys = {"aws_access_key_id": "someone", "aws_secret_access_key": "secret"}
+    bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **keys).Bucket("bucket")
+    bucket.create()
+    bucket.objects.all().delete()
+    # The server runs in this process: a call that lets no other thread run would wait for itself.
+    patience = {"timeout": "20s", "client_max_retries": "5"}
+    return {**keys, **patience, "aws_region": "us-east-1", "aws_endpoint": endpoint, "allow_http": "true"}
 
 
 def connected(folder: Path, options: dict[str, str]) -> dict[str, Callable[[], DBConnection]]:

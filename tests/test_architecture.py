@@ -132,14 +132,16 @@ TOP_LEVEL = {
     "Makefile",
     "README.md",
     "constraints.txt",
+    "docs",
     "examples",
     "integrations",
+    "mkdocs.yml",
     "pyproject.toml",
     "rqmoe_store",
     "tests",
 }
 # Made by running things and ignored by git.
-IGNORED = {"build", "codec", "data", "dist", "rqmoe-demo", "rqmoe_store.egg-info"}
+IGNORED = {"build", "codec", "data", "dist", "rqmoe-demo", "rqmoe_store.egg-info", "site"}
 
 
 def name_of(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""Tables written to files that need neither LanceDB nor this package."""
+"""Export: write tables to files that need neither LanceDB nor this package."""

@@ -1,8 +1,7 @@
-"""Export formats: Parquet, .npy and codes.
+"""Export formats: Parquet, .npy and codes, written to temporary files that replace the targets at the end.
 
-Shapes: N rows of a batch, V of them with a vector, D components, M code bytes.
-
-Shapes: N rows of a batch, C of them with a code, R with a raw vector, V with either, D components.
+Shape legend: N rows of a batch, C of them with a code, R of them with a raw vector, V of them with either,
+D components, M code bytes.
 """
 
 import abc
@@ -33,22 +32,30 @@ from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
 
 ROWS_PER_FILE = 2**20
-"""Rows of one file in a folder of them."""
+"""Rows of each file in a folder of Parquet files."""
+
+DESCRIPTION = "_export.json"
+"""File in every exported folder that describes its contents. Readers of folders of Parquet files ignore
+names that begin with an underscore."""
+
+_SUFFIX = ".parquet"
+
+Mask = npt.NDArray[np.bool_]
 
 
 class ParquetParts:
-    """Writes record batches to one file, or to files `part-00000.parquet`, ... of a folder that it makes."""
+    """Writes record batches to one file, or to files `part-00000.parquet` and so on in a new folder."""
 
     def __init__(
         self, path: Path, schema: pa.Schema, *, plain: tuple[str, ...], rows_per_file: int | None
     ) -> None:
-        """Prepare to write; nothing is there until the first batch comes or the writer is closed.
+        """Prepare to write; the first batch creates the file or folder, or closing the writer does.
 
         Args:
-            path: of the file or folder.
-            schema: of the batches.
-            plain: columns whose values seldom repeat, such as vectors: looking for that is left out.
-            rows_per_file: rows of a file in a folder; None for a single file.
+            path: path of the file or folder.
+            schema: schema of the batches.
+            plain: columns whose values seldom repeat, such as vectors; they get no dictionary encoding.
+            rows_per_file: rows of each file in a folder; None for a single file.
         """
         self._path, self._schema, self._rows_per_file = path, schema, rows_per_file
         self._dictionaries = [name for name in schema.names if name not in plain]
@@ -56,10 +63,10 @@ class ParquetParts:
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, arrays: list[pa.Array]) -> None:
-        """Write rows as arrays in the order of the schema."""
+        """Write rows, given as arrays in the order of the schema."""
         if self._rows_per_file is not None and self._rows >= self._rows_per_file:
-            self._finish()
-        writer = self._begin() if self._writer is None else self._writer
+            self._close_file()
+        writer = self._open_file() if self._writer is None else self._writer
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
         writer.write_batch(batch)
         self._rows += len(batch)
@@ -71,10 +78,10 @@ class ParquetParts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None and self._parts == 0:
-            self._begin()  # a table without rows has columns all the same
-        self._finish()
+            self._open_file()  # an export without rows still has the columns
+        self._close_file()
 
-    def _begin(self) -> pq.ParquetWriter:
+    def _open_file(self) -> pq.ParquetWriter:
         path = self._path
         if self._rows_per_file is not None:
             path.mkdir(exist_ok=True)
@@ -88,32 +95,29 @@ class ParquetParts:
         self._parts, self._rows = self._parts + 1, 0
         return self._writer
 
-    def _finish(self) -> None:
+    def _close_file(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
-Mask = npt.NDArray[np.bool_]
-
-
 @dataclasses.dataclass(frozen=True)
 class RowBatch:
-    """N rows."""
+    """N rows of a table."""
 
     others: list[pa.Array]
     """The user's columns, without the vector column, in the order of `others_schema`."""
     codes: Codes
-    """Of the C rows that have one, with partition ids as the table counts them."""
+    """Codes of C rows, with partition ids that count over all codecs of the table."""
     coded_N: Mask
-    """Which rows these are."""
+    """Which rows have a code."""
     raw_RD: Float32Array
-    """Of the R rows that have a raw vector, as it was added; rows may have both."""
+    """Raw vectors of R rows; a row may have a code and a raw vector."""
     raw_N: Mask
-    """Which rows these are."""
+    """Which rows have a raw vector."""
 
     def vectors(self, codecs: TableCodec) -> tuple[Float32Array, Mask]:
-        """The vectors (V, D) of rows, raw where there are any and decoded elsewhere, and which rows have one.
+        """The vectors (V, D), raw where a row has one and decoded otherwise, and which rows have a vector.
 
         Raises as `TableCodec.decode`.
         """
@@ -125,17 +129,17 @@ class RowBatch:
 
 
 def others_schema(dataset: lance.LanceDataset, metadata: TableMetadata) -> pa.Schema:
-    """The user's columns, without the vector column and what this package keeps in metadata."""
+    """The user's columns and metadata, without the vector column."""
     ours = (*CodeColumns(metadata.vector_column).names, metadata.vector_column)
     return without_ours(user_schema(dataset.schema, without=ours))
 
 
 def read_batches(dataset: lance.LanceDataset, metadata: TableMetadata) -> Iterator[RowBatch]:
-    """All rows in their order, about 32 MB of vectors at a time.
+    """Yield all rows in their order, about 32 MB of vectors at a time.
 
     Raises:
-        InvalidInputError: a raw vector with missing, NaN or infinite values, named by row position.
-        TableError: a column of ours is missing or of another type.
+        InvalidInputError: a raw vector has missing, NaN or infinite values; names the position of the row.
+        TableError: a code column is missing or has another type.
     """
     columns, others, first_row = CodeColumns(metadata.vector_column), others_schema(dataset, metadata), 0
     scanner = dataset.scanner(
@@ -155,23 +159,18 @@ def read_batches(dataset: lance.LanceDataset, metadata: TableMetadata) -> Iterat
         first_row += len(batch)
 
 
-DESCRIPTION = "_export.json"
-"""A file in every folder that was exported, which says what is in it. Readers of folders of Parquet files
-leave out names that begin with an underscore."""
-
-
 @contextlib.contextmanager
-def written_whole(targets: list[Path], *, overwrite: bool) -> Iterator[list[Path]]:
-    """Paths to write to instead of `targets`, which are moved there, in this order, if all goes well.
+def replace_atomically(targets: list[Path], *, overwrite: bool) -> Iterator[list[Path]]:
+    """Give temporary paths to write to, and move them to `targets`, in this order, if the block succeeds.
 
-    Whatever goes wrong, what was there stays, and nothing else is left.
+    After any failure the targets are as they were before, and no temporary file is left.
 
     Args:
-        targets: files or folders of one folder, which must exist.
-        overwrite: whether they may replace what is there: files, and folders that were exported.
+        targets: files or folders in one folder, which must exist.
+        overwrite: whether to replace existing files, and folders that were exported.
 
     Raises:
-        InvalidInputError: a target exists and may not be replaced, or there is no folder to write to.
+        InvalidInputError: a target exists and may not be replaced, or the folder does not exist.
     """
     for target in targets:
         _require_free(target, overwrite)
@@ -180,7 +179,7 @@ def written_whole(targets: list[Path], *, overwrite: bool) -> Iterator[list[Path
         written = [folder / target.name for target in targets]
         yield written
         for path in written:
-            _reach_disk(path)
+            _sync_to_disk(path)
         for path, target in zip(written, targets, strict=True):
             _move(path, target, folder / f"{target.name}.replaced")
     finally:
@@ -188,12 +187,12 @@ def written_whole(targets: list[Path], *, overwrite: bool) -> Iterator[list[Path
 
 
 def describe(folder: Path, **facts: Any) -> None:
-    """Say in an exported folder what is in it."""
+    """Write the description of an exported folder into it."""
     (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2))
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Size in bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in _files(path))
 
 
@@ -214,15 +213,15 @@ def _require_free(target: Path, overwrite: bool) -> None:
         )
 
 
-def _reach_disk(path: Path) -> None:
-    """Have what was written survive a power cut."""
+def _sync_to_disk(path: Path) -> None:
+    """Make the written files survive a power failure."""
     for file in _files(path):
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
 
 
 def _move(path: Path, target: Path, aside: Path) -> None:
-    """Put `path` in the place of `target`; what a file cannot replace, or a folder, goes aside first."""
+    """Move `path` to `target`; a target that cannot be replaced directly, as folders, moves aside first."""
     if not target.is_dir() and not (path.is_dir() and target.exists()):
         path.replace(target)
         return
@@ -238,17 +237,14 @@ def _files(path: Path) -> list[Path]:
     return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
-_SUFFIX = ".parquet"
-
-
 class Format(abc.ABC):
-    """Writes the rows of one version of a table."""
+    """Writes the rows of one version of a table in one format."""
 
     def __init__(self, path: Path, dataset: lance.LanceDataset, codecs: TableCodec) -> None:
         """Prepare for an export to `path`.
 
         Raises:
-            InvalidInputError: not a path that this format can be written to.
+            InvalidInputError: this format cannot be written to `path`.
         """
         self.path, self.dataset, self.codecs = path, dataset, codecs
         self.columns = CodeColumns(codecs.metadata.vector_column)
@@ -261,27 +257,27 @@ class Format(abc.ABC):
         return [self.path]
 
     @abc.abstractmethod
-    def begin(self, written: list[Path], stack: contextlib.ExitStack) -> None:
-        """Open what is written instead of the targets; `stack` closes it, after an error, too."""
+    def open(self, temporary: list[Path], stack: contextlib.ExitStack) -> None:
+        """Open the temporary paths of the targets for writing; leaving `stack` closes them."""
 
     @abc.abstractmethod
     def write(self, batch: RowBatch) -> int:
-        """Write rows; returns how many of them."""
+        """Write rows and return their number."""
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """Write or check what comes after the last row; everything that `begin` opened is closed."""
+        """Check the export and write what follows the rows, after everything that `open` opened is closed."""
 
 
 class ParquetFormat(Format):
-    """Vectors and the user's columns, in one file or a folder of files."""
+    """Vectors and the user's columns, in one Parquet file or a folder of them."""
 
-    def begin(self, written: list[Path], stack: contextlib.ExitStack) -> None:
-        (self._folder,) = written
+    def open(self, temporary: list[Path], stack: contextlib.ExitStack) -> None:
+        (self._path,) = temporary
         single = self.path.suffix == _SUFFIX
         self._parts = stack.enter_context(
             ParquetParts(
-                self._folder,
+                self._path,
                 self.others.append(self.vectors.field),
                 plain=(self.vectors.column,),
                 rows_per_file=None if single else ROWS_PER_FILE,
@@ -294,12 +290,12 @@ class ParquetFormat(Format):
         return len(valid_N)
 
     def finish(self) -> None:
-        if self._folder.is_dir():
-            describe(self._folder, format="parquet", vector_column=self.vectors.column)
+        if self._path.is_dir():
+            describe(self._path, format="parquet", vector_column=self.vectors.column)
 
 
 class NpyFormat(Format):
-    """Vectors as an array, and the user's columns of the same rows in a Parquet file beside it."""
+    """Vectors as an array, and the user's columns of the same rows in a Parquet file next to it."""
 
     def __init__(self, path: Path, dataset: lance.LanceDataset, codecs: TableCodec) -> None:
         super().__init__(path, dataset, codecs)
@@ -315,11 +311,11 @@ class NpyFormat(Format):
 
     @property
     def targets(self) -> list[Path]:
-        beside = [self.path.with_suffix(_SUFFIX)] if self.others.names else []
-        return [*beside, self.path]
+        columns = [self.path.with_suffix(_SUFFIX)] if self.others.names else []
+        return [*columns, self.path]
 
-    def begin(self, written: list[Path], stack: contextlib.ExitStack) -> None:
-        *beside, array = written
+    def open(self, temporary: list[Path], stack: contextlib.ExitStack) -> None:
+        *columns, array = temporary
         self._file = stack.enter_context(array.open("wb"))
         header = {
             "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
@@ -328,8 +324,8 @@ class NpyFormat(Format):
         }
         np.lib.format.write_array_header_1_0(self._file, header)
         self._parts = None
-        if beside:
-            parts = ParquetParts(beside[0], self.others, plain=(), rows_per_file=None)
+        if columns:
+            parts = ParquetParts(columns[0], self.others, plain=(), rows_per_file=None)
             self._parts = stack.enter_context(parts)
 
     def write(self, batch: RowBatch) -> int:
@@ -352,8 +348,8 @@ class NpyFormat(Format):
 class CodesFormat(Format):
     """Codes, partitions and the user's columns as Parquet files, and every codec as a folder."""
 
-    def begin(self, written: list[Path], stack: contextlib.ExitStack) -> None:
-        (self._folder,) = written
+    def open(self, temporary: list[Path], stack: contextlib.ExitStack) -> None:
+        (self._folder,) = temporary
         self._folder.mkdir()
         self._codec_column = f"{self.vectors.column}_codec"
         if self._codec_column in self.others.names:
@@ -404,4 +400,4 @@ class CodesFormat(Format):
 
 
 FORMATS: dict[str, type[Format]] = {"parquet": ParquetFormat, "npy": NpyFormat, "codes": CodesFormat}
-"""By the names that people know them by."""
+"""Values of `format` -> the format."""

@@ -1,4 +1,4 @@
-"""Export: a table written to files."""
+"""Export a table to files."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Literal
 import lance
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.exports.formats import FORMATS, read_batches, size_of, written_whole
+from rqmoe_store.exports.formats import FORMATS, read_batches, replace_atomically, size_of
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store.statistics import readable
@@ -21,9 +21,9 @@ class ExportReport:
     """Rows and files of an export; prints as a line."""
 
     path: Path
-    """What was asked for: a file, or a folder."""
+    """The file or folder that was exported to."""
     version: int
-    """The version of the table."""
+    """Version of the table."""
     rows: int = 0
     """Rows written."""
     coded: int = 0
@@ -31,7 +31,7 @@ class ExportReport:
     raw: int = 0
     """Rows of the table with a vector and no code."""
     empty: int = 0
-    """Rows of the table with neither; an .npy file has none of them, other formats have them as nulls."""
+    """Rows of the table with neither; an .npy file leaves them out, other formats have them as nulls."""
     bytes: int = 0
     """Size of all files."""
 
@@ -54,12 +54,15 @@ def export(
     overwrite: bool = False,
     progress: bool = True,
 ) -> ExportReport:
-    """Write one version of a table to files; see `TableContents.export`, which says all about it.
+    """Write one version of a table to files, as described at `CompressedTable.export`.
 
     Args:
-        dataset: the version.
-        codecs: of it.
-        path, format, overwrite, progress: as there.
+        dataset: the version of the table.
+        codecs: codecs of that version.
+        path: file or folder to write.
+        format: format of the files.
+        overwrite: whether to replace what is there.
+        progress: show a progress bar.
     """
     if format not in FORMATS:
         raise InvalidInputError(f"Got format={format!r}; expected one of {', '.join(map(repr, FORMATS))}.")
@@ -69,12 +72,12 @@ def export(
     writer = FORMATS[format](target, dataset, codecs)
     report = ExportReport(path=target, version=int(dataset.version))
     with (
-        written_whole(writer.targets, overwrite=overwrite) as written,
+        replace_atomically(writer.targets, overwrite=overwrite) as written,
         progress_bar(progress) as bar,
     ):
         task = bar.add_task("Exporting", total=dataset.count_rows())
         with contextlib.ExitStack() as stack:
-            writer.begin(written, stack)
+            writer.open(written, stack)
             for batch in read_batches(dataset, codecs.metadata):
                 report = dataclasses.replace(
                     report,

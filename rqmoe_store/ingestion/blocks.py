@@ -1,6 +1,9 @@
-"""Blocks: the rows of a source that are not in the table yet, checked against it, in sizes good to encode.
+"""Blocks: checked rows of a source, in batches of a size to encode.
 
-Shapes: N rows of a part, V of them with a vector, D components.
+`BlockReader` reads the pieces of a source, skips what the table already has, and has a `RowChecker` separate
+the rows that can be encoded from the bad ones.
+
+Shape legend: N rows, V of them with a vector, D components.
 """
 
 import dataclasses
@@ -15,7 +18,7 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.ingestion.pieces import Chunk, Piece
 from rqmoe_store.ingestion.quarantine import BadRow, as_json
-from rqmoe_store.store.ingest_log import Done
+from rqmoe_store.store.ingest_log import PieceProgress
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.rows import fitted, require_columns
 from rqmoe_store.store.vector_arrays import (
@@ -27,44 +30,44 @@ from rqmoe_store.store.vector_arrays import (
 )
 
 
-class Checked(NamedTuple):
+class CheckedRows(NamedTuple):
     """Rows that can be encoded."""
 
     others: pa.Table
-    """N rows with the columns that are stored as they come, in the types of the table."""
+    """All N rows, without the vector column, cast to the types of the table."""
     vectors_VD: Float32Array
-    """Of the rows that have one."""
+    """Vectors of the rows that have one."""
     valid_N: npt.NDArray[np.bool_]
     """Which rows have a vector."""
 
 
 class RowChecker:
-    """Checks rows of one source for one table."""
+    """Checks the rows of one source against the columns of one table."""
 
     def __init__(self, encoder: RowEncoder, vector_column: str, *, dim: int, metric: str) -> None:
-        """Prepare to check.
+        """Prepare to check rows.
 
         Args:
-            encoder: of the table.
-            vector_column: what the source calls the vectors.
-            dim: of the table's vectors.
-            metric: of the table.
+            encoder: row encoder of the table.
+            vector_column: name of the vector column in the source.
+            dim: dimension of the table's vectors.
+            metric: metric of the table.
         """
         self._encoder, self._vector_column, self._dim, self._metric = encoder, vector_column, dim, metric
 
     @property
-    def nothing(self) -> Checked:
-        """No rows."""
+    def no_rows(self) -> CheckedRows:
+        """A result without rows."""
         vectors_VD = np.zeros((0, self._dim), dtype=np.float32)
-        return Checked(self._encoder.others.empty_table(), vectors_VD, np.zeros(0, dtype=bool))
+        return CheckedRows(self._encoder.others.empty_table(), vectors_VD, np.zeros(0, dtype=bool))
 
-    def require(self, schema: pa.Schema) -> None:
-        """Raise unless rows with these columns can be checked one by one.
+    def require_schema(self, schema: pa.Schema) -> None:
+        """Raise unless some rows with these columns could be encoded.
 
         Raises:
-            InvalidInputError: missing or unknown columns, types that cannot be cast whatever the value, or
-                vectors that all have another dimension.
-            TableError: a vector column that holds no vectors.
+            InvalidInputError: columns are missing or unknown, a type cannot be cast whatever the value, or
+                the type of the vectors fixes another dimension.
+            TableError: the vector column does not hold vectors.
         """
         if self._vector_column in schema.names and not pa.types.is_null(
             schema.field(self._vector_column).type
@@ -72,11 +75,11 @@ class RowChecker:
             require_vector_column(schema, self._vector_column, self._dim)
         self.check(schema.empty_table())
 
-    def check(self, rows: pa.Table) -> tuple[Checked, dict[int, str]]:
-        """The rows that can be encoded, and what is wrong with each of the others, by position.
+    def check(self, rows: pa.Table) -> tuple[CheckedRows, dict[int, str]]:
+        """Return the rows that can be encoded, and for each other row its position and what is wrong with it.
 
         Raises:
-            InvalidInputError: missing or unknown columns, or a vector column of another kind.
+            InvalidInputError: columns are missing or unknown, or the vector column has another type.
         """
         column = self._encoder.columns.vector_column
         table = rows.rename_columns(
@@ -88,31 +91,31 @@ class RowChecker:
             place = table.schema.get_field_index(column)
             table = table.set_column(place, column, plain_vectors(table[column]))
         try:
-            return self._fit(table), {}
+            return self._cast(table), {}
         except InvalidInputError:
-            self._fit(table.slice(0, 0))  # what is wrong with the types is wrong with all rows
+            self._cast(table.slice(0, 0))  # raises for wrong types, which concern all rows
             bad = self._bad_rows(table)
             if not bad:
                 raise
         good_N = np.ones(table.num_rows, dtype=bool)
         good_N[list(bad)] = False
-        return self._fit(table.filter(pa.array(good_N))), bad
+        return self._cast(table.filter(pa.array(good_N))), bad
 
-    def _fit(self, table: pa.Table) -> Checked:
+    def _cast(self, table: pa.Table) -> CheckedRows:
         column = self._encoder.columns.vector_column
-        fit = fitted(table, self._encoder.others, column)
-        self._encoder.require_vectors(fit.schema.field(column).type)
-        return Checked(fit.drop_columns(column), *self._encoder.read(fit[column], 0))
+        cast = fitted(table, self._encoder.others, column)
+        self._encoder.require_vectors(cast.schema.field(column).type)
+        return CheckedRows(cast.drop_columns(column), *self._encoder.read(cast[column], 0))
 
     def _bad_rows(self, table: pa.Table) -> dict[int, str]:
         column, bad = self._encoder.columns.vector_column, self._bad_vectors(table)
         for field in self._encoder.others:
             if field.name in table.column_names:
 
-                def fit(start: int, stop: int, field: pa.Field = field) -> None:
+                def cast(start: int, stop: int, field: pa.Field = field) -> None:
                     fitted(table.select([field.name]).slice(start, stop - start), pa.schema([field]), column)
 
-                for row, error in _failing(fit, 0, table.num_rows).items():
+                for row, error in _failing_rows(cast, 0, table.num_rows).items():
                     bad.setdefault(row, _reason(field, error))
         return bad
 
@@ -131,17 +134,17 @@ class RowChecker:
         return {row: f"vector with {problem}" for row, problem in bad.items()}
 
 
-def _failing(check: Callable[[int, int], None], start: int, stop: int) -> dict[int, InvalidInputError]:
-    """The rows from `start` to `stop` that `check` refuses, found by halving."""
+def _failing_rows(check: Callable[[int, int], None], start: int, stop: int) -> dict[int, InvalidInputError]:
+    """The rows from `start` to `stop` for which `check` raises, found by bisection."""
     try:
         check(start, stop)
     except InvalidInputError as error:
         if stop == start:
-            raise  # not on account of a row
+            raise  # no row is the cause
         if stop - start == 1:
             return {start: error}
         middle = (start + stop) // 2
-        return _failing(check, start, middle) | _failing(check, middle, stop)
+        return _failing_rows(check, start, middle) | _failing_rows(check, middle, stop)
     return {}
 
 
@@ -155,61 +158,61 @@ def _reason(field: pa.Field, error: InvalidInputError) -> str:
 class Block:
     """Consecutive rows of one or several pieces."""
 
-    checked: Checked
-    """Those that can be encoded."""
+    checked: CheckedRows
+    """Rows that can be encoded."""
     bad: Sequence[BadRow]
-    """Those that cannot, unless they are in quarantine already."""
-    pieces: Mapping[str, Done]
-    """Key of a piece -> how much of it is in the table once this block is."""
+    """Rows that cannot be encoded and are not in quarantine yet."""
+    pieces: Mapping[str, PieceProgress]
+    """Key of a piece -> how much of it the table has once it has this block."""
     rows: int
-    """Rows read, good or bad."""
+    """Rows read, good and bad."""
     arrow_bytes: int
-    """What they take in memory."""
+    """Size of these rows in memory."""
     source_bytes: int
     """Their share of the bytes of the source."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockReader:
-    """Reads pieces one after the other, less what is in the table already."""
+    """Reads pieces one after the other and skips the rows that the table has already."""
 
     checker: RowChecker
-    """For the rows."""
+    """Checks the rows."""
     columns: Sequence[str]
-    """Of the source, that are read."""
+    """Columns of the source to read."""
     block_rows: int
-    """Rows of a block at most."""
-    done: Mapping[str, Done]
-    """Key of a piece -> how much of it is in the table."""
-    quarantined: Mapping[str, Done] | None
-    """Key of a piece -> up to where its bad rows are in quarantine; None for bad rows to be an error."""
+    """Most rows of a block."""
+    done: Mapping[str, PieceProgress]
+    """Key of a piece -> how much of it the table has."""
+    quarantined: Mapping[str, PieceProgress] | None
+    """Key of a piece -> up to which row its bad rows are in quarantine; None where bad rows are an error."""
 
     def read(self, pieces: Sequence[Piece]) -> Iterator[Block]:
-        """The blocks; each is read when it is asked for.
+        """Yield the blocks, reading each when it is requested.
 
         Raises:
-            InvalidInputError: a piece that cannot be read, whose columns are not those of the table, or, if
-                that is an error, with a row that cannot be encoded.
+            InvalidInputError: a piece cannot be read or has other columns than the table; or it has a bad
+                row, where that is an error.
         """
-        pending = _Pending()
+        pending = _BlockBuilder()
         for piece in pieces:
-            start = self.done.get(piece.key, Done(piece.state, 0)).rows
+            start = self.done.get(piece.key, PieceProgress(piece.state, 0)).rows
             if start is None:
                 continue
             left = piece.source_bytes or 0
             for chunk in self._chunks(piece, start):
                 if pending.rows + chunk.rows.num_rows > self.block_rows:
-                    yield pending.block(self.checker.nothing)
-                    pending = _Pending()
-                self._take(chunk, piece, start, pending)
+                    yield pending.block(self.checker.no_rows)
+                    pending = _BlockBuilder()
+                self._add_chunk(chunk, piece, start, pending)
                 start, left = start + chunk.rows.num_rows, left - chunk.source_bytes
                 if pending.rows == self.block_rows:
-                    yield pending.block(self.checker.nothing)
-                    pending = _Pending()
-            pending.pieces[piece.key] = Done(piece.state, start if piece.may_grow else None)
+                    yield pending.block(self.checker.no_rows)
+                    pending = _BlockBuilder()
+            pending.pieces[piece.key] = PieceProgress(piece.state, start if piece.may_grow else None)
             pending.source_bytes += max(0, left)
         if pending.pieces:
-            yield pending.block(self.checker.nothing)
+            yield pending.block(self.checker.no_rows)
 
     def _chunks(self, piece: Piece, start: int) -> Iterator[Chunk]:
         try:
@@ -221,8 +224,8 @@ class BlockReader:
                 f"{piece.name} cannot be read ({error}). What is committed stays; repair it and ingest again."
             ) from error
 
-    def _take(self, chunk: Chunk, piece: Piece, start: int, pending: "_Pending") -> None:
-        """Check a chunk that begins at row `start` of its piece, and add it to the block."""
+    def _add_chunk(self, chunk: Chunk, piece: Piece, start: int, pending: "_BlockBuilder") -> None:
+        """Check a chunk that begins at row `start` of its piece, and add its rows to the pending block."""
         rows = pa.Table.from_batches([chunk.rows])
         try:
             checked, problems = self.checker.check(rows)
@@ -231,7 +234,7 @@ class BlockReader:
         if problems:
             pending.bad += self._bad_rows(rows, problems, piece, start)
         pending.parts.append(checked)
-        pending.pieces[piece.key] = Done(piece.state, start + rows.num_rows)
+        pending.pieces[piece.key] = PieceProgress(piece.state, start + rows.num_rows)
         pending.rows += rows.num_rows
         pending.arrow_bytes += rows.nbytes
         pending.source_bytes += chunk.source_bytes
@@ -245,7 +248,7 @@ class BlockReader:
                 f"Row {start + first} of {piece.name} cannot be ingested: {problems[first]}. What is "
                 "committed stays; repair the row and ingest again, or pass on_bad_rows='quarantine'."
             )
-        known = self.quarantined.get(piece.key, Done(piece.state, 0)).rows
+        known = self.quarantined.get(piece.key, PieceProgress(piece.state, 0)).rows
         new = [row for row in sorted(problems) if known is not None and start + row >= known]
         values = rows.take(pa.array(new, pa.int64())).to_pylist()
         return [
@@ -255,19 +258,20 @@ class BlockReader:
 
 
 @dataclasses.dataclass
-class _Pending:
-    """A block that is still being filled."""
+class _BlockBuilder:
+    """Collects chunks until they make a block."""
 
-    parts: list[Checked] = dataclasses.field(default_factory=list)
+    parts: list[CheckedRows] = dataclasses.field(default_factory=list)
     bad: list[BadRow] = dataclasses.field(default_factory=list)
-    pieces: dict[str, Done] = dataclasses.field(default_factory=dict)
+    pieces: dict[str, PieceProgress] = dataclasses.field(default_factory=dict)
     rows: int = 0
     arrow_bytes: int = 0
     source_bytes: int = 0
 
-    def block(self, nothing: Checked) -> Block:
+    def block(self, no_rows: CheckedRows) -> Block:
+        """The collected rows as a block; `no_rows` stands for the rows where there are none."""
         return Block(
-            checked=_joined(self.parts or [nothing]),
+            checked=_concatenated(self.parts or [no_rows]),
             bad=self.bad,
             pieces=self.pieces,
             rows=self.rows,
@@ -276,10 +280,10 @@ class _Pending:
         )
 
 
-def _joined(parts: Sequence[Checked]) -> Checked:
+def _concatenated(parts: Sequence[CheckedRows]) -> CheckedRows:
     if len(parts) == 1:
-        return parts[0]  # not copied
-    return Checked(
+        return parts[0]  # avoids a copy
+    return CheckedRows(
         pa.concat_tables([part.others for part in parts]),
         np.concatenate([part.vectors_VD for part in parts]),
         np.concatenate([part.valid_N for part in parts]),

@@ -1,6 +1,6 @@
-"""File sources: Parquet, Arrow, CSV, JSON, ORC and .npy; a piece is a file.
+"""File sources: Parquet, Arrow, CSV, JSON and ORC files, and .npy arrays; a piece is a file.
 
-Shapes: N rows of the file, D components.
+Shape legend: N rows of a file, D components.
 """
 
 import itertools
@@ -33,15 +33,17 @@ FORMATS = {
     ".ndjson": "json",
     ".orc": "orc",
 }
-"""Endings of file names -> pyarrow's names of the formats."""
+"""Ending of a file name -> pyarrow's name of the format."""
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
+NPY_ENDING = ".npy"
+
 _BUFFER_BYTES = 4 * 2**20
-"""Read of one Parquet column at a time: without it, whole row groups are, of whatever size."""
+"""Bytes of a Parquet column read at a time; without this limit pyarrow reads whole row groups of any size."""
 
 
 class FilePiece(Piece):
-    """One file of a pyarrow dataset, of any format."""
+    """One file of a pyarrow dataset, in any format."""
 
     def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo, takes_all: bool) -> None:
         super().__init__(fragment.path, stamp_of(info.size, info.mtime_ns), info.size)
@@ -63,11 +65,11 @@ class FilePiece(Piece):
 
 
 class ParquetPiece(Piece):
-    """One Parquet file, of which row groups before the first row that is needed are not read."""
+    """One Parquet file; reading skips the row groups before the first row that is needed."""
 
     def __init__(self, fragment: Any, schema: pa.Schema, info: pafs.FileInfo, takes_all: bool) -> None:
         super().__init__(fragment.path, stamp_of(info.size, info.mtime_ns), info.size)
-        # Not the fragment itself: it would keep the file's footer for as long as there is a list of pieces.
+        # The fragment itself would keep the file's footer in memory for as long as the piece exists.
         self._filesystem = fragment.filesystem
         self._partition = pads.get_partition_keys(fragment.partition_expression)
         self._schema, self._takes_all = schema, takes_all
@@ -92,17 +94,17 @@ class ParquetPiece(Piece):
 
     def cuts(self, size: int) -> list[int]:
         if (self.source_bytes or 0) <= size:
-            return []  # without opening it
+            return []  # avoids opening the file
         with self._filesystem.open_input_file(self.name) as file:
             metadata = pq.read_metadata(file)
         cuts = even_cuts(metadata.num_rows, self.source_bytes, size)
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         ends = list(itertools.accumulate(groups))[:-1]
-        # Within a row group all that comes before would be read, too.
+        # A cut within a row group would have all rows before it in that group read, too.
         return sorted({min(ends, key=lambda end: abs(end - cut)) for cut in cuts} if ends else set())
 
     def _with_partition(self, batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
-        """`batch` with those of the columns whose values stand in the file's path."""
+        """`batch` with those of the columns whose values are in the file's path."""
         for name, value in self._partition.items():
             if name in columns and name not in batch.schema.names:
                 field = self._schema.field(name)
@@ -116,22 +118,22 @@ def dataset_at(
     *,
     texts: Collection[str] = (),
 ) -> tuple[pads.FileSystemDataset, str]:
-    """The file or files at a path, URI or pattern, or at several of them, and where they are.
+    """Open the files at one or several paths, URIs or patterns as a pyarrow dataset.
 
-    Columns named by folders, as in `lang=en/part-0.parquet`, are part of it. Files and folders whose names
-    begin with a point or an underscore are left out of folders and patterns.
+    Folder names such as `lang=en` in `lang=en/part-0.parquet` become columns. Folders and patterns leave out
+    files and folders whose names begin with a period or an underscore.
 
     Args:
-        location: of files of one format; several of one file system.
-        storage_options: for object stores.
-        texts: columns of CSV files that are text, even if all of it reads like numbers.
+        location: location of files of one format; several must be in one file system.
+        storage_options: options for object stores.
+        texts: columns of CSV files that are text, even if all values look like numbers.
 
     Returns:
-        The dataset, and the file, or the innermost folder that all of these locations are in.
+        The dataset, and the location of its file, or of the innermost folder that has all of the files.
 
     Raises:
-        InvalidInputError: nothing there, files that cannot be read or are of several formats or file systems,
-            or a first file whose columns cannot be told.
+        InvalidInputError: there is nothing, the files cannot be read or have several formats or file systems,
+            or the columns of the first file cannot be inferred.
     """
     locations = [location] if isinstance(location, str) else list(location)
     try:
@@ -161,19 +163,19 @@ def _folder_of(place: Place) -> str:
 
 
 def open_files(dataset: pads.Dataset, location: str | None = None, *, takes_all: bool = False) -> Source:
-    """The files of a pyarrow dataset, or of all those that a union is of, in the order of their paths.
+    """The files of a pyarrow dataset, or of all datasets in a union, in the order of their paths.
 
-    Of Parquet files all rows are read, even if the dataset is of some row groups only.
+    All rows of Parquet files are read, even if the dataset selects some row groups only.
 
     Args:
-        dataset: made of files.
-        location: where it is; None for the innermost folder that holds all files.
-        takes_all: whether a file with a column, or a field of one, that the dataset lacks cannot be read.
+        dataset: a dataset of files.
+        location: identifies the source; None for the innermost folder that has all files.
+        takes_all: whether reading fails for a file with a column, or a field of one, that the dataset lacks.
 
     Raises:
-        InvalidInputError: a dataset that is not made of files, is filtered, or has a file twice.
+        InvalidInputError: the dataset is not made of files, is filtered, or has a file twice.
     """
-    datasets = _of_files(dataset)
+    datasets = _file_datasets(dataset)
     pieces = sorted(
         (piece for each in datasets for piece in _pieces(each, takes_all)), key=lambda piece: piece.name
     )
@@ -182,12 +184,13 @@ def open_files(dataset: pads.Dataset, location: str | None = None, *, takes_all:
             raise InvalidInputError(f"The source has {piece.name!r} twice; expected each file once.")
     if location is None:
         location = os.path.commonpath([os.path.dirname(piece.name) for piece in pieces] or [""])
-    return Source(schema=_plain(dataset.schema), pieces=pieces, location=f"files {location}")
+    schema = _without_parquet_metadata(dataset.schema)
+    return Source(schema=schema, pieces=pieces, location=f"files {location}")
 
 
-def _of_files(dataset: pads.Dataset) -> list[pads.FileSystemDataset]:
+def _file_datasets(dataset: pads.Dataset) -> list[pads.FileSystemDataset]:
     if isinstance(dataset, pads.UnionDataset):
-        return [each for child in dataset.children for each in _of_files(child)]
+        return [each for child in dataset.children for each in _file_datasets(child)]
     if not isinstance(dataset, pads.FileSystemDataset):
         raise InvalidInputError(
             f"Got a pyarrow {type(dataset).__name__}; expected one of files. Pass its rows as a stream: "
@@ -229,8 +232,7 @@ def _pieces(dataset: pads.FileSystemDataset, takes_all: bool) -> Iterator[Piece]
         yield kind(fragment, dataset.schema, info, takes_all)
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """`schema` without what a file format has noted in it about itself."""
+def _without_parquet_metadata(schema: pa.Schema) -> pa.Schema:
     fields = []
     for field in schema:
         own = {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"PARQUET:")}
@@ -239,7 +241,7 @@ def _plain(schema: pa.Schema) -> pa.Schema:
 
 
 def _require_known(schema: pa.Schema, known: pa.Schema, name: str) -> None:
-    """Raise InvalidInputError for columns of a file, or fields of them, that the source does not know."""
+    """Raise InvalidInputError if a file has columns, or fields of them, that the source lacks."""
     unknown = [
         path
         for field in schema
@@ -257,14 +259,14 @@ def _require_known(schema: pa.Schema, known: pa.Schema, name: str) -> None:
         )
 
 
-ENDING = ".npy"
-
 _NUMBERS = "fiu"
+"""Kinds of NumPy types that vectors may have: float, int, uint."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+"""Version of the .npy format -> reader of its header."""
 
 
 class ArrayPiece(Piece):
-    """The rows of an (N, D) array, read a batch at a time, and those of its metadata file."""
+    """The rows of an (N, D) array, read batch by batch, with the rows of its metadata file if it has one."""
 
     def __init__(
         self, filesystem: pafs.FileSystem, path: str, vector_column: str, metadata: Piece | None
@@ -272,15 +274,15 @@ class ArrayPiece(Piece):
         """Read the header of the file.
 
         Raises:
-            OSError, ValueError: no such file, or not an array (N, D) of numbers.
+            OSError, ValueError: there is no such file, or it is not an (N, D) array of numbers.
         """
         self._filesystem, self._vector_column, self._metadata = filesystem, vector_column, metadata
         with filesystem.open_input_file(path) as file:
             self.rows, self._dim, self._numbers, self._by_column = _header(file)
             self._data_start = file.tell()
         (info,) = filesystem.get_file_info([path])
-        beside = [] if metadata is None else [metadata.name, metadata.stamp]
-        super().__init__(path, stamp_of(info.size, info.mtime_ns, *beside), info.size)
+        others = [] if metadata is None else [metadata.name, metadata.stamp]
+        super().__init__(path, stamp_of(info.size, info.mtime_ns, *others), info.size)
 
     @property
     def field(self) -> pa.Field:
@@ -288,7 +290,7 @@ class ArrayPiece(Piece):
         return pa.field(self._vector_column, pa.list_(pa.from_numpy_dtype(self._numbers), self._dim))
 
     def cuts(self, size: int) -> list[int]:
-        # Of the file beside it, all that comes before a row may have to be read.
+        # Reading the metadata file from a row on may have to read all rows before it.
         return even_cuts(self.rows, self.source_bytes, size) if self._metadata is None else []
 
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
@@ -326,7 +328,7 @@ class ArrayPiece(Piece):
         return pa.FixedSizeListArray.from_arrays(pa.array(native), self._dim)
 
     def _numbers_at(self, file: pa.NativeFile, place: int, count: int) -> npt.NDArray[Any]:
-        """Numbers that follow each other in the file."""
+        """`count` consecutive numbers of the array, from the one at `place` on."""
         file.seek(self._data_start + place * self._numbers.itemsize)
         return np.frombuffer(file.read(count * self._numbers.itemsize), dtype=self._numbers)
 
@@ -342,37 +344,37 @@ def open_array(
     """The .npy file at a path or URI.
 
     Args:
-        location: of an array (N, D) of floats or integers.
-        metadata: path or URI of a file with the other columns of the same rows in the same order, as
-            Parquet, Arrow, CSV, JSON or ORC; None where there are none.
-        vector_column: what to call the column of vectors.
-        storage_options: for object stores.
-        texts: columns of the metadata that are text, even if all of it reads like numbers.
+        location: path or URI of an (N, D) array of floats or integers.
+        metadata: path or URI of a Parquet, Arrow, CSV, JSON or ORC file with the other columns of the same
+            rows in the same order; None if there are none.
+        vector_column: name to give to the column of vectors.
+        storage_options: options for object stores.
+        texts: columns of the metadata that are text, even if all values look like numbers.
 
     Raises:
-        InvalidInputError: no such file, another kind of array, or metadata that is not one file, has
-            another number of rows, or has a column called like the vectors.
+        InvalidInputError: there is no such file, it is another kind of array, or the metadata is not one
+            file, has another number of rows, or has a column with the name of the vectors.
     """
     filesystem, path = filesystem_of(location, storage_options)
     dataset = None if metadata is None else dataset_at(metadata, storage_options, texts=texts)[0]
-    beside = None if dataset is None else open_files(dataset)
-    if beside is not None and len(beside.pieces) != 1:
+    others = None if dataset is None else open_files(dataset)
+    if others is not None and len(others.pieces) != 1:
         raise InvalidInputError(
-            f"Got {metadata!r}, {len(beside.pieces)} files, as metadata; expected one file."
+            f"Got {metadata!r}, {len(others.pieces)} files, as metadata; expected one file."
         )
     try:
-        piece = ArrayPiece(filesystem, path, vector_column, beside.pieces[0] if beside else None)
+        piece = ArrayPiece(filesystem, path, vector_column, others.pieces[0] if others else None)
     except (OSError, ValueError) as error:
         raise InvalidInputError(
             f"{location!r} cannot be read ({error}); expected a .npy file of vectors (rows, dim)."
         ) from error
     if dataset is not None:
-        _require_fit(dataset, piece, str(metadata))
-    fields = [*(beside.schema if beside else ()), piece.field]
+        _require_matching_metadata(dataset, piece, str(metadata))
+    fields = [*(others.schema if others else ()), piece.field]
     return Source(schema=pa.schema(fields), pieces=[piece], location=f"array {absolute(location)}")
 
 
-def _require_fit(dataset: pads.FileSystemDataset, piece: ArrayPiece, metadata: str) -> None:
+def _require_matching_metadata(dataset: pads.FileSystemDataset, piece: ArrayPiece, metadata: str) -> None:
     if piece.field.name in dataset.schema.names:
         raise InvalidInputError(
             f"The metadata {metadata!r} has a column {piece.field.name!r}, which is what the vectors are "
@@ -386,8 +388,10 @@ def _require_fit(dataset: pads.FileSystemDataset, piece: ArrayPiece, metadata: s
 
 
 def _header(file: Any) -> tuple[int, int, np.dtype[Any], bool]:
-    """Rows, dimension and type of numbers of a .npy file, and whether they are stored column by column; what
-    follows in `file` are the numbers."""
+    """Rows, dimension and number type of a .npy file, and whether it is stored column by column.
+
+    Leaves `file` at the first number.
+    """
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format is for records")

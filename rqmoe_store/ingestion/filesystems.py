@@ -1,4 +1,4 @@
-"""Where a path, URI or pattern of them leads: a pyarrow file system and paths in it."""
+"""Paths, URIs and glob patterns, resolved to a pyarrow file system and the files in it."""
 
 import dataclasses
 import fnmatch
@@ -34,7 +34,7 @@ def is_uri(location: str) -> bool:
 
 
 def absolute(location: str) -> str:
-    """`location` as it reads from anywhere, without a slash at its end."""
+    """`location` as an absolute path or URI, without a slash at its end."""
     if is_uri(location):
         return location.rstrip("/")
     return os.path.abspath(Path(location).expanduser())
@@ -49,7 +49,7 @@ def filesystem_of(location: str, storage_options: Mapping[str, str] | None) -> t
             environment.
 
     Raises:
-        InvalidInputError: a URI or options that cannot be used.
+        InvalidInputError: the URI or the options cannot be used.
     """
     if not is_uri(location):
         return pafs.LocalFileSystem(), absolute(location)
@@ -78,11 +78,11 @@ class Place:
 
     filesystem: pafs.FileSystem
     location: str
-    """What was given, or the innermost folder of a pattern that is no pattern: the same from anywhere."""
+    """The absolute path or URI; for a pattern, its innermost folder that has no wildcard."""
     path: str
-    """Of that in the file system."""
+    """Path of `location` in the file system."""
     files: Sequence[str]
-    """Their paths there."""
+    """Paths of the files in the file system."""
 
     @property
     def locations(self) -> list[str]:
@@ -92,14 +92,14 @@ class Place:
 
 
 def files_at(location: str, storage_options: Mapping[str, str] | None) -> Place:
-    """The file, the files in the folder, or those that match the pattern, at a path or URI.
+    """The file at a path or URI, the files of the folder there, or the files that a pattern matches.
 
-    In a pattern `*`, `?` and `[...]` stand for characters of one name and `**` for any folders; of a folder
-    that matches, all files do. A file whose own name reads like a pattern comes first. Files and folders
-    whose names begin with a point or an underscore are left out of folders and patterns.
+    In a pattern, `*`, `?` and `[...]` match characters of one name and `**` matches any folders. If a pattern
+    matches a folder, it matches all files in it. A file whose own name looks like a pattern has precedence.
+    Folders and patterns leave out files and folders whose names begin with a period or an underscore.
 
     Raises:
-        InvalidInputError: nothing there, or a URI or options that cannot be used.
+        InvalidInputError: there is nothing, or the URI or the options cannot be used.
     """
     base, patterns = _split(location)
     filesystem, path = filesystem_of(base, storage_options)

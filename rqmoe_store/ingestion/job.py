@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lancedb.table import LanceTable
 from rich.filesize import decimal
@@ -22,35 +22,41 @@ from rqmoe_store.ingestion.writer import Committer, CommitWriter, EncodedBlock
 from rqmoe_store.progress import IngestProgress
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
-from rqmoe_store.store.ingest_log import Claim, Ingested, NoClaim, claim
+from rqmoe_store.store.ingest_log import Claim, JobState, NoClaim, claim
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.vector_arrays import rows_per_batch
+
+OnBadRows = Literal["quarantine", "error"]
+COMMIT_ROWS = 2**18
+"""Default for the most rows of a commit."""
+WAITING_BLOCKS = 2
+"""Most blocks that wait between reading and encoding, and between encoding and writing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestReport:
-    """Rows of a source that are in a table now; prints as words."""
+    """What a call of `ingest` did; prints as text."""
 
     table: str
     """Name of the table."""
     quarantine: str | None
-    """Name of the table of bad rows; None where they are an error."""
+    """Name of the table of bad rows; None where bad rows are an error."""
     rows: int
-    """Rows added by this call."""
+    """Rows that this call added."""
     quarantined: int
     """Rows that this call put into quarantine."""
     pieces: int
     """Pieces of the source: files, fragments of a Lance table, or one stream."""
     skipped: int
-    """Those of them that had been ingested to their end before."""
+    """Pieces that earlier calls had ingested completely."""
     bytes_read: int
-    """What the rows read take in memory."""
+    """Size in memory of the rows read."""
     seconds: float
-    """From the start of this call."""
+    """Duration of this call."""
 
     @property
     def rows_per_second(self) -> float:
-        """Rows added a second."""
+        """Rows added per second."""
         return self.rows / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
@@ -65,16 +71,93 @@ class IngestReport:
         return "\n".join(lines)
 
 
-ON_BAD_ROWS = ("quarantine", "error")
-COMMIT_ROWS = 2**18
+@translates_errors
+def ingest(
+    source: Any,
+    into: Target,
+    *,
+    codec: Codec | str | os.PathLike[str] | None = None,
+    vector_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    metadata: str | os.PathLike[str] | None = None,
+    encode: bool | None = None,
+    keep_vectors: KeepVectors = "none",
+    on_bad_rows: OnBadRows = "quarantine",
+    commit_rows: int = COMMIT_ROWS,
+    job: str | None = None,
+    resume: bool = True,
+    storage_options: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> IngestReport:
+    """Add the rows of a source to a table: any number of rows in bounded memory, each row exactly once.
 
-_WAITING_BLOCKS = 2
-"""Between reading and encoding, and between encoding and writing, at most."""
+    Rows are committed in parts, and every commit logs which rows of the source it adds. After an interruption
+    at any moment (Ctrl-C, an error, a killed process), the same call continues where the last commit ended.
+    After all rows are in, the same call adds what is new, such as further files in a folder. Reading,
+    encoding and writing overlap in threads; an iterator is therefore read in another thread.
+
+    Args:
+        source: the path or URI of a file or folder in Parquet, Arrow, CSV, JSON or ORC, of a .npy file, or of
+            a .lance folder; a pattern, such as "rows/**/*.parquet", or several paths; a pyarrow dataset, a
+            Lance dataset or a LanceDB table; or a stream: rows in any form that `add` takes. Folder names
+            such as `lang=en` become columns. Files are read in the order of their paths. A pattern, a list of
+            paths and a folder are the same source if they have the same innermost folder: rows ingested from
+            one of them are not ingested again from another.
+        into: a table, or a database and a table name, as `(db, "docs")`; the table is created if it is
+            missing.
+        codec: the codec for a new table, or the folder of one; it is stored in the database.
+        vector_column: name of the vector column in the source; default is its name in the table, or "vector".
+        columns: columns of the source to ingest besides the vectors; default all.
+        metadata: path or URI of the file with the other columns of a .npy file.
+        encode: False to store raw vectors, which `optimize` encodes later; None to encode if the table has a
+            codec.
+        keep_vectors: as in `compress`, for a new table.
+        on_bad_rows: "quarantine" to put rows that cannot be encoded (the vector has another dimension, NaN or
+            infinity, or is zero under cosine; a value is null where that is not allowed, or cannot be cast)
+            into the table `<name>_quarantine`, with source, position, reason and the row as JSON; or "error".
+        commit_rows: most rows of the source per commit.
+        job: identifies a source that has no location. A stream can be resumed only if it has a job name; it
+            must then yield the same rows again from the first one on, and may yield more after them.
+        resume: False to ingest all rows again, including those that the table has.
+        storage_options: credentials and other options for URIs, as LanceDB takes them.
+        progress: show a progress bar.
+
+    Returns:
+        Rows added and quarantined, time and speed; prints as text.
+
+    Raises:
+        InvalidInputError: the source or an argument cannot be used, one of several paths does not exist,
+            columns or fields of structs differ from those of the table or occur in some files only, a file
+            has changed since part of it was ingested, or a row is bad and that is an error.
+        TableError: there is neither a table nor a codec, the table is not a compressed one, another process
+            ingests the same source, or the table has lost its record of what was ingested.
+        StorageError: the disk or bucket is full, or may not be written to.
+    """
+    started = time.perf_counter()
+    settings = IngestSettings(
+        on_bad_rows=on_bad_rows, commit_rows=commit_rows, job=job, resume=resume, progress=progress
+    )
+    prepared = prepare(
+        source,
+        into,
+        codec=codec,
+        vector_column=vector_column,
+        columns=columns,
+        metadata=metadata,
+        encode=encode,
+        keep_vectors=keep_vectors,
+        storage_options=storage_options,
+        job=job,
+    )
+    report, warning = Ingestion(prepared, settings).run(started)
+    if warning:
+        warnings.warn(warning, stacklevel=3)
+    return report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestSettings:
-    """Settings of `ingest`, as described there; checked when made."""
+    """Settings of `ingest`, as described there; checked on construction."""
 
     on_bad_rows: str = "quarantine"
     commit_rows: int = COMMIT_ROWS
@@ -83,9 +166,9 @@ class IngestSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.on_bad_rows not in ON_BAD_ROWS:
+        if self.on_bad_rows not in (allowed := get_args(OnBadRows)):
             raise InvalidInputError(
-                f"Got on_bad_rows={self.on_bad_rows!r}; expected one of {', '.join(map(repr, ON_BAD_ROWS))}."
+                f"Got on_bad_rows={self.on_bad_rows!r}; expected one of {', '.join(map(repr, allowed))}."
             )
         if type(self.commit_rows) is not int or self.commit_rows < 1:
             raise InvalidInputError(f"Got commit_rows={self.commit_rows!r}; expected a whole number from 1.")
@@ -94,21 +177,20 @@ class IngestSettings:
 
 
 class Ingestion:
-    """One call of `ingest`."""
+    """One call of `ingest`, with its source and target open and checked."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
-        """Prepare to run with what is opened and checked."""
         self._store, self._source, self._columns = prepared.store, prepared.source, prepared.columns
         self._encoder, self._checker, self._settings = prepared.encoder, prepared.checker, settings
 
     def run(self, started: float) -> tuple[IngestReport, str | None]:
-        """Add the rows that are not in the table yet; returns what was done, and what to warn of if anything.
+        """Add the rows that the table lacks. Returns the report, and a warning to give or None.
 
         Args:
-            started: the time, by `time.perf_counter`, from which seconds count.
+            started: start of the call, by `time.perf_counter`.
         """
         held, quarantine = claim_job(self._store.table, self._source, self._settings)
-        done = held.ingested.pieces
+        done = held.state.pieces
         pieces = self._source.pieces
         left = [piece for piece in pieces if piece.key not in done or done[piece.key].rows is not None]
         reader = BlockReader(
@@ -137,17 +219,17 @@ class Ingestion:
         return report, committer.warning
 
     def _stream(self, reader: BlockReader, pieces: Sequence[Piece], writer: CommitWriter) -> int:
-        """Read and check in one thread, encode here, write in another; returns the bytes read."""
+        """Read and check in one thread, encode in this one, write in another. Returns the bytes read."""
         sizes = [piece.source_bytes for piece in pieces]
         total = None if None in sizes else sum(size for size in sizes if size is not None)
         bytes_read = 0
         with (
             IngestProgress(total, visible=self._settings.progress) as progress,
-            BackgroundWriter(writer.write, _WAITING_BLOCKS) as behind,
-            prefetch(reader.read(pieces), _WAITING_BLOCKS) as blocks,
+            BackgroundWriter(writer.write, WAITING_BLOCKS) as background,
+            prefetch(reader.read(pieces), WAITING_BLOCKS) as blocks,
         ):
             for block in blocks:
-                behind.put(encoded_block(self._encoder, block))
+                background.put(encoded_block(self._encoder, block))
                 bytes_read += block.arrow_bytes
                 progress.advance(
                     rows=block.rows, arrow_bytes=block.arrow_bytes, source_bytes=block.source_bytes
@@ -156,7 +238,7 @@ class Ingestion:
 
 
 def encoded_block(encoder: RowEncoder, block: Block) -> EncodedBlock:
-    """The block as it is written."""
+    """The block with its rows encoded."""
     return EncodedBlock(
         encoded=encoder.encoded_vectors(*block.checked, 0),
         drift=None if encoder.drift is None else encoder.drift.take(),
@@ -167,11 +249,11 @@ def encoded_block(encoder: RowEncoder, block: Block) -> EncodedBlock:
 
 
 def claim_job(table: LanceTable, source: Source, settings: IngestSettings) -> tuple[Claim, Quarantine | None]:
-    """The right to add to the job that ingests a source, and where its bad rows go.
+    """Claim the job that ingests a source, and open the quarantine of its bad rows.
 
     Raises:
-        InvalidInputError: the source is not any more what was ingested of it.
-        TableError: as `claim`, or a table in the place of the quarantine.
+        InvalidInputError: the source has changed since rows of it were ingested.
+        TableError: as `claim`, or another table has the name of the quarantine.
     """
     job = None
     held: Claim = NoClaim()
@@ -181,27 +263,27 @@ def claim_job(table: LanceTable, source: Source, settings: IngestSettings) -> tu
             table,
             job,
             version_note=source.version_note,
-            anew=not settings.resume,
-            check=lambda ingested: require_unchanged(source, ingested),
+            restart=not settings.resume,
+            check=lambda state: require_unchanged(source, state),
         )
     if settings.on_bad_rows == "error":
         return held, None
-    return held, Quarantine(databases.database_of(table), table.name, job, held.ingested.round)
+    return held, Quarantine(databases.database_of(table), table.name, job, held.state.round)
 
 
-def require_unchanged(source: Source, ingested: Ingested) -> None:
-    """Raise InvalidInputError when pieces that are in the table are not any more what they were.
+def require_unchanged(source: Source, state: JobState) -> None:
+    """Raise InvalidInputError if pieces have changed since they, or rows of them, were ingested.
 
     Args:
-        source: as it is now.
-        ingested: what is in the table.
+        source: the source as it is now.
+        state: what the job has put into the table.
     """
-    hint = f" It was at {ingested.version_note} then: pass that one." if ingested.version_note else ""
+    hint = f" It was at {state.version_note} then: pass that one." if state.version_note else ""
     present = {piece.key: piece for piece in source.pieces}
-    for key, done in ingested.pieces.items():
+    for key, done in state.pieces.items():
         piece = present.get(key)
         if piece is None and not source.replaces_pieces:
-            continue  # a file that was ingested may go
+            continue  # a file may be deleted once it is ingested
         if piece is None or piece.state != done.state:
             what = f"{source.location} has" if piece is None else f"{piece.name} has"
             raise InvalidInputError(
@@ -209,89 +291,3 @@ def require_unchanged(source: Source, ingested: Ingested) -> None:
                 "ingest what is new from a place of its own, or delete the rows that came from there and "
                 "pass resume=False."
             )
-
-
-OnBadRows = Literal["quarantine", "error"]
-
-
-@translates_errors
-def ingest(
-    source: Any,
-    into: Target,
-    *,
-    codec: Codec | str | os.PathLike[str] | None = None,
-    vector_column: str | None = None,
-    columns: Sequence[str] | None = None,
-    metadata: str | os.PathLike[str] | None = None,
-    encode: bool | None = None,
-    keep_vectors: KeepVectors = "none",
-    on_bad_rows: OnBadRows = "quarantine",
-    commit_rows: int = COMMIT_ROWS,
-    job: str | None = None,
-    resume: bool = True,
-    storage_options: Mapping[str, str] | None = None,
-    progress: bool = True,
-) -> IngestReport:
-    """Add the rows of a source to a table: any number of them in bounded memory, each of them once.
-
-    Rows are committed part by part. Interrupted at any moment, by Ctrl-C, an error or the loss of the
-    process, the same call goes on where it was: every commit says which rows of the source it adds.
-    Called again once all rows are in, it adds what has come since, such as new files in a folder.
-    Reading, encoding and writing overlap; an iterator is read in another thread.
-
-    Args:
-        source: the path or URI of a file or folder in Parquet, Arrow, CSV, JSON or ORC, of a .npy file, or of
-            a .lance folder; a pattern, such as "rows/**/*.parquet", or several paths; a pyarrow dataset, a
-            Lance dataset or a LanceDB table; or a stream: rows in any form that `add` takes. Folders named
-            like `lang=en` are columns. Files are read in the order of their paths. A pattern, a list of paths
-            and a folder are the same source if the same folder is the innermost that holds them, so that
-            rows ingested from one of them are not ingested again from another.
-        into: a table, or the database and name of one, as `(db, "docs")`, which is made if need be.
-        codec: what to make a new table with, or the folder of it; kept in the database.
-        vector_column: what the source calls the vectors; default is what the table calls them, or "vector".
-        columns: columns of the source to take, besides the vectors; default all.
-        metadata: path or URI of the file with the other columns of a .npy file.
-        encode: False to keep vectors raw and have `optimize` encode them later; None to encode if the table
-            has a codec.
-        keep_vectors: of a new table, as in `compress`.
-        on_bad_rows: "quarantine" to put rows that cannot be encoded (with a vector of another dimension, NaN
-            or infinite, zero under cosine; null where that is not allowed; of values that do not cast) into
-            the table `<name>_quarantine`, with source, position, reason and the row as JSON; or "error".
-        commit_rows: rows of the source per commit at most.
-        job: names a source that has no place of its own. A stream is only resumed if it has a name, and must
-            then yield the same rows again from its first on; more may follow.
-        resume: False to ingest all rows again, whether or not they are in the table.
-        storage_options: credentials and so on for URIs, as LanceDB takes them.
-        progress: show a progress bar.
-
-    Returns:
-        Rows added and quarantined, time and speed; prints as words.
-
-    Raises:
-        InvalidInputError: a source or argument that cannot be used, a path of several with nothing there,
-            columns, or fields of structs, that are not those of the table or that only some files have, a
-            file that has changed since part of it was ingested, or a bad row if that is an error.
-        TableError: no such table and no codec, one that is not ours, another process that ingests the same
-            source, or a table that cannot tell any more what was ingested.
-        StorageError: the disk or bucket is full, or may not be written to.
-    """
-    started = time.perf_counter()
-    settings = IngestSettings(
-        on_bad_rows=on_bad_rows, commit_rows=commit_rows, job=job, resume=resume, progress=progress
-    )
-    prepared = prepare(
-        source,
-        into,
-        codec=codec,
-        vector_column=vector_column,
-        columns=columns,
-        metadata=metadata,
-        encode=encode,
-        keep_vectors=keep_vectors,
-        storage_options=storage_options,
-        job=job,
-    )
-    report, warning = Ingestion(prepared, settings).run(started)
-    if warning:
-        warnings.warn(warning, stacklevel=3)
-    return report

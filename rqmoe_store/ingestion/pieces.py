@@ -1,7 +1,8 @@
-"""Pieces of a source: each has an identity that outlives the process, and rows in a fixed order.
+"""Pieces of a source: files, fragments or streams, read from any row on, and cut into parts to share.
 
-A piece is a file, a fragment of a Lance table, or a whole stream. What has been ingested is remembered by
-piece and number of rows, so a piece must give the same rows in the same order whenever it is read.
+A piece is a file, a fragment of a Lance table, or a whole stream. The ingestion log remembers how many rows
+of which piece a table has. A piece therefore has an identity that outlives the process, and yields the same
+rows in the same order whenever it is read.
 """
 
 import abc
@@ -16,34 +17,34 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.store.ingest_log import Done
+from rqmoe_store.store.ingest_log import PieceProgress
 
 
 class Chunk(NamedTuple):
-    """Some consecutive rows of a piece."""
+    """Consecutive rows of a piece."""
 
     rows: pa.RecordBatch
-    """The columns asked for that the piece has, as the source types them."""
+    """Those of the requested columns that the piece has, in the types of the source."""
     source_bytes: int
-    """Their share of the piece's bytes; 0 where it shows only in the end."""
+    """Their share of the piece's bytes; 0 where it is known only at the end of the piece."""
 
 
 class Piece(abc.ABC):
-    """A part of a source that is read from its first row to its last."""
+    """A file, fragment or stream of a source, read from its first row to its last."""
 
     may_grow = False
-    """Whether rows may have come after its last one when it is read again."""
+    """Whether the piece may have more rows at its end when it is read again."""
 
     can_be_shared = True
-    """Whether other processes that it is sent to can read it."""
+    """Whether another process that receives the piece can read it."""
 
     def __init__(self, name: str, stamp: str, source_bytes: int | None) -> None:
         self.name = name
-        """Names the piece in its source; never changes."""
+        """Identifies the piece in its source; never changes."""
         self.stamp = stamp
-        """Changes whenever rows of the piece do."""
+        """Changes whenever rows of the piece change."""
         self.source_bytes = source_bytes
-        """Its size, on which estimates of the time left are based; None where nobody knows."""
+        """Size in bytes, from which the time left is estimated; None if unknown."""
 
     @property
     def key(self) -> str:
@@ -56,18 +57,18 @@ class Piece(abc.ABC):
         return digest(self.stamp, 6)
 
     def cuts(self, size: int) -> list[int]:
-        """Rows, ascending, from which it is read about as soon as from its first, some `size` bytes apart.
+        """Rows, ascending and about `size` bytes apart, from which reading starts without a detour.
 
-        Empty where it is no larger than that, or has no such rows.
+        Empty if the piece is not larger than `size`, or can only be read from its beginning.
         """
         return []
 
     @abc.abstractmethod
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
-        """The rows from `start` on, in chunks of at most `batch_rows`; a bounded number is in memory.
+        """Yield the rows from `start` on, in chunks of at most `batch_rows` and in bounded memory.
 
         Raises:
-            InvalidInputError: there are fewer than `start` rows.
+            InvalidInputError: the piece has fewer than `start` rows.
             OSError, pyarrow.ArrowException: the piece cannot be read.
         """
 
@@ -77,45 +78,45 @@ class Source:
     """A list of pieces with the same columns."""
 
     schema: pa.Schema
-    """Columns of the source; single pieces may lack some or have other types."""
+    """Columns of the source; a single piece may lack some or have other types."""
     pieces: Sequence[Piece]
-    """In an order that stays the same as long as the pieces do."""
+    """In a fixed order."""
     location: str | None
-    """Tells this source from any other; None when nothing does."""
+    """Identifies the source across calls; None if nothing does."""
     version_note: str = ""
-    """How to get the source again as it is now, should it change; empty where there is no way."""
+    """How to open the source again as it is now, after it has changed; empty if there is no way."""
     replaces_pieces: bool = False
-    """Whether rows move to new pieces when the source is rewritten: a piece that is gone tells of it."""
+    """Whether rewriting the source moves rows to new pieces, so that a missing piece means a rewrite."""
 
     @property
     def source_bytes(self) -> int | None:
-        """Size of all pieces; None when one of them does not know its own."""
+        """Size of all pieces; None if that of any piece is unknown."""
         sizes = [piece.source_bytes for piece in self.pieces]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def digest(text: str, size: int) -> str:
-    """A hash of `size` bytes (a multiple of 3) of `text`, as letters, digits, hyphens and underscores."""
-    content = text.encode(errors="surrogatepass")  # a name of a file that is no UTF-8 has surrogates
+    """A hash of `text`, `size` bytes long (a multiple of 3), as letters, digits, hyphens and underscores."""
+    content = text.encode(errors="surrogatepass")  # file names that are not UTF-8 have surrogates
     return base64.urlsafe_b64encode(hashlib.sha256(content).digest()[:size]).decode()
 
 
 def stamp_of(*parts: object) -> str:
-    """A stamp made of these values."""
+    """The stamp of a piece that these values describe."""
     return json.dumps(parts)
 
 
 def even_cuts(rows: int, source_bytes: int | None, size: int) -> list[int]:
-    """As `Piece.cuts`, of a piece that can be read from any row: all parts have as many, less one at most."""
+    """`Piece.cuts` of a piece that can be read from any row: the numbers of rows of two parts differ by 1."""
     parts = min(rows, -(-(source_bytes or 0) // size))
     return [part * rows // parts for part in range(1, parts)]
 
 
 def skip(batches: Iterator[pa.RecordBatch], rows: int, name: str) -> Iterator[pa.RecordBatch]:
-    """`batches` without the first `rows` rows.
+    """Yield `batches` without their first `rows` rows.
 
     Raises:
-        InvalidInputError: piece `name` has fewer.
+        InvalidInputError: the piece, called `name`, has fewer rows.
     """
     left = rows
     for batch in batches:
@@ -134,13 +135,13 @@ def skip(batches: Iterator[pa.RecordBatch], rows: int, name: str) -> Iterator[pa
 
 
 class Part(Piece):
-    """Consecutive rows of a piece; what is remembered of them is remembered of the piece."""
+    """Consecutive rows of a piece. It has the key of the piece, so progress on it is logged for the piece."""
 
     def __init__(self, piece: Piece, start: int, stop: int | None, source_bytes: int | None) -> None:
-        """Take the rows from `start` to before `stop`, or to the last one where that is None."""
+        """Select the rows from `start` to before `stop`, or to the end where `stop` is None."""
         super().__init__(piece.name, piece.stamp, source_bytes)
         self.start = start
-        """The first row."""
+        """First row."""
         self.may_grow = stop is not None or piece.may_grow
         self._piece, self._stop = piece, stop
 
@@ -156,17 +157,17 @@ class Part(Piece):
                 return
 
 
-def parts_of(pieces: Sequence[Piece], done: Mapping[str, Done], size: int) -> list[Part]:
-    """What is left of some pieces, in their order.
+def parts_of(pieces: Sequence[Piece], done: Mapping[str, PieceProgress], size: int) -> list[Part]:
+    """Cut what is left of the pieces into parts, in the order of the pieces.
 
     Args:
-        pieces: of a source.
-        done: key of a piece -> how much of it needs no reading.
-        size: bytes of a part, about; pieces that cannot be cut make longer ones.
+        pieces: pieces of a source.
+        done: key of a piece -> how much of it need not be read.
+        size: approximate bytes of a part; a piece that cannot be cut makes a longer part.
     """
     parts: list[Part] = []
     for piece in pieces:
-        first = done.get(piece.key, Done(piece.state, 0)).rows
+        first = done.get(piece.key, PieceProgress(piece.state, 0)).rows
         if first is None:
             continue
         starts = [first, *(cut for cut in piece.cuts(size) if cut > first)]

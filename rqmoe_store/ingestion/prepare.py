@@ -1,4 +1,4 @@
-"""Preparing an ingestion: source and target opened and checked before anything is written."""
+"""Prepare an ingestion: open source and target and check that they fit, before anything is written."""
 
 import dataclasses
 import os
@@ -22,15 +22,15 @@ from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import require_vector_column
 
 Target = StoredTable | tuple[DBConnection, str]
-"""A table, or the database and the name of one."""
+"""A table, or a database and the name of a table."""
 
 
 def open_target(into: Target) -> StoredTable | None:
-    """The table, at its newest version; None when there is none of the name yet.
+    """Open the table at its newest version; return None if the database has no table of that name.
 
     Raises:
-        InvalidInputError: something else than a table or a database and a name.
-        TableError, ArtifactError: a table that is not one of ours, or cannot be read.
+        InvalidInputError: `into` is neither a table nor a database and a name.
+        TableError, ArtifactError: the table is not a compressed table, or cannot be read.
     """
     if isinstance(into, StoredTable):
         into.refresh()
@@ -52,11 +52,11 @@ def create_target(
     vector_column: str,
     keep_vectors: str,
 ) -> StoredTable:
-    """A new table with the columns of a source, without rows.
+    """Create a table with the columns of a source and without rows.
 
     Raises:
-        TableError: no codec to make it with, no such vector column, or columns named like ours.
-        InvalidInputError: vectors of another dimension.
+        TableError: there is no codec, no such vector column, or a column has a reserved name.
+        InvalidInputError: the vectors have another dimension than the codec.
     """
     db, name = into
     if codec is None:
@@ -72,12 +72,12 @@ def create_target(
 
 
 def as_codec(codec: Codec | str | os.PathLike[str] | None) -> Codec | None:
-    """A codec, loaded if its folder is given."""
+    """The codec, loaded if `codec` is a folder."""
     return codec if codec is None or isinstance(codec, Codec) else load_codec(codec)
 
 
 def require_codec(store: StoredTable, codec: Codec | None) -> None:
-    """Raise InvalidInputError when a codec is given that is not the table's newest one."""
+    """Raise InvalidInputError if `codec` is given and is not the newest codec of the table."""
     if codec is not None and (
         store.codecs.newest is None or store.codecs.newest.fingerprint != codec.fingerprint
     ):
@@ -89,20 +89,18 @@ def require_codec(store: StoredTable, codec: Codec | None) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A table and a source that fit each other."""
+    """A table and a source that fit each other, with the tools that turn rows of the source into its rows."""
 
     store: StoredTable
     source: Source
     columns: Sequence[str]
-    """Of the source, that are taken."""
+    """Columns of the source to ingest."""
     vector_column: str
-    """What the source calls the vectors."""
+    """Name of the vector column in the source."""
     encode: bool
-    """Whether rows get codes."""
+    """Whether rows are encoded; raw vectors are stored otherwise."""
     encoder: RowEncoder
-    """Of the table."""
     checker: RowChecker
-    """For rows of the source."""
 
 
 def prepare(
@@ -118,9 +116,9 @@ def prepare(
     storage_options: Mapping[str, str] | None = None,
     job: str | None = None,
 ) -> Prepared:
-    """Open a source (unless it is open) and a table, or make the table; arguments are those of `ingest`.
+    """Open a source, unless it is a `Source`, and open or create the table.
 
-    Raises as `ingest`.
+    Arguments and exceptions are those of `ingest`.
     """
     store, codec = open_target(into), as_codec(codec)
     if vector_column is None:
@@ -133,18 +131,18 @@ def prepare(
             storage_options=storage_options,
             job=job,
             takes_all=columns is None,
-            texts=() if store is None else _texts(store),
+            texts=() if store is None else _text_columns(store),
         )
-    schema = _chosen(source.schema, columns, vector_column)
+    schema = _selected(source.schema, columns, vector_column)
     if store is None:
-        assert isinstance(into, tuple), "a table that was passed exists"
+        assert isinstance(into, tuple), "open_target returns a table that is passed"
         store = create_target(into, schema, codec, vector_column, keep_vectors)
     else:
         require_codec(store, codec)
     if encode is None:
         encode = store.codecs.newest is not None
     encoder, checker = row_tools(store, vector_column, encode=encode)
-    checker.require(schema)
+    checker.require_schema(schema)
     return Prepared(
         store=store,
         source=source,
@@ -156,25 +154,25 @@ def prepare(
     )
 
 
-def _texts(store: StoredTable) -> list[str]:
+def _text_columns(store: StoredTable) -> list[str]:
     return [field.name for field in store.schema if pa.types.is_string(field.type)]
 
 
 def row_tools(store: StoredTable, vector_column: str, *, encode: bool) -> tuple[RowEncoder, RowChecker]:
-    """What checks rows of a source, which calls the vectors `vector_column`, and encodes them for a table.
+    """The encoder of a table, and a checker for a source whose vectors are in `vector_column`.
 
     Raises:
-        TableError: they are to be encoded, and the table has no codec.
+        TableError: rows are to be encoded, and the table has no codec.
     """
     if encode:
-        _ = store.codec  # raises when there is none
+        _ = store.codec  # raises if there is none
     snapshot = store.snapshots.current()
     encoder = RowEncoder(snapshot.schema, snapshot.codecs, table_name=store.name, encode=encode)
     return encoder, RowChecker(encoder, vector_column, dim=store.dim, metric=store.metric)
 
 
-def _chosen(schema: pa.Schema, columns: Sequence[str] | None, vector_column: str) -> pa.Schema:
-    """The columns of a source that are taken."""
+def _selected(schema: pa.Schema, columns: Sequence[str] | None, vector_column: str) -> pa.Schema:
+    """The columns of a source to ingest."""
     if columns is None:
         return schema
     names = [name for name in columns if name != vector_column]

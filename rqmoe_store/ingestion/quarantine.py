@@ -1,4 +1,4 @@
-"""Rows that cannot be encoded, kept in a table beside the one they were meant for, once each."""
+"""Quarantine: the table of rows that could not be ingested, each with its source and the reason."""
 
 import base64
 import dataclasses
@@ -14,7 +14,7 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.ingest_log import Claim, Done, NoClaim, claim
+from rqmoe_store.store.ingest_log import Claim, NoClaim, PieceProgress, claim
 
 SUFFIX = "_quarantine"
 
@@ -33,29 +33,32 @@ class BadRow:
     """A row that cannot be encoded."""
 
     source: str
-    """The piece that it comes from."""
+    """Name of the piece that has the row."""
     position: int
-    """Its row in the piece, counted from 0."""
+    """Number of the row in the piece, from 0."""
     reason: str
-    """What is wrong with it."""
+    """What is wrong with the row."""
     row: str
     """The row as a JSON object."""
 
 
 class Quarantine:
-    """The table of bad rows beside a table, made when there is one to keep."""
+    """The table of bad rows that belongs to another table; created with its first row.
+
+    It keeps an ingestion log of its own, so that every bad row is added once.
+    """
 
     def __init__(self, db: DBConnection, table_name: str, job: str | None, round: int) -> None:
-        """Prepare for the bad rows of a job.
+        """Open the table of bad rows if it exists.
 
         Args:
             db: the database.
-            table_name: the table that they were meant for.
-            job: of that table; None where nothing is remembered of it.
-            round: the present one of the job in that table.
+            table_name: name of the table that the rows were meant for.
+            job: the ingestion job; None if it is not logged.
+            round: current round of the job in that table.
         """
         self.name = f"{table_name}{SUFFIX}"
-        """Of the table of bad rows."""
+        """Name of the table of bad rows."""
         self._db, self._job, self._round = db, job, round
         self._claimed: tuple[LanceTable, Claim] | None = None
         table = databases.open_if_exists(db, self.name)
@@ -63,12 +66,12 @@ class Quarantine:
             self._claim(table)
 
     @property
-    def pieces(self) -> Mapping[str, Done]:
-        """Pieces whose bad rows were here when this was made, and up to which row."""
-        return {} if self._claimed is None else self._claimed[1].ingested.pieces
+    def pieces(self) -> Mapping[str, PieceProgress]:
+        """Key of a piece -> up to which row its bad rows were in quarantine when the job was claimed."""
+        return {} if self._claimed is None else self._claimed[1].state.pieces
 
-    def add(self, rows: Sequence[BadRow], pieces: Mapping[str, Done]) -> None:
-        """Keep `rows`, and that `pieces` have no more of them so far, in one commit.
+    def add(self, rows: Sequence[BadRow], pieces: Mapping[str, PieceProgress]) -> None:
+        """Add bad rows, and log in the same commit how far `pieces` have been read.
 
         Raises:
             TableError: another process ingests the same source.
@@ -79,15 +82,15 @@ class Quarantine:
             self._claim(databases.create_if_absent(self._db, self.name, _SCHEMA))
         assert self._claimed is not None, "claimed just above"
         table, held = self._claimed
-        held.require()
+        held.require_held()
         batch = pa.RecordBatch.from_pylist([dataclasses.asdict(row) for row in rows], schema=_SCHEMA)
         reader = pa.RecordBatchReader.from_batches(_SCHEMA, [batch])
-        held.committed(append_rows(table, reader, held.properties(pieces)))
+        held.record_commit(append_rows(table, reader, held.properties(pieces)))
 
-    def fold(self) -> None:
-        """Note what is here where it stays when old versions of the table are cleaned up."""
+    def fold_notes(self) -> None:
+        """Move the ingestion log into the table's metadata, where it outlives old versions."""
         if self._claimed is not None:
-            self._claimed[1].fold()
+            self._claimed[1].fold_notes()
 
     def _claim(self, table: Table) -> None:
         if table.schema != _SCHEMA:
@@ -101,15 +104,15 @@ class Quarantine:
 
 
 def as_json(row: Mapping[str, Any]) -> str:
-    """A row as a JSON object: bytes in base64, other values that JSON lacks as text."""
-    return json.dumps(_plain(row), default=str)
+    """A row as a JSON object: bytes as base64, other values that JSON lacks as text."""
+    return json.dumps(_json_value(row), default=str)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _json_value(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_json_value(each) for each in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):

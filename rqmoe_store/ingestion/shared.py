@@ -1,4 +1,4 @@
-"""Shared ingestion: several processes, on one machine or many, put one source into one table.
+"""Shared ingestion: several processes, on one machine or many, ingest one source into one table.
 
     shared = share_pieces(prepare("s3://bucket/rows/", (db, "docs")), IngestSettings(), part_bytes=2**27)
     for part in shared.parts:  # in other processes, in any order
@@ -6,11 +6,10 @@
         shared.take(writer.write(part))
     print(shared.finish())
 
-What others write counts once it is committed here, with the note of the rows of the source that it has. So it
-does not matter how often a part is written: a process that is lost, with whatever it has written, can be
-replaced by another at any moment, this one among them.
-
-The files belong to no version of the table until the process that shares out the parts commits them.
+One process, the driver, cuts the source into parts and commits. The others, the workers, read, encode and
+write data files, which belong to no version of the table until the driver commits them together with the note
+of which rows they have. A part may therefore be written any number of times, and any process, including the
+driver, can be lost and replaced at any moment.
 """
 
 import collections
@@ -24,7 +23,7 @@ import pyarrow as pa
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.ingestion.blocks import BlockReader
-from rqmoe_store.ingestion.job import IngestReport, IngestSettings, claim_job, encoded_block
+from rqmoe_store.ingestion.job import WAITING_BLOCKS, IngestReport, IngestSettings, claim_job, encoded_block
 from rqmoe_store.ingestion.pieces import Part, Piece, digest, parts_of
 from rqmoe_store.ingestion.prepare import Prepared, row_tools
 from rqmoe_store.ingestion.quarantine import BadRow
@@ -35,77 +34,77 @@ from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.appends import fragments_of, write_batches, written_elsewhere
 from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.health import DriftSums
-from rqmoe_store.store.ingest_log import Done
+from rqmoe_store.store.ingest_log import PieceProgress
 from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
-_WAITING_BLOCKS = 2
-"""Between reading and encoding, at most."""
+PART_BYTES = 2**27
+"""Default for the approximate bytes of a part."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartWork:
-    """What a process must know to write parts; it can be sent there."""
+    """What a worker must know to write parts; can be sent to another process."""
 
     place: TablePlace
-    """Of the table."""
+    """Where the table is."""
     columns: Sequence[str]
-    """Of the source, that are taken."""
+    """Columns of the source to ingest."""
     vector_column: str
-    """What the source calls the vectors."""
+    """Name of the vector column in the source."""
     encode: bool
-    """Whether rows get codes."""
+    """Whether rows are encoded."""
     codecs: Sequence[str]
     """Fingerprints of the table's codecs, oldest first; the last one encodes."""
-    quarantined: Mapping[str, Done] | None
-    """Key of a piece -> up to where its bad rows are in quarantine; None for bad rows to be an error."""
+    quarantined: Mapping[str, PieceProgress] | None
+    """Key of a piece -> up to which row its bad rows are in quarantine; None where bad rows are an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WrittenPart:
-    """A part that was written; it can be sent to the process that commits."""
+    """A part that a worker has written; can be sent to the driver."""
 
     key: str
-    """Of its piece."""
+    """Key of the piece."""
     start: int
-    """Its first row."""
+    """First row of the part."""
     fragments: Sequence[str]
-    """The files, as JSON."""
+    """Metadata of the written fragments, as JSON."""
     content: Content
-    """What is in them."""
+    """Summary of the rows."""
     arrow_bytes: int
-    """What the rows read take in memory."""
+    """Size in memory of the rows read."""
 
     def to_json(self) -> str:
-        """The same as text."""
+        """The part as JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "WrittenPart":
-        """What `to_json` made into text."""
+        """The part from the JSON that `to_json` returned."""
         values = json.loads(text)
         content = values["content"]
         content["bad"] = [BadRow(**row) for row in content["bad"]]
-        content["pieces"] = {key: Done(*done) for key, done in content["pieces"].items()}
+        content["pieces"] = {key: PieceProgress(*done) for key, done in content["pieces"].items()}
         content["drift"] = None if content["drift"] is None else DriftSums(**content["drift"])
         return cls(**{**values, "content": Content(**content)})
 
 
 class PartWriter(TranslatesErrors):
-    """Writes parts, with one codec for all of them."""
+    """A worker: writes parts, all of them with the same codec."""
 
     def __init__(self, work: PartWork, *, device: str = "auto") -> None:
         """Open the table.
 
         Args:
-            work: of `share_pieces` or `share_rows`, in whichever process.
-            device: where to encode, as in `Codec.to`.
+            work: attribute `work` of the driver's `SharedPieces` or `SharedRows`.
+            device: device to encode on, as in `Codec.to`.
 
         Raises:
-            TableError: as `open_table`, or the table was given another codec meanwhile.
+            TableError: as `open_table`, or the table has got another codec meanwhile.
             ArtifactError: as `open_table`.
-            InvalidInputError: a device that is not there.
+            InvalidInputError: the device does not exist.
         """
         self._work, self._store = work, StoredTable.open(work.place.connected(), work.place.name)
         self._encoder, self._checker = row_tools(self._store, work.vector_column, encode=work.encode)
@@ -122,13 +121,13 @@ class PartWriter(TranslatesErrors):
         """Write the rows of a part.
 
         Raises:
-            InvalidInputError: it cannot be read, or has a bad row where that is an error.
-            StorageError: the disk or bucket refuses to take it.
+            InvalidInputError: the part cannot be read, or has a bad row where that is an error.
+            StorageError: the disk or bucket cannot be written to.
         """
         return self._write(part, part.start)
 
     def write_rows(self, rows: pa.Table, name: str) -> WrittenPart:
-        """Write some rows of a source that has no parts and is called `name`. Raises as `write`."""
+        """Write rows that belong to no piece, as rows of the source called `name`. Raises as `write`."""
         return self._write(StreamPiece(iter(rows.to_batches()), name, None), 0)
 
     def _write(self, piece: Piece, start: int) -> WrittenPart:
@@ -136,7 +135,7 @@ class PartWriter(TranslatesErrors):
             checker=self._checker,
             columns=self._work.columns,
             block_rows=rows_per_batch(self._store.dim),
-            done={piece.key: Done(piece.state, start)},
+            done={piece.key: PieceProgress(piece.state, start)},
             quarantined=self._work.quarantined,
         )
         content, sizes = Content(), list[int]()
@@ -153,8 +152,8 @@ class PartWriter(TranslatesErrors):
     def _batches(
         self, reader: BlockReader, piece: Piece, content: Content, sizes: list[int]
     ) -> Iterator[pa.RecordBatch]:
-        """The rows as they are written; what is in them is noted in `content`, their bytes in `sizes`."""
-        with prefetch(reader.read([piece]), _WAITING_BLOCKS) as blocks:
+        """Yield the rows as they are stored; add their summary to `content` and their bytes to `sizes`."""
+        with prefetch(reader.read([piece]), WAITING_BLOCKS) as blocks:
             for block in blocks:
                 encoded = encoded_block(self._encoder, block)
                 content.add_block(encoded)
@@ -163,23 +162,19 @@ class PartWriter(TranslatesErrors):
 
 
 def fingerprints(codecs: TableCodec) -> tuple[str, ...]:
-    """Of the codecs of a table, oldest first."""
+    """Fingerprints of the codecs of a table, oldest first."""
     return tuple(each.fingerprint for each in codecs.metadata.generations)
 
 
-PART_BYTES = 2**27
-"""Of a part of a source, about."""
-
-
 class SharedIngestion(TranslatesErrors):
-    """The half of an ingestion that commits; use `share_pieces` or `share_rows` instead of calling this."""
+    """The driver: commits what workers write. Use `share_pieces` or `share_rows` to create one."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
         self._started = time.perf_counter()
         self._prepared, self._settings = prepared, settings
         self._store = prepared.store
         held, self._quarantine = claim_job(self._store.table, prepared.source, settings)
-        self._done = held.ingested.pieces
+        self._done = held.state.pieces
         self._committer = Committer(self._store.table, prepared.encoder, held, self._quarantine)
         self._content, self._fragments, self._arrow_bytes = Content(), list[str](), 0
         self.work = PartWork(
@@ -190,9 +185,9 @@ class SharedIngestion(TranslatesErrors):
             codecs=fingerprints(prepared.encoder.codecs),
             quarantined=None if self._quarantine is None else dict(self._quarantine.pieces),
         )
-        """For `PartWriter`."""
+        """To be sent to workers, for `PartWriter`."""
 
-    def _gather(self, written: WrittenPart) -> None:
+    def _add(self, written: WrittenPart) -> None:
         self._content.add(written.content)
         self._fragments += written.fragments
         self._arrow_bytes += written.arrow_bytes
@@ -201,10 +196,10 @@ class SharedIngestion(TranslatesErrors):
         self._committer.commit(self._content, written_elsewhere(self._store.table, self._fragments))
         self._content, self._fragments = Content(), []
 
-    def _finished(self, *, pieces: int, skipped: int) -> IngestReport:
+    def _finish(self, *, pieces: int, skipped: int) -> IngestReport:
         if self._content.pieces or self._fragments:
             self._commit()
-        self._committer.fold()
+        self._committer.fold_notes()
         self._store.refresh()
         if self._committer.warning:
             warnings.warn(self._committer.warning, stacklevel=4)
@@ -221,12 +216,12 @@ class SharedIngestion(TranslatesErrors):
 
 
 class SharedPieces(SharedIngestion):
-    """Pieces of a source that other processes ingest."""
+    """Driver of an ingestion whose workers read pieces of a source."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings, part_bytes: int) -> None:
         super().__init__(prepared, settings)
         self.parts: Sequence[Part] = parts_of(prepared.source.pieces, self._done, part_bytes)
-        """What is left to ingest; each can be sent to another process."""
+        """Parts left to ingest; each can be sent to another process."""
         self._expected: dict[str, collections.deque[int]] = collections.defaultdict(collections.deque)
         for part in self.parts:
             self._expected[part.key].append(part.start)
@@ -234,14 +229,14 @@ class SharedPieces(SharedIngestion):
         self._waiting: dict[tuple[str, int], WrittenPart] = {}
 
     def take(self, written: WrittenPart) -> None:
-        """Take note of a part, in whichever order they come; of one that was written twice, once.
+        """Accept a written part and commit once there are enough rows.
 
-        Commits when there are rows enough. Rows of a piece count in their order: a part waits for those
-        before it.
+        Parts may come in any order; if a part comes twice, the second one is dropped. A part is committed
+        after all parts before it in its piece, because the log counts the rows of a piece from its first.
 
         Raises:
             TableError: another process ingests the same source.
-            StorageError: the disk or bucket refuses it.
+            StorageError: the disk or bucket cannot be written to.
         """
         place = written.key, written.start
         if place not in self._missing:
@@ -250,15 +245,15 @@ class SharedPieces(SharedIngestion):
         self._waiting[place] = written
         starts = self._expected[written.key]
         while starts and (written.key, starts[0]) in self._waiting:
-            self._gather(self._waiting.pop((written.key, starts.popleft())))
+            self._add(self._waiting.pop((written.key, starts.popleft())))
             if self._content.is_full(self._settings.commit_rows):
                 self._commit()
 
     def finish(self) -> IngestReport:
-        """Commit the rest; what was done.
+        """Commit the rest and return the report.
 
         Raises:
-            InvalidInputError: parts were not taken; call this once all are.
+            InvalidInputError: parts are missing.
             TableError, StorageError: as `take`.
         """
         if self._missing:
@@ -266,11 +261,11 @@ class SharedPieces(SharedIngestion):
                 f"{len(self._missing)} of {len(self.parts)} parts were not written; take all of them first."
             )
         pieces = self._prepared.source.pieces
-        return self._finished(pieces=len(pieces), skipped=len(pieces) - len(self._expected))
+        return self._finish(pieces=len(pieces), skipped=len(pieces) - len(self._expected))
 
 
 class SharedRows(SharedIngestion):
-    """Rows without places in a source, which other processes write; all are committed together in the end."""
+    """Driver of an ingestion whose workers hold rows that belong to no piece; commits all rows at the end."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
         super().__init__(prepared, settings)
@@ -278,33 +273,33 @@ class SharedRows(SharedIngestion):
         """For `PartWriter.write_rows`."""
         self._key = digest(self.name, 9)
         self.is_done = self._key in self._done
-        """Whether they are in the table already: nothing need be written then."""
+        """Whether the table has the rows already, so that nothing need be written."""
 
     def take(self, written: WrittenPart) -> None:
-        """Take note of rows that were written."""
-        self._gather(written)
+        """Accept written rows."""
+        self._add(written)
 
     def finish(self) -> IngestReport:
-        """Commit all that was taken; what was done. Raises as `SharedPieces.take`."""
+        """Commit all rows and return the report. Raises as `SharedPieces.take`."""
         if not self.is_done:
-            self._content.pieces = {self._key: Done("", None)}
-        return self._finished(pieces=1, skipped=int(self.is_done))
+            self._content.pieces = {self._key: PieceProgress("", None)}
+        return self._finish(pieces=1, skipped=int(self.is_done))
 
 
 def share_pieces(
     prepared: Prepared, settings: IngestSettings, *, part_bytes: int = PART_BYTES
 ) -> SharedPieces:
-    """Ingest a source of files, fragments or arrays together with other processes.
+    """Start to ingest files, fragments or arrays together with other processes.
 
-    Interrupted at any moment, the same call in another process goes on after the last commit.
+    After an interruption at any moment, the same call continues after the last commit, in any process.
 
     Args:
-        prepared: by `prepare`, from a path or URI, or from a dataset that others can open.
+        prepared: result of `prepare`, from a path or URI, or from a dataset that other processes can open.
         settings: as in `ingest`; `progress` is not used.
-        part_bytes: of the source, in one part; what cannot be cut makes longer ones.
+        part_bytes: approximate bytes of a part; a piece that cannot be cut makes a longer part.
 
     Raises:
-        InvalidInputError: a stream, which other processes cannot read, or a source that has changed since
+        InvalidInputError: the source is a stream, which other processes cannot read, or it has changed since
             part of it was ingested.
         TableError: as `ingest`.
     """
@@ -317,11 +312,11 @@ def share_pieces(
 
 
 def share_rows(prepared: Prepared, settings: IngestSettings) -> SharedRows:
-    """Ingest rows that other processes have, and that have no place of their own in any source.
+    """Start to ingest rows that other processes hold and that belong to no file or dataset.
 
     Args:
-        prepared: by `prepare`, from `rows_source`.
-        settings: as in `ingest`; with `job` the rows are ingested once, however often this is called.
+        prepared: result of `prepare`, from `rows_source`.
+        settings: as in `ingest`; with a `job` the rows are ingested once, however often this is called.
 
     Raises:
         TableError: as `ingest`.

@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import lance
@@ -13,21 +12,145 @@ from lance.fragment import LanceFragment
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.ingestion import files
-from rqmoe_store.ingestion import files as arrays
+from rqmoe_store.ingestion.files import NPY_ENDING, dataset_at, open_array, open_files
 from rqmoe_store.ingestion.filesystems import absolute, common_folder, files_at, is_uri
 from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, even_cuts, skip, stamp_of
 from rqmoe_store.store.columns import user_schema
 from rqmoe_store.store.rows import given_rows
 
-ENDING = ".lance"
+LANCE_ENDING = ".lance"
+
+_EXPECTED_SOURCES = (
+    "the path or URI of a Parquet, Arrow, CSV, JSON, ORC, .npy or .lance file or folder, a pyarrow dataset, "
+    "several paths, a pattern such as 'rows/*.parquet', a Lance dataset, a LanceDB table, or rows of any form"
+)
 
 _READ_AHEAD_BYTES = 128 * 2**20
+"""Most bytes that a scan of a Lance fragment reads ahead."""
 _BLOB, _EXTENSION = b"lance-encoding:blob", b"ARROW:extension:name"
+"""Metadata keys of Arrow fields."""
+_PANDAS_KEY = b"pandas"
+"""Metadata key under which pandas describes the index of a frame."""
+
+
+def open_source(
+    source: Any,
+    *,
+    vector_column: str,
+    metadata: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, str] | None = None,
+    job: str | None = None,
+    takes_all: bool = True,
+    texts: Collection[str] = (),
+) -> Source:
+    """Open whatever `ingest` takes as a source.
+
+    Args:
+        source: path, URI or pattern of files, or several of these; dataset, table, reader, frame or iterator.
+        vector_column: name to give to the vectors of a .npy file, and name of the vectors in dicts.
+        metadata: path or URI of a file with the other columns of a .npy file.
+        storage_options: options for paths that are URIs.
+        job: name of a stream, which has none of its own.
+        takes_all: whether all columns are taken, also those that only some files or batches have.
+        texts: columns of the table that are text; in CSV files they are text even if they look like numbers.
+
+    Raises:
+        InvalidInputError, TableError: there is nothing, or nothing that can be read.
+    """
+    locations, source = _locations(source)
+    if locations:
+        if not any(map(is_uri, locations)):
+            _require_none("storage_options", storage_options, "URIs")
+        if any(_has_ending(location, NPY_ENDING) for location in locations):
+            return _open_arrays(locations, metadata, vector_column, storage_options, texts)
+        _require_none("metadata", metadata, "files in .npy")
+        if any(_has_ending(location, LANCE_ENDING) for location in locations):
+            return open_lance_uri(_only_one(locations, LANCE_ENDING), storage_options)
+        dataset, location = dataset_at(
+            locations if len(locations) > 1 else locations[0], storage_options, texts=texts
+        )
+        return open_files(dataset, location, takes_all=takes_all)
+    _require_none("metadata", metadata, "files in .npy")
+    _require_none("storage_options", storage_options, "URIs")
+    if isinstance(source, LanceTable):
+        return open_lance_dataset(source.to_lance())
+    if isinstance(source, lance.LanceDataset):
+        return open_lance_dataset(source)
+    if isinstance(source, pads.Dataset):
+        return open_files(source)
+    return open_stream(source, job, vector_column, takes_all=takes_all)
+
+
+def _locations(source: Any) -> tuple[list[str], Any]:
+    """The paths and URIs in a source, and the source, to be used instead of the argument.
+
+    To tell an iterator of paths from one of rows, this consumes its first element.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return [os.fspath(source)], source
+    is_collection = isinstance(source, (list, tuple, set, frozenset))
+    if not is_collection and not isinstance(source, Iterator):
+        return [], source
+    elements = iter(source)
+    first = list(itertools.islice(elements, 1))
+    if not first or not isinstance(first[0], (str, os.PathLike)):
+        return [], source if is_collection else itertools.chain(first, elements)
+    together = [*first, *elements]
+    if odd := [each for each in together if not isinstance(each, (str, os.PathLike))]:
+        raise InvalidInputError(f"Got {type(odd[0]).__name__} among paths; expected paths or URIs alone.")
+    return [os.fspath(each) for each in together], source
+
+
+def _has_ending(location: str, ending: str) -> bool:
+    return location.rstrip("/").endswith(ending)
+
+
+def _only_one(locations: Sequence[str], ending: str) -> str:
+    if len(locations) > 1:
+        raise InvalidInputError(
+            f"Got {len(locations)} paths, with folders in {ending} among them; expected one of those alone. "
+            "Ingest one after the other."
+        )
+    return locations[0]
+
+
+def _open_arrays(
+    locations: Sequence[str],
+    metadata: str | os.PathLike[str] | None,
+    vector_column: str,
+    storage_options: Mapping[str, str] | None,
+    texts: Collection[str],
+) -> Source:
+    """One or several .npy files of vectors of one type."""
+    places = [files_at(location, storage_options) for location in locations]
+    found = [file for place in places for file in place.locations]
+    beside = None if metadata is None else os.fspath(metadata)
+    if beside is not None:
+        _require_none("metadata", beside if len(found) > 1 else None, "one file in .npy")
+    opened = [open_array(file, beside, vector_column, storage_options, texts=texts) for file in found]
+    if len(opened) == 1:
+        return opened[0]
+    pieces = sorted((each.pieces[0] for each in opened), key=lambda piece: piece.name)
+    for before, piece in itertools.pairwise(pieces):
+        if before.name == piece.name:
+            raise InvalidInputError(f"The source has {piece.name!r} twice; expected each file once.")
+    for file, each in zip(found, opened, strict=True):
+        if each.schema != opened[0].schema:
+            raise InvalidInputError(
+                f"Got vectors as {opened[0].schema.field(0).type} in {found[0]!r} and as "
+                f"{each.schema.field(0).type} in {file!r}; expected files of one type."
+            )
+    location = common_folder([file.rpartition("/")[0] for file in found])
+    return Source(schema=opened[0].schema, pieces=pieces, location=f"arrays {location}")
+
+
+def _require_none(argument: str, value: object, what: str) -> None:
+    if value is not None:
+        raise InvalidInputError(f"Got {argument}={value!r}; expected it with {what} only.")
 
 
 class FragmentPiece(Piece):
-    """The rows of a fragment that are not deleted."""
+    """The rows of a Lance fragment that are not deleted."""
 
     def __init__(self, dataset: lance.LanceDataset, fragment: LanceFragment) -> None:
         files = [file.path for file in fragment.metadata.files]
@@ -60,12 +183,12 @@ class FragmentPiece(Piece):
             yield Chunk(batch, round(row_bytes * batch.num_rows))
 
 
-def open_uri(location: str, storage_options: Mapping[str, str] | None) -> Source:
+def open_lance_uri(location: str, storage_options: Mapping[str, str] | None) -> Source:
     """The newest version of the Lance dataset at a path or URI.
 
     Raises:
         TableError: there is none.
-        InvalidInputError: as `open_dataset`.
+        InvalidInputError: as `open_lance_dataset`.
     """
     options = None if storage_options is None else dict(storage_options)
     try:
@@ -75,11 +198,11 @@ def open_uri(location: str, storage_options: Mapping[str, str] | None) -> Source
             f"There is no table at {location!r} ({error}); expected the folder of a Lance dataset or LanceDB "
             "table, such as ./data/docs.lance."
         ) from error
-    return open_dataset(dataset)
+    return open_lance_dataset(dataset)
 
 
-def open_dataset(dataset: lance.LanceDataset) -> Source:
-    """A Lance dataset, at the version it is at.
+def open_lance_dataset(dataset: lance.LanceDataset) -> Source:
+    """A Lance dataset, at the version that it has checked out.
 
     Raises:
         InvalidInputError: it has blob columns.
@@ -104,17 +227,8 @@ def _is_blob(field: pa.Field) -> bool:
     return metadata.get(_BLOB) == b"true" or extension.startswith("lance.blob")
 
 
-EXPECTED = (
-    "the path or URI of a Parquet, Arrow, CSV, JSON, ORC, .npy or .lance file or folder, a pyarrow dataset, "
-    "several paths, a pattern such as 'rows/*.parquet', a Lance dataset, a LanceDB table, or rows of any form"
-)
-
-_OF_FRAMES = b"pandas"
-"""Under this key pandas describes its index, which a table has not."""
-
-
 class StreamPiece(Piece):
-    """The batches of an iterator, in the order they come."""
+    """The batches of an iterator, in its order."""
 
     may_grow = True
     can_be_shared = False
@@ -126,12 +240,13 @@ class StreamPiece(Piece):
         source_bytes: int | None,
         known: Collection[str] | None = None,
     ) -> None:
-        """Take the batches.
+        """Prepare to read the batches.
 
         Args:
-            batches: nothing else may use them any more.
-            name, source_bytes: as for all pieces.
-            known: columns of the source; a batch with others cannot be read. None where these are left out.
+            batches: an iterator that nothing else uses.
+            name: name of the piece.
+            source_bytes: size of the piece; None if unknown.
+            known: columns of the source; a batch with others raises. None to leave out other columns.
         """
         super().__init__(name, "", source_bytes)
         self._batches, self._known = batches, known
@@ -155,156 +270,44 @@ class StreamPiece(Piece):
 
 
 def open_stream(rows: Any, job: str | None, vector_column: str, *, takes_all: bool = True) -> Source:
-    """The batches of whatever `add` takes as rows, be it an iterator.
+    """Rows in any form that `add` takes, or an iterator of them.
 
     Args:
-        rows: where batches come from; the first ones are read now.
-        job: tells it from other streams; None where nothing does.
-        vector_column: of dicts.
-        takes_all: whether later rows with columns that the first ones lack cannot be read.
+        rows: the rows; the first batch is read now.
+        job: identifies the stream across calls; None if nothing does.
+        vector_column: name of the vectors in dicts.
+        takes_all: whether reading fails for later rows with columns that the first ones lack.
 
     Raises:
-        InvalidInputError: something else, or an iterator without a row.
+        InvalidInputError: these are not rows, or the iterator is empty.
     """
     size = getattr(rows, "nbytes", None)
     try:
         tables = given_rows(rows, vector_column)
         first = next(tables, None)
     except InvalidInputError as error:
-        raise InvalidInputError(f"{error} As a source, expected {EXPECTED}.") from error
+        raise InvalidInputError(f"{error} As a source, expected {_EXPECTED_SOURCES}.") from error
     if first is None:
         raise InvalidInputError("The iterator yields nothing; expected record batches.")
     name = f"stream {job}" if job else type(rows).__name__
-    batches = (batch for table in chain([first], tables) for batch in table.to_batches())
+    batches = (batch for table in itertools.chain([first], tables) for batch in table.to_batches())
     known = first.column_names if takes_all else None
     piece = StreamPiece(batches, name, size if isinstance(size, int) else None, known)
-    return Source(schema=_plain(first.schema), pieces=[piece], location=f"stream {job}" if job else None)
+    schema = _without_pandas_metadata(first.schema)
+    return Source(schema=schema, pieces=[piece], location=f"stream {job}" if job else None)
 
 
 def rows_source(schema: pa.Schema, job: str | None) -> Source:
-    """Rows that other processes have, and that are in no piece.
+    """Rows that other processes hold and that belong to no piece.
 
     Args:
-        schema: their columns.
-        job: tells them from other rows; None where nothing does.
+        schema: columns of the rows.
+        job: identifies these rows across calls; None if nothing does.
     """
-    return Source(schema=_plain(schema), pieces=[], location=f"rows {job}" if job else None)
+    schema = _without_pandas_metadata(schema)
+    return Source(schema=schema, pieces=[], location=f"rows {job}" if job else None)
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """`schema` without what a frame has noted in it about itself."""
-    metadata = {key: value for key, value in (schema.metadata or {}).items() if key != _OF_FRAMES}
+def _without_pandas_metadata(schema: pa.Schema) -> pa.Schema:
+    metadata = {key: value for key, value in (schema.metadata or {}).items() if key != _PANDAS_KEY}
     return schema.with_metadata(metadata or None)
-
-
-def open_source(
-    source: Any,
-    *,
-    vector_column: str,
-    metadata: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, str] | None = None,
-    job: str | None = None,
-    takes_all: bool = True,
-    texts: Collection[str] = (),
-) -> Source:
-    """A source that `ingest` takes, ready to be read.
-
-    Args:
-        source: path, URI or pattern of files, or several of these; dataset, table, reader, frame or iterator.
-        vector_column: what to call the vectors of a .npy file, and what dicts call them.
-        metadata: path or URI of the other columns of a .npy file.
-        storage_options: for paths that are URIs.
-        job: name for a stream, which has none of its own.
-        takes_all: whether all columns are to be taken, be it that only some files or batches have them.
-        texts: columns of the table that are text; in CSV files they are even if they read like numbers.
-
-    Raises:
-        InvalidInputError, TableError: nothing there, or nothing that can be read.
-    """
-    locations, source = _locations(source)
-    if locations:
-        if not any(map(is_uri, locations)):
-            _require_none("storage_options", storage_options, "URIs")
-        if any(_ends(location, arrays.ENDING) for location in locations):
-            return _open_arrays(locations, metadata, vector_column, storage_options, texts)
-        _require_none("metadata", metadata, "files in .npy")
-        if any(_ends(location, ENDING) for location in locations):
-            return open_uri(_only(locations, ENDING), storage_options)
-        dataset, location = files.dataset_at(
-            locations if len(locations) > 1 else locations[0], storage_options, texts=texts
-        )
-        return files.open_files(dataset, location, takes_all=takes_all)
-    _require_none("metadata", metadata, "files in .npy")
-    _require_none("storage_options", storage_options, "URIs")
-    if isinstance(source, LanceTable):
-        return open_dataset(source.to_lance())
-    if isinstance(source, lance.LanceDataset):
-        return open_dataset(source)
-    if isinstance(source, pads.Dataset):
-        return files.open_files(source)
-    return open_stream(source, job, vector_column, takes_all=takes_all)
-
-
-def _locations(source: Any) -> tuple[list[str], Any]:
-    """The paths and URIs that a source is, and the source, whose first element may have been looked at."""
-    if isinstance(source, (str, os.PathLike)):
-        return [os.fspath(source)], source
-    plain = isinstance(source, (list, tuple, set, frozenset))
-    if not plain and not isinstance(source, Iterator):
-        return [], source
-    elements = iter(source)
-    first = list(itertools.islice(elements, 1))
-    if not first or not isinstance(first[0], (str, os.PathLike)):
-        return [], source if plain else itertools.chain(first, elements)
-    together = [*first, *elements]
-    if odd := [each for each in together if not isinstance(each, (str, os.PathLike))]:
-        raise InvalidInputError(f"Got {type(odd[0]).__name__} among paths; expected paths or URIs alone.")
-    return [os.fspath(each) for each in together], source
-
-
-def _ends(location: str, ending: str) -> bool:
-    return location.rstrip("/").endswith(ending)
-
-
-def _only(locations: Sequence[str], ending: str) -> str:
-    if len(locations) > 1:
-        raise InvalidInputError(
-            f"Got {len(locations)} paths, with folders in {ending} among them; expected one of those alone. "
-            "Ingest one after the other."
-        )
-    return locations[0]
-
-
-def _open_arrays(
-    locations: Sequence[str],
-    metadata: str | os.PathLike[str] | None,
-    vector_column: str,
-    storage_options: Mapping[str, str] | None,
-    texts: Collection[str],
-) -> Source:
-    """One or several .npy files of vectors of one type."""
-    places = [files_at(location, storage_options) for location in locations]
-    found = [file for place in places for file in place.locations]
-    beside = None if metadata is None else os.fspath(metadata)
-    if beside is not None:
-        _require_none("metadata", beside if len(found) > 1 else None, "one file in .npy")
-    opened = [arrays.open_array(file, beside, vector_column, storage_options, texts=texts) for file in found]
-    if len(opened) == 1:
-        return opened[0]
-    pieces = sorted((each.pieces[0] for each in opened), key=lambda piece: piece.name)
-    for before, piece in itertools.pairwise(pieces):
-        if before.name == piece.name:
-            raise InvalidInputError(f"The source has {piece.name!r} twice; expected each file once.")
-    for file, each in zip(found, opened, strict=True):
-        if each.schema != opened[0].schema:
-            raise InvalidInputError(
-                f"Got vectors as {opened[0].schema.field(0).type} in {found[0]!r} and as "
-                f"{each.schema.field(0).type} in {file!r}; expected files of one type."
-            )
-    location = common_folder([file.rpartition("/")[0] for file in found])
-    return Source(schema=opened[0].schema, pieces=pieces, location=f"arrays {location}")
-
-
-def _require_none(argument: str, value: object, what: str) -> None:
-    if value is not None:
-        raise InvalidInputError(f"Got {argument}={value!r}; expected it with {what} only.")

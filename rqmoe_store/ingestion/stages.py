@@ -1,4 +1,7 @@
-"""Work before and after that of the calling thread, in threads of its own; few items wait in between."""
+"""Prefetch and background writer: threads that read ahead of the calling thread and write behind it.
+
+Both hold a bounded number of items between two threads, so that memory stays bounded.
+"""
 
 import collections
 import concurrent.futures
@@ -14,56 +17,56 @@ _END = object()
 
 
 class AbandonedError(Exception):
-    """Tells the thread behind that no more items come and that its work is not wanted."""
+    """Tells the writing thread that no more items come and that its work is to be discarded."""
 
 
 @contextlib.contextmanager
 def prefetch(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
-    """The same items, each computed in another thread while earlier ones are still in use.
+    """Compute items in another thread while the caller still uses earlier ones.
 
-    When the block is left, however that comes, at most the item that is being computed is waited for.
+    Leaving the `with` block, normally or by an exception, waits at most for the item that is being computed.
 
     Args:
-        items: nothing else may use it any more.
-        depth: items that wait, or are being computed, at most.
+        items: an iterator that nothing else uses.
+        depth: most items that are computed and wait, or are being computed.
     """
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
         waiting = collections.deque(pool.submit(next, items, _END) for _ in range(depth))
 
-        def taken() -> Iterator[Item]:
+        def results() -> Iterator[Item]:
             while (item := waiting.popleft().result()) is not _END:
                 waiting.append(pool.submit(next, items, _END))
                 yield item  # type: ignore[misc]  # not the end
 
         try:
-            yield taken()
+            yield results()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 class BackgroundWriter(Generic[Item]):
-    """Passes items to `work`, which takes them from an iterator in another thread.
+    """Passes items to `work`, which consumes them from an iterator in another thread.
 
-    As a context manager: leaving the block waits until `work` has returned, and raises what it has raised.
-    If the block is left by an error, the iterator raises `AbandonedError` instead.
+    A context manager. Leaving the `with` block waits until `work` has returned, and raises what it raised. If
+    an exception leaves the block, the iterator raises `AbandonedError` in the writing thread.
     """
 
     def __init__(self, work: Callable[[Iterator[Item]], None], depth: int) -> None:
-        """Prepare; `depth` items wait at most."""
+        """Prepare; at most `depth` items wait."""
         self._work = work
-        # Simple queues are interrupted by Ctrl-C either before or after an item, never half way.
+        # Ctrl-C interrupts a SimpleQueue before or after an item, never halfway.
         self._items: queue.SimpleQueue[Item | object] = queue.SimpleQueue()
-        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._free_slots: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(depth):
-            self._places.put(None)
+            self._free_slots.put(None)
         self._abandoned = self._ended = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="write", daemon=True)
 
     def put(self, item: Item) -> None:
-        """Hand over an item; waits while too many do. Raises what `work` has raised so far."""
+        """Hand over an item; block while `depth` items wait. Raises what `work` has raised."""
         self._raise_failure()
-        self._places.get()
+        self._free_slots.get()
         self._items.put(item)
 
     def __enter__(self) -> "BackgroundWriter[Item]":
@@ -79,23 +82,23 @@ class BackgroundWriter(Generic[Item]):
 
     def _run(self) -> None:
         try:
-            self._work(self._taken())
-        except BaseException as failure:  # raised again where the other thread can see it
+            self._work(self._items_until_end())
+        except BaseException as failure:  # raised again in the calling thread
             self._failure = failure
-        while not self._ended:  # whoever is putting an item must not wait for ever
-            self._take()
+        while not self._ended:  # drain, so that `put` does not wait forever
+            self._next_item()
 
-    def _taken(self) -> Iterator[Item]:
+    def _items_until_end(self) -> Iterator[Item]:
         while not self._ended:
-            item = self._take()
+            item = self._next_item()
             if self._abandoned:
                 raise AbandonedError
             if not self._ended:
                 yield item  # type: ignore[misc]  # not the end
 
-    def _take(self) -> Item | object:
+    def _next_item(self) -> Item | object:
         item = self._items.get()
-        self._places.put(None)
+        self._free_slots.put(None)
         self._ended = item is _END
         return item
 

@@ -1,8 +1,11 @@
-"""Ingestion log, kept in the table so that no row comes twice; and claims of a job by one process.
+"""Ingestion log: which rows of which source a table has, kept in the table; and claims on a job.
 
-Every commit of an ingestion says in its properties which rows of which pieces it adds: the rows and the
-note of them are one. Now and then the notes are folded into the table's metadata, one key per job, so that
-the versions that carry them can be cleaned up; what a job has finished is that key and the notes since.
+A job is the ingestion of one source into one table. Every commit of a job carries a note in its transaction
+properties: which rows of which pieces it adds. Rows and note are committed together, so no row is added
+twice. From time to time the notes are folded into the table's metadata, under one key per job, so that the
+versions whose commits carry them can be cleaned up. The state of a job is that key and the notes since then.
+
+One process at a time claims a job; a process whose claim was taken over can no longer commit to it.
 """
 
 import contextlib
@@ -25,90 +28,91 @@ _PROPERTY = PREFIX + "ingested"
 _KEY = _PROPERTY + "."
 
 _DAMAGED = (AttributeError, KeyError, TypeError, ValueError)
-"""Raised by what is read, if it is not what was written."""
+"""Exceptions that reading raises if the text was damaged."""
 
 
-class Done(NamedTuple):
-    """How much of a piece is in the table."""
+class PieceProgress(NamedTuple):
+    """How much of a piece the table has."""
 
     state: str
-    """Digest of what the piece was when it was read."""
+    """Digest of the piece's stamp when it was read."""
     rows: int | None
-    """Rows from its first one on; None for all of them."""
+    """Number of rows, from the first one on; None for all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ingested:
-    """What one job has put into a table."""
+class JobState:
+    """What one job has put into a table. Stored as JSON in the table's metadata."""
 
     run: str
-    """Names the process that last claimed the job: no other one may add to it."""
+    """Random name of the last claim; only the process that has it may commit to the job."""
     round: int
-    """Grows when the job is begun anew; notes of earlier rounds do not count."""
+    """Increases when the job is restarted; notes of earlier rounds do not count."""
     version_note: str
-    """How to get the source as it was."""
+    """How to open the source as it was when the job was claimed."""
     folded_at: int
-    """Version of the table up to which notes are folded in here."""
-    pieces: Mapping[str, Done]
-    """Key of a piece -> how much of it is in the table."""
+    """Version of the table up to which notes are folded into this state."""
+    pieces: Mapping[str, PieceProgress]
+    """Key of a piece -> how much of it the table has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """What a commit says of the rows that it adds."""
+    """Which rows a commit adds. Stored as JSON in its transaction properties."""
 
     job: str
-    """Whose they are."""
     run: str
-    """The process that had claimed the job."""
+    """Claim under which the rows were committed."""
     round: int
-    """That of the job, then."""
-    pieces: Mapping[str, Done]
-    """How much of these is in the table, with these rows."""
+    """Round of the job at that time."""
+    pieces: Mapping[str, PieceProgress]
+    """Key of a piece -> how much of it the table has with these rows."""
 
 
 class VersionsGoneError(TableError):
-    """Versions that may have carried notes were cleaned up before these were folded."""
+    """Versions were cleaned up before the notes of their commits were folded."""
 
 
 class DamagedNoteError(TableError):
-    """What a commit, or the metadata, says of rows that were ingested cannot be read."""
+    """The note of a commit, or the state of a job in the metadata, cannot be read."""
 
 
-def folded(dataset: lance.LanceDataset, table_name: str) -> dict[str, str]:
-    """Table metadata that keeps the notes of all jobs up to the version that `dataset` is at.
+def folded_notes(dataset: lance.LanceDataset, table_name: str) -> dict[str, str]:
+    """Table metadata with the states of all jobs up to the version of `dataset`; empty if there are no jobs.
 
-    Versions up to that one can be cleaned up once it is written. Jobs whose notes are lost already, or cannot
-    be read, are left as they are: they say so when they are claimed. Empty where nothing was ever ingested.
+    Once it is written, versions up to that one can be cleaned up. It leaves out jobs whose notes are lost or
+    damaged; claiming such a job raises.
     """
     written: dict[str, str] = {}
     for job in _jobs(dataset):
         with contextlib.suppress(VersionsGoneError, DamagedNoteError):
             written |= as_metadata(
-                job, dataclasses.replace(ingested(dataset, job, table_name), folded_at=dataset.version)
+                job, dataclasses.replace(job_state(dataset, job, table_name), folded_at=dataset.version)
             )
     return written
 
 
-def require_readable(dataset: lance.LanceDataset, table_name: str) -> None:
-    """Raise DamagedNoteError unless all that is noted up to the version that `dataset` is at can be read, but
-    for what is gone with older versions."""
+def require_readable_log(dataset: lance.LanceDataset, table_name: str) -> None:
+    """Raise DamagedNoteError if a job's state or a note, up to the version of `dataset`, is damaged.
+
+    Notes that are gone with older versions are no damage.
+    """
     for job in _jobs(dataset):
         with contextlib.suppress(VersionsGoneError):
-            ingested(dataset, job, table_name)
+            job_state(dataset, job, table_name)
 
 
-def as_metadata(job: str, state: Ingested) -> dict[str, str]:
-    """The table metadata that keeps what a job has put into a table.
+def as_metadata(job: str, state: JobState) -> dict[str, str]:
+    """The state of a job as table metadata.
 
     Raises:
-        TableError: it could not be read again.
+        TableError: it could not be read back.
     """
     return {_KEY + job: readable_text(state, json.dumps(dataclasses.asdict(state)), _parsed)}
 
 
-def stored(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested | None:
-    """What the table's metadata says about a job; None if it was never claimed.
+def folded_state(dataset: lance.LanceDataset, job: str, table_name: str) -> JobState | None:
+    """The state of a job in the table's metadata, without later notes; None if it was never claimed.
 
     Raises:
         DamagedNoteError: it cannot be read.
@@ -124,16 +128,16 @@ def stored(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested |
         ) from error
 
 
-def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested:
-    """What a job has put into the table, up to the version that `dataset` is at.
+def job_state(dataset: lance.LanceDataset, job: str, table_name: str) -> JobState:
+    """The state of a job at the version of `dataset`.
 
     Raises:
-        VersionsGoneError: it cannot be told any more.
+        VersionsGoneError: versions that may have notes of the job are gone.
         DamagedNoteError: the metadata, or the note of a commit, cannot be read.
     """
-    state = stored(dataset, job, table_name)
-    if state is None:  # a job is stored before its first commit
-        return Ingested(run="", round=0, version_note="", folded_at=dataset.version, pieces={})
+    state = folded_state(dataset, job, table_name)
+    if state is None:  # claiming a job writes its state before the first commit
+        return JobState(run="", round=0, version_note="", folded_at=dataset.version, pieces={})
     notes = []
     for transaction in _commits(dataset, state.folded_at, table_name):
         if isinstance(transaction.operation, lance.LanceOperation.Overwrite):
@@ -148,18 +152,18 @@ def ingested(dataset: lance.LanceDataset, job: str, table_name: str) -> Ingested
     return dataclasses.replace(state, pieces=pieces)
 
 
-def as_property(job: str, state: Ingested, pieces: Mapping[str, Done]) -> dict[str, str]:
-    """The note that a commit of rows of `pieces` carries in its properties.
+def as_property(job: str, state: JobState, pieces: Mapping[str, PieceProgress]) -> dict[str, str]:
+    """The note of a commit that adds rows of `pieces`, as transaction properties.
 
     Raises:
-        TableError: it could not be read again.
+        TableError: it could not be read back.
     """
     note = Note(job=job, run=state.run, round=state.round, pieces=pieces)
     return {_PROPERTY: readable_text(note, json.dumps(dataclasses.asdict(note)), _parsed_note)}
 
 
 def note_in(transaction: Transaction, table_name: str) -> Note | None:
-    """The note that a commit carries, or None.
+    """The note of a commit; None if it has none.
 
     Raises:
         DamagedNoteError: it cannot be read.
@@ -176,10 +180,10 @@ def note_in(transaction: Transaction, table_name: str) -> Note | None:
 
 
 def transaction_of(dataset: lance.LanceDataset, version: int, table_name: str) -> Transaction:
-    """What made a version.
+    """The transaction that committed a version.
 
     Raises:
-        VersionsGoneError: it was cleaned up.
+        VersionsGoneError: the version was cleaned up.
     """
     try:
         transaction = dataset.read_transaction(version)
@@ -191,12 +195,15 @@ def transaction_of(dataset: lance.LanceDataset, version: int, table_name: str) -
 
 
 def _commits(dataset: lance.LanceDataset, oldest: int, table_name: str) -> Iterator[Transaction]:
-    """What led from version `oldest` to the present one, newest first."""
+    """The transactions that led from version `oldest` to that of `dataset`, newest first.
+
+    It skips what a restore has undone.
+    """
     version = dataset.version
     while version > oldest:
         transaction = transaction_of(dataset, version, table_name)
         if isinstance(transaction.operation, lance.LanceOperation.Restore):
-            version = transaction.operation.version  # what came in between is undone
+            version = transaction.operation.version
         else:
             yield transaction
             version -= 1
@@ -211,12 +218,12 @@ def _gone(version: int, table_name: str) -> VersionsGoneError:
 
 
 def _jobs(dataset: lance.LanceDataset) -> list[str]:
-    """All that the table's metadata knows."""
+    """All jobs in the table's metadata."""
     return [key.removeprefix(_KEY) for key in dataset.metadata if key.startswith(_KEY)]
 
 
-def _parsed(text: str) -> Ingested:
-    return require_types(Ingested(**_values(text)))
+def _parsed(text: str) -> JobState:
+    return require_types(JobState(**_values(text)))
 
 
 def _parsed_note(text: str) -> Note:
@@ -224,37 +231,38 @@ def _parsed_note(text: str) -> Note:
 
 
 def _values(text: str) -> dict[str, Any]:
-    """The fields of what was written as JSON. Raises one of `_DAMAGED` where they cannot be read."""
+    """The fields of a state or note in JSON. Raises one of `_DAMAGED` if they cannot be read."""
     values = json_object(text)
-    return {**values, "pieces": {key: Done(*value) for key, value in values["pieces"].items()}}
+    return {**values, "pieces": {key: PieceProgress(*value) for key, value in values["pieces"].items()}}
 
 
-_REPLACES = (lance.LanceOperation.Overwrite, lance.LanceOperation.Restore)
+_UNDOING = (lance.LanceOperation.Overwrite, lance.LanceOperation.Restore)
+"""Operations that may remove rows that a job has added."""
 
 
 class Claim:
-    """The right to add to a job, which the next process to claim it takes away."""
+    """The right to commit to a job, until another process claims it."""
 
-    def __init__(self, table: LanceTable, job: str, state: Ingested) -> None:
-        self.ingested = state
-        """What was in the table when the job was claimed."""
+    def __init__(self, table: LanceTable, job: str, state: JobState) -> None:
+        self.state = state
+        """State of the job when it was claimed."""
         self._table, self._job = table, job
         self._seen = state.folded_at
         self._own: set[int] = set()
 
-    def properties(self, pieces: Mapping[str, Done]) -> dict[str, str]:
-        """The note to commit with rows of these pieces."""
-        return as_property(self._job, self.ingested, pieces)
+    def properties(self, pieces: Mapping[str, PieceProgress]) -> dict[str, str]:
+        """The transaction properties of a commit that adds rows of these pieces."""
+        return as_property(self._job, self.state, pieces)
 
-    def committed(self, version: int) -> None:
-        """Take note that this process made a version."""
+    def record_commit(self, version: int) -> None:
+        """Record that this process committed a version, so that it does not count as a rival's."""
         self._own.add(version)
 
-    def require(self) -> None:
-        """Raise TableError when another process has claimed, continued or undone the job since."""
+    def require_held(self) -> None:
+        """Raise TableError if another process has claimed, continued or undone the job since."""
         dataset = databases.reopen(self._table).to_lance()
-        current = stored(dataset, self._job, self._table.name)
-        if current is None or current.run != self.ingested.run:
+        current = folded_state(dataset, self._job, self._table.name)
+        if current is None or current.run != self.state.run:
             raise self._lost()
         for version in range(self._seen + 1, dataset.version + 1):
             if version not in self._own and self._is_rival(dataset, version, current.folded_at):
@@ -263,22 +271,22 @@ class Claim:
         self._own.clear()
 
     def _is_rival(self, dataset: lance.LanceDataset, version: int, folded_at: int) -> bool:
-        """Whether another process made this version by ingesting the same source, or by undoing commits."""
+        """Whether another process committed this version to the same job, or undid commits with it."""
         try:
-            made_by = transaction_of(dataset, version, self._table.name)
+            transaction = transaction_of(dataset, version, self._table.name)
         except VersionsGoneError:
             if version > folded_at:
                 raise
             return False
-        note = note_in(made_by, self._table.name)
-        return isinstance(made_by.operation, _REPLACES) or (note is not None and note.job == self._job)
+        note = note_in(transaction, self._table.name)
+        return isinstance(transaction.operation, _UNDOING) or (note is not None and note.job == self._job)
 
-    def fold(self) -> None:
-        """Note what was added where it stays when old versions of the table are cleaned up."""
+    def fold_notes(self) -> None:
+        """Fold all notes into the table's metadata, where they outlive old versions of the table."""
 
         def write() -> None:
             dataset = databases.reopen(self._table).to_lance()
-            dataset.update_metadata({**folded(dataset, self._table.name)})
+            dataset.update_metadata({**folded_notes(dataset, self._table.name)})
 
         retry_on_conflict(write)
 
@@ -290,21 +298,21 @@ class Claim:
 
 
 class NoClaim(Claim):
-    """Stands in for a claim where nothing is remembered, as the source cannot be told from others."""
+    """Replaces a claim where nothing is logged, because nothing identifies the source."""
 
     def __init__(self) -> None:
-        self.ingested = Ingested(run="", round=0, version_note="", folded_at=0, pieces={})
+        self.state = JobState(run="", round=0, version_note="", folded_at=0, pieces={})
 
-    def properties(self, pieces: Mapping[str, Done]) -> dict[str, str]:
+    def properties(self, pieces: Mapping[str, PieceProgress]) -> dict[str, str]:
         return {}
 
-    def committed(self, version: int) -> None:
+    def record_commit(self, version: int) -> None:
         pass
 
-    def require(self) -> None:
+    def require_held(self) -> None:
         pass
 
-    def fold(self) -> None:
+    def fold_notes(self) -> None:
         pass
 
 
@@ -313,34 +321,34 @@ def claim(
     job: str,
     *,
     version_note: str = "",
-    anew: bool = False,
+    restart: bool = False,
     round: int | None = None,
-    check: Callable[[Ingested], None] = lambda ingested: None,
+    check: Callable[[JobState], None] = lambda state: None,
 ) -> Claim:
-    """Claim a job, which from now on this process alone adds to.
+    """Claim a job, so that from now on only this process can commit to it.
 
     Args:
-        table: where rows are ingested.
-        job: names the source.
-        version_note: how to get the source as it is now.
-        anew: whether what was ingested before counts for nothing.
-        round: the round that another table says is the present one; what is of others counts for nothing.
-        check: given what is in the table; raises if the job must not go on, before anything is written.
+        table: table that rows are ingested into.
+        job: identifies the source.
+        version_note: how to open the source as it is now.
+        restart: whether to forget what was ingested before.
+        round: round of the job, where another table decides it; the state of other rounds is forgotten.
+        check: gets the state of the job, and raises if the job must not continue; nothing is written then.
 
     Raises:
         VersionsGoneError: versions of the table that may have notes of the job are gone.
-        TableError: its metadata, or the note of a commit, is damaged.
+        TableError: the state of the job, or the note of a commit, is damaged.
     """
 
-    def claimed() -> Ingested:
+    def write_claim() -> JobState:
         dataset = databases.reopen(table).to_lance()
-        known = stored(dataset, job, table.name)
+        known = folded_state(dataset, job, table.name)
         last_round = 0 if known is None else known.round
-        present = last_round + anew if round is None else round
+        present = last_round + restart if round is None else round
         if present == last_round:
-            before = ingested(dataset, job, table.name)
+            before = job_state(dataset, job, table.name)
         else:
-            before = Ingested(run="", round=present, version_note="", folded_at=dataset.version, pieces={})
+            before = JobState(run="", round=present, version_note="", folded_at=dataset.version, pieces={})
         check(before)
         after = dataclasses.replace(
             before, run=uuid.uuid4().hex, version_note=version_note, folded_at=dataset.version
@@ -348,4 +356,4 @@ def claim(
         dataset.update_metadata({**as_metadata(job, after)})
         return after
 
-    return Claim(table, job, retry_on_conflict(claimed))
+    return Claim(table, job, retry_on_conflict(write_claim))

@@ -1,1 +1,1 @@
-"""Reading a whole table to tell whether it is intact."""
+"""Verification: read a whole table and report damage."""

@@ -12,37 +12,39 @@ import numpy.typing as npt
 from rqmoe_store.store.lance import panics_as_errors
 from rqmoe_store.store.statistics import readable
 
-_SHOWN = 10
+_ORPHANS_LISTED = 10
+_ROW_IDS_LISTED = 5
+_PLACE_IN_LANCE = re.compile(r",? \S+\.rs:\d+:\d+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OrphanedFile:
-    """A file in a table's folder that no version of it has."""
+    """A file in a table's folder that belongs to no version of the table."""
 
     name: str
-    """Its path within the folder."""
+    """Path within the folder."""
     bytes: int
-    """Its size."""
+    """Size of the file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowCounts:
-    """Rows that could be read, by what they have."""
+    """Numbers of rows that could be read, by kind."""
 
     rows: int = 0
-    """All of them."""
+    """All rows."""
     coded: int = 0
-    """Those with a code."""
+    """Rows with a code."""
     older: int = 0
-    """Those of the coded ones that an older codec than the newest encoded."""
+    """Rows whose code is not of the newest codec."""
     raw: int = 0
-    """Those with a vector and no code yet."""
+    """Rows with a vector and no code yet."""
     decoded: int = 0
-    """Those of the coded ones that were decoded, a sample."""
+    """Rows with a code that were decoded, as a sample."""
 
     @property
     def empty(self) -> int:
-        """Those with neither a code nor a vector."""
+        """Rows with neither a code nor a vector."""
         return self.rows - self.coded - self.raw
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
@@ -55,25 +57,25 @@ _COUNTS = [field.name for field in dataclasses.fields(RowCounts)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` found; prints as words."""
+    """What `verify` found; prints as text."""
 
     table: str
     """Name of the table."""
     version: int | None
-    """The version that was read; None where the table could not be opened."""
+    """Version that was read; None if the table could not be opened."""
     counts: RowCounts
     """Rows that could be read."""
     fragments: int
-    """Groups of rows that the table is made of, each in data files of its own."""
+    """Fragments of the table: groups of rows, each with its own data files."""
     codecs: int
-    """Codecs that its rows need and that are intact."""
+    """Intact codecs that rows of the table need."""
     problems: tuple[str, ...]
-    """Damage, each with what is known of it."""
+    """Damage that was found, one text each."""
     advice: tuple[str, ...]
-    """What is no damage, but could be better."""
+    """Possible improvements, where nothing is damaged."""
     orphans: tuple[OrphanedFile, ...]
-    """Files in the table's folder that no version of it has, largest first: a write that was interrupted left
-    them, or one that is under way needs them."""
+    """Files in the table's folder that belong to no version, largest first: left by an interrupted write, or
+    needed by one that is under way."""
 
     @property
     def ok(self) -> bool:
@@ -81,7 +83,7 @@ class VerifyReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as what JSON can hold."""
+        """The report as values that JSON can hold."""
         return {"ok": self.ok, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
@@ -110,47 +112,43 @@ class VerifyReport:
             f"orphaned: {len(self.orphans)} files, {size}, that no version has: an interrupted write left "
             "them, or one under way needs them; optimize() removes them when they are 7 days old"
         ]
-        lines += [f"  {each.name} ({readable(each.bytes)})" for each in self.orphans[:_SHOWN]]
-        rest = len(self.orphans) - _SHOWN
+        lines += [f"  {each.name} ({readable(each.bytes)})" for each in self.orphans[:_ORPHANS_LISTED]]
+        rest = len(self.orphans) - _ORPHANS_LISTED
         return lines + ([f"  and {rest} more"] if rest > 0 else [])
 
 
-_NAMED = 5
-_PLACE_IN_LANCE = re.compile(r",? \S+\.rs:\d+:\d+")
-
-
 class Findings:
-    """What was found so far."""
+    """Collects problems and advice during a verification."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        """Damage."""
+        """Damage that does not concern single rows."""
         self.advice: list[str] = []
-        """What could be better."""
-        self._rows: dict[str, _Rows] = {}
+        """Possible improvements."""
+        self._rows: dict[str, _BadRows] = {}
 
     @contextlib.contextmanager
-    def during(self, what: str) -> Iterator[None]:
-        """Note an error as a problem, which begins with `what`, and go on.
+    def recording(self, what: str) -> Iterator[None]:
+        """Record an exception in the `with` block as a problem that begins with `what`, and continue.
 
-        Errors of all classes: what damaged data leads to, Lance has no class of its own for.
+        Catches every `Exception`, because Lance has no exception class of its own for damaged data.
         """
         try:
             with panics_as_errors():
                 yield
         except Exception as error:
-            self.problems.append(f"{what}: {in_words(error)}")
+            self.problems.append(f"{what}: {_message(error)}")
 
-    def rows(self, problem: str, row_ids: npt.NDArray[np.uint64]) -> None:
-        """Note rows that have a problem, such as "rows have a code without a partition"."""
+    def add_rows(self, problem: str, row_ids: npt.NDArray[np.uint64]) -> None:
+        """Record rows that have a problem, such as "rows have a code without a partition"."""
         if len(row_ids):
-            found = self._rows.setdefault(problem, _Rows())
+            found = self._rows.setdefault(problem, _BadRows())
             found.count += len(row_ids)
-            found.first += row_ids[: _NAMED - len(found.first)].tolist()
+            found.first += row_ids[: _ROW_IDS_LISTED - len(found.first)].tolist()
 
     @property
     def all_problems(self) -> Iterable[str]:
-        """All of them, those of rows with how many there are and the ids of the first."""
+        """All problems; a problem of rows gives their number and the ids of the first few."""
         yield from self.problems
         for problem, found in self._rows.items():
             more = " and others" if found.count > len(found.first) else ""
@@ -158,11 +156,11 @@ class Findings:
 
 
 @dataclasses.dataclass
-class _Rows:
+class _BadRows:
     count: int = 0
     first: list[int] = dataclasses.field(default_factory=list)
 
 
-def in_words(error: Exception) -> str:
-    """What an error says, without the places in Lance's source that it comes from."""
+def _message(error: Exception) -> str:
+    """The message of an exception, without the places in Lance's source code."""
     return _PLACE_IN_LANCE.sub("", str(error)).strip() or type(error).__name__

@@ -1,8 +1,6 @@
-"""Verifying rows, keys and codecs: every row read and checked.
+"""Verify rows, keys and codecs: read every row and check codes, vectors, row ids and key values.
 
-Shapes: N rows of a batch, C of them with a code, V with a vector, D components, M code bytes.
-
-Shapes: N rows of a batch.
+Shape legend: N rows of a batch, C of them with a code, V of them with a vector, D components, M code bytes.
 """
 
 import collections
@@ -32,29 +30,41 @@ from rqmoe_store.store.vector_arrays import rows_per_batch
 from rqmoe_store.verification.report import Findings, RowCounts
 
 _CHUNK = 2**20
+"""Sorted values compared at a time."""
+_MOST_SUSPECTS = 1000
+"""Most repeated hashes whose key values are compared."""
+_KEYS_LISTED = 3
+_DECODED_PER_BATCH = 64
+"""Rows of every batch that are decoded, as a sample."""
+_OTHER_ROWS = 1024
+"""Rows of a batch of other columns, which may be long texts."""
+
+Advance = Callable[[int], object]
+RowIds = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
 
 
 class Duplicates:
-    """Finds the repeated ones of up to a number of 64-bit values, which are kept in a file."""
+    """Finds repeated values among up to a given number of 64-bit values, which it keeps in a file."""
 
     def __init__(self, path: Path, most: int) -> None:
-        """Begin with none.
+        """Create the file.
 
         Args:
-            path: of a file to make.
-            most: values that are taken; further ones are not looked at.
+            path: path of the file.
+            most: most values to keep; further values are ignored.
         """
         self._values = np.memmap(path, dtype=np.uint64, mode="w+", shape=(max(1, most),))
         self._count = 0
 
     def add(self, values_N: npt.NDArray[np.uint64]) -> None:
-        """Add some."""
+        """Add values."""
         values_N = values_N[: len(self._values) - self._count]
         self._values[self._count : self._count + len(values_N)] = values_N
         self._count += len(values_N)
 
     def repeated(self) -> npt.NDArray[np.uint64]:
-        """Every value that was added more than once, in ascending order."""
+        """The values that were added more than once, in ascending order."""
         values = self._values[: self._count]
         values.sort()
         found = [np.empty(0, dtype=np.uint64)]
@@ -64,34 +74,33 @@ class Duplicates:
         return np.unique(np.concatenate(found))
 
 
-_LOOKED_AT = 1000
-_SHOWN = 3
-
-
 class KeyCheck:
-    """Looks for values that several rows have: first by hashes of 64 bits, then of those that may repeat."""
+    """Finds values of the unique key that several rows have.
+
+    A first pass collects 64-bit hashes of all values; a second one compares the values whose hashes repeat.
+    """
 
     def __init__(self, name: str, path: Path, most: int, findings: Findings) -> None:
-        """Begin with no rows.
+        """Prepare for the first pass.
 
         Args:
-            name: the column that is the key.
-            path: of a file to make.
-            most: rows that are looked at.
-            findings: takes values that are repeated.
+            name: name of the key column.
+            path: path of a file to create.
+            most: most rows to check.
+            findings: records repeated values.
         """
         self.name = name
-        """The column that is the key."""
+        """Name of the key column."""
         self._hashes, self._findings = Duplicates(path, most), findings
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Take note of N rows that have the key."""
+        """Add N rows that have the key column."""
         self._hashes.add(_hashes(_values(batch[self.name])))
 
     def find_repeated(self, dataset: lance.LanceDataset) -> None:
-        """Note values that are there more than once, from a second look at the rows that may have them."""
+        """Read the key column again, and record the values that more than one row has."""
         suspects = self._hashes.repeated()
-        some, counts = suspects[:_LOOKED_AT], collections.Counter[Any]()
+        some, counts = suspects[:_MOST_SUSPECTS], collections.Counter[Any]()
         if len(some) == 0:
             return
         for batch in dataset.scanner(columns=[self.name]).to_batches():
@@ -99,8 +108,8 @@ class KeyCheck:
             counts.update(values[np.isin(_hashes(values), some)].tolist())
         repeated = [(value, count) for value, count in counts.most_common() if count > 1]
         if repeated:
-            shown = ", ".join(f"{value!r} ({count} rows)" for value, count in repeated[:_SHOWN])
-            more = " and others" if len(repeated) > _SHOWN else ""
+            shown = ", ".join(f"{value!r} ({count} rows)" for value, count in repeated[:_KEYS_LISTED])
+            more = " and others" if len(repeated) > _KEYS_LISTED else ""
             number = len(repeated) + len(suspects) - len(some)
             self._findings.problems.append(
                 f"{number:,} values of the key {self.name!r} are there more than once: {shown}{more}"
@@ -124,21 +133,21 @@ class VerifiedCodec:
     first_partition: int
     num_partitions: int
     codec: Codec | None
-    """None where it is missing or damaged."""
+    """None if the codec is missing or damaged."""
 
 
 def verify_codecs(
     db: DBConnection, dataset: lance.LanceDataset, metadata: TableMetadata, findings: Findings
 ) -> list[VerifiedCodec]:
-    """Load every codec that rows need, as searches do: fingerprint, numbers, shapes and fit are checked."""
+    """Load every codec that rows need, which checks its fingerprint, its weights and the table's metadata."""
     places = list(range(len(metadata.generations)))
-    with findings.during("cannot tell which codecs rows need"):
+    with findings.recording("cannot tell which codecs rows need"):
         places = places_in_use(dataset, metadata)
     generations, verified = generations_in(db, metadata), []
     for place in places:
         generation = generations[place]
         codec = None
-        with findings.during(f"codec {place + 1} of {len(generations)}"):
+        with findings.recording(f"codec {place + 1} of {len(generations)}"):
             codec = generation.codec
             _find_damaged_copies(db, codec, findings)
         verified.append(VerifiedCodec(generation.first_partition, generation.metadata.num_partitions, codec))
@@ -157,7 +166,7 @@ def _find_damaged_copies(db: DBConnection, codec: Codec, findings: Findings) -> 
 
 
 def find_unused_codecs(db: DBConnection, findings: Findings) -> None:
-    """Note the codecs in the registry of `db` that no version of any table needs."""
+    """Record the codecs in the registry of `db` that no version of any table needs."""
     try:
         table = registry.opened(db)
         if table is None:
@@ -177,47 +186,36 @@ def find_unused_codecs(db: DBConnection, findings: Findings) -> None:
         )
 
 
-_SAMPLED = 64
-"""Rows of every batch that are decoded."""
-
-_OTHER_ROWS = 1024
-"""Rows of a batch of other columns, which may be long texts."""
-
-Advance = Callable[[int], object]
-RowIds = npt.NDArray[np.uint64]
-Mask = npt.NDArray[np.bool_]
-
-
 class RowChecks:
-    """What a row must be, given the metadata and codecs of its table."""
+    """Checks codes and vectors of rows against the metadata and codecs of their table."""
 
     def __init__(self, metadata: TableMetadata, codecs: Sequence[VerifiedCodec], findings: Findings) -> None:
         self.columns = CodeColumns(metadata.vector_column)
-        """Names of the columns that are checked, beside the vector column."""
+        """Names of the code columns."""
         self._metadata, self._codecs, self._findings = metadata, codecs, findings
 
     @property
     def names(self) -> list[str]:
-        """Columns that a batch must have."""
+        """Columns that a batch must have: code, partition and vector."""
         return [*self.columns.names, self._metadata.vector_column]
 
     @property
     def rows_per_batch(self) -> int:
-        """How many rows a batch may have, for the memory they take."""
+        """Rows of a batch, so that its memory is bounded."""
         return rows_per_batch(self._metadata.dim)
 
     def check(self, batch: pa.RecordBatch) -> RowCounts:
-        """Note what is wrong with N rows that have the columns `names` and `_rowid`."""
+        """Check N rows that have the columns `names` and `_rowid`, record problems, and return counts."""
         row_ids_N = batch["_rowid"].to_numpy()
         code_N, partition_N, vector_N = (_valid(batch[name]) for name in self.names)
         coded_N, raw_N = code_N & partition_N, vector_N & ~code_N & ~partition_N
-        self._findings.rows(
+        self._findings.add_rows(
             "rows have a code without a partition, or a partition without a code",
             row_ids_N[code_N != partition_N],
         )
         self._check_vectors(batch[self._metadata.vector_column], vector_N, row_ids_N)
         if self._metadata.keep_vectors != "none":
-            self._findings.rows(
+            self._findings.add_rows(
                 "rows have a code and no vector, which this table keeps", row_ids_N[coded_N & ~vector_N]
             )
         codes, valid_N = self.columns.from_arrow(batch)
@@ -228,18 +226,20 @@ class RowChecks:
 
     def _check_vectors(self, column: pa.Array, vector_N: Mask, row_ids_N: RowIds) -> None:
         row_ids_V = row_ids_N[vector_N]
-        # What is null within a vector becomes NaN.
+        # A null component becomes NaN.
         components = column.drop_null().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         vectors_VD = components.reshape(len(row_ids_V), self._metadata.dim)
         finite_V = np.isfinite(vectors_VD).all(axis=1)
-        self._findings.rows("rows have a vector with missing, NaN or infinite values", row_ids_V[~finite_V])
+        self._findings.add_rows(
+            "rows have a vector with missing, NaN or infinite values", row_ids_V[~finite_V]
+        )
         if self._metadata.config.metric == "cosine":
-            self._findings.rows(
+            self._findings.add_rows(
                 "rows have a vector that is zero, which has no direction", row_ids_V[~vectors_VD.any(axis=1)]
             )
 
     def _check_codes(self, codes: Codes, row_ids_C: RowIds) -> tuple[int, int]:
-        """Check codes; returns how many are of older codecs, and how many were decoded."""
+        """Check codes. Return how many are of older codecs, and how many were decoded."""
         known_C, decoded = np.zeros(len(codes), dtype=bool), 0
         for verified in self._codecs:
             first, stop = verified.first_partition, verified.first_partition + verified.num_partitions
@@ -248,22 +248,22 @@ class RowChecks:
             if verified.codec is not None and own_C.any():
                 local = Codes(codes.codes[own_C], codes.partitions[own_C] - np.int32(first))
                 decoded += self._decode(verified, local, row_ids_C[own_C])
-        self._findings.rows("rows are in a partition that no codec of the table has", row_ids_C[~known_C])
+        self._findings.add_rows("rows are in a partition that no codec of the table has", row_ids_C[~known_C])
         newest = self._metadata.first_partitions[-2] if self._metadata.generations else 0
         return int((codes.partitions < newest).sum()), decoded
 
     def _decode(self, verified: VerifiedCodec, codes: Codes, row_ids_C: RowIds) -> int:
-        """Check codes of one codec and decode a sample of them; returns how many."""
+        """Check codes of one codec and decode a sample of them. Return the size of the sample."""
         assert verified.codec is not None, "checked by the caller"
         good_C = (codes.codes < verified.codec.config.codebook_size).all(axis=1)
-        self._findings.rows("rows have a code that their codec does not have", row_ids_C[~good_C])
-        chosen = np.flatnonzero(good_C)
-        chosen = chosen[:: max(1, len(chosen) // _SAMPLED)][:_SAMPLED]
-        if len(chosen) == 0:
+        self._findings.add_rows("rows have a code that their codec does not have", row_ids_C[~good_C])
+        sample = np.flatnonzero(good_C)
+        sample = sample[:: max(1, len(sample) // _DECODED_PER_BATCH)][:_DECODED_PER_BATCH]
+        if len(sample) == 0:
             return 0
-        finite = np.isfinite(verified.codec.decode(codes[chosen])).all(axis=1)
-        self._findings.rows("rows decode to NaN or infinite values", row_ids_C[chosen[~finite]])
-        return len(chosen)
+        finite = np.isfinite(verified.codec.decode(codes[sample])).all(axis=1)
+        self._findings.add_rows("rows decode to NaN or infinite values", row_ids_C[sample[~finite]])
+        return len(sample)
 
 
 def read_rows(
@@ -274,15 +274,15 @@ def read_rows(
     findings: Findings,
     advance: Advance,
 ) -> RowCounts:
-    """Read every column of every row, those that have codes and vectors first; go on where something fails.
+    """Read every column of every row, codes and vectors first, and continue after failures.
 
     Args:
         dataset: the version to read.
-        checks: None where columns of ours are missing: then rows are only read.
-        row_ids: is told all row ids.
-        key: is given the rows of the column that is the key; None in a table without one.
-        findings: takes what is wrong.
-        advance: told how many rows have been read since it was called last; every row counts twice.
+        checks: checks of the rows; None if code columns are missing, so that rows are only read.
+        row_ids: receives all row ids.
+        key: receives the rows of the key column; None in a table without a key.
+        findings: records problems.
+        advance: called with the number of rows read since its last call; every row counts twice.
     """
     ours = [] if checks is None else checks.names
     others = [name for name in dataset.schema.names if name not in ours]
@@ -291,7 +291,7 @@ def read_rows(
     for fragment in dataset.get_fragments():
         where = f"fragment {fragment.fragment_id} ({', '.join(file.path for file in fragment.data_files())})"
         read, expected = 0, fragment.count_rows()
-        with findings.during(f"{where}: codes and vectors cannot be read"):
+        with findings.recording(f"{where}: codes and vectors cannot be read"):
             for batch in _batches(dataset, fragment, ours, rows):
                 row_ids.add(batch["_rowid"].to_numpy())
                 counts += RowCounts(rows=len(batch)) if checks is None else checks.check(batch)
@@ -300,8 +300,8 @@ def read_rows(
             if read != expected:
                 findings.problems.append(f"{where}: has {read:,} rows; the table counts {expected:,}")
         for name in others:
-            with findings.during(f"{where}: column {name!r} cannot be read"):
-                for batch in _batches(dataset, fragment, [name], _OTHER_ROWS):  # that they can be read counts
+            with findings.recording(f"{where}: column {name!r} cannot be read"):
+                for batch in _batches(dataset, fragment, [name], _OTHER_ROWS):
                     if key is not None and key.name == name:
                         key.add(batch)
         advance(expected)

@@ -1,4 +1,4 @@
-"""Verification: a whole table read to tell whether it is intact."""
+"""Verify a table: read all of it and report what is damaged, without changing anything."""
 
 import dataclasses
 import tempfile
@@ -29,89 +29,13 @@ from rqmoe_store.verification.rows import (
 )
 
 _UNTRACKED = ("_refs/", "latest_version_hint.json")
-"""Parts of the names of files that no version has and that are needed all the same."""
+"""Parts of the names of files that are needed although no version lists them."""
 
 _INDEX_ROWS = 1024
+"""Rows of an index file read at a time."""
 
-
-@dataclasses.dataclass
-class _Tracked:
-    """A file that versions have."""
-
-    kind: str
-    by_this_version: bool = False
-
-
-def verify_files(dataset: lance.LanceDataset, branch: str | None, findings: Findings) -> list[OrphanedFile]:
-    """Compare what all versions say they consist of with what there is.
-
-    Args:
-        dataset: a version of a table.
-        branch: that it is of; None for the main one.
-        findings: takes what is missing.
-
-    Returns:
-        Files that no version has, largest first.
-    """
-    tracked: dict[str, _Tracked] = {}
-    for line in [None, *dataset.branches.list()]:
-        for batch in dataset.checkout_version((line, None)).tracked_files():
-            for row in batch.to_pylist():
-                file = tracked.setdefault(f"{row['base_uri']}/{row['path']}", _Tracked(row["type"]))
-                file.by_this_version |= line == branch and row["version"] == dataset.version
-    there = {
-        f"{row['base_uri']}/{row['path']}": row["size_bytes"]
-        for batch in dataset.all_files()
-        for row in batch.to_pylist()
-    }
-    _find_missing(f"{dataset.uri}/", tracked, there, findings)
-    orphans = [
-        OrphanedFile(name=name.removeprefix(f"{dataset.uri}/"), bytes=size)
-        for name, size in there.items()
-        if name not in tracked and not any(part in name for part in _UNTRACKED)
-    ]
-    return sorted(orphans, key=lambda file: (-file.bytes, file.name))
-
-
-def _find_missing(
-    folder: str, tracked: dict[str, _Tracked], there: dict[str, int], findings: Findings
-) -> None:
-    for name, file in sorted(tracked.items()):
-        # Files in other folders are listed nowhere; what made a version is not needed to read it.
-        if name in there or not name.startswith(folder) or file.kind == "transaction file":
-            continue
-        missing = f"{file.kind} {name.removeprefix(folder)} is missing"
-        if file.by_this_version:
-            findings.problems.append(f"{missing}; this version needs it")
-        else:  # also what a clean-up leaves that was interrupted between the files of a version and itself
-            findings.advice.append(
-                f"{missing}, which an older version or another branch needs: that cannot be restored"
-            )
-
-
-def verify_indexes(table: LanceTable, dataset: lance.LanceDataset, findings: Findings) -> None:
-    """Note indexes that are behind the rows, and read what they consist of."""
-    for index in table.list_indices():
-        if index.num_unindexed_rows:
-            findings.advice.append(
-                f"index {index.name!r} lacks {index.num_unindexed_rows:,} rows, which makes it slower; "
-                "optimize() adds them"
-            )
-    for batch in dataset.tracked_files(min_version=dataset.version):
-        for row in batch.to_pylist():
-            if row["type"] == "index file" and row["path"].endswith(".lance"):
-                with findings.during(f"index file {row['path']} cannot be read; make the index again"):
-                    _read(f"{row['base_uri']}/{row['path']}", dataset)
-
-
-def _read(path: str, dataset: lance.LanceDataset) -> None:
-    reader = LanceFileReader(path, storage_options=dataset.initial_storage_options)
-    for _ in reader.read_all(batch_size=_INDEX_ROWS).to_batches():
-        pass  # what counts is that it can be read
-
-
-_SHOWN = 200
-"""Characters of a note that is shown."""
+_NOTE_CHARACTERS = 200
+"""Most characters to show of a note that cannot be read."""
 
 
 def verify(
@@ -122,34 +46,34 @@ def verify(
     version: int | None = None,
     progress: bool = True,
 ) -> VerifyReport:
-    """Read a table from end to end and tell what is wrong with it; nothing is changed.
+    """Read a whole table and report what is wrong with it; nothing is changed.
 
-    Works on damaged tables: whatever is found, the rest is looked at, too. Memory is bounded; temporary files
-    take 16 bytes per row. Lance keeps no checksums: a byte of a code, text or number that became another goes
-    unnoticed where the row is still one that could be. On damaged lengths within a file, Lance may try to
-    reserve more memory than there is, which ends the process.
+    Works on damaged tables: after a problem, everything else is still checked. Memory is bounded; temporary
+    files take 16 bytes per row. Lance keeps no checksums, so a changed byte of a code, text or number goes
+    unnoticed if the row is still valid. If a length within a file is damaged, Lance may try to reserve more
+    memory than there is, which ends the process.
 
     Args:
         db: a database in a folder or bucket.
-        name: a table of it that this package made.
-        branch: of the table; None for the main one.
-        version: to read; None for the newest.
+        name: name of a compressed table.
+        branch: branch of the table; None for the main branch.
+        version: version to read; None for the newest.
         progress: show a progress bar.
 
     Raises:
-        TableError: no such table.
-        InvalidInputError: `name` cannot be the name of a table.
+        TableError: there is no such table.
+        InvalidInputError: `name` is not a valid table name.
     """
     databases.require_table_name(name)
     findings, table, is_there = Findings(), None, True
-    with findings.during("the table cannot be opened"):
+    with findings.recording("the table cannot be opened"):
         table = cast(LanceTable | None, databases.open_if_exists(db, name, branch=branch, version=version))
         is_there = table is not None
     if not is_there:
         raise databases.no_such_table(db.uri, name)
     report = None
     if table is not None:
-        with findings.during("the table cannot be read"):
+        with findings.recording("the table cannot be read"):
             report = _Verification(db, table, findings).run(progress)
     return report or VerifyReport(
         table=name,
@@ -164,23 +88,23 @@ def verify(
 
 
 class _Verification:
-    """One version of a table, looked at from all sides."""
+    """The verification of one version of a table that could be opened."""
 
     def __init__(self, db: DBConnection, table: LanceTable, findings: Findings) -> None:
         self._db, self._table, self._findings = db, table, findings
         self._dataset = table.to_lance()
 
     def run(self, progress: bool) -> VerifyReport:
-        findings, metadata = self._findings, self._metadata()
+        findings, metadata = self._findings, self._read_metadata()
         codecs = [] if metadata is None else verify_codecs(self._db, self._dataset, metadata, findings)
         if metadata is not None:
-            self._read_notes(metadata)
+            self._read_other_metadata(metadata)
         counts = self._read_rows(None if metadata is None else self._row_checks(metadata, codecs), progress)
         self._advise(counts, bool(codecs))
         orphans: list[OrphanedFile] = []
-        with findings.during("its files cannot be listed"):
+        with findings.recording("its files cannot be listed"):
             orphans = verify_files(self._dataset, self._table.current_branch(), findings)
-        with findings.during("its indexes cannot be read"):
+        with findings.recording("its indexes cannot be read"):
             verify_indexes(self._table, self._dataset, findings)
         find_unused_codecs(self._db, findings)
         return VerifyReport(
@@ -194,37 +118,35 @@ class _Verification:
             orphans=tuple(orphans),
         )
 
-    def _metadata(self) -> TableMetadata | None:
+    def _read_metadata(self) -> TableMetadata | None:
         metadata = None
-        with self._findings.during("metadata"):
+        with self._findings.recording("metadata"):
             metadata = TableMetadata.read(self._dataset.schema, self._table.name)
         return metadata
 
-    def _read_notes(self, metadata: TableMetadata) -> None:
-        """Read what else the metadata says, as those do who use it."""
+    def _read_other_metadata(self, metadata: TableMetadata) -> None:
+        """Read all other metadata with the functions that its users call."""
         dataset, name = self._dataset, self._table.name
-        with self._findings.during("embedding function"):
+        with self._findings.recording("embedding function"):
             TableEmbedding.read(dataset.schema.metadata, metadata.dim, metadata.config.metric, name)
-        with self._findings.during("search setting"):
+        with self._findings.recording("search setting"):
             TunedSearch.read(dataset.metadata, name)
-        with self._findings.during("notes on ingested rows"):
-            ingest_log.require_readable(dataset, name)
+        with self._findings.recording("notes on ingested rows"):
+            ingest_log.require_readable_log(dataset, name)
         if metadata.generations:
-            with self._findings.during("notes on how well the codec fits"):
-                noted = health.drift_of(dataset, TableCodec(metadata, generations_in(self._db, metadata)))
+            with self._findings.recording("notes on how well the codec fits"):
+                drift = health.drift_of(dataset, TableCodec(metadata, generations_in(self._db, metadata)))
                 self._findings.problems += [
                     f"notes on how well the codec fits: {_shortened(text)} cannot be read, and counts for "
                     "nothing; optimize() leaves it out for good"
-                    for text in noted.unreadable
+                    for text in drift.unreadable
                 ]
 
     def _row_checks(self, metadata: TableMetadata, codecs: list[VerifiedCodec]) -> RowChecks | None:
-        """What rows must be; None where columns of ours are not what they should be."""
-        checks, kept = (
-            None,
-            KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim),
-        )
-        with self._findings.during("columns"):
+        """The checks of rows; None if code or vector columns are missing or have other types."""
+        checks = None
+        kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
+        with self._findings.recording("columns"):
             CodeColumns(metadata.vector_column).require_in(
                 self._dataset.schema, code_bytes=metadata.config.code_bytes
             )
@@ -242,11 +164,11 @@ class _Verification:
             counts = read_rows(
                 self._dataset, checks, row_ids, key, self._findings, lambda count: bar.advance(task, count)
             )
-            self._findings.rows("rows have the id of another row", row_ids.repeated())
+            self._findings.add_rows("rows have the id of another row", row_ids.repeated())
             if key is not None:
-                with self._findings.during("values of the key cannot be compared"):
+                with self._findings.recording("values of the key cannot be compared"):
                     key.find_repeated(self._dataset)
-            del row_ids, key  # they hold files in the folder
+            del row_ids, key  # closes their files in the folder
         return counts
 
     def _advise(self, counts: RowCounts, has_codec: bool) -> None:
@@ -259,4 +181,81 @@ class _Verification:
 
 
 def _shortened(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
+    return repr(text if len(text) <= _NOTE_CHARACTERS else f"{text[:_NOTE_CHARACTERS]}...")
+
+
+@dataclasses.dataclass
+class _TrackedFile:
+    """A file that some version lists."""
+
+    kind: str
+    in_this_version: bool = False
+
+
+def verify_files(dataset: lance.LanceDataset, branch: str | None, findings: Findings) -> list[OrphanedFile]:
+    """Compare the files that all versions list with the files that exist.
+
+    Args:
+        dataset: a version of a table.
+        branch: branch of that version; None for the main branch.
+        findings: records missing files.
+
+    Returns:
+        Files that no version lists, largest first.
+    """
+    tracked: dict[str, _TrackedFile] = {}
+    for each in [None, *dataset.branches.list()]:
+        for batch in dataset.checkout_version((each, None)).tracked_files():
+            for row in batch.to_pylist():
+                file = tracked.setdefault(f"{row['base_uri']}/{row['path']}", _TrackedFile(row["type"]))
+                file.in_this_version |= each == branch and row["version"] == dataset.version
+    present = {
+        f"{row['base_uri']}/{row['path']}": row["size_bytes"]
+        for batch in dataset.all_files()
+        for row in batch.to_pylist()
+    }
+    _find_missing_files(f"{dataset.uri}/", tracked, present, findings)
+    orphans = [
+        OrphanedFile(name=name.removeprefix(f"{dataset.uri}/"), bytes=size)
+        for name, size in present.items()
+        if name not in tracked and not any(part in name for part in _UNTRACKED)
+    ]
+    return sorted(orphans, key=lambda file: (-file.bytes, file.name))
+
+
+def _find_missing_files(
+    folder: str, tracked: dict[str, _TrackedFile], present: dict[str, int], findings: Findings
+) -> None:
+    for name, file in sorted(tracked.items()):
+        # `present` has no files of other folders. Reading a version does not need its transaction file.
+        if name in present or not name.startswith(folder) or file.kind == "transaction file":
+            continue
+        missing = f"{file.kind} {name.removeprefix(folder)} is missing"
+        if file.in_this_version:
+            findings.problems.append(f"{missing}; this version needs it")
+        else:  # also after a clean-up that was interrupted after a version's files and before its manifest
+            findings.advice.append(
+                f"{missing}, which an older version or another branch needs: that cannot be restored"
+            )
+
+
+def verify_indexes(table: LanceTable, dataset: lance.LanceDataset, findings: Findings) -> None:
+    """Record indexes that lack rows, and read all index files."""
+    for index in table.list_indices():
+        if index.num_unindexed_rows:
+            findings.advice.append(
+                f"index {index.name!r} lacks {index.num_unindexed_rows:,} rows, which makes it slower; "
+                "optimize() adds them"
+            )
+    for batch in dataset.tracked_files(min_version=dataset.version):
+        for row in batch.to_pylist():
+            if row["type"] == "index file" and row["path"].endswith(".lance"):
+                with findings.recording(f"index file {row['path']} cannot be read; make the index again"):
+                    _read_file(f"{row['base_uri']}/{row['path']}", dataset)
+
+
+def _read_file(path: str, dataset: lance.LanceDataset) -> None:
+    """Read a Lance file to its end; raises if it is damaged."""
+    reader = LanceFileReader(path, storage_options=dataset.initial_storage_options)
+    for _ in reader.read_all(batch_size=_INDEX_ROWS).to_batches():
+        pass

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.exports.formats import describe, size_of, written_whole
+from rqmoe_store.exports.formats import describe, replace_atomically, size_of
 
 KINDS = ["nothing", "file", "exported", "empty folder"]
 
@@ -30,7 +30,7 @@ def state(folder):
 def test_what_is_written_takes_the_place_of_what_was_there(tmp_path, old, new):
     target = tmp_path / "out"
     make(target, old)
-    with written_whole([target], overwrite=True) as (path,):
+    with replace_atomically([target], overwrite=True) as (path,):
         make(path, new, "new")
         size = size_of(path)
         assert not target.is_file() or target.read_text() == "old"
@@ -44,7 +44,7 @@ def test_what_is_written_takes_the_place_of_what_was_there(tmp_path, old, new):
 def test_a_failure_leaves_what_was_there(tmp_path, old):
     make(tmp_path / "out", old)
     before = state(tmp_path)
-    with pytest.raises(KeyboardInterrupt), written_whole([tmp_path / "out"], overwrite=True) as (path,):
+    with pytest.raises(KeyboardInterrupt), replace_atomically([tmp_path / "out"], overwrite=True) as (path,):
         make(path, "exported", "new")
         raise KeyboardInterrupt
     assert state(tmp_path) == before
@@ -60,7 +60,10 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path, monkeypatch)
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", refused)
-    with pytest.raises(OSError, match="no"), written_whole([tmp_path / "out"], overwrite=True) as (path,):
+    with (
+        pytest.raises(OSError, match="no"),
+        replace_atomically([tmp_path / "out"], overwrite=True) as (path,),
+    ):
         make(path, "exported", "new")
     assert state(tmp_path) == before
 
@@ -70,10 +73,10 @@ def test_several_targets(tmp_path):
     make(targets[1], "file")
     with (
         pytest.raises(InvalidInputError, match="b' exists already"),
-        written_whole(targets, overwrite=False),
+        replace_atomically(targets, overwrite=False),
     ):
         pytest.fail("nothing is to be written")
-    with written_whole(targets, overwrite=True) as written:
+    with replace_atomically(targets, overwrite=True) as written:
         for path in written:
             make(path, "file", path.name)
     assert state(tmp_path) == {Path("a"): "a", Path("b"): "b"}
@@ -91,7 +94,7 @@ def test_what_is_never_replaced(tmp_path, old, overwrite):
         os.symlink(tmp_path / "elsewhere", target)
     before = state(tmp_path)
     message = "was not exported" if overwrite else "exists already"
-    with pytest.raises(InvalidInputError, match=message), written_whole([target], overwrite=overwrite):
+    with pytest.raises(InvalidInputError, match=message), replace_atomically([target], overwrite=overwrite):
         pytest.fail("nothing is to be written")
     assert state(tmp_path) == before
 
@@ -99,8 +102,11 @@ def test_what_is_never_replaced(tmp_path, old, overwrite):
 def test_a_link_to_nothing_is_there(tmp_path):
     target = tmp_path / "out"
     os.symlink(tmp_path / "elsewhere", target)
-    with pytest.raises(InvalidInputError, match="exists already"), written_whole([target], overwrite=False):
+    with (
+        pytest.raises(InvalidInputError, match="exists already"),
+        replace_atomically([target], overwrite=False),
+    ):
         pytest.fail("nothing is to be written")
-    with written_whole([target], overwrite=True) as (path,):
+    with replace_atomically([target], overwrite=True) as (path,):
         make(path, "file", "new")
     assert not target.is_symlink() and target.read_text() == "new"

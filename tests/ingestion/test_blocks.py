@@ -12,7 +12,7 @@ from small_sources import rows_of
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.ingestion.blocks import BlockReader, RowChecker
 from rqmoe_store.ingestion.pieces import Chunk, Piece
-from rqmoe_store.store.ingest_log import Done
+from rqmoe_store.store.ingest_log import PieceProgress
 from rqmoe_store.store.row_encoder import RowEncoder
 
 
@@ -67,7 +67,7 @@ def test_rows_that_are_left_in_blocks(make_reader, sizes, block_rows, chunk_rows
         for place, (size, first) in enumerate(zip(sizes, firsts, strict=True))
     ]
     counts = [data.draw(st.one_of(st.none(), st.integers(0, size))) for size in sizes]
-    done = {piece.key: Done(piece.state, count) for piece, count in zip(pieces, counts, strict=True)}
+    done = {piece.key: PieceProgress(piece.state, count) for piece, count in zip(pieces, counts, strict=True)}
     blocks = list(make_reader(block_rows=block_rows, done=done).read(pieces))
     left = [
         row
@@ -80,7 +80,7 @@ def test_rows_that_are_left_in_blocks(make_reader, sizes, block_rows, chunk_rows
     assert all(len(block.checked.vectors_VD) == block.rows for block in blocks)
     finished = {key: value for block in blocks for key, value in block.pieces.items()}
     assert finished == {
-        piece.key: Done(piece.state, None)
+        piece.key: PieceProgress(piece.state, None)
         for piece, count in zip(pieces, counts, strict=True)
         if count is not None
     }
@@ -94,9 +94,9 @@ def test_every_block_says_how_far_it_goes(make_reader):
     first, second = (piece.key for piece in pieces)
     state = pieces[0].state
     assert [dict(block.pieces) for block in blocks] == [
-        {first: Done(state, 10)},
-        {first: Done(state, None), second: Done(state, 5)},
-        {second: Done(state, 10)},
+        {first: PieceProgress(state, 10)},
+        {first: PieceProgress(state, None), second: PieceProgress(state, 5)},
+        {second: PieceProgress(state, 10)},
     ]
 
 
@@ -110,7 +110,7 @@ def with_defects(count, *bad):
 @pytest.mark.parametrize(("known", "expected"), [(0, [2, 13, 14]), (3, [13, 14]), (14, [14]), (None, [])])
 def test_bad_rows_that_are_not_in_quarantine_yet(make_reader, known, expected):
     piece = TablePiece("a", with_defects(20, 2, 13, 14), 7)
-    blocks = list(make_reader(quarantined={piece.key: Done(piece.state, known)}).read([piece]))
+    blocks = list(make_reader(quarantined={piece.key: PieceProgress(piece.state, known)}).read([piece]))
     bad = [row for block in blocks for row in block.bad]
     assert [row.position for row in bad] == expected
     assert sum(block.rows for block in blocks) == 20
@@ -123,7 +123,7 @@ def test_bad_rows_that_are_not_in_quarantine_yet(make_reader, known, expected):
 
 def test_positions_count_from_where_the_piece_begins(make_reader):
     piece = TablePiece("a", with_defects(20, 2, 13), 7)
-    done = {piece.key: Done(piece.state, 5)}
+    done = {piece.key: PieceProgress(piece.state, 5)}
     (bad,) = (row for block in make_reader(done=done, quarantined={}).read([piece]) for row in block.bad)
     assert bad.position == 13
 

@@ -134,11 +134,11 @@ def test_text_that_is_numbers_here_and_there(checker):
 )
 def test_what_no_row_can_mend_is_refused_at_once(checker, change, error, message):
     with pytest.raises(error, match=message):
-        checker.require(change(rows_of(3)).schema)
+        checker.require_schema(change(rows_of(3)).schema)
 
 
 def test_columns_are_checked_with_every_part(checker):
-    checker.require(rows_of(3).schema)
+    checker.require_schema(rows_of(3).schema)
     with pytest.raises(InvalidInputError, match="missing: vector"):
         checker.check(rows_of(3).drop_columns("vector"))
     with pytest.raises(InvalidInputError, match="expected vectors of 16"):

@@ -72,9 +72,9 @@ def lose_at(monkeypatch, moment):
         (writer, "write_rows"),
         (writer, "commit_rows"),
         (Quarantine, "add"),
-        (Quarantine, "fold"),
-        (Claim, "require"),
-        (Claim, "fold"),
+        (Quarantine, "fold_notes"),
+        (Claim, "require_held"),
+        (Claim, "fold_notes"),
         (job, "claim"),
     ):
         wrap(holder, name)

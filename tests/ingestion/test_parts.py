@@ -13,7 +13,7 @@ from small_sources import DIM, read, rows_of
 
 from rqmoe_store.ingestion.pieces import parts_of
 from rqmoe_store.ingestion.sources import open_source
-from rqmoe_store.store.ingest_log import Done
+from rqmoe_store.store.ingest_log import PieceProgress
 
 ROWS = 50
 
@@ -42,7 +42,7 @@ def pieces(tmp_path_factory):
 @given(kind=st.integers(0, 6), size=st.integers(1, 8000), first=st.integers(0, ROWS), rows=st.integers(1, 60))
 def test_all_rows_of_any_parts(pieces, kind, size, first, rows):
     piece, columns = pieces[kind]
-    parts = parts_of([piece], {piece.key: Done(piece.state, first)}, size)
+    parts = parts_of([piece], {piece.key: PieceProgress(piece.state, first)}, size)
     expected = read(piece, first, columns) if first < ROWS else None
     found = []
     for place, part in enumerate(parts):
@@ -77,4 +77,4 @@ def test_shares_of_the_bytes(pieces):
 
 def test_finished_pieces_have_none(pieces):
     piece, _ = pieces[0]
-    assert parts_of([piece], {piece.key: Done(piece.state, None)}, 1) == []
+    assert parts_of([piece], {piece.key: PieceProgress(piece.state, None)}, 1) == []

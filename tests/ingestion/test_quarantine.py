@@ -7,9 +7,9 @@ import pytest
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.ingestion.quarantine import BadRow, Quarantine, as_json
-from rqmoe_store.store.ingest_log import Done
+from rqmoe_store.store.ingest_log import PieceProgress
 
-PIECES = {"key": Done("state", 7)}
+PIECES = {"key": PieceProgress("state", 7)}
 
 
 def bad(position):
@@ -25,9 +25,9 @@ def test_the_table_is_made_with_the_first_bad_row(db):
     quarantine.add([], PIECES)
     assert (db.list_tables().tables, quarantine.pieces) == ([], {})
     quarantine.add([bad(3), bad(5)], PIECES)
-    quarantine.add([bad(8)], {"key": Done("state", None)})
+    quarantine.add([bad(8)], {"key": PieceProgress("state", None)})
     assert rows(db) == [3, 5, 8]
-    assert Quarantine(db, "docs", "job", 0).pieces == {"key": Done("state", None)}
+    assert Quarantine(db, "docs", "job", 0).pieces == {"key": PieceProgress("state", None)}
     assert Quarantine(db, "docs", "other", 0).pieces == {}
     assert Quarantine(db, "docs", "job", 1).pieces == {}  # begun anew
 
@@ -35,7 +35,7 @@ def test_the_table_is_made_with_the_first_bad_row(db):
 def test_what_is_remembered_survives_a_clean_up(db):
     quarantine = Quarantine(db, "docs", "job", 0)
     quarantine.add([bad(3)], PIECES)
-    quarantine.fold()
+    quarantine.fold_notes()
     db.open_table("docs_quarantine").to_lance().cleanup_old_versions(datetime.timedelta(0))
     assert Quarantine(db, "docs", "job", 0).pieces == PIECES
 

@@ -15,7 +15,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtifactError, RQMoEError, TableError
 from rqmoe_store.store import databases, health, registry
 from rqmoe_store.store.appends import append_rows
-from rqmoe_store.store.ingest_log import Done, claim, folded, note_in, stored
+from rqmoe_store.store.ingest_log import PieceProgress, claim, folded_notes, folded_state, note_in
 from rqmoe_store.store.metadata import FORMAT_VERSION, KEY, PREFIX, TableMetadata, TunedSearch
 from rqmoe_store.store.table import StoredTable
 
@@ -188,9 +188,11 @@ def test_damaged_tuning_is_refused_or_of_use(field: str) -> None:
 
 def test_damaged_notes_on_drift_and_ingestions_are_refused_or_of_use(store) -> None:
     claimed = claim(store.table, "job")
-    properties = claimed.properties({"a.csv": Done("as it was", 10), "b.csv": Done("as it was", None)})
+    properties = claimed.properties(
+        {"a.csv": PieceProgress("as it was", 10), "b.csv": PieceProgress("as it was", None)}
+    )
     append_rows(store.table, store.table.to_arrow().slice(0, 1).to_reader(), properties)
-    claimed.fold()
+    claimed.fold_notes()
     dataset = databases.reopen(store.table).to_lance()
     dataset.update_metadata(health.folded(dataset, store.codecs))
     whole = {key: text for key, text in dataset.metadata.items() if key.startswith(PREFIX)}
@@ -200,15 +202,17 @@ def test_damaged_notes_on_drift_and_ingestions_are_refused_or_of_use(store) -> N
         for changed in [*TEXTS[::3], *changes]:
             dataset.update_metadata({key: changed.replace("\0", "")})
             assert set(health.folded(dataset, store.codecs)) == {health.KEY}
-            folded(dataset, "store")
+            folded_notes(dataset, "store")
         dataset.update_metadata({key: text})
-    assert set(claim(store.table, "job").ingested.pieces) == {"a.csv", "b.csv"}
+    assert set(claim(store.table, "job").state.pieces) == {"a.csv", "b.csv"}
 
 
 def test_damaged_notes_of_commits_are_refused_or_of_use(store) -> None:
     """In every way, in memory; the table is asked of the notes by what reads them."""
     held = claim(store.table, "job")
-    (whole,) = held.properties({"a.csv": Done("as it was", 10), "b.csv": Done("as it was", None)}).items()
+    (whole,) = held.properties(
+        {"a.csv": PieceProgress("as it was", 10), "b.csv": PieceProgress("as it was", None)}
+    ).items()
     transaction = store.table.to_lance().read_transaction(store.version)
     refused = 0
     changes = [damaged(whole[1].encode(), random).decode(errors="replace") for random in of_seeds(500)]
@@ -234,15 +238,15 @@ def test_a_damaged_note_of_a_commit(store, note) -> None:
     before = claim(store.table, "job")
     (key,) = before.properties({})
     append_rows(store.table, rows.to_reader(), {key: note})
-    folded_at = stored(store.table.to_lance(), "job", "store").folded_at
-    before.fold()
-    assert stored(databases.reopen(store.table).to_lance(), "job", "store").folded_at == folded_at
-    for read in (before.require, lambda: claim(store.table, "job")):
+    folded_at = folded_state(store.table.to_lance(), "job", "store").folded_at
+    before.fold_notes()
+    assert folded_state(databases.reopen(store.table).to_lance(), "job", "store").folded_at == folded_at
+    for read in (before.require_held, lambda: claim(store.table, "job")):
         with pytest.raises(TableError, match=r"which is damaged .* resume=False"):
             read()
-    assert claim(store.table, "job", anew=True).ingested.pieces == {}
+    assert claim(store.table, "job", restart=True).state.pieces == {}
     store.restore(store.version - 1)
-    assert claim(store.table, "other").ingested.pieces == {}
+    assert claim(store.table, "other").state.pieces == {}
 
 
 @pytest.mark.parametrize(

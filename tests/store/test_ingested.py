@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_ingestions import OPTIONS, ROWS, commit, finished, fold
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.ingest_log import Done, claim
+from rqmoe_store.store.ingest_log import PieceProgress, claim
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def cleaned(table):
 
 def test_notes_add_up(table):
     held = claim(table, "job")
-    assert held.ingested.pieces == {}
+    assert held.state.pieces == {}
     commit(table, held, a=3)
     commit(table, held, a=None, b=2)
-    held.require()
-    assert claim(table, "job").ingested.pieces == {"a": Done("s", None), "b": Done("s", 2)}
+    held.require_held()
+    assert claim(table, "job").state.pieces == {"a": PieceProgress("s", None), "b": PieceProgress("s", 2)}
     assert finished(table, "other") == {}
 
 
@@ -62,7 +62,7 @@ def test_every_history_is_remembered(tmp_path_factory, data):
                 table.restore(version)
             case "claim":
                 held = claim(table, "job")
-                assert {key: done.rows for key, done in held.ingested.pieces.items()} == expected
+                assert {key: done.rows for key, done in held.state.pieces.items()} == expected
     assert finished(table) == expected
 
 
@@ -76,7 +76,7 @@ def test_versions_that_are_gone(table):
     fold(table)  # other jobs go on
     with pytest.raises(TableError, match="cleaned up before"):
         claim(table, "job")
-    assert claim(table, "job", anew=True).ingested.pieces == {}
+    assert claim(table, "job", restart=True).state.pieces == {}
     assert finished(table) == {}
 
 

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import health
-from rqmoe_store.store.ingest_log import Done, Ingested, as_metadata, as_property, note_in, stored
+from rqmoe_store.store.ingest_log import (
+    JobState,
+    PieceProgress,
+    as_metadata,
+    as_property,
+    folded_state,
+    note_in,
+)
 from rqmoe_store.store.metadata import (
     KEY,
     LARGEST_COUNT,
@@ -98,7 +105,7 @@ def test_text_that_is_no_json(text: str) -> None:
 COUNTS = st.integers(-3, 3) | st.integers() | st.sampled_from([2**31, 2**63 - 1, 2**63, -(2**63), 10**30])
 NUMBERS = st.floats() | st.sampled_from([2.0**63, 1e308, -0.0])
 TEXTS = st.text() | st.sampled_from(["", "\ud800", "\0", "x" * 10_000, "\U0001f600"])
-PIECES = st.dictionaries(TEXTS, st.builds(Done, TEXTS, st.none() | COUNTS), max_size=3)
+PIECES = st.dictionaries(TEXTS, st.builds(PieceProgress, TEXTS, st.none() | COUNTS), max_size=3)
 
 
 @dataclasses.dataclass
@@ -122,9 +129,9 @@ def test_sums_of_any_numbers_can_be_read_again(parts: list[tuple[int, int, float
 
 @given(text=TEXTS, run=TEXTS, round=COUNTS, at=COUNTS, pieces=PIECES)
 def test_notes_of_ingestions_are_read_as_they_were_written_or_not_written(
-    text: str, run: str, round: int, at: int, pieces: dict[str, Done]
+    text: str, run: str, round: int, at: int, pieces: dict[str, PieceProgress]
 ) -> None:
-    state = Ingested(run=run, round=round, version_note=text, folded_at=at, pieces=pieces)
+    state = JobState(run=run, round=round, version_note=text, folded_at=at, pieces=pieces)
     numbers = [round, *(done.rows for done in pieces.values() if done.rows is not None)]
     try:
         note = note_in(Commit(as_property(text, state, pieces)), "docs")  # type: ignore[arg-type]
@@ -134,7 +141,7 @@ def test_notes_of_ingestions_are_read_as_they_were_written_or_not_written(
         return
     assert note is not None and (note.job, note.run, note.round, note.pieces) == (text, run, round, pieces)
     if 0 <= at < 2**63:
-        assert stored(Commit(metadata=as_metadata("job", state)), "job", "docs") == state  # type: ignore[arg-type]
+        assert folded_state(Commit(metadata=as_metadata("job", state)), "job", "docs") == state  # type: ignore[arg-type]
     else:
         with pytest.raises(TableError, match="Nothing was written"):
             as_metadata("job", state)

@@ -232,7 +232,7 @@ def test_keys(db, make_store, kind, monkeypatch):
     append(store, name=[key(3), key(7), key(3), *map(key, range(20, 30))])
     found = problems(store)
     assert f"2 values of the key 'name' are there more than once: {key(3)!r} (3 rows), {key(7)!r}" in found
-    monkeypatch.setattr(keys, "_LOOKED_AT", 1)
+    monkeypatch.setattr(keys, "_MOST_SUSPECTS", 1)
     assert "2 values of the key 'name' are there" in problems(store)
 
 
