@@ -255,7 +255,12 @@ class TableBesideDictionary(RuleBasedStateMachine):
             np.testing.assert_allclose(hit["_distance"], wanted[hit["id"]].distance, rtol=1e-4, atol=1e-5)
 
 
-TestTableBesideDictionary = TableBesideDictionary.TestCase
-TestTableBesideDictionary.settings = settings(
-    max_examples=35, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class TestTableBesideDictionary(TableBesideDictionary.TestCase):
+    settings = settings(
+        max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+
+
+@pytest.mark.slow
+class TestTableBesideDictionaryForLonger(TableBesideDictionary.TestCase):
+    settings = settings(TestTableBesideDictionary.settings, max_examples=60)

@@ -63,6 +63,7 @@ def test_a_table_is_measured_and_removed(tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_other_process_is_told(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     wide = np.ones((2, DIM + 1), dtype=np.float32)

@@ -1,63 +1,62 @@
 """Threads that search while another process writes: no wrong row, none missing, no crash."""
 
-import subprocess
-import sys
+import contextlib
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
 import pytest
+from other_processes import processes
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.table import CompressedTable
-from rqmoe_store.tables import compress
+from rqmoe_store.tables import compress, open_table
 
 DIM, FIRST_ROWS, THREADS = 16, 300, 8
 
-# Says what it is about to delete and what it has done, a line each, until its input is closed.
-WRITER = """
-import sys, threading
-import lancedb, numpy as np
-import rqmoe_store as rqs
 
-store = rqs.open_table(lancedb.connect(sys.argv[1]), "small")
-stopped = threading.Event()
-threading.Thread(target=lambda: (sys.stdin.read(), stopped.set()), daemon=True).start()
-random, first, alive = np.random.default_rng(0), 10_000, list(range(300))
-while not stopped.is_set():
-    ids = list(range(first, first + 3))
-    rows = [{"id": row, "lang": "en", "text": f"text {row}", "vector": random.normal(size=16)} for row in ids]
-    store.add(rows)
-    print("added", *ids, flush=True)
-    alive, first = alive + ids, first + 3
-    gone = [alive.pop(random.integers(len(alive))) for _ in range(2)]
-    print("deletes", *gone, flush=True)
-    store.delete(f"id IN ({gone[0]}, {gone[1]})")
-    print("deleted", *gone, flush=True)
-    if first % 300 == 0:
-        store.table.optimize()
-"""
+def write(folder: str, journal: Any, stopped: Any) -> None:
+    """Add and delete rows, and say what is about to be deleted and what was done, until that is enough."""
+    store = open_table(lancedb.connect(folder), "small")
+    random, first, alive = np.random.default_rng(0), 10_000, list(range(FIRST_ROWS))
+    while not stopped.is_set():
+        ids = list(range(first, first + 3))
+        rows = [
+            {"id": row, "lang": "en", "text": f"text {row}", "vector": random.normal(size=DIM)} for row in ids
+        ]
+        store.add(rows)
+        journal.send(("added", ids))
+        alive, first = alive + ids, first + 3
+        gone = [alive.pop(random.integers(len(alive))) for _ in range(2)]
+        journal.send(("deletes", gone))
+        store.delete(f"id IN ({gone[0]}, {gone[1]})")
+        journal.send(("deleted", gone))
+        if first % 300 == 0:
+            store.table.optimize()
 
 
 class Journal:
     """What the writer has said so far."""
 
-    def __init__(self, writer: "subprocess.Popen[str]") -> None:
+    def __init__(self, said: Connection) -> None:
         self.added, self.going, self.gone = set(range(FIRST_ROWS)), set(), set()
         self._sets = {"added": self.added, "deletes": self.going, "deleted": self.gone}
         self._lock = threading.Lock()
         self.begun = threading.Event()
-        self._thread = threading.Thread(target=self._read, args=(writer,))
+        self._thread = threading.Thread(target=self._read, args=(said,))
         self._thread.start()
 
-    def _read(self, writer: "subprocess.Popen[str]") -> None:
-        for line in writer.stdout:
-            word, *ids = line.split()
-            with self._lock:
-                self._sets[word].update(map(int, ids))
-            self.begun.set()
+    def _read(self, said: Connection) -> None:
+        with contextlib.suppress(EOFError):  # the writer has ended
+            while True:
+                word, ids = said.recv()
+                with self._lock:
+                    self._sets[word].update(ids)
+                self.begun.set()
         self.begun.set()
 
     def now(self, word: str) -> set[int]:
@@ -85,30 +84,27 @@ def ask(store: CompressedTable, journal: Journal, seconds: float, failures: list
         failures.append(error)
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(125, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(125, marks=pytest.mark.slow)])
 def test_threads_search_while_a_process_writes(tmp_path: Path, seconds: float) -> None:
     vectors = np.random.default_rng(3).normal(size=(FIRST_ROWS, DIM)).astype(np.float32)
     docs = lancedb.connect(tmp_path).create_table("docs", source_table(vectors))
     store = compress(docs, tiny_codec(vectors, "l2", 4), "small", progress=False)
     failures: list[BaseException] = []
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as writer:
-        journal = Journal(writer)
-        journal.begun.wait()
-        threads = [
-            threading.Thread(target=ask, args=(store, journal, seconds, failures)) for _ in range(THREADS)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        writer.stdin.close()
-        assert writer.wait() == 0
-        journal.end()
+    stopped, (said, saying) = processes.Event(), processes.Pipe(duplex=False)
+    writer = processes.Process(target=write, args=(str(tmp_path), saying, stopped), daemon=True)
+    writer.start()
+    saying.close()  # the pipe ends with the writer then
+    journal = Journal(said)
+    journal.begun.wait()
+    threads = [threading.Thread(target=ask, args=(store, journal, seconds, failures)) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stopped.set()
+    writer.join()
+    assert writer.exitcode == 0
+    journal.end()
     assert not failures, failures[0]
     assert len(journal.gone) > 2, "the writer wrote nothing while the threads searched"
     left = store.search(np.ones(DIM)).nprobes(4).limit(10**6).to_arrow()["id"].to_pylist()
