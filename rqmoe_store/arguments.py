@@ -29,7 +29,7 @@ _WORDS = {
     "Codec": "a codec, as train() or load_codec() returns it",
     "DBConnection": "a database, as lancedb.connect() returns it",
     "Table": "a LanceDB table",
-    "StoredTable": "a table of rqmoe_store",
+    "OpenTable": "a table of rqmoe_store",
     "CompressedTable": "a table of rqmoe_store",
     "Mapping": "a mapping, such as a dict",
     "PathLike": "a path",

@@ -57,7 +57,7 @@ class AsyncMergeInsert(MergeBuilder):
         timeout: datetime.timedelta | None = None,
     ) -> MergeResult:
         """Encode and merge rows. Takes and raises what `MergeInsert.execute` does."""
-        merge = MergeInsert(self._store, self._on)
+        merge = MergeInsert(self._handle, self._on)
         vars(merge).update(vars(self))  # the actions that were chosen
         return await in_thread(
             functools.partial(merge.execute, new_data, on_bad_vectors, fill_value, timeout)
@@ -113,7 +113,7 @@ class AsyncRows:
 
     def merge_insert(self, on: str | Iterable[str] | None = None) -> AsyncMergeInsert:
         """Start an upsert, whose `execute` is awaited."""
-        return AsyncMergeInsert(self.blocking, on)
+        return AsyncMergeInsert(self.blocking.handle, on)
 
     async def update(
         self,
@@ -425,7 +425,7 @@ class AsyncCompressedTable(AsyncRows, AsyncLifecycle):
         await in_thread(create)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self.blocking._described})"
+        return f"{type(self).__name__}({self.name!r}, {self.blocking.handle.summary})"
 
 
 async def open_table_async(

@@ -1,8 +1,15 @@
-"""Errors raised by `rqmoe_store`: one root, few leaves.
+"""Errors raised by `rqmoe_store`: one root, few leaves; and warnings that point at the caller's line.
 
 Every message says what was got, what was expected and what to do next, and every error is raised
 before anything is written, but for those of the writing itself.
 """
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 class RQMoEError(Exception):
@@ -27,3 +34,21 @@ class ArtifactError(RQMoEError):
 
 class StorageError(RQMoEError, OSError):
     """A disk or bucket refused a write: full, read-only, or not permitted. What it held before is intact."""
+
+
+def warn_caller(message: str) -> None:
+    """Issue a UserWarning at the line outside this package that called into it.
+
+    A fixed `stacklevel` points elsewhere as soon as a call is wrapped, or made from one more place.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        UserWarning,
+        filename=frame.f_code.co_filename,
+        lineno=frame.f_lineno,
+        module=frame.f_globals.get("__name__", "<unknown>"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )

@@ -143,7 +143,7 @@ def _among(parts: Iterable[str], text: str) -> str | None:
 
 def _name_of(place: object) -> str:
     """What a message calls the table: nothing is read for it, as that may be what fails."""
-    table = getattr(place, "_store", place)
+    table = getattr(place, "_handle", place)
     name = getattr(getattr(table, "table", None) or getattr(table, "_table", None), "name", None)
     return f"Table {name!r}" if isinstance(name, str) else "The table"
 

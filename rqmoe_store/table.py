@@ -1,28 +1,57 @@
-"""`CompressedTable`, the public face of storing and searching."""
+"""`CompressedTable`: everything that can be done with a table whose vectors are kept as codes."""
 
+import copy
 import dataclasses
+import datetime
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, overload
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar, overload
 
+import pyarrow as pa
+from lancedb.db import DBConnection
+from lancedb.expr import Expr
+from lancedb.index import IndexConfig
 from lancedb.query import FullTextQuery
-from lancedb.table import LanceTable
+from lancedb.table import IndexStatistics, LanceTable
 
-from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.lifecycle import LifecycleTable
+from rqmoe_store import lifecycle
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.config import CodecConfig, Metric, TrainConfig
+from rqmoe_store.errors import InvalidInputError, RQMoEError
+from rqmoe_store.exports.run import ExportReport, FormatName, export
+from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
-from rqmoe_store.search.shards import ShardCall, ShardedSource
-from rqmoe_store.search.source import Cache, CodeSource, bytes_allowed, source_of
+from rqmoe_store.search.shards import ShardCall, ShardedCodes
+from rqmoe_store.search.source import Cache, CacheSetting, TableSource
 from rqmoe_store.search.text import QueryType, TextQuery, as_vector, create_text_index, query_kind
-from rqmoe_store.search.tuning import TuningGoal, TuningReport, tune_search
-from rqmoe_store.store.databases import TablePlace
-from rqmoe_store.store.statistics import TableStats
+from rqmoe_store.search.tuning import TuningGoal, TuningReport, tune_table
+from rqmoe_store.storage_errors import TranslatesErrors
+from rqmoe_store.store import databases, structure, versions
+from rqmoe_store.store.columns import CodeColumns, KeptVectors
+from rqmoe_store.store.conditions import Conditions
+from rqmoe_store.store.embeddings import TableEmbedding
+from rqmoe_store.store.handle import Handle
+from rqmoe_store.store.health import HealthReport, measure_health
+from rqmoe_store.store.merge import MergeInsert
+from rqmoe_store.store.reencoding import BackgroundEncoding
+from rqmoe_store.store.registry import GRACE
+from rqmoe_store.store.row_encoder import OnBadVectors
+from rqmoe_store.store.row_operations import add_rows, count_rows, delete_rows, first_rows, update_rows
+from rqmoe_store.store.snapshot import Snapshot, Snapshots
+from rqmoe_store.store.statistics import TableStats, measure
+from rqmoe_store.store.structure import ScalarIndex
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.versions import TableTags
+from rqmoe_store.verification.report import VerifyReport
+from rqmoe_store.verification.run import verify
+
+Opened = TypeVar("Opened", bound="CompressedTable")
 
 
-class CompressedTable(LifecycleTable):
+class CompressedTable(TranslatesErrors):
     """A LanceDB table whose vectors are kept as codes, and which can be searched.
 
     Made by `compress`, `create_table` or `open_table`. `table` is the underlying LanceDB table.
@@ -33,100 +62,136 @@ class CompressedTable(LifecycleTable):
     by it at once. A table dropped and made again is followed if its vectors are kept in the same way.
     """
 
-    def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
-        super().__init__(table, codecs)
-        # Told the table when called: if it kept it, codes in memory would outlive the last use of the table.
-        self._find_source: Callable[[CompressedTable], CodeSource] = source_of
-        self._source = self._find_source(self)
-        self._pickles_storage_options = False
-        self.use_cache()
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        """The open table, which the functions of this package work on."""
+        self._source = TableSource(handle, CacheSetting())
 
-    def allow_pickling(self, *, storage_options: bool) -> Self:
-        """Say what pickles of this handle may hold, such as those sent to other processes; returns the table
-        itself.
-
-        A pickle holds where the table is: URI, name, branch, the version that is checked out and how the
-        cache is set. Whoever unpickles it opens the table there. `copy` makes another handle likewise.
-
-        Args:
-            storage_options: whether it holds those of the connection as well. They may be secrets, which
-                whoever gets the pickle can read.
-        """
-        self._pickles_storage_options = bool(storage_options)
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        place = TablePlace.of(self.table)
-        if place.storage_options and not self._pickles_storage_options:
-            raise TableError(
-                f"Table {self.name!r} was opened with storage options, which may hold secrets and are not "
-                "pickled. Open the table in the other process; or call allow_pickling(storage_options=True) "
-                "first, if whoever gets the pickle may read them."
-            )
-        return _reopened, (type(self), place, *self._settings)
-
-    def __copy__(self) -> Self:
-        copied: Self = _reopened(type(self), TablePlace.of(self.table), *self._settings)
-        return copied
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self.__copy__()
-
-    @property
-    def _settings(self) -> tuple[int | None, Cache, int | None, bool]:
-        """What a copy of this handle is set to."""
-        if self._find_source is not source_of:
-            raise TableError(
-                f"The codes of table {self.name!r} are held by other processes, which this handle alone "
-                "reaches; it cannot be copied or pickled. Open the table in the other process."
-            )
-        return self.checked_out, *self._cache, self._pickles_storage_options
-
-    def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
-        """Choose where searches through this handle read codes; returns the table itself.
-
-        In memory they take `code_bytes` + 8 bytes per row, once for all handles of this process, are
-        loaded by the first search and follow every change of the table. On disk only the probed
-        partitions are read, for every query. Both give the same results.
-
-        Args:
-            cache: "memory" or "disk".
-            memory_budget: bytes; a table whose codes would take more is searched on disk. None for a
-                quarter of the machine's memory.
+    @classmethod
+    def open(cls, db: DBConnection, name: str, *, branch: str | None = None) -> Self:
+        """Open the compressed table `name`; its codecs are read from the same database.
 
         Raises:
-            InvalidInputError: another word, or a budget that is not a number of bytes.
+            TableNotFoundError: no such table.
+            TableError: not a compressed one, a column of ours is missing or of another
+                type, or a newer release wrote it.
+            ArtifactError: a codec is not in the database, is damaged, or is another one.
         """
-        self._memory_budget = bytes_allowed(cache, memory_budget)
-        self._cache: tuple[Cache, int | None] = (cache, memory_budget)
-        return self
+        return cls(Handle.open(db, name, branch=branch))
 
-    def use_shards(self, shards: int, ask: ShardCall) -> Self:
-        """Have searches through this handle scanned by other processes, each of which holds the codes of some
-        fragments of the table; returns the table itself. Results are the same.
+    @property
+    def table(self) -> LanceTable:
+        """The LanceDB table. Rows written through it directly need their own codes; check versions out by
+        `checkout`, not through it. Read directly, it is at the version it was brought to last."""
+        return self.handle.table
 
-        Args:
-            shards: how many there are, at least 1.
-            ask: reaches the `rqmoe_store.search.shards.Shard` that each of them has.
+    @property
+    def name(self) -> str:
+        """Name of the table."""
+        return self.handle.name
+
+    @property
+    def version(self) -> int:
+        """Version of the table that everything is read from; grows with every change."""
+        return self.handle.version
+
+    @property
+    def checked_out(self) -> int | None:
+        """The version that everything is read from; None for the newest one."""
+        return self.handle.checked_out
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The user's columns: the table's schema without codes, partitions and our metadata.
+
+        The vector column is among them, as the last, where the table keeps raw vectors.
         """
-        self._find_source = functools.partial(ShardedSource, shards=shards, ask=ask)
-        self._source = self._find_source(self)
-        return self
+        return self.handle.schema
 
-    def checkout(self, version: int | str) -> None:
-        """As `StoredTable.checkout`."""
-        super().checkout(version)
-        self._source = self._find_source(self)
+    @property
+    def columns(self) -> CodeColumns:
+        """Names of the code and partition columns."""
+        return self.handle.columns
 
-    def checkout_latest(self) -> None:
-        """As `StoredTable.checkout_latest`."""
-        super().checkout_latest()
-        self._source = self._find_source(self)
+    @property
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Columns that results leave out unless they are named: codes, partitions, and raw vectors where
+        rows keep them only until they are encoded."""
+        return self.handle.hidden_columns
 
-    def stats(self) -> TableStats:
-        """Rows, bytes and quality of this table, measured now."""
-        resident = self._source.resident
-        return dataclasses.replace(super().stats(), resident_bytes=resident.nbytes if resident else 0)
+    @property
+    def key(self) -> str | None:
+        """The unique key of the table; None without one. See `set_key` and `merge_insert`."""
+        return self.handle.key
+
+    @property
+    def dim(self) -> int:
+        """Components of a vector."""
+        return self.handle.dim
+
+    @property
+    def metric(self) -> Metric:
+        """The distance that the table is searched by."""
+        return self.handle.metric
+
+    @property
+    def codec(self) -> Codec:
+        """The newest codec: encodes the vectors that are added.
+
+        Raises:
+            TableError: the table has none yet.
+        """
+        return self.handle.codec
+
+    @property
+    def codecs(self) -> TableCodec:
+        """The codecs of all generations of rows."""
+        return self.handle.codecs
+
+    @property
+    def embedding(self) -> TableEmbedding | None:
+        """The LanceDB embedding function its vectors come from; None when there is none."""
+        return self.handle.embedding
+
+    @property
+    def kept(self) -> KeptVectors:
+        """Whether the table keeps its raw vectors, and how."""
+        return self.handle.kept
+
+    @property
+    def conditions(self) -> Conditions:
+        """Reads the conditions and expressions that users write over the table."""
+        return self.handle.conditions
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The version that everything is read from, again and again."""
+        return self.handle.snapshots
+
+    def __len__(self) -> int:
+        return self.count_rows()
+
+    def __repr__(self) -> str:
+        try:
+            rows = f"{len(self)} rows"
+        except RQMoEError as error:  # of a table that is gone one wants to see that, and which one it is
+            rows = f"cannot be read: {error}"
+        return f"{type(self).__name__}({self.name!r}, {rows}, {self.handle.summary})"
+
+    def refresh(self) -> Snapshot:
+        """Bring this handle to the newest version of the table now, which writing does as well.
+
+        Without it, reads look for the newest version themselves, but for a `read_consistency_interval`.
+
+        Returns:
+            That version.
+
+        Raises:
+            TableError: an earlier version is checked out; the table was dropped, or made again as one that
+                cannot take its place.
+            ArtifactError: as `open`.
+        """
+        return self.handle.refresh()
 
     @overload
     def search(
@@ -210,19 +275,35 @@ class CompressedTable(LifecycleTable):
                 f"Got vector_column_name={vector_column_name!r}; expected {self.columns.vector_column!r}, "
                 "the only column of the table that is searched by vector, or nothing."
             )
-        kind = query_kind(self, query, query_type, self._source)
+        reader = self._source.reader()
+        kind = query_kind(reader, query, query_type)
         if kind == "hybrid":
-            return HybridQuery(self, query, fts_columns, self._source, self._memory_budget)
+            return HybridQuery(reader, query, fts_columns)
         if kind == "fts":
-            return TextQuery(self, query, fts_columns, self._source)
+            return TextQuery(reader, query, fts_columns)
         if fts_columns:
             raise InvalidInputError(
                 f"Got fts_columns={fts_columns!r} for a search by vector; expected it with "
                 "query_type='fts' or 'hybrid' only."
             )
         if kind == "plain":
-            return PlainQuery(self, self._source)
-        return CompressedQuery(self, as_vector(self, query), self._source, self._memory_budget)
+            return PlainQuery(reader)
+        return CompressedQuery(reader, as_vector(self.handle, query))
+
+    def count_rows(self, filter: str | Expr | None = None) -> int:
+        """Number of rows, or of those that match a condition.
+
+        Args:
+            filter: SQL, or an expression of `lancedb.expr`.
+
+        Raises:
+            InvalidInputError: `filter` cannot be parsed or names an unknown column.
+        """
+        return count_rows(self.handle, filter)
+
+    def head(self, n: int = 5) -> pa.Table:
+        """The first rows, in the user's columns. Raises InvalidInputError for a number below 0."""
+        return first_rows(self.handle, n)
 
     def create_fts_index(
         self, columns: str | Sequence[str], *, replace: bool = False, exist_ok: bool = False, **options: Any
@@ -243,7 +324,7 @@ class CompressedTable(LifecycleTable):
             TableError: a column has an index already, and both `replace` and `exist_ok` are False; an index
                 is to be made and an earlier version is checked out.
         """
-        create_text_index(self, columns, replace=replace, exist_ok=exist_ok, **options)
+        create_text_index(self.handle, columns, replace=replace, exist_ok=exist_ok, **options)
 
     def tune(
         self,
@@ -280,28 +361,533 @@ class CompressedTable(LifecycleTable):
             TableError: no rows to find, or an earlier version is checked out.
             StorageError: the disk or bucket refuses to keep the choice.
         """
-        self.refresh()
         goal = TuningGoal(target_recall=target_recall, limit=limit, sample=sample, seed=seed)
-        report = self._source.read(
-            self._memory_budget,
-            lambda state: tune_search(state, self.columns, queries, goal, progress=progress),
+        return tune_table(self._source, queries, goal, progress=progress)
+
+    def add(
+        self,
+        rows: Any,
+        mode: Literal["append"] = "append",
+        on_bad_vectors: OnBadVectors = "error",
+        fill_value: float = 0.0,
+        *,
+        encode: bool | None = None,
+    ) -> int:
+        """Encode and append rows, all in one commit or none at all.
+
+        Memory stays bounded for iterators and readers, however long; their encoded rows wait in a
+        temporary file until all of them have been checked. A key of the table is not looked at:
+        `merge_insert` replaces rows that are there already.
+
+        Args:
+            rows: a list of dicts, a pandas or polars frame, an Arrow table, record batch or reader,
+                or an iterable of those. Columns are the user's columns and the vector column;
+                nullable ones may be left out, a null vector is stored as null. In a table with an
+                embedding function, missing vectors are computed from its source column.
+            mode: "append".
+            on_bad_vectors: what becomes of rows whose vector has another dimension, missing, NaN or
+                infinite components, ones beyond float16 where the table keeps them in it, or no
+                direction under cosine: "error", "drop" for leaving the rows out, "null" for adding
+                them without a vector, "fill" for putting `fill_value` in place of such components and
+                cutting or lengthening to the dimension. As in LanceDB, "drop" and "fill" take rows
+                without a vector for bad ones as well.
+            fill_value: a finite number.
+            encode: False to keep the vectors raw, which is quicker, and have `optimize` encode them
+                later; searches find them all the same. None to encode if the table has a codec.
+
+        Returns:
+            Number of rows added.
+
+        Raises:
+            InvalidInputError: unknown or missing columns, values of another type, a bad vector with
+                "error", or with "fill" one that filling does not make good (named by row position);
+                another `mode`.
+            RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
+            TableError: an earlier version is checked out; `encode` is True and the table has no codec yet.
+            StorageError: the disk or bucket refuses to take them; no row was added.
+        """
+        return add_rows(
+            self.handle,
+            rows,
+            mode=mode,
+            on_bad_vectors=on_bad_vectors,
+            fill_value=fill_value,
+            encode=encode,
         )
-        report.setting.write(self.table)
-        self.refresh()
-        return report
+
+    def merge_insert(self, on: str | Iterable[str] | None = None) -> MergeInsert:
+        """Start an upsert, in LanceDB's words.
+
+            store.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+        A null key matches nothing. In a table with a key, merges by it are safe beside each other: a new key
+        is inserted once, whichever process comes first.
+
+        Args:
+            on: the column that tells rows apart, or several together; None for the table's key.
+
+        Raises:
+            InvalidInputError: no names of columns.
+        """
+        return MergeInsert(self.handle, on)
+
+    def update(
+        self,
+        where: str | Expr | None = None,
+        values: Mapping[str, Any] | None = None,
+        *,
+        values_sql: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Change columns of rows, all in one commit or none at all.
+
+        A new vector is encoded; codes of other rows, and of all rows where other columns are changed, stay as
+        they are. New text that an embedding function reads brings a new vector, unless one is given.
+
+        Args:
+            where: the rows: SQL, or an expression of `lancedb.expr`. None for all.
+            values: new values by column; None for null.
+            values_sql: SQL expressions over the row as it was, by column, such as {"n": "n + 1"}. Not for the
+                vector, nor for text that vectors are computed from.
+
+        Returns:
+            LanceDB's result, with `rows_updated` and `version`.
+
+        Raises:
+            InvalidInputError: neither or both kinds of values; columns that are unknown, code or partition of
+                the vector, or the key; a vector that cannot be used; what LanceDB refuses.
+            RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
+            TableError: an earlier version is checked out, or others write to the table all the time.
+        """
+        return update_rows(self.handle, where, values, values_sql)
+
+    def delete(self, where: str | Expr) -> int:
+        """Delete the rows that match a condition; returns how many.
+
+        Args:
+            where: SQL, or an expression of `lancedb.expr`.
+
+        Raises:
+            InvalidInputError: `where` cannot be parsed or names an unknown column.
+            TableError: an earlier version is checked out, or others write to the table all the time.
+        """
+        return delete_rows(self.handle, where)
+
+    def set_key(self, key: str) -> None:
+        """Make a column the key that tells rows apart. It allows no nulls from then on, and stays the key.
+
+        Of two concurrent merges by the key that would insert the same new one, the second updates it. `add`
+        does not look whether a key is there already.
+
+        Args:
+            key: a column of int32, int64, text or bytes; its values are held in memory once, to compare them.
+
+        Raises:
+            InvalidInputError: no such column, or several rows have the same value.
+            TableError: a row has none, the table has another key, or an earlier version is checked out.
+            StorageError: the disk or bucket refuses the change.
+        """
+        structure.set_key(self.handle, key)
+
+    def add_columns(self, transforms: Mapping[str, str] | pa.Field | Iterable[pa.Field] | pa.Schema) -> None:
+        """Add columns, all or none; they allow nulls, and rows to come may leave them out.
+
+        Args:
+            transforms: SQL expressions over the other columns, by name, such as {"double": "2 * n"}; or Arrow
+                fields, for columns of nulls.
+
+        Raises:
+            InvalidInputError: names that are taken, or what LanceDB refuses.
+            TableError: names that LanceDB does not find again, or an earlier version is checked out.
+            StorageError: the disk or bucket refuses the change.
+        """
+        structure.add_columns(self.handle, transforms)
+
+    def alter_columns(self, *alterations: Mapping[str, Any]) -> None:
+        """Rename columns, or change their type or whether they allow nulls, in one commit or none at all.
+
+        Args:
+            alterations: one for every column, as in LanceDB: {"path": <column>} with "rename", "nullable" or
+                "data_type".
+
+        Raises:
+            InvalidInputError: unknown columns, the vector's or what is written along with it, the key but for
+                its name, the name of text that vectors are computed from, or what LanceDB refuses.
+            TableError: names that LanceDB does not find again, or an earlier version is checked out.
+            StorageError: the disk or bucket refuses the change.
+        """
+        structure.alter_columns(self.handle, *alterations)
+
+    def drop_columns(self, columns: str | Iterable[str]) -> None:
+        """Drop columns and the indexes on them, in one commit or none at all.
+
+        Args:
+            columns: names of user columns, but for the key.
+
+        Raises:
+            InvalidInputError: unknown columns, the vector's or what is written along with it, or the key.
+            TableError: an earlier version is checked out.
+            StorageError: the disk or bucket refuses the change.
+        """
+        structure.drop_columns(self.handle, columns)
+
+    def create_scalar_index(
+        self,
+        column: str,
+        *,
+        replace: bool = True,
+        index_type: ScalarIndex = "BTREE",
+        name: str | None = None,
+    ) -> None:
+        """Make LanceDB's index on a column, for quicker filters and merges.
+
+        Args:
+            column: a user column.
+            replace: whether the new index takes the place of one on the column.
+            index_type: "BTREE", "BITMAP" for few different values, or "LABEL_LIST" for lists.
+            name: of the index; by default from that of the column.
+
+        Raises:
+            InvalidInputError: an unknown column or kind, or values that it is not for.
+            TableError: there is an index and `replace` is False, or an earlier version is checked out.
+            StorageError: the disk or bucket refuses to take it.
+        """
+        structure.create_scalar_index(self.handle, column, replace=replace, index_type=index_type, name=name)
+
+    def list_indices(self) -> list[IndexConfig]:
+        """The indexes on columns of the user's, as LanceDB describes them."""
+        return structure.list_indices(self.handle)
+
+    def index_stats(self, index_name: str) -> IndexStatistics | None:
+        """Kind of an index, and how many rows are in it or not yet; None if there is no such index.
+
+        Args:
+            index_name: as `list_indices` has it.
+
+        Raises:
+            InvalidInputError: not a name.
+        """
+        return structure.index_stats(self.handle, index_name)
+
+    def drop_index(self, name: str) -> None:
+        """Drop an index; columns and rows stay.
+
+        Args:
+            name: as `list_indices` has it.
+
+        Raises:
+            InvalidInputError: no such index.
+            TableError: an earlier version is checked out.
+            StorageError: the disk or bucket refuses the change.
+        """
+        structure.drop_index(self.handle, name)
+
+    @property
+    def tags(self) -> TableTags:
+        """Names for versions, as in LanceDB: `tags.create(name, version)`, `list`, `get_version`, `update`
+        and `delete`. A version that has one is not cleaned up."""
+        return TableTags(self.handle)
+
+    def list_versions(self) -> list[dict[str, Any]]:
+        """All versions that can be checked out or restored: `version`, `timestamp` and `metadata` of each.
+
+        Raises:
+            TableError: the table was dropped.
+        """
+        return versions.list_versions(self.handle)
+
+    def checkout(self, version: int | str) -> None:
+        """Read everything through this handle, searches included, from an earlier version.
+
+        Until `checkout_latest` or `restore` nothing can be written through it. Other handles do not notice.
+
+        Args:
+            version: a number, or the name of a tag.
+
+        Raises:
+            InvalidInputError: no such version or tag.
+            TableError: the table was no compressed one then, or of another vector column.
+            ArtifactError: a codec that its rows need is not in the database any more.
+        """
+        versions.checkout(self.handle, version)
+
+    def checkout_latest(self) -> None:
+        """Read from the newest version again, and follow what is written. Raises as `refresh`."""
+        self.handle.checkout_latest()
+
+    def restore(self, version: int | str | None = None) -> None:
+        """Make a new version that is like an earlier one, and go on with it.
+
+        Args:
+            version: a number, or the name of a tag; None for what is checked out.
+
+        Raises:
+            InvalidInputError: no such version or tag, or None without anything checked out.
+            TableError, ArtifactError: as `checkout`.
+            StorageError: the disk or bucket refuses the change.
+        """
+        versions.restore(self.handle, version)
+
+    def train(
+        self,
+        training: TrainConfig | None = None,
+        *,
+        vectors: Any = None,
+        encode: Encode = True,
+        progress: bool = True,
+    ) -> Codec:
+        """Train the first codec of the table on its raw rows, and encode them.
+
+        Args:
+            training: how to train; None for the defaults of TrainConfig.
+            vectors: (n, D) to train on instead.
+            encode: "background" to return once there is a codec and go on as `encode_in_background`, with
+                progress in `encoding`; False to leave the rows that there are to `optimize`.
+            progress: show progress bars.
+
+        Returns:
+            The codec. From now on it encodes what is added.
+
+        Raises:
+            TableError: the table has a codec already (`retrain` gives it another), be it that another process
+                was quicker; or no raw rows.
+            InvalidInputError: as `rqmoe_store.train`, or another word for `encode`.
+            StorageError: the disk or bucket refuses to take codec or codes; rows that have none stay raw.
+        """
+        return lifecycle.train(self.handle, training, vectors=vectors, encode=encode, progress=progress)
+
+    def retrain(
+        self,
+        training: TrainConfig | None = None,
+        *,
+        vectors: Any | Literal["decoded"] = None,
+        config: CodecConfig | None = None,
+        encode: Encode = True,
+        progress: bool = True,
+    ) -> Codec:
+        """Train another codec and bring all rows to it, a part at a time; searches find every row meanwhile.
+
+        Interrupted, it can be finished by `optimize`, which any process may call. A row whose raw vector is
+        gone is decoded by the old codec and encoded by the new one: what the old one lost stays lost, and the
+        new one loses a little more. With raw vectors kept (`keep_vectors`) nothing is lost.
+
+        Args:
+            training: how to train; None for the defaults of TrainConfig.
+            vectors: (n, D) to train on; None for the raw vectors that the table has, "decoded" for what its
+                codes decode to, of which a codec cannot learn what the old one lost.
+            config: of the new codec, with the metric and code bytes of the table; None for the same.
+            encode: as for `train`.
+            progress: show progress bars.
+
+        Returns:
+            The new codec.
+
+        Raises:
+            TableError: no vectors to train on.
+            InvalidInputError: as `rqmoe_store.train`, or a config of another metric or code size.
+            StorageError: as `train`; rows that were not reached keep the codes that they have.
+        """
+        return lifecycle.retrain(
+            self.handle, training, vectors=vectors, config=config, encode=encode, progress=progress
+        )
+
+    def encode_in_background(self) -> BackgroundEncoding:
+        """Begin to encode, in a thread, rows that are raw or of an older codec; return at once.
+
+        Searches and writes go on meanwhile, through this handle and others, and find every row. While one is
+        under way that was begun through this handle, it is that one which goes on, with these rows as well.
+        What is not done when the process ends is left to another call, of any process, or to `optimize`.
+
+        Returns:
+            What tells how far it is, waits for it and stops it; `encoding` is the same from now on.
+
+        Raises:
+            TableError: an earlier version is checked out.
+        """
+        return lifecycle.encode_in_background(self.handle)
+
+    @property
+    def encoding(self) -> BackgroundEncoding | None:
+        """The encoding in the background that was started last through this handle; None for none."""
+        return self.handle.encoding
+
+    def optimize(
+        self,
+        *,
+        training: TrainConfig | None = None,
+        train_from: int | None = ROWS_TO_TRAIN,
+        cleanup_older_than: datetime.timedelta | None = None,
+        codecs_older_than: datetime.timedelta = GRACE,
+        progress: bool = True,
+    ) -> OptimizeReport:
+        """Encode what is raw or of an older codec, merge small files, bring indexes up to date, clean up.
+
+        Every row that was encoded takes its code's bytes instead of its vector's once versions older than
+        `cleanup_older_than` have gone. Before a vector goes, a sample is decoded from disk and compared.
+        Then codecs are removed that nothing in the database needs: no row of any version, of any table, that
+        can still be restored. What this handle is encoding in the background is stopped, and done here.
+
+        Args:
+            training: how to train the first codec of a table that has none; None for the defaults.
+            train_from: raw rows from which that is done, but no fewer than a codec of the table's config can
+                be trained on; None for never.
+            cleanup_older_than: versions older than this cannot be restored any more; None for 7 days. Zero
+                makes room at once; other processes must not be writing then. Versions that a tag or a branch
+                keeps stay.
+            codecs_older_than: codecs that nothing needs stay until they were saved, and replaced, longer ago
+                than this; 7 days. Shorter only while no other process writes to any table of the database.
+            progress: show progress bars.
+
+        Raises:
+            TableError: a codec does not fit the vectors; these stay.
+            StorageError: the disk or bucket refuses a write; what was not done yet is left as it was.
+        """
+        return lifecycle.optimize(
+            self.handle,
+            training=training,
+            train_from=train_from,
+            cleanup_older_than=cleanup_older_than,
+            codecs_older_than=codecs_older_than,
+            progress=progress,
+        )
+
+    def is_due_for_training(self, train_from: int | None = ROWS_TO_TRAIN) -> bool:
+        """Whether `optimize(train_from=train_from)` would train a first codec."""
+        return lifecycle.is_due_for_training(self.handle, train_from)
+
+    def health(self) -> HealthReport:
+        """Whether the newest codec still fits what is added, in numbers and in words."""
+        return self.handle.snapshots.read(lambda snapshot: measure_health(snapshot.table, snapshot.codecs))
+
+    def stats(self) -> TableStats:
+        """Rows, bytes and quality of this table, measured now."""
+        stats = self.handle.snapshots.read(
+            lambda snapshot: measure(snapshot.table, snapshot.codecs, self.columns)
+        )
+        return dataclasses.replace(stats, resident_bytes=self._source.codes.resident_bytes)
+
+    def verify(self, *, progress: bool = True) -> VerifyReport:
+        """Read the whole table, as it is now or is checked out, and tell what is wrong with it.
+
+        This checks the metadata, codecs, every column of every row, codes and a sample of what they decode
+        to, row ids, the key, indexes and files. It changes nothing, and its memory is bounded.
+        `print(report)` says it in words, `report.ok` whether there are no problems. For a table that is too
+        damaged to be opened there are `rqmoe verify DB TABLE` and
+        `rqmoe_store.verification.run.verify(db, name)`.
+
+        Args:
+            progress: show a progress bar.
+        """
+        database, branch = databases.database_of(self.table), self.table.current_branch()
+        return verify(database, self.name, branch=branch, version=self.checked_out, progress=progress)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: FormatName = "parquet",
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> ExportReport:
+        """Write all rows, as they are now or are checked out, to files that others can read.
+
+        Vectors are written as float32: raw ones where a row has one, as it was added, and decoded ones
+        elsewhere (of unit length under cosine). Memory is bounded. Files are written under another name and
+        moved to `path` when they are complete; after an error, or Ctrl-C, nothing is left of them.
+
+        - "parquet": the user's columns and the vectors, in one file if `path` ends in ".parquet" and
+          otherwise in a folder of files; rows without a vector have a null.
+        - "npy": the vectors of all rows that have one, as an array (n, dim), in `path`, which ends in ".npy";
+          the user's columns of these rows, in the same order, are beside it in a Parquet file of that name.
+        - "codes": a folder that makes do without this table, and without LanceDB. In its folder `rows` are
+          Parquet files of the user's columns, `vector_code`, `vector_partition` and `vector_codec` (after the
+          name of the vector column), and `vector` if any row has a raw one. `vector_codec` names the folder,
+          beside `rows`, of the codec of a row; partition ids are those of that codec:
+
+              rows = pyarrow.parquet.read_table("out/rows").to_pandas()
+              for folder, some in rows.groupby("vector_codec"):
+                  codes = numpy.stack([numpy.frombuffer(code, "uint8") for code in some["vector_code"]])
+                  partitions = some["vector_partition"].to_numpy("int32")
+                  codec = rqmoe_store.load_codec(f"out/{folder}")
+                  vectors = codec.decode(rqmoe_store.Codes(codes, partitions))
+
+        Args:
+            path: on this machine; the folder it is in must exist.
+            format: "parquet", "npy" or "codes".
+            overwrite: replace files that are there, or a folder that was exported before.
+            progress: show a progress bar.
+
+        Raises:
+            InvalidInputError: an unknown format, a path that does not fit it, exists or has no folder; a raw
+                vector with NaN or infinite values; a column that Parquet cannot hold.
+            TableError: codes that no codec of the table has, of which `verify` says more.
+            ArtifactError: a codec is missing or damaged.
+            StorageError: the disk refuses a write.
+        """
+        snapshot = self.handle.snapshots.current()
+        return export(
+            snapshot.dataset,
+            snapshot.codecs,
+            path,
+            format=format,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
+        """Choose where searches through this handle read codes; returns the table itself.
+
+        In memory they take `code_bytes` + 8 bytes per row, once for all handles of this process, are
+        loaded by the first search and follow every change of the table. On disk only the probed
+        partitions are read, for every query. Both give the same results.
+
+        Args:
+            cache: "memory" or "disk".
+            memory_budget: bytes; a table whose codes would take more is searched on disk. None for a
+                quarter of the machine's memory.
+
+        Raises:
+            InvalidInputError: another word, or a budget that is not a number of bytes.
+        """
+        self._source.cache = CacheSetting(cache, memory_budget)
+        return self
+
+    def use_shards(self, shards: int, ask: ShardCall) -> Self:
+        """Have searches through this handle scanned by other processes, each of which holds the codes of some
+        fragments of the table; returns the table itself. Results are the same.
+
+        Args:
+            shards: how many there are, at least 1.
+            ask: reaches the `rqmoe_store.search.shards.Shard` that each of them has.
+        """
+        self._source.use(functools.partial(ShardedCodes, shards=shards, ask=ask))
+        return self
+
+    def allow_pickling(self, *, storage_options: bool) -> Self:
+        """Say what pickles of this handle may hold, such as those sent to other processes; returns the table
+        itself.
+
+        A pickle holds where the table is: URI, name, branch, the version that is checked out and how the
+        cache is set. Whoever unpickles it opens the table there. `copy` makes another handle likewise.
+
+        Args:
+            storage_options: whether it holds those of the connection as well. They may be secrets, which
+                whoever gets the pickle can read.
+        """
+        self.handle.pickles_storage_options = bool(storage_options)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._source.require_local()
+        return _table_of, (type(self), self.handle, self._source.cache)
+
+    def __copy__(self) -> Self:
+        self._source.require_local()
+        return _table_of(type(self), copy.copy(self.handle), self._source.cache)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
 
 
-def _reopened(
-    kind: type[CompressedTable],
-    place: TablePlace,
-    checked_out: int | None,
-    cache: Cache,
-    memory_budget: int | None,
-    pickles_storage_options: bool,
-) -> Any:
-    """A handle like one that was copied or pickled."""
-    store = kind.open(place.connected(), place.name, branch=place.branch).use_cache(cache, memory_budget)
-    store.allow_pickling(storage_options=pickles_storage_options)
-    if checked_out is not None:
-        store.checkout(checked_out)
-    return store
+def _table_of(kind: type[Opened], handle: Handle, cache: CacheSetting) -> Opened:
+    """A table like one that was copied or pickled."""
+    return kind(handle).use_cache(cache.cache, cache.memory_budget)

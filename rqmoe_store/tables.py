@@ -16,9 +16,9 @@ from rqmoe_store.search.source import Cache
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import as_schema, require_keep_vectors
-from rqmoe_store.store.compress import compress as _compress
-from rqmoe_store.store.compress import convert_in_place, on_disk
+from rqmoe_store.store.compress import compress_into, convert_in_place, on_disk
 from rqmoe_store.store.creation import ExpectedSchema, RawTable, require_free_name, require_place
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.keys import require_key
 from rqmoe_store.store.rows import schema_and_rows
 from rqmoe_store.store.table_codec import TableCodec
@@ -99,7 +99,7 @@ def create_table(
             if store is None:
                 raise
             return _with_data(store, rows.reader() if rows.count else None, key)
-    return CompressedTable(table, TableCodec.of(new.metadata, []))
+    return CompressedTable(Handle(table, TableCodec.of(new.metadata, [])))
 
 
 def _require_creating(mode: Any, name: str) -> None:
@@ -184,7 +184,7 @@ def compress(
     if in_place:
         store = _compress_in_place(docs, codec, db, vector_column, keep_vectors, progress)
     else:
-        store = _compress(
+        handle = compress_into(
             docs,
             codec,
             cast(str, into),
@@ -192,8 +192,8 @@ def compress(
             vector_column=vector_column,
             keep_vectors=keep_vectors,
             progress=progress,
-            cls=CompressedTable,
         )
+        store = CompressedTable(handle)
     if key is not None:
         _set_key(store, key, new=not in_place)
     return store
@@ -226,7 +226,7 @@ def _compress_in_place(
             codecs = convert_in_place(
                 docs, codec, vector_column, keep_vectors, lambda rows: bar.advance(task, rows)
             )
-        store = CompressedTable(databases.reopen(docs), codecs)
+        store = CompressedTable(Handle(databases.reopen(docs), codecs))
     report = store.optimize(cleanup_older_than=datetime.timedelta(0), progress=progress)
     if progress:
         print(report)

@@ -164,16 +164,16 @@ def test_training_is_due_once_there_are_enough_raw_rows(db):
 def test_whoever_trains_the_first_codec_is_first(db, monkeypatch, call):
     """A codec trained at the same time must not replace it: rows would be encoded twice, and lose twice."""
     store = create_table(db, "docs", rows_of(0, 300), config=config_of())
-    learn, firsts = lifecycle.train, []
+    learn, firsts = lifecycle.train_codec, []
 
     def beaten(*arguments, **settings):
-        monkeypatch.setattr(lifecycle, "train", learn)
+        monkeypatch.setattr(lifecycle, "train_codec", learn)
         others = TrainConfig(epochs=0, seed=5, progress=False)
         firsts.append(open_table(db, "docs").train(others, progress=False))
         store.refresh()  # as another thread would that uses the same handle
         return learn(*arguments, **settings)
 
-    monkeypatch.setattr(lifecycle, "train", beaten)
+    monkeypatch.setattr(lifecycle, "train_codec", beaten)
     if call == "train":
         with pytest.raises(
             TableError, match="was given a codec by another process while this one was trained"

@@ -24,7 +24,7 @@ from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.text import TextQuery
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.reencoding import BackgroundEncoding
-from rqmoe_store.store.time_travel import TableTags
+from rqmoe_store.store.versions import TableTags
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
 from rqmoe_store.training.trainer import train

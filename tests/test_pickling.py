@@ -41,7 +41,7 @@ def test_a_handle_is_opened_where_its_table_is(store: rqs.CompressedTable, again
     other = again(store)
     assert nearest((other, 3)) == nearest((store, 3))
     assert other.snapshots._place == store.snapshots._place
-    assert other._memory_budget == 10**6
+    assert other._source.cache.memory_budget == 10**6
     assert nearest((again(rqs.AsyncCompressedTable(store)).blocking, 3)) == nearest((store, 3))
     first = store.version
     store.delete("id < 100")

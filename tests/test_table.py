@@ -101,11 +101,11 @@ def test_added_rows_are_found_and_null_vectors_are_not(store: CompressedTable) -
 
 
 def test_a_query_reads_one_version(store: CompressedTable) -> None:
-    pinned = store._source.current(0).snapshot
-    assert store._source.current(0).snapshot is pinned
+    pinned = store.snapshots.current()
+    assert store.snapshots.current() is pinned
     store.delete("id < 100")
     assert pinned.table.count_rows() == ROWS
-    assert store._source.current(0).snapshot.table.count_rows() == ROWS - 100
+    assert store.snapshots.current().table.count_rows() == ROWS - 100
 
 
 def test_the_plain_handle_stays_writable(store: CompressedTable) -> None:
@@ -136,11 +136,11 @@ def test_what_is_in_memory_goes_with_the_last_handle(store) -> None:
         store.checkout_latest()
         store.search(VECTORS[0]).to_list()
         handle = open_table(databases.database_of(store.table), "small")
-        source = weakref.ref(handle._source)
+        source = weakref.ref(handle._source.codes)
         del handle
-        assert source() is store._source
+        assert source() is store._source.codes
         spread = open_table(databases.database_of(store.table), "small").use_shards(2, lambda *asked: [])
-        sharded = weakref.ref(spread._source)
+        sharded = weakref.ref(spread._source.codes)
         del spread
         assert sharded() is None
     finally:

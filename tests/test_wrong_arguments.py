@@ -22,7 +22,7 @@ import rqmoe_store
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import RQMoEError
-from rqmoe_store.store.time_travel import TableTags
+from rqmoe_store.store.versions import TableTags
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import create_table
 

@@ -4,7 +4,6 @@ Shape legend: n codes, B codes of one chunk, M steps, D dimension.
 """
 
 import dataclasses
-import warnings
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.parallel import Lock, rows_in_budget, run_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.errors import warn_caller
 
 LARGEST_BATCH = 4096
 """Largest batch that a CUDA graph decodes: beyond it, kernels take longer than their launches."""
@@ -106,10 +106,9 @@ class GraphedDecoder:
                 raise  # the caller retries with smaller chunks
             except RuntimeError as error:
                 self._refused = True
-                warnings.warn(
+                warn_caller(
                     f"This GPU or driver cannot record CUDA graphs ({error}). Small batches are decoded with "
-                    "one launch per kernel instead: slower, with the same vectors as result.",
-                    stacklevel=2,
+                    "one launch per kernel instead: slower, with the same vectors as result."
                 )
                 return self._quantizer.decode(codes_BM, partitions_B, self._folded)
             recording.codes_BM[: len(codes_BM)].copy_(codes_BM)

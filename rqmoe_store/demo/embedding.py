@@ -3,7 +3,6 @@
 import hashlib
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.errors import RQMoEError
+from rqmoe_store.errors import RQMoEError, warn_caller
 
 Float32Array = npt.NDArray[np.float32]
 Embedder = Callable[[Sequence[str]], Float32Array]
@@ -80,10 +79,10 @@ def _read(path: Path, rows: int) -> Float32Array | None:
     try:
         vectors = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        warnings.warn(f"{path} is damaged ({error}); the texts are embedded again.", stacklevel=2)
+        warn_caller(f"{path} is damaged ({error}); the texts are embedded again.")
         return None
     if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
-        warnings.warn(f"{path} is not what was written there; the texts are embedded again.", stacklevel=2)
+        warn_caller(f"{path} is not what was written there; the texts are embedded again.")
         return None
     return np.asarray(vectors, dtype=np.float32)
 

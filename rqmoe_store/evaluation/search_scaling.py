@@ -45,6 +45,7 @@ from rqmoe_store.evaluation.search_measurement import (
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.creation import stored_schema
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import open_table
@@ -90,7 +91,7 @@ def create_random_table(
     databases.require_stable_row_ids(table)
     if codec.num_partitions > 1:
         table.create_index(columns.partition, config=BTree())
-    return CompressedTable(table, TableCodec.of(metadata, [codec]))
+    return CompressedTable(Handle(table, TableCodec.of(metadata, [codec])))
 
 
 def require_room(codecs: Iterable[Codec], rows: Sequence[int]) -> None:

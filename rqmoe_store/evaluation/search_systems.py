@@ -37,7 +37,7 @@ from rqmoe_store.evaluation.search_measurement import (
 from rqmoe_store.search.request import DEFAULT_SHORTLIST
 from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Selection
-from rqmoe_store.search.source import source_of
+from rqmoe_store.search.source import CacheSetting, shared_codes
 from rqmoe_store.store.statistics import column_bytes
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
@@ -85,8 +85,7 @@ def build_own(
             query = query.shortlist(setting.shortlist)
         return positions_of(query.to_arrow(), len(queries_QD))
 
-    store.search(corpus.vectors_ND[:1]).to_arrow()  # loads the codes
-    resident = source_of(store).resident
+    resident = shared_codes(store.snapshots, store.columns).state(CacheSetting()).resident
     partitioned = codec.num_partitions > 1
     return SearchedIndex(
         result=_result(store, seconds),

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,7 +11,7 @@ from rich.filesize import decimal
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import KeepVectors
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, warn_caller
 from rqmoe_store.ingestion.blocks import Block, BlockReader
 from rqmoe_store.ingestion.pieces import Piece, Source, digest
 from rqmoe_store.ingestion.prepare import Prepared, Target, prepare
@@ -151,7 +150,7 @@ def ingest(
     )
     report, warning = Ingestion(prepared, settings).run(started)
     if warning:
-        warnings.warn(warning, stacklevel=3)
+        warn_caller(warning)
     return report
 
 
@@ -180,7 +179,7 @@ class Ingestion:
     """One call of `ingest`, with its source and target open and checked."""
 
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
-        self._store, self._source, self._columns = prepared.store, prepared.source, prepared.columns
+        self._handle, self._source, self._columns = prepared.handle, prepared.source, prepared.columns
         self._encoder, self._checker, self._settings = prepared.encoder, prepared.checker, settings
 
     def run(self, started: float) -> tuple[IngestReport, str | None]:
@@ -189,25 +188,25 @@ class Ingestion:
         Args:
             started: start of the call, by `time.perf_counter`.
         """
-        held, quarantine = claim_job(self._store.table, self._source, self._settings)
+        held, quarantine = claim_job(self._handle.table, self._source, self._settings)
         done = held.state.pieces
         pieces = self._source.pieces
         left = [piece for piece in pieces if piece.key not in done or done[piece.key].rows is not None]
         reader = BlockReader(
             checker=self._checker,
             columns=self._columns,
-            block_rows=min(rows_per_batch(self._store.dim), self._settings.commit_rows),
+            block_rows=min(rows_per_batch(self._handle.dim), self._settings.commit_rows),
             done=done,
             quarantined=None if quarantine is None else quarantine.pieces,
         )
-        committer = Committer(self._store.table, self._encoder, held, quarantine)
+        committer = Committer(self._handle.table, self._encoder, held, quarantine)
         writer = CommitWriter(
-            self._store.table, self._encoder.schema, committer, commit_rows=self._settings.commit_rows
+            self._handle.table, self._encoder.schema, committer, commit_rows=self._settings.commit_rows
         )
         bytes_read = self._stream(reader, left, writer)
-        self._store.refresh()
+        self._handle.refresh()
         report = IngestReport(
-            table=self._store.name,
+            table=self._handle.name,
             quarantine=None if quarantine is None else quarantine.name,
             rows=committer.rows,
             quarantined=committer.quarantined,

@@ -16,25 +16,25 @@ from rqmoe_store.ingestion.pieces import Source
 from rqmoe_store.ingestion.sources import open_source
 from rqmoe_store.store import databases
 from rqmoe_store.store.creation import create_coded
+from rqmoe_store.store.handle import Handle, OpenTable
 from rqmoe_store.store.row_encoder import RowEncoder
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import require_vector_column
 
-Target = StoredTable | tuple[DBConnection, str]
+Target = OpenTable | tuple[DBConnection, str]
 """A table, or a database and the name of a table."""
 
 
-def open_target(into: Target) -> StoredTable | None:
+def open_target(into: Target) -> Handle | None:
     """Open the table at its newest version; return None if the database has no table of that name.
 
     Raises:
         InvalidInputError: `into` is neither a table nor a database and a name.
         TableError, ArtifactError: the table is not a compressed table, or cannot be read.
     """
-    if isinstance(into, StoredTable):
-        into.refresh()
-        return into
+    if isinstance(into, OpenTable):
+        into.handle.refresh()
+        return into.handle
     if not isinstance(into, tuple) or len(into) != 2 or not isinstance(into[0], DBConnection):
         raise InvalidInputError(
             f"Got {into!r} to ingest into; expected a table of rqmoe_store, or a database and the name of a "
@@ -42,7 +42,7 @@ def open_target(into: Target) -> StoredTable | None:
         )
     databases.require_on_disk(into[0])
     databases.require_table_name(into[1])
-    return None if databases.open_if_exists(*into) is None else StoredTable.open(*into)
+    return None if databases.open_if_exists(*into) is None else Handle.open(*into)
 
 
 def create_target(
@@ -51,7 +51,7 @@ def create_target(
     codec: Codec | None,
     vector_column: str,
     keep_vectors: str,
-) -> StoredTable:
+) -> Handle:
     """Create a table with the columns of a source and without rows.
 
     Raises:
@@ -68,7 +68,7 @@ def create_target(
     table, metadata = create_coded(
         db, name, schema, codec=codec, vector_column=vector_column, keep_vectors=keep_vectors
     )
-    return StoredTable(table, TableCodec.of(metadata, [codec]))
+    return Handle(table, TableCodec.of(metadata, [codec]))
 
 
 def as_codec(codec: Codec | str | os.PathLike[str] | None) -> Codec | None:
@@ -76,14 +76,14 @@ def as_codec(codec: Codec | str | os.PathLike[str] | None) -> Codec | None:
     return codec if codec is None or isinstance(codec, Codec) else load_codec(codec)
 
 
-def require_codec(store: StoredTable, codec: Codec | None) -> None:
+def require_codec(handle: Handle, codec: Codec | None) -> None:
     """Raise InvalidInputError if `codec` is given and is not the newest codec of the table."""
     if codec is not None and (
-        store.codecs.newest is None or store.codecs.newest.fingerprint != codec.fingerprint
+        handle.codecs.newest is None or handle.codecs.newest.fingerprint != codec.fingerprint
     ):
         raise InvalidInputError(
-            f"Got a codec for table {store.name!r}, which has another one already, or none yet; leave codec= "
-            "out, or ingest into a new table."
+            f"Got a codec for table {handle.name!r}, which has another one already, or none yet; leave "
+            "codec= out, or ingest into a new table."
         )
 
 
@@ -91,7 +91,7 @@ def require_codec(store: StoredTable, codec: Codec | None) -> None:
 class Prepared:
     """A table and a source that fit each other, with the tools that turn rows of the source into its rows."""
 
-    store: StoredTable
+    handle: Handle
     source: Source
     columns: Sequence[str]
     """Columns of the source to ingest."""
@@ -120,9 +120,9 @@ def prepare(
 
     Arguments and exceptions are those of `ingest`.
     """
-    store, codec = open_target(into), as_codec(codec)
+    handle, codec = open_target(into), as_codec(codec)
     if vector_column is None:
-        vector_column = "vector" if store is None else store.columns.vector_column
+        vector_column = "vector" if handle is None else handle.columns.vector_column
     if not isinstance(source, Source):
         source = open_source(
             source,
@@ -131,20 +131,20 @@ def prepare(
             storage_options=storage_options,
             job=job,
             takes_all=columns is None,
-            texts=() if store is None else _text_columns(store),
+            texts=() if handle is None else _text_columns(handle),
         )
     schema = _selected(source.schema, columns, vector_column)
-    if store is None:
+    if handle is None:
         assert isinstance(into, tuple), "open_target returns a table that is passed"
-        store = create_target(into, schema, codec, vector_column, keep_vectors)
+        handle = create_target(into, schema, codec, vector_column, keep_vectors)
     else:
-        require_codec(store, codec)
+        require_codec(handle, codec)
     if encode is None:
-        encode = store.codecs.newest is not None
-    encoder, checker = row_tools(store, vector_column, encode=encode)
+        encode = handle.codecs.newest is not None
+    encoder, checker = row_tools(handle, vector_column, encode=encode)
     checker.require_schema(schema)
     return Prepared(
-        store=store,
+        handle=handle,
         source=source,
         columns=schema.names,
         vector_column=vector_column,
@@ -154,21 +154,21 @@ def prepare(
     )
 
 
-def _text_columns(store: StoredTable) -> list[str]:
-    return [field.name for field in store.schema if pa.types.is_string(field.type)]
+def _text_columns(handle: Handle) -> list[str]:
+    return [field.name for field in handle.schema if pa.types.is_string(field.type)]
 
 
-def row_tools(store: StoredTable, vector_column: str, *, encode: bool) -> tuple[RowEncoder, RowChecker]:
+def row_tools(handle: Handle, vector_column: str, *, encode: bool) -> tuple[RowEncoder, RowChecker]:
     """The encoder of a table, and a checker for a source whose vectors are in `vector_column`.
 
     Raises:
         TableError: rows are to be encoded, and the table has no codec.
     """
     if encode:
-        _ = store.codec  # raises if there is none
-    snapshot = store.snapshots.current()
-    encoder = RowEncoder(snapshot.schema, snapshot.codecs, table_name=store.name, encode=encode)
-    return encoder, RowChecker(encoder, vector_column, dim=store.dim, metric=store.metric)
+        _ = handle.codec  # raises if there is none
+    snapshot = handle.snapshots.current()
+    encoder = RowEncoder(snapshot.schema, snapshot.codecs, table_name=handle.name, encode=encode)
+    return encoder, RowChecker(encoder, vector_column, dim=handle.dim, metric=handle.metric)
 
 
 def _selected(schema: pa.Schema, columns: Sequence[str] | None, vector_column: str) -> pa.Schema:

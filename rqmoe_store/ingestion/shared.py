@@ -16,12 +16,11 @@ import collections
 import dataclasses
 import json
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 from rqmoe_store.ingestion.blocks import BlockReader
 from rqmoe_store.ingestion.job import WAITING_BLOCKS, IngestReport, IngestSettings, claim_job, encoded_block
 from rqmoe_store.ingestion.pieces import Part, Piece, digest, parts_of
@@ -33,9 +32,9 @@ from rqmoe_store.ingestion.writer import Committer, Content
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.appends import fragments_of, write_batches, written_elsewhere
 from rqmoe_store.store.databases import TablePlace
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.health import DriftSums
 from rqmoe_store.store.ingest_log import PieceProgress
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
@@ -106,12 +105,12 @@ class PartWriter(TranslatesErrors):
             ArtifactError: as `open_table`.
             InvalidInputError: the device does not exist.
         """
-        self._work, self._store = work, StoredTable.open(work.place.connected(), work.place.name)
-        self._encoder, self._checker = row_tools(self._store, work.vector_column, encode=work.encode)
+        self._work, self._handle = work, Handle.open(work.place.connected(), work.place.name)
+        self._encoder, self._checker = row_tools(self._handle, work.vector_column, encode=work.encode)
         codecs = self._encoder.codecs
         if work.encode and fingerprints(codecs) != tuple(work.codecs):
             raise TableError(
-                f"Table {self._store.name!r} was given another codec while rows were ingested into it. What "
+                f"Table {self._handle.name!r} was given another codec while rows were ingested into it. What "
                 "is committed stays; ingest again."
             )
         if work.encode and codecs.newest is not None:
@@ -134,13 +133,13 @@ class PartWriter(TranslatesErrors):
         reader = BlockReader(
             checker=self._checker,
             columns=self._work.columns,
-            block_rows=rows_per_batch(self._store.dim),
+            block_rows=rows_per_batch(self._handle.dim),
             done={piece.key: PieceProgress(piece.state, start)},
             quarantined=self._work.quarantined,
         )
         content, sizes = Content(), list[int]()
         batches = self._batches(reader, piece, content, sizes)
-        written = write_batches(self._store.table, self._encoder.schema, batches)
+        written = write_batches(self._handle.table, self._encoder.schema, batches)
         return WrittenPart(
             key=piece.key,
             start=start,
@@ -172,13 +171,13 @@ class SharedIngestion(TranslatesErrors):
     def __init__(self, prepared: Prepared, settings: IngestSettings) -> None:
         self._started = time.perf_counter()
         self._prepared, self._settings = prepared, settings
-        self._store = prepared.store
-        held, self._quarantine = claim_job(self._store.table, prepared.source, settings)
+        self._handle = prepared.handle
+        held, self._quarantine = claim_job(self._handle.table, prepared.source, settings)
         self._done = held.state.pieces
-        self._committer = Committer(self._store.table, prepared.encoder, held, self._quarantine)
+        self._committer = Committer(self._handle.table, prepared.encoder, held, self._quarantine)
         self._content, self._fragments, self._arrow_bytes = Content(), list[str](), 0
         self.work = PartWork(
-            place=TablePlace.of(self._store.table),
+            place=TablePlace.of(self._handle.table),
             columns=tuple(prepared.columns),
             vector_column=prepared.vector_column,
             encode=prepared.encode,
@@ -193,18 +192,18 @@ class SharedIngestion(TranslatesErrors):
         self._arrow_bytes += written.arrow_bytes
 
     def _commit(self) -> None:
-        self._committer.commit(self._content, written_elsewhere(self._store.table, self._fragments))
+        self._committer.commit(self._content, written_elsewhere(self._handle.table, self._fragments))
         self._content, self._fragments = Content(), []
 
     def _finish(self, *, pieces: int, skipped: int) -> IngestReport:
         if self._content.pieces or self._fragments:
             self._commit()
         self._committer.fold_notes()
-        self._store.refresh()
+        self._handle.refresh()
         if self._committer.warning:
-            warnings.warn(self._committer.warning, stacklevel=4)
+            warn_caller(self._committer.warning)
         return IngestReport(
-            table=self._store.name,
+            table=self._handle.name,
             quarantine=None if self._quarantine is None else self._quarantine.name,
             rows=self._committer.rows,
             quarantined=self._committer.quarantined,

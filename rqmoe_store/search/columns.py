@@ -21,8 +21,8 @@ from rqmoe_store.search.resident import row_id_filter
 from rqmoe_store.storage_errors import is_gone
 from rqmoe_store.store.columns import CodeColumns, KeptVectors
 from rqmoe_store.store.conditions import as_text
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.sql import quoted, tokens_of
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
@@ -95,19 +95,19 @@ class Chosen:
         return Chosen(sources | {name: name}, self.expressions)
 
 
-def choose(selected: Selected | None, table: LanceTable, store: StoredTable, own: Sequence[str]) -> Chosen:
+def choose(selected: Selected | None, table: LanceTable, handle: Handle, own: Sequence[str]) -> Chosen:
     """Which columns a query returns of a version of a table.
 
     Args:
         selected: as `check_selection` has it; None for all of the user's.
         table: that version, in LanceDB.
-        store: the table.
+        handle: of the table.
         own: columns that the query makes; known, but not stored.
 
     Raises:
         InvalidInputError: an unknown column, or an expression that LanceDB refuses.
     """
-    hidden = store.hidden_columns
+    hidden = handle.hidden_columns
     users = [name for name in table.schema.names if name not in hidden]
     if selected is None:
         return Chosen({name: name for name in users}, {})
@@ -123,7 +123,7 @@ def choose(selected: Selected | None, table: LanceTable, store: StoredTable, own
             require_known([name], known)
         _require_own(name, column)
         sources[name] = _EXPRESSION + name
-        expressions[_EXPRESSION + name] = store.conditions.expression(
+        expressions[_EXPRESSION + name] = handle.conditions.expression(
             table, source, called=f"select[{name!r}]"
         )
     _require_expressions(table, selected, expressions)

@@ -4,7 +4,6 @@ Shape suffixes: R rows of one result list.
 """
 
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -18,11 +17,10 @@ from lancedb.rerankers.util import check_reranker_result
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE, without
-from rqmoe_store.search.query import CompressedQuery, SearchBuilder, TableQuery
-from rqmoe_store.search.request import Trace, as_queries, indented
-from rqmoe_store.search.source import CodeSource
+from rqmoe_store.search.query import CompressedQuery, TableQuery, VectorSearchBuilder, run_query
+from rqmoe_store.search.request import Trace, VectorOptions, as_queries, indented
+from rqmoe_store.search.source import TableReader
 from rqmoe_store.search.text import TextQuery, as_vector, require_reranker, reranker_text
-from rqmoe_store.store.table import StoredTable
 
 Normalization = Literal["score", "rank"]
 
@@ -116,30 +114,27 @@ _Asked = tuple[Any, str | FullTextQuery]
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
 
 
-class HybridQueryBuilder(SearchBuilder):
+class HybridQueryBuilder(VectorSearchBuilder):
     """The options of a search by vector and by text."""
 
     def __init__(
         self,
-        store: StoredTable,
+        reader: TableReader,
         query: str | None,
         columns: str | Sequence[str] | None,
-        source: CodeSource,
-        memory_budget: int,
     ) -> None:
         """Start a query; `CompressedTable.search(text, query_type="hybrid")` is the usual way.
 
         Args:
-            store: the table to search.
+            reader: reads the table to search.
             query: text to search for as it is and, embedded, by vector; None to say `vector` and
                 `text` one by one.
             columns: text columns to search; None for all that have a full-text index.
-            source, memory_budget: as for `CompressedQuery`.
 
         Raises:
             InvalidInputError: a query that is no string.
         """
-        super().__init__(store)
+        super().__init__(reader, VectorOptions())
         if query is not None and not isinstance(query, str):
             raise InvalidInputError(
                 f"Got {type(query).__name__} as a hybrid query; expected a string, or none and then "
@@ -147,13 +142,11 @@ class HybridQueryBuilder(SearchBuilder):
             )
         self._query = query
         self._columns = columns
-        self._source, self._memory_budget = source, memory_budget
         self._vector: Any = None
         self._text: str | FullTextQuery | None = None
         self._phrase = False
         self._reranker: Reranker = RRFReranker()
         self._normalize = check_normalization("score")
-        self._vector_settings: list[Callable[[CompressedQuery], CompressedQuery]] = []
 
     def vector(self, vector: Any) -> Self:
         """The vector to search for, (D,), or text to embed. Takes the place of the query's own."""
@@ -189,35 +182,6 @@ class HybridQueryBuilder(SearchBuilder):
         self._phrase = bool(phrase_query)
         return self
 
-    def nprobes(self, nprobes: int) -> Self:
-        """As for a vector query."""
-        return self._set(operator.methodcaller("nprobes", nprobes))
-
-    def shortlist(self, shortlist: int) -> Self:
-        """As for a vector query."""
-        return self._set(operator.methodcaller("shortlist", shortlist))
-
-    def refine_factor(self, refine_factor: int) -> Self:
-        """As for a vector query."""
-        return self._set(operator.methodcaller("refine_factor", refine_factor))
-
-    def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
-        """As for a vector query; rows found by their text may be at any distance."""
-        return self._set(operator.methodcaller("distance_range", lower_bound, upper_bound))
-
-    def distance_type(self, distance_type: str) -> Self:
-        """As for a vector query."""
-        return self._set(operator.methodcaller("distance_type", distance_type))
-
-    def _by_vector(self, vector: Any) -> CompressedQuery:
-        return CompressedQuery(self._store, vector, self._source, self._memory_budget)
-
-    def _set(self, setting: Callable[[CompressedQuery], CompressedQuery]) -> Self:
-        """Keep a setting for the vector query, which there may not be a vector for yet."""
-        setting(self._by_vector(np.ones(self._store.dim)))  # raises what it would raise then
-        self._vector_settings = [*self._vector_settings, setting]
-        return self
-
 
 class HybridQuery(HybridQueryBuilder, TableQuery):
     """A search by vector and by text, built step by step and run by a `to_...` method.
@@ -246,7 +210,7 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
         """The stages of the query, the last one first: what merges the rows of both searches, and below it
         those of the search by vector and LanceDB's of the search by text. Raises as `to_arrow`."""
         trace, asked = Trace(), self._vector_and_text()
-        depths, _ = self._depths(asked)
+        depths, _ = self._depths()
         by_vector, by_text = self._searches(asked, depths[-1])
         trace.plan("Rerank", self._reranked(depths))
         return "\n".join([str(trace), indented(by_vector.explain_plan()), indented(by_text.explain_plan())])
@@ -256,16 +220,15 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
         time it took. The search by text is run again to be measured. Raises as `to_arrow`."""
         trace, vector_trace, asked = Trace(), Trace(), self._vector_and_text()
         self._page(asked, trace, vector_trace)
-        _, by_text = self._searches(asked, self._depths(asked)[0][-1])
+        _, by_text = self._searches(asked, self._depths()[0][-1])
         return "\n".join([str(trace), indented(str(vector_trace)), indented(by_text.analyze_plan())])
 
-    def _depths(self, asked: _Asked) -> tuple[list[int], Iterator[int]]:
+    def _depths(self) -> tuple[list[int], Iterator[int]]:
         """How many rows of both searches are merged, one time after the other, and with how many it would go
         on."""
         rows = self._limit + self._offset
-        by_vector, _ = self._searches(asked, rows)
-        reach = by_vector._reach(self._source.current(0))
-        depths, ends = [stage.end for stage in reach.stages(rows)], reach.ends()
+        parameters = self._options.parameters(self._reader.read_snapshot(lambda snapshot: snapshot.tuned))
+        depths, ends = [stage.end for stage in parameters.stages(rows)], parameters.ends()
         return depths, itertools.dropwhile(lambda end: end <= depths[-1], ends)
 
     def _reranked(self, depths: Sequence[int]) -> str:
@@ -277,20 +240,18 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
     def _searches(self, asked: _Asked, depth: int) -> tuple[CompressedQuery, TextQuery]:
         """The searches by vector and by text for the first `depth` rows."""
         vector, text = asked
-        chosen = self._choose(self._source.current(0).snapshot.table, RELEVANCE, ROW_ID)
+        chosen = self._reader.read_snapshot(lambda snapshot: self._choose(snapshot.table, RELEVANCE, ROW_ID))
         selected = self._selected or {name: name for name in chosen.sources}
         both = {name: source for name, source in selected.items() if name not in (RELEVANCE, ROW_ID)}
-        by_text = TextQuery(self._store, text, self._columns, self._source).phrase_query(self._phrase)
-        by_vector = self._by_vector(vector)
-        for setting in self._vector_settings:
-            setting(by_vector)
+        by_text = TextQuery(self._reader, text, self._columns).phrase_query(self._phrase)
+        by_vector = CompressedQuery(self._reader, vector, self._options)
         self._common(by_vector, depth).select(both | {DISTANCE: DISTANCE})
         self._common(by_text, depth).select(both | {SCORE: SCORE})
         return by_vector, by_text
 
     def _page(self, asked: _Asked, trace: Trace, vector_trace: Trace) -> pa.Table:
         """The rows of both searches as one list, and of it those that were asked for."""
-        depths, further = self._depths(asked)
+        depths, further = self._depths()
         found = self._found(asked, depths, vector_trace)
         ranked: pa.Table | None = None
         with trace.stage("Rerank", self._reranked(depths)) as stage:
@@ -320,7 +281,7 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
         if not self._prefilter and self._conditions:
             return lambda depth: self._found_at(asked, depth, trace)
         by_vector, _ = self._searches(asked, depths[-1])
-        nearest = by_vector._answered(trace)
+        nearest = run_query(by_vector, trace)
 
         def found(depth: int) -> tuple[pa.Table, pa.Table]:
             # Asked again for every depth: among equal scores LanceDB's choice depends on it.
@@ -330,7 +291,7 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
 
     def _found_at(self, asked: _Asked, depth: int, trace: Trace) -> tuple[pa.Table, pa.Table]:
         by_vector, by_text = self._searches(asked, depth)
-        return by_vector._answered(trace), by_text.to_arrow()
+        return run_query(by_vector, trace), by_text.to_arrow()
 
     def _longer(
         self,
@@ -365,15 +326,15 @@ class HybridQuery(HybridQueryBuilder, TableQuery):
                     f"Got search({self._query!r}, query_type='hybrid') and then .vector or .text; expected "
                     "either the one or the other. Call search(query_type='hybrid') to say both yourself."
                 )
-            return as_vector(self._store, self._query), self._query
+            return as_vector(self._handle, self._query), self._query
         if self._vector is None or self._text is None:
             missing = "vector" if self._vector is None else "text"
             raise InvalidInputError(
                 f"Got a hybrid query without {missing}; expected search(<text>, query_type='hybrid'), or "
                 "search(query_type='hybrid').vector(...).text(...)."
             )
-        vector, store = as_vector(self._store, self._vector), self._store
-        if len(as_queries(vector, dim=store.dim, metric=store.metric)) > 1:
+        vector, handle = as_vector(self._handle, self._vector), self._handle
+        if len(as_queries(vector, dim=handle.dim, metric=handle.metric)) > 1:
             raise InvalidInputError("Got a batch of vectors for a hybrid query; expected a single one.")
         return vector, self._text
 

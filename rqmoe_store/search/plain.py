@@ -13,10 +13,10 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import ROW_ID
 from rqmoe_store.search.query import TableQuery, TableQueryBuilder
 from rqmoe_store.search.request import batch_length
-from rqmoe_store.search.source import CodeSource, TableState
+from rqmoe_store.search.source import TableReader
 from rqmoe_store.storage_errors import translate_errors_of
 from rqmoe_store.store.columns import user_schema
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 _ORDERING = (
@@ -28,15 +28,13 @@ _ORDERING = (
 class PlainQueryBuilder(TableQueryBuilder):
     """The options of a read without a search; as rows are not ordered, `prefilter` changes nothing."""
 
-    def __init__(self, store: StoredTable, source: CodeSource) -> None:
+    def __init__(self, reader: TableReader) -> None:
         """Start a query; `CompressedTable.search()` is the usual way.
 
         Args:
-            store: the table to read.
-            source: where the table's newest version comes from.
+            reader: reads the table.
         """
-        super().__init__(store)
-        self._source = source
+        super().__init__(reader)
         self._limit: int | None = None
         self._ordering: tuple[ColumnOrdering, ...] = ()
 
@@ -72,7 +70,7 @@ class PlainQueryBuilder(TableQueryBuilder):
 
     def _require_sortable(self, schema: pa.Schema) -> list[str]:
         """The columns to order by; raises InvalidInputError for others than the user's with single values."""
-        hidden = (*self._store.hidden_columns, self._store.columns.vector_column)
+        hidden = (*self._handle.hidden_columns, self._handle.columns.vector_column)
         able = [field.name for field in user_schema(schema, without=hidden) if not _is_nested(field.type)]
         names = [ordering.column_name for ordering in self._ordering]
         unable = [name for name in names if name not in able]
@@ -96,7 +94,7 @@ class PlainQuery(PlainQueryBuilder, TableQuery):
         Raises:
             InvalidInputError: a `where` that LanceDB refuses, or an unknown column.
         """
-        return self._source.read(0, lambda state: self._read(state, None).read_all())
+        return self._reader.read_snapshot(lambda snapshot: self._read(snapshot, None).read_all())
 
     def to_batches(self, max_batch_length: int | None = None) -> pa.RecordBatchReader:
         """Run the query; its rows in batches, which are read, and decoded, one after the other.
@@ -109,11 +107,11 @@ class PlainQuery(PlainQueryBuilder, TableQuery):
         Raises as `to_arrow`, and InvalidInputError for a length below 1.
         """
         length = batch_length(max_batch_length)
-        return self._source.read(0, lambda state: self._read(state, length))
+        return self._reader.read_snapshot(lambda snapshot: self._read(snapshot, length))
 
-    def _read(self, state: TableState, length: int | None) -> pa.RecordBatchReader:
+    def _read(self, snapshot: Snapshot, length: int | None) -> pa.RecordBatchReader:
         """The rows of one version; the query is planned at once, and run as they are read."""
-        snapshot, vectors = state.snapshot, self._vectors
+        vectors = self._vectors
         chosen = self._choose(snapshot.table, ROW_ID)
         if self._with_row_id:
             chosen = chosen.with_last(ROW_ID)

@@ -3,6 +3,7 @@
 Shape suffixes: Q queries, D vector dimension.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
@@ -27,9 +28,9 @@ from rqmoe_store.search.columns import (
 )
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.request import (
-    SearchParameters,
     SearchRequest,
     Trace,
+    VectorOptions,
     as_queries,
     batch_length,
     bound,
@@ -37,10 +38,10 @@ from rqmoe_store.search.request import (
     share,
 )
 from rqmoe_store.search.resident import combined
-from rqmoe_store.search.source import CodeSource, TableState, source_of
+from rqmoe_store.search.source import TableReader, TableState
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.handle import Handle
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,21 +56,17 @@ class TableQueryBuilder(TranslatesErrors):
     An option is a value of its own, replaced and never changed: a copy of a query is independent of it.
     """
 
-    def __init__(self, store: StoredTable) -> None:
-        self._store = store
+    def __init__(self, reader: TableReader) -> None:
+        self._reader = reader
         self._conditions: list[str | Expr] = []
         self._prefilter = True
         self._selected: Selected | None = None
         self._offset = 0
         self._with_row_id = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without where codes come from, which another process has to find for itself."""
-        return {name: value for name, value in vars(self).items() if name != "_source"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._source = source_of(self._store)
+    @property
+    def _handle(self) -> Handle:
+        return self._reader.handle
 
     def where(self, condition: str | Expr | None, prefilter: bool | None = None) -> Self:
         """Only return rows that match a condition; called again, both must hold.
@@ -124,7 +121,7 @@ class TableQueryBuilder(TranslatesErrors):
 
     def _where(self, table: LanceTable) -> str | None:
         """All conditions as one, checked; None where there are none. Raises as `Conditions.checked`."""
-        checked = [self._store.conditions.checked(table, condition) for condition in self._conditions]
+        checked = [self._handle.conditions.checked(table, condition) for condition in self._conditions]
         return combined(checked)
 
     @property
@@ -135,7 +132,7 @@ class TableQueryBuilder(TranslatesErrors):
     @property
     def _vectors(self) -> DecodedColumn:
         """How results get the vector column."""
-        return DecodedColumn(self._store.columns, self._store.kept)
+        return DecodedColumn(self._handle.columns, self._handle.kept)
 
     def _choose(self, table: LanceTable, *own: str) -> Chosen:
         """The columns to return of a version of the table.
@@ -143,14 +140,14 @@ class TableQueryBuilder(TranslatesErrors):
         Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for unknown
         columns, and expressions that LanceDB refuses.
         """
-        return choose(self._selected, table, self._store, own)
+        return choose(self._selected, table, self._handle, own)
 
 
 class SearchBuilder(TableQueryBuilder):
     """The same for queries that order rows, and return the best."""
 
-    def __init__(self, store: StoredTable) -> None:
-        super().__init__(store)
+    def __init__(self, reader: TableReader) -> None:
+        super().__init__(reader)
         self._limit = DEFAULT_LIMIT
 
     def limit(self, limit: int) -> Self:
@@ -194,31 +191,12 @@ class TableQuery(TableQueryBuilder, ABC):
         return frame
 
 
-class QueryBuilder(SearchBuilder):
-    """A vector search built step by step; every method that sets an option returns the query itself."""
+class VectorSearchBuilder(SearchBuilder):
+    """The options of a search by vector, which a hybrid search has as well."""
 
-    def __init__(self, store: StoredTable, query: Any, source: CodeSource, memory_budget: int) -> None:
-        """Start a query; `CompressedTable.search` is the usual way.
-
-        Args:
-            store: the table to search.
-            query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32.
-            source: where the codes of the table come from.
-            memory_budget: bytes that codes may take in memory; above it they are read for every query.
-
-        Raises:
-            InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
-                an empty batch.
-        """
-        super().__init__(store)
-        self._source, self._memory_budget = source, memory_budget
-        self._queries_QD = as_queries(query, dim=store.dim, metric=store.metric)
-        self._nprobes: int | None = None
-        self._shortlist: int | None = None
-        self._refine_factor: int | None = None
-        self._diversity: float | None = None
-        self._lower: float | None = None
-        self._upper: float | None = None
+    def __init__(self, reader: TableReader, options: VectorOptions) -> None:
+        super().__init__(reader)
+        self._options = options
 
     def nprobes(self, nprobes: int) -> Self:
         """Partitions to search per query, default as tuned (`CompressedTable.tune`), else 20; more than
@@ -228,8 +206,7 @@ class QueryBuilder(SearchBuilder):
 
         Raises InvalidInputError below 1.
         """
-        self._nprobes = whole_number("nprobes", nprobes, 1)
-        return self
+        return self._set(nprobes=whole_number("nprobes", nprobes, 1))
 
     def shortlist(self, shortlist: int) -> Self:
         """Rows decoded and reranked per query, for all pages; default as tuned (`CompressedTable.tune`) up to
@@ -248,8 +225,7 @@ class QueryBuilder(SearchBuilder):
         Raises InvalidInputError below 1, and when the query runs below limit + offset, times the
         refine factor if given.
         """
-        self._shortlist = whole_number("shortlist", shortlist, 1)
-        return self
+        return self._set(shortlist=whole_number("shortlist", shortlist, 1))
 
     def refine_factor(self, refine_factor: int) -> Self:
         """Order the nearest refine_factor * (limit + offset) rows by distance to their raw vectors; where the
@@ -260,9 +236,59 @@ class QueryBuilder(SearchBuilder):
 
         Raises InvalidInputError below 1, TableError unless the table keeps vectors.
         """
-        self._store.kept.require_kept(self._store.name)
-        self._refine_factor = whole_number("refine_factor", refine_factor, 1)
+        self._handle.kept.require_kept(self._handle.name)
+        return self._set(refine_factor=whole_number("refine_factor", refine_factor, 1))
+
+    def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
+        """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
+
+        Where a stage of the ranking (see `shortlist`) finds too few such rows, further ones look for more,
+        until none is likely to be left. In a hybrid search rows found by their text may be at any distance.
+
+        Raises:
+            InvalidInputError: a bound that is no number or NaN, or lower_bound >= upper_bound.
+        """
+        lower, upper = bound("lower_bound", lower_bound), bound("upper_bound", upper_bound)
+        if lower is not None and upper is not None and lower >= upper:
+            raise InvalidInputError(
+                f"Got distance_range({lower_bound}, {upper_bound}), which is empty; expected "
+                "lower_bound < upper_bound."
+            )
+        return self._set(lower=lower, upper=upper)
+
+    def distance_type(self, distance_type: str) -> Self:
+        """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
+        metric = self._handle.metric
+        if not isinstance(distance_type, str) or distance_type.lower() != metric:
+            raise InvalidInputError(
+                f"Got distance_type={distance_type!r}, but the table's codec was trained for {metric!r} "
+                "and searches by it alone. Leave distance_type out, or train a codec for the other metric."
+            )
         return self
+
+    def _set(self, **changes: Any) -> Self:
+        self._options = dataclasses.replace(self._options, **changes)
+        return self
+
+
+class QueryBuilder(VectorSearchBuilder):
+    """A vector search built step by step; every method that sets an option returns the query itself."""
+
+    def __init__(self, reader: TableReader, query: Any, options: VectorOptions | None = None) -> None:
+        """Start a query; `CompressedTable.search` is the usual way.
+
+        Args:
+            reader: reads the table to search.
+            query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32.
+            options: to begin with; None for defaults.
+
+        Raises:
+            InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
+                an empty batch.
+        """
+        super().__init__(reader, options or VectorOptions())
+        self._queries_QD = as_queries(query, dim=self._handle.dim, metric=self._handle.metric)
+        self._diversity: float | None = None
 
     def diversify(self, lambda_: float = 0.5) -> Self:
         """Return rows that are near the query and unlike each other: maximal marginal relevance.
@@ -285,84 +311,6 @@ class QueryBuilder(SearchBuilder):
         self._diversity = share("lambda_", lambda_)
         return self
 
-    def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
-        """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
-
-        Where a stage of the ranking (see `shortlist`) finds too few such rows, further ones look for more,
-        until none is likely to be left.
-
-        Raises:
-            InvalidInputError: a bound that is no number or NaN, or lower_bound >= upper_bound.
-        """
-        self._lower, self._upper = bound("lower_bound", lower_bound), bound("upper_bound", upper_bound)
-        if self._lower is not None and self._upper is not None and self._lower >= self._upper:
-            raise InvalidInputError(
-                f"Got distance_range({lower_bound}, {upper_bound}), which is empty; expected "
-                "lower_bound < upper_bound."
-            )
-        return self
-
-    def distance_type(self, distance_type: str) -> Self:
-        """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
-        metric = self._store.metric
-        if not isinstance(distance_type, str) or distance_type.lower() != metric:
-            raise InvalidInputError(
-                f"Got distance_type={distance_type!r}, but the table's codec was trained for {metric!r} "
-                "and searches by it alone. Leave distance_type out, or train a codec for the other metric."
-            )
-        return self
-
-    def _answered(self, trace: Trace) -> pa.Table:
-        """The result, from one version of the table."""
-
-        def answered_from(state: TableState) -> pa.Table:
-            trace.stages.clear()  # of a version that was lost
-            return self._answered_from(state, trace)
-
-        return self._source.read(self._memory_budget, answered_from)
-
-    def _planned(self) -> str:
-        """The stages of `_answered`, without running them."""
-        state, trace = self._source.current(self._memory_budget), Trace()
-        Execution(self._request(state), state, self._store.columns, trace).plan()
-        trace.plan("Take", ", ".join(self._columns_of(state).sources))
-        return str(trace)
-
-    def _answered_from(self, state: TableState, trace: Trace) -> pa.Table:
-        chosen, request = self._columns_of(state), self._request(state)
-        hits = Execution(request, state, self._store.columns, trace).run()
-        stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
-        with trace.stage("Take", ", ".join(chosen.sources)) as stage:
-            taken = take(state.snapshot.dataset, hits, chosen, self._vectors.to_read(stored))
-            found = chosen.arranged(self._vectors.filled(taken, stored, state.snapshot.codecs))
-            stage.rows = found.num_rows
-        return found
-
-    def _request(self, state: TableState) -> SearchRequest:
-        reach = self._reach(state)
-        return SearchRequest(
-            queries_QD=self._queries_QD,
-            where=self._where(state.snapshot.table),
-            where_text=self._where_text,
-            prefilter=self._prefilter,
-            limit=self._limit,
-            offset=self._offset,
-            reach=reach,
-            stages=reach.stages(self._limit + self._offset),
-            diversity=self._diversity,
-            lower=self._lower,
-            upper=self._upper,
-        )
-
-    def _reach(self, state: TableState) -> SearchParameters:
-        return SearchParameters.of(self._nprobes, self._shortlist, self._refine_factor, state.snapshot.tuned)
-
-    def _columns_of(self, state: TableState) -> Chosen:
-        batched = len(self._queries_QD) > 1  # LanceDB counts a batch of one as a single query
-        own = [DISTANCE, ROW_ID, QUERY_INDEX] if batched else [DISTANCE, ROW_ID]
-        chosen = self._choose(state.snapshot.table, *own)
-        return in_order(chosen, with_row_id=self._with_row_id, batched=batched)
-
 
 class CompressedQuery(QueryBuilder, TableQuery):
     """A search over a compressed table, built step by step and run by a `to_...` method.
@@ -383,15 +331,60 @@ class CompressedQuery(QueryBuilder, TableQuery):
             InvalidInputError: a `where` that LanceDB refuses, an unknown column, or a shortlist
                 smaller than limit + offset, times the refine factor if given.
         """
-        return self._answered(Trace())
+        return run_query(self, Trace())
 
     def explain_plan(self) -> str:
         """The stages that the query would go through, the last one first. Raises as `to_arrow`."""
-        return self._planned()
+        state, trace = self._reader.state(), Trace()
+        Execution(self._request(state), state, self._handle.columns, trace).plan()
+        trace.plan("Take", ", ".join(self._columns_of(state).sources))
+        return str(trace)
 
     def analyze_plan(self) -> str:
         """Run the query: its stages, the last one first, with the rows that came out of each (those of
         all queries together) and the time it took. Raises as `to_arrow`."""
         trace = Trace()
-        self._answered(trace)
+        run_query(self, trace)
         return str(trace)
+
+    def _run_on(self, state: TableState, trace: Trace) -> pa.Table:
+        chosen, request = self._columns_of(state), self._request(state)
+        hits = Execution(request, state, self._handle.columns, trace).run()
+        stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
+        with trace.stage("Take", ", ".join(chosen.sources)) as stage:
+            taken = take(state.snapshot.dataset, hits, chosen, self._vectors.to_read(stored))
+            found = chosen.arranged(self._vectors.filled(taken, stored, state.snapshot.codecs))
+            stage.rows = found.num_rows
+        return found
+
+    def _request(self, state: TableState) -> SearchRequest:
+        reach = self._options.parameters(state.snapshot.tuned)
+        return SearchRequest(
+            queries_QD=self._queries_QD,
+            where=self._where(state.snapshot.table),
+            where_text=self._where_text,
+            prefilter=self._prefilter,
+            limit=self._limit,
+            offset=self._offset,
+            reach=reach,
+            stages=reach.stages(self._limit + self._offset),
+            diversity=self._diversity,
+            lower=self._options.lower,
+            upper=self._options.upper,
+        )
+
+    def _columns_of(self, state: TableState) -> Chosen:
+        batched = len(self._queries_QD) > 1  # LanceDB counts a batch of one as a single query
+        own = [DISTANCE, ROW_ID, QUERY_INDEX] if batched else [DISTANCE, ROW_ID]
+        chosen = self._choose(state.snapshot.table, *own)
+        return in_order(chosen, with_row_id=self._with_row_id, batched=batched)
+
+
+def run_query(query: CompressedQuery, trace: Trace) -> pa.Table:
+    """Run a query as its `to_arrow` does, and write its stages into `trace`."""
+
+    def run_on(state: TableState) -> pa.Table:
+        trace.stages.clear()  # of a version that was lost
+        return query._run_on(state, trace)
+
+    return query._reader.read(run_on)

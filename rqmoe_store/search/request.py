@@ -67,18 +67,6 @@ class SearchParameters:
     refine_factor: int | None = None
     tuned: TunedSearch | None = None
 
-    @classmethod
-    def of(
-        cls, nprobes: int | None, shortlist: int | None, refine_factor: int | None, tuned: TunedSearch | None
-    ) -> "SearchParameters":
-        """That of a query that asks for so many partitions and so long a shortlist, None for what it does not
-        say, in a table with this setting."""
-        if nprobes is not None:
-            return cls(nprobes, "asked for", shortlist, refine_factor, tuned)
-        if tuned is not None:
-            return cls(tuned.nprobes, "tuned", shortlist, refine_factor, tuned)
-        return cls(DEFAULT_NPROBES, "default", shortlist, refine_factor, tuned)
-
     def stages(self, rows: int) -> tuple[RankingStage, ...]:
         """The stages that rank the first `rows` rows, limit + offset of a page.
 
@@ -127,6 +115,30 @@ class SearchParameters:
         if needed <= self.tuned.shortlist:
             return RankingStage(end, self.tuned.shortlist, "tuned", refined)
         return RankingStage(end, needed, "default", refined)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorOptions:
+    """What a query says of its search by vector; None for what it does not say."""
+
+    nprobes: int | None = None
+    """Partitions to search."""
+    shortlist: int | None = None
+    """Rows to decode."""
+    refine_factor: int | None = None
+    """Rows to order by their raw vectors, times those wanted."""
+    lower: float | None = None
+    """The least distance of a result."""
+    upper: float | None = None
+    """The distance that all results are below."""
+
+    def parameters(self, tuned: TunedSearch | None) -> SearchParameters:
+        """What is searched with in a table that was tuned to this setting, or to none."""
+        if self.nprobes is not None:
+            return SearchParameters(self.nprobes, "asked for", self.shortlist, self.refine_factor, tuned)
+        if tuned is not None:
+            return SearchParameters(tuned.nprobes, "tuned", self.shortlist, self.refine_factor, tuned)
+        return SearchParameters(DEFAULT_NPROBES, "default", self.shortlist, self.refine_factor, tuned)
 
 
 def stage_ends() -> Iterator[int]:

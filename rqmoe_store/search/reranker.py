@@ -16,8 +16,8 @@ from rqmoe_store.search.hybrid import values_of
 from rqmoe_store.search.request import as_queries
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.text import as_vector
+from rqmoe_store.store.handle import OpenTable
 from rqmoe_store.store.snapshot import Snapshot
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import read_vectors
 
@@ -34,7 +34,7 @@ class DecodedReranker(Reranker):
     (`store.columns.names`).
     """
 
-    def __init__(self, store: StoredTable, query: Any = None, return_score: str = "relevance") -> None:
+    def __init__(self, store: OpenTable, query: Any = None, return_score: str = "relevance") -> None:
         """Make a reranker for one query, or for all that are texts.
 
         Args:
@@ -50,11 +50,11 @@ class DecodedReranker(Reranker):
         if return_score not in ("relevance", "all"):
             raise InvalidInputError(f"Got return_score={return_score!r}; expected 'relevance' or 'all'.")
         super().__init__(return_score)
-        self._store = store
+        self._handle = store.handle
         self._query_D = None if query is None else self._vector_of(query)
 
     def __str__(self) -> str:
-        return f"DecodedReranker({self._store.name!r})"
+        return f"DecodedReranker({self._handle.name!r})"
 
     def rerank_hybrid(self, query: str, vector_results: pa.Table, fts_results: pa.Table) -> pa.Table:
         """The rows of both results, each once."""
@@ -84,7 +84,7 @@ class DecodedReranker(Reranker):
 
     def _from_lancedb(self, query: Any) -> Float32Array:
         """The vector of what LanceDB passes on: the text of its query, or a structured one."""
-        if not isinstance(query, str) or self._store.embedding is None:
+        if not isinstance(query, str) or self._handle.embedding is None:
             raise InvalidInputError(
                 f"Got {query!r} from LanceDB and cannot embed it; expected text, and a table with an "
                 "embedding function. Give the reranker its own query: DecodedReranker(store, query=vector)."
@@ -92,17 +92,17 @@ class DecodedReranker(Reranker):
         return self._vector_of(query)
 
     def _vector_of(self, query: Any) -> Float32Array:
-        store = self._store
-        queries_QD = as_queries(as_vector(store, query), dim=store.dim, metric=store.metric)
+        handle = self._handle
+        queries_QD = as_queries(as_vector(handle, query), dim=handle.dim, metric=handle.metric)
         if len(queries_QD) > 1:
             raise InvalidInputError("Got a batch of vectors to rerank by; expected a single one.")
         return np.asarray(queries_QD[0])
 
     def _distances(self, query_D: Float32Array, results: pa.Table) -> Float32Array:
         """Distance of every row, (R,), NaN where it has no code."""
-        names = [*self._store.columns.names, self._store.columns.vector_column]
+        names = [*self._handle.columns.names, self._handle.columns.vector_column]
         if all(name in results.column_names for name in names):
-            return self._distances_of_rows(query_D, results, self._store.codecs)
+            return self._distances_of_rows(query_D, results, self._handle.codecs)
         if ROW_ID not in results.column_names:
             raise InvalidInputError(
                 f"Got a result with neither {ROW_ID} nor the columns {', '.join(names)}; expected either. "
@@ -114,7 +114,7 @@ class DecodedReranker(Reranker):
             rows = snapshot.table.take_row_ids(row_ids).select(names).with_row_id().to_arrow()
             return rows, snapshot.codecs
 
-        rows, codecs = self._store.snapshots.read(taken)
+        rows, codecs = self._handle.snapshots.read(taken)
         distances = pa.array(self._distances_of_rows(query_D, rows, codecs))
         found = pa.table({ROW_ID: rows[ROW_ID], DISTANCE: distances})
         # A row deleted meanwhile is not among them: null, read as NaN.
@@ -122,11 +122,11 @@ class DecodedReranker(Reranker):
 
     def _distances_of_rows(self, query_D: Float32Array, rows: pa.Table, codecs: TableCodec) -> Float32Array:
         """To decoded vectors; to raw ones in rows that are not encoded yet."""
-        store = self._store
-        codes, coded_R = store.columns.from_arrow(rows)
+        handle = self._handle
+        codes, coded_R = handle.columns.from_arrow(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)
         distances_R[coded_R] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
-        raw = rows[store.columns.vector_column].filter(pa.array(~coded_R))
-        vectors_VD, valid = read_vectors(raw, dim=store.dim, metric=store.metric, first_row=0)
-        distances_R[np.flatnonzero(~coded_R)[valid]] = exact_distances(query_D, vectors_VD, store.metric)
+        raw = rows[handle.columns.vector_column].filter(pa.array(~coded_R))
+        vectors_VD, valid = read_vectors(raw, dim=handle.dim, metric=handle.metric, first_row=0)
+        distances_R[np.flatnonzero(~coded_R)[valid]] = exact_distances(query_D, vectors_VD, handle.metric)
         return distances_R

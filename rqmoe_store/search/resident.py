@@ -100,10 +100,50 @@ def matching_row_ids(
     return np.sort(found["_rowid"].to_numpy())
 
 
+_FILTERS_KEPT = 8
+
+
+class FilterCache:
+    """The rows of one version that match a condition, for the conditions asked for last."""
+
+    def __init__(self) -> None:
+        self._selections: dict[str, list[Selection]] = {}
+
+    def __contains__(self, where: str) -> bool:
+        return where in self._selections
+
+    def matching(
+        self,
+        where: str,
+        dataset: lance.LanceDataset,
+        selections: Sequence[Selection],
+        fragments: Sequence[lance.LanceFragment] | None = None,
+    ) -> list[Selection]:
+        """Those of the rows that match.
+
+        Args:
+            where: a checked condition.
+            dataset: at the version.
+            selections: the rows, always the same ones.
+            fragments: where they are; None for all.
+        """
+        matching = self._selections.get(where)
+        if matching is None:
+            row_ids_N = matching_row_ids(dataset, where, fragments)
+            matching = [selection.only(row_ids_N) for selection in selections]
+            if is_lasting(where):
+                for forgotten in list(self._selections)[: 1 - _FILTERS_KEPT]:
+                    self._selections.pop(forgotten, None)
+                self._selections[where] = matching
+        return matching
+
+    def clear(self) -> None:
+        """Forget everything: the version is another one."""
+        self._selections.clear()
+
+
 _SMALL_ROWS, _SMALL_SHARE = 65_536, 0.125
 """Rows that came or went since the codes were loaded are kept apart up to this many or this share."""
-
-_FILTERS_KEPT = 8
 
 _FOLLOWED = (
     lance.LanceOperation.Append,
@@ -126,7 +166,7 @@ class Resident:
     """What was loaded together."""
     tail: Segment
     """What was added or updated since."""
-    filtered: dict[str, list[Selection]] = dataclasses.field(default_factory=dict, compare=False)
+    filtered: FilterCache = dataclasses.field(default_factory=FilterCache, compare=False)
     """The rows that match a condition, for the conditions asked for last."""
 
     @property
@@ -136,15 +176,7 @@ class Resident:
 
     def matching(self, where: str) -> list[Selection]:
         """The rows that match a checked condition."""
-        selections = self.filtered.get(where)
-        if selections is None:
-            row_ids_N = matching_row_ids(self.snapshot.dataset, where)
-            selections = [selection.only(row_ids_N) for selection in self.selections]
-            if is_lasting(where):
-                for forgotten in list(self.filtered)[: 1 - _FILTERS_KEPT]:
-                    self.filtered.pop(forgotten, None)
-                self.filtered[where] = selections
-        return selections
+        return self.filtered.matching(where, self.snapshot.dataset, self.selections)
 
     def has_rows(self, partitions: slice) -> bool:
         """Whether any rows were read that are in one of these partitions."""

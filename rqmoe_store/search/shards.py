@@ -16,20 +16,20 @@ import numpy as np
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.search.raw_rows import RawRows, by_stage
+from rqmoe_store.codecs.parallel import Lock
+from rqmoe_store.search.raw_rows import RawFragments, RawRows, by_stage
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
-from rqmoe_store.search.resident import fragment_codes, is_lasting, matching_row_ids
+from rqmoe_store.search.resident import FilterCache, fragment_codes
 from rqmoe_store.search.scan import scan_sides
 from rqmoe_store.search.segments import Mask, Segment, Selection, grouped, no_rows
 from rqmoe_store.search.shortlist import Shortlist, sides_of
-from rqmoe_store.search.source import CodeSource, TableState
+from rqmoe_store.search.source import CacheSetting, TableState
 from rqmoe_store.store import databases
+from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.databases import TablePlace
-from rqmoe_store.store.snapshot import Snapshot
-from rqmoe_store.store.table import StoredTable
-
-_FILTERS_KEPT = 8
+from rqmoe_store.store.handle import Handle
+from rqmoe_store.store.snapshot import Snapshot, Snapshots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class Shard:
         Raises as `open_table`.
         """
         self._database, self._place = place.connected(), place
-        store = StoredTable.open(self._database, place.name)
-        self._device, self._columns, self._codecs = device, store.columns, store.codecs
+        handle = Handle.open(self._database, place.name)
+        self._device, self._columns, self._codecs = device, handle.columns, handle.codecs
         self._part: ShardPart | None = None
         self._snapshot: Snapshot | None = None
         self._segments: dict[object, Segment] = {}
-        self._filtered: dict[str, list[Selection]] = {}
+        self._filtered = FilterCache()
         self._extreme: dict[tuple[str, ...], bool] = {}
 
     def scan(
@@ -127,15 +127,8 @@ class Shard:
         everything = [Selection(segment) for segment in self._segments.values()]
         if where is None:
             return everything
-        if where in self._filtered:
-            return self._filtered[where]
-        row_ids_N = matching_row_ids(snapshot.dataset, where, _fragments(snapshot, part.fragments))
-        matching = [selection.only(row_ids_N) for selection in everything]
-        if is_lasting(where):
-            for forgotten in list(self._filtered)[: 1 - _FILTERS_KEPT]:
-                self._filtered.pop(forgotten)
-            self._filtered[where] = matching
-        return matching
+        fragments = _fragments(snapshot, part.fragments)
+        return self._filtered.matching(where, snapshot.dataset, everything, fragments)
 
 
 def _fragments(snapshot: Snapshot, ids: tuple[int, ...]) -> list[lance.LanceFragment]:
@@ -187,30 +180,38 @@ class Shards:
         ]
 
 
-class ShardedSource(CodeSource):
-    """The newest version of a table, or one that is checked out, with its codes in shards."""
+class ShardedCodes:
+    """The codes of a table in shards: those of the newest version, or of one that is checked out."""
 
-    def __init__(self, store: StoredTable, shards: int, ask: ShardCall) -> None:
+    def __init__(self, snapshots: Snapshots, columns: CodeColumns, *, shards: int, ask: ShardCall) -> None:
         """Prepare; nothing is asked before there is a query.
 
         Args:
-            store: the table.
+            snapshots: give the version to read.
+            columns: of the table.
             shards: how many there are, at least 1.
             ask: reaches them.
         """
-        super().__init__(store.snapshots, store.columns)
+        self._snapshots = snapshots
+        self._raw_fragments = RawFragments(columns)
+        self._lock = Lock()
         self._shards, self._ask = shards, ask
         self._owners: dict[int, int] = {}
         self._spread: Shards | None = None
 
-    def current(self, memory_budget: int) -> TableState:
-        """The version that is read now; the shards need what memory they need. Raises TableError when the
-        table was dropped."""
+    def state(self, cache: CacheSetting) -> TableState:
+        """The version that is read now; whatever `cache` says, the shards need what memory they need. Raises
+        TableError when the table was dropped."""
         with self._lock:
             snapshot = self._snapshots.current()
             if self._spread is None or self._spread.snapshot is not snapshot:
                 self._spread = Shards(snapshot, self._parts(snapshot), self._ask)
             return TableState(snapshot, None, raw=self._spread, elsewhere=self._spread)
+
+    @property
+    def resident_bytes(self) -> int:
+        """None of this process."""
+        return 0
 
     def _parts(self, snapshot: Snapshot) -> dict[int, ShardPart]:
         """What every shard has: fragments stay where they are, new ones go where fewest rows are."""

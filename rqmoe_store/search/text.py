@@ -16,16 +16,15 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.columns import ROW_ID, SCORE, Chosen, without
 from rqmoe_store.search.query import SearchBuilder, TableQuery
 from rqmoe_store.search.request import indented
-from rqmoe_store.search.source import CodeSource
+from rqmoe_store.search.source import TableReader
 from rqmoe_store.storage_errors import translates_errors
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.snapshot import Snapshot
-from rqmoe_store.store.table import StoredTable
 
 
-@translates_errors
 def create_text_index(
-    store: StoredTable, columns: str | Sequence[str], *, replace: bool, exist_ok: bool, **options: Any
+    handle: Handle, columns: str | Sequence[str], *, replace: bool, exist_ok: bool, **options: Any
 ) -> None:
     """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
     known = [field.name for field in dataclasses.fields(FTS)]
@@ -34,29 +33,29 @@ def create_text_index(
         raise InvalidInputError(f"Got unknown option {unknown[0]!r}; available are {', '.join(known)}.")
     wanted = _as_list(columns)
     if exist_ok and not replace and wanted:
-        indexed = store.snapshots.read(lambda snapshot: indexed_columns(snapshot.table))
+        indexed = handle.snapshots.read(lambda snapshot: indexed_columns(snapshot.table))
         if all(name in indexed for name in wanted):
             return
-    schema = store.refresh().schema
+    schema = handle.refresh().schema
     names = text_columns(schema, wanted)
-    for name in _to_be_made(store, names, replace, exist_ok):
-        on_newest(store.table, functools.partial(_make, store, name, replace, exist_ok, options))
+    for name in _to_be_made(handle, names, replace, exist_ok):
+        on_newest(handle.table, functools.partial(_make, handle, name, replace, exist_ok, options))
 
 
-def _make(store: StoredTable, column: str, replace: bool, exist_ok: bool, options: Mapping[str, Any]) -> None:
+def _make(handle: Handle, column: str, replace: bool, exist_ok: bool, options: Mapping[str, Any]) -> None:
     # Asked again, for others may have made it since: LanceDB would say so in no words of its own.
-    for name in _to_be_made(store, [column], replace, exist_ok):
+    for name in _to_be_made(handle, [column], replace, exist_ok):
         try:
-            store.table.create_index(name, config=FTS(**options), replace=replace)
+            handle.table.create_index(name, config=FTS(**options), replace=replace)
         except (TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"LanceDB refuses a full-text index on column {name!r} with options {dict(options)}: {error}"
             ) from error
 
 
-def _to_be_made(store: StoredTable, columns: Sequence[str], replace: bool, exist_ok: bool) -> list[str]:
+def _to_be_made(handle: Handle, columns: Sequence[str], replace: bool, exist_ok: bool) -> list[str]:
     """Those of the columns that need an index; raises TableError where one has it and must not."""
-    indexed = [] if replace else indexed_columns(store.table)
+    indexed = [] if replace else indexed_columns(handle.table)
     taken = [name for name in columns if name in indexed]
     if taken and not exist_ok:
         raise TableError(
@@ -148,23 +147,21 @@ class TextQueryBuilder(SearchBuilder):
 
     def __init__(
         self,
-        store: StoredTable,
+        reader: TableReader,
         query: str | FullTextQuery,
         columns: str | Sequence[str] | None,
-        source: CodeSource,
     ) -> None:
         """Start a query; `CompressedTable.search(text, query_type="fts")` is the usual way.
 
         Args:
-            store: the table to search.
+            reader: reads the table to search.
             query: words, or one of LanceDB's structured queries such as `MatchQuery`.
             columns: text columns to search; None for all that have a full-text index.
-            source: where the table's newest version comes from.
 
         Raises:
             InvalidInputError: a query of another type.
         """
-        super().__init__(store)
+        super().__init__(reader)
         if not isinstance(query, (str, FullTextQuery)):
             raise InvalidInputError(
                 f"Got {type(query).__name__} as a full-text query; expected a string or one of LanceDB's "
@@ -172,7 +169,6 @@ class TextQueryBuilder(SearchBuilder):
             )
         self._query = query
         self._columns = columns
-        self._source = source
         self._phrase = False
         self._fast = False
         self._reranker: Reranker | None = None
@@ -214,8 +210,7 @@ class TextQuery(TextQueryBuilder, TableQuery):
             InvalidInputError: a `where` or a text query that LanceDB refuses, an unknown column, or
                 columns to search that hold no text.
         """
-        # No codes are needed, so none are loaded: 0 bytes are allowed for them.
-        found = self._source.read(0, lambda state: self._found(state.snapshot))
+        found = self._reader.read_snapshot(self._found)
         if self._reranker is None:
             return found
         # LanceDB, too, passes structured queries where its annotation says text.
@@ -226,12 +221,12 @@ class TextQuery(TextQueryBuilder, TableQuery):
 
     def explain_plan(self) -> str:
         """LanceDB's plan of the search, the last stage first. Raises as `to_arrow`."""
-        return self._source.read(0, lambda state: self._told(state.snapshot.table, "explain_plan"))
+        return self._reader.read_snapshot(lambda snapshot: self._told(snapshot.table, "explain_plan"))
 
     def analyze_plan(self) -> str:
         """Run the search: LanceDB's plan of it, with rows and times, the last stage first. Raises as
         `to_arrow`."""
-        return self._source.read(0, lambda state: self._told(state.snapshot.table, "analyze_plan"))
+        return self._reader.read_snapshot(lambda snapshot: self._told(snapshot.table, "analyze_plan"))
 
     def _told(self, table: LanceTable, plan: str) -> str:
         told: str = self._done(table, self._builder(table, self._columns_of(table)), plan).rstrip()
@@ -280,7 +275,7 @@ class TextQuery(TextQueryBuilder, TableQuery):
         """`error` in our words; LanceDB looks at a text query only when it runs."""
         if not indexed_columns(table):
             return TableError(
-                f"Table {self._store.name!r} has no full-text index; make one with "
+                f"Table {self._handle.name!r} has no full-text index; make one with "
                 "create_fts_index(<a column of text>)."
             )
         if _NO_POSITIONS in str(error):
@@ -311,7 +306,7 @@ _VECTOR_INSTEAD = (
 )
 
 
-def query_kind(store: StoredTable, query: Any, query_type: str, source: CodeSource) -> QueryKind:
+def query_kind(reader: TableReader, query: Any, query_type: str) -> QueryKind:
     """What `query_type` means for this query.
 
     "auto" is a vector search, but full-text search for one of LanceDB's structured text queries, and
@@ -331,17 +326,17 @@ def query_kind(store: StoredTable, query: Any, query_type: str, source: CodeSour
         return "plain"
     if isinstance(query, FullTextQuery):
         return "fts"
-    if not is_content(query) or store.embedding is not None:
+    if not is_content(query) or reader.handle.embedding is not None:
         return "vector"
-    if isinstance(query, str) and indexed_columns(source.current(0).snapshot.table):
+    if isinstance(query, str) and reader.read_snapshot(lambda snapshot: indexed_columns(snapshot.table)):
         return "fts"
     raise InvalidInputError(
-        f"Got text {query!r}, but table {store.name!r} has neither an embedding function nor a full-text "
-        f"index. {_VECTOR_INSTEAD}"
+        f"Got text {query!r}, but table {reader.handle.name!r} has neither an embedding function nor a "
+        f"full-text index. {_VECTOR_INSTEAD}"
     )
 
 
-def as_vector(store: StoredTable, query: Any) -> Any:
+def as_vector(handle: Handle, query: Any) -> Any:
     """`query` itself, or its vector by the table's embedding function when it is text or an image.
 
     Raises:
@@ -350,12 +345,12 @@ def as_vector(store: StoredTable, query: Any) -> Any:
     """
     if not is_content(query):
         return query
-    if store.embedding is None:
+    if handle.embedding is None:
         raise InvalidInputError(
-            f"Got {query!r} to search for by vector, but table {store.name!r} has no embedding function. "
+            f"Got {query!r} to search for by vector, but table {handle.name!r} has no embedding function. "
             f"{_VECTOR_INSTEAD}"
         )
-    return store.embedding.of_query(query)
+    return handle.embedding.of_query(query)
 
 
 def is_content(query: Any) -> bool:

@@ -29,7 +29,7 @@ from rqmoe_store.search.rerank import Float64Array, nearest_of_all
 from rqmoe_store.search.resident import matching_row_ids, read_codes, row_id_filter
 from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
 from rqmoe_store.search.shortlist import Candidates
-from rqmoe_store.search.source import TableState
+from rqmoe_store.search.source import TableSource, TableState
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import TunedSearch
 from rqmoe_store.store.snapshot import Snapshot
@@ -299,6 +299,20 @@ class TuningGoal:
             raise InvalidInputError("Got target_recall=0; expected more, such as 0.95.")
         for name, low in (("limit", 1), ("sample", 1), ("seed", 0)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), low))
+
+
+def tune_table(source: TableSource, queries: Any, goal: TuningGoal, *, progress: bool) -> TuningReport:
+    """Choose a setting as `tune_search` does, on the newest version of a table, and keep it in the table.
+
+    Raises as `tune_search`, and StorageError when the disk or bucket refuses to keep it.
+    """
+    reader = source.reader()
+    handle = reader.handle
+    handle.refresh()
+    report = reader.read(lambda state: tune_search(state, handle.columns, queries, goal, progress=progress))
+    report.setting.write(handle.table)
+    handle.refresh()
+    return report
 
 
 def tune_search(

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,10 +43,10 @@ from rqmoe_store.store.columns import (
 )
 from rqmoe_store.store.creation import require_place, stored_schema
 from rqmoe_store.store.embeddings import moved_embedding
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.sql import quoted
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, rows_per_batch
 
@@ -133,7 +133,6 @@ def _reserve(file: int, size: int) -> None:
         os.posix_fallocate(file, 0, size)
 
 
-StoredTableType = TypeVar("StoredTableType", bound=StoredTable)
 Advance = Callable[[int], None]
 
 _TAKE_ROWS = 16_384
@@ -141,7 +140,7 @@ _ENCODE_ROWS = 1024  # between two moves of the progress bar; encoding is the sl
 
 
 @translates_errors
-def compress(
+def compress_into(
     docs: Table,
     codec: Codec,
     into: str,
@@ -150,8 +149,7 @@ def compress(
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
     progress: bool = True,
-    cls: type[StoredTableType] = StoredTable,  # type: ignore[assignment]  # the default is the bound
-) -> StoredTableType:
+) -> Handle:
     """Make a new table with the columns of `docs`, its vectors replaced by codes.
 
     `docs` is read at the version it has now and never changed. Memory is bounded whatever its size;
@@ -168,10 +166,9 @@ def compress(
         keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in a column
             of the same name and in data files of its own.
         progress: show a progress bar.
-        cls: class of the returned table.
 
     Returns:
-        The new table, open.
+        A handle on the new table.
 
     Raises:
         TableError: no such vector column, an empty table, columns named like ours, `into` taken.
@@ -192,7 +189,7 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
         spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
         table = _write(db, into, source, codec, kept, spill, bar)
-    return cls(table, TableCodec.of(TableMetadata.read(table.schema, into), [codec]))
+    return Handle(table, TableCodec.of(TableMetadata.read(table.schema, into), [codec]))
 
 
 def _require_bits(codec: Codec, keep_vectors: KeepVectors) -> None:

@@ -247,9 +247,9 @@ class RawTable:
         """The rows that it will be made with, once all of them have been checked.
 
         Args:
-            rows: as for `StoredTable.add`; None for none.
+            rows: as for `CompressedTable.add`; None for none.
 
-        Raises as `StoredTable.add`, and InvalidInputError for rows that share a key.
+        Raises as `CompressedTable.add`, and InvalidInputError for rows that share a key.
         """
         encoder = RowEncoder(
             self._schema, TableCodec.of(self.metadata, []), table_name=self._name, encode=False

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
@@ -10,14 +9,14 @@ import lance
 import pyarrow as pa
 from lancedb.expr import Expr
 
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.creation import SpooledRows, spool
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.health import DriftSums, note_apart
 from rqmoe_store.store.keys import column_names, require_unique
 from rqmoe_store.store.lance import PATIENCE, on_newest
-from rqmoe_store.store.open_table import OpenTable
 from rqmoe_store.store.row_encoder import BadVectors, OnBadVectors, RowEncoder
 
 
@@ -49,13 +48,13 @@ class _Wheres(NamedTuple):
 class MergeBuilder(TranslatesErrors):
     """The actions of a merge, in LanceDB's words; every method that adds one returns the builder itself."""
 
-    def __init__(self, store: OpenTable, on: str | Iterable[str] | None) -> None:
+    def __init__(self, handle: Handle, on: str | Iterable[str] | None) -> None:
         """Start a merge; `merge_insert` of a table is the usual way, and says what `on` is.
 
         Raises:
             InvalidInputError: no names of columns.
         """
-        self._store = store
+        self._handle = handle
         self._on = None if on is None else column_names(on, called="on")
         self._update = self._insert = self._delete = False
         self._update_where: str | None = None
@@ -132,7 +131,7 @@ class MergeInsert(MergeBuilder):
             TableError: an earlier version is checked out, or others change the same rows all the time.
             StorageError: the disk or bucket refuses to take them; nothing was changed.
         """
-        bad, encoder = BadVectors(on_bad_vectors, fill_value), self._store._encoder()
+        bad, encoder = BadVectors(on_bad_vectors, fill_value), self._handle.encoder()
         if not (self._update or self._insert or self._delete):
             raise InvalidInputError(
                 "Got a merge without any action; expected when_matched_update_all(), "
@@ -146,7 +145,7 @@ class MergeInsert(MergeBuilder):
             require_unique(keys, on, "the new rows")
             if rows.count == 0 and not self._delete:
                 return MergeResult(
-                    version=self._store.version,
+                    version=self._handle.version,
                     num_updated_rows=0,
                     num_inserted_rows=0,
                     num_deleted_rows=0,
@@ -154,9 +153,9 @@ class MergeInsert(MergeBuilder):
                 )
             drift = encoder.drift.take() if encoder.drift else None
             if drift is not None and drift.rows:
-                warning = self._store._watch.note(self._store.table, encoder.codecs, drift)
+                warning = self._handle.drift_watch.note(self._handle.table, encoder.codecs, drift)
                 if warning:
-                    warnings.warn(warning, stacklevel=3)
+                    warn_caller(warning)
             done = self._merged(rows, on, wheres, encoder, PATIENCE if timeout is None else timeout)
         if drift is not None and drift.rows:
             self._note(drift)
@@ -165,22 +164,21 @@ class MergeInsert(MergeBuilder):
     def _note(self, drift: DriftSums) -> None:
         """Keep how rows fit that were merged; a merge has no properties for it, as appended rows have."""
         try:
-            note_apart(self._store.table, drift)
+            note_apart(self._handle.table, drift)
         except (OSError, RuntimeError, TableError) as error:  # an error would say that nothing was merged
-            warnings.warn(
-                f"The rows were merged into table {self._store.name!r}, but the note on how they fit its "
-                f"codec, which health() reads, could not be written: {error}",
-                stacklevel=4,
+            warn_caller(
+                f"The rows were merged into table {self._handle.name!r}, but the note on how they fit its "
+                f"codec, which health() reads, could not be written: {error}"
             )
 
     def _wheres(self, on: list[str]) -> _Wheres:
         """The conditions as Lance is to read them; raises InvalidInputError for those it does not take."""
-        store, update, delete = self._store, self._update_where, self._delete_where
+        handle, update, delete = self._handle, self._update_where, self._delete_where
         wheres = _Wheres(
-            None if update is None else store.conditions.of_merge(store.table, update, called="where"),
-            None if delete is None else store.conditions.checked(store.table, delete, called="condition"),
+            None if update is None else handle.conditions.of_merge(handle.table, update, called="where"),
+            None if delete is None else handle.conditions.checked(handle.table, delete, called="condition"),
         )
-        merge = store.table.to_lance().merge_insert(on)
+        merge = handle.table.to_lance().merge_insert(on)
         try:
             merge.when_not_matched_by_source_delete(wheres.delete)
         except (OSError, ValueError) as error:
@@ -192,10 +190,10 @@ class MergeInsert(MergeBuilder):
 
     def _columns(self, encoder: RowEncoder) -> list[str]:
         """What tells rows apart."""
-        key, others = self._store.key, encoder.others.names
+        key, others = self._handle.key, encoder.others.names
         if self._on is None and key is None:
             raise InvalidInputError(
-                f"Got no columns to tell rows apart by, and table {self._store.name!r} has no key; expected "
+                f"Got no columns to tell rows apart by, and table {self._handle.name!r} has no key; expected "
                 "merge_insert(on), or a key as set_key() sets it."
             )
         on = [str(key)] if self._on is None else self._on
@@ -220,10 +218,9 @@ class MergeInsert(MergeBuilder):
             yield table
 
     def _require_columns(self, names: list[str], on: list[str]) -> None:
-        store = self._store
         needed = list(on)
         if self._insert:
-            needed += [field.name for field in store.schema if not field.nullable]
+            needed += [field.name for field in self._handle.schema if not field.nullable]
         missing = [name for name in dict.fromkeys(needed) if name not in names]
         if missing:
             raise InvalidInputError(
@@ -238,7 +235,7 @@ class MergeInsert(MergeBuilder):
         if wheres.update is None:
             return
         try:
-            self._configured(self._store.table.to_lance(), on, wheres).explain_plan(_whole(new_rows, ours))
+            self._configured(self._handle.table.to_lance(), on, wheres).explain_plan(_whole(new_rows, ours))
         except (OSError, ValueError) as error:
             raise InvalidInputError(
                 f"Got where={self._update_where!r}, which LanceDB refuses: {error}\nExpected an SQL "
@@ -263,7 +260,7 @@ class MergeInsert(MergeBuilder):
         encoder: RowEncoder,
         timeout: datetime.timedelta,
     ) -> MergeResult:
-        table, attempts = self._store.table, 0
+        table, attempts = self._handle.table, 0
 
         def merge() -> MergeResult:
             nonlocal attempts

@@ -159,7 +159,7 @@ class RowEncoder:
             bad: what becomes of vectors that cannot be used.
 
         Raises:
-            InvalidInputError, RQMoEError: as `StoredTable.add`.
+            InvalidInputError, RQMoEError: as `CompressedTable.add`.
         """
         source = self.embedding.source_column if self.embedding else None
         yield from self._parts(tables_of(rows, self.others, self.columns.vector_column, source), bad)

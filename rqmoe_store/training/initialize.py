@@ -10,7 +10,6 @@ Shape legend: n vectors, D dimension.
 import dataclasses
 import math
 import time
-import warnings
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from rqmoe_store.codecs.encoding import assign_partitions
 from rqmoe_store.codecs.kinds import RQ, make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, warn_caller
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.checkpoint import Checkpoint
 from rqmoe_store.training.loss import quick_mse, validation_mse
@@ -177,21 +176,18 @@ def check_trainable(vectors_nD: Tensor, config: CodecConfig) -> None:
         )
 
 
-def warn_if_few(rows: int, config: CodecConfig, *, stacklevel: int) -> None:
+def warn_if_few(rows: int, config: CodecConfig) -> None:
     """Warn when there are fewer training vectors than make codebooks that generalize.
 
     A codeword is the mean of the vectors that choose it. The mean of n vectors misses the mean of all
     there could be by a squared distance of 1/n of their variance: with 64 of them, by less than 2 %.
-    `stacklevel` is that of a warning issued where this is called.
     """
     wanted = _ROWS_PER_CODEWORD * config.codebook_size
     if rows < wanted:
-        warnings.warn(
+        warn_caller(
             f"Training on {rows:,} vectors; {wanted:,} would do for codebooks that hold for unseen vectors "
             f"too ({_ROWS_PER_CODEWORD} for each of codebook_size={config.codebook_size} codewords). "
-            "Add rows, or lower codebook_size.",
-            UserWarning,
-            stacklevel=stacklevel + 1,
+            "Add rows, or lower codebook_size."
         )
 
 

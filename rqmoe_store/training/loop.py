@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,7 +22,7 @@ from torch import Tensor
 from rqmoe_store.codecs.kinds import RQMoE
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import TrainConfig
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, warn_caller
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.checkpoint import BestWeights, Checkpoint, write_checkpoint
 from rqmoe_store.training.initialize import Start
@@ -328,11 +327,9 @@ class TrainingLoop:
         self.quantizer.load_state_dict(self.best.weights)
         self.optimizer.state.clear()
         if self.workers.is_main:
-            warnings.warn(
+            warn_caller(
                 f"The {problem} at step {self.step}; went back to the weights of step {self.best.step}, "
-                f"continuing with learning_rate={self.schedule.peak_rate:g}.",
-                UserWarning,
-                stacklevel=2,
+                f"continuing with learning_rate={self.schedule.peak_rate:g}."
             )
 
     def _after_step(self) -> None:

@@ -14,8 +14,7 @@ Shape legend: B vectors, D dimension.
 
 import hashlib
 import math
-import warnings
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 from rqmoe_store.config import Metric
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 
 _CHUNK_ROWS = 8192
 _NUMBERS = (pa.types.is_floating, pa.types.is_integer)
@@ -56,6 +55,29 @@ def require_countable(data: Any) -> None:
         )
 
 
+class VectorReader(Protocol):
+    """Reads vectors by their position."""
+
+    def __len__(self) -> int:
+        """Positions there are."""
+
+    def take(self, positions: npt.NDArray[np.int64]) -> Float32Array:
+        """The vectors (n, D) at ascending positions, without those that are null."""
+
+
+def draw_sample(vectors: VectorReader, *, max_rows: int, seed: int) -> Float32Array:
+    """At most `max_rows` vectors (n, D), chosen by `seed`, in random order; holds no more than the sample."""
+    generator = np.random.default_rng(seed)
+    chosen = np.sort(generator.choice(len(vectors), size=min(len(vectors), max_rows), replace=False))
+    # Reading is fastest in table order; training wants rows of one place in the table apart.
+    chunks = [
+        vectors.take(chosen[start : start + _CHUNK_ROWS]) for start in range(0, len(chosen), _CHUNK_ROWS)
+    ]
+    filled = [chunk for chunk in chunks if len(chunk)]
+    sample_nD = np.concatenate(filled) if filled else np.empty((0, 0), dtype=np.float32)
+    return sample_nD[generator.permutation(len(sample_nD))]
+
+
 def sample_vectors(
     data: Any, *, vector_column: str, metric: Metric, max_rows: int, seed: int
 ) -> Float32Array:
@@ -78,12 +100,14 @@ def sample_vectors(
     if rows == 0:
         error = TableError if is_table else InvalidInputError
         raise error("Got no vectors to train on; add rows first.")
-    generator = np.random.default_rng(seed)
-    chosen = generator.choice(rows, size=min(rows, max_rows), replace=False)
     if is_table:
-        # Reading is fastest in table order; training wants rows of one place in the table apart.
-        vectors = _take_from_table(data, vector_column, np.sort(chosen), metric)
-        return vectors[generator.permutation(len(vectors))]
+        sample_nD = draw_sample(_TableColumn(data, vector_column, metric), max_rows=max_rows, seed=seed)
+        if len(sample_nD) == 0:
+            raise TableError(
+                f"Column {vector_column!r} of table {data.name!r} holds only nulls; expected vectors."
+            )
+        return sample_nD
+    chosen = np.random.default_rng(seed).choice(rows, size=min(rows, max_rows), replace=False)
     if is_dense(data):
         return as_vectors(data[chosen], metric=metric, positions=chosen)
     return as_vectors(data, metric=metric)[chosen]
@@ -113,47 +137,42 @@ def _check_column(table: Any, vector_column: str) -> None:
         )
 
 
-def _take_from_table(
-    table: Any, vector_column: str, offsets: npt.NDArray[np.int64], metric: Metric
-) -> Float32Array:
-    chunks = [
-        _read_chunk(table, vector_column, offsets[start : start + _CHUNK_ROWS], metric)
-        for start in range(0, len(offsets), _CHUNK_ROWS)
-    ]
-    filled = [chunk for chunk in chunks if len(chunk)]
-    if not filled:
-        raise TableError(
-            f"Column {vector_column!r} of table {table.name!r} holds only nulls; expected vectors."
-        )
-    if len({chunk.shape[1] for chunk in filled}) > 1:
-        raise InvalidInputError(
-            f"Column {vector_column!r} holds vectors of dimensions "
-            f"{sorted({chunk.shape[1] for chunk in filled})}; expected one. "
-            "Were they made by different embedding models?"
-        )
-    return np.concatenate(filled)
+class _TableColumn:
+    """The vectors in a column of a LanceDB table, for `draw_sample`."""
 
+    def __init__(self, table: Any, column: str, metric: Metric) -> None:
+        self._table, self._column, self._metric = table, column, metric
+        self._dims = set[int]()
 
-def _read_chunk(
-    table: Any, vector_column: str, offsets: npt.NDArray[np.int64], metric: Metric
-) -> Float32Array:
-    column = table.take_offsets(offsets.tolist()).select([vector_column]).to_arrow()[vector_column]
-    rows = offsets[np.flatnonzero(column.is_valid().to_numpy())]
-    values = column.drop_null().combine_chunks()
-    values = getattr(values, "storage", values)  # of a tensor
-    if len(values) == 0:
-        return np.empty((0, 0), dtype=np.float32)
-    lengths = np.unique(values.value_lengths().to_numpy(zero_copy_only=False))
-    if len(lengths) > 1:
-        raise InvalidInputError(
-            f"Column {vector_column!r} holds vectors of dimensions {lengths.tolist()}; expected one. "
-            "Were they made by different embedding models?"
-        )
-    flat = values.flatten().to_numpy(zero_copy_only=False)
-    try:
-        return as_vectors(flat.reshape(-1, int(lengths[0])), metric=metric, positions=rows)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"Table {table.name!r}, column {vector_column!r}: {error}") from error
+    def __len__(self) -> int:
+        return int(self._table.count_rows())
+
+    def take(self, positions: npt.NDArray[np.int64]) -> Float32Array:
+        """The vectors (n, D) at ascending positions, without those that are null.
+
+        Raises:
+            InvalidInputError: vectors of several dimensions, or ones that `as_vectors` refuses.
+        """
+        column = self._table.take_offsets(positions.tolist()).select([self._column]).to_arrow()[self._column]
+        rows = positions[np.flatnonzero(column.is_valid().to_numpy())]
+        values = column.drop_null().combine_chunks()
+        values = getattr(values, "storage", values)  # of a tensor
+        if len(values) == 0:
+            return np.empty((0, 0), dtype=np.float32)
+        self._dims.update(np.unique(values.value_lengths().to_numpy(zero_copy_only=False)).tolist())
+        if len(self._dims) > 1:
+            raise InvalidInputError(
+                f"Column {self._column!r} holds vectors of dimensions {sorted(self._dims)}; expected one. "
+                "Were they made by different embedding models?"
+            )
+        flat = values.flatten().to_numpy(zero_copy_only=False)
+        try:
+            vectors_nD = flat.reshape(len(values), *self._dims)
+            return as_vectors(vectors_nD, metric=self._metric, positions=rows)
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"Table {self._table.name!r}, column {self._column!r}: {error}"
+            ) from error
 
 
 _FAR = 1024.0
@@ -163,7 +182,7 @@ _CENTRE_ROWS = 4_096
 
 
 def without_outliers(
-    training_nD: Float32Array, validation_nD: Float32Array, *, warn: bool, stacklevel: int
+    training_nD: Float32Array, validation_nD: Float32Array, *, warn: bool
 ) -> tuple[Float32Array, Float32Array]:
     """The vectors less those that lie `_FAR` times as far from the middle as nearly all training vectors.
 
@@ -171,7 +190,6 @@ def without_outliers(
         training_nD: in random order; at least one.
         validation_nD: where nothing is left of them, training vectors take their place.
         warn: whether to warn of training vectors left out.
-        stacklevel: that of a warning issued where this is called.
     """
     center_D = np.median(training_nD[:_CENTRE_ROWS].astype(np.float64), axis=0)
     lengths_n = _lengths(training_nD, center_D)
@@ -179,12 +197,10 @@ def without_outliers(
     near_n = lengths_n <= limit
     far = len(near_n) - int(near_n.sum())
     if far and warn:
-        warnings.warn(
+        warn_caller(
             f"{far:,} of {len(near_n):,} training vectors lie more than {_FAR:,.0f} times as far from the "
             f"middle as {_SHARE:.0%} of them do. The codec is fitted to the others; the codes of such "
-            "vectors will tell little but their direction. Look for missing values, or ones in another unit.",
-            UserWarning,
-            stacklevel=stacklevel + 1,
+            "vectors will tell little but their direction. Look for missing values, or ones in another unit."
         )
     training_nD = _kept(training_nD, near_n)
     validation_nD = _kept(validation_nD, _lengths(validation_nD, center_D) <= limit)

@@ -127,13 +127,11 @@ def train(
         training_nD, validation_nD = _split(sample_nD, validation, config, settings)
         frame = Frame.plain(sample_nD.shape[1])
         if config.metric != "cosine":  # vectors of length one are neither far away nor of other units
-            training_nD, validation_nD = without_outliers(
-                training_nD, validation_nD, warn=workers.is_main, stacklevel=3
-            )
+            training_nD, validation_nD = without_outliers(training_nD, validation_nD, warn=workers.is_main)
             frame = frame_for(training_nD)
         check_trainable(as_tensor(training_nD), config)
         if workers.is_main:
-            warn_if_few(len(training_nD), config, stacklevel=3)
+            warn_if_few(len(training_nD), config)
         training_nD, validation_nD = frame.transform(training_nD), frame.transform(validation_nD)
         vectors = as_tensor(training_nD).to(device), as_tensor(validation_nD).to(device)
         quantizer, rq_mse, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress)

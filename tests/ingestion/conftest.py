@@ -11,8 +11,9 @@ from small_tables import tiny_codec
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.store.creation import create_coded
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.table import CompressedTable
 
 
 @pytest.fixture(scope="session")
@@ -36,18 +37,18 @@ def db(tmp_path: Path) -> lancedb.DBConnection:
 
 
 @pytest.fixture
-def store(db: lancedb.DBConnection, codec: Codec) -> StoredTable:
+def store(db: lancedb.DBConnection, codec: Codec) -> CompressedTable:
     """An empty table `docs` for `rows_of`."""
     return _empty(db, codec)
 
 
 @pytest.fixture
-def cosine_store(db: lancedb.DBConnection, cosine_codec: Codec) -> StoredTable:
+def cosine_store(db: lancedb.DBConnection, cosine_codec: Codec) -> CompressedTable:
     return _empty(db, cosine_codec)
 
 
-def _empty(db: lancedb.DBConnection, codec: Codec) -> StoredTable:
+def _empty(db: lancedb.DBConnection, codec: Codec) -> CompressedTable:
     table, metadata = create_coded(
         db, "docs", rows_of(0).schema, codec=codec, vector_column="vector", keep_vectors="none"
     )
-    return StoredTable(table, TableCodec.of(metadata, [codec]))
+    return CompressedTable(Handle(table, TableCodec.of(metadata, [codec])))

@@ -15,7 +15,6 @@ from small_tables import source_table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import ArtifactError, TableError
-from rqmoe_store.search.source import source_of
 from rqmoe_store.store import registry
 from rqmoe_store.tables import compress, create_table, open_table
 
@@ -139,5 +138,5 @@ def test_handles_that_reach_a_bucket_otherwise_share_no_codes(options: dict[str,
         open_table(lancedb.connect("s3://bucket/db", storage_options=reached_by), "small")
         for reached_by in (options, dict(options), others)
     )
-    assert source_of(first) is source_of(alike)
-    assert source_of(first) is not source_of(other)
+    assert first._source.codes is alike._source.codes
+    assert first._source.codes is not other._source.codes

@@ -12,7 +12,6 @@ from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.search.reranker import DecodedReranker
-from rqmoe_store.search.source import source_of
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
 
@@ -77,11 +76,11 @@ def test_a_version_is_read_once_for_all_handles(store: CompressedTable, tmp_path
     add(store, 1000)
     store.checkout(first)
     other.checkout(first)
-    assert source_of(store) is source_of(other)
+    assert store._source.codes is other._source.codes
     assert found(store) == found(other)
     assert store.stats().rows == ROWS and store.stats().resident_bytes > 0
     other.checkout_latest()
-    assert source_of(store) is not source_of(other)
+    assert store._source.codes is not other._source.codes
 
 
 def test_searches_follow_a_restore(store: CompressedTable, tmp_path: Path) -> None:

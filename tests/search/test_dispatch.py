@@ -8,7 +8,6 @@ from word_embedding import NAME, embed
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.query import CompressedQuery
-from rqmoe_store.search.source import source_of
 from rqmoe_store.search.text import TextQuery, as_vector, is_content, query_kind
 
 
@@ -30,7 +29,7 @@ def test_text_finds_what_it_finds_in_lancedb(text_world) -> None:
 
 def test_text_without_a_function(own_text_world, world) -> None:
     store = own_text_world.store
-    store.embedding = None
+    store.handle.embedding = None
     assert isinstance(store.search("copper"), TextQuery)
     with pytest.raises(InvalidInputError, match=r"'texts' has no embedding function\. Pass a vector.*fts"):
         store.search("copper", query_type="vector")
@@ -47,8 +46,8 @@ def test_vectors_stay_vectors(text_world, query_type) -> None:
 
 def test_kinds(text_world) -> None:
     store = text_world.store
-    assert query_kind(store, MatchQuery("a", "text"), "auto", source_of(store)) == "fts"
-    assert query_kind(store, None, "hybrid", source_of(store)) == "hybrid"
+    assert query_kind(store._source.reader(), MatchQuery("a", "text"), "auto") == "fts"
+    assert query_kind(store._source.reader(), None, "hybrid") == "hybrid"
     assert isinstance(store.search("a", query_type="hybrid"), HybridQuery)
     for query_type in ("nope", None, "FTS"):
         with pytest.raises(InvalidInputError, match="expected one of auto, vector, fts, hybrid"):

@@ -32,7 +32,7 @@ def test_every_way_to_filter_gives_the_same(worlds, metric, seed, count, where, 
     memory, disk = answer(world, "memory", *options), answer(world, "disk", *options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution, "_MANY_ROWS", 0)
-        world.store._source.resident.filtered.clear()
+        world.store._source.codes.resident.filtered.clear()
         tried = answer(world, "memory", *options)
     assert memory.equals(disk)
     assert tried.equals(memory)

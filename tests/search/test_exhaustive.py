@@ -9,7 +9,7 @@ from rqmoe_store.search.segments import CodeBatch, concatenated
 
 
 def all_rows(world) -> CodeBatch:
-    return concatenated([part.rows() for part in world.store._source.current(10**9).resident.selections])
+    return concatenated([part.rows() for part in world.store._source.reader().state().resident.selections])
 
 
 def distances(world, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:

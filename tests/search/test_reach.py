@@ -5,15 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.request import RankingStage, SearchParameters
+from rqmoe_store.search.request import RankingStage, SearchParameters, VectorOptions
 from rqmoe_store.store.metadata import TunedSearch
 
 TUNED = TunedSearch(nprobes=7, shortlist=80, limit=10, target_recall=0.95)
 
 
+def parameters_of(nprobes, shortlist, refine_factor, tuned) -> SearchParameters:
+    options = VectorOptions(nprobes=nprobes, shortlist=shortlist, refine_factor=refine_factor)
+    return options.parameters(tuned)
+
+
 def of_page(nprobes, shortlist, page, tuned=None, refine_factor=None) -> tuple:
     """What the last stage of a page uses."""
-    reach = SearchParameters.of(nprobes, shortlist, refine_factor, tuned)
+    reach = parameters_of(nprobes, shortlist, refine_factor, tuned)
     last = reach.stages(page)[-1]
     return reach.nprobes, reach.nprobes_from, last.shortlist, last.shortlist_from
 
@@ -38,7 +43,7 @@ def test_the_default_shortlist_grows_with_the_stages(page, factor, rows) -> None
 
 @given(rows=st.integers(1, 10**6), factor=st.none() | st.integers(1, 9))
 def test_no_page_decodes_much_more_than_it_needs(rows, factor) -> None:
-    stages = SearchParameters.of(None, None, factor, None).stages(rows)
+    stages = parameters_of(None, None, factor, None).stages(rows)
     needed = max(30, 3 * rows, (factor or 1) * rows)
     assert needed <= stages[-1].shortlist <= max(2 * needed, 10 * (factor or 3))
     assert len(stages) == 1 or stages[-2].end < rows <= stages[-1].end
@@ -71,7 +76,7 @@ def test_a_shortlist_below_what_is_returned_is_refused() -> None:
 
 
 reaches = st.builds(
-    SearchParameters.of,
+    parameters_of,
     st.none(),
     st.none() | st.integers(400, 2000),
     st.none() | st.integers(1, 4),
@@ -101,7 +106,7 @@ def test_stages_do_not_depend_on_the_page(reach, rows) -> None:
 
 
 def test_a_shortlist_asked_for_ends_the_ranking() -> None:
-    reach = SearchParameters.of(None, 40, 2, None)
+    reach = parameters_of(None, 40, 2, None)
     stages = reach.stages(20)
     assert stages == tuple(RankingStage(end, 40, "asked for", 2 * end) for end in (10, 15, 20))
     assert reach.one_more(stages) is None

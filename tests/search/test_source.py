@@ -17,7 +17,7 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search import query
 from rqmoe_store.search import resident as residents
 from rqmoe_store.search import source as sources
-from rqmoe_store.search.source import bytes_allowed, source_of
+from rqmoe_store.search.source import CacheSetting, shared_codes
 from rqmoe_store.store.metadata import TunedSearch
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, open_table
@@ -44,7 +44,7 @@ def assert_up_to_date(store: CompressedTable) -> None:
     for options in ({}, {"where": "id >= 100"}, {"where": "id < 7"}):
         memory, disk = found_by(store, "memory", **options), found_by(store, "disk", **options)
         assert memory.equals(disk)
-    resident = store._source.resident
+    resident = store._source.codes.resident
     assert resident is not None
     stored = store.table.search().with_row_id(True).where("vector_code IS NOT NULL").to_arrow()
     assert len(resident) == stored.num_rows
@@ -99,7 +99,7 @@ def test_many_changes_are_merged(store, monkeypatch) -> None:
         store.add(rows(1000 + 10 * step, 9))
         store.delete(f"id >= {30 * step} AND id < {30 * step + 15}")
         assert_up_to_date(store)
-    assert len(store._source.resident.base.segment) > 300 - 90
+    assert len(store._source.codes.resident.base.segment) > 300 - 90
 
 
 def test_only_what_changed_is_read(store, monkeypatch) -> None:
@@ -126,8 +126,8 @@ def test_changes_of_another_process_are_seen(store, tmp_path) -> None:
 def test_handles_share_what_is_in_memory(store, tmp_path) -> None:
     again = open_table(lancedb.connect(tmp_path), "small")
     assert found_by(again, "memory").equals(found_by(store, "memory"))
-    assert again._source is store._source
-    assert again.stats().resident_bytes == store.stats().resident_bytes == store._source.resident.nbytes
+    assert again._source.codes is store._source.codes
+    assert again.stats().resident_bytes == store.stats().resident_bytes == store._source.codes.resident.nbytes
     assert "in memory" in str(store.stats())
 
 
@@ -137,7 +137,7 @@ def test_a_table_above_the_budget_stays_on_disk(store, tmp_path) -> None:
     for budget, held in [(needed - 1, False), (needed, True)]:
         small = store.use_cache("memory", budget)
         assert small.search(VECTORS[:4]).nprobes(2).limit(25).with_row_id().to_arrow().equals(wanted)
-        assert (small._source.resident is not None) == held
+        assert (small._source.codes.resident is not None) == held
         assert (small.stats().resident_bytes > 0) == held
 
 
@@ -221,19 +221,19 @@ def test_queries_of_many_threads_beside_writes(store) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_locks_held_at_a_fork_are_free_in_the_new_process(store) -> None:
     """Only the locks are tried: LanceDB itself promises nothing in a forked process."""
-    with store._source._lock, sources._sources_lock:
+    with store._source.codes._lock, sources._shared_lock:
         process = os.fork()
         if process == 0:
             signal.alarm(20)
-            with store._source._lock:
-                os._exit(0 if source_of(store) is store._source else 1)
+            with store._source.codes._lock:
+                os._exit(0 if shared_codes(store.snapshots, store.columns) is store._source.codes else 1)
     assert os.waitpid(process, 0)[1] == 0
 
 
 def test_budgets() -> None:
-    assert bytes_allowed("disk", 10**9) == 0
-    assert bytes_allowed("memory", 5) == 5
-    assert bytes_allowed("memory", None) > 2**28
+    assert not CacheSetting("disk", 10**9).allows(0)
+    assert CacheSetting("memory", 5).allows(5) and not CacheSetting("memory", 5).allows(6)
+    assert CacheSetting("memory", None).allows(2**28)
     for cache, limit in [("ram", None), (None, 1), ("memory", -1), ("memory", 1.5), ("memory", True)]:
         with pytest.raises(InvalidInputError, match=r"Got (cache|memory_budget)="):
-            bytes_allowed(cache, limit)
+            CacheSetting(cache, limit)

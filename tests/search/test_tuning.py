@@ -82,10 +82,10 @@ def test_it_lasts_and_can_be_done_again(store) -> None:
     store.add([{"id": 999, "lang": "en", "text": "new", "vector": VECTORS[0]}])
     store.delete("id < 5")
     store.table.optimize()
-    assert store._source.current(0).snapshot.tuned == first
+    assert store.snapshots.current().tuned == first
     second = store.tune(QUERIES, target_recall=1.0, limit=3, progress=False).setting
     assert second != first
-    assert store._source.current(0).snapshot.tuned == second
+    assert store.snapshots.current().tuned == second
 
 
 def test_codes_are_not_read_again(store, monkeypatch) -> None:
@@ -111,7 +111,7 @@ def test_rows_stand_in_for_queries(store, cache) -> None:
 
 
 def test_no_query_made_from_a_row_meets_that_row(store) -> None:
-    state = store.use_cache("memory")._source.current(10**9)
+    state = store.use_cache("memory")._source.reader().state()
     row_ids = np.sort(store.table.search().with_row_id(True).to_arrow()["_rowid"].to_numpy())
     made = queries_from_rows(state.snapshot, row_ids, store.columns, sample=20, seed=0)
     measures = Measures(state, store.columns, made, limit=3)
@@ -122,7 +122,7 @@ def test_no_query_made_from_a_row_meets_that_row(store) -> None:
 
 
 def test_queries_from_rows_lie_as_far_off_as_vectors_did(store) -> None:
-    snapshot = store._source.current(0).snapshot
+    snapshot = store.snapshots.current()
     row_ids = np.sort(store.table.search().with_row_id(True).to_arrow()["_rowid"].to_numpy())
     made = queries_from_rows(snapshot, row_ids, store.columns, sample=1000, seed=0)
     assert made.own_Q.tolist() == row_ids.tolist()
@@ -167,7 +167,7 @@ def test_a_target_out_of_reach_is_refused_and_nothing_kept(store, monkeypatch) -
         InvalidInputError, match=r"all 8 partitions with a shortlist of 10 rows find 0\.\d+ of"
     ):
         store.tune(QUERIES, target_recall=1.0, progress=False)
-    assert store._source.current(0).snapshot.tuned is None
+    assert store.snapshots.current().tuned is None
 
 
 @pytest.mark.parametrize(

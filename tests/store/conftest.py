@@ -11,8 +11,8 @@ import pytest
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
-from rqmoe_store.store.compress import compress
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 from rqmoe_store.training.trainer import train
 
 DIM = 16
@@ -85,7 +85,7 @@ def docs(db: lancedb.DBConnection, vectors: np.ndarray[Any, Any]) -> Any:
 
 
 @pytest.fixture
-def store(docs: Any, codec: Codec) -> StoredTable:
+def store(docs: Any, codec: Codec) -> CompressedTable:
     return compress(docs, codec, "store", progress=False)
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.columns import KeptVectors
-from rqmoe_store.store.compress import compress
 from rqmoe_store.store.row_encoder import ALL_GOOD, BadVectors
+from rqmoe_store.tables import compress
 
 DIM = 16
 NAN, INF = float("nan"), float("inf")

@@ -1,6 +1,7 @@
 """compress: a table with vectors into a table with codes, whole or not at all."""
 
 import _thread
+import copy
 import itertools
 import json
 
@@ -16,8 +17,9 @@ from lancedb.index import BTree
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
-from rqmoe_store.store.compress import CodeSpill, compress
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.store.compress import CodeSpill, compress_into
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 CODE_BYTES = 4
 DIM = 16
@@ -37,7 +39,7 @@ def assert_rows_and_codes(by_id, store, codec, vectors, ids):
 
 def test_every_row_keeps_its_columns_and_gets_its_code(docs, codec, vectors, by_id):
     store = compress(docs, codec, "store", progress=False)
-    assert type(store) is StoredTable
+    assert type(store) is CompressedTable
     assert_rows_and_codes(by_id, store, codec, vectors, range(300))
     assert store.table.schema.names == ["id", "text", "vector_code", "vector_partition", "vector"]
     assert store.table.schema.field("vector_code").type == pa.binary(CODE_BYTES)
@@ -151,14 +153,21 @@ def test_into_another_database(docs, codec, tmp_path, vectors, by_id):
     other = lancedb.connect(tmp_path / "other")
     store = compress(docs, codec, "docs", db=other, progress=False)
     assert_rows_and_codes(by_id, store, codec, vectors, range(300))
-    assert len(StoredTable.open(other, "docs")) == 300
+    assert len(CompressedTable.open(other, "docs")) == 300
 
 
-def test_returned_class_and_progress_bar(docs, codec, capsys):
-    class Special(StoredTable):
+def test_subclasses(docs, codec, db):
+    class Special(CompressedTable):
         pass
 
-    assert type(compress(docs, codec, "store", cls=Special)) is Special
+    special = Special(compress_into(docs, codec, "store", progress=False))
+    for table in (special.use_cache("disk"), copy.copy(special), Special.open(db, "store")):
+        assert type(table) is Special
+    assert len(special) == 300 and repr(special).startswith("Special('store', 300 rows")
+
+
+def test_progress_bar(docs, codec, capsys):
+    compress(docs, codec, "store")
     printed = capsys.readouterr().out
     assert "Encoding" in printed
     assert "Writing" in printed
@@ -229,7 +238,7 @@ def test_a_bad_vector_is_named_and_nothing_written(
 def refused(docs, codec, error, message, **arguments):
     before = docs.version
     with pytest.raises(error, match=message):
-        compress(docs, codec, **{"into": "store", "progress": False, **arguments})
+        compress_into(docs, codec, **{"into": "store", "progress": False, **arguments})
     docs.checkout_latest()
     assert docs.version == before
 

@@ -17,7 +17,7 @@ from rqmoe_store.store import databases, health, registry
 from rqmoe_store.store.appends import append_rows
 from rqmoe_store.store.ingest_log import PieceProgress, claim, folded_notes, folded_state, note_in
 from rqmoe_store.store.metadata import FORMAT_VERSION, KEY, PREFIX, TableMetadata, TunedSearch
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.table import CompressedTable
 
 TEXTS = [json.dumps(value) for value in HOSTILE] + [
     "",
@@ -108,7 +108,7 @@ def test_a_registry_that_cannot_be_read_is_not_written_to(db, codec, plain_codec
         registry.save(lancedb.connect(db.uri), plain_codec)
 
 
-def marks_of(store: StoredTable) -> dict[str, str]:
+def marks_of(store: CompressedTable) -> dict[str, str]:
     """What the metadata says, by the names that are written."""
     metadata: dict[bytes, bytes] = store.table.schema.metadata
     return {key.decode(): text.decode() for key, text in metadata.items() if key.decode().startswith(PREFIX)}
@@ -150,7 +150,7 @@ def test_a_table_with_a_damaged_mark_is_refused_or_reads_as_before(store, db, co
             changed = content if random.integers(4) else choice.replace("\0", "")
             dataset.update_schema_metadata({key: changed})
             try:
-                reopened = StoredTable.open(db, "store")
+                reopened = CompressedTable.open(db, "store")
             except RQMoEError:
                 continue
             finally:
@@ -159,7 +159,7 @@ def test_a_table_with_a_damaged_mark_is_refused_or_reads_as_before(store, db, co
             codes, valid = reopened.columns.from_arrow(rows)
             assert valid.all()
             np.testing.assert_array_equal(reopened.codecs.decode(codes), expected)
-    assert marks_of(StoredTable.open(db, "store")) == whole
+    assert marks_of(CompressedTable.open(db, "store")) == whole
     assert opened < 30
 
 
@@ -167,7 +167,7 @@ def test_a_newer_format_asks_for_an_upgrade(store, db) -> None:
     newer = {PREFIX + "format_version": str(FORMAT_VERSION + 1), PREFIX + "unknown": "in it"}
     store.table.to_lance().update_schema_metadata({**dict.fromkeys(marks_of(store), ""), **newer})
     with pytest.raises(TableError, match=f"format version {FORMAT_VERSION + 1}.*Upgrade rqmoe-store"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TunedSearch)])

@@ -11,9 +11,9 @@ from other_processes import run_script
 from word_embedding import DIM, NAME, config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
-from rqmoe_store.store.compress import compress
 from rqmoe_store.store.embeddings import moved_embedding
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 TEXTS = sentences(60)
 ENTRY = {"name": NAME, "model": {}, "source_column": "text", "vector_column": "vector"}
@@ -26,11 +26,11 @@ def texts(db):
 
 
 @pytest.fixture
-def store(texts, codec) -> StoredTable:
+def store(texts, codec) -> CompressedTable:
     return compress(texts, codec, "store", progress=False)
 
 
-def codes_of(store: StoredTable, where: str) -> dict[int, tuple[bytes, int] | None]:
+def codes_of(store: CompressedTable, where: str) -> dict[int, tuple[bytes, int] | None]:
     """Code and partition by id."""
     rows = store.table.search().where(where).to_list()
     return {row["id"]: row["vector_code"] and (row["vector_code"], row["vector_partition"]) for row in rows}
@@ -54,7 +54,7 @@ def test_the_description_moves(texts, store) -> None:
     assert store.schema.metadata == {b"owner": b"ann"}
     assert (store.embedding.name, store.embedding.source_column) == (NAME, "text")
     store.table.optimize()
-    opened = StoredTable.open(lancedb.connect(texts.uri.rpartition("/")[0]), "store")
+    opened = CompressedTable.open(lancedb.connect(texts.uri.rpartition("/")[0]), "store")
     assert opened.embedding.name == NAME
 
 
@@ -112,7 +112,7 @@ def test_unreadable_descriptions(db, docs_table, vectors, codec, table_names, te
 def test_an_unreadable_description_of_ours(store, db) -> None:
     store.table.to_lance().update_schema_metadata({OURS.decode(): "[]"})
     with pytest.raises(TableError, match="Table 'store' describes its embedding functions as b'"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 def test_moving_is_done_once() -> None:
@@ -250,10 +250,10 @@ def test_bad_vectors_of_the_function(store, codec) -> None:
 # Functions that cannot be had.
 
 
-def change(store, **changes) -> StoredTable:
+def change(store, **changes) -> CompressedTable:
     entry = json.dumps({**ENTRY, **changes})
     store.table.to_lance().update_schema_metadata({OURS.decode(): entry})
-    return StoredTable.open(lancedb.connect(store.table.uri.rpartition("/")[0]), store.name)
+    return CompressedTable.open(lancedb.connect(store.table.uri.rpartition("/")[0]), store.name)
 
 
 @pytest.mark.parametrize(

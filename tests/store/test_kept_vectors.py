@@ -10,8 +10,8 @@ import pytest
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import compress as compressing
 from rqmoe_store.store.columns import KeptVectors
-from rqmoe_store.store.compress import compress
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 DIM, CODE_BYTES = 16, 4
 KEPT = ["float16", "float32"]
@@ -93,7 +93,7 @@ def test_add_delete_and_optimize_keep_them_together(keeper, db, codec, vectors):
     assert_together(keeper, codec, wanted)
     after = keeper.table.search().select(["id"]).with_row_id(True).to_arrow().sort_by("id")
     assert after.equals(row_ids)
-    assert_together(StoredTable.open(db, "store"), codec, wanted)
+    assert_together(CompressedTable.open(db, "store"), codec, wanted)
 
 
 def test_rows_read_from_the_table_can_be_added_again(keeper, codec, vectors):
@@ -213,7 +213,7 @@ def test_a_failure_half_way_through_the_vectors_leaves_nothing(docs, codec, monk
 
 
 def test_opening_finds_what_was_kept(keeper, db):
-    assert StoredTable.open(db, "store").kept == keeper.kept
+    assert CompressedTable.open(db, "store").kept == keeper.kept
     mark = keeper.table.schema.metadata[b"rqmoe_store.keep_vectors"]
     assert mark.decode() == keeper.kept.keep
 
@@ -221,14 +221,14 @@ def test_opening_finds_what_was_kept(keeper, db):
 def test_a_dropped_vector_column(keeper, db):
     keeper.table.drop_columns(["vector"])
     with pytest.raises(TableError, match=r"expected column 'vector' as fixed_size_list.*got none"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 def test_a_vector_column_of_another_type(store, db):
     store.table.drop_columns(["vector"])
     store.table.add_columns({"vector": "id * 2"})
     with pytest.raises(TableError, match=r"expected column 'vector' as fixed_size_list.*got one of int64"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 @pytest.mark.parametrize(
@@ -238,4 +238,4 @@ def test_a_vector_column_of_another_type(store, db):
 def test_a_mark_that_does_not_fit(store, db, mark, message):
     store.table.to_lance().update_schema_metadata({"rqmoe_store.keep_vectors": mark})
     with pytest.raises(TableError, match=message):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")

@@ -10,12 +10,11 @@ from lancedb.expr import col
 from word_embedding import config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.compress import compress
 from rqmoe_store.store.creation import SpooledRows
 from rqmoe_store.store.health import read_drift
 from rqmoe_store.store.merge import MergeResult
-from rqmoe_store.store.table import StoredTable
-from rqmoe_store.tables import create_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, create_table
 
 DIM = 16
 
@@ -228,7 +227,7 @@ def test_merges_that_cannot_be(store, start, message) -> None:
 
 
 def test_an_old_handle_sees_what_others_added(store, db, vectors) -> None:
-    other = StoredTable.open(lancedb.connect(db.uri), "store")
+    other = CompressedTable.open(lancedb.connect(db.uri), "store")
     other.add(rows({1000: vectors[0]}))
     assert counts(upsert(store).execute(rows({1000: vectors[1]}))) == (1, 0, 0)
     assert store.count_rows("id = 1000") == 1
@@ -236,7 +235,7 @@ def test_an_old_handle_sees_what_others_added(store, db, vectors) -> None:
 
 def test_time_is_limited(store, db, vectors, monkeypatch) -> None:
     """Another writer changes the same row whenever this one is about to."""
-    other, reader = StoredTable.open(lancedb.connect(db.uri), "store"), SpooledRows.reader
+    other, reader = CompressedTable.open(lancedb.connect(db.uri), "store"), SpooledRows.reader
 
     def interfering(spooled):
         other.table.update(where="id = 1", values={"text": "theirs"})

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rqmoe_store.store.compress import compress
+from rqmoe_store.tables import compress
 
 CODE_BYTES = 4
 DIM = 16

@@ -9,9 +9,9 @@ from rqmoe_store import tables
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.ingestion.job import ingest
 from rqmoe_store.search.columns import DISTANCE, QUERY_INDEX, RELEVANCE, ROW_ID, SCORE
-from rqmoe_store.store.compress import compress
 from rqmoe_store.store.databases import open_if_exists
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 DIM = 16
 
@@ -39,7 +39,7 @@ def test_columns_of_expressions(store, vectors) -> None:
     store.update("id = 1000", values_sql={"double": "id * one"})
     store.merge_insert("id").when_matched_update_all().execute([{"id": 3, "kind": "y"}])
     assert values(store, "double", "kind") == [(6, "y"), (5000, None)]
-    assert StoredTable.open(lancedb.connect(store.table.uri.rpartition("/")[0]), "store").add(
+    assert CompressedTable.open(lancedb.connect(store.table.uri.rpartition("/")[0]), "store").add(
         [{"id": 1001, "vector": vectors[0], "kind": "z"}]
     )
 
@@ -198,7 +198,7 @@ def test_a_key(store, vectors) -> None:
             refused()
     store.alter_columns({"path": "id", "rename": "number"})
     assert store.key == "number"
-    assert StoredTable.open(lancedb.connect(store.table.uri.rpartition("/")[0]), "store").key == "number"
+    assert CompressedTable.open(lancedb.connect(store.table.uri.rpartition("/")[0]), "store").key == "number"
 
 
 def test_keys_that_cannot_be(store) -> None:

@@ -1,4 +1,4 @@
-"""StoredTable: open, add, delete, count."""
+"""CompressedTable: open, add, delete, count."""
 
 import json
 
@@ -12,8 +12,8 @@ import torch
 
 from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError, TableNotFoundError
 from rqmoe_store.store import registry
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.table import CompressedTable
 
 DIM = 16
 
@@ -108,8 +108,8 @@ def test_adding_nothing_changes_nothing(store, rows):
 
 
 def test_a_long_stream_is_spooled_to_disk_and_added_in_one_commit(docs, vectors, make_codec):
-    from rqmoe_store.store.compress import compress
     from rqmoe_store.store.creation import SPOOL_BYTES
+    from rqmoe_store.tables import compress
 
     store = compress(docs, make_codec(code_bytes=1), "long", progress=False)
     text = "x" * 2**20
@@ -199,7 +199,7 @@ def test_an_iterator_that_fails_changes_nothing(store, new):
 
 
 def test_zero_vectors_under_cosine(docs, cosine_codec):
-    from rqmoe_store.store.compress import compress
+    from rqmoe_store.tables import compress
 
     store = compress(docs, cosine_codec, "cosine", progress=False)
     refused(store, with_vector([0.0] * DIM), "zero.*rows 1")
@@ -231,7 +231,7 @@ def test_delete_needs_a_condition(store, where):
 def test_names_and_repr(store, docs):
     assert store.name == "store"
     assert store.schema == docs.schema.remove(2)
-    assert repr(store) == "StoredTable('store', 300 rows, dim 16 as 4 code bytes, rq, metric 'l2')"
+    assert repr(store) == "CompressedTable('store', 300 rows, dim 16 as 4 code bytes, rq, metric 'l2')"
 
 
 # Opening.
@@ -239,7 +239,7 @@ def test_names_and_repr(store, docs):
 
 def test_everything_needed_is_in_the_database(store, db, codec, vectors, new, by_id):
     store.add(new)
-    opened = StoredTable.open(lancedb.connect(db.uri), "store")
+    opened = CompressedTable.open(lancedb.connect(db.uri), "store")
     assert opened.codec.fingerprint == codec.fingerprint
     assert opened.schema == store.schema
     assert len(opened) == 312
@@ -254,29 +254,29 @@ def test_metadata_survives_what_users_do(store, db, new):
     store.table.optimize()
     store.table.add_columns({"double": "id * 2"})
     store.table.update(where="id = 1", values={"text": "changed"})
-    opened = StoredTable.open(db, "store")
+    opened = CompressedTable.open(db, "store")
     assert opened.schema.names == ["id", "text", "double"]
     assert len(opened) == 311
 
 
 def test_opening_what_is_not_there(db, docs):
     with pytest.raises(TableNotFoundError, match="has no table 'nothing'"):
-        StoredTable.open(db, "nothing")
+        CompressedTable.open(db, "nothing")
     with pytest.raises(InvalidInputError, match="cannot be a table name"):
-        StoredTable.open(db, "../docs")
+        CompressedTable.open(db, "../docs")
     with pytest.raises(TableError, match="'docs' is not a compressed table; make one with"):
-        StoredTable.open(db, "docs")
+        CompressedTable.open(db, "docs")
 
 
 def test_a_missing_codec(store, db, codec):
     db.open_table(registry.REGISTRY_TABLE).delete("true")
     with pytest.raises(ArtifactError, match="no codec with fingerprint"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
     db.drop_table(registry.REGISTRY_TABLE)
     with pytest.raises(ArtifactError, match="no codec with fingerprint"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
     registry.save(db, codec)
-    assert len(StoredTable.open(db, "store")) == 300
+    assert len(CompressedTable.open(db, "store")) == 300
 
 
 def set_mark(store, **marks):
@@ -316,7 +316,7 @@ def generations_text(fingerprint, num_partitions=4):
 def test_marks_that_do_not_fit(store, db, marks, error, message):
     set_mark(store, **marks)
     with pytest.raises(error, match=message):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 def test_a_codec_of_another_fingerprint_under_this_one(store, db, codec, plain_codec):
@@ -326,7 +326,7 @@ def test_a_codec_of_another_fingerprint_under_this_one(store, db, codec, plain_c
     row = {"fingerprint": codec.fingerprint, "config_json": other.config_json, "weights": other.weights}
     table.add([{**row, "created_at": pd.Timestamp.now("UTC").to_pydatetime()}])
     with pytest.raises(ArtifactError, match="fingerprint"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 def test_a_wrong_codec_is_refused(store, plain_codec):
@@ -337,7 +337,7 @@ def test_a_wrong_codec_is_refused(store, plain_codec):
 def test_a_dropped_code_column(store, db):
     store.table.drop_columns(["vector_code"])
     with pytest.raises(TableError, match="no column 'vector_code'"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 def test_a_code_column_of_another_width(store, db, codec, make_codec):
@@ -349,7 +349,7 @@ def test_a_code_column_of_another_width(store, db, codec, make_codec):
         generations=generations_text(narrow.fingerprint),
     )
     with pytest.raises(TableError, match=r"fixed_size_binary\[4\]; its codec writes fixed_size_binary\[2\]"):
-        StoredTable.open(db, "store")
+        CompressedTable.open(db, "store")
 
 
 def test_our_metadata_is_plain_text(store):

@@ -7,8 +7,8 @@ import pytest
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.ingestion.job import ingest
-from rqmoe_store.store.table import StoredTable
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import create_table, open_table
 
 DIM = 16
@@ -165,7 +165,7 @@ def test_versions_of_another_kind_of_table(store, vectors) -> None:
 
 
 def test_another_process_does_not_notice(store, db, vectors) -> None:
-    other = StoredTable.open(lancedb.connect(db.uri), "store")
+    other = CompressedTable.open(lancedb.connect(db.uri), "store")
     store.checkout(1)
     other.add(row(1000, vectors))
     assert (len(store), len(other)) == (300, 301)

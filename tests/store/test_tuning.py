@@ -4,10 +4,10 @@ import lance
 import pytest
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.compress import compress
 from rqmoe_store.store.databases import reopen
 from rqmoe_store.store.metadata import KEY, TunedSearch
-from rqmoe_store.store.table import StoredTable
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress
 
 SETTING = TunedSearch(nprobes=3, shortlist=40, limit=10, target_recall=0.9)
 
@@ -23,12 +23,12 @@ def test_a_setting_stays_through_every_change(store, db, docs_table, vectors) ->
     store.delete("id = 5")
     store.table.optimize()
     assert kept(store) == SETTING
-    assert kept(StoredTable.open(db, "store")) == SETTING
+    assert kept(CompressedTable.open(db, "store")) == SETTING
     assert store.schema.metadata == {b"owner": b"ann"}
 
 
 def test_the_last_of_several_writers_wins(store, db) -> None:
-    other = StoredTable.open(db, "store")  # both stand at the version before any of the writes
+    other = CompressedTable.open(db, "store")  # both stand at the version before any of the writes
     later = TunedSearch(nprobes=1, shortlist=10, limit=5, target_recall=1.0)
     SETTING.write(store.table)
     later.write(other.table)

@@ -11,9 +11,8 @@ from lancedb.expr import col
 from word_embedding import config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError
-from rqmoe_store.store.compress import compress
-from rqmoe_store.store.table import StoredTable
-from rqmoe_store.tables import create_table
+from rqmoe_store.table import CompressedTable
+from rqmoe_store.tables import compress, create_table
 
 DIM = 16
 
@@ -137,7 +136,9 @@ def test_what_cannot_be_done_changes_nothing(store, arguments, message) -> None:
 
 
 def test_an_old_handle_changes_what_others_added(store, db, vectors) -> None:
-    StoredTable.open(lancedb.connect(db.uri), "store").add([{"id": 1000, "text": "theirs", "vector": None}])
+    CompressedTable.open(lancedb.connect(db.uri), "store").add(
+        [{"id": 1000, "text": "theirs", "vector": None}]
+    )
     assert store.update("id = 1000", {"vector": vectors[0]}).rows_updated == 1
 
 

@@ -17,16 +17,16 @@ from rqmoe_store.training.workers import join_workers
 
 def test_too_few_rows_are_a_warning_that_names_enough() -> None:
     with pytest.warns(UserWarning, match=r"Training on 16,383 vectors; 16,384 would do .*codebook_size=256"):
-        warn_if_few(16_383, CodecConfig(), stacklevel=1)
+        warn_if_few(16_383, CodecConfig())
     with pytest.warns(UserWarning, match="1,024 would do"):
-        warn_if_few(17, small_config(), stacklevel=1)
+        warn_if_few(17, small_config())
 
 
 def test_enough_rows_are_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_if_few(16_384, CodecConfig(), stacklevel=1)
-        warn_if_few(1024, small_config(), stacklevel=1)
+        warn_if_few(16_384, CodecConfig())
+        warn_if_few(1024, small_config())
 
 
 def test_training_warns_at_the_line_that_called_it() -> None:
