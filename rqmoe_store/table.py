@@ -56,10 +56,11 @@ class CompressedTable(TranslatesErrors):
 
     Made by `compress`, `create_table` or `open_table`. `table` is the underlying LanceDB table.
 
-    Everything is read from the newest version of the table, whichever process made it, until an earlier one
-    is checked out. If the connection has a `read_consistency_interval` above zero, all that is read, searches
-    included, is of one version that may be up to that much older; what is written through this handle is seen
-    by it at once. A table dropped and made again is followed if its vectors are kept in the same way.
+    Everything is read from the newest version of the table, whichever process wrote it, until an earlier one
+    is checked out. If the connection has a `read_consistency_interval` above zero, the version that is read,
+    by searches as well, may be up to that much older; what is written through this object is seen by it at
+    once. If the table is dropped and created again, reads go on with the new one, provided that it keeps its
+    vectors in the same way.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -165,7 +166,7 @@ class CompressedTable(TranslatesErrors):
 
     @property
     def snapshots(self) -> Snapshots:
-        """The version that everything is read from, again and again."""
+        """Gives the version that everything is read from."""
         return self.handle.snapshots
 
     def __len__(self) -> int:
@@ -174,17 +175,18 @@ class CompressedTable(TranslatesErrors):
     def __repr__(self) -> str:
         try:
             rows = f"{len(self)} rows"
-        except RQMoEError as error:  # of a table that is gone one wants to see that, and which one it is
+        except RQMoEError as error:  # a table that is gone still has a name to show
             rows = f"cannot be read: {error}"
         return f"{type(self).__name__}({self.name!r}, {rows}, {self.handle.summary})"
 
     def refresh(self) -> Snapshot:
-        """Bring this handle to the newest version of the table now, which writing does as well.
+        """Go on with the newest version of the table now; every write does this as well.
 
-        Without it, reads look for the newest version themselves, but for a `read_consistency_interval`.
+        Without it, reads look for the newest version by themselves, as often as the connection's
+        `read_consistency_interval` says.
 
         Returns:
-            That version.
+            The newest version.
 
         Raises:
             TableError: an earlier version is checked out; the table was dropped, or made again as one that
@@ -338,18 +340,18 @@ class CompressedTable(TranslatesErrors):
     ) -> TuningReport:
         """Choose the partitions to search and the rows to rerank, and keep the choice with the table.
 
-        Of the settings that find enough, the fastest is taken. Searches use it unless they say `.nprobes()`
-        or `.shortlist()`, in all processes, until the table is tuned again. Every row is decoded once.
+        It chooses the fastest of the settings that reach the target. Searches in all processes use it, unless
+        they call `.nprobes()` or `.shortlist()`, until the table is tuned again. Every row is decoded once.
 
         Args:
-            queries: vectors (Q, D) like those that will be searched for. Without any, vectors that rows of
-                the table may have had before they were encoded are used, and must not find their own rows.
-                Real queries are better: questions are seldom distributed like what answers them.
+            queries: vectors (Q, D) like those that will be searched for. None makes queries from rows of the
+                table: vectors that they may have had before they were encoded, which must not find their own
+                rows. Real queries are better: questions are seldom distributed like what answers them.
             target_recall: share of the `limit` nearest rows to find, above 0 and up to 1, mean over the
-                queries. Nearest is meant by distance to decoded vectors, out of all rows.
+                queries. The nearest rows are those of all rows whose decoded vectors are nearest.
             limit: how many nearest rows.
-            sample: queries used at most, chosen at random from more.
-            seed: of that choice.
+            sample: number of queries to use at most; chosen at random if there are more.
+            seed: seed of that choice.
             progress: show a progress bar.
 
         Returns:
@@ -357,7 +359,7 @@ class CompressedTable(TranslatesErrors):
 
         Raises:
             InvalidInputError: arguments out of range, queries that `search` refuses, or a target that all
-                partitions with 4,096 (or 16 x limit) rows decoded do not reach; nothing is kept then.
+                partitions with 4,096 (or 16 x limit) rows decoded do not reach. Nothing is kept then.
             TableError: no rows to find, or an earlier version is checked out.
             StorageError: the disk or bucket refuses to keep the choice.
         """
@@ -376,8 +378,8 @@ class CompressedTable(TranslatesErrors):
         """Encode and append rows, all in one commit or none at all.
 
         Memory stays bounded for iterators and readers, however long; their encoded rows wait in a
-        temporary file until all of them have been checked. A key of the table is not looked at:
-        `merge_insert` replaces rows that are there already.
+        temporary file until all of them have been checked. The key of the table is not checked: use
+        `merge_insert` to replace rows that are there already.
 
         Args:
             rows: a list of dicts, a pandas or polars frame, an Arrow table, record batch or reader,
@@ -385,14 +387,14 @@ class CompressedTable(TranslatesErrors):
                 nullable ones may be left out, a null vector is stored as null. In a table with an
                 embedding function, missing vectors are computed from its source column.
             mode: "append".
-            on_bad_vectors: what becomes of rows whose vector has another dimension, missing, NaN or
+            on_bad_vectors: what to do with rows whose vector has another dimension, missing, NaN or
                 infinite components, ones beyond float16 where the table keeps them in it, or no
-                direction under cosine: "error", "drop" for leaving the rows out, "null" for adding
-                them without a vector, "fill" for putting `fill_value` in place of such components and
-                cutting or lengthening to the dimension. As in LanceDB, "drop" and "fill" take rows
-                without a vector for bad ones as well.
+                direction under cosine: "error"; "drop" to leave the rows out; "null" to add them
+                without a vector; "fill" to put `fill_value` in place of such components and cut or
+                lengthen to the dimension. As in LanceDB, "drop" and "fill" treat rows without a
+                vector as bad ones, too.
             fill_value: a finite number.
-            encode: False to keep the vectors raw, which is quicker, and have `optimize` encode them
+            encode: False to keep the vectors raw, which is quicker, and let `optimize` encode them
                 later; searches find them all the same. None to encode if the table has a codec.
 
         Returns:
@@ -420,14 +422,15 @@ class CompressedTable(TranslatesErrors):
 
             store.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
-        A null key matches nothing. In a table with a key, merges by it are safe beside each other: a new key
-        is inserted once, whichever process comes first.
+        A null key matches nothing. If the table has a key, concurrent merges by it are safe: a new key is
+        inserted once, whichever process comes first.
 
         Args:
-            on: the column that tells rows apart, or several together; None for the table's key.
+            on: the key column of the merge, or several columns that are the key together; None for the
+                table's key.
 
         Raises:
-            InvalidInputError: no names of columns.
+            InvalidInputError: `on` has no names of columns.
         """
         return MergeInsert(self.handle, on)
 
@@ -440,11 +443,11 @@ class CompressedTable(TranslatesErrors):
     ) -> Any:
         """Change columns of rows, all in one commit or none at all.
 
-        A new vector is encoded; codes of other rows, and of all rows where other columns are changed, stay as
-        they are. New text that an embedding function reads brings a new vector, unless one is given.
+        A new vector is encoded. All other codes stay as they are. If new text is in the source column of an
+        embedding function, the vector is computed anew, unless one is given.
 
         Args:
-            where: the rows: SQL, or an expression of `lancedb.expr`. None for all.
+            where: which rows: SQL, or an expression of `lancedb.expr`. None for all.
             values: new values by column; None for null.
             values_sql: SQL expressions over the row as it was, by column, such as {"n": "n + 1"}. Not for the
                 vector, nor for text that vectors are computed from.
@@ -473,10 +476,10 @@ class CompressedTable(TranslatesErrors):
         return delete_rows(self.handle, where)
 
     def set_key(self, key: str) -> None:
-        """Make a column the key that tells rows apart. It allows no nulls from then on, and stays the key.
+        """Make a column the unique key of the table. It allows no nulls from then on, and stays the key.
 
-        Of two concurrent merges by the key that would insert the same new one, the second updates it. `add`
-        does not look whether a key is there already.
+        If two concurrent merges insert a row with the same new key, the second one updates it instead. `add`
+        does not check whether a key is there already.
 
         Args:
             key: a column of int32, int64, text or bytes; its values are held in memory once, to compare them.
@@ -598,7 +601,7 @@ class CompressedTable(TranslatesErrors):
     def checkout(self, version: int | str) -> None:
         """Read everything through this handle, searches included, from an earlier version.
 
-        Until `checkout_latest` or `restore` nothing can be written through it. Other handles do not notice.
+        Until `checkout_latest` or `restore`, nothing can be written through it. Other handles are unaffected.
 
         Args:
             version: a number, or the name of a tag.
@@ -611,17 +614,17 @@ class CompressedTable(TranslatesErrors):
         versions.checkout(self.handle, version)
 
     def checkout_latest(self) -> None:
-        """Read from the newest version again, and follow what is written. Raises as `refresh`."""
+        """Read from the newest version again, and from those to come. Raises as `refresh`."""
         self.handle.checkout_latest()
 
     def restore(self, version: int | str | None = None) -> None:
-        """Make a new version that is like an earlier one, and go on with it.
+        """Make a new version with the content of an earlier one, and go on with it.
 
         Args:
-            version: a number, or the name of a tag; None for what is checked out.
+            version: a number, or the name of a tag; None for the version that is checked out.
 
         Raises:
-            InvalidInputError: no such version or tag, or None without anything checked out.
+            InvalidInputError: no such version or tag, or None and no version is checked out.
             TableError, ArtifactError: as `checkout`.
             StorageError: the disk or bucket refuses the change.
         """
@@ -640,16 +643,16 @@ class CompressedTable(TranslatesErrors):
         Args:
             training: how to train; None for the defaults of TrainConfig.
             vectors: (n, D) to train on instead.
-            encode: "background" to return once there is a codec and go on as `encode_in_background`, with
-                progress in `encoding`; False to leave the rows that there are to `optimize`.
+            encode: "background" to return once there is a codec and encode as `encode_in_background` does,
+                with progress in `encoding`; False to leave the rows that are there to `optimize`.
             progress: show progress bars.
 
         Returns:
-            The codec. From now on it encodes what is added.
+            The codec, which encodes what is added from now on.
 
         Raises:
-            TableError: the table has a codec already (`retrain` gives it another), be it that another process
-                was quicker; or no raw rows.
+            TableError: the table has a codec already (`retrain` gives it another), perhaps from another
+                process since this one began; or it has no raw rows.
             InvalidInputError: as `rqmoe_store.train`, or another word for `encode`.
             StorageError: the disk or bucket refuses to take codec or codes; rows that have none stay raw.
         """
@@ -664,16 +667,16 @@ class CompressedTable(TranslatesErrors):
         encode: Encode = True,
         progress: bool = True,
     ) -> Codec:
-        """Train another codec and bring all rows to it, a part at a time; searches find every row meanwhile.
+        """Train another codec and encode all rows with it, part by part; searches find every row meanwhile.
 
-        Interrupted, it can be finished by `optimize`, which any process may call. A row whose raw vector is
-        gone is decoded by the old codec and encoded by the new one: what the old one lost stays lost, and the
-        new one loses a little more. With raw vectors kept (`keep_vectors`) nothing is lost.
+        If it is interrupted, `optimize` finishes it, in any process. A row whose raw vector is gone is
+        decoded by the old codec and encoded by the new one: what the old one lost stays lost, and the new one
+        loses a little more. A table that keeps raw vectors (`keep_vectors`) loses nothing.
 
         Args:
             training: how to train; None for the defaults of TrainConfig.
             vectors: (n, D) to train on; None for the raw vectors that the table has, "decoded" for what its
-                codes decode to, of which a codec cannot learn what the old one lost.
+                codes decode to, from which a codec cannot learn what the old one lost.
             config: of the new codec, with the metric and code bytes of the table; None for the same.
             encode: as for `train`.
             progress: show progress bars.
@@ -691,14 +694,14 @@ class CompressedTable(TranslatesErrors):
         )
 
     def encode_in_background(self) -> BackgroundEncoding:
-        """Begin to encode, in a thread, rows that are raw or of an older codec; return at once.
+        """Start to encode, in a thread, rows that are raw or of an older codec; return at once.
 
-        Searches and writes go on meanwhile, through this handle and others, and find every row. While one is
-        under way that was begun through this handle, it is that one which goes on, with these rows as well.
-        What is not done when the process ends is left to another call, of any process, or to `optimize`.
+        Searches and writes go on meanwhile, through this handle and others, and find every row. If an
+        encoding that was started through this handle is running, it takes on these rows as well. What is not
+        done when the process ends is left to another call, in any process, or to `optimize`.
 
         Returns:
-            What tells how far it is, waits for it and stops it; `encoding` is the same from now on.
+            The encoding, which tells its progress, and can be waited for and stopped; `encoding` is the same.
 
         Raises:
             TableError: an earlier version is checked out.
@@ -719,22 +722,23 @@ class CompressedTable(TranslatesErrors):
         codecs_older_than: datetime.timedelta = GRACE,
         progress: bool = True,
     ) -> OptimizeReport:
-        """Encode what is raw or of an older codec, merge small files, bring indexes up to date, clean up.
+        """Encode rows that are raw or of an older codec, merge small files, update indexes, and clean up.
 
-        Every row that was encoded takes its code's bytes instead of its vector's once versions older than
-        `cleanup_older_than` have gone. Before a vector goes, a sample is decoded from disk and compared.
-        Then codecs are removed that nothing in the database needs: no row of any version, of any table, that
-        can still be restored. What this handle is encoding in the background is stopped, and done here.
+        Before a vector is replaced by its code, a sample of the codes is read back from disk, decoded and
+        compared. The vector's bytes are free once all versions that have it are older than
+        `cleanup_older_than`. Codecs are removed if nothing in the database needs them: no row of any version,
+        of any table, that can still be restored. An encoding in the background that was started through this
+        handle is stopped, and its rows are encoded here.
 
         Args:
             training: how to train the first codec of a table that has none; None for the defaults.
-            train_from: raw rows from which that is done, but no fewer than a codec of the table's config can
-                be trained on; None for never.
-            cleanup_older_than: versions older than this cannot be restored any more; None for 7 days. Zero
-                makes room at once; other processes must not be writing then. Versions that a tag or a branch
-                keeps stay.
-            codecs_older_than: codecs that nothing needs stay until they were saved, and replaced, longer ago
-                than this; 7 days. Shorter only while no other process writes to any table of the database.
+            train_from: number of raw rows from which a first codec is trained, but at least as many as a
+                codec of the table's config needs; None for never.
+            cleanup_older_than: versions older than this are removed, and cannot be restored; None for 7 days.
+                Zero frees their bytes at once; no other process may be writing then. Versions that have a tag
+                or a branch stay.
+            codecs_older_than: codecs that nothing needs are removed if they were saved, and replaced, longer
+                ago than this; 7 days. Give less only while no other process writes to the database.
             progress: show progress bars.
 
         Raises:
@@ -755,7 +759,7 @@ class CompressedTable(TranslatesErrors):
         return lifecycle.is_due_for_training(self.handle, train_from)
 
     def health(self) -> HealthReport:
-        """Whether the newest codec still fits what is added, in numbers and in words."""
+        """Whether the newest codec still fits the rows that are added, in numbers and in words."""
         return self.handle.snapshots.read(lambda snapshot: measure_health(snapshot.table, snapshot.codecs))
 
     def stats(self) -> TableStats:
@@ -836,9 +840,9 @@ class CompressedTable(TranslatesErrors):
     def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
         """Choose where searches through this handle read codes; returns the table itself.
 
-        In memory they take `code_bytes` + 8 bytes per row, once for all handles of this process, are
-        loaded by the first search and follow every change of the table. On disk only the probed
-        partitions are read, for every query. Both give the same results.
+        In memory, codes take `code_bytes` + 8 bytes per row, once for all handles of this process. The
+        first search loads them, and later ones read what has changed. On disk, every query reads the
+        partitions that it probes. Results are the same.
 
         Args:
             cache: "memory" or "disk".
@@ -846,32 +850,35 @@ class CompressedTable(TranslatesErrors):
                 quarter of the machine's memory.
 
         Raises:
-            InvalidInputError: another word, or a budget that is not a number of bytes.
+            InvalidInputError: another `cache`, or a budget that is not a number of bytes.
         """
         self._source.cache = CacheSetting(cache, memory_budget)
         return self
 
     def use_shards(self, shards: int, ask: ShardCall) -> Self:
-        """Have searches through this handle scanned by other processes, each of which holds the codes of some
-        fragments of the table; returns the table itself. Results are the same.
+        """Let other processes scan for searches through this handle; returns the table itself.
+
+        Each of them holds the codes of some fragments of the table. Results are the same.
 
         Args:
-            shards: how many there are, at least 1.
-            ask: reaches the `rqmoe_store.search.shards.Shard` that each of them has.
+            shards: number of processes, at least 1.
+            ask: calls a method of the `rqmoe_store.search.shards.Shard` that each of them has.
         """
         self._source.use(functools.partial(ShardedCodes, shards=shards, ask=ask))
         return self
 
     def allow_pickling(self, *, storage_options: bool) -> Self:
-        """Say what pickles of this handle may hold, such as those sent to other processes; returns the table
-        itself.
+        """Set whether pickles of this table, which send it to other processes, may contain secrets.
 
-        A pickle holds where the table is: URI, name, branch, the version that is checked out and how the
-        cache is set. Whoever unpickles it opens the table there. `copy` makes another handle likewise.
+        A pickle contains the URI of the database, the table's name and branch, the version that is checked
+        out and the cache setting. Unpickling it opens the table there; `copy` makes another handle likewise.
 
         Args:
-            storage_options: whether it holds those of the connection as well. They may be secrets, which
-                whoever gets the pickle can read.
+            storage_options: whether a pickle contains the storage options of the connection, too. They may be
+                secrets, which whoever gets the pickle can read.
+
+        Returns:
+            The table itself.
         """
         self.handle.pickles_storage_options = bool(storage_options)
         return self
