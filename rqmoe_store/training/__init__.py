@@ -1,1 +1,1 @@
-"""Stored embeddings to a codec: sampling, initialization, the optimization loop."""
+"""Training: vectors to a codec, by sampling, initialization and the optimization loop."""

@@ -1,4 +1,4 @@
-"""Training checkpoints: one safetensors file, replaced atomically; and the best weights so far."""
+"""Training checkpoints: one safetensors file, replaced atomically, and the best weights so far."""
 
 import dataclasses
 import hashlib
@@ -24,14 +24,14 @@ _MAY_CHANGE = {"checkpoint_dir", "checkpoint_minutes", "progress", "device"}
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on as if it had not stopped."""
+    """Everything that a run needs to continue as if it had not stopped."""
 
     identity: dict[str, Any]
-    """What the run is: codec configuration, training settings, training data."""
+    """Codec configuration, training settings and training data, which identify the run."""
     counters: dict[str, Any]
-    """Progress and figures so far, JSON values."""
+    """Progress and figures so far, as JSON values."""
     tensors: dict[str, Tensor]
-    """Weights, the best ones, optimizer moments, codeword use; names are `group.name`."""
+    """Weights, best weights, optimizer moments and codeword usage. Names are `group.name`."""
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors of one group under their own names."""
@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 def write_checkpoint(checkpoint: Checkpoint, directory: str) -> None:
-    """Replace the checkpoint in `directory`, which is made if it is not there."""
+    """Write the checkpoint to `directory`, replacing an earlier one; creates the directory if needed."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     state = json.dumps({"identity": checkpoint.identity, "counters": checkpoint.counters})
@@ -52,10 +52,10 @@ def write_checkpoint(checkpoint: Checkpoint, directory: str) -> None:
 
 
 def read_checkpoint(directory: str, identity: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint in `directory`, or None when there is none yet.
+    """Read the checkpoint in `directory`; None if there is none yet.
 
     Raises:
-        ArtifactError: damaged, or the checkpoint of a run with other settings or data.
+        ArtifactError: it is damaged, or belongs to a run with other settings or data.
     """
     path = Path(directory) / CHECKPOINT_FILE
     if not path.is_file():
@@ -83,7 +83,7 @@ def _digest(state: str, tensors: dict[str, Tensor]) -> str:
 
 
 def run_identity(training_nD: Tensor, config: CodecConfig, settings: TrainConfig) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be resumed, by the names users know it by."""
+    """Everything that must not change for a checkpoint to be resumed, by the names that users know."""
     identity = {f"CodecConfig.{name}": value for name, value in config.to_dict().items()}
     for name, value in dataclasses.asdict(settings).items():
         if name not in _MAY_CHANGE:
@@ -112,16 +112,16 @@ def _shown(identity: dict[str, Any], name: str) -> str:
 
 
 class BestWeights:
-    """A copy of the weights with the lowest validation error so far, and how long ago that was."""
+    """A copy of the weights with the lowest validation error so far, and the time since then."""
 
     def __init__(self, quantizer: ResidualQuantizer, mse: float) -> None:
         self.mse, self.step = mse, 0
         self.stale = 0
-        """Validations since without improvement."""
+        """Validations since then, all without improvement."""
         self.weights = _copied(quantizer.state_dict())
 
     def offer(self, quantizer: ResidualQuantizer, mse: float, step: int) -> None:
-        """Keep these weights if their error is lower; an error that is NaN never is."""
+        """Keep these weights if their error is lower. NaN never is."""
         if mse < self.mse:
             self.mse, self.step, self.stale = mse, step, 0
             self.weights = _copied(quantizer.state_dict())
@@ -129,11 +129,11 @@ class BestWeights:
             self.stale += 1
 
     def counters(self) -> dict[str, Any]:
-        """What `restore` needs beside the weights, as JSON values."""
+        """The state that `restore` needs besides the weights, as JSON values."""
         return {"best_mse": self.mse, "best_step": self.step, "stale": self.stale}
 
     def restore(self, counters: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Take up what another run kept."""
+        """Restore the best weights and counters of a checkpoint."""
         self.mse, self.step = counters["best_mse"], counters["best_step"]
         self.stale = counters["stale"]
         self.weights = {name: value.to(self.weights[name].device) for name, value in weights.items()}

@@ -1,15 +1,6 @@
 """Training vectors: a seeded sample in bounded memory, without outliers, drawn in batches.
 
-Shape legend: n sampled rows, D dimension.
-
-Codebooks minimize squared errors, and float32 has 24 bits: one vector a million times as far away as the
-others decides the scale, and the others become one point. A codec is fitted to the others.
-
-Shape legend: n vectors, D dimension.
-
-Shape legend: n training vectors, B batch, D dimension.
-
-Shape legend: B vectors, D dimension.
+Shape legend: n sampled vectors, B batch, D dimension, X mixtures.
 """
 
 import hashlib
@@ -28,8 +19,21 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 
-_CHUNK_ROWS = 8192
+MAX_SHARE = 0.8
+"""Largest weight of the partner in a mixture."""
+
+_READ_ROWS = 8192
+"""Rows read from a table at a time."""
 _NUMBERS = (pa.types.is_floating, pa.types.is_integer)
+
+_OUTLIER_FACTOR = 1024.0
+"""How many times as far from the middle as nearly all vectors an outlier is."""
+_COMMON_SHARE = 0.95
+"""What "nearly all" means."""
+_LENGTH_ROWS = 65_536
+"""Vectors whose distances are computed at a time."""
+_CENTER_ROWS = 4_096
+"""Vectors of which the middle is the median."""
 
 
 def count_vectors(data: Any) -> int:
@@ -46,7 +50,7 @@ def count_vectors(data: Any) -> int:
 
 
 def require_countable(data: Any) -> None:
-    """Raise InvalidInputError for what has no number of rows, such as streams, which are read once."""
+    """Raise InvalidInputError for data without a number of rows, such as streams, which are read once."""
     if not hasattr(data, "count_rows") and not hasattr(data, "__len__"):
         raise InvalidInputError(
             f"Got {type(data).__name__} to train on; expected a LanceDB table, or an array or tensor (rows, "
@@ -56,22 +60,22 @@ def require_countable(data: Any) -> None:
 
 
 class VectorReader(Protocol):
-    """Reads vectors by their position."""
+    """Reads vectors by their positions."""
 
     def __len__(self) -> int:
-        """Positions there are."""
+        """Number of positions."""
 
     def take(self, positions: npt.NDArray[np.int64]) -> Float32Array:
         """The vectors (n, D) at ascending positions, without those that are null."""
 
 
 def draw_sample(vectors: VectorReader, *, max_rows: int, seed: int) -> Float32Array:
-    """At most `max_rows` vectors (n, D), chosen by `seed`, in random order; holds no more than the sample."""
+    """Sample at most `max_rows` vectors (n, D), in random order. Memory is that of the sample."""
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.choice(len(vectors), size=min(len(vectors), max_rows), replace=False))
-    # Reading is fastest in table order; training wants rows of one place in the table apart.
+    # Reading is fastest in table order. Training needs neighboring rows of the table apart.
     chunks = [
-        vectors.take(chosen[start : start + _CHUNK_ROWS]) for start in range(0, len(chosen), _CHUNK_ROWS)
+        vectors.take(chosen[start : start + _READ_ROWS]) for start in range(0, len(chosen), _READ_ROWS)
     ]
     filled = [chunk for chunk in chunks if len(chunk)]
     sample_nD = np.concatenate(filled) if filled else np.empty((0, 0), dtype=np.float32)
@@ -81,14 +85,17 @@ def draw_sample(vectors: VectorReader, *, max_rows: int, seed: int) -> Float32Ar
 def sample_vectors(
     data: Any, *, vector_column: str, metric: Metric, max_rows: int, seed: int
 ) -> Float32Array:
-    """At most `max_rows` vectors (n, D) in random order; never holds more than the sample.
+    """Sample at most `max_rows` vectors (n, D), in random order. Memory is that of the sample.
 
     Args:
         data: a LanceDB table, or an array-like or torch tensor of shape (rows, D).
-        vector_column: column of the table that holds the vectors; null vectors are left out.
+        vector_column: column of the table that holds the vectors. Null vectors are skipped.
+        metric: under "cosine" vectors are scaled to unit length.
+        max_rows: largest sample.
+        seed: of the sample and its order.
 
     Raises:
-        TableError: missing column, column of another type, or an empty table.
+        TableError: the column is missing or has another type, or the table is empty.
         InvalidInputError: vectors that `as_vectors` refuses.
     """
     require_countable(data)
@@ -151,12 +158,12 @@ class _TableColumn:
         """The vectors (n, D) at ascending positions, without those that are null.
 
         Raises:
-            InvalidInputError: vectors of several dimensions, or ones that `as_vectors` refuses.
+            InvalidInputError: vectors differ in dimension, or `as_vectors` refuses them.
         """
         column = self._table.take_offsets(positions.tolist()).select([self._column]).to_arrow()[self._column]
         rows = positions[np.flatnonzero(column.is_valid().to_numpy())]
         values = column.drop_null().combine_chunks()
-        values = getattr(values, "storage", values)  # of a tensor
+        values = getattr(values, "storage", values)  # tensors of Arrow are stored as lists
         if len(values) == 0:
             return np.empty((0, 0), dtype=np.float32)
         self._dims.update(np.unique(values.value_lengths().to_numpy(zero_copy_only=False)).tolist())
@@ -175,32 +182,30 @@ class _TableColumn:
             ) from error
 
 
-_FAR = 1024.0
-_SHARE = 0.95
-_CHUNK = 65_536
-_CENTRE_ROWS = 4_096
-
-
 def without_outliers(
     training_nD: Float32Array, validation_nD: Float32Array, *, warn: bool
 ) -> tuple[Float32Array, Float32Array]:
-    """The vectors less those that lie `_FAR` times as far from the middle as nearly all training vectors.
+    """The vectors without those much farther from the middle than nearly all training vectors.
+
+    Codebooks minimize squared errors, and float32 has 24 bits. One vector a million times as far away as the
+    others would decide the scale, and the others would become one point. The codec is fitted to the others.
 
     Args:
-        training_nD: in random order; at least one.
-        validation_nD: where nothing is left of them, training vectors take their place.
+        training_nD: at least one vector, in random order.
+        validation_nD: if all of them are outliers, training vectors take their place.
         warn: whether to warn of training vectors left out.
     """
-    center_D = np.median(training_nD[:_CENTRE_ROWS].astype(np.float64), axis=0)
+    center_D = np.median(training_nD[:_CENTER_ROWS].astype(np.float64), axis=0)
     lengths_n = _lengths(training_nD, center_D)
-    limit = _FAR * _usual(lengths_n)
+    limit = _OUTLIER_FACTOR * _common_length(lengths_n)
     near_n = lengths_n <= limit
     far = len(near_n) - int(near_n.sum())
     if far and warn:
         warn_caller(
-            f"{far:,} of {len(near_n):,} training vectors lie more than {_FAR:,.0f} times as far from the "
-            f"middle as {_SHARE:.0%} of them do. The codec is fitted to the others; the codes of such "
-            "vectors will tell little but their direction. Look for missing values, or ones in another unit."
+            f"{far:,} of {len(near_n):,} training vectors lie more than {_OUTLIER_FACTOR:,.0f} times as far "
+            f"from the middle as {_COMMON_SHARE:.0%} of them do. The codec is fitted to the others; the "
+            "codes of such vectors will tell little but their direction. Look for missing values, or values "
+            "in another unit."
         )
     training_nD = _kept(training_nD, near_n)
     validation_nD = _kept(validation_nD, _lengths(validation_nD, center_D) <= limit)
@@ -211,62 +216,35 @@ def _kept(vectors_nD: Float32Array, near_n: npt.NDArray[np.bool_]) -> Float32Arr
     return vectors_nD if near_n.all() else vectors_nD[near_n]
 
 
-def _usual(lengths_n: Float64Array) -> float:
-    """A length that nearly all of those that are not zero do not exceed; 0 where all are."""
+def _common_length(lengths_n: Float64Array) -> float:
+    """The 95 % quantile of the lengths that are not zero; 0 if all are zero."""
+    # "lower": interpolating with the next length would let an outlier raise the limit.
     positive_n = lengths_n[lengths_n > 0]
-    return float(np.quantile(positive_n, _SHARE, method="lower")) if len(positive_n) else 0.0
+    return float(np.quantile(positive_n, _COMMON_SHARE, method="lower")) if len(positive_n) else 0.0
 
 
 def _lengths(vectors_nD: Float32Array, center_D: Float64Array) -> Float64Array:
-    """How far the vectors lie from the center."""
+    """Distances (n,) of the vectors from the center."""
     parts = [
-        np.linalg.norm(vectors_nD[start : start + _CHUNK] - center_D, axis=1)
-        for start in range(0, len(vectors_nD), _CHUNK)
+        np.linalg.norm(vectors_nD[start : start + _LENGTH_ROWS] - center_D, axis=1)
+        for start in range(0, len(vectors_nD), _LENGTH_ROWS)
     ]
     return np.concatenate([np.empty(0), *parts])
 
 
-MAX_SHARE = 0.8
-"""Largest weight of the partner in a mixture."""
-
-
-def mixed(vectors_BD: Tensor, partners_BD: Tensor, mean_D: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Each vector mixed with its partner, sqrt(1 - a^2) and a times their deviations from the mean.
-
-    With squared weights that sum to one, mixtures of independent vectors have the covariance of the
-    vectors themselves; a is uniform in [0, MAX_SHARE]. Codebooks fitted to few vectors remember them:
-    against unseen vectors, mixtures lower the error where more passes over the same vectors raise it.
-    """
-    share_B1 = torch.rand(len(vectors_BD), 1, generator=generator).to(vectors_BD.device) * MAX_SHARE
-    own_B1 = (1 - share_B1.square()).sqrt()
-    return mean_D + own_B1 * (vectors_BD - mean_D) + share_B1 * (partners_BD - mean_D)
-
-
-def enlarged(vectors_BD: Tensor, rows: int, *, generator: torch.Generator) -> Tensor:
-    """The vectors and as many mixtures of random pairs of them as make `rows` together."""
-    missing = rows - len(vectors_BD)
-    if missing <= 0:
-        return vectors_BD
-    pairs_2X = torch.randint(len(vectors_BD), (2, missing), generator=generator).to(vectors_BD.device)
-    mixtures_XD = mixed(
-        vectors_BD[pairs_2X[0]], vectors_BD[pairs_2X[1]], vectors_BD.mean(dim=0), generator=generator
-    )
-    return torch.cat([vectors_BD, mixtures_XD])
-
-
 class Batches:
-    """Batches of normalized vectors, every vector once an epoch.
+    """Batches of normalized vectors, each vector once per epoch.
 
-    Seed and step alone decide a batch, so a resumed run and each of several processes draw the same.
+    Seed and step alone determine a batch, so a resumed run and each of several processes draw the same one.
     """
 
     def __init__(self, vectors_nD: Tensor, *, size: int, seed: int, mixing: bool) -> None:
         self.vectors_nD, self.size, self.seed, self.mixing = vectors_nD, size, seed, mixing
         self.per_epoch = math.ceil(len(vectors_nD) / size)
-        self._order: tuple[int, Tensor] | None = None  # an epoch, and the order of the vectors in it
+        self._order: tuple[int, Tensor] | None = None  # an epoch and its order of the vectors
 
     def at(self, step: int) -> Tensor:
-        """The batch (B, D) of a step; with `mixing`, of mixtures with random partners."""
+        """The batch (B, D) of a step; with `mixing`, each vector is mixed with a random partner."""
         epoch, position = divmod(step, self.per_epoch)
         order_n = self._order_of(epoch)
         rows_B = order_n[position * self.size : (position + 1) * self.size].to(self.vectors_nD.device)
@@ -286,7 +264,31 @@ class Batches:
         return self._order[1]
 
 
+def mixed(vectors_BD: Tensor, partners_BD: Tensor, mean_D: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Each vector mixed with its partner: sqrt(1 - a^2) and a times their deviations from the mean.
+
+    The squared weights sum to one, so mixtures of independent vectors have the covariance of the vectors
+    themselves. The weight a is uniform in [0, MAX_SHARE]. Codebooks fitted to few vectors overfit: mixtures
+    lower the error on unseen vectors, whereas more passes over the same vectors raise it.
+    """
+    share_B1 = torch.rand(len(vectors_BD), 1, generator=generator).to(vectors_BD.device) * MAX_SHARE
+    own_B1 = (1 - share_B1.square()).sqrt()
+    return mean_D + own_B1 * (vectors_BD - mean_D) + share_B1 * (partners_BD - mean_D)
+
+
+def enlarged(vectors_BD: Tensor, rows: int, *, generator: torch.Generator) -> Tensor:
+    """The vectors, followed by mixtures of random pairs of them up to `rows` in total."""
+    missing = rows - len(vectors_BD)
+    if missing <= 0:
+        return vectors_BD
+    pairs_2X = torch.randint(len(vectors_BD), (2, missing), generator=generator).to(vectors_BD.device)
+    mixtures_XD = mixed(
+        vectors_BD[pairs_2X[0]], vectors_BD[pairs_2X[1]], vectors_BD.mean(dim=0), generator=generator
+    )
+    return torch.cat([vectors_BD, mixtures_XD])
+
+
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for every purpose, the same in every process."""
+    """A separate seed for every purpose, the same in every process."""
     digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
     return int.from_bytes(digest[:8]) % 2**63

@@ -1,6 +1,6 @@
-"""`train`: stored embeddings -> codec.
+"""Train a codec: vectors to sample, codebooks, experts, look-up tables, and report.
 
-Shape legend: n training vectors, D dimension, M steps.
+Shape legend: n training vectors, D dimension.
 """
 
 import dataclasses
@@ -33,39 +33,39 @@ from rqmoe_store.training.workers import Workers, join_workers
 
 _CALIBRATION_PRESELECT = 4
 _LEAST_CALIBRATION_ROWS = 2_048
-_REHEARSED_ROWS = 512
-_MOST_RESERVED = 0.4  # of the budget: the rest is for codebooks and experts
-_CODEBOOKS = 0.4  # of what is left of the budget once vectors have been sampled
+_TIMED_ROWS = 512
+_MOST_RESERVED = 0.4  # of the budget; the rest is for codebooks and experts
+_CODEBOOKS = 0.4  # of the time left once vectors are sampled
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishingTime:
-    """What is left to do when training ends: fitting look-up tables, and measuring the codec."""
+    """Time needed after training: to fit look-up tables, and to measure the codec."""
 
     per_row: float = 0.0
-    """Seconds for every vector that tables are fitted on."""
+    """Seconds per vector that tables are fitted on."""
     measuring: float = 0.0
-    """Seconds for measuring."""
+    """Seconds for measuring the codec."""
 
     @classmethod
-    def rehearsed(
+    def measured(
         cls, quantizer: ResidualQuantizer, training_nD: Tensor, validation_nD: Tensor
     ) -> "FinishingTime":
-        """As it takes on some of the vectors."""
-        began, some = time.monotonic(), training_nD[:_REHEARSED_ROWS]
+        """The time, extrapolated from doing both on some of the vectors."""
+        began, some = time.monotonic(), training_nD[:_TIMED_ROWS]
         fit_tables(quantizer, _calibration_codes(quantizer, some))
-        fitted, few = time.monotonic(), validation_nD[:_REHEARSED_ROWS]
+        fitted, few = time.monotonic(), validation_nD[:_TIMED_ROWS]
         validation_mse(quantizer, few)
         measuring = (time.monotonic() - fitted) / len(few) * len(validation_nD)
         return cls((fitted - began) / len(some), measuring)
 
     def reserved(self, rows: int, max_minutes: float) -> float:
-        """Seconds of the budget to keep for it, with `rows` training vectors."""
+        """Seconds of the budget to reserve, with `rows` training vectors."""
         needed = self.measuring + self.per_row * min(rows, CALIBRATION_ROWS)
         return min(needed, 60 * max_minutes * _MOST_RESERVED)
 
     def rows_within(self, seconds: float) -> int:
-        """Vectors that tables can be fitted on in that time; never so few that they would be of no use."""
+        """Vectors that tables can be fitted on in the given time, but at least 2,048 to be of use."""
         if self.per_row == 0.0:
             return CALIBRATION_ROWS
         fitting = int((seconds - self.measuring) / self.per_row)
@@ -84,31 +84,31 @@ def train(
     """Train a codec on the vectors of a LanceDB table or array.
 
     Args:
-        data: LanceDB table, or array-like or torch tensor of shape (rows, D), any castable type.
-        vector_column: the table's column of vectors; null vectors are skipped.
-        config: shape of the codec; None for the defaults of CodecConfig.
-        training: how to train; None for the defaults of TrainConfig.
-        validation: vectors (rows, D) to measure on; None holds some of the sample out.
+        data: a LanceDB table, or an array-like or torch tensor of shape (rows, D), of any castable type.
+        vector_column: the table's column of vectors. Null vectors are skipped.
+        config: shape of the codec. None means the defaults of CodecConfig.
+        training: how to train. None means the defaults of TrainConfig.
+        validation: vectors (rows, D) to measure on. None means to hold out some of the sample.
 
     Returns:
-        The codec with the lowest validation error seen: at worst that of the plain RQ training starts
-        from, as the quick encoder used for validation measures it. Processes that a launcher started
-        together (`accelerate launch`, torchrun) all call this, train one codec and all return it.
-        The same seed gives the same codec again on the same machine, if `max_minutes` is not set;
-        on others, one with other weights and much the same error (see TrainConfig).
+        The codec with the lowest validation error seen. At worst that is the error of the plain RQ from
+        which training starts, as the quick encoder for validation measures it. Processes that a launcher
+        (`accelerate launch`, torchrun) started together all call this, train one codec, and all return it.
+        Without `max_minutes`, the same seed gives the same codec again on the same machine. On other
+        machines it gives other weights with about the same error (see TrainConfig).
 
     Raises:
-        TableError: empty table, unknown column or column of another type.
-        InvalidInputError: unusable vectors (NaN, infinite, zero under cosine, all the same), fewer
-            vectors than codewords, settings that do not fit the vectors, a device that is not there,
-            or a learning rate at which training fails again and again.
-        ArtifactError: a checkpoint that is damaged or belongs to another run.
+        TableError: the table is empty, or the column is unknown or has another type.
+        InvalidInputError: the vectors are unusable (NaN, infinite, zero under cosine, all the same) or fewer
+            than codewords, the settings do not fit them, the device does not exist, or training keeps
+            failing at this learning rate.
+        ArtifactError: the checkpoint is damaged or belongs to another run.
         KeyboardInterrupt: Ctrl-C without a `checkpoint_dir`.
 
     Warns:
-        UserWarning: fewer training vectors than codebooks need to generalize, a few that lie so far from
-            all others that the codec cannot fit both, or training that became NaN and went back to better
-            weights.
+        UserWarning: there are fewer training vectors than codebooks need to generalize, some vectors are so
+            far from all others that the codec cannot fit both, or a training step failed and training went
+            back to its best weights.
     """
     started = time.monotonic()
     config, settings = config or CodecConfig(), training or TrainConfig()
@@ -126,7 +126,7 @@ def train(
         config = config.resolve(dim=sample_nD.shape[1], rows=count_vectors(data))
         training_nD, validation_nD = _split(sample_nD, validation, config, settings)
         frame = Frame.plain(sample_nD.shape[1])
-        if config.metric != "cosine":  # vectors of length one are neither far away nor of other units
+        if config.metric != "cosine":  # vectors of unit length have no outliers and need no frame
             training_nD, validation_nD = without_outliers(training_nD, validation_nD, warn=workers.is_main)
             frame = frame_for(training_nD)
         check_trainable(as_tensor(training_nD), config)
@@ -139,13 +139,12 @@ def train(
         codec = None
         if workers.is_main:
             rows = finishing.rows_within(_seconds_left(settings, started))
-            made = _finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started)
-            codec = require_storable(made)
-        return _on_all(workers, codec)
+            codec = require_storable(_finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started))
+        return _share_codec(workers, codec)
 
 
 def _seconds_left(settings: TrainConfig, started: float) -> float:
-    """What is left of the budget, negative when it is exceeded; infinite without one."""
+    """Seconds left of the budget: negative once it is exceeded, infinite without a budget."""
     if settings.max_minutes is None:
         return math.inf
     return started + 60 * settings.max_minutes - time.monotonic()
@@ -154,7 +153,7 @@ def _seconds_left(settings: TrainConfig, started: float) -> float:
 def _split(
     sample_nD: Float32Array, validation: Any, config: CodecConfig, settings: TrainConfig
 ) -> tuple[Float32Array, Float32Array]:
-    """Training and validation vectors; held-out rows are the last of the shuffled sample."""
+    """Training and validation vectors; the last rows of the shuffled sample are held out."""
     if validation is not None:
         held_out = as_vectors(validation, dim=sample_nD.shape[1], metric=config.metric)
         return sample_nD, held_out
@@ -162,7 +161,7 @@ def _split(
     if len(sample_nD) - held < config.least_training_rows:
         held = 0
     cut = len(sample_nD) - held
-    # A table with hardly more rows than are needed needs them all; errors are then training errors.
+    # A table with hardly more rows than codewords trains on all of them; errors are then training errors.
     return sample_nD[:cut], sample_nD[cut if held else 0 :]
 
 
@@ -175,7 +174,7 @@ def _fit(
     workers: Workers,
     progress: TrainingProgress,
 ) -> tuple[ResidualQuantizer, tuple[float, ...], float, FinishingTime]:
-    """The trained quantizer, the prefix errors of plain RQ, the epochs made, and the time to finish it."""
+    """Train a quantizer; returns it, the prefix errors of plain RQ, the epochs, and the time to finish it."""
     identity = run_identity(training_nD, config, settings)
     workers.require_same(identity, "settings or vectors")
     checkpoint = None
@@ -197,7 +196,7 @@ def _fit(
     finishing = FinishingTime()
     if settings.max_minutes is not None and workers.is_main:  # the clock is the main process's
         progress.stage("timing look-up tables")
-        finishing = FinishingTime.rehearsed(start.quantizer, training_nD, validation_nD)
+        finishing = FinishingTime.measured(start.quantizer, training_nD, validation_nD)
     if start.quantizer.mixture is None:
         return start.quantizer, start.rq_prefix_mse, 0.0, finishing
     loop = TrainingLoop(
@@ -226,9 +225,9 @@ def _finish(
     epochs: float,
     started: float,
 ) -> Codec:
-    """The codec: weights as they are stored, look-up tables fitted on training codes, and the report.
+    """Finish the codec: round the weights as they are stored, fit look-up tables, and write the report.
 
-    Vectors, and the errors of plain RQ, are those in the frame; the report has the units of the input.
+    Vectors and the errors of plain RQ are in the units of the frame, the report in those of the input.
     """
     quantizer.round_weights()
     calibration = _calibration_codes(quantizer, training_nD[:calibration_rows])
@@ -249,15 +248,18 @@ def _finish(
 
 
 def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Codes:
-    """Codes to fit tables on: beam 1 is close enough for that and much quicker."""
+    """Codes to fit tables on. A beam of 1 is much faster and good enough for that."""
     tables, plain = encoding_tables(quantizer, quantizer.fold()), Frame.plain(quantizer.dim)
     return encode_vectors(quantizer, tables, plain, vectors_nD, beam=1, preselect=_CALIBRATION_PRESELECT)
 
 
-def _on_all(workers: Workers, codec: Codec | None) -> Codec:
-    """The main process's codec in every process: measured once, and equal to the last bit."""
+def _share_codec(workers: Workers, codec: Codec | None) -> Codec:
+    """Send the main process's codec to every process: measured once, and equal to the last bit."""
     artifact = Artifact("", b"") if codec is None else codec.to_artifact()
-    description, weights = workers.share(artifact.config_json), workers.share_bytes(artifact.weights)
+    description, weights = (
+        workers.broadcast_json(artifact.config_json),
+        workers.broadcast_bytes(artifact.weights),
+    )
     if codec is not None:
         return codec
     return Codec.from_artifact(Artifact(description, weights), device=str(workers.device))

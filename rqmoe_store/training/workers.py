@@ -1,8 +1,8 @@
-"""The processes that train one codec together: usually one, else as many as a launcher started.
+"""Distributed training: the processes that train one codec, usually one, else those a launcher started.
 
-`accelerate launch` and torchrun start the same program several times and tell every copy its place
-by environment variables. Each copy reads the same data, computes its part of every batch, and takes
-from the others what it needs to make the same step; process 0, the main one, decides and writes.
+`accelerate launch` and torchrun start a program several times and tell every process its rank by
+environment variables. Each process reads the same data, computes its part of every batch, and exchanges
+what it needs to make the same step. Process 0, the main one, decides and writes.
 
 Shape legend: B batch, X anything.
 """
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from rqmoe_store.codecs.device import select_device
 from rqmoe_store.errors import InvalidInputError
 
-# By torchrun and accelerate; by Open MPI, MPICH and MVAPICH, which accelerate understands too.
+# Set by torchrun and accelerate, and by Open MPI, MPICH and MVAPICH, which accelerate understands too.
 _COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 class Workers:
-    """A process that trains alone: it has nobody to exchange anything with."""
+    """A process that trains alone and exchanges nothing."""
 
     rank = 0
     count = 1
@@ -37,22 +37,22 @@ class Workers:
         return self.rank == 0
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """The tensor, summed in place over all processes."""
+        """Sum the tensor over all processes, in place, and return it."""
         return tensor
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors with those of the main process."""
 
-    def share_bytes(self, content: bytes) -> bytes:
-        """The main process's bytes, whatever the others pass."""
+    def broadcast_bytes(self, content: bytes) -> bytes:
+        """The main process's bytes, in all processes."""
         return content
 
-    def share(self, value: Any) -> Any:
-        """The main process's JSON value, whatever the others pass; tuples come back as lists."""
-        return json.loads(self.share_bytes(json.dumps(value).encode()))
+    def broadcast_json(self, value: Any) -> Any:
+        """The main process's JSON value, in all processes. Tuples come back as lists."""
+        return json.loads(self.broadcast_bytes(json.dumps(value).encode()))
 
     def slice_of(self, batch_BX: Tensor) -> Tensor:
-        """This process's part of a batch; empty where the batch has fewer rows than there are processes."""
+        """This process's part of a batch; empty if a small batch has no row for it."""
         rows = len(batch_BX)
         return batch_BX[self.rank * rows // self.count : (self.rank + 1) * rows // self.count]
 
@@ -60,15 +60,15 @@ class Workers:
         """Give the parameters the gradients of the whole batch, and return its loss.
 
         Args:
-            parameters: the same ones in the same order everywhere.
+            parameters: the same ones, in the same order, in every process.
             loss: mean over this process's part of the batch.
-            weight: that part's share of the batch; weights sum to one over the processes.
+            weight: share of that part in the batch. Weights sum to one over the processes.
         """
         return loss.detach()
 
     def require_same(self, value: Any, what: str) -> None:
         """Raise InvalidInputError unless the JSON value is that of the main process."""
-        if self.share(value) != json.loads(json.dumps(value)):
+        if self.broadcast_json(value) != json.loads(json.dumps(value)):
             raise InvalidInputError(
                 f"Process {self.rank} of {self.count} has other {what} than process 0. Start all of them "
                 "with the same arguments, on folders that all of them see, and change no data meanwhile."
@@ -76,7 +76,7 @@ class Workers:
 
 
 class LaunchedWorkers(Workers):
-    """One of several processes; every method is called by all of them in the same order."""
+    """One of several processes. All of them must call the same methods in the same order."""
 
     def __init__(self, device: torch.device, rank: int, count: int) -> None:
         super().__init__(device)
@@ -94,7 +94,7 @@ class LaunchedWorkers(Workers):
         for tensor in tensors:
             tensor.detach().copy_(broadcast(tensor.detach().contiguous()))
 
-    def share_bytes(self, content: bytes) -> bytes:
+    def broadcast_bytes(self, content: bytes) -> bytes:
         size = torch.tensor([len(content)], device=self.device)
         self.broadcast_([size])
         buffer_X = torch.empty(int(size), dtype=torch.uint8, device=self.device)
@@ -105,7 +105,7 @@ class LaunchedWorkers(Workers):
 
     def average_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor, weight: float) -> Tensor:
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-        # One exchange of one buffer: many small ones would each wait for the slowest process.
+        # One exchange of one buffer, because each exchange waits for the slowest process.
         flat_X = torch.cat([*(gradient.flatten() for gradient in gradients), loss.detach()[None]])
         self.sum_(flat_X.mul_(weight))
         *averaged, _ = flat_X.split([*(each.numel() for each in parameters), 1])
@@ -115,16 +115,16 @@ class LaunchedWorkers(Workers):
 
 
 def join_workers(device: str) -> Workers:
-    """The processes that a launcher started together with this one, or this process alone.
+    """Join the processes that a launcher started together with this one, if any.
 
     Args:
-        device: as in `TrainConfig`; among several processes, "auto" and "cuda" give each its own GPU.
+        device: as in `TrainConfig`. "auto" and "cuda" give each of several processes its own GPU.
 
     Raises:
-        InvalidInputError: a device that is not there or cannot be shared out, or one of several
-            processes without `accelerate`.
+        InvalidInputError: the device does not exist or cannot be shared by several processes, or
+            `accelerate`, which several processes need, is not installed.
     """
-    chosen, count = select_device(device), _launched()
+    chosen, count = select_device(device), _launched_processes()
     if count == 1:
         return Workers(chosen)
     if ":" in device:
@@ -146,13 +146,13 @@ def join_workers(device: str) -> Workers:
             f"{state.device.type!r} for device={device!r}. Start them with "
             "`accelerate launch --multi_gpu` or torchrun, and use device='auto' or what accelerate uses."
         )
-    device_here = state.device if chosen.type == "cuda" else chosen  # to accelerate, a CPU has a number
+    device_here = state.device if chosen.type == "cuda" else chosen  # accelerate numbers CPUs, too
     return LaunchedWorkers(device_here, state.process_index, count)
 
 
 def is_main_process() -> bool:
-    """Whether this process is the only one or the main one of those that trained together."""
-    if _launched() == 1:
+    """Whether this process trained alone, or is the main one of those that trained together."""
+    if _launched_processes() == 1:
         return True
     from accelerate import PartialState
 
@@ -160,13 +160,13 @@ def is_main_process() -> bool:
 
 
 def leave_workers() -> None:
-    """End the exchange with the other processes: a program's last word, after which it cannot train."""
-    if _launched() > 1:
+    """End the exchange with the other processes. A program calls this last; it cannot train afterwards."""
+    if _launched_processes() > 1:
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
 
 
-def _launched() -> int:
-    """How many processes a launcher says it started."""
+def _launched_processes() -> int:
+    """Number of processes that a launcher says it started."""
     return max(int(os.environ.get(name) or 1) for name in _COUNTS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rqmoe_store.codecs.kinds import RQ
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.progress import TrainingProgress
-from rqmoe_store.training.initialize import initialize, mixing_pays
+from rqmoe_store.training.initialize import initialize, mixtures_help
 from rqmoe_store.training.loss import prefix_mse
 from rqmoe_store.training.sampler import enlarged, mixed
 
@@ -62,4 +62,4 @@ def test_a_small_sample_tells_whether_mixtures_lie_among_the_vectors(
         data = random.standard_normal((900, 24)) * np.linspace(2, 0.2, 24)
     config = CodecConfig(code_bytes=4, codebook_size=32, num_partitions=0).resolve(dim=24, rows=600)
     vectors = torch.from_numpy(data.astype(np.float32))
-    assert mixing_pays(vectors[:400], vectors[400:], config, seed=0) == pays
+    assert mixtures_help(vectors[:400], vectors[400:], config, seed=0) == pays

@@ -35,7 +35,7 @@ def loop_for(*, mixing: bool = False, **settings: object) -> TrainingLoop:
 def steps(loop: TrainingLoop, count: int, share: float = 0.1) -> None:
     for _ in range(count):
         loop._train_step(share)
-        loop._after_step()
+        loop._finish_step()
 
 
 def resumed(loop: TrainingLoop, folder: Path, **settings: object) -> TrainingLoop:

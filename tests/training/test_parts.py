@@ -11,7 +11,7 @@ from rqmoe_store.config import TRAINING_PRECISIONS, Metric, TrainingPrecision
 from rqmoe_store.training import loss as objective
 from rqmoe_store.training import loss as precision_module
 from rqmoe_store.training.loop import deferred_interrupt, revive_dead
-from rqmoe_store.training.loss import TrainingLoss, normalized_residual_loss, wrong_distances
+from rqmoe_store.training.loss import TrainingLoss, distance_errors, normalized_residual_loss
 
 
 def test_loss_by_hand() -> None:
@@ -52,7 +52,7 @@ def test_wrong_distances_are_differences_of_distances(metric: Metric) -> None:
         return -2 * rows_BD.double() @ queries_QD.double().T
 
     expected_BQ = compared(vectors_BD - errors_BD) - compared(vectors_BD)
-    actual_BQ = wrong_distances(vectors_BD, errors_BD, queries_QD, metric)
+    actual_BQ = distance_errors(vectors_BD, errors_BD, queries_QD, metric)
     torch.testing.assert_close(actual_BQ.double(), expected_BQ, atol=1e-4, rtol=1e-4)
 
 
@@ -86,9 +86,9 @@ def test_a_batch_in_two_parts_has_the_gradient_of_the_whole() -> None:
         share = len(vectors_BD[part]) / len(vectors_BD)
         part_MBD = gradient(together, vectors_BD[part], chosen_MBD[:, part]) * share
         torch.testing.assert_close(part_MBD, whole_MBD[:, part])
-    together.take_no_part()
+    together.reduce_empty_part()
     remembering = TrainingLoss(vectors_BD, "l2", seed=0, sum_=remember)
-    remembering.take_no_part()
+    remembering.reduce_empty_part()
     assert not sums[2].any()
 
 

@@ -300,7 +300,7 @@ def test_look_up_tables_are_fitted_on_as_many_vectors_as_there_is_time_for(monke
     def slow(cls: type, *_: object) -> trainer.FinishingTime:
         return cls(per_row=60.0, measuring=1.0)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(trainer.FinishingTime, "rehearsed", classmethod(slow))
+    monkeypatch.setattr(trainer.FinishingTime, "measured", classmethod(slow))
     codec = train(vectors, config=config, training=TrainConfig(max_minutes=0.5, progress=False))
     assert len(codec.calibration) == trainer._LEAST_CALIBRATION_ROWS
     codec = train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))

@@ -31,7 +31,7 @@ def test_one_process_exchanges_nothing() -> None:
     assert alone.sum_(values) is values
     alone.broadcast_([values])
     assert values.tolist() == [0, 1, 2]
-    assert alone.share({"errors": (0.1, float("inf")), "step": None}) == {
+    assert alone.broadcast_json({"errors": (0.1, float("inf")), "step": None}) == {
         "errors": [0.1, float("inf")],
         "step": None,
     }
@@ -74,7 +74,7 @@ class Follower(Workers):
 
     rank, count = 1, 2
 
-    def share_bytes(self, content: bytes) -> bytes:
+    def broadcast_bytes(self, content: bytes) -> bytes:
         return b'{"seed": 1}'
 
 
