@@ -1,6 +1,6 @@
-"""Keep the meaning of your vectors in a few bytes each: RQ-MoE codes in LanceDB tables.
+"""Vector compression for LanceDB: tables that keep a few bytes per embedding instead of the vectors.
 
-The public names are imported when first used, so that `rqmoe --help` does not wait for torch.
+Public names are imported on first use, so that `import rqmoe_store` and `rqmoe --help` do not wait for torch.
 """
 
 import importlib

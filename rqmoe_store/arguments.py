@@ -1,7 +1,7 @@
-"""Arguments of public calls against what these are annotated to take.
+"""Argument checks: values given to public calls against the annotations of their parameters.
 
-A call that is given something else is refused by name: at once where a call would notice late, and otherwise
-instead of whatever error the value has led to, so that checks of a call's own, which say more, come first.
+The error names the argument. Arguments that a call would use late, or never, are checked before the call. All
+others are checked only after the call has failed, because the call's own checks say more and come first.
 """
 
 import datetime
@@ -21,7 +21,7 @@ _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 80
 
 LARGEST = 2**32 - 1
-"""Of rows that LanceDB is asked for."""
+"""Largest number of rows that LanceDB takes."""
 
 _WORDS = {
     "CodecConfig": "a CodecConfig, such as CodecConfig(code_bytes=16)",
@@ -38,27 +38,28 @@ _WORDS = {
     "Callable": "a function",
 }
 _EARLY = {"CodecConfig", "TrainConfig", "Codec", "Mapping", "Callable"}
-"""What calls would notice late, or never."""
+"""Classes whose misuse calls would notice late, or never."""
 
 
 class _Kind(NamedTuple):
-    """What a value may be."""
+    """The values that an annotation allows."""
 
     fits: Callable[[Any], bool]
     words: str
+    """Completes "expected ..." in messages."""
     late: bool
-    """Whether calls find out for themselves, and say more."""
+    """Whether to check only after the call has failed, because its own checks say more."""
 
 
-def refuse_wrong(
+def check_arguments(
     call: Callable[..., Any], arguments: Sequence[Any], settings: Mapping[str, Any], *, early: bool = False
 ) -> None:
-    """Raise InvalidInputError for the first argument of a call that is not what it is annotated to be.
+    """Raise InvalidInputError for the first argument of a call that does not fit its annotation.
 
     Args:
         call: a function or method.
-        arguments, settings: what it is called with.
-        early: only look at those that the call does not look at before it begins.
+        arguments, settings: its positional and keyword arguments.
+        early: whether to check only the arguments that are checked before the call.
     """
     kinds, positions = _kinds(call)
     given = [*zip(positions, arguments, strict=False), *settings.items()]
@@ -72,20 +73,20 @@ def refuse_wrong(
 
 @functools.cache
 def _kinds(call: Callable[..., Any]) -> tuple[dict[str, _Kind], tuple[str, ...]]:
-    """What is known of the parameters of a call, and the names of those that can be given by position."""
+    """The kinds of a call's parameters by name, and the names of those that can be given by position."""
     parameters = inspect.signature(call).parameters.values()
     named = [each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
     kinds = {each.name: kind for each in named if (kind := _kind(each.annotation)) is not None}
     return kinds, tuple(each.name for each in named if each.kind is not each.KEYWORD_ONLY)
 
 
-def needs_early_look(call: Callable[..., Any]) -> bool:
-    """Whether any argument of a call is one that it does not look at before it begins."""
+def has_early_checks(call: Callable[..., Any]) -> bool:
+    """Whether any argument must be checked before the call."""
     return any(not kind.late for kind in _kinds(call)[0].values())
 
 
 def _kind(annotation: Any) -> _Kind | None:
-    """What an annotation allows; None for one that allows everything, or is not understood."""
+    """What an annotation allows; None if it allows everything, or is not one of those understood here."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         kinds = [_kind(each) for each in get_args(annotation)]
@@ -108,12 +109,12 @@ def _kind(annotation: Any) -> _Kind | None:
     is_known = isinstance(cls, type) and cls not in (object, Any, inspect.Parameter.empty)
     if not is_known:
         return None
-    elements = [] if cls is tuple else get_args(annotation)[:1]  # those of a tuple are of a kind each
+    elements = [] if cls is tuple else get_args(annotation)[:1]  # each element of a tuple has its own kind
     return _of_class(cls, [_kind(each) for each in elements])
 
 
 def _of_class(cls: Any, elements: Sequence[_Kind | None]) -> _Kind:
-    """A class, or the origin of a generic one with what its elements are."""
+    """What a class allows, or the origin of a generic class with the kinds of its elements."""
     name = cls.__name__
     element = elements[0] if elements else None
     is_list = issubclass(cls, Iterable) and not issubclass(cls, str | bytes)
@@ -133,7 +134,7 @@ def _of_class(cls: Any, elements: Sequence[_Kind | None]) -> _Kind:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text without lone surrogates, which no storage takes."""
+    """Whether a value is text without lone surrogates, which no storage accepts."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -154,7 +155,7 @@ def _is_number(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
-    """`value` as an int from `low` to `high`; raises InvalidInputError otherwise."""
+    """`value` as an int; raises InvalidInputError unless it is a whole number from `low` to `high`."""
     number = operator.index(value) if _is_whole(value) else None
     if number is None or number < low:
         raise InvalidInputError(
@@ -171,7 +172,7 @@ _SIMPLE: dict[Any, _Kind] = {
     None: _Kind(lambda value: value is None, "None", False),
     types.NoneType: _Kind(lambda value: value is None, "None", False),
     str: _Kind(is_text, "text of valid Unicode", True),
-    # Whoever passes 0, 1 or None for a switch is understood.
+    # 0, 1 and None are understood as switches.
     bool: _Kind(lambda value: value is None or isinstance(value, int | np.bool_), "True or False", True),
     int: _Kind(_is_whole, "a whole number", True),
     float: _Kind(_is_number, "a number", True),

@@ -1,4 +1,4 @@
-"""Settings: frozen, keyword-only, and checked when they are made."""
+"""Configuration: settings of codecs and of training, frozen, keyword-only and checked on creation."""
 
 import dataclasses
 import os
@@ -18,45 +18,45 @@ KEEP_VECTORS: tuple[KeepVectors, ...] = ("none", "float16", "float32")
 TRAINING_PRECISIONS: tuple[TrainingPrecision, ...] = ("auto", "float32", "bfloat16")
 
 MAX_CODEBOOK_SIZE = 256
-"""A code is one byte per step."""
+"""A code has one byte per step."""
 
 MAX_NETWORK_DIM = 384
-"""Vectors wider than this run through a narrower network unless `network_dim` says otherwise."""
+"""Default width of the experts' networks for vectors that are wider."""
 
 MIN_ROWS_FOR_PARTITIONS = 20_000
-"""Below this many rows a full scan of the codes is cheaper than keeping partitions."""
+"""With fewer rows, a full scan of the codes is cheaper than maintaining partitions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """Shape of a codec. Fields left at None are decided from the training rows by `resolve`."""
+    """Shape of a codec. `resolve` decides fields that are None from the training vectors."""
 
     kind: CodecKind = "rqmoe"
     """"rqmoe" (experts conditioned on the codes), "qinco" (conditioned on the reconstruction) or "rq"."""
     metric: Metric = "l2"
-    """Distance that search uses; "cosine" normalizes every vector before encoding."""
+    """Distance that search uses. "cosine" normalizes every vector before encoding."""
     code_bytes: int = 16
-    """Bytes per vector = quantization steps."""
+    """Bytes per vector, which is the number of quantization steps."""
     codebook_size: int = 256
     """Codewords per step, 2 to 256."""
     num_partitions: int | None = None
-    """Coarse centroids; 0 for none, None to choose by row count."""
+    """Coarse centroids; 0 for none. None chooses by the number of rows."""
     num_experts: int = 4
     """Experts in the mixture (always 1 for "qinco")."""
     num_layers: int = 1
     """Residual blocks per expert."""
     hidden_dim: int | None = None
-    """Hidden width of a block; None for 64 below 500,000 training rows and 256 from there on."""
+    """Hidden width of a block. None means 64 below 500,000 training rows, and 256 from there on."""
     expert_dim: int | None = None
-    """Width of a codeword's expert component; None for min(network_dim, 96) below 500,000 training
-    rows and network_dim from there on."""
+    """Width of a codeword's expert component. None means min(network_dim, 96) below 500,000 training rows,
+    and network_dim from there on."""
     network_dim: int | None = None
-    """Width in which the experts work; None for min(dim, 384)."""
+    """Width in which the experts work. None means min(dim, 384)."""
     beam: int = 3
-    """Default number of partial encodings kept per vector: more take longer and lower the error."""
+    """Default number of partial encodings kept per vector. A wider beam is slower and lowers the error."""
     preselect: Preselect = "beam"
-    """Default number of (beam, codeword) pairs per vector and step that the experts score: "beam"
-    for as many as are kept, which is where time is best spent; None scores all of them."""
+    """Default number of (beam entry, codeword) pairs per vector and step that the experts score. "beam" means
+    as many as the beam keeps, which is the best use of time; None means all of them."""
 
     def __post_init__(self) -> None:
         _require_choice("kind", self.kind, CODEC_KINDS)
@@ -75,7 +75,7 @@ class CodecConfig:
 
     @property
     def least_training_rows(self) -> int:
-        """Vectors without which such a codec cannot be trained; a good one takes many more."""
+        """Fewest vectors that such a codec can be trained on. A good codec needs many more."""
         return max(self.codebook_size, self.num_partitions or 0)
 
     def resolve(self, *, dim: int, rows: int) -> "CodecConfig":
@@ -107,50 +107,49 @@ class CodecConfig:
 class TrainConfig:
     """How a codec is trained.
 
-    A run limited by `epochs` alone repeats bit for bit with the same seed on the same machine, with
-    the same number of threads and the same versions of torch and numpy. Elsewhere sums are rounded in
-    another order, and the same seed gives other weights and codes of much the same error; with
-    `precision="auto"`, processors also differ in the number format. With `max_minutes` the
-    learning-rate schedule follows the clock, so repeats differ slightly.
+    A run limited by `epochs` alone repeats bit for bit with the same seed, on the same machine, with the same
+    number of threads and the same versions of torch and numpy. Other machines round sums in another order, so
+    the same seed gives other weights and codes there, with about the same error. With `precision="auto"`,
+    processors also differ in the number format. With `max_minutes` the learning rate follows the clock, so
+    repeated runs differ slightly.
     """
 
     max_minutes: float | None = None
-    """Wall-clock budget for everything `train` does: sampling, codebooks, experts, look-up tables, measuring.
-    Codebooks are fitted to fewer vectors if need be (but 16 for each codeword), and so are tables, for which
-    time is kept. In `CompressedTable.train` and `retrain`, encoding the rows comes afterwards."""
+    """Wall-clock budget of `train`: sampling, codebooks, experts, look-up tables, measuring. Some time is
+    reserved for look-up tables. If needed, codebooks and tables are fitted to fewer vectors (codebooks to at
+    least 16 per codeword). `CompressedTable.train` and `retrain` encode the rows afterwards, on top of it."""
     epochs: int | None = None
-    """Passes over the training sample; None for 30, or as many as `max_minutes` allows."""
+    """Passes over the training sample. None means 30, or as many as `max_minutes` allows."""
     batch_size: int = 1024
-    """Vectors per optimizer step, of all processes together."""
+    """Vectors per optimizer step, over all processes together."""
     learning_rate: float = 1e-3
-    """Peak rate of AdamW, after warm-up and before cosine decay; halved, up to five times, whenever
-    training becomes NaN or infinite and goes back to its best weights."""
+    """Peak rate of AdamW, after warm-up and before cosine decay. It is halved, up to five times, whenever the
+    loss becomes NaN or infinite and training returns to its best weights."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of the expert networks; codebooks are not decayed."""
+    """Decoupled weight decay of the expert networks. Codebooks are not decayed."""
     clip_norm: float = 1.0
     """Gradient norm above which gradients are scaled down."""
     patience: int | None = None
-    """Validations without improvement after which training stops; None to use epochs or minutes up.
-    There is one validation an epoch, and never fewer than 50 steps between two."""
+    """Validations without improvement after which training stops. None means to use all epochs or minutes.
+    There is one validation per epoch, and at least 50 steps between two of them."""
     warmup_fraction: float = 0.03
-    """Share of the run over which the rate climbs from zero."""
+    """Share of the run during which the learning rate rises from about zero."""
     max_rows: int = 1_000_000
-    """Rows sampled from the table at most; the rest of the table is never read."""
+    """Most rows sampled from the table. The other rows are never read."""
     validation_rows: int = 5_000
-    """Rows held out of the sample at most (never more than a tenth of it)."""
+    """Most rows held out of the sample, and never more than a tenth of it."""
     seed: int = 0
     """Seed of the sample, the codebooks, the network weights and the batch order."""
     device: str = "auto"
-    """"auto" (CUDA when there is one; each of several processes has its own), "cpu", "cuda" or
-    "cuda:1", ..."""
+    """"auto" (a GPU if there is one; several processes get one each), "cpu", "cuda" or "cuda:1", ..."""
     precision: TrainingPrecision = "auto"
-    """Number format of the experts' matrix products in training: "float32"; "bfloat16" (torch's
-    autocast), which rounds more and is quicker on hardware made for it only; or "auto", bfloat16 on
-    such hardware and float32 elsewhere. Weights and the optimizer stay float32; a trained codec
-    encodes in float32 whatever it was trained in."""
+    """Number format of the experts' matrix products in training. "float32"; "bfloat16" (torch's autocast),
+    which rounds more and is faster only on hardware that supports it; or "auto", which is bfloat16 on such
+    hardware and float32 elsewhere. Weights and optimizer stay in float32, and the trained codec encodes in
+    float32 in any case."""
     checkpoint_dir: str | os.PathLike[str] | None = None
-    """Where progress is kept. With it, Ctrl-C returns the best codec so far and the next run with
-    the same settings goes on where this one stopped, in as many processes as one likes."""
+    """Directory for checkpoints. With it, Ctrl-C returns the best codec so far, and the next run with the
+    same settings continues where this one stopped, in any number of processes."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints."""
     progress: bool = True
@@ -186,7 +185,7 @@ def _require_place(device: object, checkpoint_dir: object) -> None:
 
 
 def scored_pairs(beam: int, preselect: Preselect) -> int | None:
-    """Pairs that the experts score at every step; None for all of them.
+    """Pairs of beam entry and codeword that the experts score at every step; None for all of them.
 
     Raises:
         InvalidInputError: `beam` and `preselect` cannot be used together.

@@ -1,7 +1,7 @@
-"""Errors raised by `rqmoe_store`: one root, few leaves; and warnings that point at the caller's line.
+"""Errors that `rqmoe_store` raises, and warnings that point at the caller's line.
 
-Every message says what was got, what was expected and what to do next, and every error is raised
-before anything is written, but for those of the writing itself.
+Every message says what was got, what was expected and what to do next. Errors are raised before anything is
+written, except for errors of the write itself.
 """
 
 import os
@@ -13,7 +13,7 @@ _PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 class RQMoEError(Exception):
-    """Root of every error this package raises on purpose."""
+    """Base class of all errors that this package raises on purpose."""
 
 
 class InvalidInputError(RQMoEError, ValueError):
@@ -21,7 +21,7 @@ class InvalidInputError(RQMoEError, ValueError):
 
 
 class TableError(RQMoEError, ValueError):
-    """A LanceDB table is not in the state the call needs: missing column, empty, name taken, ..."""
+    """A LanceDB table is not in the state that a call needs: missing column, empty, name taken, ..."""
 
 
 class TableNotFoundError(TableError):
@@ -33,7 +33,7 @@ class ArtifactError(RQMoEError):
 
 
 class StorageError(RQMoEError, OSError):
-    """A disk or bucket refused a write: full, read-only, or not permitted. What it held before is intact."""
+    """A disk or bucket refused a write: full, read-only or not permitted. Earlier content is intact."""
 
 
 def warn_caller(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Settings that go together, named for what they cost and give."""
+"""Presets: named settings of codec and training, by how long training and encoding take."""
 
 import dataclasses
 from typing import Any, Literal, get_args
@@ -16,20 +16,20 @@ _PRESETS: dict[PresetName, dict[str, Any]] = {
 
 
 def preset(name: PresetName, **changes: Any) -> tuple[CodecConfig, TrainConfig]:
-    """Settings of codec and training.
+    """Settings of codec and training by name.
 
     - "fast": 3 minutes of training, and encoding at about 1.5 times the speed of "balanced".
-    - "balanced": 15 minutes; everything else as CodecConfig and TrainConfig have it.
-    - "best": an hour, and encoding at about a fifth of the speed of "balanced".
+    - "balanced": 15 minutes of training, and the defaults of CodecConfig and TrainConfig.
+    - "best": an hour of training, and encoding at about a fifth of the speed of "balanced".
 
-    All three cost the same to store, to decode and to search.
+    All three take the same space, and the same time to decode and to search.
 
     Args:
         name: "fast", "balanced" or "best".
-        changes: fields of CodecConfig and TrainConfig that are to differ, such as `code_bytes=8`.
+        changes: other values for fields of CodecConfig and TrainConfig, such as `code_bytes=8`.
 
     Raises:
-        InvalidInputError: an unknown name, field or value.
+        InvalidInputError: the name, a field or a value is unknown.
 
     Example:
         >>> config, training = preset("fast", code_bytes=8, seed=1)

@@ -1,8 +1,5 @@
-"""Progress bars."""
+"""Progress bars of training, ingestion and other long work."""
 
-from types import TracebackType
-
-import rich.progress
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -10,6 +7,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -20,7 +18,7 @@ from rqmoe_store.codecs.parallel import progress_console
 
 
 def progress_bar(visible: bool) -> Progress:
-    """A bar for several tasks, one below the other; shows nothing unless `visible`."""
+    """A bar for each of several tasks, one below the other. It shows nothing unless `visible`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -35,12 +33,12 @@ class TrainingProgress:
     """A progress bar over the share of a training run that is done, with its key figures."""
 
     def __init__(self, *, visible: bool) -> None:
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.TaskProgressColumn(),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("{task.fields[figures]}"),
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
             disable=not visible,
             console=progress_console(),
         )
@@ -50,13 +48,11 @@ class TrainingProgress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def stage(self, description: str) -> None:
-        """Name what is being done now."""
+        """Show the name of the current stage."""
         self._bar.update(self._task, description=description)
 
     def update(
@@ -68,7 +64,7 @@ class TrainingProgress:
         relative_to_rq: float | None,
         utilisation: float | None,
     ) -> None:
-        """Show the share of the run done (0..1) and the newest figures."""
+        """Show the share of the run that is done (0 to 1) and the newest figures."""
         parts = [f"loss {loss:.4f}"]
         if validation_mse is not None:
             parts.append(f"validation MSE {validation_mse:.4g}")
@@ -89,13 +85,13 @@ class _Rate(ProgressColumn):
 
 
 class IngestProgress:
-    """A bar of the bytes of the source that are done, with rows, speed and the time that is left."""
+    """A progress bar over the bytes of the source, with rows, speed and the time left."""
 
     def __init__(self, total_bytes: int | None, *, visible: bool) -> None:
-        """Begin.
+        """Create the bar.
 
         Args:
-            total_bytes: of the source; None where nobody knows.
+            total_bytes: size of the source; None if unknown.
             visible: whether to show anything.
         """
         self._bar = Progress(
@@ -118,6 +114,6 @@ class IngestProgress:
         self._bar.stop()
 
     def advance(self, *, rows: int, arrow_bytes: int, source_bytes: int) -> None:
-        """Take note of more rows, what they take in memory, and their share of the source."""
+        """Advance by more rows, their size in memory, and their bytes of the source."""
         self._rows, self._size = self._rows + rows, self._size + arrow_bytes
         self._bar.update(self._task, advance=source_bytes, rows=self._rows, size=self._size)

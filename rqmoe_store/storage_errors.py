@@ -1,6 +1,6 @@
-"""Storage errors: what a disk or bucket refuses, said with the name of the table.
+"""Storage errors: errors of LanceDB, disks and buckets, translated to ours with the name of the table.
 
-LanceDB and Lance raise OSError, RuntimeError or ValueError for it, and say why in text only.
+LanceDB and Lance raise OSError, RuntimeError or ValueError for all of them, and give the reason only as text.
 """
 
 import functools
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from rqmoe_store.arguments import needs_early_look, refuse_wrong
+from rqmoe_store.arguments import check_arguments, has_early_checks
 from rqmoe_store.errors import InvalidInputError, RQMoEError, StorageError, TableError
 
 Parameters = ParamSpec("Parameters")
@@ -29,56 +29,57 @@ _REMEDIES = {
     "403 Forbidden": _MORE_RIGHTS,
     "AccessDenied": _MORE_RIGHTS,
 }
-"""What errors say, and what to do about it."""
+"""Text in an error -> what to do about it."""
 
 _MISSING = ("Not found: ", "was not found", "no longer exists", "No such file or directory")
 _DAMAGED = ("LanceError(IO)", "corrupt", "External error", "panic")
-_PANIC = "PanicException"  # of Rust, which is no `Exception` and of no class to import
+_PANIC = "PanicException"  # of Rust: not an `Exception`, and its class cannot be imported
 _LIBRARIES = ("lance", "lancedb")
 
 
 def translates_errors(call: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A function that raises StorageError when storage refuses a write, TableError when a table or a file of
-    it is gone or damaged, and InvalidInputError for arguments of other types than it takes and for what
-    LanceDB says of arguments.
+    """Decorate a function to translate errors of LanceDB and to check its arguments.
+
+    It then raises StorageError if storage refuses a write, TableError if the table or one of its files is
+    gone or damaged, and InvalidInputError for arguments that do not fit its annotations or that LanceDB
+    refuses. Errors from elsewhere pass, if the arguments fit.
 
     Args:
-        call: leaves intact what was there, whenever it fails. Errors that do not come from LanceDB pass, if
-            its arguments are what it takes.
+        call: a function that leaves what was stored intact whenever it fails, as the messages promise.
     """
-    early = needs_early_look(call)
+    early = has_early_checks(call)
 
     @functools.wraps(call)
-    def named(*arguments: Parameters.args, **settings: Parameters.kwargs) -> Result:
+    def translating(*arguments: Parameters.args, **settings: Parameters.kwargs) -> Result:
         try:
             if early:
-                refuse_wrong(call, arguments, settings, early=True)
+                check_arguments(call, arguments, settings, early=True)
             return call(*arguments, **settings)
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, RQMoEError):
-                refuse_wrong(call, arguments, settings)
-            words = translated_error(error, arguments[0] if arguments else None)
-            if words is None:
+                check_arguments(call, arguments, settings)
+            translated = translated_error(error, arguments[0] if arguments else None)
+            if translated is None:
                 raise
-            raise words from error
+            raise translated from error
 
-    named.__dict__["names_refusals"] = True
-    return named
+    translating.__dict__["translates_errors"] = True
+    return translating
 
 
 def translate_errors_of(items: Iterable[Result], place: object) -> Iterator[Result]:
-    """The items, raising what `names_refusals` would when they are read after the call that gave them."""
+    """Yield the items, and translate errors that occur after the call that returned them, on reading."""
     try:
         yield from items
     except Exception as error:
-        words = translated_error(error, place)
-        if words is None:
+        translated = translated_error(error, place)
+        if translated is None:
             raise
-        raise words from error
+        raise translated from error
 
 
 class TranslatesErrors:
-    """A class all of whose public methods, and those of classes that derive from it, name refusals."""
+    """Base class whose subclasses have all their public methods decorated with `translates_errors`."""
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -88,7 +89,7 @@ class TranslatesErrors:
 
 
 def _translating(member: Any) -> Any:
-    """A method or property as it is put into a class, naming refusals; anything else as it is."""
+    """A member of a class, decorated if it is a method or property, else as it is."""
     if isinstance(member, property) and member.fget is not None:
         return property(translates_errors(member.fget), member.fset, member.fdel, member.__doc__)
     if isinstance(member, classmethod):
@@ -99,11 +100,11 @@ def _translating(member: Any) -> Any:
 
 
 def translated_error(error: BaseException, place: object = None) -> RQMoEError | None:
-    """What to raise instead of an error of LanceDB's; None for one that is ours, or nothing to do with it.
+    """The error to raise instead of one of LanceDB; None for our own errors and those from elsewhere.
 
     Args:
-        error: as it was caught.
-        place: a table, or what belongs to one, for messages.
+        error: the error that was caught.
+        place: a table, or an object that belongs to one, to name in messages.
     """
     is_panic = type(error).__name__ == _PANIC
     if isinstance(error, RQMoEError) or not (is_panic or isinstance(error, Exception)):
@@ -133,7 +134,7 @@ def translated_error(error: BaseException, place: object = None) -> RQMoEError |
 
 
 def is_gone(error: BaseException) -> bool:
-    """Whether LanceDB says that a table, or a file of it, is not there."""
+    """Whether LanceDB says that a table, or one of its files, is missing."""
     return _among(_MISSING, str(error)) is not None
 
 
@@ -142,18 +143,18 @@ def _among(parts: Iterable[str], text: str) -> str | None:
 
 
 def _name_of(place: object) -> str:
-    """What a message calls the table: nothing is read for it, as that may be what fails."""
+    """The table as messages name it. This reads nothing, since reading may be what fails."""
     table = getattr(place, "_handle", place)
     name = getattr(getattr(table, "table", None) or getattr(table, "_table", None), "name", None)
     return f"Table {name!r}" if isinstance(name, str) else "The table"
 
 
 def _is_from_lance(error: BaseException) -> bool:
-    """Whether LanceDB, Lance or Arrow raised it, rather than called what did."""
+    """Whether LanceDB, Lance or Arrow raised the error itself, rather than called the code that did."""
     if str(error).startswith(("lance error", "LanceError", "External error")):
         return True
     *_, last = ("", *_frames(error.__traceback__))
-    modules = (sys.modules.get(library) for library in _LIBRARIES)  # not imported here: codecs do without
+    modules = (sys.modules.get(library) for library in _LIBRARIES)  # not imported: codecs work without them
     folders = tuple(f"{Path(module.__file__).parent}/" for module in modules if module and module.__file__)
     return last.startswith("pyarrow") or (bool(folders) and last.startswith(folders))
 

@@ -1,4 +1,4 @@
-"""What commands read from a terminal and print to it."""
+"""Terminal input and output of the commands."""
 
 import json
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Commands(TyperGroup):
-    """Commands that answer a mistake of the user with one message; other exceptions keep their traceback."""
+    """Commands that print our errors as one message. Other exceptions keep their traceback."""
 
     def invoke(self, context: Any) -> Any:
         try:
@@ -31,10 +31,10 @@ class Commands(TyperGroup):
 
 
 def read_query(query: str, option: str = "--query") -> Any:
-    """The vector or vectors that an option names: JSON, or the path of a .npy or .json file.
+    """Read the vectors of an option: JSON, or the path of a .npy or .json file.
 
     Raises:
-        InvalidInputError: neither.
+        InvalidInputError: it is neither.
     """
     import numpy as np
 
@@ -68,7 +68,7 @@ def print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 
 
 def print_trained(codec: "Codec", out: Path) -> None:
-    """Say what a codec that was just saved in `out` can do."""
+    """Print the key figures of a codec that was just saved in `out`."""
     report = codec.report
     typer.echo(
         f"Codec saved in {out}: {codec.config.code_bytes} bytes per vector, validation MSE "
@@ -90,7 +90,7 @@ def numbers_in(option: str, text: str) -> list[int]:
 
 
 def require_writable(option: str, path: Path) -> None:
-    """Raise InvalidInputError unless a file can be written at `path`, which `option` names."""
+    """Raise InvalidInputError unless a file can be written at the path of an option."""
     folder = path.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
         raise InvalidInputError(
@@ -100,7 +100,7 @@ def require_writable(option: str, path: Path) -> None:
 
 
 def require_new_folder(option: str, path: Path, *, overwrite: bool) -> None:
-    """Raise InvalidInputError if a folder that `option` names has anything in it that would be replaced."""
+    """Raise InvalidInputError unless the folder of an option is new or empty, or may be overwritten."""
     if path.exists() and not path.is_dir():
         raise InvalidInputError(f"Got {option} {str(path)!r}, which is a file; expected a folder.")
     if not overwrite and path.is_dir() and any(path.iterdir()):

@@ -129,13 +129,13 @@ def test_no_method_is_forgotten(store: CompressedTable, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cls", PUBLIC)
-def test_every_public_method_names_refusals(cls: type) -> None:
+def test_every_public_method_translates_errors(cls: type) -> None:
     for name, member in inspect.getmembers_static(cls):
         function = getattr(member, "fget", None) or getattr(member, "__func__", None) or member
         if not name.startswith("_") and inspect.isfunction(function):
-            assert getattr(function, "names_refusals", False), f"{cls.__name__}.{name}"
+            assert getattr(function, "translates_errors", False), f"{cls.__name__}.{name}"
     for function in (create_table, compress, open_table, train, ingest):
-        assert getattr(function, "names_refusals", False), function.__name__
+        assert getattr(function, "translates_errors", False), function.__name__
 
 
 def drop(store: CompressedTable) -> None:
