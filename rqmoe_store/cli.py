@@ -1,6 +1,6 @@
-"""`rqmoe`: the library from a terminal. Commands only translate; the work is done elsewhere.
+"""Command line `rqmoe`: commands that translate options to calls of the library.
 
-Modules that need torch or LanceDB are imported inside commands, so that `--help` answers at once.
+Modules that need torch or LanceDB are imported inside the commands, so that `--help` answers at once.
 """
 
 import datetime
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from rqmoe_store import __version__
-from rqmoe_store.cli_bench import bench_app, bench_ingest, bench_rows, bench_search
+from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.presets import preset
@@ -21,196 +21,6 @@ from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
 
-Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
-TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in it.")]
-VectorColumn = Annotated[str, typer.Option("--vector-column", help="Column that holds the vectors.")]
-
-
-def connect(database: str) -> "DBConnection":
-    """The database, which must exist: connecting to a mistyped folder would create it."""
-    import lancedb
-
-    if "://" not in database and not Path(database).expanduser().is_dir():
-        raise TableError(f"There is no folder {database!r}; expected the folder of a LanceDB database.")
-    return lancedb.connect(database if "://" in database else Path(database).expanduser())
-
-
-def open_existing(database: "DBConnection", name: str) -> Any:
-    """A table of any kind. Raises TableError, naming those there are, when there is none of this name."""
-    from rqmoe_store.store.databases import open_if_exists, require_table_name
-
-    require_table_name(name)
-    table = open_if_exists(database, name)
-    if table is None:
-        tables = ", ".join(sorted(database.list_tables().tables)) or "none"
-        raise TableError(f"There is no table {name!r} in this database; it has: {tables}.")
-    return table
-
-
-def ingest(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Path or URI of a file or folder (Parquet, Arrow, CSV, JSON, ORC), of a .npy file, or of a "
-            "LanceDB table's .lance folder; a pattern such as 'rows/*.parquet'; or several of them.",
-        ),
-    ],
-    database: Database,
-    table: TableName,
-    codec: Annotated[
-        Path | None, typer.Option("--codec", help="Folder of a codec, to make the table with if need be.")
-    ] = None,
-    vector_column: Annotated[
-        str | None, typer.Option(help="What the source calls the vectors; default as the table does.")
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option(help="Other columns to take, separated by commas; default all.")
-    ] = None,
-    metadata: Annotated[str | None, typer.Option(help="File with the other columns of a .npy file.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Keep vectors raw; `rqmoe optimize` encodes them later.")
-    ] = False,
-    keep_vectors: Annotated[
-        str, typer.Option(help=f"Of a new table: one of {', '.join(KEEP_VECTORS)}.")
-    ] = "none",
-    on_bad_rows: Annotated[
-        str, typer.Option(help="quarantine: bad rows go to TABLE_quarantine; error: stop at the first.")
-    ] = "quarantine",
-    commit_rows: Annotated[int | None, typer.Option(help="Rows of the source per commit at most.")] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Ingest all rows, also those that are in the table.")
-    ] = False,
-    storage_options: Annotated[
-        list[str] | None,
-        typer.Option("--storage-option", help="KEY=VALUE for a source in a bucket; as often as needed."),
-    ] = None,
-) -> None:
-    """Add the rows of a source to a compressed table, each of them once.
-
-    Example: [bold]rqmoe ingest ./parquet ./data docs --codec codec/[/bold]
-
-    Interrupted at any moment, the same command goes on where it was. Called again later, it adds what has
-    come since, such as new files in a folder.
-    """
-    from rqmoe_store.ingestion.job import ingest as ingest_source
-
-    if on_bad_rows not in ("quarantine", "error"):
-        raise InvalidInputError(f"Got --on-bad-rows {on_bad_rows!r}; expected 'quarantine' or 'error'.")
-    settings: dict[str, Any] = {"on_bad_rows": on_bad_rows, "keep_vectors": keep_vectors}
-    if commit_rows is not None:
-        settings["commit_rows"] = commit_rows
-    try:
-        report = ingest_source(
-            source if len(source) > 1 else source[0],
-            (connect(database), table),
-            codec=codec,
-            vector_column=vector_column,
-            columns=None if columns is None else names_in(columns),
-            metadata=metadata,
-            encode=False if raw else None,
-            resume=not again,
-            storage_options=_options(storage_options or []),
-            **settings,
-        )
-    except KeyboardInterrupt as interruption:
-        typer.echo("Interrupted. What is committed stays; the same command goes on from there.", err=True)
-        raise typer.Exit(130) from interruption
-    typer.echo(str(report))
-
-
-def _options(pairs: list[str]) -> dict[str, str] | None:
-    for pair in pairs:
-        if "=" not in pair:
-            raise InvalidInputError(f"Got --storage-option {pair!r}; expected KEY=VALUE.")
-    return dict(pair.split("=", 1) for pair in pairs) or None
-
-
-def optimize(
-    database: Database,
-    table: TableName,
-    train_from: Annotated[
-        int | None, typer.Option(help="Train the first codec of a table from this many rows; 0 for never.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Time for that training; default 30 epochs.")] = None,
-    cleanup_days: Annotated[
-        float | None,
-        typer.Option(help="Remove versions older than this; 0 makes room at once. Default 7."),
-    ] = None,
-) -> None:
-    """Encode what is raw or of an older codec, merge small files and clean up.
-
-    Example: [bold]rqmoe optimize ./data docs --cleanup-days 0[/bold]
-
-    Can be interrupted at any time and called again. With --cleanup-days 0 nobody else may be writing.
-    """
-    from rqmoe_store.config import TrainConfig
-    from rqmoe_store.lifecycle import ROWS_TO_TRAIN
-    from rqmoe_store.tables import open_table
-
-    report = open_table(connect(database), table).optimize(
-        training=TrainConfig(max_minutes=minutes),
-        train_from=ROWS_TO_TRAIN if train_from is None else train_from or None,
-        cleanup_older_than=None if cleanup_days is None else datetime.timedelta(days=cleanup_days),
-    )
-    typer.echo(str(report))
-
-
-def health(database: Database, table: TableName) -> None:
-    """Tell whether the codec of a table still fits the rows that are added.
-
-    Example: [bold]rqmoe health ./data docs[/bold]
-
-    Exits with 1 when the table should be retrained.
-    """
-    from rqmoe_store.tables import open_table
-
-    report = open_table(connect(database), table).health()
-    typer.echo(str(report))
-    if report.needs_retraining:
-        raise typer.Exit(1)
-
-
-def verify(
-    database: Database,
-    table: TableName,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
-) -> None:
-    """Read a whole table and tell what is wrong with it, however damaged it is.
-
-    Example: [bold]rqmoe verify ./data docs_compressed[/bold]
-
-    Nothing is changed. Exits with 1 when there are problems; advice and orphaned files are none.
-    """
-    from rqmoe_store.verification.run import verify as verify_table
-
-    report = verify_table(connect(database), table, progress=not as_json)
-    typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-def export(
-    database: Database,
-    table: TableName,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
-    format: Annotated[str, typer.Option(help="One of parquet, npy, codes.")] = "parquet",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
-) -> None:
-    """Write a table to files that others can read.
-
-    Example: [bold]rqmoe export ./data docs_compressed docs.parquet[/bold]
-
-    [bold]parquet[/bold]: your columns and decoded vectors; OUT ends in .parquet, or is a folder of files.
-    [bold]npy[/bold]: vectors in OUT, an .npy file, and your columns in a .parquet file beside it.
-    [bold]codes[/bold]: your columns and codes in OUT/rows, codecs beside; usable without LanceDB.
-    """
-    from rqmoe_store.tables import open_table
-
-    choices: dict[str, Any] = {"format": format, "overwrite": overwrite}
-    typer.echo(str(open_table(connect(database), table).export(out, **choices)))
-
-
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -218,6 +28,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(bench_app, name="bench")
+
+Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
+TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in the database.")]
+VectorColumn = Annotated[str, typer.Option("--vector-column", help="Column that holds the vectors.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -232,9 +47,9 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Keep a few bytes per vector in LanceDB instead of the vectors, and search them.
+    """Compress the vectors of LanceDB tables to a few bytes each, and search them.
 
-    From a table with vectors to a search, in three steps:
+    Three steps lead from a table with vectors to a search:
 
       [bold]rqmoe train[/bold] ./data docs --out codec/ --minutes 5
 
@@ -242,7 +57,7 @@ def main(
 
       [bold]rqmoe search[/bold] ./data docs_compressed --query query.npy --limit 5
 
-    No data at hand? [bold]rqmoe demo[/bold] does all of it on docstrings of installed packages.
+    Without data at hand, [bold]rqmoe demo[/bold] does all of this on docstrings of installed packages.
     """
 
 
@@ -256,24 +71,24 @@ def train(
     metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
     code_bytes: Annotated[int, typer.Option("--bytes", help="Bytes per vector.")] = 16,
     preset_name: Annotated[str, typer.Option("--preset", help="fast, balanced or best.")] = "balanced",
-    minutes: Annotated[float | None, typer.Option(help="Time for training, if not the preset's.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time, instead of the preset's.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the sample, instead of a time.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda", "cuda:1", ...')] = "auto",
     precision: Annotated[
         str,
-        typer.Option(help='"float32", "bfloat16", or "auto" for what the hardware is made for.'),
+        typer.Option(help='"float32", "bfloat16", or "auto" for the faster one on this hardware.'),
     ] = "auto",
     checkpoint_dir: Annotated[
-        str | None, typer.Option(help="Keep progress here; Ctrl-C then returns the best so far.")
+        str | None, typer.Option(help="Folder for checkpoints. Ctrl-C then saves the best codec so far.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the codec that --out has.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the codec in --out.")] = False,
 ) -> None:
-    """Learn a codec from a sample of a table's vectors.
+    """Train a codec on a sample of a table's vectors.
 
     Example: [bold]rqmoe train ./data docs --out codec/ --bytes 16 --metric cosine --minutes 5[/bold]
 
-    More bytes keep more of each vector; more minutes make better use of the bytes. The table is only read.
+    More bytes keep more of each vector. More minutes make better use of the bytes. The table is only read.
     On several GPUs: [bold]accelerate launch --multi_gpu --num_processes 4 -m rqmoe_store train ...[/bold]
     """
     from rqmoe_store.training.trainer import train as train_codec
@@ -301,22 +116,20 @@ def compress(
     codec: Annotated[Path, typer.Option("--codec", help="Folder written by `rqmoe train`.")],
     into: Annotated[str | None, typer.Option("--into", help="Name of the new table.")] = None,
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Compress the table itself; its vectors go.")
+        bool, typer.Option("--in-place", help="Compress the table itself, and remove its vectors.")
     ] = False,
     vector_column: VectorColumn = "vector",
     keep_vectors: Annotated[
         str, typer.Option(help=f"Keep the raw vectors as well: one of {', '.join(KEEP_VECTORS)}.")
     ] = "none",
-    key: Annotated[
-        str | None, typer.Option(help="A column that tells rows apart, for concurrent upserts.")
-    ] = None,
+    key: Annotated[str | None, typer.Option(help="Column with a unique key, for concurrent upserts.")] = None,
 ) -> None:
     """Copy a table with codes in place of its vectors, or compress it in place.
 
     Example: [bold]rqmoe compress ./data docs --codec codec/ --into docs_compressed[/bold]
 
-    The codec is stored in the database too. With --into the original is not changed; drop it once you are
-    content. With --in-place its vectors and older versions are gone afterwards, and what they took is free.
+    The codec is stored in the database as well. --into does not change the original; drop it once you are
+    content. --in-place removes its vectors and its older versions, and frees their space.
     """
     from rqmoe_store.codecs.base import load_codec
     from rqmoe_store.tables import compress as compress_table
@@ -334,14 +147,16 @@ def search(
     query: Annotated[
         str, typer.Option("--query", help="A JSON list of numbers, or the path of a .npy or .json file.")
     ],
-    where: Annotated[str | None, typer.Option(help="SQL condition; filters before the search.")] = None,
+    where: Annotated[str | None, typer.Option(help="SQL condition, applied before the search.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="Rows to return.")] = 10,
     select: Annotated[
-        str | None, typer.Option(help="Columns to return, separated by commas; default: all but vectors.")
+        str | None, typer.Option(help="Columns to return, separated by commas. Default: all but vectors.")
     ] = None,
-    nprobes: Annotated[int | None, typer.Option(help="Partitions to search; more find more.")] = None,
+    nprobes: Annotated[
+        int | None, typer.Option(help="Partitions to search. More partitions find more.")
+    ] = None,
     refine_factor: Annotated[
-        int | None, typer.Option(help="Order this times --limit rows by their kept vectors.")
+        int | None, typer.Option(help="Reorder this many times --limit rows by their kept vectors.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row.")] = False,
 ) -> None:
@@ -349,7 +164,7 @@ def search(
 
     Example: [bold]rqmoe search ./data docs_compressed --query query.npy --where "lang = 'en'" -n 5[/bold]
 
-    A file may hold several queries, one per row; hits then say which query they belong to.
+    A file may hold several queries, one per row. Each hit then names its query.
     """
     from rqmoe_store.tables import open_table
 
@@ -371,16 +186,19 @@ def tune(
     database: Database,
     table: TableName,
     queries: Annotated[
-        str | None, typer.Option("--queries", help="Vectors like those searched for: a .npy or .json file.")
+        str | None, typer.Option("--queries", help="Typical query vectors: a .npy or .json file.")
     ] = None,
-    target_recall: Annotated[float, typer.Option(help="Share of the nearest rows to find, to 1.")] = 0.95,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="How many nearest rows.")] = 10,
+    target_recall: Annotated[
+        float, typer.Option(help="Share of the nearest rows to find, at most 1.")
+    ] = 0.95,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="Number of nearest rows.")] = 10,
 ) -> None:
-    """Choose how far searches of a table look, and keep the choice with the table.
+    """Choose the search parameters of a table, and store them with it.
 
     Example: [bold]rqmoe tune ./data docs_compressed --queries queries.npy --target-recall 0.95[/bold]
 
-    Without queries, rows of the table stand in for them; real ones are better. Every row is decoded once.
+    Chooses the fastest parameters that reach the target recall. Without --queries, rows of the table serve as
+    queries; real queries are better. Every row is decoded once.
     """
     from rqmoe_store.tables import open_table
 
@@ -391,7 +209,7 @@ def tune(
 
 @app.command()
 def stats(database: Database, table: TableName) -> None:
-    """Show what a compressed table costs and how good its codes are.
+    """Show the size of a compressed table and the quality of its codes.
 
     Example: [bold]rqmoe stats ./data docs_compressed[/bold]
     """
@@ -400,33 +218,216 @@ def stats(database: Database, table: TableName) -> None:
     typer.echo(str(open_table(connect(database), table).stats()))
 
 
-app.command()(ingest)
-app.command()(optimize)
-app.command()(health)
-app.command()(verify)
-app.command()(export)
-bench_app.command("search")(bench_search)
-bench_app.command("ingest")(bench_ingest)
-bench_app.command("rows")(bench_rows)
-app.add_typer(bench_app, name="bench")
+@app.command()
+def ingest(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Path or URI of a file or folder (Parquet, Arrow, CSV, JSON, ORC), of a .npy file, or of a "
+            "LanceDB table's .lance folder; a pattern such as 'rows/*.parquet'; or several of these.",
+        ),
+    ],
+    database: Database,
+    table: TableName,
+    codec: Annotated[
+        Path | None, typer.Option("--codec", help="Folder of a codec, to create the table with if needed.")
+    ] = None,
+    vector_column: Annotated[
+        str | None, typer.Option(help="Column of the source with the vectors. Default: as in the table.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Other columns to ingest, separated by commas. Default: all.")
+    ] = None,
+    metadata: Annotated[
+        str | None, typer.Option(help="File with the other columns, if the source is a .npy file.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Keep vectors raw. `rqmoe optimize` encodes them later.")
+    ] = False,
+    keep_vectors: Annotated[
+        str,
+        typer.Option(help=f"Keep raw vectors in a new table as well: one of {', '.join(KEEP_VECTORS)}."),
+    ] = "none",
+    on_bad_rows: Annotated[
+        str, typer.Option(help="quarantine: put bad rows in TABLE_quarantine; error: stop at the first.")
+    ] = "quarantine",
+    commit_rows: Annotated[int | None, typer.Option(help="Most rows of the source per commit.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Ingest all rows, even those that are already in the table.")
+    ] = False,
+    storage_options: Annotated[
+        list[str] | None,
+        typer.Option("--storage-option", help="KEY=VALUE for a source in a bucket. Repeat as needed."),
+    ] = None,
+) -> None:
+    """Add the rows of a source to a compressed table, each of them once.
+
+    Example: [bold]rqmoe ingest ./parquet ./data docs --codec codec/[/bold]
+
+    After an interruption at any moment, the same command continues where it stopped. Run again later, it adds
+    what is new, such as new files in a folder.
+    """
+    from rqmoe_store.ingestion.job import ingest as ingest_source
+
+    if on_bad_rows not in ("quarantine", "error"):
+        raise InvalidInputError(f"Got --on-bad-rows {on_bad_rows!r}; expected 'quarantine' or 'error'.")
+    settings: dict[str, Any] = {"on_bad_rows": on_bad_rows, "keep_vectors": keep_vectors}
+    if commit_rows is not None:
+        settings["commit_rows"] = commit_rows
+    try:
+        report = ingest_source(
+            source if len(source) > 1 else source[0],
+            (connect(database), table),
+            codec=codec,
+            vector_column=vector_column,
+            columns=None if columns is None else names_in(columns),
+            metadata=metadata,
+            encode=False if raw else None,
+            resume=not again,
+            storage_options=_parse_options(storage_options or []),
+            **settings,
+        )
+    except KeyboardInterrupt as interruption:
+        typer.echo("Interrupted. What is committed stays; the same command goes on from there.", err=True)
+        raise typer.Exit(130) from interruption
+    typer.echo(str(report))
+
+
+def _parse_options(pairs: list[str]) -> dict[str, str] | None:
+    for pair in pairs:
+        if "=" not in pair:
+            raise InvalidInputError(f"Got --storage-option {pair!r}; expected KEY=VALUE.")
+    return dict(pair.split("=", 1) for pair in pairs) or None
+
+
+@app.command()
+def optimize(
+    database: Database,
+    table: TableName,
+    train_from: Annotated[
+        int | None,
+        typer.Option(help="Train a codec if the table has none and at least this many rows. 0: never."),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for that training. Default: 30 epochs.")] = None,
+    cleanup_days: Annotated[
+        float | None,
+        typer.Option(help="Remove versions older than this. 0 frees space at once. Default: 7."),
+    ] = None,
+) -> None:
+    """Encode rows that are raw or have codes of an older codec, merge small files, and clean up.
+
+    Example: [bold]rqmoe optimize ./data docs --cleanup-days 0[/bold]
+
+    It can be interrupted at any time and run again. With --cleanup-days 0 nobody else may write meanwhile.
+    """
+    from rqmoe_store.config import TrainConfig
+    from rqmoe_store.lifecycle import ROWS_TO_TRAIN
+    from rqmoe_store.tables import open_table
+
+    report = open_table(connect(database), table).optimize(
+        training=TrainConfig(max_minutes=minutes),
+        train_from=ROWS_TO_TRAIN if train_from is None else train_from or None,
+        cleanup_older_than=None if cleanup_days is None else datetime.timedelta(days=cleanup_days),
+    )
+    typer.echo(str(report))
+
+
+@app.command()
+def health(database: Database, table: TableName) -> None:
+    """Check whether the codec of a table still fits the rows that are added.
+
+    Example: [bold]rqmoe health ./data docs[/bold]
+
+    Exits with 1 when the table should be retrained.
+    """
+    from rqmoe_store.tables import open_table
+
+    report = open_table(connect(database), table).health()
+    typer.echo(str(report))
+    if report.needs_retraining:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    database: Database,
+    table: TableName,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Read a whole table and report what is wrong with it, however damaged it is.
+
+    Example: [bold]rqmoe verify ./data docs_compressed[/bold]
+
+    Changes nothing. Exits with 1 when there are problems. Advice and orphaned files are not problems.
+    """
+    from rqmoe_store.verification.run import verify as verify_table
+
+    report = verify_table(connect(database), table, progress=not as_json)
+    typer.echo(json.dumps(report.to_dict()) if as_json else str(report))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    database: Database,
+    table: TableName,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write.")],
+    format: Annotated[str, typer.Option(help="One of parquet, npy, codes.")] = "parquet",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write a table to files that other programs can read.
+
+    Example: [bold]rqmoe export ./data docs_compressed docs.parquet[/bold]
+
+    [bold]parquet[/bold]: your columns and decoded vectors, in OUT, a .parquet file or a folder of files.
+    [bold]npy[/bold]: vectors in OUT, a .npy file, and your columns in a .parquet file beside it.
+    [bold]codes[/bold]: your columns and codes in OUT/rows, the codecs beside it; readable without LanceDB.
+    """
+    from rqmoe_store.tables import open_table
+
+    choices: dict[str, Any] = {"format": format, "overwrite": overwrite}
+    typer.echo(str(open_table(connect(database), table).export(out, **choices)))
 
 
 @app.command()
 def demo(
-    directory: Annotated[Path, typer.Option(help="Where the database goes; replaced on every run.")] = Path(
+    directory: Annotated[Path, typer.Option(help="Folder for the database. Every run replaces it.")] = Path(
         "rqmoe-demo"
     ),
-    cache_dir: Annotated[
-        Path, typer.Option(help="Where embeddings are kept, so that a second run is quick.")
-    ] = Path("~/.cache/rqmoe_store"),
-    minutes: Annotated[float, typer.Option(help="Time for training, at most 3.")] = 1.5,
+    cache_dir: Annotated[Path, typer.Option(help="Folder that caches embeddings for later runs.")] = Path(
+        "~/.cache/rqmoe_store"
+    ),
+    minutes: Annotated[float, typer.Option(help="Training time, at most 3.")] = 1.5,
 ) -> None:
-    """Run everything on real text: docstrings of Python's library and of your installed packages.
+    """Run all steps on real text: docstrings of Python's library and of your installed packages.
 
     Collects over 10,000 docstrings, embeds them with a sentence model, trains, compresses, drops the
-    raw vectors, answers three questions and measures it all. Needs the extra:
+    raw vectors, answers three questions, and measures all of it. Needs the extra:
     [bold]pip install "rqmoe-store\\[demo]"[/bold]
     """
     from rqmoe_store.demo.run import DemoSettings, run
 
     run(DemoSettings(directory=directory, cache_dir=cache_dir, minutes=minutes), Console())
+
+
+def connect(database: str) -> "DBConnection":
+    """Connect to a database that exists. LanceDB would create the folder if its name was mistyped."""
+    import lancedb
+
+    if "://" not in database and not Path(database).expanduser().is_dir():
+        raise TableError(f"There is no folder {database!r}; expected the folder of a LanceDB database.")
+    return lancedb.connect(database if "://" in database else Path(database).expanduser())
+
+
+def open_existing(database: "DBConnection", name: str) -> Any:
+    """Open a table of any kind. Raises TableError, with the names of all tables, if it does not exist."""
+    from rqmoe_store.store.databases import open_if_exists, require_table_name
+
+    require_table_name(name)
+    table = open_if_exists(database, name)
+    if table is None:
+        tables = ", ".join(sorted(database.list_tables().tables)) or "none"
+        raise TableError(f"There is no table {name!r} in this database; it has: {tables}.")
+    return table

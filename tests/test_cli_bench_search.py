@@ -49,7 +49,7 @@ def test_prints_writes_and_draws(data, monkeypatch) -> None:
     assert run.exit_code == 0, run.output
     for heading in ("Search", "Cost", "of exhaustive", "queries/s", "resident"):
         assert heading in run.stdout
-    assert "600 vectors; dimension 16; 20 queries; metric l2." in run.stdout
+    assert "600 vectors of dimension 16; 20 queries; metric l2." in run.stdout
     assert "lancedb-ivf-pq, 4 bytes: indexed in" in run.stderr
     written = json.loads((data / "out.json").read_text())
     assert written["command"] == "rqmoe bench search --queries 'my queries.npy'"
@@ -66,14 +66,14 @@ def test_a_table_is_read_cut_and_trained_on(data) -> None:
     arguments += ["--systems", "ours", "--timed-queries", 5, "--shortlists", "10,20"]
     run = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert run.exit_code == 0, run.output
-    assert "560 vectors (of 600); dimension 16" in run.stdout
+    assert "560 vectors (of 600) of dimension 16" in run.stdout
 
 
 @pytest.mark.slow  # tests/evaluation/test_search_synthetic.py opens a table in another process as well
 def test_random_codes_alone(data) -> None:
     run = search(data, "--synthetic", "500,400", "--json", data / "out.json")
     assert run.exit_code == 0, run.output
-    assert "Random codes; dimension 16; 20 queries" in run.stdout
+    assert "Random codes of dimension 16; 20 queries" in run.stdout
     assert "Scaling" in run.stdout and "Cost" not in run.stdout
     assert "rq, 4 bytes, 500 rows, nprobes 2" in run.stderr
     written = json.loads((data / "out.json").read_text())["synthetic"]

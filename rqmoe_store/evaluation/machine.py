@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
 import torch
 
 from rqmoe_store import __version__
@@ -22,6 +21,8 @@ from rqmoe_store.errors import RQMoEError
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, memory, GPU if it is used, and versions, as JSON-ready values."""
+    import psutil  # of the extra `bench`
+
     return {
         "cpu": _cpu_name(),
         "logical_cores": os.cpu_count(),
@@ -61,6 +62,8 @@ def resident_bytes() -> int:
 
     The system drops those when it needs the room, so reading a large memory-mapped file costs nothing.
     """
+    import psutil  # of the extra `bench`
+
     info = psutil.Process().memory_info()
     return int(info.rss - getattr(info, "shared", 0))
 
