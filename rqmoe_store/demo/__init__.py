@@ -1,1 +1,1 @@
-"""A complete run on real text: collect, embed, train, compress, search, measure."""
+"""Demo: a complete run on real text: collect, embed, train, compress, search, measure."""

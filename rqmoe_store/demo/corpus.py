@@ -1,6 +1,6 @@
-"""Real text that every machine has: the docstrings of Python's library and of installed packages.
+"""Demo corpus: docstrings of Python's library and of installed packages, text that every machine has.
 
-Files are parsed, never imported, so collecting them runs none of their code.
+Files are parsed, never imported, so none of their code runs.
 """
 
 import ast
@@ -33,13 +33,13 @@ class Document:
 
 
 def collect(roots: Iterable[Path] | None = None, *, limit: int = DEFAULT_LIMIT) -> list[Document]:
-    """Distinct docstrings under `roots`, at most `limit`, the same ones in the same order every time.
+    """Collect distinct docstrings under `roots`, at most `limit`, in the same order every time.
 
     Args:
-        roots: folders of Python packages, the standard library and site-packages by default. Roots
-            come one after another; within a root, files are ordered by a hash of their path, so that
-            a limited collection draws from all packages.
-        limit: texts at most; files beyond them are not read.
+        roots: folders of Python packages, one after another; by default the standard library and
+            site-packages. Within a root, files are ordered by a hash of their path, so that a limited
+            collection draws from all packages.
+        limit: most texts to collect; no further files are read.
     """
     found: dict[str, Document] = {}
     for root in default_roots() if roots is None else roots:
@@ -58,7 +58,7 @@ def default_roots() -> list[Path]:
 
 
 def read_documents(root: Path, path: Path) -> Iterator[Document]:
-    """The usable docstrings of one file, in the order they stand in it."""
+    """The usable docstrings of one file, in their order."""
     relative = path.relative_to(root).with_suffix("")
     parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
     tree = _parse(path)
@@ -78,14 +78,14 @@ def _python_files(root: Path) -> list[Path]:
 
 
 def _parse(path: Path) -> ast.Module | None:
-    """The file's syntax tree, or None: templates and files for other Pythons do not parse."""
+    """The file's syntax tree; None if it does not parse, as templates and files for other Pythons."""
     try:
         source = path.read_bytes()
     except OSError:  # a broken link, or a file that only its owner may read
         return None
     try:
         with warnings.catch_warnings():
-            # Someone else's file with an invalid escape is no concern of whoever runs the demo.
+            # Invalid escapes in other people's files do not concern the user of the demo.
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             return ast.parse(source)
@@ -102,7 +102,7 @@ def _definitions(node: _Documented, name: str) -> Iterator[tuple[str, _Documente
 
 
 def _summary(docstring: str | None) -> str:
-    """First paragraph on one line, cut at a word when it is long."""
+    """The first paragraph on one line, cut at a word if it is long."""
     paragraph = inspect.cleandoc(docstring or "").partition("\n\n")[0]
     text = " ".join(paragraph.encode("utf-8", "ignore").decode().split())
     if len(text) <= MAX_CHARACTERS:

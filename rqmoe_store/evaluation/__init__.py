@@ -1,1 +1,1 @@
-"""How good a codec is: recall, distortion and comparison on the user's own data."""
+"""Evaluation: recall, distortion, and benchmarks of codecs, searches, ingestion and row operations."""

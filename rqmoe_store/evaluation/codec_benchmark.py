@@ -1,15 +1,6 @@
-"""Codecs side by side on one set of vectors: distortion, recall, time and memory.
+"""Benchmark of codecs on one set of vectors: distortion, recall, time, memory, and the Gaussian bound.
 
-Shape suffixes: N vectors, Q queries, D vector dimension.
-
-Shape suffixes: N vectors, D vector dimension, C coordinates with variance.
-
-The rate-distortion function of a Gaussian, by reverse water-filling over the principal variances
-(Cover and Thomas, "Elements of Information Theory", theorem 10.3.3): coordinates above a level share
-the bits so that each keeps an error equal to the level, the others get no bits and keep their variance.
-Among all sources of one covariance the Gaussian is the hardest, so for real vectors this is an upper
-bound on the distortion achievable with blocks of unbounded length; vectors with structure, such as
-clusters, can be coded better than it.
+Shape suffixes: N vectors, Q queries, D vector dimension, B vectors of a block, C coordinates with variance.
 """
 
 import contextlib
@@ -20,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
 from rqmoe_store.codecs.device import select_device
+from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_measurement import (
-    NEIGHBOURS,
+    NEIGHBORS,
     Workbench,
     cyclic_file,
     measure_matmul_rate,
@@ -38,85 +29,34 @@ from rqmoe_store.evaluation.codec_measurement import (
     require_disk,
 )
 from rqmoe_store.evaluation.codec_results import BenchmarkReport, GaussianBound
-from rqmoe_store.evaluation.contenders import REFERENCE, Contender, OwnCodec, check_names, plan
+from rqmoe_store.evaluation.contenders import REFERENCE, Contender, OwnCodec, check_names, plan_contenders
 from rqmoe_store.evaluation.machine import describe_machine
 
-Float64Array = npt.NDArray[np.float64]
+RATE = "float32_multiply_adds_per_second"
+"""Entry of the machine's description: speed of a large matrix product."""
 
 _BLOCK_ROWS = 8192
-
-
-def principal_variances(vectors_ND: Float32Array) -> Float64Array:
-    """Variances (D,), float64, descending, along the principal directions of at least one vector.
-
-    They sum to the mean squared distance of the vectors to their mean.
-    """
-    dim = vectors_ND.shape[1]
-    mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
-    covariance_DD = np.zeros((dim, dim))
-    for start in range(0, len(vectors_ND), _BLOCK_ROWS):
-        centered_BD = vectors_ND[start : start + _BLOCK_ROWS] - mean_D
-        covariance_DD += centered_BD.T @ centered_BD
-    # A direction without variance may come out slightly negative.
-    return np.asarray(np.linalg.eigvalsh(covariance_DD / len(vectors_ND))[::-1].clip(min=0))
-
-
-def water_level(variances_D: Float64Array, bits: float) -> float:
-    """The error that every coordinate with bits is left with, when `bits` are spent in the best way.
-
-    Args:
-        variances_D: at least one, none of them negative.
-        bits: per vector, at least 0.
-
-    Raises:
-        InvalidInputError: negative variances or bits.
-    """
-    if bits < 0 or len(variances_D) == 0 or not np.all(variances_D >= 0):
-        raise InvalidInputError(f"Got bits={bits} and variances {variances_D}; expected none below 0.")
-    variances_C = np.sort(variances_D[variances_D > 0])[::-1]
-    if len(variances_C) == 0:
-        return 0.0
-    log_C = np.log2(variances_C)
-    counts_C = np.arange(1, len(log_C) + 1)
-    # What it takes to push the first k coordinates down to the variance of the k-th. It grows with k,
-    # so as many coordinates get bits as there are such costs within the budget.
-    cost_C = (np.cumsum(log_C) - counts_C * log_C) / 2
-    active = int(np.count_nonzero(cost_C <= bits))
-    return float(2 ** ((log_C[:active].sum() - 2 * bits) / active))
-
-
-def gaussian_distortion(variances_D: Float64Array, bits: float) -> float:
-    """Mean squared error norm of the best code of `bits` per vector for a Gaussian of these variances.
-
-    Raises:
-        InvalidInputError: negative variances or bits.
-    """
-    return math.fsum(np.minimum(variances_D, water_level(variances_D, bits)))
-
-
-RATE = "float32_multiply_adds_per_second"
-"""Entry of the machine's description: what a large matrix product reaches."""
 
 _WITHOUT_PARTITIONS, _TRAINING = CodecConfig(num_partitions=0), TrainConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
-    """What to compare, and how."""
+    """Codecs to compare, and how to train and measure them."""
 
     codecs: tuple[str, ...] = ("rq", "rqmoe")
-    """Kinds of our codecs, names of FAISS peers, and folders of codecs already trained. Plain "rq" is
-    measured in any case: errors are given relative to its."""
+    """Kinds of our codecs, names of FAISS codecs, and folders of trained codecs. Plain "rq" is always
+    measured, because errors are relative to its error."""
     code_bytes: tuple[int, ...] = (8, 16)
-    """Sizes to train; a codec from a folder has its own."""
+    """Sizes to train. A codec from a folder has its own."""
     config: CodecConfig = _WITHOUT_PARTITIONS
-    """Every other setting of our codecs. Without partitions, bytes are compared with bytes."""
+    """All other settings of our codecs. Without partitions, codes of all codecs have the same size."""
     training: TrainConfig = _TRAINING
-    """How each of our codecs is trained."""
+    """How to train each of our codecs."""
     held_out: int = 5_000
-    """Last vectors, kept from training."""
+    """Vectors at the end that are held out of training."""
     save: Path | None = None
-    """Folder for what is trained: `{kind}-{bytes}` in it."""
+    """Folder to save trained codecs in, as `{kind}-{bytes}`."""
     scaling: tuple[int, ...] = ()
     """Numbers of vectors that our codecs also encode from a file."""
 
@@ -146,29 +86,29 @@ def benchmark_codecs(
     console: Console | None = None,
     on_done: Callable[[BenchmarkReport], None] = lambda report: None,
 ) -> BenchmarkReport:
-    """Train every codec at every size and measure it.
+    """Train every codec at every size, and measure it.
 
-    The last `held_out` vectors take no part in training, not even to choose the best weights; errors are
-    measured on them. Recall is that of exhaustive search over the reconstructions of all vectors, and of
-    the held-out ones alone, against exhaustive search over the vectors themselves.
+    Training does not see the last `held_out` vectors, not even to choose the best weights. Errors are
+    measured on them. Recall compares exhaustive search over reconstructions, of all vectors and of the
+    held-out ones alone, with exhaustive search over the vectors themselves.
 
     Args:
         vectors: (N, D).
         queries: (Q, D).
-        settings: what to compare.
-        console: where progress is shown; None for standard error.
-        on_done: called with everything found so far whenever a codec has been measured.
+        settings: codecs to compare, and how.
+        console: console for progress. None means standard error.
+        on_done: called with all results so far whenever a codec has been measured.
 
     Raises:
-        InvalidInputError: unusable vectors or queries, too few of them to hold `held_out` out, or settings
-            that do not fit them. Nothing has been trained by then.
-        ArtifactError: a folder without a readable codec.
-        RQMoEError: a peer is wanted but FAISS is not installed.
+        InvalidInputError: vectors or queries are unusable, there are too few to hold out `held_out`, or the
+            settings do not fit them. Nothing has been trained by then.
+        ArtifactError: a folder has no readable codec.
+        RQMoEError: FAISS is needed and not installed.
     """
     console = console or Console(stderr=True)
     vectors_ND, queries_QD = _checked(vectors, queries, settings)
     dim = vectors_ND.shape[1]
-    contenders = plan(
+    contenders = plan_contenders(
         settings.codecs,
         settings.code_bytes,
         config=settings.config,
@@ -211,10 +151,10 @@ def _checked(vectors: Any, queries: Any, settings: BenchmarkSettings) -> tuple[F
         raise InvalidInputError(f"Queries: {error}") from error
     if len(queries_QD) == 0:
         raise InvalidInputError("Got no queries; expected at least one.")
-    if not NEIGHBOURS <= held_out <= len(vectors_ND) - NEIGHBOURS:
+    if not NEIGHBORS <= held_out <= len(vectors_ND) - NEIGHBORS:
         raise InvalidInputError(
             f"Got {len(vectors_ND)} vectors to hold {held_out} out of; expected at least "
-            f"{NEIGHBOURS} on either side. Give more vectors or change the number held out."
+            f"{NEIGHBORS} on either side. Give more vectors or change the number held out."
         )
     return vectors_ND, queries_QD
 
@@ -226,8 +166,8 @@ def _measure(
     settings: BenchmarkSettings,
     many_ND: Float32Array | None,
 ) -> None:
-    """Add everything about one codec to the report."""
-    # Plain RQ is the first of every size.
+    """Measure one codec, and add the results to the report."""
+    # Plain RQ is the first codec of every size.
     reference = [result for result in report.results if result.code_bytes == contender.code_bytes][:1]
     codec, result = workbench.measure(
         contender, reference_mse=reference[0].mse if reference else None, save=settings.save
@@ -244,7 +184,62 @@ def _measure(
 
 
 def _bound(variances_D: Any, report: BenchmarkReport) -> GaussianBound:
-    """The bound at the bytes of the newest result, which is plain RQ's."""
+    """The Gaussian bound at the size of the newest result, which is that of plain RQ."""
     plain = report.results[-1]
     mse = gaussian_distortion(variances_D, 8 * plain.code_bytes)
     return GaussianBound(code_bytes=plain.code_bytes, mse=mse, relative_to_rq=relative_error(mse, plain.mse))
+
+
+def principal_variances(vectors_ND: Float32Array) -> Float64Array:
+    """Variances (D,), float64, descending, along the principal directions of at least one vector.
+
+    They sum to the mean squared distance of the vectors to their mean.
+    """
+    dim = vectors_ND.shape[1]
+    mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
+    covariance_DD = np.zeros((dim, dim))
+    for start in range(0, len(vectors_ND), _BLOCK_ROWS):
+        centered_BD = vectors_ND[start : start + _BLOCK_ROWS] - mean_D
+        covariance_DD += centered_BD.T @ centered_BD
+    # Rounding may make the variance of a direction without any slightly negative.
+    return np.asarray(np.linalg.eigvalsh(covariance_DD / len(vectors_ND))[::-1].clip(min=0))
+
+
+def water_level(variances_D: Float64Array, bits: float) -> float:
+    """The error of every coordinate that gets bits, when `bits` per vector are spent in the best way.
+
+    Args:
+        variances_D: at least one, none of them negative.
+        bits: per vector, at least 0.
+
+    Raises:
+        InvalidInputError: variances or bits are negative.
+    """
+    if bits < 0 or len(variances_D) == 0 or not np.all(variances_D >= 0):
+        raise InvalidInputError(f"Got bits={bits} and variances {variances_D}; expected none below 0.")
+    variances_C = np.sort(variances_D[variances_D > 0])[::-1]
+    if len(variances_C) == 0:
+        return 0.0
+    log_C = np.log2(variances_C)
+    counts_C = np.arange(1, len(log_C) + 1)
+    # Bits that lower the first k coordinates to the variance of the k-th. They grow with k, so the largest k
+    # within the budget is the number of coordinates that get bits.
+    cost_C = (np.cumsum(log_C) - counts_C * log_C) / 2
+    active = int(np.count_nonzero(cost_C <= bits))
+    return float(2 ** ((log_C[:active].sum() - 2 * bits) / active))
+
+
+def gaussian_distortion(variances_D: Float64Array, bits: float) -> float:
+    """Mean squared error of the best code of `bits` per vector for a Gaussian with these variances.
+
+    This is the rate-distortion function, by reverse water-filling over the principal variances (Cover and
+    Thomas, "Elements of Information Theory", theorem 10.3.3). Coordinates above a level share the bits, so
+    that the error of each equals the level. The others get no bits, and their variance is their error. Among
+    all sources of one covariance the Gaussian is the hardest. For real vectors this is therefore an upper
+    bound on the distortion achievable with blocks of unbounded length. Vectors with structure, such as
+    clusters, can be coded better.
+
+    Raises:
+        InvalidInputError: variances or bits are negative.
+    """
+    return math.fsum(np.minimum(variances_D, water_level(variances_D, bits)))

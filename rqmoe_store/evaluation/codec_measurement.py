@@ -1,13 +1,6 @@
-"""Measuring one codec: distortion, recall, speed, scaling, and what its short cuts save.
+"""Measurement of one codec: distortion, recall, speed of each way to encode and decode, and scaling.
 
-Shape suffixes: N vectors, Q queries, D vector dimension, K neighbors, B vectors of a block.
-
-Shape suffixes: N vectors, D vector dimension.
-
-Every way to encode or decode is one row, timed in the same run as the default it is compared with.
-Another way is one more entry of `_decoders` or `_encoders`.
-
-Shape suffixes: N vectors, D vector dimension, B rows of a block.
+Shape suffixes: N vectors, Q queries, D vector dimension, K neighbors.
 """
 
 import contextlib
@@ -30,42 +23,171 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Metric
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_results import CodecResult, Recalls, ScalingRow, SpeedRow
-from rqmoe_store.evaluation.contenders import Contender, MeasuredCodec, cyclic, time_codec, timed
+from rqmoe_store.evaluation.contenders import Contender, MeasuredCodec, cyclic, time_call, time_codec
 from rqmoe_store.evaluation.machine import PeakMemory
 from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k, one_recall_at
 
+NEIGHBORS = 100
+"""Nearest vectors per query. A search needs at least so many vectors."""
+
+_BLOCK_ROWS = 4096
+
+_COPIED_ROWS = 8192
+
 _MANY = 4096
 _FEW = 256
-"""Vectors that slow encoders are timed on, and that all errors are measured on."""
+"""Vectors that slow encoders are timed on, and that errors are measured on."""
 
 _WARM_UP = 64
 _CPU_SIZE, _GPU_SIZE = 2048, 8192
 
 
 @dataclasses.dataclass(frozen=True)
+class _Trained:
+    """A codec, and what it took to train it and to encode and decode all vectors."""
+
+    codec: MeasuredCodec
+    seconds: float
+    growth_bytes: int
+    cuda_growth_bytes: int | None
+
+
+class Workbench:
+    """What all measurements share: the vectors, their true neighbors, and memory for reconstructions."""
+
+    def __init__(
+        self,
+        vectors_ND: Float32Array,
+        queries_QD: Float32Array,
+        *,
+        held_out: int,
+        metric: Metric,
+        console: Console,
+    ) -> None:
+        self.vectors_ND, self.queries_QD, self.metric = vectors_ND, queries_QD, metric
+        self.training_ND, self.held_out_ND = vectors_ND[:-held_out], vectors_ND[-held_out:]
+        self._console = console
+        self._truth_QK = self._neighbors(vectors_ND)
+        self._unseen_truth_QK = self._neighbors(self.held_out_ND)
+        # Written to here, so that it does not count as memory of the first codec.
+        self._decoded_ND = np.full_like(vectors_ND, np.nan)
+
+    def measure(
+        self, contender: Contender, *, reference_mse: float | None, save: Path | None
+    ) -> tuple[MeasuredCodec, CodecResult]:
+        """Train the codec, unless it is loaded, and measure it.
+
+        Args:
+            contender: the codec.
+            reference_mse: error of plain RQ at the same size; None for plain RQ itself.
+            save: folder to save the codec in, if it was trained.
+        """
+        made = self._train_and_decode(contender)
+        if save is not None and contender.is_trained:
+            made.codec.save(save / f"{contender.name}-{contender.code_bytes}")
+        with self.stage(f"searching {contender}"):
+            recall = self._recalls(self._decoded_ND, self._truth_QK)
+            unseen_ND = self._decoded_ND[-len(self.held_out_ND) :]
+            unseen_recall = self._recalls(unseen_ND, self._unseen_truth_QK)
+        with self.stage(f"timing {contender}"):
+            encoding, decoding = time_codec(made.codec, self.held_out_ND)
+        mse = mean_squared_error(self.held_out_ND, unseen_ND)
+        return made.codec, CodecResult(
+            codec=contender.name,
+            code_bytes=contender.code_bytes,
+            settings=made.codec.settings,
+            training_seconds=made.seconds if contender.is_trained else None,
+            epochs=made.codec.epochs,
+            mse=mse,
+            relative_to_rq=relative_error(mse, mse if reference_mse is None else reference_mse),
+            recall=recall,
+            unseen_recall=unseen_recall,
+            encode_microseconds=encoding,
+            decode_microseconds=decoding,
+            artifact_bytes=made.codec.artifact_bytes,
+            peak_memory_bytes=made.growth_bytes,
+            peak_cuda_bytes=made.cuda_growth_bytes,
+        )
+
+    def _train_and_decode(self, contender: Contender) -> _Trained:
+        """Train the codec, then fill `_decoded_ND` with its reconstructions."""
+        if contender.is_trained:
+            self._console.print(f"Training {contender}", highlight=False)
+        with PeakMemory(contender.device) as memory:
+            started = time.perf_counter()
+            codec = contender.prepare(self.training_ND)
+            seconds = time.perf_counter() - started
+            with self.stage(f"encoding and decoding {contender}") as show_share:
+                for start in range(0, len(self.vectors_ND), _BLOCK_ROWS):
+                    block = slice(start, start + _BLOCK_ROWS)
+                    self._decoded_ND[block] = codec.decode(codec.encode(self.vectors_ND[block]))
+                    show_share(start / len(self.vectors_ND))
+        return _Trained(codec, seconds, memory.growth_bytes, memory.cuda_growth_bytes)
+
+    def _neighbors(self, vectors_ND: Float32Array) -> Indices:
+        return exact_neighbors(self.queries_QD, vectors_ND, NEIGHBORS, metric=self.metric)[0]
+
+    def _recalls(self, decoded_ND: Float32Array, truth_QK: Indices) -> Recalls:
+        found_QK = self._neighbors(decoded_ND)
+        return Recalls(
+            one_recall_1=one_recall_at(found_QK, truth_QK, 1),
+            one_recall_10=one_recall_at(found_QK, truth_QK, 10),
+            one_recall_100=one_recall_at(found_QK, truth_QK, 100),
+            ten_recall_10=k_recall_at_k(found_QK, truth_QK, 10),
+        )
+
+    @contextlib.contextmanager
+    def stage(self, description: str) -> Iterator[Callable[[float], None]]:
+        """Show the current stage on a terminal; yields a function that shows the share done (0 to 1)."""
+        # Drawn on updates only: a thread that draws would disturb what is being timed.
+        columns = (TextColumn("{task.description}"), BarColumn())
+        shown = self._console.is_terminal
+        with Progress(
+            *columns, console=self._console, transient=True, auto_refresh=False, disable=not shown
+        ) as progress:
+            task = progress.add_task(description, total=1.0)
+            progress.refresh()
+            yield lambda share: progress.update(task, completed=share, refresh=True)
+
+
+def mean_squared_error(vectors_ND: Float32Array, decoded_ND: Float32Array) -> float:
+    """Mean of ||x - x_hat||^2."""
+    return float(np.square(vectors_ND - decoded_ND).sum(axis=1, dtype=np.float64).mean())
+
+
+def relative_error(error: float, reference: float) -> float | None:
+    """The error as a multiple of the reference; None if the reference is 0."""
+    return error / reference if reference else None
+
+
+@dataclasses.dataclass(frozen=True)
 class _Form:
-    """A way to do the work; the first of a list is the default."""
+    """A way to encode or decode; the first of a list is the default."""
 
     name: str
     run: Callable[[Any], Any]
     vectors: int
+    """Vectors that it is timed on."""
     counted: bool = False
-    """Whether `decode_multiply_adds` describes it."""
+    """Whether `decode_multiply_adds` counts its work."""
 
 
 def measure_speed(codec: Codec, name: str, held_out_ND: Float32Array, matmul_rate: float) -> list[SpeedRow]:
-    """Rows for every way to decode and encode.
+    """Time every way to encode and decode, each against the default in the same run.
+
+    To add a way, add an entry to `_encoders` or `_decoders`.
 
     Args:
-        name: what to call the codec.
-        held_out_ND: at least one vector; errors are those over the first 256.
-        matmul_rate: from `measure_matmul_rate`, on the codec's device.
+        codec: the codec.
+        name: its name in the report.
+        held_out_ND: at least one vector; errors are over the first 256.
+        matmul_rate: what `measure_matmul_rate` returned for the codec's device.
     """
     few_ND = held_out_ND[:_FEW]
     multiply_adds = decode_multiply_adds(codec.config, codec.dim)
     rows, codes = [], None
     for form, seconds, ratio, encoded in _compare(_encoders(codec), cyclic(held_out_ND, _MANY)):
-        codes = encoded if codes is None else codes  # the default's
+        codes = encoded if codes is None else codes  # those of the default
         decoded_ND = codec.decode(encoded[: len(few_ND)])
         rows.append(_row(codec, name, "encode", form, seconds, ratio, few_ND, decoded_ND))
     for form, seconds, ratio, decoded_ND in _compare(_decoders(codec), codes):
@@ -94,13 +216,12 @@ def _encoders(codec: Codec) -> list[_Form]:
 
 
 def _compare(forms: list[_Form], work: Any) -> Iterator[tuple[_Form, float, float, Any]]:
-    """Every form with its seconds per vector, how many times those of the default they are, and what it
-    makes of the first vectors of `work`."""
+    """Time every form; yields it, its seconds per vector, their ratio to the default's, and its result."""
     default_seconds = None
     for form in forms:
         part = work[: form.vectors]
         form.run(part[:_WARM_UP])
-        seconds, made = timed(lambda: form.run(part), least=1)  # noqa: B023
+        seconds, made = time_call(lambda: form.run(part), least=1)  # noqa: B023
         seconds /= form.vectors
         default_seconds = default_seconds or seconds
         yield form, seconds, seconds / default_seconds, made
@@ -128,15 +249,10 @@ def _row(
     )
 
 
-def mean_squared_error(vectors_ND: Float32Array, decoded_ND: Float32Array) -> float:
-    """Mean of ||x - x_hat||^2."""
-    return float(np.square(vectors_ND - decoded_ND).sum(axis=1, dtype=np.float64).mean())
-
-
 def decode_multiply_adds(config: CodecConfig, dim: int) -> int:
-    """Multiply-adds of decoding one vector in the default way, counted from shapes.
+    """Multiply-adds to decode one vector in the default way, counted from shapes.
 
-    Hidden units that are zero count as well, although decoding on a CPU skips them.
+    Hidden units that are zero count too, although decoding on a CPU skips them.
 
     With S expert steps, E conditioning width, N experts, L layers, H hidden and W network width,
     F = N * L * H + N first-layer features, D dimension and M steps:
@@ -173,130 +289,7 @@ def measure_matmul_rate(device: torch.device) -> float:
         return float((matrix @ matrix)[0, 0])
 
     multiply()
-    return size**3 / timed(multiply)[0]
-
-
-NEIGHBOURS = 100
-"""Nearest vectors looked at; no fewer can be searched."""
-
-_BLOCK_ROWS = 4096
-
-
-def relative_error(error: float, reference: float) -> float | None:
-    """The one as a multiple of the other; None where the other is 0."""
-    return error / reference if reference else None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Distortion:
-    """What training, encoding and decoding gave."""
-
-    codec: MeasuredCodec
-    seconds: float
-    growth_bytes: int
-    cuda_growth_bytes: int | None
-
-
-class Workbench:
-    """The vectors, their true neighbors, and room for reconstructions; the same for every codec."""
-
-    def __init__(
-        self,
-        vectors_ND: Float32Array,
-        queries_QD: Float32Array,
-        *,
-        held_out: int,
-        metric: Metric,
-        console: Console,
-    ) -> None:
-        self.vectors_ND, self.queries_QD, self.metric = vectors_ND, queries_QD, metric
-        self.training_ND, self.held_out_ND = vectors_ND[:-held_out], vectors_ND[-held_out:]
-        self._console = console
-        self._truth_QK = self._neighbors(vectors_ND)
-        self._unseen_truth_QK = self._neighbors(self.held_out_ND)
-        # Written to now, so that it does not count as memory of the first codec that fills it.
-        self._decoded_ND = np.full_like(vectors_ND, np.nan)
-
-    def measure(
-        self, contender: Contender, *, reference_mse: float | None, save: Path | None
-    ) -> tuple[MeasuredCodec, CodecResult]:
-        """Train (or take) a codec and measure it.
-
-        Args:
-            contender: the codec.
-            reference_mse: error of plain RQ at the same bytes; None for plain RQ itself.
-            save: folder to keep the codec in, if it was trained.
-        """
-        made = self._make(contender)
-        if save is not None and contender.is_trained:
-            made.codec.save(save / f"{contender.name}-{contender.code_bytes}")
-        with self.stage(f"searching {contender}"):
-            recall = self._recalls(self._decoded_ND, self._truth_QK)
-            unseen_ND = self._decoded_ND[-len(self.held_out_ND) :]
-            unseen_recall = self._recalls(unseen_ND, self._unseen_truth_QK)
-        with self.stage(f"timing {contender}"):
-            encoding, decoding = time_codec(made.codec, self.held_out_ND)
-        mse = mean_squared_error(self.held_out_ND, unseen_ND)
-        return made.codec, CodecResult(
-            codec=contender.name,
-            code_bytes=contender.code_bytes,
-            settings=made.codec.settings,
-            training_seconds=made.seconds if contender.is_trained else None,
-            epochs=made.codec.epochs,
-            mse=mse,
-            relative_to_rq=relative_error(mse, mse if reference_mse is None else reference_mse),
-            recall=recall,
-            unseen_recall=unseen_recall,
-            encode_microseconds=encoding,
-            decode_microseconds=decoding,
-            artifact_bytes=made.codec.artifact_bytes,
-            peak_memory_bytes=made.growth_bytes,
-            peak_cuda_bytes=made.cuda_growth_bytes,
-        )
-
-    def _make(self, contender: Contender) -> _Distortion:
-        """Train, then fill `_decoded_ND`."""
-        if contender.is_trained:
-            self._console.print(f"Training {contender}", highlight=False)
-        with PeakMemory(contender.device) as memory:
-            started = time.perf_counter()
-            codec = contender.prepare(self.training_ND)
-            seconds = time.perf_counter() - started
-            with self.stage(f"encoding and decoding {contender}") as show_share:
-                for start in range(0, len(self.vectors_ND), _BLOCK_ROWS):
-                    block = slice(start, start + _BLOCK_ROWS)
-                    self._decoded_ND[block] = codec.decode(codec.encode(self.vectors_ND[block]))
-                    show_share(start / len(self.vectors_ND))
-        return _Distortion(codec, seconds, memory.growth_bytes, memory.cuda_growth_bytes)
-
-    def _neighbors(self, vectors_ND: Float32Array) -> Indices:
-        return exact_neighbors(self.queries_QD, vectors_ND, NEIGHBOURS, metric=self.metric)[0]
-
-    def _recalls(self, decoded_ND: Float32Array, truth_QK: Indices) -> Recalls:
-        found_QK = self._neighbors(decoded_ND)
-        return Recalls(
-            one_recall_1=one_recall_at(found_QK, truth_QK, 1),
-            one_recall_10=one_recall_at(found_QK, truth_QK, 10),
-            one_recall_100=one_recall_at(found_QK, truth_QK, 100),
-            ten_recall_10=k_recall_at_k(found_QK, truth_QK, 10),
-        )
-
-    @contextlib.contextmanager
-    def stage(self, description: str) -> Iterator[Callable[[float], None]]:
-        """Say on a terminal what is being done; gives a function that shows the share done (0..1)."""
-        # Redrawn when there is news only: a thread that draws would disturb what is being timed.
-        columns = (TextColumn("{task.description}"), BarColumn())
-        shown = self._console.is_terminal
-        with Progress(
-            *columns, console=self._console, transient=True, auto_refresh=False, disable=not shown
-        ) as progress:
-            task = progress.add_task(description, total=1.0)
-            progress.refresh()
-            yield lambda share: progress.update(task, completed=share, refresh=True)
-
-
-_SCALING_BLOCK_ROWS = 8192
-_SCALING_WARM_UP = 64
+    return size**3 / time_call(multiply)[0]
 
 
 def require_disk(rows: int, row_bytes: int) -> None:
@@ -312,31 +305,33 @@ def require_disk(rows: int, row_bytes: int) -> None:
 
 @contextlib.contextmanager
 def cyclic_file(vectors_ND: Float32Array, rows: int) -> Iterator[Float32Array]:
-    """`rows` vectors, starting over where there are fewer, memory-mapped from a temporary .npy file."""
+    """`rows` vectors, repeated if there are fewer, memory-mapped from a temporary .npy file."""
     with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
         path = Path(folder) / "vectors.npy"
         written = np.lib.format.open_memmap(
             path, mode="w+", dtype=np.float32, shape=(rows, vectors_ND.shape[1])
         )
-        for start in range(0, rows, _SCALING_BLOCK_ROWS):
-            stop = min(start + _SCALING_BLOCK_ROWS, rows)
+        for start in range(0, rows, _COPIED_ROWS):
+            stop = min(start + _COPIED_ROWS, rows)
             written[start:stop] = vectors_ND[np.arange(start, stop) % len(vectors_ND)]
         written.flush()
         del written
-        # Copy on write: torch warns about arrays it must not write to, and nothing here writes.
+        # Copy on write, because torch warns about read-only arrays. Nothing here writes.
         yield np.load(path, mmap_mode="c", allow_pickle=False)
 
 
 def measure_scaling(
     codec: Codec, name: str, vectors_ND: Float32Array, counts: Sequence[int]
 ) -> Iterator[ScalingRow]:
-    """Encode the first `counts` of the vectors, smallest count first.
+    """Measure encoding of the first vectors, for each of the given numbers of them, smallest first.
 
     Args:
-        name: what to call the codec.
-        vectors_ND: memory-mapped, so that reading them takes no memory; at least as many as counted.
+        codec: the codec.
+        name: its name in the report.
+        vectors_ND: at least max(counts) vectors, memory-mapped, so that reading them takes no memory.
+        counts: numbers of vectors to encode.
     """
-    codec.encode(np.array(vectors_ND[:_SCALING_WARM_UP]))
+    codec.encode(np.array(vectors_ND[:_WARM_UP]))
     for count in sorted(counts):
         with PeakMemory(codec.device) as memory:
             started = time.perf_counter()

@@ -1,7 +1,4 @@
-"""Results of the comparison of codecs, as values that JSON can hold; timing.
-
-Optional figures are None where they do not apply.
-"""
+"""Results of the codec benchmark, as JSON-ready values. Optional figures are None if they do not apply."""
 
 import dataclasses
 from typing import Any
@@ -9,27 +6,27 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recalls:
-    """Recall of exhaustive search over reconstructions, against that over the vectors themselves."""
+    """Recall of exhaustive search over reconstructions, compared with the vectors themselves."""
 
     one_recall_1: float
     """Share of queries whose true nearest vector comes first."""
     one_recall_10: float
-    """... is among the first 10."""
+    """Share of queries whose true nearest vector is among the first 10."""
     one_recall_100: float
-    """... is among the first 100."""
+    """Share of queries whose true nearest vector is among the first 100."""
     ten_recall_10: float
     """Mean share of the 10 true neighbors among the first 10."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecResult:
-    """One codec's figures."""
+    """Figures of one codec."""
 
     codec: str
-    """Kind of codec, name of a FAISS peer, or the folder a codec was loaded from."""
+    """Kind of codec, name of a FAISS codec, or the folder that the codec was loaded from."""
     code_bytes: int
     settings: dict[str, Any]
-    """What it was made with."""
+    """Settings that the codec was made with."""
     training_seconds: float | None
     """Wall-clock time of training, codebook initialization included; None for a loaded codec."""
     epochs: float | None
@@ -37,21 +34,21 @@ class CodecResult:
     mse: float
     """Mean of ||x - x_hat||^2 over the held-out vectors."""
     relative_to_rq: float | None
-    """The same divided by that of the codec `rq` with the same bytes; None where that is 0."""
+    """The same, divided by that of the codec `rq` of the same size; None if that is 0."""
     recall: Recalls
-    """Over the reconstructions of all vectors."""
+    """Recall over the reconstructions of all vectors."""
     unseen_recall: Recalls
-    """Over those of the held-out vectors alone."""
+    """Recall over the reconstructions of the held-out vectors alone."""
     encode_microseconds: dict[int, float]
     """Vectors encoded at a time -> time per vector."""
     decode_microseconds: dict[int, float]
     """Codes decoded at a time -> time per vector."""
     artifact_bytes: int
-    """Size of the trained codec itself, once per table."""
+    """Size of the trained codec itself, needed once per table."""
     peak_memory_bytes: int
     """Largest growth of resident memory while training, encoding and decoding all vectors."""
     peak_cuda_bytes: int | None
-    """Largest growth of the memory allocated on the GPU meanwhile; None where it ran on a CPU."""
+    """Largest growth of the memory allocated on the GPU meanwhile; None on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,49 +57,49 @@ class GaussianBound:
 
     code_bytes: int
     mse: float
-    """At 8 bits per code byte."""
+    """Distortion at 8 bits per code byte."""
     relative_to_rq: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeedRow:
-    """One way to encode or decode with one of our codecs; all rows of a codec are from one run."""
+    """One way to encode or decode with one of our codecs. All rows of a codec are from one run."""
 
     codec: str
     code_bytes: int
     work: str
     """"encode" or "decode"."""
     form: str
-    """Which way; each codec's first row of a work is its default."""
+    """The way. The first row of a codec's encoding or decoding is the default."""
     vectors: int
     """Vectors timed."""
     microseconds: float
     """Time per vector."""
     times_default: float
-    """The same divided by that of the default."""
+    """Time as a multiple of the default's."""
     mse: float
-    """Error over the same few held-out vectors for all rows of a codec."""
+    """Error over a few held-out vectors, the same ones for all rows of a codec."""
     multiply_adds: int | None = None
-    """Of decoding one vector, counted from shapes."""
+    """Multiply-adds to decode one vector, counted from shapes."""
     matmul_share: float | None = None
-    """Multiply-adds per second as a share of what a large float32 matrix product reaches."""
+    """Multiply-adds per second, as a share of those of a large float32 matrix product."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScalingRow:
-    """Encoding many vectors from a file."""
+    """Encoding of many vectors from a file."""
 
     codec: str
     code_bytes: int
     vectors: int
     vectors_per_second: float
     memory_growth_bytes: int
-    """Largest growth of resident memory; the file's own pages do not count, the codes do."""
+    """Largest growth of resident memory. The codes count, pages of the file do not."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class BenchmarkReport:
-    """Everything found so far; grows while codecs are being measured."""
+    """All results so far. It grows while codecs are measured."""
 
     settings: dict[str, Any]
     machine: dict[str, Any]

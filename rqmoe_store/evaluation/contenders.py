@@ -1,6 +1,6 @@
-"""The codecs to compare, ours and others', behind one face.
+"""Contenders: codecs to compare, ours and FAISS's, behind one interface; and how they are timed.
 
-Shape suffixes: N vectors, D vector dimension.
+Shape suffixes: N vectors, D vector dimension, B vectors of a batch.
 """
 
 import dataclasses
@@ -22,14 +22,24 @@ from rqmoe_store.evaluation.machine import require_bench
 from rqmoe_store.training.trainer import train
 
 REFERENCE = "rq"
-"""Always measured: errors are given relative to its."""
+"""Codec that is always measured, because errors are relative to its error."""
 
 PEERS = ("opq", "faiss-rq", "lsq")
 """Codecs of FAISS."""
 
+BATCHES = (1, 64, 4096)
+"""Vectors at a time: a single query, a small batch, bulk work."""
+
+_WARM_UP = 64
+_LEAST_REPEATS = 3
+_ENOUGH_SECONDS = 0.5
+_MOST_REPEATS = 100
+
+Value = TypeVar("Value")
+
 
 class MeasuredCodec(Protocol):
-    """A codec ready for use; all measuring goes through this."""
+    """Interface through which all codecs are measured."""
 
     @property
     def artifact_bytes(self) -> int:
@@ -37,20 +47,20 @@ class MeasuredCodec(Protocol):
 
     @property
     def epochs(self) -> float | None:
-        """Passes that training made over its vectors; None where there is no such thing."""
+        """Passes of training over its vectors; None if training has no such passes."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it was made with, as JSON-ready values."""
+        """Settings that the codec was made with, as JSON-ready values."""
 
     def encode(self, vectors_ND: Float32Array) -> Any:
-        """Codes of the vectors; rows of them can be taken as of an array."""
+        """Encode vectors to codes, whose rows can be indexed like those of an array."""
 
     def decode(self, codes: Any) -> Float32Array:
-        """Reconstructions (N, D), float32."""
+        """Decode codes to reconstructions (N, D), float32."""
 
     def save(self, path: Path) -> None:
-        """Keep the codec at `path`."""
+        """Save the codec at `path`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,33 +94,23 @@ class OwnCodec:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A codec to be measured."""
+    """A codec to measure."""
 
     name: str
-    """Kind of codec, name of a peer, or the folder of a codec."""
+    """Kind of codec, name of a FAISS codec, or the folder of a codec."""
     code_bytes: int
     is_trained: bool
-    """Whether `prepare` trains it, and does not just hand over what was loaded."""
+    """Whether `prepare` trains the codec, rather than returns a loaded one."""
     device: torch.device
-    """Where it runs."""
+    """Device that the codec runs on."""
     prepare: Callable[[Float32Array], MeasuredCodec]
-    """The codec, from training vectors (N, D)."""
+    """Training vectors (N, D) -> the codec."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.code_bytes} bytes"
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise InvalidInputError unless every name is that of a kind, of a peer, or of a folder there is."""
-    for name in names:
-        if name not in (*CODEC_KINDS, *PEERS) and not (name and Path(name).expanduser().is_dir()):
-            raise InvalidInputError(
-                f"Codec {name!r} is unknown; choose some of {', '.join((*CODEC_KINDS, *PEERS))}, "
-                "or give the folder of a codec that was saved."
-            )
-
-
-def plan(
+def plan_contenders(
     names: Sequence[str],
     code_bytes: Sequence[int],
     *,
@@ -119,18 +119,22 @@ def plan(
     dim: int,
     training_rows: int,
 ) -> list[Contender]:
-    """The codecs to measure, by size; `rq` is the first of every size.
+    """The codecs to measure, ordered by size; `rq` is the first of every size.
 
     Args:
-        names: kinds of our codecs, names of peers, and folders of codecs already trained; known to be.
-        code_bytes: sizes to train; a loaded codec has its own.
-        config: every other setting of our codecs.
+        names: kinds of our codecs, names of FAISS codecs, and folders of trained codecs, as `check_names`
+            accepts them.
+        code_bytes: sizes to train. A loaded codec has its own.
+        config: all other settings of our codecs.
+        training: how to train our codecs.
+        dim: dimension of the vectors.
+        training_rows: vectors to train on.
 
     Raises:
-        InvalidInputError: a folder's codec that does not fit the data or the metric, or too few vectors
-            for a peer.
-        ArtifactError: a folder without a readable codec.
-        RQMoEError: a peer is wanted but FAISS is not installed.
+        InvalidInputError: the codec in a folder does not fit the data or the metric, or there are too few
+            vectors for a FAISS codec.
+        ArtifactError: a folder has no readable codec.
+        RQMoEError: FAISS is needed and not installed.
     """
     trained = [name for name in dict.fromkeys(names) if name in (*CODEC_KINDS, *PEERS)]
     device = select_device(training.device)
@@ -152,6 +156,16 @@ def plan(
     return contenders
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise InvalidInputError unless every name is a kind, a FAISS codec, or an existing folder."""
+    for name in names:
+        if name not in (*CODEC_KINDS, *PEERS) and not (name and Path(name).expanduser().is_dir()):
+            raise InvalidInputError(
+                f"Codec {name!r} is unknown; choose some of {', '.join((*CODEC_KINDS, *PEERS))}, "
+                "or give the folder of a codec that was saved."
+            )
+
+
 def _own(config: CodecConfig, training: TrainConfig, device: torch.device) -> Contender:
     def prepare(training_ND: Float32Array) -> MeasuredCodec:
         return OwnCodec(train(training_ND, config=config, training=training))
@@ -159,12 +173,12 @@ def _own(config: CodecConfig, training: TrainConfig, device: torch.device) -> Co
     return Contender(config.kind, config.code_bytes, True, device, prepare)
 
 
-def load_fitting(folder: str, *, dim: int, metric: Metric, device: str) -> Codec:
-    """The codec in `folder`, known to be for such vectors.
+def load_matching(folder: str, *, dim: int, metric: Metric, device: str) -> Codec:
+    """Load the codec in `folder`, and check that it is for such vectors.
 
     Raises:
-        InvalidInputError: it is for another dimension or metric.
-        ArtifactError: there is no readable codec.
+        InvalidInputError: the codec is for another dimension or metric.
+        ArtifactError: the folder has no readable codec.
     """
     codec = load_codec(Path(folder).expanduser(), device=device)
     if codec.dim != dim or codec.config.metric != metric:
@@ -177,7 +191,7 @@ def load_fitting(folder: str, *, dim: int, metric: Metric, device: str) -> Codec
 
 
 def _loaded(folder: str, config: CodecConfig, dim: int, device: str) -> Contender:
-    codec = load_fitting(folder, dim=dim, metric=config.metric, device=device)
+    codec = load_matching(folder, dim=dim, metric=config.metric, device=device)
     return Contender(folder, codec.config.code_bytes, False, codec.device, lambda _: OwnCodec(codec))
 
 
@@ -193,22 +207,25 @@ def _peer(name: str, config: CodecConfig, dim: int, training_rows: int) -> Conte
     return Contender(name, config.code_bytes, True, torch.device("cpu"), prepare)
 
 
-BATCHES = (1, 64, 4096)
-"""Vectors at a time: a query, a small batch, bulk work."""
+def time_codec(codec: MeasuredCodec, vectors_ND: Float32Array) -> tuple[dict[int, float], dict[int, float]]:
+    """Microseconds per vector of encoding and of decoding, by batch size."""
+    encoding, decoding = {}, {}
+    codec.decode(codec.encode(cyclic(vectors_ND, _WARM_UP)))
+    for batch in BATCHES:
+        batch_BD = cyclic(vectors_ND, batch)
+        # Slow encoders need seconds for the largest batch. One run is then long enough.
+        least = 1 if batch == max(BATCHES) else _LEAST_REPEATS
+        encode_seconds, codes = time_call(lambda: codec.encode(batch_BD), least=least)  # noqa: B023
+        decode_seconds, _ = time_call(lambda: codec.decode(codes), least=least)  # noqa: B023
+        encoding[batch] = 1e6 * encode_seconds / batch
+        decoding[batch] = 1e6 * decode_seconds / batch
+    return encoding, decoding
 
-_WARM_UP = 64
-_LEAST_REPEATS = 3
-_ENOUGH_SECONDS = 0.5
-_MOST_REPEATS = 100
 
-Value = TypeVar("Value")
+def time_call(work: Callable[[], Value], *, least: int = _LEAST_REPEATS) -> tuple[float, Value]:
+    """Time `work`; returns the median of its seconds over some runs, and its result.
 
-
-def timed(work: Callable[[], Value], *, least: int = _LEAST_REPEATS) -> tuple[float, Value]:
-    """Median seconds of some runs of `work`, and what it returned.
-
-    Runs it until half a second has gone by, but at least `least` and at most 100 times. Nothing is run
-    to warm up.
+    Runs it for half a second, but at least `least` and at most 100 times, without a warm-up.
     """
     seconds: list[float] = []
     while len(seconds) < least or (sum(seconds) < _ENOUGH_SECONDS and len(seconds) < _MOST_REPEATS):
@@ -219,20 +236,5 @@ def timed(work: Callable[[], Value], *, least: int = _LEAST_REPEATS) -> tuple[fl
 
 
 def cyclic(vectors_ND: Float32Array, rows: int) -> Float32Array:
-    """`rows` vectors, starting over where there are fewer."""
+    """`rows` vectors, repeated if there are fewer."""
     return vectors_ND[np.arange(rows) % len(vectors_ND)]
-
-
-def time_codec(codec: MeasuredCodec, vectors_ND: Float32Array) -> tuple[dict[int, float], dict[int, float]]:
-    """Microseconds per vector of encoding and of decoding, by batch size."""
-    encoding, decoding = {}, {}
-    codec.decode(codec.encode(cyclic(vectors_ND, _WARM_UP)))
-    for batch in BATCHES:
-        batch_BD = cyclic(vectors_ND, batch)
-        # Slow encoders need seconds for the largest batch, which is then long enough to go by once.
-        least = 1 if batch == max(BATCHES) else _LEAST_REPEATS
-        encode_seconds, codes = timed(lambda: codec.encode(batch_BD), least=least)  # noqa: B023
-        decode_seconds, _ = timed(lambda: codec.decode(codes), least=least)  # noqa: B023
-        encoding[batch] = 1e6 * encode_seconds / batch
-        decoding[batch] = 1e6 * decode_seconds / batch
-    return encoding, decoding

@@ -1,4 +1,4 @@
-"""Vectors to measure on, from a .npy file or a LanceDB table.
+"""Benchmark data: vectors from a .npy file or a LanceDB table.
 
 Shape suffixes: N rows used, D vector dimension.
 """
@@ -22,24 +22,24 @@ _ARRAY_SUFFIX, _TABLE_SUFFIX = ".npy", ".lance"
 
 @dataclasses.dataclass(frozen=True)
 class VectorSource:
-    """Where vectors are: opened and known to be readable, but not read yet."""
+    """A file or table of vectors that is open, but not read yet."""
 
     option: str
-    """The argument that named it, for messages."""
+    """The option that named it, for messages."""
     location: str
     """Path of a .npy file, or path or URI of a LanceDB table's folder."""
     vector_column: str
-    """Column of the table."""
+    """Column of the table with the vectors."""
     data: Any
-    """A memory-mapped array or a LanceDB table."""
+    """A memory-mapped array, or a LanceDB table."""
 
     @classmethod
     def open(cls, option: str, location: str, vector_column: str) -> "VectorSource":
-        """Look, but do not read.
+        """Open the source without reading it.
 
         Raises:
-            InvalidInputError: neither a .npy file nor a .lance folder, or a file that cannot be read.
-            TableError: no such table.
+            InvalidInputError: it is neither a .npy file nor a .lance folder, or cannot be read.
+            TableError: there is no such table.
         """
         suffix = Path(location.rstrip("/")).suffix
         if suffix == _ARRAY_SUFFIX:
@@ -54,13 +54,13 @@ class VectorSource:
         return cls(option, location, vector_column, data)
 
     def read(self, *, rows: int, metric: Metric, seed: int) -> tuple[Float32Array, int]:
-        """At most `rows` vectors, checked, and how many rows there are.
+        """Read and check at most `rows` vectors; returns them and the number of rows in the source.
 
-        A file keeps its order, also where rows of it are drawn; a table's rows come in random order,
-        without those whose vector is null.
+        Vectors of a file keep their order, even if they are a sample. Those of a table come in random order,
+        and null vectors are left out.
 
         Raises:
-            TableError: no such column, a column of another type, or an empty table.
+            TableError: the column is missing or has another type, or the table is empty.
             InvalidInputError: vectors that `as_vectors` refuses.
         """
         try:
@@ -71,7 +71,7 @@ class VectorSource:
                 )
                 return sampled_ND, table_rows
             if self.data.ndim != 2 or len(self.data) <= rows:
-                # A copy: what is measured must not depend on what the system keeps of the file.
+                # A copy, so that results do not depend on which pages of the file the system has in memory.
                 return as_vectors(np.array(self.data), metric=metric), len(self.data)
             chosen = np.sort(np.random.default_rng(seed).choice(len(self.data), size=rows, replace=False))
             return as_vectors(self.data[chosen], metric=metric, positions=chosen), len(self.data)
@@ -82,13 +82,16 @@ class VectorSource:
 def read_all(
     wanted: Mapping[str, tuple[str, int]], *, vector_column: str, metric: Metric, seed: int
 ) -> dict[str, tuple[Float32Array, int]]:
-    """Vectors from several places, all of which are opened before any is read.
+    """Read vectors from several sources, after all of them have been opened.
 
     Args:
-        wanted: the argument that named a place -> the place, and how many rows to read at most.
+        wanted: option -> location that it names, and the most rows to read.
+        vector_column: column of tables with the vectors.
+        metric: under "cosine" vectors are scaled to unit length.
+        seed: of samples.
 
     Returns:
-        The same arguments -> what `VectorSource.read` gives.
+        option -> what `VectorSource.read` returns.
 
     Raises:
         InvalidInputError, TableError: as `VectorSource.open` and `VectorSource.read`.
@@ -97,7 +100,7 @@ def read_all(
         (VectorSource.open(option, location, vector_column), rows)
         for option, (location, rows) in wanted.items()
     ]
-    # From the last to the first: queries are few, and what is wrong with them is said sooner.
+    # The last source is read first: queries are few, so errors in them show early.
     return {
         source.option: source.read(rows=rows, metric=metric, seed=seed) for source, rows in reversed(sources)
     }
@@ -117,7 +120,7 @@ def _open_table(option: str, location: str) -> Any:
     path = str(Path(location).expanduser()) if is_local else location
     folder, _, last = path.rpartition("/")
     name = last.removesuffix(_TABLE_SUFFIX)
-    # Connecting to a folder that does not exist would create it.
+    # LanceDB would create a folder that does not exist.
     table = None
     if not is_local or Path(path).is_dir():
         table = open_if_exists(lancedb.connect(folder or "."), name)

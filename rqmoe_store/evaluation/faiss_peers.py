@@ -1,26 +1,8 @@
 """FAISS codecs and indexes to compare with. Needs `faiss-cpu`, from the extra `bench`.
 
-Shape suffixes: N vectors, D vector dimension, M code bytes.
+FAISS runs on the CPU, with as many threads as torch. It answers a single query on one thread.
 
-- "opq": product quantization after a learned rotation. Where the dimension is no multiple of the bytes,
-  the rotation leads to the nearest dimension that is one.
-- "faiss-rq": residual quantization, trained with FAISS's own beam and encoded with ours.
-- "lsq": local search quantization. Training and encoding are slow; their parameters are FAISS's, which has
-  none for the number of training vectors: it uses all of them.
-
-Every code byte has 256 codewords. All get the same training vectors; k-means and the rotation use at most
-65,536 of them, drawn by FAISS. FAISS runs on the CPU, with as many threads as torch.
-
-Shape suffixes: N vectors, Q queries, D vector dimension.
-
-- "pq": product quantization of residuals to the partition (IndexIVFPQ).
-- "rq": residual quantization of the same (IndexIVFResidualQuantizer), 8 bits per step. To score by look-up
-  tables under l2 every code has its norm in one byte more. Training takes long: it sees at most 65,536
-  vectors and keeps one partial encoding per vector, which on embeddings gave better recall than FAISS's 5 and
-  takes less than half the time; encoding keeps FAISS's 5.
-
-Under cosine (unit vectors) and dot both search by inner product. FAISS runs on as many threads as torch; it
-answers one query on one thread.
+Shape suffixes: N vectors, Q queries, P probed partitions, D vector dimension, M code bytes.
 """
 
 import dataclasses
@@ -37,7 +19,7 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.search_measurement import (
-    NEIGHBOURS,
+    NEIGHBORS,
     Corpus,
     IndexResult,
     Scan,
@@ -50,14 +32,18 @@ from rqmoe_store.search.request import DEFAULT_SHORTLIST
 _BITS = 8
 _CODEWORDS = 2**_BITS
 
+_TRAINING_ROWS = 65_536
+_TRAINING_BEAM = 1
+_ROW_ID_BYTES = 8
+
 
 @dataclasses.dataclass(frozen=True)
 class FaissCodec:
-    """A trained FAISS index without vectors in it."""
+    """A trained FAISS index without vectors, as a codec."""
 
     index: Any
     settings: dict[str, Any]
-    """What it was made with."""
+    """Settings that it was made with."""
 
     @property
     def artifact_bytes(self) -> int:
@@ -81,7 +67,7 @@ class FaissCodec:
 
 
 def check_trainable(name: str, rows: int) -> None:
-    """Raise InvalidInputError unless there are enough vectors to train a peer on."""
+    """Raise InvalidInputError unless there are enough vectors to train a FAISS codec on."""
     if rows < _CODEWORDS:
         raise InvalidInputError(
             f"Got {rows} vectors to train {name} on; expected at least {_CODEWORDS}, one per codeword. "
@@ -90,11 +76,20 @@ def check_trainable(name: str, rows: int) -> None:
 
 
 def train_peer(name: str, training_ND: Float32Array, *, code_bytes: int, beam: int) -> FaissCodec:
-    """Train "opq", "faiss-rq" or "lsq".
+    """Train a FAISS codec, with 256 codewords per code byte.
+
+    - "opq": product quantization after a learned rotation. If the dimension is not a multiple of the bytes,
+      the rotation maps to the nearest dimension that is.
+    - "faiss-rq": residual quantization, trained with FAISS's beam and encoded with ours.
+    - "lsq": local search quantization. Training and encoding are slow, with FAISS's parameters; none of these
+      limits the number of training vectors.
+
+    All get the same training vectors. K-means and the rotation use at most 65,536 of them, drawn by FAISS.
 
     Args:
+        name: "opq", "faiss-rq" or "lsq".
         training_ND: at least 256 vectors.
-        code_bytes: one codebook each.
+        code_bytes: number of codebooks.
         beam: partial encodings that "faiss-rq" keeps per vector when it encodes.
     """
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -103,31 +98,31 @@ def train_peer(name: str, training_ND: Float32Array, *, code_bytes: int, beam: i
 
 
 def rotated_dim(dim: int, code_bytes: int) -> int:
-    """The multiple of `code_bytes` nearest to `dim`, the larger one of two; at least `code_bytes`."""
+    """The multiple of `code_bytes` nearest to `dim`, rounded up if in doubt; at least `code_bytes`."""
     return max(1, (2 * dim + code_bytes) // (2 * code_bytes)) * code_bytes
 
 
 def _train_opq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCodec:
     dim = training_ND.shape[1]
     rotated = rotated_dim(dim, code_bytes)
-    # "np": no polysemous training. It only reorders codewords for a search on Hamming distances, for
-    # most of the time that all training takes.
+    # "np": no polysemous training, which takes most of the training time and only reorders codewords for
+    # searches by Hamming distance.
     index: Any = faiss.index_factory(dim, f"OPQ{code_bytes}_{rotated},PQ{code_bytes}x{_BITS}np")
-    # What the rotation would make for itself, but quiet about few vectors in each of its iterations.
+    # The quantizer that the rotation would create for itself, but without its warnings of few vectors.
     quantizer = faiss.ProductQuantizer(rotated, code_bytes, _BITS)
-    quieten(quantizer.cp)
+    silence_warnings(quantizer.cp)
     rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
     rotation.pq = quantizer
     products: Any = faiss.downcast_index(index.index)
-    quieten(products.pq.cp)
+    silence_warnings(products.pq.cp)
     index.train(training_ND)
-    rotation.pq = None  # it does not belong to the index, and is about to be freed
+    rotation.pq = None  # the index does not own it, and it is about to be freed
     return FaissCodec(index, {"rotated_dim": rotated})
 
 
 def _train_rq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCodec:
     index = faiss.IndexResidualQuantizer(training_ND.shape[1], code_bytes, _BITS)
-    quieten(index.rq.cp)
+    silence_warnings(index.rq.cp)
     training_beam = index.rq.max_beam_size
     index.train(training_ND)
     index.rq.max_beam_size = beam
@@ -143,32 +138,32 @@ def _train_lsq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCo
     )
 
 
-def quieten(clustering: Any) -> None:
-    """Keep k-means from warning, once per codebook and iteration, about few vectors per codeword."""
-    clustering.min_points_per_centroid = 1
-
-
-_TRAINING_ROWS = 65_536
-_TRAINING_BEAM = 1
-_ROW_ID_BYTES = 8
-
-
 def build_faiss(corpus: Corpus, form: Literal["pq", "rq"], code_bytes: int) -> SearchedIndex:
-    """Train an index and fill it.
+    """Train an index and add the vectors.
+
+    - "pq": product quantization of residuals to the partition (IndexIVFPQ). Its code bytes must divide the
+      dimension.
+    - "rq": residual quantization of these (IndexIVFResidualQuantizer), 8 bits per step. Under l2 every code
+      has one byte more, its norm, to be scored by look-up tables. Training takes long, so it uses at most
+      65,536 vectors and a beam of 1. On embeddings that gave better recall than FAISS's beam of 5, in less
+      than half the time. Encoding uses FAISS's 5.
+
+    Under cosine (unit vectors) and dot, both search by inner product.
 
     Args:
-        form: "pq", whose code bytes must divide the dimension, or "rq".
-        code_bytes: one codebook each.
+        corpus: the vectors.
+        form: "pq" or "rq".
+        code_bytes: number of codebooks.
     """
     faiss.omp_set_num_threads(torch.get_num_threads())
     started = time.perf_counter()
-    index = _trained_pq(corpus, code_bytes) if form == "pq" else _trained_rq(corpus, code_bytes)
+    index = _train_ivf_pq(corpus, code_bytes) if form == "pq" else _train_ivf_rq(corpus, code_bytes)
     index.add(corpus.vectors_ND)
     seconds = time.perf_counter() - started
 
     def search(queries_QD: Float32Array, setting: SearchSetting) -> Indices:
         index.nprobe = setting.nprobes
-        return np.asarray(index.search(queries_QD, NEIGHBOURS)[1], dtype=np.int64)
+        return np.asarray(index.search(queries_QD, NEIGHBORS)[1], dtype=np.int64)
 
     rows = len(corpus.vectors_ND)
     file_bytes = len(faiss.serialize_index(index)) / rows
@@ -191,17 +186,17 @@ def build_faiss(corpus: Corpus, form: Literal["pq", "rq"], code_bytes: int) -> S
     )
 
 
-def _trained_pq(corpus: Corpus, code_bytes: int) -> Any:
+def _train_ivf_pq(corpus: Corpus, code_bytes: int) -> Any:
     index = _untrained(corpus, f"PQ{code_bytes}x8np")
-    quieten(index.pq.cp)
+    silence_warnings(index.pq.cp)
     index.train(corpus.vectors_ND)
     return index
 
 
-def _trained_rq(corpus: Corpus, code_bytes: int) -> Any:
+def _train_ivf_rq(corpus: Corpus, code_bytes: int) -> Any:
     with_norm = "_Nqint8" if corpus.metric == "l2" else "_Nnone"
     index = _untrained(corpus, f"RQ{code_bytes}x8{with_norm}")
-    quieten(index.rq.cp)
+    silence_warnings(index.rq.cp)
     encoding_beam = index.rq.max_beam_size
     index.rq.max_beam_size = _TRAINING_BEAM
     index.train(_sample(corpus.vectors_ND))
@@ -213,7 +208,7 @@ def _untrained(corpus: Corpus, codes: str) -> Any:
     metric = faiss.METRIC_L2 if corpus.metric == "l2" else faiss.METRIC_INNER_PRODUCT
     dim = corpus.vectors_ND.shape[1]
     index: Any = faiss.index_factory(dim, f"IVF{corpus.num_partitions},{codes}", metric)
-    quieten(index.cp)
+    silence_warnings(index.cp)
     return index
 
 
@@ -226,7 +221,7 @@ def _sample(vectors_ND: Float32Array) -> Float32Array:
 
 def _scan(index: Any) -> Scan:
     def prepare(queries_QD: Float32Array, share: float, threads: int) -> Callable[[], int]:
-        counted: Any = faiss.cvar.indexIVF_stats  # type: ignore[attr-defined]  # there when looked for
+        counted: Any = faiss.cvar.indexIVF_stats  # type: ignore[attr-defined]  # exists at run time
         index.nprobe = max(1, round(share * index.nlist))
         distances_QP, partitions_QP = index.quantizer.search(queries_QD, index.nprobe)
 
@@ -243,3 +238,8 @@ def _scan(index: Any) -> Scan:
         return work
 
     return prepare
+
+
+def silence_warnings(clustering: Any) -> None:
+    """Silence the warnings of k-means, one per codebook and iteration, of few vectors per codeword."""
+    clustering.min_points_per_centroid = 1

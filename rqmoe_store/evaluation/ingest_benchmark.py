@@ -1,4 +1,4 @@
-"""How fast rows are ingested, against encoding alone, and what that takes in memory and on disk.
+"""Benchmark of ingestion: rows per second compared with encoding alone, memory over time, bytes on disk.
 
 Shape suffixes: B rows of a batch, C clusters, D vector dimension.
 """
@@ -36,87 +36,35 @@ _BATCH_ROWS = 8_192
 _TEXT_LETTERS = 100
 _NOISE = 0.5
 
-
-def synthetic_rows(rows: int, *, dim: int, seed: int) -> Iterator[pa.Table]:
-    """An id, a text of 100 letters and a vector per row; vectors lie around 256 centers.
-
-    The rows depend on `seed` only: fewer of them are the first of more.
-
-    Args:
-        rows: how many.
-        dim: components of a vector.
-        seed: of everything random.
-    """
-    centers_CD = np.random.default_rng(seed).normal(size=(_CLUSTERS, dim)).astype(np.float32)
-    for first in range(0, rows, _BATCH_ROWS):
-        random = np.random.default_rng([seed, first])
-        noise_BD = random.standard_normal((_BATCH_ROWS, dim), dtype=np.float32)
-        vectors_BD = centers_CD[random.integers(_CLUSTERS, size=_BATCH_ROWS)] + _NOISE * noise_BD
-        letters = random.integers(ord("a"), ord("z") + 1, size=(_BATCH_ROWS, _TEXT_LETTERS), dtype=np.uint8)
-        count = min(_BATCH_ROWS, rows - first)
-        yield pa.table(
-            {
-                ID: np.arange(first, first + count),
-                TEXT: [row.tobytes().decode() for row in letters[:count]],
-                VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_BD[:count].ravel()), dim),
-            }
-        )
-
-
-def vectors_of(table: pa.Table) -> Float32Array:
-    """The vectors (B, D) of such rows."""
-    column = table[VECTOR].combine_chunks()
-    return np.array(column.flatten().to_numpy(), dtype=np.float32).reshape(len(column), -1)
-
-
-def write_parquet(folder: Path, rows: int, *, dim: int, seed: int, rows_per_file: int) -> int:
-    """Write synthetic rows as Parquet files into an empty folder; returns the bytes written."""
-    writer: pq.ParquetWriter | None = None
-    written = 0
-    try:
-        for table in synthetic_rows(rows, dim=dim, seed=seed):
-            if writer is not None and written >= rows_per_file:
-                writer.close()
-                writer, written = None, 0
-            if writer is None:
-                place = len(list(folder.iterdir()))
-                writer = pq.ParquetWriter(folder / f"part-{place:05}.parquet", table.schema)
-            writer.write_table(table)
-            written += table.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
-    return sum(path.stat().st_size for path in folder.iterdir())
-
-
 _QUARTERS = 4
 _PAYLOAD_BYTES = 300
-"""Of a row on disk besides its vector, in Parquet and in the table, at most."""
+"""Most bytes of a row on disk besides its vector, in Parquet and in the table."""
+
 _ROWS_PER_FILE = 2**19
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestBenchmarkSettings:
-    """What to measure; checked when made."""
+    """What to measure; checked on creation."""
 
     rows: int = 50_000
     """Rows to ingest."""
     dim: int = 384
-    """Components of a vector; that of the codec, if one is loaded."""
+    """Dimension of the vectors, unless a loaded codec has one."""
     codec: Path | None = None
     """Folder of the codec to encode with; None to train one on synthetic vectors."""
     config: CodecConfig = dataclasses.field(default_factory=CodecConfig)
-    """Of the codec to train."""
+    """Configuration of the codec to train."""
     training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How to train it."""
     training_rows: int = 20_000
     """Synthetic vectors to train on."""
     encoded_rows: int = 65_536
-    """Vectors that are encoded alone, before and again after rows are ingested."""
+    """Vectors that are encoded alone, before and after the ingestion."""
     commit_rows: int = 2**18
     """Rows per commit."""
     encode: bool = True
-    """Whether rows are encoded, or kept raw."""
+    """Whether to encode rows, or to keep their vectors raw."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "dim", "training_rows", "encoded_rows", "commit_rows"):
@@ -128,7 +76,7 @@ class IngestBenchmarkSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestBenchmarkReport:
-    """What was found; prints as words."""
+    """Results of the benchmark; `str` gives them as text."""
 
     rows: int
     dim: int
@@ -136,21 +84,21 @@ class IngestBenchmarkReport:
     code_bytes: int
     parquet_bytes: int
     seconds: float
-    """To ingest all rows."""
+    """Time to ingest all rows."""
     rows_per_second: float
     encode_rows_per_second: tuple[float, float]
-    """Of encoding alone, before rows are ingested and after; far apart where other work got in the way."""
+    """Speed of encoding alone, before and after the ingestion. They differ if other programs interfered."""
     memory_quarters: list[int]
     """Largest growth of memory in each quarter of the time, in bytes."""
     memory_seconds: list[list[float]]
-    """Second, and the largest growth of memory in it, in bytes."""
+    """Seconds, and the largest growth of memory in each, in bytes."""
     disk_bytes_per_row: float
-    """Of the table, beyond what the user's own columns take."""
+    """Size of the table on disk, without the user's own columns."""
     machine: dict[str, Any]
 
     @property
     def share_of_encoding(self) -> float:
-        """Rows ingested a second, as a share of those encoded alone, of the mean of before and after."""
+        """Rows ingested per second, as a share of the mean speed of encoding alone."""
         return self.rows_per_second / statistics.harmonic_mean(self.encode_rows_per_second)
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,20 +123,20 @@ class IngestBenchmarkReport:
 
 
 def benchmark_ingest(settings: IngestBenchmarkSettings, console: Console) -> IngestBenchmarkReport:
-    """Make Parquet files of synthetic rows in a temporary folder, ingest them, and measure.
+    """Write synthetic rows to Parquet files in a temporary folder, ingest them, and measure.
 
     Args:
         settings: what to measure.
-        console: where progress is shown.
+        console: console for progress.
 
     Raises:
-        InvalidInputError: too little room in the temporary folder.
-        ArtifactError: a folder without a readable codec.
+        InvalidInputError: the temporary folder has too little space.
+        ArtifactError: the folder has no readable codec.
     """
     loaded = settings.codec and load_codec(settings.codec, device=settings.training.device)
     dim = loaded.dim if loaded else settings.dim
     require_disk(settings.rows, _PAYLOAD_BYTES + (1 if settings.encode else 2) * 4 * dim)
-    codec = loaded or _trained(settings)
+    codec = loaded or _train(settings)
     seed = settings.training.seed
     with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as name:
         source, database = Path(name) / "source", Path(name) / "database"
@@ -227,20 +175,72 @@ def benchmark_ingest(settings: IngestBenchmarkSettings, console: Console) -> Ing
     )
 
 
-def _trained(settings: IngestBenchmarkSettings) -> Codec:
+def _train(settings: IngestBenchmarkSettings) -> Codec:
     tables = synthetic_rows(settings.training_rows, dim=settings.dim, seed=settings.training.seed)
     vectors = np.concatenate([vectors_of(table) for table in tables])
     return train(vectors, config=settings.config, training=settings.training)
 
 
 def _encoding_speed(codec: Codec, settings: IngestBenchmarkSettings) -> float:
-    """Vectors encoded a second, when they are in memory; made a batch at a time, which is not counted."""
+    """Vectors encoded per second from memory. The time to generate them, batch by batch, does not count."""
     seconds = 0.0
     for table in synthetic_rows(settings.encoded_rows, dim=codec.dim, seed=settings.training.seed + 1):
         vectors = vectors_of(table)
         if not seconds:
-            codec.encode(vectors[:64])  # what happens once
+            codec.encode(vectors[:64])  # warm up
         started = time.perf_counter()
         codec.encode(vectors)
         seconds += time.perf_counter() - started
     return settings.encoded_rows / seconds
+
+
+def synthetic_rows(rows: int, *, dim: int, seed: int) -> Iterator[pa.Table]:
+    """Generate rows of an id, a text of 100 letters, and a vector near one of 256 centers.
+
+    A row depends on `seed` and its position only.
+
+    Args:
+        rows: number of rows.
+        dim: dimension of the vectors.
+        seed: of everything random.
+    """
+    centers_CD = np.random.default_rng(seed).normal(size=(_CLUSTERS, dim)).astype(np.float32)
+    for first in range(0, rows, _BATCH_ROWS):
+        random = np.random.default_rng([seed, first])
+        noise_BD = random.standard_normal((_BATCH_ROWS, dim), dtype=np.float32)
+        vectors_BD = centers_CD[random.integers(_CLUSTERS, size=_BATCH_ROWS)] + _NOISE * noise_BD
+        letters = random.integers(ord("a"), ord("z") + 1, size=(_BATCH_ROWS, _TEXT_LETTERS), dtype=np.uint8)
+        count = min(_BATCH_ROWS, rows - first)
+        yield pa.table(
+            {
+                ID: np.arange(first, first + count),
+                TEXT: [row.tobytes().decode() for row in letters[:count]],
+                VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_BD[:count].ravel()), dim),
+            }
+        )
+
+
+def vectors_of(table: pa.Table) -> Float32Array:
+    """The vectors (B, D) of synthetic rows."""
+    column = table[VECTOR].combine_chunks()
+    return np.array(column.flatten().to_numpy(), dtype=np.float32).reshape(len(column), -1)
+
+
+def write_parquet(folder: Path, rows: int, *, dim: int, seed: int, rows_per_file: int) -> int:
+    """Write synthetic rows to Parquet files in an empty folder; returns the bytes written."""
+    writer: pq.ParquetWriter | None = None
+    written = 0
+    try:
+        for table in synthetic_rows(rows, dim=dim, seed=seed):
+            if writer is not None and written >= rows_per_file:
+                writer.close()
+                writer, written = None, 0
+            if writer is None:
+                place = len(list(folder.iterdir()))
+                writer = pq.ParquetWriter(folder / f"part-{place:05}.parquet", table.schema)
+            writer.write_table(table)
+            written += table.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+    return sum(path.stat().st_size for path in folder.iterdir())

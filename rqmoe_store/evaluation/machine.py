@@ -1,4 +1,4 @@
-"""The machine: its description, memory used, and libraries that only benchmarks need."""
+"""Machine: its description, memory usage, and libraries that only benchmarks need."""
 
 import ctypes
 import gc
@@ -18,9 +18,12 @@ import torch
 from rqmoe_store import __version__
 from rqmoe_store.errors import RQMoEError
 
+_INTERVAL_SECONDS = 0.01
+_COARSE_SECONDS = 0.05
+
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, memory, GPU if it is used, and versions, as JSON-ready values."""
+    """Processor, memory, GPU (if used) and versions, as JSON-ready values."""
     import psutil  # of the extra `bench`
 
     return {
@@ -38,13 +41,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def _versions(*names: str) -> dict[str, str]:
-    """Those of the distributions that are installed."""
+    """Versions of those distributions that are installed."""
     installed = importlib.metadata.distributions()
     return {found.name: found.version for found in installed if found.name in names}
 
 
 def _cpu_name() -> str:
-    # Python knows the architecture only; Linux tells the model here.
+    # Python knows the architecture only. Linux lists the model here.
     listing = Path("/proc/cpuinfo")
     if listing.is_file():
         for line in listing.read_text().splitlines():
@@ -53,14 +56,20 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-_INTERVAL_SECONDS = 0.01
-_COARSE_SECONDS = 0.05
+def require_bench(*modules: str) -> None:
+    """Raise RQMoEError, with the command that installs them, unless all `modules` are installed."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise RQMoEError(
+            f"Not installed: {', '.join(missing)}. Install what measuring needs with: "
+            'pip install "rqmoe-store[bench]"'
+        )
 
 
 def resident_bytes() -> int:
-    """Memory this process holds, without pages that merely mirror files (where the system tells).
+    """Resident memory of this process, without pages that mirror files (if the system tells them apart).
 
-    The system drops those when it needs the room, so reading a large memory-mapped file costs nothing.
+    The system drops such pages when it needs memory, so reading a large memory-mapped file costs nothing.
     """
     import psutil  # of the extra `bench`
 
@@ -69,9 +78,9 @@ def resident_bytes() -> int:
 
 
 class PeakMemory:
-    """Growth of memory inside a `with` block, over what was held when it began.
+    """Growth of memory inside a `with` block.
 
-    A thread looks every 10 ms, so what is held for less may be missed.
+    A thread samples it every 10 ms, so shorter peaks may be missed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -99,7 +108,7 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.look()
+        self.sample()
         self._ended.set()
         self._thread.join()
         if self._device.type == "cuda":
@@ -108,15 +117,15 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(_INTERVAL_SECONDS):
-            self.look()
+            self.sample()
 
-    def look(self) -> None:
-        """Take the present moment into account; for what is known to be a peak."""
+    def sample(self) -> None:
+        """Sample memory now, at a moment that is known to be a peak."""
         self.growth_bytes = max(self.growth_bytes, resident_bytes() - self._before)
 
 
 class MemoryOverTime:
-    """How memory grows inside a `with` block over what was held when it began, twenty times a second."""
+    """Growth of memory over time inside a `with` block, sampled twenty times a second."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, int]] = []
@@ -133,10 +142,10 @@ class MemoryOverTime:
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
     def peaks(self, parts: int) -> list[int]:
-        """The largest growth in each of `parts` equal parts of the time, in bytes; 0 where none was seen."""
+        """The largest growth in each of `parts` equal parts of the time, in bytes; 0 if there was none."""
         length = self._samples[-1][0] / parts
         peaks = [0] * parts
         for seconds, growth in self._samples:
@@ -145,7 +154,7 @@ class MemoryOverTime:
         return peaks
 
     def by_second(self) -> list[list[float]]:
-        """Every second that was looked at, with the largest growth in it, in bytes."""
+        """Every sampled second with the largest growth in it, in bytes."""
         largest: dict[int, int] = {}
         for seconds, growth in self._samples:
             largest[int(seconds)] = max(largest.get(int(seconds), 0), growth)
@@ -153,28 +162,18 @@ class MemoryOverTime:
 
     def _watch(self) -> None:
         while not self._ended.wait(_COARSE_SECONDS):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         self._samples.append((time.perf_counter() - self._started, resident_bytes() - self._before))
 
 
 def _return_free_memory() -> None:
-    """Give what the allocator keeps for later back to the system, where it can be asked to.
+    """Return memory that the allocator keeps to the system, where that is possible.
 
-    Otherwise work would reuse what earlier work has freed, and seem to need less than it does.
+    Otherwise the measured work would reuse memory that earlier work has freed, and seem to need less.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc has it, musl does not
             libc.malloc_trim(0)
-
-
-def require_bench(*modules: str) -> None:
-    """Raise RQMoEError, with the command that installs them, unless all `modules` are installed."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise RQMoEError(
-            f"Not installed: {', '.join(missing)}. Install what measuring needs with: "
-            'pip install "rqmoe-store[bench]"'
-        )

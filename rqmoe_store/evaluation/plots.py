@@ -1,4 +1,4 @@
-"""Plots: recall, error and latency. Needs matplotlib, from the extra `bench`."""
+"""Plots of recall, error and latency. Needs matplotlib, from the extra `bench`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult
 from rqmoe_store.evaluation.search_measurement import SearchReport, SearchResult
 
 KINDS = (".png", ".svg", ".pdf")
-"""Suffixes of pictures that can be written."""
+"""Supported suffixes of image files."""
 
 # Colors that differ for any color vision (Okabe and Ito), and markers for print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _LEAST_TICKS, _MOST_TICKS = 3, 6
 
 
 def check_plot_kind(path: Path) -> None:
-    """Raise InvalidInputError unless the path's suffix names a kind of picture that can be written."""
+    """Raise InvalidInputError unless the path has the suffix of a supported image format."""
     if path.suffix.lower() not in KINDS:
         raise InvalidInputError(
             f"Got the picture {str(path)!r}; expected a name that ends in one of {', '.join(KINDS)}."
@@ -30,10 +30,10 @@ def check_plot_kind(path: Path) -> None:
 
 
 def plot_report(report: BenchmarkReport) -> Figure:
-    """10-recall@10 and MSE against bytes, a line per codec, and the Gaussian bound dashed.
+    """Plot 10-recall@10 and MSE against bytes, a line per codec, with the Gaussian bound dashed.
 
     Args:
-        report: with at least one result.
+        report: a report with at least one result.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     recall_axes, error_axes = figure.subplots(1, 2)
@@ -55,70 +55,25 @@ def plot_report(report: BenchmarkReport) -> Figure:
     recall_axes.set_ylabel("10-recall@10, all vectors")
     error_axes.set_ylabel("MSE, vectors never trained on")
     _label_errors(error_axes)
-    # The right half's legend names everything; both halves share colors.
+    # One legend is enough, as both halves share colors.
     error_axes.legend(frameon=False)
     return figure
 
 
 def save_plot(report: BenchmarkReport, path: Path) -> None:
-    """Write the picture in the format that the path's suffix names."""
-    # Without pyplot there is no window and no state; Agg draws what is written as .png.
+    """Write the plot in the format of the path's suffix."""
+    # A Figure without pyplot needs no window and no global state.
     plot_report(report).savefig(path, dpi=150)
 
 
-def _draw_codec(recall_axes: Axes, error_axes: Axes, results: list[CodecResult], place: int) -> None:
-    color, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    sizes = [result.code_bytes for result in results]
-    recalls = [result.recall.ten_recall_10 for result in results]
-    for axes, values in ((recall_axes, recalls), (error_axes, [result.mse for result in results])):
-        axes.plot(sizes, values, color=color, marker=marker, label=results[0].codec)
-
-
-def _label_sizes(axes: Axes, sizes: list[int]) -> None:
-    # Sizes are usually doubled from one to the next; each is named as it is.
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
-    axes.set_xlabel("bytes per vector")
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _label_errors(axes: Axes) -> None:
-    # Equal factors in error are equal gains, and the bound is close to a straight line then.
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(FixedLocator(_round_ticks(low, high)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_ylim(low, high)
-
-
-def _round_ticks(low: float, high: float) -> list[float]:
-    """Some numbers with few digits between two positive ones, about equal factors apart.
-
-    Matplotlib's own ticks of a logarithmic axis may leave a narrow range without any.
-    """
-    wanted = [low * (high / low) ** (step / _MOST_TICKS) for step in range(_MOST_TICKS + 1)]
-    ticks: list[float] = []
-    for digits in range(1, 8):
-        ticks = sorted(
-            {tick for tick in (float(f"{value:.{digits}g}") for value in wanted) if low <= tick <= high}
-        )
-        if len(ticks) >= _LEAST_TICKS:
-            break
-    return ticks
-
-
 def plot_searches(report: SearchReport) -> Figure:
-    """10-recall@10 against the median latency, a line per system and size.
+    """Plot 10-recall@10 against the median latency, a line per system and size.
 
-    A line has the settings that no other of its own beats in both. LanceDB with and without raw vectors are
-    two lines. Systems differ by color, sizes by marker.
+    A line connects the Pareto-optimal settings of its system and size. LanceDB with and without refining by
+    raw vectors are two lines. Systems differ by color, sizes by marker.
 
     Args:
-        report: with at least one result.
+        report: a report with at least one result.
     """
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
@@ -129,7 +84,7 @@ def plot_searches(report: SearchReport) -> Figure:
         axes.plot(
             [result.p50_ms for result in results],
             [result.recall for result in results],
-            color=COLOURS[systems.index(system) % len(COLOURS)],
+            color=COLORS[systems.index(system) % len(COLORS)],
             marker=MARKERS[sizes.index(size) % len(MARKERS)],
             label=f"{system}, {size} bytes",
         )
@@ -144,8 +99,53 @@ def plot_searches(report: SearchReport) -> Figure:
 
 
 def save_search_plot(report: SearchReport, path: Path) -> None:
-    """Write the picture in the format that the path's suffix names."""
+    """Write the plot in the format of the path's suffix."""
     plot_searches(report).savefig(path, dpi=150)
+
+
+def _draw_codec(recall_axes: Axes, error_axes: Axes, results: list[CodecResult], place: int) -> None:
+    color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+    sizes = [result.code_bytes for result in results]
+    recalls = [result.recall.ten_recall_10 for result in results]
+    for axes, values in ((recall_axes, recalls), (error_axes, [result.mse for result in results])):
+        axes.plot(sizes, values, color=color, marker=marker, label=results[0].codec)
+
+
+def _label_sizes(axes: Axes, sizes: list[int]) -> None:
+    # Sizes usually double from one to the next.
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+    axes.set_xlabel("bytes per vector")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_errors(axes: Axes) -> None:
+    # Equal factors in error are equal gains, and the bound is close to a straight line.
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(FixedLocator(_round_ticks(low, high)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylim(low, high)
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Numbers with few digits between two positive ones, about equal factors apart.
+
+    Matplotlib's own ticks of a logarithmic axis may leave a narrow range without any.
+    """
+    wanted = [low * (high / low) ** (step / _MOST_TICKS) for step in range(_MOST_TICKS + 1)]
+    ticks: list[float] = []
+    for digits in range(1, 8):
+        ticks = sorted(
+            {tick for tick in (float(f"{value:.{digits}g}") for value in wanted) if low <= tick <= high}
+        )
+        if len(ticks) >= _LEAST_TICKS:
+            break
+    return ticks
 
 
 def _lines(results: Sequence[SearchResult]) -> dict[tuple[str, int], list[SearchResult]]:
@@ -154,11 +154,11 @@ def _lines(results: Sequence[SearchResult]) -> dict[tuple[str, int], list[Search
         factor = result.setting.refine_factor
         system = result.system if factor is None else f"{result.system}, refine {factor}"
         lines.setdefault((system, result.code_bytes), []).append(result)
-    return {name: _unbeaten(line) for name, line in lines.items()}
+    return {name: _pareto_front(line) for name, line in lines.items()}
 
 
-def _unbeaten(results: Sequence[SearchResult]) -> list[SearchResult]:
-    """Those for which no other one is both quicker and better, by time."""
+def _pareto_front(results: Sequence[SearchResult]) -> list[SearchResult]:
+    """The results that no other one beats in both latency and recall, by latency."""
     unbeaten: list[SearchResult] = []
     for result in sorted(results, key=lambda result: (result.p50_ms, -result.recall)):
         if not unbeaten or result.recall > unbeaten[-1].recall:

@@ -1,4 +1,4 @@
-"""Recall: what share of the true neighbors a search finds.
+"""Recall: the share of true neighbors that a search finds; and exact neighbors by brute force.
 
 Shape suffixes: Q queries, K neighbors, N vectors, D vector dimension.
 """
@@ -9,12 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.frame import to_float32
-from rqmoe_store.codecs.vectors import as_vectors
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import METRICS, Metric
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.rerank import all_distances
 
-Float32Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 _MAX_DISTANCES = 2**23
@@ -24,21 +23,21 @@ _MAX_DISTANCES = 2**23
 def exact_neighbors(
     queries: Any, vectors: Any, k: int = 10, *, metric: Metric = "l2", chunk_rows: int = 8192
 ) -> tuple[Indices, Float32Array]:
-    """The `k` nearest vectors of every query by brute force.
+    """Find the `k` nearest vectors of every query by brute force.
 
     Args:
         queries: array-like (Q, D).
-        vectors: array-like (N, D) with N >= k; may be memory-mapped, it is read in chunks.
-        k: neighbors per query, default 10.
-        metric: "l2", "cosine" or "dot"; distances follow LanceDB's definitions.
-        chunk_rows: vectors worked on at a time, default 8192.
+        vectors: array-like (N, D) with N >= k. It is read in chunks, so it may be memory-mapped.
+        k: neighbors per query.
+        metric: "l2", "cosine" or "dot". Distances follow LanceDB's definitions.
+        chunk_rows: vectors processed at a time.
 
     Returns:
         Positions int64 (Q, k) and distances float32 (Q, k), nearest first, ties by position.
 
     Raises:
-        InvalidInputError: an unknown metric, k or chunk_rows below 1, fewer than k vectors, or
-            vectors that `as_vectors` refuses.
+        InvalidInputError: the metric is unknown, k or chunk_rows is below 1, there are fewer than k vectors,
+            or `as_vectors` refuses the vectors.
     """
     if metric not in METRICS:
         raise InvalidInputError(f"metric={metric!r} is unknown; choose one of {', '.join(METRICS)}.")
@@ -47,7 +46,7 @@ def exact_neighbors(
     queries_QD = as_vectors(queries, metric=metric)
     if len(vectors) < k:
         raise InvalidInputError(f"Got {len(vectors)} vectors for k={k}; expected at least k vectors.")
-    # Many queries times many rows must fit: queries go in blocks, each of which reads all vectors.
+    # Distances of all queries may not fit in memory, so each block of queries reads all vectors.
     block = max(1, _MAX_DISTANCES // chunk_rows)
     found = [
         _block_neighbors(queries_QD[start : start + block], vectors, k, metric, chunk_rows)
@@ -64,9 +63,10 @@ def one_recall_at(found: Any, truth: Any, at: int) -> float:
     Args:
         found: integers (Q, >= at), best first; negative entries mean "nothing found".
         truth: integers (Q, >= 1), nearest first.
+        at: results that count.
 
     Raises:
-        InvalidInputError: shapes that do not fit each other or `at`, or no query.
+        InvalidInputError: the shapes do not fit each other or `at`, or there is no query.
     """
     found_QK, truth_QK = _checked(found, truth, at, 1)
     return float((found_QK[:, :at] == truth_QK[:, :1]).any(axis=1).mean())
@@ -78,9 +78,10 @@ def k_recall_at_k(found: Any, truth: Any, k: int) -> float:
     Args:
         found: integers (Q, >= k), best first; negative entries mean "nothing found".
         truth: integers (Q, >= k), nearest first, distinct within a query.
+        k: neighbors and results that count.
 
     Raises:
-        InvalidInputError: shapes that do not fit each other or `k`, or no query.
+        InvalidInputError: the shapes do not fit each other or `k`, or there is no query.
     """
     found_QK, truth_QK = _checked(found, truth, k, k)
     shares = [
@@ -109,7 +110,7 @@ def _block_neighbors(
 
 
 def _smallest(scores_N: Float32Array, positions_N: Indices, count: int) -> Indices:
-    """Places of the `count` smallest scores (all when there are fewer), ties broken by position."""
+    """Places of the `count` smallest scores (of all if there are fewer), ties broken by position."""
     if len(scores_N) <= count:
         return np.arange(len(scores_N))
     bound = np.partition(scores_N, count - 1)[count - 1]
@@ -121,7 +122,7 @@ def _smallest(scores_N: Float32Array, positions_N: Indices, count: int) -> Indic
 
 
 def _all_distances(queries_QD: Float32Array, vectors_ND: Float32Array, metric: Metric) -> Float32Array:
-    # Under "cosine" both have unit length already, so that their inner product is their cosine.
+    # Under "cosine" both already have unit length, so their inner product is their cosine.
     metric = "dot" if metric == "cosine" else metric
     distances_QN = all_distances(queries_QD.astype(np.float64), vectors_ND.astype(np.float64), metric)
     return to_float32(distances_QN)

@@ -1,4 +1,4 @@
-"""Benchmark of row operations: a compressed table beside plain ones of the same columns.
+"""Benchmark of row operations: a compressed table compared with plain tables of the same columns.
 
 Shape suffixes: B rows.
 """
@@ -27,46 +27,58 @@ from rqmoe_store.evaluation.search_measurement import ID, VECTOR
 from rqmoe_store.evaluation.search_scaling import create_random_table
 from rqmoe_store.evaluation.tables import print_tables, table_of
 
+FEW, MANY = 1, 1_000
+"""Rows that an operation is about."""
+
+_ROW_BYTES = 220
+"""Bytes of a row in all tables together, without its code, but with what operations leave behind."""
+
+_BATCH_ROWS = 131_072
+_WORDS = ("river", "bridge", "stone", "water", "light", "paper", "engine", "forest")
+
+Done = TypeVar("Done")
+Ids = npt.NDArray[np.int64]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowResult:
-    """One operation on plain tables and on a compressed one; medians."""
+    """Median times of one operation on plain tables and on a compressed one."""
 
     operation: str
     rows: int
-    """Rows that it is about."""
+    """Rows that the operation is about."""
     indexed: bool
-    """Whether there is a scalar index on the column that the rows are found by."""
+    """Whether the column of ids has a scalar index."""
     plain_ms: float
-    """On a LanceDB table of the same columns, without vectors."""
+    """Time on a LanceDB table of the same columns, without vectors."""
     stable_ms: float
-    """On a plain table that was made with stable row ids, which compressed tables have."""
+    """Time on such a table with stable row ids, which compressed tables have."""
     compressed_ms: float
-    """On the compressed table, encoding of vectors left out."""
+    """Time on the compressed table, without encoding."""
     encoding_ms: float
-    """What that took: encoding, and decoding a sample of the codes to see how the codec fits."""
+    """Time of encoding, and of decoding a sample of the codes to see whether the codec fits."""
 
     @property
     def times_plain(self) -> float:
-        """How many times the plain one, encoding left out."""
+        """Compressed time as a multiple of the plain one."""
         return self.compressed_ms / self.plain_ms
 
     @property
     def times_stable(self) -> float:
-        """How many times the plain one with stable row ids."""
+        """Compressed time as a multiple of the plain one with stable row ids."""
         return self.compressed_ms / self.stable_ms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowReport:
-    """All that was measured."""
+    """All results."""
 
     settings: dict[str, Any]
     machine: dict[str, Any]
     results: list[RowResult]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values."""
+        """The report as JSON-ready values."""
         results = [
             {**dataclasses.asdict(each), "times_plain": each.times_plain, "times_stable": each.times_stable}
             for each in self.results
@@ -74,40 +86,8 @@ class RowReport:
         return {"settings": self.settings, "machine": self.machine, "results": results}
 
 
-def print_row_report(report: RowReport) -> None:
-    """Print the table to standard output."""
-    shown = table_of(
-        f"Row operations on {report.settings['rows']:,} rows",
-        "operation; rows; index; plain ms; with stable ids; compressed; times; times stable; encoding",
-        caption=(
-            "Median ms. Plain: a LanceDB table of the same columns without vectors; then one with stable "
-            "row ids. Compressed: without the time of encoding, which is the last column."
-        ),
-    )
-    for result in report.results:
-        shown.add_row(
-            result.operation,
-            f"{result.rows:,}" if result.rows else "all",
-            "yes" if result.indexed else "no",
-            f"{result.plain_ms:,.1f}",
-            f"{result.stable_ms:,.1f}",
-            f"{result.compressed_ms:,.1f}",
-            f"{result.times_plain:.2f}",
-            f"{result.times_stable:.2f}",
-            f"{result.encoding_ms:,.1f}" if result.encoding_ms else "-",
-        )
-    print_tables([shown])
-
-
-Done = TypeVar("Done")
-Ids = npt.NDArray[np.int64]
-
-_BATCH_ROWS = 131_072
-_WORDS = ("river", "bridge", "stone", "water", "light", "paper", "engine", "forest")
-
-
 class TimedCodec:
-    """A codec, which every version of a table has in common, and the time that it takes from now on."""
+    """Measures the time that a codec takes from now on, in all tables that share it."""
 
     def __init__(self, codec: Codec) -> None:
         self.dim = codec.dim
@@ -128,7 +108,7 @@ class TimedCodec:
 
 @dataclasses.dataclass
 class Side:
-    """One of the tables; their methods have the same names."""
+    """One of the tables compared. Their methods have the same names."""
 
     table: Any
     codec: TimedCodec | None
@@ -136,7 +116,7 @@ class Side:
     next_id: int
 
     def rows(self, ids_B: Ids) -> pa.Table:
-        """Rows with these ids, other texts than before, and vectors if the table takes them."""
+        """Rows with these ids, changed texts, and vectors if the table has them."""
         rows = pa.Table.from_batches([rows_of(ids_B)])
         rows = rows.set_column(2, "text", pa.array([f"changed {row}" for row in ids_B]))
         if self.codec is None:
@@ -146,61 +126,20 @@ class Side:
         return rows.append_column(VECTOR, pa.FixedSizeListArray.from_arrays(vectors, self.codec.dim))
 
     def new(self, count: int) -> Ids:
-        """Ids that no row has had."""
+        """Reserve ids that no row has had, and return them."""
         self.next_id += count
         return np.arange(self.next_id - count, self.next_id)
 
 
-def rows_of(ids_B: Ids) -> pa.RecordBatch:
-    """Rows with a number, a language, a text and a price."""
-    texts = [f"{_WORDS[row % 8]} {_WORDS[row // 8 % 8]} number {row}" for row in ids_B.tolist()]
-    return pa.record_batch(
-        {
-            ID: ids_B,
-            "lang": pa.array(np.array(["en", "de", "fr"])[ids_B % 3]),
-            "text": pa.array(texts, pa.string()),
-            "price": ids_B.astype(np.float64) / 7,
-        }
-    )
-
-
-def make_sides(folder: str, codec: Codec, rows: int, seed: int) -> list[Side]:
-    """A plain table, one whose rows keep their ids for good, as those of compressed tables do, and a
-    compressed one, all of the same rows, in a database in `folder`."""
-    db = lancedb.connect(folder)
-    plain = [
-        Side(_plain_table(db, name, rows, stable), None, rows)
-        for name, stable in (("plain", False), ("stable", True))
-    ]
-    made = create_random_table(db, "compressed", codec, rows, seed=seed, rows_of=rows_of)
-    return [*plain, Side(made, TimedCodec(made.codec), rows)]
-
-
-def _plain_table(db: DBConnection, name: str, rows: int, stable: bool) -> Table:
-    batches = (
-        rows_of(np.arange(start, min(start + _BATCH_ROWS, rows))) for start in range(0, rows, _BATCH_ROWS)
-    )
-    reader = pa.RecordBatchReader.from_batches(rows_of(np.arange(0)).schema, batches)
-    options = {"new_table_enable_stable_row_ids": str(stable).lower()}
-    return db.create_table(name, reader, storage_options=options)
-
-
-FEW, MANY = 1, 1_000
-"""Rows of an operation."""
-
-_ROW_BYTES = 220
-"""Of a row in all tables together, with room for what operations leave behind, but for its code."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """Something that is done to each table."""
+    """An operation that is timed on each table."""
 
     name: str
     rows: int
-    """Ids of so many rows that are there, chosen at random, are given to `prepare`; 0 for none."""
+    """Number of existing rows, chosen at random, whose ids `prepare` gets; 0 for none."""
     run: Callable[[Any, Any], object]
-    """Does it to a table, with what was prepared; this is timed."""
+    """Runs the operation on a table with what `prepare` returned. This is timed."""
     prepare: Callable[[Side, Ids], Any] = lambda side, ids_B: ids_B
     by_id: bool = True
     """Whether an index of the ids can make a difference."""
@@ -214,19 +153,19 @@ def benchmark_rows(
     seed: int,
     on_done: Callable[[RowReport], None] = lambda report: None,
 ) -> RowReport:
-    """Time row operations on tables of `rows` rows, in a temporary database that is removed in the end.
+    """Time row operations on tables of `rows` rows, in a temporary database.
 
-    Every operation is done `repeats` times to each table in turn, after once to warm up.
+    Every operation runs `repeats` times on each table in turn, after one run to warm up.
 
     Args:
-        codec: the compressed table's; its codes are random, and so are vectors that are added.
+        codec: codec of the compressed table. Its codes, and vectors that are added, are random.
         rows: at least 10,000.
         repeats: at least 1.
         seed: of everything random.
-        on_done: told whenever there is another result.
+        on_done: called with the report whenever there is another result.
 
     Raises:
-        InvalidInputError: not enough room in the temporary folder.
+        InvalidInputError: the temporary folder has too little space.
     """
     require_disk(rows, codec.config.code_bytes + _ROW_BYTES)
     report = RowReport(
@@ -241,20 +180,20 @@ def benchmark_rows(
         results=[],
     )
     with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
-        sides = make_sides(folder, codec, rows, seed)
+        sides = create_sides(folder, codec, rows, seed)
         for indexed in (False, True):
             if indexed:
                 for side in sides:
                     _index(side.table)
             for operation in operations():
                 if operation.by_id or not indexed:
-                    report.results.append(_measured(operation, sides, rows, repeats, seed, indexed))
+                    report.results.append(_measure(operation, sides, rows, repeats, seed, indexed))
                     on_done(report)
     return report
 
 
 def operations() -> list[Operation]:
-    """What is measured."""
+    """The operations to time."""
 
     def both(name: str, run: Callable[[Any, Any], object], **settings: Any) -> Iterator[Operation]:
         yield from (Operation(name, count, run, **settings) for count in (FEW, MANY))
@@ -306,13 +245,13 @@ def _look_back(table: Any, _: Ids) -> None:
 
 
 def _index(table: Any) -> None:
-    if isinstance(table, LanceTable):  # which has the method that ours is like, but deprecated
+    if isinstance(table, LanceTable):  # whose `create_scalar_index` is deprecated
         table.create_index(ID, config=BTree())
     else:
         table.create_scalar_index(ID)
 
 
-def _measured(
+def _measure(
     operation: Operation, sides: list[Side], rows: int, repeats: int, seed: int, indexed: bool
 ) -> RowResult:
     seconds: list[list[tuple[float, float]]] = [[] for _ in sides]
@@ -339,3 +278,61 @@ def _measured(
         compressed_ms=compressed_ms,
         encoding_ms=1e3 * statistics.median(encoding for _, encoding in seconds[-1]),
     )
+
+
+def create_sides(folder: str, codec: Codec, rows: int, seed: int) -> list[Side]:
+    """Create tables of the same rows: a plain one, a plain one with stable row ids, and a compressed one."""
+    db = lancedb.connect(folder)
+    plain = [
+        Side(_plain_table(db, name, rows, stable), None, rows)
+        for name, stable in (("plain", False), ("stable", True))
+    ]
+    made = create_random_table(db, "compressed", codec, rows, seed=seed, rows_of=rows_of)
+    return [*plain, Side(made, TimedCodec(made.codec), rows)]
+
+
+def _plain_table(db: DBConnection, name: str, rows: int, stable: bool) -> Table:
+    batches = (
+        rows_of(np.arange(start, min(start + _BATCH_ROWS, rows))) for start in range(0, rows, _BATCH_ROWS)
+    )
+    reader = pa.RecordBatchReader.from_batches(rows_of(np.arange(0)).schema, batches)
+    options = {"new_table_enable_stable_row_ids": str(stable).lower()}
+    return db.create_table(name, reader, storage_options=options)
+
+
+def rows_of(ids_B: Ids) -> pa.RecordBatch:
+    """Rows with an id, a language, a text and a price."""
+    texts = [f"{_WORDS[row % 8]} {_WORDS[row // 8 % 8]} number {row}" for row in ids_B.tolist()]
+    return pa.record_batch(
+        {
+            ID: ids_B,
+            "lang": pa.array(np.array(["en", "de", "fr"])[ids_B % 3]),
+            "text": pa.array(texts, pa.string()),
+            "price": ids_B.astype(np.float64) / 7,
+        }
+    )
+
+
+def print_row_report(report: RowReport) -> None:
+    """Print the results as a table to standard output."""
+    shown = table_of(
+        f"Row operations on {report.settings['rows']:,} rows",
+        "operation; rows; index; plain ms; with stable ids; compressed; times; times stable; encoding",
+        caption=(
+            "Median ms. Plain: a LanceDB table of the same columns without vectors; then one with stable "
+            "row ids. Compressed: without the time of encoding, which is the last column."
+        ),
+    )
+    for result in report.results:
+        shown.add_row(
+            result.operation,
+            f"{result.rows:,}" if result.rows else "all",
+            "yes" if result.indexed else "no",
+            f"{result.plain_ms:,.1f}",
+            f"{result.stable_ms:,.1f}",
+            f"{result.compressed_ms:,.1f}",
+            f"{result.times_plain:.2f}",
+            f"{result.times_stable:.2f}",
+            f"{result.encoding_ms:,.1f}" if result.encoding_ms else "-",
+        )
+    print_tables([shown])

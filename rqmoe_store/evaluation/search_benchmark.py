@@ -1,8 +1,6 @@
-"""Searches side by side on one set of vectors: ours, LanceDB's compressed indexes, FAISS's.
+"""Benchmark of searches on one set of vectors: our tables, LanceDB's compressed indexes, and FAISS's.
 
 Shape suffixes: N vectors, Q queries, D vector dimension, K neighbors.
-
-Shape suffixes: N vectors, D vector dimension.
 """
 
 import dataclasses
@@ -22,7 +20,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_measurement import require_disk
-from rqmoe_store.evaluation.contenders import load_fitting
+from rqmoe_store.evaluation.contenders import load_matching
 from rqmoe_store.evaluation.machine import describe_machine
 from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k
 from rqmoe_store.evaluation.search_measurement import (
@@ -30,7 +28,7 @@ from rqmoe_store.evaluation.search_measurement import (
     FAISS_RQ,
     LANCEDB_PQ,
     LANCEDB_RQ,
-    NEIGHBOURS,
+    NEIGHBORS,
     OURS,
     PARTITION_ROWS,
     SYSTEMS,
@@ -47,33 +45,38 @@ from rqmoe_store.evaluation.search_scaling import measure_synthetic, require_roo
 from rqmoe_store.evaluation.search_systems import RQ_DIMENSIONS, build_lancedb_pq, build_lancedb_rq, build_own
 from rqmoe_store.training.trainer import train
 
+_TABLES = 2
+"""Most space that the temporary database takes, as a multiple of the raw vectors' size."""
+
 _DEFAULT_CONFIG, _TRAINING = CodecConfig(), TrainConfig()
+
+Build = Callable[[], SearchedIndex]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """What to compare, and how."""
+    """Systems to compare, and how to measure them."""
 
     systems: tuple[str, ...] = SYSTEMS
     code_bytes: tuple[int, ...] = (8, 16, 32)
-    """Sizes; LanceDB's IVF_RQ has the one that follows from the dimension."""
+    """Code sizes. That of LanceDB's IVF_RQ follows from the dimension."""
     codecs: Path | None = None
     """Folder of our codecs, `{kind}-{bytes}` each; None to train them on the vectors."""
     config: CodecConfig = _DEFAULT_CONFIG
-    """Kind and metric, and of codecs that are trained every other setting. `num_partitions` also is that of
-    other systems' indexes; None for the square root of the rows, but at least 256 rows each."""
+    """Kind and metric, and all other settings of codecs that are trained. `num_partitions` also applies to
+    other systems' indexes; None means the square root of the rows, but at least 256 rows per partition."""
     training: TrainConfig = _TRAINING
-    """How our codecs are trained."""
+    """How to train our codecs."""
     nprobes: tuple[int, ...] = (1, 5, 20, 80)
-    """Partitions searched, wherever there are partitions."""
+    """Numbers of partitions to search, in indexes that have partitions."""
     shortlists: tuple[int, ...] = (20, 30, 100)
-    """Rows that ours decodes and reranks."""
+    """Numbers of rows that our tables decode and rerank."""
     batch: int = 64
-    """Queries asked together when throughput is measured."""
+    """Queries per batch, to measure throughput."""
     timed_queries: int = 500
-    """Queries asked one by one, for latency."""
+    """Queries run one at a time, to measure latency."""
     synthetic: tuple[int, ...] = ()
-    """Rows of tables of random codes that are opened and searched too, with every codec of `codecs`."""
+    """Rows of tables of random codes that are also opened and searched, with every codec of `codecs`."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.systems if name not in SYSTEMS]
@@ -81,7 +84,7 @@ class SearchSettings:
             raise InvalidInputError(f"Got systems {list(self.systems)}; choose some of {', '.join(SYSTEMS)}.")
         for size in self.code_bytes:
             dataclasses.replace(self.config, code_bytes=size)  # checks it
-        for name, least in (("nprobes", 1), ("shortlists", NEIGHBOURS)):
+        for name, least in (("nprobes", 1), ("shortlists", NEIGHBORS)):
             numbers = getattr(self, name)
             if not numbers or min(numbers) < least:
                 raise InvalidInputError(
@@ -99,12 +102,12 @@ class SearchSettings:
         select_device(self.training.device)
 
     def partitions(self, rows: int) -> int:
-        """Partitions of every index that is made here: at least 1."""
+        """Partitions of every index built here, at least 1."""
         chosen = self.config.num_partitions
         return default_partitions(rows) if chosen is None else max(1, chosen)
 
     def require_fit(self, rows: int, dim: int) -> None:
-        """Raise InvalidInputError unless every system can index so many vectors of this dimension."""
+        """Raise InvalidInputError unless every system can index `rows` vectors of this dimension."""
         partitions = self.partitions(rows)
         if rows < PARTITION_ROWS * partitions:
             raise InvalidInputError(
@@ -131,52 +134,6 @@ class SearchSettings:
         return {**fields, "codecs": None if self.codecs is None else str(self.codecs)}
 
 
-def load_codecs(settings: SearchSettings, dim: int) -> dict[int, Codec]:
-    """Size -> codec, from the folder that the settings name; empty where they name none.
-
-    Raises:
-        InvalidInputError: a size is missing, or a codec does not fit the vectors or the metric.
-        ArtifactError: a codec cannot be read.
-    """
-    if settings.codecs is None:
-        return {}
-    codecs, kind = {}, settings.config.kind
-    for size in settings.code_bytes:
-        folder = settings.codecs.expanduser() / f"{kind}-{size}"
-        if not folder.is_dir():
-            raise InvalidInputError(
-                f"There is no codec {str(folder)!r}; expected one of every size, as `bench codec --save` "
-                "makes them. Choose other sizes or another kind, or name no folder to train them."
-            )
-        codec = load_fitting(
-            str(folder), dim=dim, metric=settings.config.metric, device=settings.training.device
-        )
-        if codec.config.code_bytes != size:
-            raise InvalidInputError(
-                f"The codec in {str(folder)!r} has {codec.config.code_bytes} code bytes; expected {size}, as "
-                "its folder is called."
-            )
-        codecs[size] = codec
-    return codecs
-
-
-def train_codec(
-    settings: SearchSettings, vectors_ND: Float32Array, code_bytes: int, num_partitions: int
-) -> tuple[Codec, float]:
-    """A codec trained on the vectors, and the seconds that took."""
-    partitions = num_partitions if num_partitions > 1 else 0  # one is the same as none
-    config = dataclasses.replace(settings.config, code_bytes=code_bytes, num_partitions=partitions)
-    started = time.perf_counter()
-    codec = train(vectors_ND, config=config, training=settings.training)
-    return codec, time.perf_counter() - started
-
-
-_TABLES = 2
-"""Times the raw vectors' size that the temporary database takes at most."""
-
-Build = Callable[[], SearchedIndex]
-
-
 def benchmark_search(
     vectors: Any | None,
     queries: Any,
@@ -187,20 +144,20 @@ def benchmark_search(
 ) -> SearchReport:
     """Index the vectors with every system at every size, and search with every setting.
 
-    Everything lives in databases in temporary folders, which are removed in the end. Recall is that of the 10
-    nearest raw vectors. Indexes are trained on the vectors they hold, and so are codecs that are not loaded.
+    Everything is in databases in temporary folders. Recall is that of the 10 nearest raw vectors. Indexes,
+    and codecs that are not loaded, are trained on the vectors that they index.
 
     Args:
-        vectors: (N, D), at least 256 for every partition; None to measure tables of random codes alone.
+        vectors: (N, D), at least 256 per partition; None to measure only tables of random codes.
         queries: (Q, D), at least one.
-        settings: what to compare.
-        console: where progress is shown; None for standard error.
-        on_done: called with everything found so far whenever there is more.
+        settings: systems to compare, and how.
+        console: console for progress. None means standard error.
+        on_done: called with all results so far whenever there is another one.
 
     Raises:
-        InvalidInputError: unusable vectors or queries, settings that do not fit them, or nothing to do.
-            Nothing has been trained by then.
-        ArtifactError: a folder without a readable codec.
+        InvalidInputError: vectors or queries are unusable, settings do not fit them, or there is nothing to
+            do. Nothing has been trained by then.
+        ArtifactError: a folder has no readable codec.
         RQMoEError: a table of random codes cannot be searched.
     """
     console = console or Console(stderr=True)
@@ -225,7 +182,7 @@ def benchmark_search(
 
 @dataclasses.dataclass(frozen=True)
 class _Bench:
-    """What is known to fit together."""
+    """Vectors, queries and codecs that were checked to fit each other."""
 
     vectors_ND: Float32Array | None
     queries_QD: Float32Array
@@ -263,10 +220,10 @@ def _compare(
     console: Console,
     on_done: Callable[[SearchReport], None],
 ) -> None:
-    """Add one system of one size after another to the report."""
+    """Measure one system of one size after another, and add the results to the report."""
     metric = settings.config.metric
     console.print("Finding the true neighbors", highlight=False)
-    truth_QK, _ = exact_neighbors(bench.queries_QD, vectors_ND, NEIGHBOURS, metric=metric)
+    truth_QK, _ = exact_neighbors(bench.queries_QD, vectors_ND, NEIGHBORS, metric=metric)
     with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
         corpus = Corpus(
             docs=create_docs(lancedb.connect(folder), vectors_ND),
@@ -282,7 +239,7 @@ def _compare(
 
 
 def _plan(settings: SearchSettings, corpus: Corpus, codecs: dict[int, Codec]) -> Iterator[tuple[str, Build]]:
-    """What to index with, by size, and how; LanceDB's IVF_RQ, of the one size it has, comes last."""
+    """Names of indexes and functions that build them, by size. LanceDB's IVF_RQ has one size and is last."""
     systems = settings.systems
     for size in sorted(set(settings.code_bytes)):
         if OURS in systems:
@@ -317,7 +274,7 @@ def _measure(
     settings: SearchSettings,
     report: SearchReport,
 ) -> None:
-    """Add everything about one index to the report."""
+    """Measure one index, and add the results to the report."""
     index = dataclasses.replace(index, result=_with_exhaustive(index, queries_QD, truth_QK, settings))
     report.indexes.append(index.result)
     for setting in index.settings:
@@ -340,8 +297,46 @@ def _with_exhaustive(
 ) -> IndexResult:
     if index.reconstructions is None:
         return index.result
-    found_QK, _ = exact_neighbors(
-        queries_QD, index.reconstructions, NEIGHBOURS, metric=settings.config.metric
-    )
-    recall = k_recall_at_k(found_QK, truth_QK, NEIGHBOURS)
+    found_QK, _ = exact_neighbors(queries_QD, index.reconstructions, NEIGHBORS, metric=settings.config.metric)
+    recall = k_recall_at_k(found_QK, truth_QK, NEIGHBORS)
     return dataclasses.replace(index.result, exhaustive_recall=recall)
+
+
+def load_codecs(settings: SearchSettings, dim: int) -> dict[int, Codec]:
+    """Load codecs from the folder of the settings: size -> codec; empty without a folder.
+
+    Raises:
+        InvalidInputError: a size is missing, or a codec does not fit the vectors or the metric.
+        ArtifactError: a codec cannot be read.
+    """
+    if settings.codecs is None:
+        return {}
+    codecs, kind = {}, settings.config.kind
+    for size in settings.code_bytes:
+        folder = settings.codecs.expanduser() / f"{kind}-{size}"
+        if not folder.is_dir():
+            raise InvalidInputError(
+                f"There is no codec {str(folder)!r}; expected one of every size, as `bench codec --save` "
+                "makes them. Choose other sizes or another kind, or name no folder to train them."
+            )
+        codec = load_matching(
+            str(folder), dim=dim, metric=settings.config.metric, device=settings.training.device
+        )
+        if codec.config.code_bytes != size:
+            raise InvalidInputError(
+                f"The codec in {str(folder)!r} has {codec.config.code_bytes} code bytes; expected {size}, as "
+                "its folder is called."
+            )
+        codecs[size] = codec
+    return codecs
+
+
+def train_codec(
+    settings: SearchSettings, vectors_ND: Float32Array, code_bytes: int, num_partitions: int
+) -> tuple[Codec, float]:
+    """Train a codec on the vectors; returns it and the seconds that it took."""
+    partitions = num_partitions if num_partitions > 1 else 0  # one partition is the same as none
+    config = dataclasses.replace(settings.config, code_bytes=code_bytes, num_partitions=partitions)
+    started = time.perf_counter()
+    codec = train(vectors_ND, config=config, training=settings.training)
+    return codec, time.perf_counter() - started

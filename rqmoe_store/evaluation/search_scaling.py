@@ -1,13 +1,13 @@
-"""Scaling of opening and searching with rows, on tables of random codes.
+"""Scaling of searches: time and memory to open and search tables of random codes, by number of rows.
 
-Shape suffixes: B rows of one batch, P partitions, Q queries, D vector dimension.
+A new process opens and searches each table, by the command
 
     python -m rqmoe_store.evaluation.search_scaling '{"folder": ..., "name": ..., "nprobes": [...], ...}'
 
-The folder is a database that also holds the file queries.npy. Prints a JSON list with an object for every
-number of partitions.
+The folder is a database that also contains the file queries.npy. The command prints a JSON list with an
+object for every number of partitions searched.
 
-Shape suffixes: Q queries, D vector dimension.
+Shape suffixes: B rows of one batch, P partitions, Q queries, D vector dimension, M code bytes.
 """
 
 import functools
@@ -36,7 +36,7 @@ from rqmoe_store.evaluation.codec_measurement import require_disk
 from rqmoe_store.evaluation.machine import resident_bytes
 from rqmoe_store.evaluation.search_measurement import (
     ID,
-    NEIGHBOURS,
+    NEIGHBORS,
     VECTOR,
     SyntheticResult,
     measure_latency,
@@ -52,11 +52,11 @@ from rqmoe_store.tables import open_table
 
 _BATCH_ROWS = 131_072
 _PAYLOAD_BYTES = 32
-"""Of a row on disk besides its code, at most: position, partition, index."""
+"""Most bytes of a row on disk besides its code: position, partition, index."""
 
 
-def ids_alone(ids_B: npt.NDArray[np.int64]) -> pa.RecordBatch:
-    """Rows with the column ID and no other."""
+def ids_only(ids_B: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """Rows with the column ID alone."""
     return pa.record_batch({ID: ids_B})
 
 
@@ -67,19 +67,17 @@ def create_random_table(
     rows: int,
     *,
     seed: int,
-    rows_of: Callable[[npt.NDArray[np.int64]], pa.RecordBatch] = ids_alone,
+    rows_of: Callable[[npt.NDArray[np.int64]], pa.RecordBatch] = ids_only,
 ) -> CompressedTable:
-    """A compressed table whose codes and partitions are drawn at random, grouped by partition.
-
-    Memory is bounded whatever its size.
+    """Create a compressed table with random codes, grouped by random partitions, in bounded memory.
 
     Args:
         db: an existing database on disk.
-        name: a name that is free.
-        codec: what the codes could be of.
+        name: an unused name.
+        codec: the codec to draw codes for.
         rows: at least 1.
         seed: of the codes.
-        rows_of: the other columns of rows, given their positions (B,).
+        rows_of: positions (B,) -> the other columns of these rows.
     """
     columns, metadata = CodeColumns(VECTOR), metadata_of(codec, VECTOR, "none")
     others = rows_of(np.arange(0)).schema
@@ -95,7 +93,7 @@ def create_random_table(
 
 
 def require_room(codecs: Iterable[Codec], rows: Sequence[int]) -> None:
-    """Raise InvalidInputError unless the temporary folder has room for every table of random codes."""
+    """Raise InvalidInputError unless the temporary folder has space for every table of random codes."""
     for codec in codecs:
         require_disk(max(rows), codec.config.code_bytes + _PAYLOAD_BYTES)
 
@@ -110,19 +108,20 @@ def measure_synthetic(
     seed: int,
     on_start: Callable[[str], None] = lambda what: None,
 ) -> Iterator[SyntheticResult]:
-    """Make, open and search a table of random codes for every codec and number of rows, smallest first.
+    """Create, open and search a table of random codes for every codec and number of rows, smallest first.
 
-    Every table is opened in a new process, whose memory is its own and whose first query is the first.
-    Tables are removed as soon as they have been measured.
+    Each table is opened in a new process, to measure its memory and its first query alone. Tables are removed
+    as soon as they have been measured.
 
     Args:
-        codecs: fit the queries.
-        queries_QD: at least one.
-        rows: sizes, at least 1 each.
-        nprobes: partitions to search; the codecs' partitions are the same in every size, and so is the
-            share that is searched.
+        codecs: codecs that fit the queries.
+        queries_QD: at least one query.
+        rows: sizes of the tables, at least 1 each.
+        nprobes: numbers of partitions to search. A codec has the same partitions in every table, so the share
+            that is searched is the same, too.
         timed_queries: queries timed with every number of partitions.
-        on_start: told what comes next.
+        seed: of the codes.
+        on_start: called with a description of each table before it is created.
 
     Raises:
         RQMoEError: the process that opens a table fails.
@@ -134,7 +133,9 @@ def measure_synthetic(
                 store = create_random_table(lancedb.connect(folder), "random", codec, count, seed=seed)
                 table_bytes = store.stats().bytes_per_vector
                 np.save(Path(folder) / "queries.npy", queries_QD)
-                opened = _open_apart(Path(folder), probe_counts(nprobes, codec.num_partitions), timed_queries)
+                opened = _open_in_new_process(
+                    Path(folder), probe_counts(nprobes, codec.num_partitions), timed_queries
+                )
             for figures in opened:
                 yield SyntheticResult(
                     system=codec.config.kind,
@@ -164,8 +165,8 @@ def _random_batches(
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _open_apart(folder: Path, nprobes: Sequence[int], timed_queries: int) -> list[dict[str, Any]]:
-    """What `search_opening` finds on the table "random" in a new process."""
+def _open_in_new_process(folder: Path, nprobes: Sequence[int], timed_queries: int) -> list[dict[str, Any]]:
+    """Run `measure_opening` on the table "random" in a new process."""
     command = [sys.executable, "-m", "rqmoe_store.evaluation.search_scaling"]
     settings = {"folder": str(folder), "name": "random", "nprobes": nprobes, "timed_queries": timed_queries}
     run = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, check=False)
@@ -178,11 +179,13 @@ def _open_apart(folder: Path, nprobes: Sequence[int], timed_queries: int) -> lis
 def measure_opening(
     folder: Path, name: str, nprobes: Sequence[int], timed_queries: int
 ) -> list[dict[str, Any]]:
-    """The fields of `SyntheticResult` that only the process which opens the table knows.
+    """Measure the fields of `SyntheticResult` that only the process that opens the table can measure.
 
     Args:
         folder: a database, with queries (Q, D) in queries.npy.
-        nprobes: at least one; the first query of all is told the first.
+        name: name of the table.
+        nprobes: at least one number of partitions; the first query uses the first one.
+        timed_queries: queries timed with every number of partitions.
     """
     queries_QD: Float32Array = np.load(folder / "queries.npy", allow_pickle=False)
     before = resident_bytes()
@@ -191,11 +194,11 @@ def measure_opening(
     open_seconds = time.perf_counter() - started
     first_seconds, found = None, []
     for probes in nprobes:
-        ask = functools.partial(_ask, store, probes)
+        search = functools.partial(_search, store, probes)
         started = time.perf_counter()
-        ask(queries_QD[:1])
+        search(queries_QD[:1])
         first_seconds = first_seconds or time.perf_counter() - started
-        latency = measure_latency(ask, queries_QD, timed_queries)
+        latency = measure_latency(search, queries_QD, timed_queries)
         memory = resident_bytes()
         found.append(
             {
@@ -211,8 +214,8 @@ def measure_opening(
     return found
 
 
-def _ask(store: CompressedTable, nprobes: int, query_QD: Float32Array) -> None:
-    store.search(query_QD).nprobes(nprobes).limit(NEIGHBOURS).select([ID]).to_arrow()
+def _search(store: CompressedTable, nprobes: int, query_QD: Float32Array) -> None:
+    store.search(query_QD).nprobes(nprobes).limit(NEIGHBORS).select([ID]).to_arrow()
 
 
 if __name__ == "__main__":

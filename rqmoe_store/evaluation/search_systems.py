@@ -1,11 +1,6 @@
-"""Systems to search: our compressed tables and LanceDB's compressed indexes.
+"""Search systems to compare: our compressed tables and LanceDB's compressed indexes.
 
-Shape suffixes: N vectors, Q queries, D vector dimension.
-
-- IVF_PQ: as many sub-vectors as there are code bytes, 8 bits each.
-- IVF_RQ: one bit per dimension (RaBitQ), so its size follows from the dimension and from nothing else.
-
-Both are asked with and without ordering 10 times as many rows again by their raw vectors.
+Shape suffixes: N vectors, Q queries, D vector dimension, P partitions.
 """
 
 import time
@@ -24,7 +19,7 @@ from rqmoe_store.evaluation.search_measurement import (
     ID,
     LANCEDB_PQ,
     LANCEDB_RQ,
-    NEIGHBOURS,
+    NEIGHBORS,
     VECTOR,
     Corpus,
     IndexResult,
@@ -43,12 +38,17 @@ from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress
 
+REFINE_FACTOR = 10
+
+RQ_DIMENSIONS = 8
+"""Dimensions per byte of an IVF_RQ code. LanceDB supports whole bytes only."""
+
 
 class Reconstructions:
-    """Decoded vectors (N, D) in the order of the vectors they stand for, decoded when they are read."""
+    """Decoded vectors (N, D) in the order of the original ones, decoded when they are read."""
 
     def __init__(self, store: CompressedTable) -> None:
-        """Read the codes of a table that has a code in every row and positions in the column ID."""
+        """Read the codes of a table with a code in every row and positions in the column ID."""
         rows = store.table.search().select([ID, *store.columns.names]).to_arrow()
         codes, _ = store.columns.from_arrow(rows)
         order_N = np.argsort(rows[ID].to_numpy())
@@ -65,12 +65,13 @@ class Reconstructions:
 def build_own(
     corpus: Corpus, codec: Codec, *, shortlists: tuple[int, ...], training_seconds: float
 ) -> SearchedIndex:
-    """A compressed table of the corpus.
+    """Compress the corpus to a table of ours.
 
     Args:
-        codec: fits the vectors and the metric.
-        shortlists: to search with, at least NEIGHBOURS each.
-        training_seconds: what the codec took; 0 if it was loaded.
+        corpus: the vectors.
+        codec: a codec that fits the vectors and the metric.
+        shortlists: shortlists to search with, at least NEIGHBORS each.
+        training_seconds: time that training the codec took; 0 if it was loaded.
     """
     started = time.perf_counter()
     name = f"codes_{codec.config.code_bytes}"
@@ -78,7 +79,7 @@ def build_own(
     seconds = training_seconds + time.perf_counter() - started
 
     def search(queries_QD: Float32Array, setting: SearchSetting) -> Indices:
-        query = store.search(queries_QD).limit(NEIGHBOURS).select([ID])
+        query = store.search(queries_QD).limit(NEIGHBORS).select([ID])
         if setting.nprobes is not None:
             query = query.nprobes(setting.nprobes)
         if setting.shortlist is not None:
@@ -136,19 +137,11 @@ def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
     )
 
 
-REFINE_FACTOR = 10
-
-RQ_DIMENSIONS = 8
-"""Dimensions whose bits share a byte of an IVF_RQ code; LanceDB takes whole bytes only."""
-
-
-def rq_code_bytes(dim: int) -> int:
-    """Bytes of an IVF_RQ code of one bit per dimension; its factors of scale come on top."""
-    return dim // RQ_DIMENSIONS
-
-
 def build_lancedb_pq(corpus: Corpus, code_bytes: int) -> SearchedIndex:
-    """An IVF_PQ index with codes of so many bytes, a divisor of the dimension; replaces the one there is."""
+    """Build an IVF_PQ index in place of an earlier one; the code bytes must divide the dimension.
+
+    It has a sub-vector of 8 bits per code byte.
+    """
     config = IvfPq(
         distance_type=corpus.metric, num_partitions=corpus.num_partitions, num_sub_vectors=code_bytes
     )
@@ -156,12 +149,21 @@ def build_lancedb_pq(corpus: Corpus, code_bytes: int) -> SearchedIndex:
 
 
 def build_lancedb_rq(corpus: Corpus) -> SearchedIndex:
-    """An IVF_RQ index of one bit per dimension; replaces the one there is."""
+    """Build an IVF_RQ index in place of an earlier one.
+
+    It has one bit per dimension (RaBitQ), so its size follows from the dimension alone.
+    """
     config = IvfRq(distance_type=corpus.metric, num_partitions=corpus.num_partitions)
     return _build(corpus, LANCEDB_RQ, rq_code_bytes(corpus.vectors_ND.shape[1]), config)
 
 
+def rq_code_bytes(dim: int) -> int:
+    """Bytes of an IVF_RQ code of one bit per dimension, without its scale factors."""
+    return dim // RQ_DIMENSIONS
+
+
 def _build(corpus: Corpus, system: str, code_bytes: int, config: IvfPq | IvfRq) -> SearchedIndex:
+    """Build an index, to be searched with and without refining 10 times as many rows by raw vectors."""
     docs, rows = corpus.docs, len(corpus.vectors_ND)
     started = time.perf_counter()
     docs.create_index(VECTOR, config=config, replace=True)
@@ -169,13 +171,13 @@ def _build(corpus: Corpus, system: str, code_bytes: int, config: IvfPq | IvfRq) 
     index_bytes = sum(index.size_bytes or 0 for index in docs.list_indices())
 
     def search(queries_QD: Float32Array, setting: SearchSetting) -> Indices:
-        # A batch of one would be answered without `query_index`, as a single query is.
+        # LanceDB returns no `query_index` for a batch of one, as for a single query.
         queries: Any = queries_QD if len(queries_QD) > 1 else queries_QD[0]
         query: Any = docs.search(queries, vector_column_name=VECTOR)
-        query = query.distance_type(corpus.metric).nprobes(setting.nprobes).limit(NEIGHBOURS)
+        query = query.distance_type(corpus.metric).nprobes(setting.nprobes).limit(NEIGHBORS)
         if setting.refine_factor is not None:
             query = query.refine_factor(setting.refine_factor)
-        # Distances are returned anyway; not to name them brings a warning with every query.
+        # LanceDB returns distances in any case, and warns with every query that does not select them.
         return positions_of(query.select([ID, "_distance"]).to_arrow(), len(queries_QD))
 
     return SearchedIndex(

@@ -1,4 +1,4 @@
-"""Results as tables for a terminal, and as lines while a benchmark runs."""
+"""Result tables for a terminal, and one-line results while a benchmark runs."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,44 +13,14 @@ from rqmoe_store.evaluation.search_measurement import IndexResult, SearchReport,
 _UNLIMITED = 10_000
 _NAME_WIDTHS = len("Gaussian bound"), 32
 
-
-def print_tables(tables: Sequence[Table]) -> None:
-    """Print at least one table to standard output, all of them with the same room."""
-    console = Console()
-    unlimited = console.options.update(width=_UNLIMITED)
-    widest = max(console.measure(table, options=unlimited).maximum for table in tables)
-    # A pipe has no width of its own, and a terminal may be narrow; cut figures are of no use.
-    console.width = max(console.width, widest)
-    for table in tables:
-        console.print(table)
-        console.print()
-
-
-def table_of(title: str, columns: str, *, caption: str | None = None) -> Table:
-    """A table with a column for each of the names, which are separated by semicolons."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    name, *figures = columns.split("; ")
-    least, most = _NAME_WIDTHS
-    # A codec's name may be a long path, which is folded; figures are never cut.
-    table.add_column(name, overflow="fold", min_width=least, max_width=most)
-    for figure in figures:
-        table.add_column(figure, justify="right", no_wrap=True)
-    return table
-
-
-def optional(value: float | None, form: str) -> str:
-    """A figure in that form, "-" where there is none."""
-    return "-" if value is None else form.format(value)
-
-
-def short(microseconds: float) -> str:
-    """Three digits that matter, and no more than that."""
-    return f"{microseconds:,.0f}" if microseconds >= 100 else f"{microseconds:.3g}"
-
-
 _BOUND_NOTE = (
-    "Gaussian bound: what the best possible code of as many bits would leave of a Gaussian with the training "
-    "vectors' covariance. No source of that covariance is harder, so clustered vectors can beat it."
+    "Gaussian bound: error of the best possible code of as many bits for a Gaussian with the training "
+    "vectors' covariance. No source of that covariance is harder, so codes of clustered vectors can beat it."
+)
+
+_COST_NOTE = (
+    "Bytes per vector. Index and total are on disk. The total includes what a search needs besides: the "
+    "codec (ours) or the raw vectors (LanceDB). Resident: codes and row ids in memory."
 )
 
 
@@ -60,13 +30,72 @@ def print_report(report: BenchmarkReport) -> None:
 
 
 def codec_done_line(result: CodecResult) -> str:
-    """A codec's key figures in one line."""
+    """The key figures of a codec in one line."""
     training = "" if result.training_seconds is None else f", trained in {result.training_seconds:.0f} s"
-    relative = optional(result.relative_to_rq, "{:.3f}")
+    relative = format_optional(result.relative_to_rq, "{:.3f}")
     return (
         f"{result.codec}, {result.code_bytes} bytes: MSE {result.mse:.4g} ({relative} x RQ), "
         f"10-recall@10 {result.recall.ten_recall_10:.3f}{training}"
     )
+
+
+def print_search_report(report: SearchReport) -> None:
+    """Print all tables that have rows, at least one, to standard output."""
+    print_tables([table for table in _search_tables(report) if table.row_count])
+
+
+def search_done_line(report: SearchReport) -> str:
+    """The key figures of the newest result in one line."""
+    if report.synthetic:
+        row = report.synthetic[-1]
+        probes = "" if row.nprobes is None else f", nprobes {row.nprobes}"
+        return f"{row.system}, {row.code_bytes} bytes, {row.rows:,} rows{probes}: {row.p50_ms:.1f} ms"
+    index = report.indexes[-1]
+    best = max(results_of(report, index), key=lambda result: result.recall)
+    return (
+        f"{index.system}, {index.code_bytes} bytes: indexed in {index.build_seconds:.0f} s, 10-recall@10 "
+        f"{best.recall:.3f} at {best.p50_ms:.1f} ms"
+    )
+
+
+def results_of(report: SearchReport, index: IndexResult) -> list[SearchResult]:
+    """The results of all settings of one system at one size."""
+    wanted = index.system, index.code_bytes
+    return [result for result in report.results if (result.system, result.code_bytes) == wanted]
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Print tables, at least one, to standard output, all of them at the same width."""
+    console = Console()
+    unlimited = console.options.update(width=_UNLIMITED)
+    widest = max(console.measure(table, options=unlimited).maximum for table in tables)
+    # A pipe has no width and a terminal may be narrow, but figures must not be cut.
+    console.width = max(console.width, widest)
+    for table in tables:
+        console.print(table)
+        console.print()
+
+
+def table_of(title: str, columns: str, *, caption: str | None = None) -> Table:
+    """A table with a column per name; `columns` has the names, separated by semicolons."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    name, *figures = columns.split("; ")
+    least, most = _NAME_WIDTHS
+    # A codec's name may be a long path, which is folded. Figures are never cut.
+    table.add_column(name, overflow="fold", min_width=least, max_width=most)
+    for figure in figures:
+        table.add_column(figure, justify="right", no_wrap=True)
+    return table
+
+
+def format_optional(value: float | None, form: str) -> str:
+    """A formatted figure, or "-" if there is none."""
+    return "-" if value is None else form.format(value)
+
+
+def short(microseconds: float) -> str:
+    """A time rounded to about three significant digits."""
+    return f"{microseconds:,.0f}" if microseconds >= 100 else f"{microseconds:.3g}"
 
 
 def _codec_tables(report: BenchmarkReport) -> Iterator[Table]:
@@ -92,15 +121,15 @@ def _distortion(report: BenchmarkReport) -> Table:
         shown.add_row(
             escape(result.codec),
             str(result.code_bytes),
-            optional(result.training_seconds, "{:.0f} s"),
-            optional(result.epochs, "{:.1f}"),
+            format_optional(result.training_seconds, "{:.0f} s"),
+            format_optional(result.epochs, "{:.1f}"),
             f"{result.mse:.4g}",
-            optional(result.relative_to_rq, "{:.3f}"),
+            format_optional(result.relative_to_rq, "{:.3f}"),
         )
         later = report.results[place + 1 :]
         if not any(other.code_bytes == result.code_bytes for other in later):
             bound = bounds[result.code_bytes]
-            figures = (f"{bound.mse:.4g}", optional(bound.relative_to_rq, "{:.3f}"))
+            figures = (f"{bound.mse:.4g}", format_optional(bound.relative_to_rq, "{:.3f}"))
             shown.add_row("Gaussian bound", str(bound.code_bytes), "", "", *figures, end_section=True)
     return shown
 
@@ -137,17 +166,17 @@ def _cost(report: BenchmarkReport) -> Table:
         figures = [*(short(time) for time in times), *(f"{size / 1e6:.1f}" for size in sizes)]
         if on_gpu:
             gpu_bytes = result.peak_cuda_bytes
-            figures.append(optional(None if gpu_bytes is None else gpu_bytes / 1e6, "{:.1f}"))
+            figures.append(format_optional(None if gpu_bytes is None else gpu_bytes / 1e6, "{:.1f}"))
         shown.add_row(escape(result.codec), str(result.code_bytes), *figures)
     return shown
 
 
 def _speed(report: BenchmarkReport) -> Table:
     shown = table_of(
-        "Speed: forms of our codecs, each against the default in the same run",
+        "Speed: ways to encode and decode with our codecs, each compared with the default in the same run",
         "codec; bytes; form; vectors; us per vector; x default; MSE; multiply-adds; of matmul",
         caption="MSE on the same few held-out vectors. Of matmul: multiply-adds per second of decoding, "
-        "as a share of what a large float32 matrix product reaches on this device.",
+        "as a share of those of a large float32 matrix product on this device.",
     )
     for row in report.speed:
         shown.add_row(
@@ -158,8 +187,8 @@ def _speed(report: BenchmarkReport) -> Table:
             short(row.microseconds),
             f"{row.times_default:.2f}",
             f"{row.mse:.4g}",
-            optional(row.multiply_adds, "{:,}"),
-            optional(row.matmul_share, "{:.1%}"),
+            format_optional(row.multiply_adds, "{:,}"),
+            format_optional(row.matmul_share, "{:.1%}"),
         )
     return shown
 
@@ -181,37 +210,6 @@ def _scaling(report: BenchmarkReport) -> Table:
     return shown
 
 
-_COST_NOTE = (
-    "Bytes per vector. Index and total are on disk: the total has the codec once (ours) or the raw vectors "
-    "(LanceDB), without which there is no answer. Resident: codes and row ids in memory."
-)
-
-
-def print_search_report(report: SearchReport) -> None:
-    """Print all tables that have rows to standard output; there is at least one."""
-    print_tables([table for table in _search_tables(report) if table.row_count])
-
-
-def search_done_line(report: SearchReport) -> str:
-    """The key figures of what was measured last, in one line."""
-    if report.synthetic:
-        row = report.synthetic[-1]
-        probes = "" if row.nprobes is None else f", nprobes {row.nprobes}"
-        return f"{row.system}, {row.code_bytes} bytes, {row.rows:,} rows{probes}: {row.p50_ms:.1f} ms"
-    index = report.indexes[-1]
-    best = max(results_of(report, index), key=lambda result: result.recall)
-    return (
-        f"{index.system}, {index.code_bytes} bytes: indexed in {index.build_seconds:.0f} s, 10-recall@10 "
-        f"{best.recall:.3f} at {best.p50_ms:.1f} ms"
-    )
-
-
-def results_of(report: SearchReport, index: IndexResult) -> list[SearchResult]:
-    """All settings of one system of one size."""
-    wanted = index.system, index.code_bytes
-    return [result for result in report.results if (result.system, result.code_bytes) == wanted]
-
-
 def _search_tables(report: SearchReport) -> Iterator[Table]:
     yield _searches(report)
     yield _costs(report)
@@ -231,11 +229,11 @@ def _searches(report: SearchReport) -> Table:
             shown.add_row(
                 result.system,
                 str(result.code_bytes),
-                optional(setting.nprobes, "{:,}"),
-                optional(setting.shortlist, "{:,}"),
-                optional(setting.refine_factor, "{}"),
+                format_optional(setting.nprobes, "{:,}"),
+                format_optional(setting.shortlist, "{:,}"),
+                format_optional(setting.refine_factor, "{}"),
                 f"{result.recall:.3f}",
-                optional(result.share_of_exhaustive, "{:.3f}"),
+                format_optional(result.share_of_exhaustive, "{:.3f}"),
                 f"{result.p50_ms:.2f}",
                 f"{result.p99_ms:.2f}",
                 f"{result.queries_per_second:,.0f}",
@@ -256,10 +254,10 @@ def _costs(report: SearchReport) -> Table:
             str(index.code_bytes),
             f"{index.num_partitions:,}",
             f"{index.build_seconds:.0f} s",
-            optional(index.exhaustive_recall, "{:.3f}"),
+            format_optional(index.exhaustive_recall, "{:.3f}"),
             f"{index.index_bytes:,.1f}",
             f"{index.total_bytes:,.1f}",
-            optional(index.resident_bytes, "{:,.1f}"),
+            format_optional(index.resident_bytes, "{:,.1f}"),
         )
     return shown
 
@@ -268,7 +266,7 @@ def _scans(report: SearchReport) -> Table:
     shown = table_of(
         "Scan: codes scored per second, look-up tables included",
         "system; bytes; threads; of partitions; million rows/s",
-        caption="FAISS's residual quantizer makes its look-up tables again for every partition.",
+        caption="FAISS's residual quantizer computes look-up tables anew for every partition.",
     )
     for scan in report.scans:
         shown.add_row(
@@ -286,14 +284,14 @@ def _synthetic(report: SearchReport) -> Table:
         "Scaling: tables of random codes, each opened in a new process",
         "system; bytes; rows; nprobes; disk bytes/row; open ms; first query ms; p50 ms; p99 ms; process MB; "
         "growth MB",
-        caption="Growth: memory of the process less what it was before the table was opened.",
+        caption="Growth: memory of the process, less its memory before the table was opened.",
     )
     for row in report.synthetic:
         shown.add_row(
             row.system,
             str(row.code_bytes),
             f"{row.rows:,}",
-            optional(row.nprobes, "{:,}"),
+            format_optional(row.nprobes, "{:,}"),
             f"{row.table_bytes:.1f}",
             f"{row.open_ms:,.0f}",
             f"{row.first_query_ms:,.0f}",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rqmoe_store.evaluation import contenders as module
-from rqmoe_store.evaluation.contenders import BATCHES, cyclic, time_codec, timed
+from rqmoe_store.evaluation.contenders import BATCHES, cyclic, time_call, time_codec
 
 ROWS = np.arange(30, dtype=np.float32).reshape(10, 3)
 
@@ -34,19 +34,19 @@ def test_slow_work_runs_as_often_as_it_must(monkeypatch) -> None:
     now = iter(range(0, 10_000, 7))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(now))
     calls: list[int] = []
-    assert timed(lambda: calls.append(1) or len(calls), least=2) == (7, 2)
+    assert time_call(lambda: calls.append(1) or len(calls), least=2) == (7, 2)
 
 
 def test_quick_work_runs_for_a_while_and_not_for_ever(monkeypatch) -> None:
     moments = iter(np.arange(0, 100, 0.1))
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(moments))
     calls: list[int] = []
-    seconds, _ = timed(lambda: calls.append(1))
+    seconds, _ = time_call(lambda: calls.append(1))
     assert seconds == pytest.approx(0.1)
     assert len(calls) in (5, 6)  # half a second of a tenth each, up to rounding
     monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
     calls.clear()
-    timed(lambda: calls.append(1))
+    time_call(lambda: calls.append(1))
     assert len(calls) == 100
 
 

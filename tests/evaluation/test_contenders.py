@@ -8,7 +8,7 @@ from small_codecs import DIM, as_codec, small_config, stirred
 
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import ArtifactError, InvalidInputError, RQMoEError
-from rqmoe_store.evaluation.contenders import OwnCodec, check_names, plan
+from rqmoe_store.evaluation.contenders import OwnCodec, check_names, plan_contenders
 
 CONFIG = CodecConfig(codebook_size=16, num_partitions=0)
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> str:
 
 def planned(names, sizes=(8, 2), config=CONFIG, dim=DIM, rows=300) -> list[tuple[str, int]]:
     training = TrainConfig(device="cpu")
-    contenders = plan(names, sizes, config=config, training=training, dim=dim, training_rows=rows)
+    contenders = plan_contenders(names, sizes, config=config, training=training, dim=dim, training_rows=rows)
     return [(contender.name, contender.code_bytes) for contender in contenders]
 
 
@@ -39,7 +39,7 @@ def test_a_folder_has_a_size_of_its_own(folder) -> None:
 
 
 def test_a_folder_is_loaded_and_not_trained(folder) -> None:
-    _, contender = plan(
+    _, contender = plan_contenders(
         [folder], [8], config=CONFIG, training=TrainConfig(device="cpu"), dim=DIM, training_rows=300
     )
     assert not contender.is_trained

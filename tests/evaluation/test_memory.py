@@ -17,7 +17,7 @@ def test_what_was_held_counts_even_when_it_is_freed() -> None:
     before = resident_bytes()
     with PeakMemory(CPU) as memory:
         held = np.ones(64 * MB, dtype=np.uint8)
-        memory.look()
+        memory.sample()
         del held
     assert 60 * MB < memory.growth_bytes < 100 * MB
     assert memory.cuda_growth_bytes is None
@@ -46,7 +46,7 @@ def test_a_mapped_file_is_no_memory(tmp_path) -> None:
     with PeakMemory(CPU) as memory:
         mapped = np.load(tmp_path / "rows.npy", mmap_mode="r", allow_pickle=False)
         assert int(mapped.sum()) == 64 * MB
-        memory.look()
+        memory.sample()
     assert memory.growth_bytes < 30 * MB
 
 

@@ -12,7 +12,7 @@ from rqmoe_store.evaluation.row_benchmark import (
     RowResult,
     Side,
     benchmark_rows,
-    make_sides,
+    create_sides,
     operations,
     print_row_report,
     rows_of,
@@ -30,7 +30,7 @@ def codec():
 
 
 def test_every_operation_does_the_same_to_both_tables(codec, tmp_path) -> None:
-    sides = plain, stable, compressed = make_sides(str(tmp_path), codec, ROWS, seed=0)
+    sides = plain, stable, compressed = create_sides(str(tmp_path), codec, ROWS, seed=0)
     names = rows_of(np.arange(0)).schema.names
     assert all(side.table.schema.names == names for side in sides)
     assert not plain.table.to_lance().has_stable_row_ids and stable.table.to_lance().has_stable_row_ids

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small_searches import clustered, small_corpus
 
 from rqmoe_store.evaluation.search_measurement import (
-    NEIGHBOURS,
+    NEIGHBORS,
     default_partitions,
     positions_of,
     probe_counts,
@@ -17,7 +17,7 @@ from rqmoe_store.evaluation.search_measurement import (
 def test_rows_of_a_batch_go_to_their_queries() -> None:
     hits = pa.table({"query_index": pa.array([2, 0, 2, 0, 0], pa.int32()), "id": [20, 5, 21, 3, 8]})
     found = positions_of(hits, 4)
-    assert found.shape == (4, NEIGHBOURS) and found.dtype == np.int64
+    assert found.shape == (4, NEIGHBORS) and found.dtype == np.int64
     assert found[0].tolist() == [5, 3, 8, *[-1] * 7]
     assert found[2].tolist() == [20, 21, *[-1] * 8]
     assert (found[[1, 3]] == -1).all()

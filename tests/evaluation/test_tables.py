@@ -2,7 +2,7 @@
 
 import pytest
 
-from rqmoe_store.evaluation.tables import optional, print_tables, short, table_of
+from rqmoe_store.evaluation.tables import format_optional, print_tables, short, table_of
 
 
 @pytest.mark.parametrize(
@@ -13,8 +13,8 @@ def test_short_figures(microseconds, shown) -> None:
 
 
 def test_optional_figures() -> None:
-    assert optional(None, "{:.1f}") == "-"
-    assert optional(0, "{:.1f}") == "0.0"
+    assert format_optional(None, "{:.1f}") == "-"
+    assert format_optional(0, "{:.1f}") == "0.0"
 
 
 def test_tables_are_as_wide_as_they_need(capsys, monkeypatch) -> None:
