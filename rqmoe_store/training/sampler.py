@@ -74,9 +74,7 @@ def draw_sample(vectors: VectorReader, *, max_rows: int, seed: int) -> Float32Ar
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.choice(len(vectors), size=min(len(vectors), max_rows), replace=False))
     # Reading is fastest in table order. Training needs neighboring rows of the table apart.
-    chunks = [
-        vectors.take(chosen[start : start + _READ_ROWS]) for start in range(0, len(chosen), _READ_ROWS)
-    ]
+    chunks = [vectors.take(chosen[start : start + _READ_ROWS]) for start in range(0, len(chosen), _READ_ROWS)]
     filled = [chunk for chunk in chunks if len(chunk)]
     sample_nD = np.concatenate(filled) if filled else np.empty((0, 0), dtype=np.float32)
     return sample_nD[generator.permutation(len(sample_nD))]
