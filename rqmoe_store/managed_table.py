@@ -1,10 +1,11 @@
 """Table for framework adapters: opened or created on demand, trained when it has enough rows."""
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import lancedb
 import numpy as np
@@ -15,6 +16,7 @@ from rqmoe_store.arguments import whole_number
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError, TableNotFoundError
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN
+from rqmoe_store.search.async_query import in_thread
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.creation import vector_dim
 from rqmoe_store.table import CompressedTable
@@ -24,6 +26,9 @@ DEFAULT_METRIC: Metric = "cosine"
 """Embeddings of text are compared by their angle."""
 
 Existing = Literal["replace", "keep", "none"]
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 _TRAINING: dict[tuple[int, str], object] = {}
 """Process id and URI of the tables that threads of this process are training. (A forked process inherits the
@@ -282,6 +287,25 @@ class ManagedTable(TranslatesErrors):
             if self.open() is not None:
                 self.connection.drop_table(self.name)
             self._table = None
+
+    async def in_thread(
+        self, function: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> _Result:
+        """Call a function in a thread, so that the event loop stays free: what awaited methods are made of.
+
+            async def aadd(self, documents):
+                return await self._table.in_thread(self.add, documents)
+
+        The thread is one of this package's own: what others run in the loop's executor does not delay it, and
+        it does not delay them. Cancelled before a thread has taken it up, the call is never made; after that
+        it goes on to its end, and what comes out of it is dropped.
+
+        Args:
+            function: what to call; its arguments follow.
+
+        Returns and raises what the function does.
+        """
+        return await in_thread(functools.partial(function, *args, **kwargs))
 
     @property
     def _new_config(self) -> CodecConfig:

@@ -46,7 +46,7 @@ MAY_IMPORT = {
         *(*GROUND, "codecs", "store", "search", "verification", "exports", "lifecycle"),
         *("table", "tables"),
     },
-    "managed_table": {*GROUND, "store", "lifecycle", "table", "tables"},
+    "managed_table": {*GROUND, "store", "search", "lifecycle", "table", "tables"},
     "evaluation": {*GROUND, "codecs", "training", "store", "search", "ingestion", "table", "tables"},
     "demo": {*GROUND, "codecs", "training", "store", "search", "table", "tables", "evaluation"},
     # The command line, which imports what a command needs when it runs.

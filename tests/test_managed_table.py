@@ -1,5 +1,6 @@
 """Tables for framework adapters: created by their first rows, trained when they are due, used by many."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -330,6 +331,21 @@ def test_the_text_index_is_made_when_it_is_needed(tmp_path: Path) -> None:
     assert table.open(text_index=True) is store and store.version == version
     with pytest.raises(InvalidInputError, match="text_column"):
         managed(tmp_path, text_column=None).open(text_index=True)
+
+
+def test_functions_are_called_in_threads(tmp_path: Path) -> None:
+    table = managed(tmp_path)
+
+    async def use() -> None:
+        together = (table.in_thread(table.add, many(start, start + 5)) for start in range(0, 20, 5))
+        assert sum(added.inserted for added in await asyncio.gather(*together)) == 20
+        assert await table.in_thread(table.add, many(0, 3), existing="keep") == Added(inserted=0, updated=0)
+        assert await table.in_thread(threading.get_ident) != threading.get_ident()
+        with pytest.raises(InvalidInputError, match="vectors of 3 numbers"):
+            await table.in_thread(table.require_dim, 3)
+
+    asyncio.run(use())
+    assert len(texts_of(table)) == 20
 
 
 def test_dropping(tmp_path: Path) -> None:

@@ -22,40 +22,52 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns of a table of documents."""
+    """Names of the columns of a table of documents, which must differ."""
 
     id: str = "id"
     text: str = "text"
     metadata: str = "metadata"
     vector: str = "vector"
 
+    def __post_init__(self) -> None:
+        names = dataclasses.astuple(self)
+        if len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+            raise InvalidInputError(
+                f"Got columns {names}; expected four different names as id_key, text_key, metadata_key and "
+                "vector_key."
+            )
+
     @property
     def read(self) -> list[str]:
-        """What is read to make documents."""
+        """The columns that documents are made of."""
         return [self.id, self.text, self.metadata]
 
-    def schema(self, dim: int) -> pa.Schema:
-        """Columns of a new table for vectors of `dim` numbers."""
+    @property
+    def without_vector(self) -> pa.Schema:
+        """All columns but that of vectors."""
         return pa.schema(
             [
                 pa.field(self.id, pa.string(), nullable=False),
                 pa.field(self.text, pa.string(), nullable=False),
                 pa.field(self.metadata, pa.json_(pa.string())),
-                pa.field(self.vector, pa.list_(pa.float32(), dim)),
             ]
         )
+
+    def schema(self, dim: int) -> pa.Schema:
+        """Columns of a new table for vectors of `dim` numbers."""
+        return self.without_vector.append(pa.field(self.vector, pa.list_(pa.float32(), dim)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Texts to add, with the id and the metadata of each; checked, and not embedded yet."""
+    """Texts to add, each with its id and metadata; checked, but not embedded yet."""
 
     texts: list[str]
     ids: list[str]
     metadata: list[str]
     """JSON texts."""
     new: bool
-    """Whether all ids were made just now, so that the table cannot have them."""
+    """Whether all ids were generated just now, so that the table cannot have them."""
 
     @classmethod
     def of(
@@ -64,7 +76,7 @@ class Texts:
         metadatas: Iterable[dict[str, Any]] | None,
         ids: Iterable[str | None] | None,
     ) -> "Texts":
-        """Check what a caller wants to add; ids are made where they are missing.
+        """Check what a caller wants to add, and generate the ids that are missing.
 
         Raises:
             InvalidInputError: texts or ids of other types, empty or not Unicode; metadata that JSON cannot
@@ -167,7 +179,7 @@ def _checked_id(given: object, position: int) -> str:
     if given == "":
         raise InvalidInputError(
             f"The id of document {position} is an empty text; expected another one, or None to have one "
-            f"made. Nothing was written."
+            f"generated. Nothing was written."
         )
     return _checked_text(given, "id", position)
 

@@ -1,4 +1,4 @@
-"""What a search is asked for, and the query of the store that does it."""
+"""Searches of a vector store as queries of its table."""
 
 import dataclasses
 import math
@@ -12,9 +12,8 @@ from langchain_core.documents import Document
 
 import rqmoe_store as rqs
 from langchain_rqmoe.filters import Filter, condition_of
-from langchain_rqmoe.rows import Columns, Float32Array, as_vector, documents_of
-from langchain_rqmoe.table import require_dim
-from rqmoe_store import AsyncCompressedTable, CompressedTable, InvalidInputError
+from langchain_rqmoe.rows import Columns, Float32Array, documents_of
+from rqmoe_store import CompressedTable, InvalidInputError
 
 QueryType = Literal["vector", "fts", "hybrid"]
 
@@ -24,7 +23,7 @@ SCORES: dict[QueryType, str] = {"vector": "_distance", "fts": "_score", "hybrid"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchDefaults:
-    """What holds for the searches of a store unless one says otherwise; see `RQMoEVectorStore`."""
+    """Settings of searches that do not set their own; see `RQMoEVectorStore`."""
 
     columns: Columns
     nprobes: int | None
@@ -44,7 +43,7 @@ class Search:
     shortlist: int | None = None
     prefilter: bool = True
     diversity: float | None = None
-    """Lambda of maximal marginal relevance; None for the best rows, whatever they are like."""
+    """Lambda of maximal marginal relevance; None for the best rows, however alike they are."""
 
     @classmethod
     def of(
@@ -56,8 +55,8 @@ class Search:
             defaults: of the store.
             k: documents to find.
             given: the filter.
-            options: what callers may say besides: query_type, nprobes, shortlist, prefilter.
-            more: what the method called says, which callers may not.
+            options: of the caller: query_type, nprobes, shortlist, prefilter.
+            more: set by the method that was called; the caller cannot set these.
 
         Raises:
             InvalidInputError: other options, an unknown query_type, or a filter that cannot be used.
@@ -85,34 +84,23 @@ class Search:
         """Whether the query has to be embedded."""
         return self.query_type != "fts"
 
-    def query(self, store: CompressedTable, text: str | None, vector: Any) -> Any:
+    def query(self, table: CompressedTable, text: str | None, vector: Float32Array | None) -> Any:
         """The query, to be run by one of its `to_...` methods.
 
         Args:
-            store: the table.
+            table: the table.
             text: what to search for as it is; None where only the vector counts.
             vector: what to search for by distance; None where only the text counts.
 
         Raises:
-            InvalidInputError: a vector of another dimension, or options that the table refuses.
+            InvalidInputError: a vector or options that the table refuses.
         """
-        vector = self._checked(vector, store)
         if self.query_type == "hybrid":
-            hybrid = store.search(query_type="hybrid")
+            hybrid = table.search(query_type="hybrid")
             return self._with_options(hybrid.vector(vector).text(self._words(text)))
         if self.query_type == "fts":
-            return self._with_options(store.search(self._words(text), query_type="fts"))
-        return self._with_options(store.search(vector, query_type="vector"))
-
-    async def aquery(self, store: AsyncCompressedTable, text: str | None, vector: Any) -> Any:
-        """As `query`, to be run by awaiting one of its `to_...` methods."""
-        vector = self._checked(vector, store.blocking)
-        if self.query_type == "hybrid":
-            hybrid = await store.search(query_type="hybrid")
-            return self._with_options(hybrid.vector(vector).text(self._words(text)))
-        if self.query_type == "fts":
-            return self._with_options(await store.search(self._words(text), query_type="fts"))
-        return self._with_options(store.vector_search(vector))
+            return self._with_options(table.search(self._words(text), query_type="fts"))
+        return self._with_options(table.search(vector, query_type="vector"))
 
     def documents(self, found: pa.Table) -> list[tuple[Document, float]]:
         """The documents of the rows found, each with its distance or score."""
@@ -123,14 +111,6 @@ class Search:
         """The text as a full-text query that no punctuation in it keeps from being answered."""
         return rqs.words_query(text or "", self.defaults.columns.text)
 
-    def _checked(self, vector: Any, store: CompressedTable) -> Float32Array | None:
-        """The vector, if one is searched for."""
-        if not self.by_vector:
-            return None
-        array = as_vector(vector)
-        require_dim(store, len(array))
-        return array
-
     def _with_options(self, query: Any) -> Any:
         score = SCORES[self.query_type]
         query = query.limit(self.k).select([*self.defaults.columns.read, score])
@@ -139,24 +119,24 @@ class Search:
         if self.query_type == "hybrid" and self.defaults.reranker is not None:
             query = query.rerank(self.defaults.reranker)
         if self.by_vector:
-            query = self._with_reach(query)
+            query = self._with_search_parameters(query)
         return query
 
-    def _with_reach(self, query: Any) -> Any:
+    def _with_search_parameters(self, query: Any) -> Any:
         nprobes = self.defaults.nprobes if self.nprobes is None else self.nprobes
         shortlist = self.defaults.shortlist if self.shortlist is None else self.shortlist
         if nprobes is not None:
             query = query.nprobes(nprobes)
         if shortlist is not None:
-            # One that is meant for all searches must not keep any from finding k.
+            # A default for all searches must not keep one of them from finding k.
             query = query.shortlist(shortlist if self.shortlist is not None else max(shortlist, self.k))
         if self.diversity is not None:
             query = query.diversify(self.diversity)
         return query
 
 
-def question_of(text: object) -> str:
-    """What an end user typed, as models can read it: lone surrogates, which are no Unicode, become "?".
+def as_query_text(text: object) -> str:
+    """A user's question as models can read it: lone surrogates, which are not valid Unicode, become "?".
 
     Raises:
         InvalidInputError: not a text.
@@ -166,11 +146,11 @@ def question_of(text: object) -> str:
     return text.encode(errors="replace").decode()
 
 
-def relevance_of(metric: str, distance: float) -> float:
+def relevance(metric: str, distance: float) -> float:
     """How relevant a document at this distance is: 1 for the same vector, 0 for one at a right angle.
 
-    That holds for vectors of unit length, as most models make them; others may be outside of 0 to 1 by "l2"
-    and "dot". So are, below 0, vectors that point away from each other.
+    This holds for vectors of unit length, as most models make them; under "l2" and "dot" others may score
+    outside of 0 to 1. Vectors that point away from each other score below 0.
 
     Args:
         metric: of the table.

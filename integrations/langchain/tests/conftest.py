@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from langchain_rqmoe import RQMoEVectorStore
-from small_stores import PointEmbedding, filled
+from small_stores import BY_L2, PointEmbedding, filled
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> RQMoEVectorStore:
     """A store whose table does not exist yet."""
-    return RQMoEVectorStore(PointEmbedding(), uri=tmp_path)
+    return RQMoEVectorStore(PointEmbedding(), uri=tmp_path, config=BY_L2)
 
 
 @pytest.fixture

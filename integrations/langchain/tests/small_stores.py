@@ -7,7 +7,11 @@ from typing import Any
 from langchain_core.embeddings import Embeddings
 from langchain_rqmoe import RQMoEVectorStore
 
+from rqmoe_store import CodecConfig
+
 DIM = 4
+BY_L2 = CodecConfig(metric="l2")
+"""Points are as far from each other as they look, and zero is one of them."""
 
 POINTS = {"a": "apple at 0 0", "b": "banana at 1 0", "c": "cherry at 3 0", "d": "date at 0 4"}
 """Texts by id; the distances from (0, 0) grow."""
@@ -48,7 +52,7 @@ class AsyncOnlyEmbedding(PointEmbedding):
 
 def filled(folder: Path, **settings: Any) -> RQMoEVectorStore:
     """A store with `POINTS`, each with its place in the metadata."""
-    store = RQMoEVectorStore(PointEmbedding(), uri=folder, **settings)
+    store = RQMoEVectorStore(PointEmbedding(), uri=folder, **({"config": BY_L2} | settings))
     metadatas = [{"place": place, "fruit": text.split()[0]} for place, text in enumerate(POINTS.values())]
     store.add_texts(POINTS.values(), metadatas, ids=list(POINTS))
     return store

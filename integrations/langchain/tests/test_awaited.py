@@ -8,8 +8,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 from langchain_rqmoe import RQMoEVectorStore
-from langchain_rqmoe.awaited import AwaitedMethods
-from small_stores import DIM, POINTS, AsyncOnlyEmbedding, PointEmbedding, filled, ids_of
+from small_stores import BY_L2, DIM, POINTS, AsyncOnlyEmbedding, PointEmbedding, filled, ids_of
 
 from rqmoe_store import CodecConfig, CompressedTable, InvalidInputError, TrainConfig
 
@@ -47,7 +46,7 @@ async def test_twins_find_the_same(awaited, tmp_path, method, arguments):
 
 
 async def test_rows_awaited(tmp_path):
-    store = RQMoEVectorStore(AsyncOnlyEmbedding(), uri=tmp_path)
+    store = RQMoEVectorStore(AsyncOnlyEmbedding(), uri=tmp_path, config=BY_L2)
     assert await store.aget_by_ids(["a"]) == [] and await store.adelete(["a"]) is True
     assert await store.asimilarity_search("0 0") == []
     ids = await store.aadd_documents([Document(page_content="x 1"), Document(id="b", page_content="x 2")])
@@ -66,7 +65,9 @@ async def test_rows_awaited(tmp_path):
 
 async def test_stores_made_awaited(tmp_path):
     documents = [Document(id=given, page_content=text) for given, text in POINTS.items()]
-    store = await RQMoEVectorStore.afrom_documents(documents, AsyncOnlyEmbedding(), uri=tmp_path)
+    store = await RQMoEVectorStore.afrom_documents(
+        documents, AsyncOnlyEmbedding(), uri=tmp_path, config=BY_L2
+    )
     assert ids_of(await store.asimilarity_search("3 0", k=1)) == ["c"]
     more = await RQMoEVectorStore.afrom_texts(["7 7"], AsyncOnlyEmbedding(), ids=["e"], uri=tmp_path)
     assert more.table.count_rows() == 5
@@ -75,7 +76,10 @@ async def test_stores_made_awaited(tmp_path):
 
 
 async def test_training_awaited(tmp_path):
-    config, training = CodecConfig(kind="rq", code_bytes=2, codebook_size=16), TrainConfig(progress=False)
+    config, training = (
+        CodecConfig(kind="rq", metric="l2", code_bytes=2, codebook_size=16),
+        TrainConfig(progress=False),
+    )
     store = RQMoEVectorStore(
         AsyncOnlyEmbedding(), uri=tmp_path, config=config, training=training, train_from=300
     )
@@ -98,7 +102,7 @@ async def test_the_table_is_never_used_by_the_loop_itself(awaited, monkeypatch):
     await awaited.aadd_texts(["e at 5 5"])
     await awaited.asimilarity_search("apple", query_type="fts")
     await awaited.adelete(["a"])
-    assert awaited._documents.opened() is not None
+    assert awaited.table is not None
 
 
 async def test_many_at_once(awaited):
@@ -109,7 +113,7 @@ async def test_many_at_once(awaited):
 
 
 async def test_a_new_table_for_many_at_once(tmp_path):
-    store = RQMoEVectorStore(AsyncOnlyEmbedding(), uri=tmp_path)
+    store = RQMoEVectorStore(AsyncOnlyEmbedding(), uri=tmp_path, config=BY_L2)
     await asyncio.gather(*(store.aadd_texts([f"{n}"], ids=[str(n)]) for n in range(5)))
     assert store.table.count_rows() == 5
 
@@ -120,10 +124,9 @@ def test_every_asynchronous_method_of_langchain_is_our_own_or_uses_ours():
     methods = {name for name in names if asyncio.iscoroutinefunction(getattr(VectorStore, name))}
     own = {name for name in methods if getattr(RQMoEVectorStore, name) is not getattr(VectorStore, name)}
     assert methods - {name for name in own if name not in inherited} == inherited
-    assert issubclass(RQMoEVectorStore, AwaitedMethods)
 
 
-async def test_bad_input_is_refused(awaited):
+async def test_bad_input_is_refused(awaited, tmp_path):
     with pytest.raises(InvalidInputError, match="Got ids"):
         await awaited.aadd_texts(["x"], ids=["a"], idss=[1])
     with pytest.raises(InvalidInputError, match="Got color='red' for adelete"):
@@ -132,7 +135,7 @@ async def test_bad_input_is_refused(awaited):
         await awaited.asimilarity_search_with_relevance_scores("x", query_type="hybrid")
     with pytest.raises(InvalidInputError, match="Got color='red' for a search"):
         await awaited.asimilarity_search("x", color="red")
-    swapped = RQMoEVectorStore(AsyncOnlyEmbedding(dim=2), connection=awaited._documents.settings.database)
+    swapped = RQMoEVectorStore(AsyncOnlyEmbedding(dim=2), uri=tmp_path)
     with pytest.raises(InvalidInputError, match="vectors of 2 numbers"):
         await swapped.asimilarity_search("0 0")
     with pytest.raises(InvalidInputError, match="vectors of 2 numbers"):

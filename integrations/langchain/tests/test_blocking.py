@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_rqmoe import RQMoEVectorStore
-from small_stores import DIM, POINTS, PointEmbedding, ids_of
+from small_stores import BY_L2, DIM, POINTS, PointEmbedding, ids_of
 
 from rqmoe_store import CodecConfig, InvalidInputError, TrainConfig
 
@@ -155,7 +155,10 @@ def test_filters(store):
 
 
 def test_a_table_that_has_grown_is_trained(tmp_path):
-    config, training = CodecConfig(kind="rq", code_bytes=4, codebook_size=16), TrainConfig(progress=False)
+    config, training = (
+        CodecConfig(kind="rq", metric="l2", code_bytes=4, codebook_size=16),
+        TrainConfig(progress=False),
+    )
     settings = {"config": config, "training": training, "train_from": 300}
     store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, **settings)
     texts = [f"{n % 20} {n // 20}" for n in range(299)]
@@ -173,7 +176,10 @@ def test_a_table_that_has_grown_is_trained(tmp_path):
 
 
 def test_many_threads_train_once(tmp_path):
-    config, training = CodecConfig(kind="rq", code_bytes=2, codebook_size=16), TrainConfig(progress=False)
+    config, training = (
+        CodecConfig(kind="rq", metric="l2", code_bytes=2, codebook_size=16),
+        TrainConfig(progress=False),
+    )
     store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, config=config, training=training, train_from=300)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: store.add_texts([f"{n} {place}" for place in range(100)]), range(8)))
@@ -182,7 +188,10 @@ def test_many_threads_train_once(tmp_path):
 
 
 def test_training_waits_for_as_many_documents_as_codewords(tmp_path):
-    config, training = CodecConfig(kind="rq", code_bytes=2, codebook_size=16), TrainConfig(progress=False)
+    config, training = (
+        CodecConfig(kind="rq", metric="l2", code_bytes=2, codebook_size=16),
+        TrainConfig(progress=False),
+    )
     store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, config=config, training=training, train_from=1)
     store.add_texts([f"{n}" for n in range(15)])
     assert store.table.codecs.newest is None
@@ -191,6 +200,6 @@ def test_training_waits_for_as_many_documents_as_codewords(tmp_path):
 
 
 def test_train_from_none_never_trains(tmp_path):
-    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, train_from=None)
+    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, config=BY_L2, train_from=None)
     store.add_texts([f"{n}" for n in range(50)])
     assert store.table.codecs.newest is None

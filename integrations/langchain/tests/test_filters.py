@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_rqmoe import RQMoEVectorStore
 from langchain_rqmoe.filters import OPERATORS, condition_of
-from small_stores import PointEmbedding, filled, ids_of
+from small_stores import BY_L2, PointEmbedding, filled, ids_of
 
 from rqmoe_store import InvalidInputError, json_field
 
@@ -103,7 +103,7 @@ def documents(count: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> RQMoEVectorStore:
     """A store whose document `n` has the metadata `documents(200)[n]`."""
-    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path_factory.mktemp("filters"))
+    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path_factory.mktemp("filters"), config=BY_L2)
     store.add_texts([""] * 200, documents(200), ids=[str(position) for position in range(200)])
     return store
 
@@ -147,7 +147,7 @@ def test_no_more_is_deleted_than_matches(deleted_from, one):
 
 @pytest.fixture(scope="module")
 def deleted_from(tmp_path_factory) -> RQMoEVectorStore:
-    return RQMoEVectorStore(PointEmbedding(), uri=tmp_path_factory.mktemp("deleted"))
+    return RQMoEVectorStore(PointEmbedding(), uri=tmp_path_factory.mktemp("deleted"), config=BY_L2)
 
 
 @pytest.mark.parametrize("kind", [int, float, str])

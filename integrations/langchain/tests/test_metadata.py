@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from langchain_rqmoe import RQMoEVectorStore
 from langchain_rqmoe.metadata import MAX_DEPTH, json_text
-from small_stores import PointEmbedding
+from small_stores import BY_L2, PointEmbedding
 
 from rqmoe_store import InvalidInputError
 
@@ -48,7 +48,7 @@ def exactly(value):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(documents=st.dictionaries(texts.filter(bool), st.tuples(texts, metadatas), min_size=1, max_size=20))
 def test_documents_come_back_exactly(tmp_path_factory, documents):
-    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path_factory.mktemp("metadata"))
+    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path_factory.mktemp("metadata"), config=BY_L2)
     contents, given_metadatas = zip(*documents.values(), strict=True)
     vectors = np.zeros((len(documents), 2))
     store.add_embeddings(contents, vectors, list(given_metadatas), ids=list(documents))

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_rqmoe import RQMoEVectorStore
-from langchain_rqmoe.searches import relevance_of
+from langchain_rqmoe.searches import relevance
 
 from rqmoe_store import InvalidInputError
 
@@ -26,24 +26,24 @@ def distance(metric: str, angle: float) -> float:
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
 @given(pair=st.tuples(angles, angles).map(sorted))
 def test_nearer_is_more_relevant(metric, pair):
-    near, far = (relevance_of(metric, distance(metric, angle)) for angle in pair)
+    near, far = (relevance(metric, distance(metric, angle)) for angle in pair)
     assert near >= far - 1e-9
     assert near <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
 def test_ends_of_the_scale(metric):
-    assert relevance_of(metric, distance(metric, 0)) == pytest.approx(1)
-    assert relevance_of(metric, distance(metric, math.pi / 2)) == pytest.approx(0)
+    assert relevance(metric, distance(metric, 0)) == pytest.approx(1)
+    assert relevance(metric, distance(metric, math.pi / 2)) == pytest.approx(0)
 
 
 def test_rounding_takes_nothing_above_one():
-    assert relevance_of("cosine", -1e-7) == 1
-    assert relevance_of("l2", -1e-7) == 1
+    assert relevance("cosine", -1e-7) == 1
+    assert relevance("l2", -1e-7) == 1
 
 
 def test_longer_vectors_by_dot_stay_in_order():
-    assert relevance_of("dot", 1 - 30.0) > relevance_of("dot", 1 - 2.0) > relevance_of("dot", 1 - 0.9)
+    assert relevance("dot", 1 - 30.0) > relevance("dot", 1 - 2.0) > relevance("dot", 1 - 0.9)
 
 
 class WithoutQuotes(DeterministicFakeEmbedding):

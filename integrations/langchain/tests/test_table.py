@@ -6,7 +6,7 @@ import lancedb
 import pyarrow as pa
 import pytest
 from langchain_rqmoe import RQMoEVectorStore
-from small_stores import DIM, PointEmbedding, filled, ids_of
+from small_stores import BY_L2, DIM, PointEmbedding, filled, ids_of
 
 import rqmoe_store as rqs
 from rqmoe_store import CodecConfig, InvalidInputError, TableError
@@ -37,12 +37,14 @@ def test_a_table_of_other_columns_is_refused(tmp_path, columns, key):
 
 def test_a_table_of_another_metric_is_refused(tmp_path):
     made = CodecConfig(metric="cosine", code_bytes=8)
-    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, table_name="fruit", config=made)
-    store.add_texts(["1 1"])
-    same = CodecConfig(metric="cosine")
-    assert RQMoEVectorStore(PointEmbedding(), uri=tmp_path, table_name="fruit", config=same).table
+    settings = {"uri": tmp_path, "table_name": "fruit"}
+    RQMoEVectorStore(PointEmbedding(), config=made, **settings).add_texts(["1 1"])
+    same = CodecConfig(metric="cosine", code_bytes=8, num_experts=2)
+    assert RQMoEVectorStore(PointEmbedding(), config=same, **settings).table
     with pytest.raises(TableError, match="Got a config with metric 'l2', but table 'fruit' was made for"):
-        RQMoEVectorStore(PointEmbedding(), uri=tmp_path, table_name="fruit", config=CodecConfig())
+        RQMoEVectorStore(PointEmbedding(), config=CodecConfig(code_bytes=8), **settings)
+    with pytest.raises(TableError, match=r"code_bytes 16, but .* made for CodecConfig\(code_bytes=8\)"):
+        RQMoEVectorStore(PointEmbedding(), config=CodecConfig(metric="cosine"), **settings)
 
 
 def test_columns_of_the_users_own_stay(tmp_path):
@@ -66,7 +68,7 @@ def test_a_vector_of_cosine_without_direction_is_refused(tmp_path):
 
 
 def test_stores_that_begin_the_same_table_at_once(tmp_path):
-    stores = [RQMoEVectorStore(PointEmbedding(), uri=tmp_path) for _ in range(4)]
+    stores = [RQMoEVectorStore(PointEmbedding(), uri=tmp_path, config=BY_L2) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: stores[n].add_texts([f"{n}", "9"], ids=[str(n), "same"]), range(4)))
     assert sorted(ids_of(stores[0].similarity_search("0", k=9))) == ["0", "1", "2", "3", "same"]

@@ -7,14 +7,16 @@ from lancedb.rerankers import Reranker
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from langchain_rqmoe import RQMoEVectorStore
-from small_stores import POINTS, PointEmbedding, filled, ids_of
+from small_stores import BY_L2, POINTS, PointEmbedding, filled, ids_of
 
-from rqmoe_store import CodecConfig, InvalidInputError
+from rqmoe_store import CodecConfig, InvalidInputError, TableError
 
 
 def test_made_from_documents_and_opened_again(tmp_path):
     documents = [Document(id=given, page_content=text) for given, text in POINTS.items()]
-    made = RQMoEVectorStore.from_documents(documents, PointEmbedding(), uri=tmp_path, table_name="fruit")
+    made = RQMoEVectorStore.from_documents(
+        documents, PointEmbedding(), uri=tmp_path, table_name="fruit", config=BY_L2
+    )
     assert isinstance(made, RQMoEVectorStore)
     opened = RQMoEVectorStore(PointEmbedding(), connection=lancedb.connect(tmp_path), table_name="fruit")
     assert opened.get_by_ids(list(POINTS)) == documents
@@ -26,11 +28,21 @@ def test_made_from_documents_and_opened_again(tmp_path):
 def test_two_stores_that_began_without_a_table_share_it(tmp_path):
     one, other = (RQMoEVectorStore(PointEmbedding(), uri=str(tmp_path)) for _ in range(2))
     one.add_texts(["1 1"], ids=["a"])
-    assert ids_of(other.similarity_search("0")) == ["a"]
+    assert ids_of(other.similarity_search("1")) == ["a"]
     third = RQMoEVectorStore(PointEmbedding(), uri=tmp_path)
     other.add_texts(["2 2"], ids=["a"])
     assert third.get_by_ids(["a"])[0].page_content == "2 2"
     assert one.get_by_ids(["a"])[0].page_content == "2 2"
+
+
+def test_the_metric_is_cosine_unless_said_otherwise(tmp_path):
+    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path)
+    store.add_texts(["1 0", "3 4"], ids=["a", "b"])
+    assert store.table.metric == "cosine"
+    found = {document.id: distance for document, distance in store.similarity_search_with_score("2 0")}
+    assert found == pytest.approx({"a": 0, "b": 0.4}, abs=1e-6)
+    with pytest.raises(TableError, match="metric 'l2'"):
+        RQMoEVectorStore(PointEmbedding(), uri=tmp_path, config=BY_L2)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
