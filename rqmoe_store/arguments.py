@@ -86,7 +86,7 @@ def has_early_checks(call: Callable[..., Any]) -> bool:
 
 
 def _kind(annotation: Any) -> _Kind | None:
-    """What an annotation allows; None if it allows everything, or is not one of those understood here."""
+    """The values that an annotation allows; None if it allows everything, or is not supported here."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         kinds = [_kind(each) for each in get_args(annotation)]
@@ -114,7 +114,7 @@ def _kind(annotation: Any) -> _Kind | None:
 
 
 def _of_class(cls: Any, elements: Sequence[_Kind | None]) -> _Kind:
-    """What a class allows, or the origin of a generic class with the kinds of its elements."""
+    """The values that a class allows, or the origin of a generic class with the kinds of its elements."""
     name = cls.__name__
     element = elements[0] if elements else None
     is_list = issubclass(cls, Iterable) and not issubclass(cls, str | bytes)

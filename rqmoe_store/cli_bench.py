@@ -39,7 +39,7 @@ bench_app = typer.Typer(no_args_is_help=True)
 
 @bench_app.callback()
 def main() -> None:
-    """Measure on your own vectors."""
+    """Run benchmarks on your own vectors, or on synthetic rows."""
 
 
 @bench_app.command("codec")

@@ -66,7 +66,7 @@ class Codec(TranslatesErrors):
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """Compute what follows from the weights once, on the device they are on."""
+        """Compute once, on the device of the weights, the tables that follow from them."""
         folded = self._quantizer.fold()
         self._encoding_tables = encoding_tables(self._quantizer, folded)
         self._folded: dict[Precision, FoldedExperts | None] = {"float32": folded}

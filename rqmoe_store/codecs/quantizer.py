@@ -1,4 +1,4 @@
-"""Residual quantizer: what all codec kinds share: codebooks, partitions, mean and scale, and the recursion.
+"""Residual quantizer: the codebooks, partitions, mean, scale and recursion that all codec kinds share.
 
     I^1 = e_part[p] or 0      r^1 = x - centroid[p] or x
     i_m = argmin_k || r^m - c~^m_k ||^2

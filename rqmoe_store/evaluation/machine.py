@@ -61,7 +61,7 @@ def require_bench(*modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise RQMoEError(
-            f"Not installed: {', '.join(missing)}. Install what measuring needs with: "
+            f"Not installed: {', '.join(missing)}. Install the libraries of the benchmarks with: "
             'pip install "rqmoe-store[bench]"'
         )
 

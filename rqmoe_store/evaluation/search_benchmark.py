@@ -173,7 +173,7 @@ def benchmark_search(
         nprobes=settings.nprobes,
         timed_queries=settings.timed_queries,
         seed=settings.training.seed,
-        on_start=lambda what: console.print(what, highlight=False),
+        on_start=lambda description: console.print(description, highlight=False),
     ):
         report.synthetic.append(result)
         on_done(report)

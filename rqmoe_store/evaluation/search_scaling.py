@@ -106,7 +106,7 @@ def measure_synthetic(
     nprobes: Sequence[int],
     timed_queries: int,
     seed: int,
-    on_start: Callable[[str], None] = lambda what: None,
+    on_start: Callable[[str], None] = lambda description: None,
 ) -> Iterator[SyntheticResult]:
     """Create, open and search a table of random codes for every codec and number of rows, smallest first.
 

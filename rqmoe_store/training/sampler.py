@@ -27,13 +27,13 @@ _READ_ROWS = 8192
 _NUMBERS = (pa.types.is_floating, pa.types.is_integer)
 
 _OUTLIER_FACTOR = 1024.0
-"""How many times as far from the middle as nearly all vectors an outlier is."""
+"""Outliers are so many times as far from the middle as nearly all vectors are."""
 _COMMON_SHARE = 0.95
-"""What "nearly all" means."""
+"""Share of the vectors that counts as nearly all."""
 _LENGTH_ROWS = 65_536
-"""Vectors whose distances are computed at a time."""
+"""Vectors whose distances from the middle are computed at a time."""
 _CENTER_ROWS = 4_096
-"""Vectors of which the middle is the median."""
+"""Vectors whose median is the middle."""
 
 
 def count_vectors(data: Any) -> int:

@@ -29,7 +29,7 @@ def test_every_row_is_done_once_whatever_fits(total: int, rows: int, fits: int) 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @given(total=st.integers(0, 200), rows=st.integers(1, 50))
-def test_every_row_is_done_once_side_by_side(threads: int, total: int, rows: int) -> None:
+def test_every_row_is_done_once_in_parallel(threads: int, total: int, rows: int) -> None:
     before, done = torch.get_num_threads(), np.zeros(total, dtype=int)
 
     def work(start: int, stop: int, size: int) -> None:
