@@ -1,4 +1,4 @@
-"""Vectors of any float32 length: trained on, compressed in place, opened again and found."""
+"""Vectors of any length in float32 can be trained on, compressed in place, reopened and found."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Presets are complete settings that can be changed field by field."""
+"""Presets are complete settings, and any field can be changed."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""Every kind of codec, small."""
+"""Small codecs of every kind."""
 
 import pytest
 from small_codecs import SHAPES, as_codec, small_config, stirred

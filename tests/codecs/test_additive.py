@@ -1,4 +1,4 @@
-"""Look-up tables: exact for RQ, close for the others, right for every metric."""
+"""Look-up tables: exact for RQ, approximate for the other kinds, for every metric."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def exact_distances(queries: np.ndarray, decoded: np.ndarray, metric: str) -> np
 
 
 @pytest.mark.parametrize("num_partitions", [0, 3])
-def test_products_are_exact_for_rq(num_partitions: int) -> None:
+def test_scores_are_exact_for_rq(num_partitions: int) -> None:
     codec = as_codec(same_as_rq(small_config(metric="dot", num_partitions=num_partitions)))
     rows = vectors(100, seed=1)
     codes = codec.encode(rows)

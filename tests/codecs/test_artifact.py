@@ -1,4 +1,4 @@
-"""Artifacts at rest: damage of any kind is noticed, writes are atomic."""
+"""Artifacts on disk: damage of any kind is detected, and writes are atomic."""
 
 import json
 from pathlib import Path

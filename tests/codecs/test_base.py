@@ -1,4 +1,4 @@
-"""The codec as users hold it: input checks, saving, devices."""
+"""The codec's public interface: input checks, saving, devices."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tables fitted in the network's width are those a fit in the vectors' width would give."""
+"""Tables fitted in the network's width equal those fitted in the vectors' width."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Chunks that fit the memory, and what happens when they do not."""
+"""Chunks that fit the memory, and smaller ones when memory runs out."""
 
 import numpy as np
 import pytest

@@ -142,7 +142,7 @@ def test_other_types_in_the_header(dtype: str) -> None:
             assert is_refused(artifact), name
 
 
-def test_a_tensor_that_is_there_twice() -> None:
+def test_a_duplicate_tensor() -> None:
     """Readers differ in which one they take."""
     text = ARTIFACT.weights[8 : 8 + HEADER_BYTES].strip()
     twice = (
@@ -231,7 +231,7 @@ def test_a_codec_of_another_configuration_is_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "7", '"x"', "{}", "{", "NaN", "[" * 10**5, '{"a":' * 10**5]
 )
-def test_descriptions_that_are_none(text: str, tmp_path: Path) -> None:
+def test_descriptions_that_are_not_json_objects(text: str, tmp_path: Path) -> None:
     assert is_refused(Artifact(text, ARTIFACT.weights))
     CODEC.save(tmp_path)
     for content in (text, '{"codec": ' + text, f'{{"codec": {text}}}'):

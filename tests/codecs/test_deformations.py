@@ -1,4 +1,4 @@
-"""The compiled sum over experts against the layers it stands for."""
+"""The compiled sum of deformations equals that of the experts' layers."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def folded_experts(
     hidden=st.integers(1, 9),
     width=st.integers(1, 40),
 )
-def test_the_sum_is_that_of_every_step_alone(seed, steps, codes, experts, hidden, width):
+def test_the_sum_equals_that_of_single_steps(seed, steps, codes, experts, hidden, width):
     generator = torch.Generator().manual_seed(seed)
     folded = folded_experts(generator, steps, experts, hidden, width)
     features_SBF = torch.randn(steps, codes, experts * hidden + experts, generator=generator)
@@ -41,7 +41,7 @@ def test_the_sum_is_that_of_every_step_alone(seed, steps, codes, experts, hidden
 
 
 @given(start=st.integers(0, 299), count=st.integers(1, 300))
-def test_a_code_does_not_depend_on_those_beside_it(start, count):
+def test_a_code_does_not_depend_on_its_batch(start, count):
     generator = torch.Generator().manual_seed(0)
     contract_SGW = torch.randn(3, 8, 20, generator=generator).numpy()
     features_SBF = torch.randn(3, 300, 10, generator=generator).numpy()
@@ -51,7 +51,7 @@ def test_a_code_does_not_depend_on_those_beside_it(start, count):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_numbers_that_are_none_show(wrong):
+def test_nan_and_infinity_propagate(wrong):
     contract_SGW = np.ones((1, 4, 3), np.float32)
     features_SBF = np.zeros((1, 2, 6), np.float32)
     features_SBF[0, 1, 2] = wrong

@@ -1,4 +1,4 @@
-"""Names of devices."""
+"""Device names."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from rqmoe_store.codecs.device import select_device
 from rqmoe_store.errors import InvalidInputError
 
 
-def test_auto_takes_what_there_is() -> None:
+def test_auto_uses_a_gpu_if_there_is_one() -> None:
     assert select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert select_device("cpu") == torch.device("cpu")
 
@@ -15,19 +15,19 @@ def test_auto_takes_what_there_is() -> None:
 @pytest.mark.parametrize(
     "name", ["tpu", "gpu", "mps", "meta", "xpu", "", "CPU", "cpu:1", "cuda:", "cuda:-1", "cuda:x", None, 3]
 )
-def test_names_that_mean_nothing_here(name: object) -> None:
+def test_unknown_device_names(name: object) -> None:
     with pytest.raises(InvalidInputError, match=r"device=.* is unknown; use 'auto', 'cpu', 'cuda'"):
         select_device(name)  # type: ignore[arg-type]
 
 
-def test_a_gpu_that_is_not_there() -> None:
+def test_a_missing_gpu() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(InvalidInputError, match=rf"'cuda:99' is not there: {count} CUDA devices found"):
         select_device("cuda:99")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
-def test_cuda_where_there_is_none() -> None:
+def test_cuda_without_a_gpu() -> None:
     with pytest.raises(InvalidInputError, match="0 CUDA devices found"):
         select_device("cuda")
 

@@ -1,4 +1,4 @@
-"""Vectors and codes in any layout give what they give as plain arrays."""
+"""Vectors and codes in any memory layout give the same results as plain arrays."""
 
 import warnings
 
@@ -105,12 +105,12 @@ def test_plain_vectors_are_not_copied():
     ],
     ids=["masked", "sparse", "mixed", "of two lengths", "complex"],
 )
-def test_what_is_no_plain_array_is_refused(codec, bad):
+def test_input_that_is_not_a_plain_array_is_refused(codec, bad):
     with pytest.raises(InvalidInputError, match="cannot be read as float32 vectors"):
         codec.encode(bad)
 
 
 @pytest.mark.parametrize("partitions", [np.zeros(3), np.zeros(3, dtype=bool)])
-def test_partition_ids_that_are_no_integers_are_refused(codec, partitions):
+def test_partition_ids_must_be_integers(codec, partitions):
     with pytest.raises(InvalidInputError, match="integers, one per code"):
         codec.decode(Codes(np.zeros((3, 4), np.uint8), partitions))

@@ -1,4 +1,4 @@
-"""What a codec weighs, and that nothing is lost on the way to an artifact and back."""
+"""Size of an artifact, and a lossless round trip from codec to artifact and back."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""Tasks on several threads."""
+"""Tasks that run in parallel on several threads."""
 
 import concurrent.futures
 import threading

@@ -1,4 +1,4 @@
-"""The identities that tie RQ, QINCo and RQ-MoE together, for every shape of each."""
+"""Identities between RQ, QINCo and RQ-MoE, for every shape of each."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""What may be passed as vectors, and what is said about the rest."""
+"""Types that are accepted as vectors, and error messages for all others."""
 
 import decimal
 
@@ -57,7 +57,7 @@ def test_tensors_of_any_type(dtype: torch.dtype) -> None:
         ([[1.0, 2.0], [1.0]], "same length"),
     ],
 )
-def test_types_that_are_no_vectors(data: object, message: str) -> None:
+def test_types_that_are_not_vectors(data: object, message: str) -> None:
     with pytest.raises(InvalidInputError, match="cannot be read as float32 vectors") as caught:
         as_vectors(data)
     caught.match(message)

@@ -1,4 +1,4 @@
-"""Vectors from files and tables: which rows, in which order, and what is refused."""
+"""Vectors from files and tables: rows, order, and refused input."""
 
 import lancedb
 import numpy as np

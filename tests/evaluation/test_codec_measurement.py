@@ -1,4 +1,4 @@
-"""Measuring: a perfect codec is found perfect, and figures are those of their definitions."""
+"""Measurement of a codec: a perfect codec has perfect figures, and figures follow their definitions."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many vectors from a file: the right ones, the file gone afterwards, memory that does not grow with it."""
+"""Encoding from a file: the right vectors, no file left behind, memory that does not grow with the file."""
 
 import tempfile
 from pathlib import Path

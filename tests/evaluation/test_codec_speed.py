@@ -1,4 +1,4 @@
-"""Forms of our codecs: the counted work is what torch does, and errors are those of the forms."""
+"""Ways to encode and decode: counted work equals that of torch, and errors are those of each way."""
 
 import numpy as np
 import pytest

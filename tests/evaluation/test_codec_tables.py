@@ -1,4 +1,4 @@
-"""What is printed: every figure whole, also in a pipe, and markup in names shown as it is."""
+"""Printed tables of codecs: complete figures, even in a pipe, and names with markup unchanged."""
 
 import dataclasses
 import re

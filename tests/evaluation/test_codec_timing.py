@@ -1,4 +1,4 @@
-"""What is run and how often; never how long it took."""
+"""Calls that timing makes, and how often; never their duration."""
 
 import numpy as np
 import pytest

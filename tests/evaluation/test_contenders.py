@@ -1,4 +1,4 @@
-"""Which codecs are measured at which sizes, and what is refused before any is trained."""
+"""Codecs and sizes to measure, and input that is refused before training."""
 
 import sys
 from pathlib import Path

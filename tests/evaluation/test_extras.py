@@ -1,4 +1,4 @@
-"""A missing extra is named with what installs it."""
+"""A missing extra is named with the command that installs it."""
 
 import subprocess
 import sys

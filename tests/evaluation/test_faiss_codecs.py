@@ -1,4 +1,4 @@
-"""FAISS's codecs behind our face: codes of the size asked for, errors of a working codec."""
+"""FAISS codecs behind our interface: code sizes and plausible errors."""
 
 import faiss
 import numpy as np

@@ -1,4 +1,4 @@
-"""A small run of the whole benchmark: rows really are ingested, and figures fit together."""
+"""A small run of the ingestion benchmark: rows are ingested, and figures are consistent."""
 
 import io
 import json

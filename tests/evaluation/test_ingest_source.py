@@ -1,4 +1,4 @@
-"""Synthetic rows: the same ones for a seed, in files of a bounded size."""
+"""Synthetic rows: the same rows for a seed, in files of bounded size."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

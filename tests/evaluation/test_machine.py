@@ -1,4 +1,4 @@
-"""The machine's description says where the figures are from."""
+"""The description of the machine."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The picture: what is drawn is what was measured, and files are what their names say."""
+"""Plots of codecs show the measured figures, in files of the right format."""
 
 from pathlib import Path
 

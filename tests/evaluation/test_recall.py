@@ -1,4 +1,4 @@
-"""Recall: exact neighbors agree with a full sort, and the ratios count what they say."""
+"""Recall: exact neighbors agree with a full sort, and ratios follow their definitions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The comparison of searches as a whole, on small data."""
+"""The whole search benchmark on small data."""
 
 import dataclasses
 import io

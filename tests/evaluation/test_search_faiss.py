@@ -1,4 +1,4 @@
-"""FAISS's partitioned indexes: sizes, recall that grows with probes, and how many rows a scan scores."""
+"""FAISS's partitioned indexes: sizes, recall that grows with probes, and rows scored by a scan."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What all systems share: the rows they return as positions, and how many partitions there are."""
+"""Parts that all systems share: positions of results, and numbers of partitions."""
 
 import numpy as np
 import pyarrow as pa

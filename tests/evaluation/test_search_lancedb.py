@@ -1,4 +1,4 @@
-"""LanceDB's indexes: right rows, sizes of index and raw vectors, one index after the other."""
+"""LanceDB's indexes: results, and sizes of index and raw vectors, one index after the other."""
 
 import pytest
 from small_searches import DIM, ROWS, clustered, small_corpus

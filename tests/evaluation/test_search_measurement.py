@@ -1,4 +1,4 @@
-"""Recall, latency and throughput of a system whose answers are known."""
+"""Recall, latency and throughput of a system with known results."""
 
 import dataclasses
 

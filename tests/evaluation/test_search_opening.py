@@ -1,4 +1,4 @@
-"""What the process that opens a table tells, asked in this one."""
+"""Measurements of the process that opens a table, taken in this process."""
 
 import dataclasses
 

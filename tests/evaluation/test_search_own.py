@@ -1,4 +1,4 @@
-"""Our tables as a system: searching all of them is exhaustive search, and less finds no more."""
+"""Our tables as a system: probing all partitions is exhaustive search, and probing fewer finds no more."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The picture: a line per system and size, of the settings worth choosing."""
+"""Plots of searches: a line of Pareto-optimal settings per system and size."""
 
 from small_searches import search_result, small_search_report
 

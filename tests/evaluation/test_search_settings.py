@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused, and say what would."""
+"""Invalid settings are refused with a message that names valid ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is printed: every figure whole, and only the tables that have something to say."""
+"""Printed tables of searches: complete figures, and no empty tables."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The parts that all tables are made of."""
+"""Parts of printed tables."""
 
 import pytest
 

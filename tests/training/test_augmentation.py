@@ -1,4 +1,4 @@
-"""Mixtures of vectors, and what they do for codebooks fitted to few vectors."""
+"""Mixtures of vectors, and their effect on codebooks fitted to few vectors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The batch of a step."""
+"""Training batches: order, seed and mixtures."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_mixtures_are_made_where_wanted() -> None:
     assert not torch.isclose(plain, mixing).all(dim=1).any()
 
 
-def test_purposes_have_seeds_of_their_own() -> None:
+def test_every_purpose_has_its_own_seed() -> None:
     purposes = [f"{what} {number}" for what in ("order of epoch", "mixtures of step") for number in range(50)]
     seeds = {derived_seed(seed, purpose) for seed in range(20) for purpose in purposes}
     assert len(seeds) == 2000

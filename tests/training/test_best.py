@@ -14,7 +14,7 @@ QUANTIZER = stirred(small_config())
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1) | st.just(math.nan) | st.just(math.inf), max_size=8))
-def test_the_lowest_error_so_far_wins_and_the_rest_is_counted(errors: list[float]) -> None:
+def test_the_lowest_error_is_kept_and_stale_validations_are_counted(errors: list[float]) -> None:
     best = BestWeights(QUANTIZER, 0.5)
     for step, error in enumerate(errors, start=1):
         QUANTIZER.mean_D.fill_(step)

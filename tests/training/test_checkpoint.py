@@ -1,4 +1,4 @@
-"""Checkpoints on disk, and whose they are."""
+"""Checkpoints on disk, and the run that they belong to."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def test_the_checkpoint_of_another_run(tmp_path: Path, now: dict[str, object], m
         read_checkpoint(str(tmp_path), identity(**{"learning_rate": 3e-3, **now}))
 
 
-def test_settings_that_came_or_went_are_named(tmp_path: Path) -> None:
+def test_added_and_removed_settings_are_named(tmp_path: Path) -> None:
     write(tmp_path)
     newer = {**identity(), "TrainConfig.charm": 1}
     with pytest.raises(ArtifactError, match=r"TrainConfig\.charm is not there in the checkpoint and 1 now"):

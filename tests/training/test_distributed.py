@@ -1,4 +1,4 @@
-"""Several processes train the codec that one would have trained.
+"""Several processes train the same codec as one process.
 
 `make test` trains one codec in two processes; `make test-slow` all others.
 """

@@ -1,4 +1,4 @@
-"""What is said about the number of vectors, and how many of them codebooks see in the time there is."""
+"""The warning of few vectors, and the number of vectors for k-means in a limited time."""
 
 import warnings
 

@@ -72,7 +72,7 @@ def test_a_checkpoint_goes_on_with_the_same_steps(mixing: bool, tmp_path: Path) 
     assert first.best.step > 0
 
 
-def test_weights_that_became_nan_are_left_for_the_best_ones() -> None:
+def test_training_returns_to_the_best_weights_after_nan() -> None:
     loop = loop_for(epochs=100)
     steps(loop, 52)
     assert loop.best.step == 50
@@ -110,7 +110,7 @@ def test_recoveries_outlive_a_checkpoint_and_end(tmp_path: Path) -> None:
     assert len(caught) == 2
 
 
-def test_a_gradient_that_is_not_finite_is_not_followed() -> None:
+def test_training_returns_to_the_best_weights_after_an_infinite_gradient() -> None:
     loop = loop_for(epochs=100)
     steps(loop, 1)
     # Finite weights and loss, but the gradient with respect to such a codeword overflows.

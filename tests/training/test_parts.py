@@ -41,7 +41,7 @@ def test_loss_does_not_depend_on_the_scale_of_the_data() -> None:
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
-def test_wrong_distances_are_differences_of_distances(metric: Metric) -> None:
+def test_distance_errors_are_differences_of_distances(metric: Metric) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors_BD, queries_QD = torch.randn(30, 4, generator=generator), torch.randn(7, 4, generator=generator)
     errors_BD = torch.randn(30, 4, generator=generator) * 0.3
@@ -145,7 +145,7 @@ def test_bfloat16_losses_and_gradients_follow_float32_ones() -> None:
 
 @pytest.mark.parametrize("has_units", [True, False])
 @pytest.mark.parametrize("precision", TRAINING_PRECISIONS)
-def test_precision_is_what_was_asked_for_else_what_the_hardware_is_made_for(
+def test_precision_is_the_configured_one_or_that_of_the_hardware(
     precision: TrainingPrecision, has_units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision_module, "has_bfloat16_units", lambda device: has_units)

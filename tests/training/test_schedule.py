@@ -1,4 +1,4 @@
-"""Share of the run done and learning rate."""
+"""Learning rate schedule, and the share of the run that is done."""
 
 import time
 
@@ -55,7 +55,7 @@ def test_whichever_limit_is_nearer_ends_the_run() -> None:
     assert schedule.share_done(15) == pytest.approx(0.9)
 
 
-def test_a_restored_schedule_has_lost_no_time_and_kept_its_rate() -> None:
+def test_a_restored_schedule_keeps_its_time_and_rate() -> None:
     schedule = schedule_for(max_minutes=1.0, learning_rate=1.0)
     schedule.started -= 30
     schedule.loop_started -= 30
@@ -67,7 +67,7 @@ def test_a_restored_schedule_has_lost_no_time_and_kept_its_rate() -> None:
     assert later.learning_rate(0.03) == pytest.approx(0.25)
 
 
-def test_time_that_is_needed_afterwards_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_for_look_up_tables_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     plan = Schedule(TrainConfig(max_minutes=1), steps_per_epoch=10, started=100.0, reserved=20.0)

@@ -1,4 +1,4 @@
-"""Training end to end on small data: it learns, repeats, stops and goes on."""
+"""Training end to end on small data: it learns, repeats, stops and resumes."""
 
 import dataclasses
 import signal

@@ -1,4 +1,4 @@
-"""The seam between processes, as one process sees it; test_distributed.py starts several."""
+"""Workers in one process; test_distributed.py starts several."""
 
 import sys
 
@@ -78,7 +78,7 @@ class Follower(Workers):
         return b'{"seed": 1}'
 
 
-def test_processes_that_differ_are_told() -> None:
+def test_processes_that_differ_are_an_error() -> None:
     Follower(CPU).require_same({"seed": 1}, "settings")
     with pytest.raises(InvalidInputError, match="Process 1 of 2 has other settings than process 0"):
         Follower(CPU).require_same({"seed": 2}, "settings")
@@ -99,7 +99,7 @@ def test_one_gpu_is_not_for_several_processes(monkeypatch: pytest.MonkeyPatch) -
         join_workers("cuda:1")
 
 
-def test_processes_that_accelerate_knows_nothing_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_unknown_to_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerate = pytest.importorskip("accelerate")
     for name in ("WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
