@@ -1,4 +1,7 @@
-"""Lifecycle of a table: its first codec, further ones, encoding what is raw, and upkeep."""
+"""Lifecycle of a table: training its first codec, retraining, encoding raw rows, and optimizing.
+
+Shape suffixes: n sampled rows, D vector dimension.
+"""
 
 import dataclasses
 import datetime
@@ -34,7 +37,7 @@ ROWS_TO_TRAIN = 10_000
 
 
 Encode = bool | Literal["background"]
-"""Whether the rows that there are get codes before a call returns, after it has, or not by it."""
+"""Whether a training encodes the rows that are there before it returns, in the background, or not at all."""
 
 _NEVER = datetime.timedelta(days=36_500)
 
@@ -46,15 +49,15 @@ class OptimizeReport:
     trained: bool
     """Whether the table got its first codec."""
     encoded: Reencoded
-    """Rows that were encoded, and the error of a sample of them, read back before their vectors went."""
+    """Rows that were encoded, and the error of a sample, read back before their vectors were dropped."""
     raw_rows: int
     """Rows that are still raw."""
     bytes_before: int
-    """What the table took on disk, older versions included."""
+    """Bytes of the table on disk before, older versions included."""
     bytes_after: int
-    """What it takes now."""
+    """The same afterwards."""
     removed: RemovedCodecs
-    """Codecs that the database kept and nothing needs any more."""
+    """Codecs that nothing in the database needed any more."""
 
     def __str__(self) -> str:
         error = "" if self.encoded.mse is None else f", mean squared error {self.encoded.mse:.4g}"
@@ -163,7 +166,7 @@ def is_due_for_training(handle: Handle, train_from: int | None) -> bool:
         if train_from is None or snapshot.codecs.newest is not None:
             return False
         rows = max(train_from, snapshot.codecs.metadata.config.least_training_rows)
-        # All rows are counted first: that takes no look at them.
+        # The number of all rows is known without reading any.
         return snapshot.rows >= rows and snapshot.dataset.count_rows(handle.columns.raw_filter) >= rows
 
     return handle.snapshots.read(is_due)
@@ -172,7 +175,7 @@ def is_due_for_training(handle: Handle, train_from: int | None) -> bool:
 def _train_codec(
     handle: Handle, training: TrainConfig | None, vectors: Any, config: CodecConfig, progress: bool
 ) -> Codec:
-    """Train a codec on vectors, or on a sample of the table's; the table does not have it yet."""
+    """Train a codec on `vectors`, or on a sample of the table's own; the table does not use it yet."""
     training = TrainConfig(progress=progress) if training is None else training
     if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
         stored = StoredVectors(handle, decoded=vectors is not None)
@@ -182,17 +185,17 @@ def _train_codec(
 
 
 class StoredVectors:
-    """The vectors of a table, for `draw_sample`: raw ones, or what codes decode to."""
+    """The vectors of a table, for `draw_sample`: the raw ones, or those that codes decode to."""
 
     def __init__(self, handle: Handle, *, decoded: bool) -> None:
-        """Look which rows have any.
+        """Find the rows that have a raw vector, or a code.
 
         Args:
-            handle: of the table; its newest version is read.
-            decoded: take what codes decode to, instead of vectors as they were added.
+            handle: the table; its newest version is read.
+            decoded: whether to decode codes, instead of reading raw vectors.
 
         Raises:
-            TableError: no row has.
+            TableError: there are no such rows.
         """
         self._columns, self._codecs, self._decoded = handle.columns, handle.codecs, decoded
         self._table = databases.reopen(handle.table)
@@ -221,24 +224,24 @@ class StoredVectors:
 
 
 def add_generation(handle: Handle, codec: Codec, config: CodecConfig, *, first: bool) -> bool:
-    """Make `codec` the newest one of a table, from the next commit on; no row is encoded by it yet.
+    """Make `codec` the newest codec of a table, which encodes from the next commit on; no row is encoded yet.
 
     Args:
-        handle: of the table; it is at the newest version afterwards.
-        codec: of the table's dimension, metric and code width.
-        config: what it was asked to be, with nothing decided from the rows yet.
-        first: leave a table alone that has a codec, which others may have given it while this one was
-            trained: what theirs has encoded would lose more by being encoded again.
+        handle: the table; it is at the newest version afterwards.
+        codec: has the table's dimension, metric and code bytes.
+        config: the config that was asked for, without what training decides by the rows.
+        first: whether to leave the table unchanged if it has a codec, which another process may have given
+            it in the meantime: rows that are encoded twice lose twice.
 
     Returns:
-        Whether it is the newest one now.
+        Whether it is the newest codec now.
 
     Raises:
-        InvalidInputError: a codec of another shape.
+        InvalidInputError: the codec has another dimension, metric or code bytes.
     """
     database = databases.database_of(handle.table)
     _require_fit(codec, handle.codecs, handle.name)
-    registry.save(database, codec)  # before the table that needs it says so
+    registry.save(database, codec)  # before a table names it
     added = _commit_generation(handle.table, codec, config, first=first)
     handle.refresh()
     return added
@@ -259,7 +262,7 @@ def _commit_generation(table: LanceTable, codec: Codec, config: CodecConfig, *, 
         try:
             dataset.update_schema_metadata(written)
         except OSError:
-            # Two writers of the metadata are a conflict: the one that comes second starts again.
+            # If another process has written the metadata meanwhile, start again.
             if dataset.latest_version == dataset.version:
                 raise
         else:
@@ -302,27 +305,27 @@ def _require_encode(encode: object) -> None:
 
 
 def tidy(table: LanceTable, codecs: TableCodec, older_than: datetime.timedelta | None) -> None:
-    """Merge small files, bring indexes up to date and remove old versions.
+    """Merge small files, update indexes and remove old versions.
 
-    What commits say about rows is kept before the versions that carry it are removed. Versions that a tag or
-    a branch keeps stay.
+    Notes that commits carry are copied into the table's metadata before their versions are removed. Versions
+    that have a tag or a branch stay.
 
     Args:
-        table: any handle on it; it is at the newest version afterwards.
-        codecs: of its newest version.
+        table: any handle on the table; it is at the newest version afterwards.
+        codecs: the codecs of its newest version.
         older_than: versions older than this are removed; None for 7 days.
     """
-    # LanceDB would remove old versions, too, but refuses to where one has a tag.
+    # LanceDB's own clean-up fails if an old version has a tag.
     on_newest(table, lambda: table.optimize(cleanup_older_than=_NEVER))
-    _keep_notes(table, codecs)  # those of the commits just made, too: a version without its commit is a gap
+    _keep_notes(table, codecs)  # after the commits of `optimize`, whose notes are needed, too
     remove_old_versions(table, older_than)
     to_newest(table)
 
 
 def _keep_notes(table: LanceTable, codecs: TableCodec) -> None:
-    """Write what commits say about drift and ingestions into the table's metadata.
+    """Copy the notes of commits on drift and ingestions into the table's metadata.
 
-    In one commit: another one would be a version that the first does not count.
+    Both in one commit: a second commit would be a version that the first does not count.
     """
 
     def write() -> None:

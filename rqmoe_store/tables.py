@@ -1,4 +1,4 @@
-"""Making and opening compressed tables."""
+"""Creating, compressing and opening tables."""
 
 import datetime
 from typing import Any, Literal, cast
@@ -39,10 +39,10 @@ def create_table(
     mode: Literal["create"] = "create",
     exist_ok: bool = False,
 ) -> CompressedTable:
-    """Make a table that works at once, with any number of rows, and is compressed when it has grown.
+    """Create a table that works at once, with any number of rows, and is compressed when it has grown.
 
     Vectors stay raw and are searched exactly until there is a codec: `train` makes one, and so does
-    `optimize` once there are enough rows. Others see the table with its first rows or not at all.
+    `optimize` once there are enough rows. The table appears with all its first rows, or not at all.
 
     Args:
         db: a database in a folder or bucket.
@@ -52,20 +52,21 @@ def create_table(
             `pa.list_(pa.float32(), 384)`, or a `LanceModel` class; None to take it from `data`: the model of
             its rows, what a reader says, or all keys of a list of dicts and of the first 1,024 dicts of an
             iterator. Its metadata may describe embedding functions, as LanceDB does.
-        config: of the codec that will be trained, metric and code bytes among it; None for the defaults.
+        config: what the codec will be that is trained later: metric, code bytes and so on; None for the
+            defaults.
         vector_column: the column of vectors.
         keep_vectors: "float16" or "float32" to keep raw vectors beside their codes.
-        key: a column that tells rows apart; see `CompressedTable.set_key`.
-        mode: "create"; a table is not overwritten, as what is noted of it (what `tune` chose, what `ingest`
-            has read) would stay with the new rows.
-        exist_ok: open the table if there is one, and add `data` to it. The dimension of its vectors, and the
-            metric and code bytes of `config`, must be those asked for.
+        key: the column that is the unique key; see `CompressedTable.set_key`.
+        mode: "create"; a table is not overwritten, as notes on its old rows (what `tune` chose, what `ingest`
+            has read) would stay with the new ones.
+        exist_ok: whether to open the table if there is one, and add `data` to it. The dimension of its
+            vectors, and the metric and code bytes of `config`, must be those asked for.
 
     Raises:
-        TableError: the name is taken, or by a table that is not what is asked for; no such vector column,
-            columns named like ours.
+        TableError: the name is taken, with `exist_ok` by a table of another kind; no such vector column, or
+            columns with reserved names.
         InvalidInputError: neither data nor schema, rows that `add` refuses, an unusable name or column.
-        StorageError: the disk or bucket refuses to take it; there is no such table then.
+        StorageError: the disk or bucket refuses a write; there is no such table then.
     """
     schema = None if schema is None else as_schema(schema)
     _require_creating(mode, name)
@@ -95,7 +96,7 @@ def create_table(
         try:
             table = new.made_with(rows)
         except TableError:
-            store = _existing(db, name, asked) if exist_ok else None  # others may have made it meanwhile
+            store = _existing(db, name, asked) if exist_ok else None  # perhaps created by others
             if store is None:
                 raise
             return _with_data(store, rows.reader() if rows.count else None, key)
@@ -112,7 +113,7 @@ def _require_creating(mode: Any, name: str) -> None:
 
 
 def _existing(db: DBConnection, name: str, asked: ExpectedSchema) -> CompressedTable | None:
-    """The table, if there is one that fits; raises TableError if it does not."""
+    """The table of this name, or None; raises TableError if it is not what is expected."""
     if databases.open_if_exists(db, name) is None:
         return None
     store = CompressedTable.open(db, name)
@@ -121,7 +122,7 @@ def _existing(db: DBConnection, name: str, asked: ExpectedSchema) -> CompressedT
 
 
 def _with_data(store: CompressedTable, data: Any, key: str | None) -> CompressedTable:
-    """A table that was there, with a key and with some more rows."""
+    """Set the key of a table that was there, add rows to it, and return it."""
     if key is not None and store.key != key:
         store.set_key(key)
     if data is not None:
@@ -142,37 +143,39 @@ def compress(
     key: str | None = None,
     progress: bool = True,
 ) -> CompressedTable:
-    """Make a new table with the columns of `docs`, its vectors replaced by codes; or compress `docs` itself.
+    """Create a table with the columns of `docs`, its vectors replaced by codes; or compress `docs` itself.
 
-    Into a new table, `docs` is never changed, and if anything fails, Ctrl-C included, no table `into` is left
-    behind. An embedding function that LanceDB has for the column is kept, for queries and for rows to come.
+    With `into`, `docs` is never changed, and if anything fails, Ctrl-C included, no new table is left behind.
+    An embedding function that LanceDB has for the column is kept, for queries and for rows to come.
 
-    In place, rows keep their ids and can be searched throughout; their vectors go part by part, each after a
-    sample of its codes was read back and decoded. Then older versions are removed, and what the vectors took
-    on disk is free. Interrupted, it can be finished by calling this again, or by `optimize`.
+    With `in_place`, rows keep their ids and can be searched throughout. Vectors are replaced part by part,
+    each part after a sample of its codes was read back and decoded. Then older versions are removed, which
+    frees the bytes of the vectors. If it is interrupted, this call, or `optimize`, finishes it.
 
     Args:
         docs: a LanceDB table on disk or in an object store.
         codec: trained on vectors like those of `docs`; it is kept in the same database.
         into: name of the new table; None with `in_place`.
-        in_place: compress `docs` itself. Nobody else may be writing to it, and its older versions are lost.
+        in_place: compress `docs` itself. No other process may be writing to it, and its older versions are
+            lost.
         db: database for the new table; default is the one `docs` lives in.
         vector_column: the column to replace. Rows where it is null keep their other values and are
             never found by a search.
         keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in the column
             `vector_column`: searches return them like any column, and `refine_factor` orders by them.
-        key: a column that tells rows apart; see `CompressedTable.set_key`. None for that of `docs`, if any.
+        key: the column that is the unique key; see `CompressedTable.set_key`. None for the key of `docs`.
         progress: show a progress bar.
 
     Raises:
-        TableError: no such vector column, an empty table, columns named like ours, `into` taken; in place,
-            vectors of another type than single floats, or a codec that does not fit them; a key with nulls.
+        TableError: no such vector column, an empty table, columns with reserved names, `into` taken; in
+            place, vectors of another type than single floats, or a codec that does not fit them; a key with
+            nulls.
         InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
             cosine (named by row position), or beyond float16 where they shall be kept in it; an
             `into` that cannot be a table name; an unknown `keep_vectors`; both or neither of `into` and
             `in_place`; a key that rows share, or that no column can be.
-        StorageError: the disk or bucket refuses to take it. There is no new table then; one compressed in
-            place has all its rows, and goes on where it stopped when this is called again.
+        StorageError: the disk or bucket refuses a write. There is no new table then; a table compressed in
+            place has all its rows, and calling this again goes on where it stopped.
     """
     if (into is None) != in_place:
         raise InvalidInputError(
@@ -180,7 +183,7 @@ def compress(
         )
     docs = on_disk(docs)
     if key is not None:
-        require_key(docs, key)  # now rather than when all is encoded
+        require_key(docs, key)  # before hours of encoding
     if in_place:
         store = _compress_in_place(docs, codec, db, vector_column, keep_vectors, progress)
     else:
@@ -234,7 +237,7 @@ def _compress_in_place(
 
 
 def _begun(docs: LanceTable, codec: Codec) -> CompressedTable | None:
-    """The table, if an earlier call got as far as making it a compressed one with this codec."""
+    """The table, if an earlier call has made it a compressed one with this codec; None otherwise."""
     try:
         store = CompressedTable.open(databases.database_of(docs), docs.name)
     except TableError:

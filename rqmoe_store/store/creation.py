@@ -225,7 +225,7 @@ class RawTable:
             config: of the codec that will be trained.
             vector_column: which of the columns has the vectors.
             keep_vectors: "none", or "float16" or "float32" to keep raw vectors beside their codes.
-            key: a column that tells rows apart; None for none.
+            key: the column that is the unique key; None for none.
 
         Raises:
             TableError: no such vector column, columns named like ours.

@@ -1,7 +1,7 @@
-"""The column that tells rows of a table apart: which it is, and whether it does.
+"""Unique key of a table: which column it is, setting it, and checking that it is unique.
 
-LanceDB keeps a key in the metadata of its fields and does not enforce it, but for one thing: of two
-concurrent `merge_insert`s by the key that would insert the same new one, the second starts again.
+LanceDB keeps the key in the metadata of its fields. It enforces it in one case only: if two concurrent
+`merge_insert`s by the key insert the same new key, the second one starts again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -103,7 +103,7 @@ def require_unique(keys: Iterable[pa.Table | pa.RecordBatch], names: Sequence[st
 
 
 def require_key(table: Table, key: str) -> None:
-    """Raise unless the column `key` can tell the rows of a table apart; its values are held in memory.
+    """Raise unless the column `key` can be the unique key of a table; its values are held in memory.
 
     Raises:
         InvalidInputError: no such column, or of other values than integers (32 or 64 bits), text or bytes;

@@ -1,4 +1,4 @@
-"""Row operations: adding, updating, deleting and counting the rows of a table."""
+"""Row operations: adding, updating, deleting, counting and reading the rows of a table."""
 
 import datetime
 import decimal
@@ -37,7 +37,7 @@ def add_rows(
             "new ones."
         )
     bad, encoder = BadVectors(on_bad_vectors, fill_value), handle.encoder(encode)
-    # No row is committed before all of them are good.
+    # No row is written before all of them have been checked.
     with spool(encoder.encoded(rows, bad)) as encoded:
         drift = encoder.drift.take() if encoder.drift else None
         properties = drift.properties if drift else {}
@@ -107,15 +107,15 @@ def _require_changeable(handle: Handle, encoder: RowEncoder, names: list[str]) -
 
 
 def _stored(encoder: RowEncoder, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as the columns hold them, and with them those of all columns that are computed from them."""
+    """The values as they are stored, together with those of the columns that are computed from them."""
     changed = {name: value for name, value in values.items() if name != encoder.columns.vector_column}
     _require_allowed(encoder.others, changed)
     (made,) = (stored for table in encoder.given([values]) for stored in table.to_pylist())
     ours = [field.name for field in encoder.ours]
     if any(name in made for name in ours):
-        # What a vector takes the place of must go: a code, or the raw vector of a row that had none.
+        # A new vector replaces both the code and the raw vector.
         made = dict.fromkeys(ours) | made
-    # LanceDB writes no SQL for some values that it can make of what was given.
+    # LanceDB cannot write some stored values as SQL, but can those that were given.
     return changed | {name: value for name, value in made.items() if not isinstance(value, _WITHOUT_SQL)}
 
 

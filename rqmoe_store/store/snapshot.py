@@ -1,4 +1,4 @@
-"""One version of a table, which all that is read together is read from: the newest, or one checked out."""
+"""Snapshots: one version of a table, the newest or one checked out, for reads that belong together."""
 
 import copy
 import dataclasses
@@ -31,32 +31,33 @@ _snapshots_lock = Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A version of a table."""
+    """One version of a table, which stays the same whatever is written."""
 
     dataset: lance.LanceDataset
-    """Stays at this version, whatever is written to the table."""
+    """The dataset, at this version."""
     database: DBConnection = dataclasses.field(repr=False)
-    """Where it is."""
+    """The database of the table."""
     name: str
-    """Of the table."""
+    """Name of the table."""
     branch: str | None
     schema: pa.Schema
     transaction: str
-    """Which write made the version. A table that was dropped and made again has the same version numbers."""
+    """Id of the write that made the version. The number alone does not identify it: a table that was dropped
+    and created again counts from 1."""
     codecs: TableCodec
-    """Of the version's rows."""
+    """The codecs of the version's rows."""
 
     @classmethod
     def of(
         cls, dataset: lance.LanceDataset, database: DBConnection, place: TablePlace, known: TableCodec
     ) -> "Snapshot":
-        """The version that a dataset is at, and stays at.
+        """A snapshot of the version that a dataset is at.
 
         Args:
-            dataset: of the table.
-            database: where its codecs are, but for those that `known` has.
-            place: of the table.
-            known: codecs of another version.
+            dataset: the table; nobody may check out another version through it.
+            database: where codecs are loaded from.
+            place: where the table is.
+            known: the codecs of another version, which are not loaded again.
 
         Raises as `TableMarks.read` and `TableCodec.load`.
         """
@@ -71,7 +72,7 @@ class Snapshot:
 
     @functools.cached_property
     def table(self) -> LanceTable:
-        """LanceDB's handle on the version, which stays at it.
+        """LanceDB's table, pinned to the version.
 
         Raises:
             OSError: the version is gone.
@@ -83,42 +84,42 @@ class Snapshot:
 
     @functools.cached_property
     def rows(self) -> int:
-        """Rows of the table, with a vector or without."""
+        """Number of rows, with a vector or without."""
         return int(self.dataset.count_rows())
 
     @functools.cached_property
     def places_in_use(self) -> list[int]:
-        """Which of the codecs any rows have codes of; the newest always counts."""
+        """Positions of the codecs that any row has a code of; the newest is always among them."""
         return places_in_use(self.dataset, self.codecs.metadata)
 
     @functools.cached_property
     def tuned(self) -> TunedSearch | None:
-        """The setting that searches use by default; None in a table that was not tuned.
+        """The search parameters that `tune` chose; None if the table was not tuned.
 
-        Raises TableError when it cannot be read.
+        Raises TableError if they cannot be read.
         """
         return TunedSearch.read(self.dataset.metadata, self.name)
 
 
 class Snapshots:
-    """The newest version of a table, again and again, or an earlier one that was checked out.
+    """Gives the newest version of a table as a `Snapshot`, or always the one that was checked out.
 
-    All handles of a process that reach a table in the same way share one of these.
+    All handles of a process that open a table in the same way share one of these.
     """
 
     def __init__(self, table: LanceTable, place: TablePlace, codecs: TableCodec, version: int | None) -> None:
-        """Begin with the version that `table` is at; use `snapshots_of` instead of calling this.
+        """Start with the version that `table` is at; `snapshots_of` calls this.
 
         Args:
-            table: any handle on it, at `version` if that is one.
-            place: of the table.
-            codecs: of any version.
-            version: the one to stay at; None for the newest.
+            table: any handle on the table, at `version` if that is not None.
+            place: where the table is.
+            codecs: the codecs of any version.
+            version: the version to stay at; None to follow the newest.
         """
         self._place, self._checked_out = place, version
         self._lasting = _lasting(codecs.metadata, table.schema)
         self.freshness = Freshness(place.read_consistency_interval)
-        """Whether `current` looks for a newer version."""
+        """Tells whether `current` has to look for a newer version."""
         self._lock = Lock()
         self._database = databases.database_of(table)
         self._newest: lance.LanceDataset
@@ -127,15 +128,15 @@ class Snapshots:
         self._pin(table.to_lance(), codecs)
 
     def current(self) -> Snapshot:
-        """The version that was checked out, or the newest one, whichever process made it.
+        """The version that was checked out, or the newest one, whichever process wrote it.
 
-        With a `read_consistency_interval` of the connection it may be that much older.
+        If the connection has a `read_consistency_interval`, it may be that much older than the newest.
 
         Raises:
-            TableError: the table was dropped, or made again as one that cannot take its place.
+            TableError: the table was dropped, or created again in a way that this object cannot follow.
         """
         use_storage()
-        with self._lock:  # several that find a new version have it read once
+        with self._lock:  # of several threads that find a new version, one reads it
             if self._checked_out is None and self.freshness.is_due():
                 self._look()
             return self._pinned
@@ -146,7 +147,7 @@ class Snapshots:
         return self._pinned.codecs
 
     def read(self, action: Callable[[Snapshot], Result]) -> Result:
-        """What `action` makes of the current version, from a later one should this be lost.
+        """Return what `action` returns for the current version; again for a later one if this is lost.
 
         Raises as `current` and `action`.
         """
@@ -160,7 +161,7 @@ class Snapshots:
     def read_state(
         self, current: Callable[[], tuple[Snapshot, State]], action: Callable[[State], Result]
     ) -> Result:
-        """As `read`, of what `current` returns beside the current version."""
+        """As `read`, but `action` gets what `current` returns together with the current version."""
         while True:
             snapshot = None
             try:
@@ -172,11 +173,11 @@ class Snapshots:
                     raise
 
     def is_lost(self, snapshot: Snapshot | None) -> bool:
-        """Whether a version cannot be read any more: its files were cleaned up, or the table replaced.
+        """Whether a version cannot be read any more, as its files were removed or the table was replaced.
 
-        `current` is then another version. None stands for the one that `current` gave last.
+        If so, `current` gives another version from now on. None stands for the one that it gave last.
 
-        Raises TableError when the table was dropped, or the version was checked out.
+        Raises TableError if the table was dropped, or the lost version is the one that was checked out.
         """
         with self._lock:
             snapshot, newest = snapshot or self._pinned, self._open()
@@ -202,7 +203,7 @@ class Snapshots:
         look.done()
 
     def _pin(self, dataset: lance.LanceDataset, known: TableCodec) -> None:
-        """Have the version that a dataset is at be the current one."""
+        """Make the version that a dataset is at the current one."""
         snapshot = Snapshot.of(copy.copy(dataset), self._database, self._place, known)
         self._require_lasting(snapshot)
         self._newest, self._pinned, self._pinned_identity = dataset, snapshot, _identity(snapshot.dataset)
@@ -229,13 +230,14 @@ class Snapshots:
 
 
 def snapshots_of(table: LanceTable, codecs: TableCodec, version: int | None = None) -> Snapshots:
-    """Those that all handles of this process on a table share that reach it in the same way, for as long as
-    one of them is used.
+    """The `Snapshots` that all handles of this process share which open a table in the same way.
+
+    They exist as long as one of these handles does.
 
     Args:
-        table: at `version` if that is one, and otherwise at the newest.
-        codecs: of any version.
-        version: the one to stay at; None for the newest.
+        table: at `version` if that is not None, otherwise at the newest version.
+        codecs: the codecs of any version.
+        version: the version to stay at; None to follow the newest.
     """
     place = TablePlace.of(table)
     key = place.key, tuple(_lasting(codecs.metadata, table.schema).values()), version
@@ -244,13 +246,13 @@ def snapshots_of(table: LanceTable, codecs: TableCodec, version: int | None = No
         if snapshots is None:
             snapshots = _snapshots[key] = Snapshots(table, place, codecs, version)
         else:
-            snapshots.freshness.expire()  # who opens a table sees it as it is now
+            snapshots.freshness.expire()  # opening a table shows it as it is now
         return snapshots
 
 
-def _lasting(marks: TableMetadata, schema: pa.Schema) -> dict[str, object]:
-    """What must not change as long as a handle on a table is used."""
-    return {**marks.lasting, "embedding function": embedding_description(schema.metadata)}
+def _lasting(metadata: TableMetadata, schema: pa.Schema) -> dict[str, object]:
+    """What must stay the same as long as a handle on a table is used."""
+    return {**metadata.lasting, "embedding function": embedding_description(schema.metadata)}
 
 
 def _described(lasting: dict[str, object], names: list[str]) -> str:
@@ -258,10 +260,8 @@ def _described(lasting: dict[str, object], names: list[str]) -> str:
 
 
 def _identity(dataset: lance.LanceDataset) -> tuple[object, ...]:
-    """Differs between versions, also between those of a number of a table that was dropped and made again.
-
-    Unlike the transaction, it is in memory.
-    """
+    """Identifies a version, also after the table was dropped and created again; unlike the transaction, it is
+    in memory already."""
     version = dataset._ds.current_version()
     return version["version"], version["timestamp"]
 

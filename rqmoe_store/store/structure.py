@@ -12,10 +12,10 @@ from lancedb.table import IndexStatistics
 from rqmoe_store.arguments import is_text
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import is_gone
+from rqmoe_store.store import keys
 from rqmoe_store.store.columns import require_readable
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.keys import column_names
-from rqmoe_store.store.keys import set_key as set_key_of
 from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.sql import quoted
 
@@ -23,7 +23,7 @@ ScalarIndex = Literal["BTREE", "BITMAP", "LABEL_LIST"]
 
 _CONFIGS = {"BTREE": BTree, "BITMAP": Bitmap, "LABEL_LIST": LabelList}
 _KINDS = ("BTree", "Bitmap", "LabelList")
-"""The same, as LanceDB lists them."""
+"""How LanceDB lists these types."""
 
 _CHANGES = {"path", "rename", "nullable", "data_type"}
 
@@ -32,7 +32,7 @@ def set_key(handle: Handle, key: str) -> None:
     """See `CompressedTable.set_key`."""
     handle.refresh()
     _require_users(handle, [key])
-    set_key_of(handle.table, key)
+    keys.set_key(handle.table, key)
 
 
 def add_columns(
@@ -59,7 +59,7 @@ def add_columns(
     if isinstance(added, dict):
         _require_expressions(handle, added)
     _change(handle, transforms, lambda: handle.table.add_columns(added))
-    # A literal makes a column that allows no nulls, to which rows without it could not be added.
+    # An expression such as a literal makes a column without nulls; rows that lack it could not be added.
     strict: list[Any] = [
         {"path": name, "nullable": True} for name in names if not handle.table.schema.field(name).nullable
     ]
@@ -129,7 +129,7 @@ def create_scalar_index(
         (column, index_type),
         lambda: handle.table.create_index(column, config=config, replace=replace, name=name),
     )
-    # LanceDB keeps one of another kind or name beside the new one.
+    # LanceDB does not replace an index of another type or name.
     for uuid, stale in _scalar_indexes(handle, column).items():
         if uuid in before:
             on_newest(handle.table, functools.partial(handle.table.drop_index, stale))
@@ -160,7 +160,7 @@ def drop_index(handle: Handle, name: str) -> None:
 
 
 def _scalar_indexes(handle: Handle, column: str) -> dict[str, str]:
-    """Names of the indexes on a column, but for full-text ones, by what is theirs alone."""
+    """Names of the scalar indexes on a column, by their UUID."""
     return {
         str(index.index_uuid): index.name
         for index in handle.table.list_indices()
@@ -169,7 +169,7 @@ def _scalar_indexes(handle: Handle, column: str) -> dict[str, str]:
 
 
 def _change(handle: Handle, asked: object, change: Callable[[], object]) -> None:
-    """Make a change; raises InvalidInputError for what LanceDB says of the arguments."""
+    """Make a change, again on conflicts; raise InvalidInputError if LanceDB refuses the arguments."""
     try:
         on_newest(handle.table, change)
     except TableError:
@@ -183,7 +183,7 @@ def _change(handle: Handle, asked: object, change: Callable[[], object]) -> None
 def _require_expressions(handle: Handle, expressions: dict[str, str | Expr]) -> None:
     code = handle.columns.code
     try:
-        # With a column that is there: Lance scans for nothing else than expressions.
+        # With a stored column beside them, as Lance scans no expressions alone.
         handle.table.search().select({**expressions, code: quoted(code)}).output_schema()
     except Exception as error:  # LanceDB panics on some, with an exception of no other class
         raise InvalidInputError(
@@ -193,7 +193,7 @@ def _require_expressions(handle: Handle, expressions: dict[str, str | Expr]) -> 
 
 
 def _require_users(handle: Handle, names: Iterable[str]) -> None:
-    """Raise InvalidInputError unless these are columns of the user's, without the vector column."""
+    """Raise InvalidInputError unless these are columns of the user, other than the vector column."""
     known = [name for name in handle.schema.names if name != handle.columns.vector_column]
     unknown = [name for name in names if name not in known]
     if unknown:
