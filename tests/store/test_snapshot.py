@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import TableError
+from rqmoe_store.lifecycle import add_generation
 from rqmoe_store.store import lance
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
@@ -76,7 +77,7 @@ def change(store: CompressedTable, what: str, step: int) -> None:
     elif what == "restore":
         store.restore(store.list_versions()[0]["version"])
     elif what == "codec":
-        store._adopted(CODECS[1], CODECS[1].config, first=False)  # as retraining does
+        add_generation(store.handle, CODECS[1], CODECS[1].config, first=False)  # as retraining does
 
 
 changes = st.sampled_from(
