@@ -61,8 +61,9 @@ def bench_codec(
     codecs: Annotated[
         str,
         typer.Option(
-            help=f"Some of {','.join(CODEC_KINDS)} (ours), opq,faiss-rq,lsq (FAISS; lsq takes long), and "
-            "folders of trained codecs, separated by commas. rq is always measured. The codec in a folder "
+            help=f"Some of {','.join(CODEC_KINDS)} (ours), opq,faiss-rq,lsq (FAISS; lsq takes long), "
+            "int8,binary (a byte or a bit per component, whatever --bytes says), and folders of trained "
+            "codecs, separated by commas. rq is measured at every size of --bytes. The codec in a folder "
             "must not have been trained on the held-out vectors."
         ),
     ] = "rq,rqmoe",

@@ -2,7 +2,10 @@
 
 import ast
 import dataclasses
+import html
+import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -258,3 +261,12 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_picture_of_the_readme_shows_what_the_benchmarks_say() -> None:
+    script = ROOT / "docs" / "images" / "recall.py"
+    points = runpy.run_path(str(script))["points"]((ROOT / "BENCHMARKS.md").read_text())
+    assert len(points) == 8 and all(points.values())
+    description = re.search(r"<dc:description>(.*?)</dc:description>", script.with_suffix(".svg").read_text())
+    assert description is not None
+    assert json.loads(html.unescape(description[1])) == json.loads(json.dumps(points)), f"run {script}"

@@ -23,7 +23,14 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Metric
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_results import CodecResult, Recalls, ScalingRow, SpeedRow
-from rqmoe_store.evaluation.contenders import Contender, MeasuredCodec, cyclic, time_call, time_codec
+from rqmoe_store.evaluation.contenders import (
+    REFERENCE,
+    Contender,
+    MeasuredCodec,
+    cyclic,
+    time_call,
+    time_codec,
+)
 from rqmoe_store.evaluation.machine import PeakMemory
 from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k, one_recall_at
 
@@ -79,7 +86,7 @@ class Workbench:
 
         Args:
             contender: the codec.
-            reference_mse: error of plain RQ at the same size; None for plain RQ itself.
+            reference_mse: error of plain RQ at the same size; None for plain RQ, or if that is not measured.
             save: folder to save the codec in, if it was trained.
         """
         made = self._train_and_decode(contender)
@@ -92,6 +99,7 @@ class Workbench:
         with self.stage(f"timing {contender}"):
             encoding, decoding = time_codec(made.codec, self.held_out_ND)
         mse = mean_squared_error(self.held_out_ND, unseen_ND)
+        reference = mse if contender.name == REFERENCE else reference_mse
         return made.codec, CodecResult(
             codec=contender.name,
             code_bytes=contender.code_bytes,
@@ -99,7 +107,7 @@ class Workbench:
             training_seconds=made.seconds if contender.is_trained else None,
             epochs=made.codec.epochs,
             mse=mse,
-            relative_to_rq=relative_error(mse, mse if reference_mse is None else reference_mse),
+            relative_to_rq=None if reference is None else relative_error(mse, reference),
             recall=recall,
             unseen_recall=unseen_recall,
             encode_microseconds=encoding,

@@ -19,6 +19,7 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CODEC_KINDS, CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.machine import require_bench
+from rqmoe_store.evaluation.scalar_codecs import BinaryCodec, Int8Codec
 from rqmoe_store.training.trainer import train
 
 REFERENCE = "rq"
@@ -26,6 +27,9 @@ REFERENCE = "rq"
 
 PEERS = ("opq", "faiss-rq", "lsq")
 """Codecs of FAISS."""
+
+SCALARS = ("int8", "binary")
+"""Codecs of a byte or a bit per component, whatever sizes the others have."""
 
 BATCHES = (1, 64, 4096)
 """Vectors at a time: a single query, a small batch, bulk work."""
@@ -97,7 +101,7 @@ class Contender:
     """A codec to measure."""
 
     name: str
-    """Kind of codec, name of a FAISS codec, or the folder of a codec."""
+    """Kind of codec, name of a FAISS codec or a scalar one, or the folder of a codec."""
     code_bytes: int
     is_trained: bool
     """Whether `prepare` trains the codec, rather than returns a loaded one."""
@@ -119,12 +123,12 @@ def plan_contenders(
     dim: int,
     training_rows: int,
 ) -> list[Contender]:
-    """The codecs to measure, ordered by size; `rq` is the first of every size.
+    """The codecs to measure, ordered by size; `rq` is the first of every size but those of scalar codecs.
 
     Args:
-        names: kinds of our codecs, names of FAISS codecs, and folders of trained codecs, as `check_names`
-            accepts them.
-        code_bytes: sizes to train. A loaded codec has its own.
+        names: kinds of our codecs, names of FAISS codecs and scalar ones, and folders of trained codecs, as
+            `check_names` accepts them.
+        code_bytes: sizes to train. A loaded codec has its own, and so has a scalar one.
         config: all other settings of our codecs.
         training: how to train our codecs.
         dim: dimension of the vectors.
@@ -139,7 +143,9 @@ def plan_contenders(
     trained = [name for name in dict.fromkeys(names) if name in (*CODEC_KINDS, *PEERS)]
     device = select_device(training.device)
     loaded = [
-        _loaded(name, config, dim, training.device) for name in dict.fromkeys(names) if name not in trained
+        _loaded(name, config, dim, training.device)
+        for name in dict.fromkeys(names)
+        if name not in (*trained, *SCALARS)
     ]
     sizes = {*(code_bytes if trained else ()), *(contender.code_bytes for contender in loaded)}
     contenders = []
@@ -153,15 +159,16 @@ def plan_contenders(
                 else _own(dataclasses.replace(chosen, kind=name), training, device)  # type: ignore[arg-type]
             )
         contenders += [contender for contender in loaded if contender.code_bytes == size]
-    return contenders
+    return contenders + [_scalar(name, dim) for name in SCALARS if name in names]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise InvalidInputError unless every name is a kind, a FAISS codec, or an existing folder."""
+    """Raise InvalidInputError unless every name is a kind, another known codec, or an existing folder."""
+    known = (*CODEC_KINDS, *PEERS, *SCALARS)
     for name in names:
-        if name not in (*CODEC_KINDS, *PEERS) and not (name and Path(name).expanduser().is_dir()):
+        if name not in known and not (name and Path(name).expanduser().is_dir()):
             raise InvalidInputError(
-                f"Codec {name!r} is unknown; choose some of {', '.join((*CODEC_KINDS, *PEERS))}, "
+                f"Codec {name!r} is unknown; choose some of {', '.join(known)}, "
                 "or give the folder of a codec that was saved."
             )
 
@@ -193,6 +200,12 @@ def load_matching(folder: str, *, dim: int, metric: Metric, device: str) -> Code
 def _loaded(folder: str, config: CodecConfig, dim: int, device: str) -> Contender:
     codec = load_matching(folder, dim=dim, metric=config.metric, device=device)
     return Contender(folder, codec.config.code_bytes, False, codec.device, lambda _: OwnCodec(codec))
+
+
+def _scalar(name: str, dim: int) -> Contender:
+    fit: Callable[[Float32Array], MeasuredCodec]
+    fit, code_bytes = (Int8Codec.fit, dim) if name == "int8" else (BinaryCodec.fit, (dim + 7) // 8)
+    return Contender(name, code_bytes, True, torch.device("cpu"), fit)
 
 
 def _peer(name: str, config: CodecConfig, dim: int, training_rows: int) -> Contender:

@@ -102,7 +102,8 @@ def _codec_tables(report: BenchmarkReport) -> Iterator[Table]:
     yield _distortion(report)
     yield _recall(report)
     yield _cost(report)
-    yield _speed(report)
+    if report.speed:
+        yield _speed(report)
     if report.scaling:
         yield _scaling(report)
 
@@ -128,7 +129,10 @@ def _distortion(report: BenchmarkReport) -> Table:
         )
         later = report.results[place + 1 :]
         if not any(other.code_bytes == result.code_bytes for other in later):
-            bound = bounds[result.code_bytes]
+            bound = bounds.get(result.code_bytes)
+            if bound is None:
+                shown.add_section()
+                continue
             figures = (f"{bound.mse:.4g}", format_optional(bound.relative_to_rq, "{:.3f}"))
             shown.add_row("Gaussian bound", str(bound.code_bytes), "", "", *figures, end_section=True)
     return shown

@@ -59,9 +59,14 @@ def test_a_folders_codec_must_fit(folder, tmp_path) -> None:
         planned([str(tmp_path / "empty")])
 
 
+def test_scalar_codecs_have_sizes_of_their_own() -> None:
+    assert planned(["int8", "binary"], sizes=[2]) == [("int8", DIM), ("binary", (DIM + 7) // 8)]
+    assert planned(["binary", "opq"], sizes=[4]) == [("rq", 4), ("opq", 4), ("binary", (DIM + 7) // 8)]
+
+
 @pytest.mark.parametrize("name", ["rqmo", "", "OPQ", "/no/such/folder"])
 def test_unknown_names(name) -> None:
-    with pytest.raises(InvalidInputError, match="rqmoe, qinco, rq, opq, faiss-rq, lsq"):
+    with pytest.raises(InvalidInputError, match="rqmoe, qinco, rq, opq, faiss-rq, lsq, int8, binary"):
         check_names(["rq", name])
 
 
