@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
-.PHONY: help demo docs test unit-tests test-slow test-integrations $(INTEGRATIONS:%=test-%) lint style types format versions dist clean
+.PHONY: help demo docs test unit-tests test-slow test-integrations $(INTEGRATIONS:%=test-%) lint style types format async versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
@@ -24,6 +24,7 @@ help:
 	@echo "make versions   give the integrations the version of rqmoe_store/__init__.py"
 	@echo "make dist       build and check wheels and sdists of all distributions, and try each in an empty environment"
 	@echo "                (about 10 minutes, and 2.5 GB of disk meanwhile)"
+	@echo "make async      generate the table for event loops from the blocking one"
 	@echo "make clean      remove the virtual environment and caches"
 
 demo: $(VENV)/.installed-demo
@@ -68,6 +69,9 @@ versions: $(VENV)/.installed-dev
 
 dist: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/release/dist.py dist
+
+async: $(VENV)/.installed-dev
+	$(BIN)/python tests/generate_async.py
 
 clean:
 	rm -rf $(VENV) integrations/*/.venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

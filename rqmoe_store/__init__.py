@@ -18,7 +18,7 @@ from rqmoe_store.errors import (
 from rqmoe_store.presets import preset
 
 if TYPE_CHECKING:
-    from rqmoe_store.async_table import AsyncCompressedTable, open_table_async
+    from rqmoe_store.async_table import AsyncCompressedTable
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
     from rqmoe_store.ingestion.job import IngestReport, ingest
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         none_of,
     )
     from rqmoe_store.table import CompressedTable
-    from rqmoe_store.tables import compress, create_table, open_table
+    from rqmoe_store.tables import compress, create_table, open_table, open_table_async
     from rqmoe_store.training.trainer import train
 
 __version__ = "0.1.0"
@@ -95,7 +95,7 @@ _LAZY = {
     "load_codec": "rqmoe_store.codecs.base",
     "none_of": "rqmoe_store.store.value_conditions",
     "open_table": "rqmoe_store.tables",
-    "open_table_async": "rqmoe_store.async_table",
+    "open_table_async": "rqmoe_store.tables",
     "train": "rqmoe_store.training.trainer",
     "words_query": "rqmoe_store.search.text",
 }

@@ -6,7 +6,7 @@ import datetime
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import pyarrow as pa
 from lancedb.db import DBConnection
@@ -26,7 +26,14 @@ from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.shards import ShardCall, ShardedCodes
 from rqmoe_store.search.source import Cache, CacheSetting, TableSource
-from rqmoe_store.search.text import QueryType, TextQuery, as_vector, create_text_index, query_kind
+from rqmoe_store.search.text import (
+    QueryType,
+    TextIndexOptions,
+    TextQuery,
+    as_vector,
+    create_text_index,
+    query_kind,
+)
 from rqmoe_store.search.tuning import TuningGoal, TuningReport, tune_table
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store import databases, structure, versions
@@ -308,7 +315,12 @@ class CompressedTable(TranslatesErrors):
         return first_rows(self.handle, n)
 
     def create_fts_index(
-        self, columns: str | Sequence[str], *, replace: bool = False, exist_ok: bool = False, **options: Any
+        self,
+        columns: str | Sequence[str],
+        *,
+        replace: bool = False,
+        exist_ok: bool = False,
+        **options: Unpack[TextIndexOptions],
     ) -> None:
         """Make LanceDB's full-text index on a column of text, or on each of several.
 

@@ -1,13 +1,16 @@
 """Creating, compressing and opening tables."""
 
 import datetime
+import functools
 from typing import Any, Literal, cast
 
+import lancedb
 import pyarrow as pa
-from lancedb.db import DBConnection
+from lancedb.db import AsyncConnection, DBConnection
 from lancedb.table import LanceTable, Table
 from pydantic import BaseModel
 
+from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, KeepVectors
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -23,6 +26,7 @@ from rqmoe_store.store.keys import require_key
 from rqmoe_store.store.rows import schema_and_rows
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
+from rqmoe_store.threads import in_thread
 
 
 @translates_errors
@@ -270,3 +274,60 @@ def open_table(
         InvalidInputError: an unknown `cache` or a budget that is not a number of bytes.
     """
     return CompressedTable.open(db, name).use_cache(cache, memory_budget)
+
+
+_NOT_ON_DISK = ("memory:", "db:")
+
+
+async def open_table_async(
+    db: AsyncConnection | DBConnection,
+    name: str,
+    *,
+    cache: Cache = "memory",
+    memory_budget: int | None = None,
+) -> AsyncCompressedTable:
+    """Open the compressed table `name` for use in event loops; its codec is read from the same database.
+
+    Args:
+        db: the database, as opened by `lancedb.connect_async` or `lancedb.connect`.
+        name: the table.
+        cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
+
+    Raises:
+        TableNotFoundError: no such table.
+        TableError: not a compressed one.
+        ArtifactError: its codec is not in the database, is damaged, or is another one.
+        InvalidInputError: not a connection, an unknown `cache`, or a budget that is not a number of bytes.
+    """
+    databases.require_table_name(name)
+    if isinstance(db, AsyncConnection):
+        db = await _blocking(db, name)
+    elif not isinstance(db, DBConnection):
+        raise InvalidInputError(
+            f"Got {db!r} as the database; expected what lancedb.connect(...) or await "
+            "lancedb.connect_async(...) returns."
+        )
+    opened = functools.partial(open_table, db, name, cache=cache, memory_budget=memory_budget)
+    return AsyncCompressedTable(await in_thread(opened))
+
+
+async def _blocking(db: AsyncConnection, name: str) -> DBConnection:
+    """A connection for threads to the database of `db`."""
+    if db.uri.startswith(_NOT_ON_DISK):
+        raise TableError(
+            f"Got {db.uri!r} as the database; expected one in a folder or bucket, as opened by "
+            "lancedb.connect_async(<folder or bucket>)."
+        )
+    try:
+        # LanceDB tells what the storage was opened with for tables alone.
+        options = await (await db.open_table(name)).initial_storage_options()
+    except ValueError as error:
+        if "was not found" not in str(error):
+            raise
+        raise databases.no_such_table(db.uri, name) from error
+    interval = await db.get_read_consistency_interval()
+    return await in_thread(
+        functools.partial(
+            lancedb.connect, db.uri, storage_options=options, read_consistency_interval=interval
+        )
+    )

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
-from rqmoe_store.search.async_query import MAX_THREADS, in_thread
+from rqmoe_store.threads import MAX_THREADS, in_thread
 
 PATIENCE_SECONDS = 60.0
 """What never comes is waited for no longer than this, and fails the test."""

@@ -19,6 +19,8 @@ ADAPTERS = sorted(
 MAX_FILE_LINES = 600
 MAX_TABLE_LINES = 1_200
 MAX_FUNCTION_LINES = 40
+GENERATED = {"async_table.py"}
+"""As long as what they are generated from makes them."""
 
 # Room -> rooms of the package it may import from. Itself is always allowed.
 GROUND = {"errors", "arguments", "storage_errors", "config", "progress"}
@@ -41,11 +43,12 @@ MAY_IMPORT = {
     "lifecycle": {*GROUND, "codecs", "training", "store"},
     # The public table, and what is made with it.
     "table": {*GROUND, "codecs", "store", "search", "verification", "exports", "lifecycle"},
-    "tables": {*GROUND, "codecs", "store", "search", "table"},
+    "threads": set(),
     "async_table": {
         *(*GROUND, "codecs", "store", "search", "verification", "exports", "lifecycle"),
-        *("table", "tables"),
+        *("table", "threads"),
     },
+    "tables": {*GROUND, "codecs", "store", "search", "table", "async_table", "threads"},
     "managed_table": {*GROUND, "store", "search", "lifecycle", "table", "tables"},
     "evaluation": {*GROUND, "codecs", "training", "store", "search", "ingestion", "table", "tables"},
     "demo": {*GROUND, "codecs", "training", "store", "search", "table", "tables", "evaluation"},
@@ -225,6 +228,8 @@ def test_nothing_is_pickled(any_path):
 
 
 def test_file_is_short(any_path):
+    if any_path.parent == PACKAGE and any_path.name in GENERATED:
+        return
     most = MAX_TABLE_LINES if any_path == PACKAGE / "table.py" else MAX_FILE_LINES
     assert len(any_path.read_text().splitlines()) <= most
 

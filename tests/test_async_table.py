@@ -1,10 +1,11 @@
-"""The table for event loops: opening, writing beside searching, cancelling, failing."""
+"""The table for event loops: opening, rows, columns, versions, writing beside searching, failing."""
 
 import asyncio
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -13,14 +14,16 @@ import pytest
 from busy_threads import PATIENCE_SECONDS, all_threads_busy, assert_done_by_threads
 from small_tables import source_table, tiny_codec
 
-from rqmoe_store.async_table import AsyncCompressedTable, open_table_async
+from rqmoe_store.async_table import AsyncCompressedTable
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.async_query import MAX_THREADS
 from rqmoe_store.table import CompressedTable
-from rqmoe_store.tables import compress, open_table
+from rqmoe_store.tables import compress, create_table, open_table, open_table_async
+from rqmoe_store.threads import MAX_THREADS
 
 DIM, ROWS = 16, 300
 VECTORS = np.random.default_rng(3).normal(size=(ROWS, DIM)).astype(np.float32)
+TRAINING = TrainConfig(epochs=0, progress=False)
 
 
 @pytest.fixture
@@ -37,6 +40,10 @@ def table(sync: CompressedTable) -> AsyncCompressedTable:
 
 def row(number: int, vector: object = VECTORS[0]) -> dict[str, object]:
     return {"id": number, "lang": "en", "text": f"text {number}", "vector": vector}
+
+
+def new(*ids: int) -> list[dict[str, Any]]:
+    return [{"id": row, "lang": "fr", "text": "new", "vector": VECTORS[0]} for row in ids]
 
 
 def ids_of(found: pa.Table) -> list[int]:
@@ -111,32 +118,6 @@ def test_databases_without_compressed_tables(tmp_path) -> None:
         asyncio.run(main(str(tmp_path)))
 
 
-def test_names_and_coroutines_are_those_of_lancedb() -> None:
-    own = {"codec", "create_fts_index", "create_scalar_index", "train", "retrain", "health", "tune", "export"}
-    own |= {"verify", "key", "set_key", "encode_in_background", "encoding"}
-    for name, ours in inspect.getmembers(AsyncCompressedTable):
-        if not name.startswith("_") and name not in own:
-            theirs = getattr(lancedb.AsyncTable, name)
-            assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs), name
-            assert isinstance(ours, property) == isinstance(theirs, property), name
-
-
-def test_answers_are_those_of_the_other_table(sync, table) -> None:
-    async def main() -> None:
-        assert await table.schema() == sync.schema
-        assert await table.version() == sync.version
-        assert await table.count_rows() == ROWS
-        assert await table.count_rows("id < 7") == 7
-        assert await table.stats() == sync.stats()
-        assert await table.add([row(1000), row(1001, None)]) == 2
-        assert await table.delete("id < 5") == 5
-        assert await table.version() == sync.version
-        assert await table.count_rows() == sync.count_rows() == ROWS - 3
-
-    asyncio.run(main())
-    assert asyncio.run(stored_ids(table)) == [*range(5, ROWS), 1000]
-
-
 def test_a_full_text_index(table) -> None:
     async def main() -> list[dict[str, object]]:
         with pytest.raises(InvalidInputError, match="unknown option 'nope'"):
@@ -150,24 +131,19 @@ def test_a_full_text_index(table) -> None:
     assert [found["id"] for found in asyncio.run(main())] == [17]
 
 
-CALLS = {
-    "version": lambda table: table.version(),
-    "schema": lambda table: table.schema(),
-    "count_rows": lambda table: table.count_rows(),
-    "stats": lambda table: table.stats(),
-    "add": lambda table: table.add([row(1000)]),
-    "delete": lambda table: table.delete("id = 3"),
-    "search": lambda table: table.search(VECTORS[:2]),
-    "open": lambda table: open_table_async(lancedb.connect(Path(table.blocking.table.uri).parent), "small"),
-}
-
-
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda table: table.update({"lang": "it"}, where="id = 2"),
+        lambda table: table.merge_insert("id").when_not_matched_insert_all().execute(new(1000)),
+        lambda table: table.tags.create("first", 1),
+        lambda table: open_table_async(
+            lancedb.connect(Path(table.blocking.table.uri).parent), table.blocking.name
+        ),
+    ],
+)
 def test_the_loop_does_none_of_the_work(table, call) -> None:
-    async def main() -> None:
-        await assert_done_by_threads(call(table))
-
-    asyncio.run(main())
+    asyncio.run(assert_done_by_threads(call(table)))
 
 
 def test_the_handle_outlives_a_loop_and_serves_several(table) -> None:
@@ -337,3 +313,132 @@ def test_a_dropped_table(sync, table, tmp_path, cache) -> None:
     with pytest.raises(TableError, match="'small' is no longer in"):
         asyncio.run(query.to_arrow())
     assert repr(table) == "AsyncCompressedTable('small', dim 16 as 4 code bytes, rq, metric 'l2')"
+
+
+def test_rows_are_written_and_read(table: AsyncCompressedTable) -> None:
+    async def work() -> None:
+        bad = [{"id": 1002, "vector": [float("nan")] * DIM}]
+        assert await table.add([*new(1000, 1001), *bad], on_bad_vectors="drop") == 2
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        merged = await merge.execute(new(1, 2000))
+        assert (merged.num_updated_rows, merged.num_inserted_rows) == (1, 1)
+        assert (await table.update({"lang": "it"}, where="id = 2")).rows_updated == 1
+        assert (await table.update(where="id = 2", updates_sql={"text": "lang || '!'"})).rows_updated == 1
+        assert await table.count_rows("lang = 'fr'") == 4
+        assert await table.delete("lang = 'fr'") == 4
+        (row,) = [row for row in (await table.head(500)).to_pylist() if row["id"] == 2]
+        assert row == {"id": 2, "lang": "it", "text": "it!"}
+        with pytest.raises(InvalidInputError, match="unknown: color"):
+            await merge.execute([{**new(1)[0], "color": "red"}])
+
+    asyncio.run(work())
+
+
+def test_columns(table: AsyncCompressedTable) -> None:
+    async def work() -> None:
+        await table.add_columns({"double": "2 * id", "gone": "1"})
+        await table.drop_columns(["gone"])
+        await table.alter_columns({"path": "double", "rename": "twice"})
+        await table.create_scalar_index("twice", index_type="BITMAP")
+        assert await table.key() is None
+        await table.set_key("id")
+        assert await table.key() == "id"
+        assert (await table.schema()).names == ["id", "lang", "text", "twice"]
+        assert await table.count_rows("twice = 14") == 1
+
+    asyncio.run(work())
+
+
+def test_versions(table: AsyncCompressedTable) -> None:
+    async def work() -> None:
+        first = await table.version()
+        await table.tags.create("before", first)
+        await table.tags.create("other", first)
+        await table.tags.delete("other")
+        await table.add(new(1000))
+        await table.checkout("before")
+        assert await table.count_rows() == ROWS
+        with pytest.raises(TableError, match="checked out"):
+            await table.add(new(1001))
+        await table.checkout_latest()
+        assert await table.count_rows() == ROWS + 1
+        await table.tags.update("before", first + 1)
+        assert await table.tags.get_version("before") == first + 1
+        assert {name: tag["version"] for name, tag in (await table.tags.list()).items()} == {
+            "before": first + 1
+        }
+        await table.restore(first)
+        assert await table.count_rows() == ROWS
+        assert len(await table.list_versions()) == await table.version()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda table, row: table.add(new(1000 + row)),
+        lambda table, row: table.update({"lang": "it"}, where=f"id = {row}"),
+        lambda table, row: table.merge_insert("id").when_not_matched_insert_all().execute(new(1000 + row)),
+        lambda table, row: table.delete(f"id = {row}"),
+    ],
+)
+def test_several_at_once(
+    table: AsyncCompressedTable, write: Callable[[AsyncCompressedTable, int], Any]
+) -> None:
+    async def work() -> None:
+        await asyncio.gather(*(write(table, row) for row in range(6)))
+
+    asyncio.run(work())
+    blocking = table.blocking
+    found = blocking.table.search().limit(None).to_arrow()
+    changed = blocking.count_rows("id >= 1000 OR lang = 'it'") + ROWS - blocking.count_rows("id < 1000")
+    assert changed == 6 and len(set(found["id"].to_pylist())) == found.num_rows
+
+
+def test_indexes(table: AsyncCompressedTable) -> None:
+    async def work() -> None:
+        await table.create_scalar_index("id")
+        (name,) = [index.name for index in await table.list_indices() if index.columns == ["id"]]
+        statistics = await table.index_stats(name)
+        assert statistics is not None and statistics.num_indexed_rows == await table.count_rows()
+        await table.drop_index(name)
+        assert [index for index in await table.list_indices() if index.columns == ["id"]] == []
+
+    asyncio.run(work())
+
+
+def test_a_table_lives_in_an_event_loop(tmp_path):
+    rows = [{"id": number, "vector": vector} for number, vector in enumerate(VECTORS)]
+    config = CodecConfig(kind="rq", code_bytes=4, codebook_size=16)
+    store = AsyncCompressedTable(create_table(lancedb.connect(tmp_path), "docs", rows, config=config))
+
+    async def live() -> None:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        codec = await store.train(TRAINING, progress=False)
+        before = ticks
+        assert before > 10  # the loop went on while the codec was trained
+        assert (await store.retrain(TRAINING, vectors=VECTORS, progress=False)).dim == codec.dim
+        assert store.encoding is None
+        await store.retrain(TRAINING, vectors=VECTORS, encode="background", progress=False)
+        assert store.encoding is not None
+        assert (await store.encoding.wait()).rows == len(rows)
+        again = await store.encode_in_background()
+        await again.stop()
+        assert (await again.wait(timeout=60)).rows == again.blocking.rows_left == 0
+        assert (await store.optimize(progress=False)).raw_rows == 0
+        assert not (await store.health()).needs_retraining
+        assert (await store.tune(VECTORS[:5], target_recall=0.5, progress=False)).recall >= 0.5
+        assert (await store.verify(progress=False)).ok
+        assert (await store.export(tmp_path / "docs.parquet", progress=False)).rows == len(rows)
+        ticking.cancel()
+
+    asyncio.run(live())

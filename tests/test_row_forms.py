@@ -21,11 +21,10 @@ from lancedb.pydantic import LanceModel, Vector
 from word_embedding import DIM as WORD_DIM
 from word_embedding import NAME as WORDS
 
-from rqmoe_store.async_table import open_table_async
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.table import CompressedTable
-from rqmoe_store.tables import compress, create_table, open_table
+from rqmoe_store.tables import compress, create_table, open_table, open_table_async
 from rqmoe_store.training.trainer import train
 
 DIM = 4

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
 import pyarrow as pa
 from lancedb.index import FTS
-from lancedb.query import FullTextQuery, LanceFtsQueryBuilder, MatchQuery, PhraseQuery
+from lancedb.query import DocumentGranularity, FullTextQuery, LanceFtsQueryBuilder, MatchQuery, PhraseQuery
 from lancedb.rerankers import Reranker
 from lancedb.rerankers.util import check_reranker_result
 from lancedb.table import LanceTable, Table
@@ -23,8 +23,34 @@ from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.snapshot import Snapshot
 
 
+class TextIndexOptions(TypedDict, total=False):
+    """The options of `lancedb.index.FTS`, which says what they are."""
+
+    with_position: bool
+    base_tokenizer: str
+    language: str
+    max_token_length: int | None
+    lower_case: bool
+    stem: bool
+    remove_stop_words: bool
+    ascii_folding: bool
+    ngram_min_length: int
+    ngram_max_length: int
+    prefix_only: bool
+    block_size: int
+    custom_stop_words: list[str] | None
+    memory_limit: int | None
+    num_workers: int | None
+    document_granularity: DocumentGranularity
+
+
 def create_text_index(
-    handle: Handle, columns: str | Sequence[str], *, replace: bool, exist_ok: bool, **options: Any
+    handle: Handle,
+    columns: str | Sequence[str],
+    *,
+    replace: bool,
+    exist_ok: bool,
+    **options: Unpack[TextIndexOptions],
 ) -> None:
     """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
     known = [field.name for field in dataclasses.fields(FTS)]
@@ -42,7 +68,7 @@ def create_text_index(
         on_newest(handle.table, functools.partial(_make, handle, name, replace, exist_ok, options))
 
 
-def _make(handle: Handle, column: str, replace: bool, exist_ok: bool, options: Mapping[str, Any]) -> None:
+def _make(handle: Handle, column: str, replace: bool, exist_ok: bool, options: TextIndexOptions) -> None:
     # Asked again, for others may have made it since: LanceDB would say so in no words of its own.
     for name in _to_be_made(handle, [column], replace, exist_ok):
         try:

@@ -17,9 +17,9 @@ from small_tables import source_table, tiny_codec
 from word_embedding import WORDS
 
 import rqmoe_store as rqs
+from rqmoe_store.async_table import AsyncCompressedQuery
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import execution, scan, tensor_scan
-from rqmoe_store.search.async_query import as_async
 from rqmoe_store.search.ranking import first_open, in_stages
 from rqmoe_store.search.shards import Shard
 from rqmoe_store.store.databases import TablePlace
@@ -257,7 +257,7 @@ def test_awaited_pages_are_the_same(sources) -> None:
     async def pages() -> list[int]:
         found = []
         for offset in range(0, 60, 12):
-            search = as_async(store.search(query)).limit(12).offset(offset)
+            search = AsyncCompressedQuery(store.search(query)).limit(12).offset(offset)
             found += (await search.to_arrow())["id"].to_pylist()
         return found
 

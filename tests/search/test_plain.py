@@ -31,18 +31,18 @@ COLUMNS = [None, ["id"], ["text", "id"], ["_rowid"], ["_rowid", "id"]]
 )
 def test_results_are_those_of_lancedb(worlds, where, limit, offset, columns, with_row_id) -> None:
     world = worlds("l2", 4)
-    found = world.store.search().select(columns).limit(limit).offset(offset).with_row_id(with_row_id)
+    found, awaited = world.store.search(), AsyncCompressedTable(world.store).query()
     plain = world.store.table.search().select(columns or ["id", "lang", "text"])
     plain.limit(limit).offset(offset).with_row_id(with_row_id)
-    for condition in where:
-        found.where(condition)
+    for query in (found, awaited):
+        query.select(columns).limit(limit).offset(offset).with_row_id(with_row_id)
+        for condition in where:
+            query.where(condition)
     if where:
         plain.where(" AND ".join(f"({condition}\n)" for condition in where))
     expected = plain.to_arrow().replace_schema_metadata()
     assert found.to_arrow().equals(expected)
     assert found.to_batches(7).read_all().equals(expected)
-    awaited = AsyncCompressedTable(world.store).query()
-    vars(awaited).update(vars(found))
     assert asyncio.run(awaited.to_arrow()).equals(expected)
 
 

@@ -1,12 +1,14 @@
 """Full-text indexes on compressed tables: LanceDB's, with its options."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import lancedb
 import pytest
+from lancedb.index import FTS
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.text import indexed_columns, text_columns
+from rqmoe_store.search.text import TextIndexOptions, indexed_columns, text_columns
 from rqmoe_store.tables import open_table
 
 
@@ -19,6 +21,7 @@ def test_one_column_or_several(own_text_world) -> None:
 
 
 def test_options_are_those_of_lancedb(own_text_world) -> None:
+    assert set(TextIndexOptions.__annotations__) == {field.name for field in dataclasses.fields(FTS)}
     store = own_text_world.store
     store.add([{"id": 900, "text": "Running RIVERS"}])
     assert store.search("run", "fts", fts_columns="text").to_arrow()["id"].to_pylist() == [900]

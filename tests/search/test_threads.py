@@ -10,7 +10,7 @@ import threading
 import pytest
 from busy_threads import PATIENCE_SECONDS, all_threads_busy
 
-from rqmoe_store.search.async_query import MAX_THREADS, in_thread
+from rqmoe_store.threads import MAX_THREADS, in_thread
 
 
 def test_results_and_errors_arrive() -> None:
