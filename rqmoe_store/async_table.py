@@ -23,7 +23,7 @@ from rqmoe_store.exports.run import ExportReport, FormatName
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
-from rqmoe_store.search.query import CompressedQuery, TableQuery
+from rqmoe_store.search.query import CompressedQuery, SearchQuery, TableQuery, VectorSearchQuery
 from rqmoe_store.search.request import batch_length
 from rqmoe_store.search.shards import ShardCall
 from rqmoe_store.search.source import Cache
@@ -253,15 +253,15 @@ class AsyncTableQuery:
         return AsyncRecordBatchReader(await self.to_arrow(), length)
 
 
-class AsyncCompressedQuery(AsyncTableQuery):
-    """A `CompressedQuery` for event loops: the same options, and the same results when awaited.
-    Options set while it runs are for its next run. To give up on it, cancel what awaits it, as
+class AsyncSearchQuery(AsyncTableQuery):
+    """A `SearchQuery` for event loops: the same options, and the same results when awaited. Options
+    set while it runs are for its next run. To give up on it, cancel what awaits it, as
     `asyncio.timeout` does."""
 
-    blocking: CompressedQuery
+    blocking: SearchQuery
     """The same, with calls that wait until they are done."""
 
-    def __init__(self, blocking: CompressedQuery) -> None:
+    def __init__(self, blocking: SearchQuery) -> None:
         self.blocking = copy.copy(blocking)
 
     def limit(self, limit: int) -> Self:
@@ -269,11 +269,23 @@ class AsyncCompressedQuery(AsyncTableQuery):
         self.blocking.limit(limit)
         return self
 
+
+class AsyncVectorSearchQuery(AsyncSearchQuery):
+    """A `VectorSearchQuery` for event loops: the same options, and the same results when awaited.
+    Options set while it runs are for its next run. To give up on it, cancel what awaits it, as
+    `asyncio.timeout` does."""
+
+    blocking: VectorSearchQuery
+    """The same, with calls that wait until they are done."""
+
+    def __init__(self, blocking: VectorSearchQuery) -> None:
+        self.blocking = copy.copy(blocking)
+
     def nprobes(self, nprobes: int) -> Self:
         """Partitions to search per query, default as tuned (`CompressedTable.tune`), else 20; more than
         there are means all.
 
-        `CompressedQuery.nprobes` says what it takes, returns and raises.
+        `VectorSearchQuery.nprobes` says what it takes, returns and raises.
         """
         self.blocking.nprobes(nprobes)
         return self
@@ -282,7 +294,7 @@ class AsyncCompressedQuery(AsyncTableQuery):
         """Rows decoded and reranked per query, for all pages; default as tuned (`CompressedTable.tune`)
         up to the limit tuned for, else as many as the ranking needs at the page.
 
-        `CompressedQuery.shortlist` says what it takes, returns and raises.
+        `VectorSearchQuery.shortlist` says what it takes, returns and raises.
         """
         self.blocking.shortlist(shortlist)
         return self
@@ -292,7 +304,7 @@ class AsyncCompressedQuery(AsyncTableQuery):
         the ranking is made in stages (see `shortlist`), of every stage that many times the rows it
         ends after.
 
-        `CompressedQuery.refine_factor` says what it takes, returns and raises.
+        `VectorSearchQuery.refine_factor` says what it takes, returns and raises.
         """
         self.blocking.refine_factor(refine_factor)
         return self
@@ -300,7 +312,7 @@ class AsyncCompressedQuery(AsyncTableQuery):
     def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
         """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
 
-        `CompressedQuery.distance_range` says what it takes, returns and raises.
+        `VectorSearchQuery.distance_range` says what it takes, returns and raises.
         """
         self.blocking.distance_range(lower_bound, upper_bound)
         return self
@@ -309,6 +321,18 @@ class AsyncCompressedQuery(AsyncTableQuery):
         """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
         self.blocking.distance_type(distance_type)
         return self
+
+
+class AsyncCompressedQuery(AsyncVectorSearchQuery):
+    """A `CompressedQuery` for event loops: the same options, and the same results when awaited.
+    Options set while it runs are for its next run. To give up on it, cancel what awaits it, as
+    `asyncio.timeout` does."""
+
+    blocking: CompressedQuery
+    """The same, with calls that wait until they are done."""
+
+    def __init__(self, blocking: CompressedQuery) -> None:
+        self.blocking = copy.copy(blocking)
 
     def diversify(self, lambda_: float = 0.5) -> Self:
         """Return rows that are near the query and unlike each other: maximal marginal relevance.
@@ -338,7 +362,7 @@ class AsyncCompressedQuery(AsyncTableQuery):
         return await in_thread(lambda: blocking.analyze_plan())
 
 
-class AsyncTextQuery(AsyncTableQuery):
+class AsyncTextQuery(AsyncSearchQuery):
     """A `TextQuery` for event loops: the same options, and the same results when awaited. Options set
     while it runs are for its next run. To give up on it, cancel what awaits it, as
     `asyncio.timeout` does."""
@@ -348,11 +372,6 @@ class AsyncTextQuery(AsyncTableQuery):
 
     def __init__(self, blocking: TextQuery) -> None:
         self.blocking = copy.copy(blocking)
-
-    def limit(self, limit: int) -> Self:
-        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
-        self.blocking.limit(limit)
-        return self
 
     def phrase_query(self, phrase_query: bool = True) -> Self:
         """Match the words side by side and in this order; needs an index made `with_position=True`."""
@@ -392,7 +411,7 @@ class AsyncTextQuery(AsyncTableQuery):
         return await in_thread(lambda: blocking.analyze_plan())
 
 
-class AsyncHybridQuery(AsyncTableQuery):
+class AsyncHybridQuery(AsyncVectorSearchQuery):
     """A `HybridQuery` for event loops: the same options, and the same results when awaited. Options
     set while it runs are for its next run. To give up on it, cancel what awaits it, as
     `asyncio.timeout` does."""
@@ -402,52 +421,6 @@ class AsyncHybridQuery(AsyncTableQuery):
 
     def __init__(self, blocking: HybridQuery) -> None:
         self.blocking = copy.copy(blocking)
-
-    def limit(self, limit: int) -> Self:
-        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
-        self.blocking.limit(limit)
-        return self
-
-    def nprobes(self, nprobes: int) -> Self:
-        """Partitions to search per query, default as tuned (`CompressedTable.tune`), else 20; more than
-        there are means all.
-
-        `HybridQuery.nprobes` says what it takes, returns and raises.
-        """
-        self.blocking.nprobes(nprobes)
-        return self
-
-    def shortlist(self, shortlist: int) -> Self:
-        """Rows decoded and reranked per query, for all pages; default as tuned (`CompressedTable.tune`)
-        up to the limit tuned for, else as many as the ranking needs at the page.
-
-        `HybridQuery.shortlist` says what it takes, returns and raises.
-        """
-        self.blocking.shortlist(shortlist)
-        return self
-
-    def refine_factor(self, refine_factor: int) -> Self:
-        """Order the nearest refine_factor * (limit + offset) rows by distance to their raw vectors; where
-        the ranking is made in stages (see `shortlist`), of every stage that many times the rows it
-        ends after.
-
-        `HybridQuery.refine_factor` says what it takes, returns and raises.
-        """
-        self.blocking.refine_factor(refine_factor)
-        return self
-
-    def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
-        """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
-
-        `HybridQuery.distance_range` says what it takes, returns and raises.
-        """
-        self.blocking.distance_range(lower_bound, upper_bound)
-        return self
-
-    def distance_type(self, distance_type: str) -> Self:
-        """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
-        self.blocking.distance_type(distance_type)
-        return self
 
     def vector(self, vector: Any) -> Self:
         """The vector to search for, (D,), or text to embed. Takes the place of the query's own."""
@@ -630,7 +603,7 @@ class AsyncCompressedTable:
         return self.blocking.codec
 
     async def refresh(self) -> Snapshot:
-        """Bring this handle to the newest version of the table now, which writing does as well.
+        """Go on with the newest version of the table now; every write does this as well.
 
         `CompressedTable.refresh` says what it takes, returns and raises.
         """
@@ -782,8 +755,7 @@ class AsyncCompressedTable:
         return await in_thread(lambda: self.blocking.delete(where))
 
     async def set_key(self, key: str) -> None:
-        """Make a column the key that tells rows apart. It allows no nulls from then on, and stays the
-        key.
+        """Make a column the unique key of the table. It allows no nulls from then on, and stays the key.
 
         `CompressedTable.set_key` says what it takes, returns and raises.
         """
@@ -865,11 +837,11 @@ class AsyncCompressedTable:
         await in_thread(lambda: self.blocking.checkout(version))
 
     async def checkout_latest(self) -> None:
-        """Read from the newest version again, and follow what is written. Raises as `refresh`."""
+        """Read from the newest version again, and from those to come. Raises as `refresh`."""
         await in_thread(lambda: self.blocking.checkout_latest())
 
     async def restore(self, version: int | str | None = None) -> None:
-        """Make a new version that is like an earlier one, and go on with it.
+        """Make a new version with the content of an earlier one, and go on with it.
 
         `CompressedTable.restore` says what it takes, returns and raises.
         """
@@ -900,7 +872,7 @@ class AsyncCompressedTable:
         encode: Encode = True,
         progress: bool = True,
     ) -> Codec:
-        """Train another codec and bring all rows to it, a part at a time; searches find every row
+        """Train another codec and encode all rows with it, part by part; searches find every row
         meanwhile.
 
         `CompressedTable.retrain` says what it takes, returns and raises.
@@ -912,7 +884,7 @@ class AsyncCompressedTable:
         )
 
     async def encode_in_background(self) -> AsyncBackgroundEncoding:
-        """Begin to encode, in a thread, rows that are raw or of an older codec; return at once.
+        """Start to encode, in a thread, rows that are raw or of an older codec; return at once.
 
         `CompressedTable.encode_in_background` says what it takes, returns and raises.
         """
@@ -932,7 +904,7 @@ class AsyncCompressedTable:
         codecs_older_than: datetime.timedelta = GRACE,
         progress: bool = True,
     ) -> OptimizeReport:
-        """Encode what is raw or of an older codec, merge small files, bring indexes up to date, clean up.
+        """Encode rows that are raw or of an older codec, merge small files, update indexes, and clean up.
 
         `CompressedTable.optimize` says what it takes, returns and raises.
         """
@@ -951,7 +923,7 @@ class AsyncCompressedTable:
         return await in_thread(lambda: self.blocking.is_due_for_training(train_from))
 
     async def health(self) -> HealthReport:
-        """Whether the newest codec still fits what is added, in numbers and in words."""
+        """Whether the newest codec still fits the rows that are added, in numbers and in words."""
         return await in_thread(lambda: self.blocking.health())
 
     async def stats(self) -> TableStats:
@@ -990,8 +962,7 @@ class AsyncCompressedTable:
         return self
 
     def use_shards(self, shards: int, ask: ShardCall) -> Self:
-        """Have searches through this handle scanned by other processes, each of which holds the codes of
-        some fragments of the table; returns the table itself. Results are the same.
+        """Let other processes scan for searches through this handle; returns the table itself.
 
         `CompressedTable.use_shards` says what it takes, returns and raises.
         """
@@ -999,8 +970,7 @@ class AsyncCompressedTable:
         return self
 
     def allow_pickling(self, *, storage_options: bool) -> Self:
-        """Say what pickles of this handle may hold, such as those sent to other processes; returns the
-        table itself.
+        """Set whether pickles of this table, which send it to other processes, may contain secrets.
 
         `CompressedTable.allow_pickling` says what it takes, returns and raises.
         """

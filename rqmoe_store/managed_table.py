@@ -16,11 +16,11 @@ from rqmoe_store.arguments import whole_number
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError, TableNotFoundError
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN
-from rqmoe_store.search.async_query import in_thread
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.creation import vector_dim
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import create_table, open_table
+from rqmoe_store.threads import in_thread
 
 DEFAULT_METRIC: Metric = "cosine"
 """Embeddings of text are compared by their angle."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
-from rqmoe_store.search.query import CompressedQuery, TableQuery
+from rqmoe_store.search.query import CompressedQuery, SearchQuery, TableQuery, VectorSearchQuery
 from rqmoe_store.search.text import TextQuery
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.reencoding import BackgroundEncoding
@@ -123,8 +123,14 @@ async def to_batches(self, *, max_batch_length: int | None = None) -> AsyncRecor
     return AsyncRecordBatchReader(await self.to_arrow(), length)
 ''',
     ),
+    "AsyncSearchQuery": Twin(blocking=SearchQuery, docstring=_QUERY.format("SearchQuery"), copies=True),
+    "AsyncVectorSearchQuery": Twin(
+        blocking=VectorSearchQuery, docstring=_QUERY.format("VectorSearchQuery"), copies=True
+    ),
     "AsyncCompressedQuery": Twin(
-        blocking=CompressedQuery, docstring=_QUERY.format("CompressedQuery"), copies=True
+        blocking=CompressedQuery,
+        docstring=_QUERY.format("CompressedQuery"),
+        copies=True,
     ),
     "AsyncTextQuery": Twin(blocking=TextQuery, docstring=_QUERY.format("TextQuery"), copies=True),
     "AsyncHybridQuery": Twin(blocking=HybridQuery, docstring=_QUERY.format("HybridQuery"), copies=True),

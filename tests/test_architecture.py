@@ -49,7 +49,7 @@ MAY_IMPORT = {
         *("table", "threads"),
     },
     "tables": {*GROUND, "codecs", "store", "search", "table", "async_table", "threads"},
-    "managed_table": {*GROUND, "store", "search", "lifecycle", "table", "tables"},
+    "managed_table": {*GROUND, "store", "lifecycle", "table", "tables", "threads"},
     "evaluation": {*GROUND, "codecs", "training", "store", "search", "ingestion", "table", "tables"},
     "demo": {*GROUND, "codecs", "training", "store", "search", "table", "tables", "evaluation"},
     # The command line, which imports what a command needs when it runs.
@@ -71,16 +71,9 @@ MAY_KNOW_THE_TABLE = {"tables", "async_table", "managed_table", "evaluation", "d
 MAY_BE_EXTENDED = {
     "codecs.quantizer.ResidualQuantizer",
     "ingestion.pieces.Piece",
-    "search.query.TableQueryBuilder",
-    "search.query.SearchBuilder",
-    "search.query.VectorSearchBuilder",
     "search.query.TableQuery",
-    # By their twins for event loops.
-    "search.query.QueryBuilder",
-    "search.text.TextQueryBuilder",
-    "search.hybrid.HybridQueryBuilder",
-    "search.plain.PlainQueryBuilder",
-    "store.merge.MergeBuilder",
+    "search.query.SearchQuery",
+    "search.query.VectorSearchQuery",
 }
 # Rooms that compute on arrays and tensors only, and their one exception.
 WITHOUT_STORAGE = {"errors", "arguments", "storage_errors", "config", "codecs", "training"}

@@ -17,7 +17,7 @@ from lancedb.rerankers.util import check_reranker_result
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE, without
-from rqmoe_store.search.query import CompressedQuery, TableQuery, VectorSearchBuilder, run_query
+from rqmoe_store.search.query import CompressedQuery, VectorSearchQuery, run_query
 from rqmoe_store.search.request import Trace, VectorOptions, as_queries, indented
 from rqmoe_store.search.source import TableReader
 from rqmoe_store.search.text import TextQuery, as_vector, require_reranker, reranker_text
@@ -114,8 +114,13 @@ _Asked = tuple[Any, str | FullTextQuery]
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
 
 
-class HybridQueryBuilder(VectorSearchBuilder):
-    """The options of a search by vector and by text."""
+class HybridQuery(VectorSearchQuery):
+    """A search by vector and by text, built step by step and run by a `to_...` method.
+
+    Both searches find 10 rows, and the best 10 of what the reranker makes of them are the first. Next come
+    the best others of what it makes of 15 rows of either, then of 25, 50, 100 and so on, as far as
+    limit + offset goes. So pages continue each other, whatever their size.
+    """
 
     def __init__(
         self,
@@ -181,15 +186,6 @@ class HybridQueryBuilder(VectorSearchBuilder):
         """As for a full-text query."""
         self._phrase = bool(phrase_query)
         return self
-
-
-class HybridQuery(HybridQueryBuilder, TableQuery):
-    """A search by vector and by text, built step by step and run by a `to_...` method.
-
-    Both searches find 10 rows, and the best 10 of what the reranker makes of them are the first. Next come
-    the best others of what it makes of 15 rows of either, then of 25, 50, 100 and so on, as far as
-    limit + offset goes. So pages continue each other, whatever their size.
-    """
 
     def to_arrow(self) -> pa.Table:
         """Run the query.

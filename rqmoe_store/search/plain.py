@@ -11,7 +11,7 @@ from lancedb.query import ColumnOrdering
 from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import ROW_ID
-from rqmoe_store.search.query import TableQuery, TableQueryBuilder
+from rqmoe_store.search.query import TableQuery
 from rqmoe_store.search.request import batch_length
 from rqmoe_store.search.source import TableReader
 from rqmoe_store.storage_errors import translate_errors_of
@@ -25,8 +25,11 @@ _ORDERING = (
 )
 
 
-class PlainQueryBuilder(TableQueryBuilder):
-    """The options of a read without a search; as rows are not ordered, `prefilter` changes nothing."""
+class PlainQuery(TableQuery):
+    """A read without a search, built step by step and run by a `to_...` method.
+
+    As rows are not ordered by a search, `prefilter` changes nothing.
+    """
 
     def __init__(self, reader: TableReader) -> None:
         """Start a query; `CompressedTable.search()` is the usual way.
@@ -79,10 +82,6 @@ class PlainQueryBuilder(TableQueryBuilder):
                 f"Got column {unable[0]!r} to order by; expected one of {', '.join(able) or 'none'}."
             )
         return names
-
-
-class PlainQuery(PlainQueryBuilder, TableQuery):
-    """A read without a search, built step by step and run by a `to_...` method."""
 
     def to_arrow(self) -> pa.Table:
         """Run the query.

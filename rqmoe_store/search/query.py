@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 10
 
 
-class TableQueryBuilder(TranslatesErrors):
-    """A query built step by step; every method that sets an option returns the query itself.
+class TableQuery(TranslatesErrors, ABC):
+    """A query, built step by step and run by a `to_...` method. Methods that set an option return the query.
 
     An option is a value of its own, replaced and never changed: a copy of a query is independent of it.
     """
@@ -119,46 +119,6 @@ class TableQueryBuilder(TranslatesErrors):
         self._with_row_id = bool(with_row_id)
         return self
 
-    def _where(self, table: LanceTable) -> str | None:
-        """All conditions as one, checked; None where there are none. Raises as `Conditions.checked`."""
-        checked = [self._handle.conditions.checked(table, condition) for condition in self._conditions]
-        return combined(checked)
-
-    @property
-    def _where_text(self) -> str:
-        """All conditions as they were written."""
-        return " AND ".join(as_text(condition, called="where") for condition in self._conditions)
-
-    @property
-    def _vectors(self) -> DecodedColumn:
-        """How results get the vector column."""
-        return DecodedColumn(self._handle.columns, self._handle.kept)
-
-    def _choose(self, table: LanceTable, *own: str) -> Chosen:
-        """The columns to return of a version of the table.
-
-        Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for unknown
-        columns, and expressions that LanceDB refuses.
-        """
-        return choose(self._selected, table, self._handle, own)
-
-
-class SearchBuilder(TableQueryBuilder):
-    """The same for queries that order rows, and return the best."""
-
-    def __init__(self, reader: TableReader) -> None:
-        super().__init__(reader)
-        self._limit = DEFAULT_LIMIT
-
-    def limit(self, limit: int) -> Self:
-        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
-        self._limit = whole_number("limit", limit, 1)
-        return self
-
-
-class TableQuery(TableQueryBuilder, ABC):
-    """A query that is run by a `to_...` method."""
-
     @abstractmethod
     def to_arrow(self) -> pa.Table:
         """Run the query."""
@@ -190,9 +150,45 @@ class TableQuery(TableQueryBuilder, ABC):
         frame: pl.DataFrame = polars.from_arrow(self.to_arrow())
         return frame
 
+    def _where(self, table: LanceTable) -> str | None:
+        """All conditions as one, checked; None where there are none. Raises as `Conditions.checked`."""
+        checked = [self._handle.conditions.checked(table, condition) for condition in self._conditions]
+        return combined(checked)
 
-class VectorSearchBuilder(SearchBuilder):
-    """The options of a search by vector, which a hybrid search has as well."""
+    @property
+    def _where_text(self) -> str:
+        """All conditions as they were written."""
+        return " AND ".join(as_text(condition, called="where") for condition in self._conditions)
+
+    @property
+    def _vectors(self) -> DecodedColumn:
+        """How results get the vector column."""
+        return DecodedColumn(self._handle.columns, self._handle.kept)
+
+    def _choose(self, table: LanceTable, *own: str) -> Chosen:
+        """The columns to return of a version of the table.
+
+        Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for unknown
+        columns, and expressions that LanceDB refuses.
+        """
+        return choose(self._selected, table, self._handle, own)
+
+
+class SearchQuery(TableQuery):
+    """A query that orders rows and returns the best."""
+
+    def __init__(self, reader: TableReader) -> None:
+        super().__init__(reader)
+        self._limit = DEFAULT_LIMIT
+
+    def limit(self, limit: int) -> Self:
+        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
+        self._limit = whole_number("limit", limit, 1)
+        return self
+
+
+class VectorSearchQuery(SearchQuery):
+    """A query by vector, alone or in a hybrid search."""
 
     def __init__(self, reader: TableReader, options: VectorOptions) -> None:
         super().__init__(reader)
@@ -271,8 +267,12 @@ class VectorSearchBuilder(SearchBuilder):
         return self
 
 
-class QueryBuilder(VectorSearchBuilder):
-    """A vector search built step by step; every method that sets an option returns the query itself."""
+class CompressedQuery(VectorSearchQuery):
+    """A search over a compressed table, built step by step and run by a `to_...` method.
+
+    Approximate distances from look-up tables choose a shortlist; it is decoded and reranked by exact
+    distance to the decoded vectors, which is the `_distance` returned unless `refine_factor` is given.
+    """
 
     def __init__(self, reader: TableReader, query: Any, options: VectorOptions | None = None) -> None:
         """Start a query; `CompressedTable.search` is the usual way.
@@ -310,14 +310,6 @@ class QueryBuilder(VectorSearchBuilder):
         """
         self._diversity = share("lambda_", lambda_)
         return self
-
-
-class CompressedQuery(QueryBuilder, TableQuery):
-    """A search over a compressed table, built step by step and run by a `to_...` method.
-
-    Approximate distances from look-up tables choose a shortlist; it is decoded and reranked by exact
-    distance to the decoded vectors, which is the `_distance` returned unless `refine_factor` is given.
-    """
 
     def to_arrow(self) -> pa.Table:
         """Run the query.

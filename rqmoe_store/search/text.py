@@ -14,7 +14,7 @@ from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.columns import ROW_ID, SCORE, Chosen, without
-from rqmoe_store.search.query import SearchBuilder, TableQuery
+from rqmoe_store.search.query import SearchQuery
 from rqmoe_store.search.request import indented
 from rqmoe_store.search.source import TableReader
 from rqmoe_store.storage_errors import translates_errors
@@ -168,8 +168,8 @@ def reranker_text(query: str | FullTextQuery) -> str | FullTextQuery:
     return query.query if isinstance(query, MatchQuery | PhraseQuery) else query
 
 
-class TextQueryBuilder(SearchBuilder):
-    """The options of a full-text search, in LanceDB's words."""
+class TextQuery(SearchQuery):
+    """A full-text search, built step by step and run by a `to_...` method."""
 
     def __init__(
         self,
@@ -219,10 +219,6 @@ class TextQueryBuilder(SearchBuilder):
         if reranker.score == "all":
             self._with_row_id = True
         return self
-
-
-class TextQuery(TextQueryBuilder, TableQuery):
-    """A full-text search, built step by step and run by a `to_...` method."""
 
     def to_arrow(self) -> pa.Table:
         """Run the query.

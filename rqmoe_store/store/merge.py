@@ -45,8 +45,8 @@ class _Wheres(NamedTuple):
     delete: str | None
 
 
-class MergeBuilder(TranslatesErrors):
-    """The actions of a merge, in LanceDB's words; every method that adds one returns the builder itself."""
+class MergeInsert(TranslatesErrors):
+    """A merge, built step by step and done by `execute`. Methods that add an action return the merge."""
 
     def __init__(self, handle: Handle, on: str | Iterable[str] | None) -> None:
         """Start a merge; `merge_insert` of a table is the usual way, and says what `on` is.
@@ -100,10 +100,6 @@ class MergeBuilder(TranslatesErrors):
         """Whether a scalar index of the key may be used to find its rows; by default it may."""
         self._use_index = bool(use_index)
         return self
-
-
-class MergeInsert(MergeBuilder):
-    """A merge, built step by step and done by `execute`."""
 
     def execute(
         self,
