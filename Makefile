@@ -40,7 +40,7 @@ unit-tests: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	RQMOE_TESTS_EXAMPLES=all $(BIN)/python -m pytest -m "slow or costly"
 
 test-integrations: $(INTEGRATIONS:%=test-%)
 

@@ -10,6 +10,7 @@ from typing import Any
 import lancedb
 import numpy as np
 import pytest
+from costly_examples import number_of_examples
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -255,12 +256,10 @@ class TableBesideDictionary(RuleBasedStateMachine):
             np.testing.assert_allclose(hit["_distance"], wanted[hit["id"]].distance, rtol=1e-4, atol=1e-5)
 
 
-class TestTableBesideDictionary(TableBesideDictionary.TestCase):
-    settings = settings(
-        max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-    )
-
-
-@pytest.mark.slow
-class TestTableBesideDictionaryForLonger(TableBesideDictionary.TestCase):
-    settings = settings(TestTableBesideDictionary.settings, max_examples=60)
+TestTableBesideDictionary = pytest.mark.costly(TableBesideDictionary.TestCase)
+TestTableBesideDictionary.settings = settings(
+    max_examples=number_of_examples(60, part=10),
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

@@ -134,7 +134,8 @@ def check(call: Callable[..., Any], good: dict[str, Any], wrong: list[object], n
     for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
-        for value in wrong:
+        # Everything is true or false, so that the call goes through, which takes time.
+        for value in wrong[:4] if parameter.name == "progress" else wrong:
             arguments = [value] if parameter.kind is parameter.VAR_POSITIONAL else []
             settings = good if arguments else good | {parameter.name: value}
             try:
@@ -303,7 +304,9 @@ def test_functions(
             call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
                 [inspect.Parameter(parameter.name, inspect.Parameter.KEYWORD_ONLY)]
             )
-            problems += check(call, {}, wrong, name)
+            # The default is no wrong configuration, and takes long to train.
+            values = wrong if parameter.name != "config" else [value for value in wrong if value is not None]
+            problems += check(call, {}, values, name)
     require_clear(problems)
 
 

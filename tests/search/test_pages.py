@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from costly_examples import costly_examples
+from hypothesis import given
 from hypothesis import strategies as st
 from lancedb.rerankers import LinearCombinationReranker, RRFReranker
 from small_tables import source_table, tiny_codec
@@ -151,7 +152,7 @@ def paged(completed, search, cuts: list[int]) -> dict[int, list[tuple[int, float
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@settings(max_examples=16, deadline=None)
+@costly_examples(40, part=5)
 @given(
     metric=st.sampled_from(METRICS),
     tuned=st.booleans(),
@@ -179,7 +180,7 @@ def test_pages_are_those_of_one_ranking(
     assert all(len(rows) == len({row for row, _ in rows}) for rows in whole.values())
 
 
-@settings(max_examples=12, deadline=None)
+@costly_examples(30, part=5)
 @given(metric=st.sampled_from(METRICS), seed=st.integers(0, 1000), completed=searches(), cuts=cuts_of(60))
 def test_pages_of_a_batch_are_those_of_its_queries(sources, metric, seed, completed, cuts) -> None:
     store, queries = sources(metric).store.use_cache("memory"), clustered(3, seed)
@@ -264,7 +265,7 @@ def test_awaited_pages_are_the_same(sources) -> None:
     assert asyncio.run(pages()) == store.search(query).limit(60).to_arrow()["id"].to_pylist()
 
 
-@settings(max_examples=12, deadline=None)
+@costly_examples(30, part=5)
 @given(
     seed=st.integers(0, 1000),
     words=st.lists(st.sampled_from([*WORDS, "absent"]), min_size=1, max_size=3),

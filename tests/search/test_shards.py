@@ -7,7 +7,8 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from costly_examples import costly_examples
+from hypothesis import given
 from hypothesis import strategies as st
 from lancedb.rerankers import RRFReranker
 from small_tables import source_table, tiny_codec
@@ -107,7 +108,7 @@ def queries(draw):
     return completed
 
 
-@settings(max_examples=150, deadline=None)
+@costly_examples(150, part=30)
 @given(
     metric=st.sampled_from(METRICS),
     count=st.sampled_from([1, 3, 9]),

@@ -8,7 +8,8 @@ from typing import Any
 import lancedb
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from costly_examples import costly_examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small_tables import source_table, tiny_codec
 
@@ -86,7 +87,7 @@ changes = st.sampled_from(
 
 
 @pytest.mark.parametrize("interval", [None, datetime.timedelta(0), HOUR])
-@settings(max_examples=6, deadline=None)
+@costly_examples(20, part=2)
 @given(st.data())
 def test_all_reads_agree_after_any_change_of_another_handle(interval: Any, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from costly_examples import costly_examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_tables import tiny_codec
@@ -37,7 +38,7 @@ def codec() -> Codec:
     return tiny_codec(VECTORS, "l2", 2)
 
 
-@settings(max_examples=12)
+@costly_examples(40, part=4)
 @given(
     names=st.lists(NAMES, min_size=3, max_size=3, unique=True),
     values=st.lists(TEXTS, min_size=ROWS, max_size=ROWS),
