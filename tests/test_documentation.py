@@ -259,6 +259,12 @@ def test_every_page_is_in_the_navigation() -> None:
     assert pages <= set(re.findall(r"\S+\.md", navigation))
 
 
+def test_the_readme_leads_to_every_guide() -> None:
+    readme = (ROOT / "README.md").read_text()
+    guides = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "guides").glob("*.md")}
+    assert guides <= set(re.findall(r"\]\(([^)]+)\)", readme))
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
