@@ -69,7 +69,7 @@ def test_a_table_is_read_cut_and_trained_on(data) -> None:
     assert "560 vectors (of 600) of dimension 16" in run.stdout
 
 
-@pytest.mark.slow  # tests/evaluation/test_search_synthetic.py opens a table in another process as well
+@pytest.mark.slow  # tests/evaluation/test_search_scaling.py opens a table in another process as well
 def test_random_codes_alone(data) -> None:
     run = search(data, "--synthetic", "500,400", "--json", data / "out.json")
     assert run.exit_code == 0, run.output

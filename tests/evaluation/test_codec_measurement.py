@@ -1,20 +1,34 @@
-"""Measurement of a codec: a perfect codec has perfect figures, and figures follow their definitions."""
+"""Measuring codecs: errors are those of their definitions, and counted work is what torch does."""
 
 import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from small_codecs import vectors
+from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
+from torch.utils.flop_counter import FlopCounterMode
 
-from rqmoe_store.evaluation.codec_measurement import Workbench, relative_error
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.codec_measurement import (
+    Workbench,
+    cyclic_file,
+    decode_multiply_adds,
+    mean_squared_error,
+    measure_matmul_rate,
+    measure_scaling,
+    measure_speed,
+    relative_error,
+    require_disk,
+)
 from rqmoe_store.evaluation.contenders import Contender
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
 ROWS, QUERIES = vectors(600), vectors(25, seed=1)
+
 HELD_OUT = 150
 
 
@@ -125,3 +139,107 @@ def test_stages_are_shown_on_a_terminal_only() -> None:
 def test_relative_error() -> None:
     assert relative_error(1.0, 4.0) == 0.25
     assert relative_error(1.0, 0.0) is None
+
+
+SCALED_ROWS = vectors(70)
+
+
+@pytest.mark.parametrize("rows", [5, 70, 20_000])
+def test_the_file_repeats_the_vectors_and_is_removed(rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with cyclic_file(SCALED_ROWS, rows) as many:
+        assert isinstance(many, np.memmap)
+        np.testing.assert_array_equal(many, SCALED_ROWS[np.arange(rows) % 70])
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_are_measured_from_small_to_large() -> None:
+    codec = as_codec(stirred(small_config(beam=1)))
+    with cyclic_file(SCALED_ROWS, 3000) as many:
+        rows = list(measure_scaling(codec, "a name", many, [3000, 100]))
+    assert [(row.codec, row.code_bytes, row.vectors) for row in rows] == [
+        ("a name", 4, 100),
+        ("a name", 4, 3000),
+    ]
+    assert all(row.vectors_per_second > 0 and row.memory_growth_bytes >= 0 for row in rows)
+
+
+def test_no_room(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    require_disk(1000, 32)
+    with pytest.raises(InvalidInputError, match="TMPDIR"):
+        require_disk(10**15, 32)
+    assert list(Path(tmp_path).iterdir()) == []
+
+
+TIMED = vectors(300, seed=4)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_multiply_adds_are_those_of_torch(shape) -> None:
+    quantizer = stirred(small_config(**shape))
+    codes = torch.zeros(10, quantizer.num_steps, dtype=torch.long)
+    partitions = torch.zeros(10, dtype=torch.long)
+    folded = quantizer.fold()
+    # In a format that is decoded by matrix products: the compiled loop is not torch's, and skips zeros.
+    folded = None if folded is None else folded.to(torch.bfloat16)
+    with FlopCounterMode(display=False) as counter:
+        quantizer.decode(codes, partitions, folded)
+    products = counter.get_total_flops() // 2 // 10  # it counts matrix products, two for a multiply-add
+    additions = quantizer.num_steps * quantizer.dim
+    assert decode_multiply_adds(quantizer.config, quantizer.dim) == products + additions
+
+
+def test_one_step_without_partitions_has_no_experts() -> None:
+    config = small_config(kind="rqmoe", code_bytes=1)
+    assert decode_multiply_adds(config, 12) == 12
+
+
+@pytest.mark.parametrize("name", ["rqmoe, partitions", "rq"])
+def test_rows_compare_with_the_default_of_their_work(name) -> None:
+    codec = as_codec(stirred(small_config(**SHAPES[name])))
+    rows = measure_speed(codec, "a name", TIMED, matmul_rate=1e9)
+    assert [(row.work, row.form, row.vectors) for row in rows] == [
+        ("encode", "default (beam 4)", 4096),
+        ("encode", "exhaustive (beam 1)", 256),
+        ("decode", "default", 4096),
+        ("decode", "step by step", 4096),
+        ("decode", "bfloat16", 256),
+    ]
+    assert {(row.codec, row.code_bytes) for row in rows} == {("a name", 4)}
+    beam, exhaustive, default, sequential, _ = rows
+    assert default.times_default == beam.times_default == 1
+    assert exhaustive.times_default == pytest.approx(exhaustive.microseconds / beam.microseconds)
+    assert default.multiply_adds == decode_multiply_adds(codec.config, codec.dim)
+    wanted_share = default.multiply_adds / (default.microseconds / 1e6) / 1e9
+    assert default.matmul_share == pytest.approx(wanted_share)
+    assert sequential.multiply_adds is None and exhaustive.matmul_share is None
+
+
+def test_errors_are_those_of_the_forms_on_the_same_vectors() -> None:
+    codec = as_codec(stirred(small_config()))
+    beam, exhaustive, default, sequential, rounded = measure_speed(codec, "rqmoe", TIMED, matmul_rate=1e9)
+    few = TIMED[:256]
+    best = mean_squared_error(few, codec.decode(codec.encode(few)))
+    alone = mean_squared_error(few, codec.decode(codec.encode(few, beam=1, preselect=None)))
+    assert default.mse == beam.mse == pytest.approx(best)
+    assert sequential.mse == pytest.approx(best, rel=1e-4)
+    assert rounded.mse == pytest.approx(best, rel=1e-2)
+    assert exhaustive.mse == pytest.approx(alone)
+    assert alone != pytest.approx(best, rel=1e-3)
+
+
+def test_fewer_vectors_than_are_timed() -> None:
+    codec = as_codec(stirred(small_config()))
+    (default, *_) = measure_speed(codec, "rqmoe", TIMED[:5], matmul_rate=1e9)
+    assert default.mse == pytest.approx(mean_squared_error(TIMED[:5], codec.decode(codec.encode(TIMED[:5]))))
+
+
+def test_mean_squared_error() -> None:
+    decoded = np.array([[1.0, 2.0], [3.0, 0.0]], dtype=np.float32)
+    assert mean_squared_error(np.zeros((2, 2), dtype=np.float32), decoded) == pytest.approx((5 + 9) / 2)
+
+
+def test_matmul_rate_is_a_rate() -> None:
+    assert 1e7 < measure_matmul_rate(torch.device("cpu")) < 1e14

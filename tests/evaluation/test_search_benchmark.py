@@ -1,22 +1,27 @@
-"""The whole search benchmark on small data."""
+"""The comparison of searches on small data: its settings, its codecs, and the whole."""
 
 import dataclasses
 import io
 import json
+import shutil
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
-from small_searches import CONFIG, PARTITIONS, ROWS, TRAINING, clustered, small_codec
+from small_searches import CONFIG, DIM, PARTITIONS, ROWS, TRAINING, clustered, small_codec
 
-from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.search_benchmark import SearchSettings, benchmark_search
+from rqmoe_store.codecs.base import load_codec
+from rqmoe_store.config import CodecConfig
+from rqmoe_store.errors import ArtifactError, InvalidInputError
+from rqmoe_store.evaluation.search_benchmark import SearchSettings, benchmark_search, load_codecs, train_codec
 from rqmoe_store.evaluation.search_measurement import SearchReport
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
 QUERIES = clustered(30, seed=1)
+
 SETTINGS = SearchSettings(
     code_bytes=(4, 2),
     config=CONFIG,
@@ -126,3 +131,94 @@ def test_mistakes_are_found_before_anything_is_made(arguments, message, tmp_path
     with pytest.raises(InvalidInputError, match=message):
         benchmark(**arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codecs")
+    small_codec().save(folder / "rq-4")
+    return folder
+
+
+def settings_for(folder, **changes) -> SearchSettings:
+    settings = SearchSettings(codecs=folder, code_bytes=(4,), config=CONFIG, training=TRAINING)
+    return dataclasses.replace(settings, **changes)
+
+
+def test_codecs_are_found_by_kind_and_size(folder) -> None:
+    codecs = load_codecs(settings_for(folder), DIM)
+    assert list(codecs) == [4]
+    assert codecs[4].fingerprint == load_codec(folder / "rq-4").fingerprint
+    assert load_codecs(settings_for(None), DIM) == {}
+
+
+def test_what_is_missing_or_does_not_fit(folder, tmp_path) -> None:
+    with pytest.raises(InvalidInputError, match=r"no codec '.*rq-8'"):
+        load_codecs(settings_for(folder, code_bytes=(4, 8)), DIM)
+    with pytest.raises(InvalidInputError, match=r"no codec '.*rqmoe-4'"):
+        load_codecs(settings_for(folder, config=dataclasses.replace(CONFIG, kind="rqmoe")), DIM)
+    with pytest.raises(InvalidInputError, match="dimension 16"):
+        load_codecs(settings_for(folder), DIM + 1)
+    with pytest.raises(InvalidInputError, match="metric is 'cosine'"):
+        load_codecs(settings_for(folder, config=dataclasses.replace(CONFIG, metric="cosine")), DIM)
+    shutil.copytree(folder / "rq-4", tmp_path / "rq-8")
+    with pytest.raises(InvalidInputError, match="has 4 code bytes; expected 8"):
+        load_codecs(settings_for(tmp_path, code_bytes=(8,)), DIM)
+    (tmp_path / "rq-4").mkdir()
+    with pytest.raises(ArtifactError):
+        load_codecs(settings_for(tmp_path), DIM)
+
+
+@pytest.mark.parametrize(("partitions", "expected"), [(2, 2), (1, 0)])
+def test_training(partitions, expected) -> None:
+    codec, seconds = train_codec(settings_for(None), clustered(), 3, partitions)
+    assert codec.config.code_bytes == 3
+    assert codec.config.num_partitions == expected
+    assert codec.config.codebook_size == 16
+    assert seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": ("ours", "faiss")}, r"\['ours', 'faiss'\]; choose some of ours, lancedb-ivf-pq"),
+        ({"systems": ()}, "choose some of"),
+        ({"code_bytes": (8, 0)}, "code_bytes=0"),
+        ({"nprobes": (1, 0)}, r"nprobes=\(1, 0\)"),
+        ({"nprobes": ()}, "at least one of them"),
+        ({"shortlists": (9,)}, "at least 10"),
+        ({"batch": 0}, "batch=0"),
+        ({"timed_queries": 0}, "timed_queries=0"),
+        ({"synthetic": (1000,)}, "a folder of codecs"),
+        ({"synthetic": (0,), "codecs": Path(".")}, "numbers of rows from 1"),
+    ],
+)
+def test_refused(changes, message) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        SearchSettings(**changes)
+
+
+def test_vectors_that_do_not_fit() -> None:
+    settings = SearchSettings(code_bytes=(8, 16), config=CodecConfig(num_partitions=4))
+    settings.require_fit(1024, 64)
+    with pytest.raises(InvalidInputError, match="Got 1023 vectors for 4 partitions"):
+        settings.require_fit(1023, 64)
+    with pytest.raises(InvalidInputError, match=r"divide it; got \[16\].*lancedb-ivf-pq, faiss-ivf-pq"):
+        settings.require_fit(1024, 40)
+    with pytest.raises(InvalidInputError, match="Got 255 vectors for 1 partitions"):
+        SearchSettings().require_fit(255, 384)
+    with pytest.raises(InvalidInputError, match="multiple of 8; got 12"):
+        SearchSettings(code_bytes=(4,)).require_fit(1024, 12)
+    SearchSettings(systems=("ours", "faiss-ivf-rq"), code_bytes=(5,)).require_fit(1024, 12)
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, 10), (0, 1), (1, 1), (7, 7)])
+def test_partitions(chosen, expected) -> None:
+    assert SearchSettings(config=CodecConfig(num_partitions=chosen)).partitions(2600) == expected
+
+
+def test_settings_are_json() -> None:
+    written = json.loads(json.dumps(SearchSettings(codecs=Path("codecs")).to_dict()))
+    assert written["codecs"] == "codecs"
+    assert written["code_bytes"] == [8, 16, 32]
+    assert "code_bytes" not in written["config"]

@@ -19,12 +19,11 @@ pytest.importorskip("faiss")
 
 TESTS = Path(__file__).parents[1]
 NUMERIC = {
-    "codecs": "additive base calibration chunks deformations encoding layouts parallel quantizer vectors",
-    "training": "augmentation best distributed initialize kmeans loop parts schedule trainer",
-    "search": "decoded_column diversity exhaustive fusion query refine rerank reranker scan shortlist "
-    "tensor_scan tuning",
-    "evaluation": "codec_benchmark codec_measurement codec_scaling codec_speed faiss_codecs rate_distortion "
-    "recall search_benchmark search_faiss search_lancedb search_own",
+    "codecs": "additive base encoding experts layouts parallel quantizer vectors",
+    "training": "checkpoint distributed initialize loop parts sampler trainer",
+    "search": "columns diversity exhaustive hybrid query refine rerank reranker scan shortlist tensor_scan "
+    "tuning",
+    "evaluation": "codec_benchmark codec_measurement faiss_peers recall search_benchmark search_systems",
     "store": "compress health statistics",
     "": "lifecycle",
 }

@@ -1,4 +1,7 @@
-"""Full-text queries, against LanceDB's own on the plain table."""
+"""Full-text queries, against LanceDB's own on the plain table: conditions, words, indexes."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import lancedb
 import numpy as np
@@ -6,16 +9,29 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from lancedb.index import FTS
 from lancedb.query import BooleanQuery, BoostQuery, MatchQuery, MultiMatchQuery, Occur, PhraseQuery
 from lancedb.rerankers import Reranker
-from word_embedding import WORDS
+from word_embedding import NAME, WORDS, embed
 
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
+from rqmoe_store.search.hybrid import HybridQuery
+from rqmoe_store.search.query import CompressedQuery
 from rqmoe_store.search.reranker import DecodedReranker
-from rqmoe_store.search.text import TextQuery, words_query
+from rqmoe_store.search.text import (
+    TextIndexOptions,
+    TextQuery,
+    as_vector,
+    indexed_columns,
+    is_content,
+    query_kind,
+    text_columns,
+    words_query,
+)
 from rqmoe_store.tables import create_table, open_table
 
 FILTERS = [None, "lang = 'en'", "id > 100 AND lang != 'fr' -- most", "title = 'title7'", "id < 0"]
+
 AWKWARD = [
     "", " ", "'", '"', '"copper', "copper' OR 1=1 --", "copper; DROP TABLE docs", "copper AND silver",
     "+copper -silver", "text:copper", "copper*", "(copper", "copper~2", "日本 語", "\n", "\x00", "a\tb\\c",
@@ -336,3 +352,165 @@ def test_without_an_index(world) -> None:
             run()
     # A structured query that names its column needs none; LanceDB reads the texts then.
     assert world.store.search(MatchQuery("17", "text")).to_arrow()["id"].to_pylist() == [17]
+
+
+def test_one_column_or_several(own_text_world) -> None:
+    store = own_text_world.store
+    assert indexed_columns(store.table) == ["text", "title"]
+    store.create_fts_index("lang")
+    assert sorted(indexed_columns(store.table)) == ["lang", "text", "title"]
+    assert store.search("de", "fts", fts_columns="lang").limit(300).to_arrow().num_rows == 100
+
+
+def test_options_are_those_of_lancedb(own_text_world) -> None:
+    assert set(TextIndexOptions.__annotations__) == {field.name for field in dataclasses.fields(FTS)}
+    store = own_text_world.store
+    store.add([{"id": 900, "text": "Running RIVERS"}])
+    assert store.search("run", "fts", fts_columns="text").to_arrow()["id"].to_pylist() == [900]
+    store.create_fts_index("text", replace=True, stem=False, lower_case=False)
+    for word, ids in {"run": [], "running": [], "Running": [900]}.items():
+        assert store.search(word, "fts", fts_columns="text").to_arrow()["id"].to_pylist() == ids
+
+
+def test_indexes_that_exist_may_be_left_as_they_are(own_text_world) -> None:
+    store = own_text_world.store
+    store.create_fts_index("text", replace=True, stem=False)
+    version = store.version
+    store.create_fts_index(["text", "title"], exist_ok=True)
+    assert store.version == version
+    store.create_fts_index(["lang", "text"], exist_ok=True)
+    assert sorted(indexed_columns(store.table)) == ["lang", "text", "title"]
+    store.add([{"id": 900, "text": "running rivers"}])
+    assert store.search("run", "fts", fts_columns="text").to_arrow().num_rows == 0
+    with pytest.raises(InvalidInputError, match="unknown option 'stemmed'"):
+        store.create_fts_index("text", exist_ok=True, stemmed=False)
+
+
+def test_handles_that_make_the_same_index_at_once(own_text_world) -> None:
+    database = lancedb.connect(own_text_world.store.table.uri.rpartition("/")[0])
+    stores = [open_table(database, "texts") for _ in range(4)]
+    own_text_world.store.add([{"id": 900, "lang": "xx", "text": "rivers"}])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda store: store.create_fts_index("lang", exist_ok=True), stores))
+    for store in stores:
+        assert store.search("xx", "fts", fts_columns="lang").to_arrow()["id"].to_pylist() == [900]
+        assert sorted(indexed_columns(store.table)) == ["lang", "text", "title"]
+
+
+def test_columns_that_another_handle_added(own_text_world) -> None:
+    store = own_text_world.store
+    database = lancedb.connect(store.table.uri.rpartition("/")[0])
+    open_table(database, "texts").add_columns({"remark": "'copper ' || lang"})
+    store.create_fts_index("remark", exist_ok=True)
+    assert store.search("copper", "fts", fts_columns="remark").limit(500).to_arrow().num_rows == len(store)
+
+
+def test_survives_opening_elsewhere(own_text_world) -> None:
+    store = own_text_world.store
+    folder = store.table.uri.rpartition("/")[0]
+    reopened = open_table(lancedb.connect(folder), "texts")
+    assert indexed_columns(reopened.table) == ["text", "title"]
+    assert reopened.search("copper", "fts").to_arrow().equals(store.search("copper", "fts").to_arrow())
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "error", "message"),
+    [
+        ("id", {}, InvalidInputError, r"Got columns \['id'\].*here lang, title, text"),
+        ("nope", {}, InvalidInputError, r"Got columns \['nope'\]"),
+        ("vector_code", {}, InvalidInputError, r"Got columns \['vector_code'\]"),
+        (["lang", "id"], {}, InvalidInputError, r"Got columns \['id'\]"),
+        ([], {}, InvalidInputError, r"Got columns \[\]"),
+        (["lang", "text"], {}, TableError, "'text' has a full-text index already; set replace=True"),
+        ("lang", {"tokenizer_name": "en_stem"}, InvalidInputError, "unknown option 'tokenizer_name'.*stem"),
+        ("lang", {"base_tokenizer": "nope"}, InvalidInputError, "LanceDB refuses.*unknown base tokenizer"),
+        ("lang", {"language": "Klingon"}, InvalidInputError, "LanceDB refuses.*Klingon"),
+        ("lang", {"max_token_length": "long"}, InvalidInputError, "LanceDB refuses"),
+    ],
+)
+def test_unusable_columns_and_options(own_text_world, columns, options, error, message) -> None:
+    store = own_text_world.store
+    before = store.version
+    with pytest.raises(error, match=message):
+        store.create_fts_index(columns, **options)
+    assert indexed_columns(store.table) == ["text", "title"]
+    assert store.version == before
+
+
+def test_columns_of_text(text_world) -> None:
+    assert text_columns(text_world.store.schema, "text") == ["text"]
+    assert text_columns(text_world.store.schema, ("title", "text")) == ["title", "text"]
+
+
+def test_text_is_embedded_where_there_is_a_function(text_world) -> None:
+    store, text = text_world.store, "river bridge stone"
+    wanted = store.search(embed(text)).to_arrow()
+    for search in (store.search(text), store.search(text, "vector"), store.search(text, query_type="vector")):
+        assert isinstance(search, CompressedQuery)
+        assert search.to_arrow().equals(wanted)
+    assert search.where("lang = 'en'").nprobes(2).to_arrow().num_rows == 10
+
+
+def test_text_finds_what_it_finds_in_lancedb(text_world) -> None:
+    text = text_world.texts[17]
+    found = text_world.store.search(text).nprobes(1000).shortlist(300).limit(5).to_arrow()
+    wanted = text_world.plain.search(embed(text)).limit(5).to_arrow()
+    assert found["id"].to_pylist() == wanted["id"].to_pylist()
+
+
+def test_text_without_a_function(own_text_world, world) -> None:
+    store = own_text_world.store
+    store.handle.embedding = None
+    assert isinstance(store.search("copper"), TextQuery)
+    with pytest.raises(InvalidInputError, match=r"'texts' has no embedding function\. Pass a vector.*fts"):
+        store.search("copper", query_type="vector")
+    with pytest.raises(InvalidInputError, match="neither an embedding function nor a full-text index"):
+        world.store.search("copper")
+
+
+@pytest.mark.parametrize("query_type", ["auto", "vector"])
+def test_vectors_stay_vectors(text_world, query_type) -> None:
+    for query in (np.ones(16), [1.0] * 16, np.ones((2, 16))):
+        search = text_world.store.search(query, query_type)
+        assert search.to_arrow().equals(text_world.store.search(query).to_arrow())
+
+
+def test_kinds(text_world) -> None:
+    store = text_world.store
+    assert query_kind(store._source.reader(), MatchQuery("a", "text"), "auto") == "fts"
+    assert query_kind(store._source.reader(), None, "hybrid") == "hybrid"
+    assert isinstance(store.search("a", query_type="hybrid"), HybridQuery)
+    for query_type in ("nope", None, "FTS"):
+        with pytest.raises(InvalidInputError, match="expected one of auto, vector, fts, hybrid"):
+            store.search("a", query_type=query_type)
+    with pytest.raises(InvalidInputError, match="Got MatchQuery that cannot be read as float32"):
+        store.search(MatchQuery("a", "text"), query_type="vector")
+    for query in ("copper", np.ones(16)):
+        with pytest.raises(InvalidInputError, match="fts_columns='text' for a search by vector"):
+            store.search(query, fts_columns="text")
+
+
+def test_content() -> None:
+    class Image:
+        __module__ = "PIL.Image"
+
+    assert is_content("") and is_content(Image())
+    assert not any(map(is_content, ([1.0], np.ones(2), None, b"a", 3)))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("RAISE", RQMoEError, "failed.*the model is out"),
+        ("NONE", InvalidInputError, "gives no vector for 'NONE'; pass a vector"),
+        ("", InvalidInputError, "gives no vector for ''"),
+        ("SHORT", InvalidInputError, r"shape \(3,\); expected \(16,\)"),
+        ("NESTED", InvalidInputError, r"shape \(1, 16\)"),
+        ("NAN", InvalidInputError, "NaN"),
+        ("WORDS", InvalidInputError, "could not convert"),
+    ],
+)
+def test_a_function_that_fails(text_world, text, error, message) -> None:
+    for search in (text_world.store.search, lambda text: as_vector(text_world.store, text)):
+        with pytest.raises(error, match=f"embedding function '{NAME}' of column 'text'.*{message}"):
+            search(text)

@@ -1,16 +1,25 @@
-"""Checkpoints on disk, and the run that they belong to."""
+"""Checkpoints on disk and whose they are, and the best weights so far."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_codecs import small_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_codecs import small_config, stirred
 from small_damage import damaged
 
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import ArtifactError
-from rqmoe_store.training.checkpoint import Checkpoint, read_checkpoint, run_identity, write_checkpoint
+from rqmoe_store.training.checkpoint import (
+    BestWeights,
+    Checkpoint,
+    read_checkpoint,
+    run_identity,
+    write_checkpoint,
+)
 
 VECTORS = torch.ones(4, 12)
 
@@ -83,3 +92,31 @@ def test_a_damaged_checkpoint(tmp_path: Path) -> None:
         if content != whole:
             with pytest.raises(ArtifactError, match=r"is damaged .* Delete it"):
                 read_checkpoint(str(tmp_path), identity())
+
+
+QUANTIZER = stirred(small_config())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1) | st.just(math.nan) | st.just(math.inf), max_size=8))
+def test_the_lowest_error_is_kept_and_stale_validations_are_counted(errors: list[float]) -> None:
+    best = BestWeights(QUANTIZER, 0.5)
+    for step, error in enumerate(errors, start=1):
+        QUANTIZER.mean_D.fill_(step)
+        best.offer(QUANTIZER, error, step)
+    lowest = min([0.5, *(error for error in errors if not math.isnan(error))])
+    first = 0 if lowest == 0.5 else errors.index(lowest) + 1
+    assert (best.mse, best.step, best.stale) == (lowest, first, len(errors) - first)
+    if first:
+        assert float(best.weights["mean_D"][0]) == first
+
+
+def test_kept_weights_are_a_copy() -> None:
+    QUANTIZER.mean_D.fill_(1.0)
+    best = BestWeights(QUANTIZER, 0.5)
+    QUANTIZER.mean_D.fill_(2.0)
+    assert torch.equal(best.weights["mean_D"], torch.ones_like(QUANTIZER.mean_D))
+    other = BestWeights(QUANTIZER, 0.7)
+    other.restore(best.counters(), best.weights)
+    assert other.counters() == best.counters()
+    assert torch.equal(other.weights["mean_D"], best.weights["mean_D"])

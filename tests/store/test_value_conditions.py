@@ -1,8 +1,9 @@
-"""Conditions on JSON: each matches the rows that Python says, whatever is in them."""
+"""Conditions made of values, on plain and on JSON columns: no row but those that have them."""
 
 import datetime
 import decimal
 import enum
+import itertools
 import json
 import operator
 import uuid
@@ -15,16 +16,141 @@ import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from lancedb.index import BTree
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.conditions import Conditions
-from rqmoe_store.store.value_conditions import as_json_value, column_condition, json_field
+from rqmoe_store.store.value_conditions import (
+    ALWAYS,
+    NEVER,
+    all_of,
+    any_of,
+    as_json_value,
+    column_condition,
+    json_field,
+    none_of,
+)
 
 CONDITIONS = Conditions(CodeColumns("vector"), kept=False)
 
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
+    ["'", "''", '"', "a' OR 'a' = 'a", "; --", "$1", "/*", "\\'", "", "null"]
+)
+
+
+def matches(table: Any, condition: str) -> list[int]:
+    found = table.search().where(CONDITIONS.checked(table, condition)).select(["row"]).limit(None).to_arrow()
+    return sorted(found["row"].to_pylist())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    texts=st.lists(TEXTS, min_size=3, max_size=8), wanted=st.lists(TEXTS, max_size=3), take=st.integers(0, 3)
+)
+def test_texts(tmp_path_factory, texts: list[str], wanted: list[str], take: int) -> None:
+    wanted, values = [*wanted, *texts[:take]], [*texts, None]
+    rows = pa.table({"row": range(len(values)), "it's": values})
+    table = lancedb.connect(tmp_path_factory.mktemp("db")).create_table("docs", rows)
+    condition = column_condition("it's", wanted)
+    expected = [row for row, value in enumerate(values) if value in wanted]
+    assert matches(table, condition) == expected
+    assert matches(table, f"NOT {condition}") == sorted(set(range(len(values))) - set(expected))
+
+
+@pytest.mark.parametrize(
+    ("column", "wanted", "expected"),
+    [
+        ("row", [1, 2, 99], [1, 2]),
+        ("row", [], []),
+        ("number", [0.1, 1e300], [0, 1]),
+        ("large", [2**63, 2**64 - 1], [0, 1]),
+        ("flag", [True], [0]),
+        ("flag", [False, True], [0, 1]),
+        ("row", range(1), [0]),
+    ],
+)
+@pytest.mark.parametrize("indexed", [False, True])
+def test_other_columns(tmp_path, column: str, wanted: Any, expected: list[int], indexed: bool) -> None:
+    columns = {
+        "row": range(3),
+        "number": [0.1, 1e300, None],
+        "large": pa.array([2**63, 2**64 - 1, None], pa.uint64()),
+        "flag": [True, False, None],
+    }
+    table = lancedb.connect(tmp_path).create_table("docs", pa.table(columns))
+    if indexed:
+        table.create_index("row", config=BTree())
+    assert matches(table, column_condition(column, wanted)) == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "reason"),
+    [
+        ("id", "text", "expected a list"),
+        ("id", 5, "expected a list"),
+        ("id", [None], "IS NULL"),
+        ("id", [1, "1"], "numbers and texts"),
+        ("id", [True, 1], "bools and numbers"),
+        ("id", [float("nan")], "finite"),
+        (5, ["a"], "expected a text"),
+    ],
+)
+def test_unusable_values(column: Any, values: Any, reason: str) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        column_condition(column, values)
+
+
+def test_an_index_is_used(tmp_path) -> None:
+    table = lancedb.connect(tmp_path).create_table(
+        "docs", pa.table({"id": [f"{row}" for row in range(1000)]})
+    )
+    table.create_index("id", config=BTree())
+    assert "ScalarIndexQuery" in table.search().where(column_condition("id", ["7", "8"])).explain_plan()
+
+
+JOINED = st.recursive(
+    st.sampled_from([ALWAYS, NEVER, "(a)", "(b)"]),
+    lambda inner: st.tuples(st.sampled_from([all_of, any_of, none_of]), st.lists(inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+def written(joined) -> str:
+    return joined if isinstance(joined, str) else joined[0](map(written, joined[1]))
+
+
+def means(joined, values: dict[str, bool]) -> bool:
+    if isinstance(joined, str):
+        return values[joined]
+    terms = [means(inner, values) for inner in joined[1]]
+    return {all_of: all(terms), any_of: any(terms), none_of: not any(terms)}[joined[0]]
+
+
+def ors_and_ands(condition: str, values: dict[str, bool]) -> bool:
+    for name, value in values.items():
+        condition = condition.replace(name, str(value))
+    return eval(condition.replace("AND", "and").replace("OR", "or").replace("NOT", "not"))
+
+
+@settings(max_examples=200)
+@given(joined=JOINED)
+def test_joined_conditions_tell_what_is_always_or_never_so(joined) -> None:
+    outcomes = set()
+    for a, b in itertools.product([False, True], repeat=2):
+        values = {ALWAYS: True, NEVER: False, "(a)": a, "(b)": b}
+        outcomes.add(means(joined, values))
+        assert ors_and_ands(written(joined), values) == means(joined, values)
+    condition = written(joined)
+    if ("(a)" in condition) or ("(b)" in condition):
+        assert ALWAYS not in condition and NEVER not in condition
+    else:
+        assert condition == (ALWAYS if outcomes == {True} else NEVER)
+
+
 MISSING = object()
+
 PIECES = [
     "'",
     '"',
@@ -43,18 +169,29 @@ PIECES = [
     "\n",
     "\0",
 ]
-TEXTS = st.lists(st.sampled_from([*PIECES, "é", "日本", "\U0001f600", "\u2028", "a", "A"]), max_size=4).map(
+
+STRINGS = st.lists(st.sampled_from([*PIECES, "é", "日本", "\U0001f600", "\u2028", "a", "A"]), max_size=4).map(
     "".join
 ) | st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+
 AROUND = [sign * 2**power + step for power in (53, 60, 62) for sign in (1, -1) for step in (-1, 0, 1, 3)]
+
 INTEGERS = st.sampled_from([0, 1, 10, -3, *AROUND, -(2**63), 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1])
+
 FLOATS = st.sampled_from([0.0, -0.0, 10.0, 0.1, -10.5, 1.5e-7, 1e16, 1e20, 1e300, 5e-324]) | st.floats(
     allow_nan=False, allow_infinity=False
 )
+
+
 FLOATS |= st.sampled_from([2.0**53, 2.0**60, 2.0**63, -(2.0**63), 2.0**53 + 2])
-PLAIN = TEXTS | INTEGERS | FLOATS | st.booleans()
+
+
+PLAIN = STRINGS | INTEGERS | FLOATS | st.booleans()
+
 LISTS = st.lists(PLAIN | st.none() | st.lists(PLAIN, max_size=2), max_size=3)
-NAMES = TEXTS | st.sampled_from(["a", "0", "1", "-1", "+1"])
+
+NAMES = STRINGS | st.sampled_from(["a", "0", "1", "-1", "+1"])
+
 FIELDS = PLAIN | st.none() | LISTS | st.dictionaries(NAMES, PLAIN | LISTS, max_size=2)
 
 CORNERS: list[Any] = [
@@ -119,7 +256,7 @@ def new_table(db: lancedb.DBConnection, documents: list[Any], name: str = "docs"
     return db.create_table(name, pa.Table.from_arrays(columns, schema=schema), mode="overwrite")
 
 
-def matches(table: Any, condition: str) -> list[int]:
+def json_matches(table: Any, condition: str) -> list[int]:
     found = table.search().where(CONDITIONS.checked(table, condition)).select(["id"]).limit(None).to_arrow()
     return sorted(found["id"].to_pylist())
 
@@ -166,10 +303,10 @@ def assert_all_conditions(
     assert results(table, list(wanted)) == list(wanted.values()), list(wanted)
     for condition in list(wanted)[some]:
         rows = np.flatnonzero(wanted[condition]).tolist()
-        assert matches(table, condition) == rows, condition
+        assert json_matches(table, condition) == rows, condition
         others = sorted(set(range(len(documents))) - set(rows))
-        assert matches(table, f"NOT {condition}") == others, condition
-        assert matches(table, f"id >= 0 AND {condition}") == rows
+        assert json_matches(table, f"NOT {condition}") == others, condition
+        assert json_matches(table, f"id >= 0 AND {condition}") == rows
 
 
 @settings(max_examples=25, deadline=None)
@@ -236,8 +373,8 @@ def test_values_that_stand_for_others(tmp_path, value: Any, kept: Any) -> None:
     assert json.loads(json.dumps(value, default=as_json_value)) == kept
     table = new_table(lancedb.connect(tmp_path), [{"a": kept}, {"a": [kept]}, {"a": "other"}])
     field = json_field("meta data", "a")
-    assert matches(table, field.eq(value)) == matches(table, field.isin([value])) == [0]
-    assert matches(table, field.contains(value)) == [1]
+    assert json_matches(table, field.eq(value)) == json_matches(table, field.isin([value])) == [0]
+    assert json_matches(table, field.contains(value)) == [1]
     assert column_condition("x", [value]) == column_condition("x", [kept])
 
 
@@ -267,7 +404,7 @@ def test_values_that_nothing_stands_for(value: Any) -> None:
 def test_texts_in_any_case(tmp_path, part: str) -> None:
     texts = ["Ärger", "ärger", "Straße", "STRASSE", "I", "İ", "\u0131", "σίσυφος", "ǆ", "\N{KELVIN SIGN}"]
     table = new_table(lancedb.connect(tmp_path), [{"a": text} for text in texts])
-    found = matches(table, json_field("meta data", "a").has_text(part, ignore_case=True))
+    found = json_matches(table, json_field("meta data", "a").has_text(part, ignore_case=True))
     assert found == [row for row, text in enumerate(texts) if part.lower() in text.lower()]
 
 
@@ -283,26 +420,26 @@ def test_one_of_many_values(tmp_path_factory, fields, values, found) -> None:
     table = new_table(lancedb.connect(tmp_path_factory.mktemp("db")), documents)
     condition = json_field("meta data", "a").isin(values)
     expected = [row for row, field in enumerate(fields) if any(is_same(field, value) for value in values)]
-    assert matches(table, condition) == expected
-    assert matches(table, f"NOT {condition}") == sorted(set(range(len(documents))) - set(expected))
+    assert json_matches(table, condition) == expected
+    assert json_matches(table, f"NOT {condition}") == sorted(set(range(len(documents))) - set(expected))
 
 
 @pytest.mark.parametrize("kind", [int, float, str, lambda number: 2**53 + number])
 def test_one_of_thousands(corners: Any, kind: Any) -> None:
     values = [kind(number) for number in range(10_000)]
     expected = [row for row, field in enumerate(CORNERS) if any(is_same(field, value) for value in values)]
-    assert matches(corners, json_field("meta data", "a").isin(values)) == expected
+    assert json_matches(corners, json_field("meta data", "a").isin(values)) == expected
 
 
 def test_one_of_none_is_no_row(corners: Any) -> None:
-    assert matches(corners, json_field("meta data", "a").isin([])) == []
+    assert json_matches(corners, json_field("meta data", "a").isin([])) == []
 
 
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), {"a": 1}, [1], b"x", 2**64, -(2**63) - 1, "\ud800"]
 )
 @pytest.mark.parametrize("method", ["eq", "ne", "lt", "gte", "contains", "has_text"])
-def test_unusable_values(method: str, value: Any) -> None:
+def test_unusable_json_values(method: str, value: Any) -> None:
     with pytest.raises(InvalidInputError, match="expected a text of valid Unicode"):
         getattr(json_field("meta", "a"), method)(value)
     with pytest.raises(InvalidInputError, match="expected a text of valid Unicode"):

@@ -1,4 +1,4 @@
-"""Filters made of parts."""
+"""Filters of codes in memory are made of parts."""
 
 from rqmoe_store.search.resident import combined, partition_filter
 from rqmoe_store.store.sql import quoted

@@ -1,12 +1,16 @@
-"""Writes that are tried again."""
+"""Lance itself: writes that are tried again, and rows taken by id."""
 
 import datetime
 
 import lancedb
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.lance import on_newest
+from rqmoe_store.store.lance import on_newest, take_rows
 
 
 @pytest.fixture
@@ -76,3 +80,40 @@ def test_a_real_conflict(table) -> None:
     assert len(versions) == 2
     assert table.count_rows() == 4
     assert len(table.to_lance().get_fragments()) == 1
+
+
+ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory):
+    import lancedb
+
+    options = {"new_table_enable_stable_row_ids": "true"}
+    db = lancedb.connect(tmp_path_factory.mktemp("takes"))
+    rows = pa.table({"id": range(ROWS), "text": [f"row {row}" for row in range(ROWS)]})
+    docs = db.create_table("docs", rows.slice(0, 40), storage_options=options)
+    docs.add(rows.slice(40))
+    docs.delete("id = 7")
+    return docs
+
+
+def ids_of(docs):
+    rows = docs.search().with_row_id(True).to_arrow()
+    return dict(zip(rows["id"].to_pylist(), rows["_rowid"].to_pylist(), strict=True))
+
+
+@settings(deadline=None, max_examples=20)
+@given(wanted=some.lists(some.integers(0, ROWS - 1).filter(lambda row: row != 7), unique=True, min_size=1))
+def test_rows_come_in_the_order_asked_for(docs, wanted):
+    row_ids = ids_of(docs)
+    asked = np.array([row_ids[row] for row in wanted], dtype=np.uint64)
+    texts, ids = take_rows(docs, ["text", "id"], asked)
+    assert ids.to_pylist() == wanted
+    assert texts.to_pylist() == [f"row {row}" for row in wanted]
+
+
+def test_no_columns_and_missing_rows(docs):
+    assert take_rows(docs, [], np.array([0], dtype=np.uint64)) == []
+    with pytest.raises(TableError, match="Took 1 of 2 rows of 'docs'"):
+        take_rows(docs, ["id"], np.array([ids_of(docs)[3], 10**6], dtype=np.uint64))

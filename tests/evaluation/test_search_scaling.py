@@ -1,5 +1,6 @@
 """Tables of random codes are ordinary compressed tables, and are opened in another process."""
 
+import dataclasses
 import tempfile
 
 import lancedb
@@ -9,10 +10,17 @@ from small_searches import DIM, PARTITIONS, clustered, small_codec
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.evaluation import search_scaling
-from rqmoe_store.evaluation.search_scaling import create_random_table, measure_synthetic, require_room
+from rqmoe_store.evaluation.search_measurement import SyntheticResult
+from rqmoe_store.evaluation.search_scaling import (
+    create_random_table,
+    measure_opening,
+    measure_synthetic,
+    require_room,
+)
 from rqmoe_store.tables import open_table
 
 CODEC = small_codec()
+
 QUERIES = clustered(5)
 
 
@@ -76,3 +84,20 @@ def test_no_room() -> None:
     require_room([CODEC], (1000,))
     with pytest.raises(InvalidInputError, match="TMPDIR"):
         require_room([CODEC], (10, 10**15))
+
+
+@pytest.mark.parametrize(("partitions", "probes"), [(2, [1, 2]), (0, [None, None])])
+def test_fields_are_those_of_a_result(partitions, probes, tmp_path) -> None:
+    create_random_table(
+        lancedb.connect(tmp_path), "random", small_codec(num_partitions=partitions), 500, seed=0
+    )
+    np.save(tmp_path / "queries.npy", clustered(3))
+    found = measure_opening(tmp_path, "random", [1, 2], 5)
+    assert [figures["nprobes"] for figures in found] == probes
+    known = {"system", "code_bytes", "rows", "table_bytes"}
+    fields = {field.name for field in dataclasses.fields(SyntheticResult)}
+    for figures in found:
+        assert figures.keys() == fields - known
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    first, second = found
+    assert first["open_ms"] == second["open_ms"] and first["first_query_ms"] == second["first_query_ms"]

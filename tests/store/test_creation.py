@@ -1,4 +1,4 @@
-"""Rows that wait: read again as they were, and in a form that can be stored."""
+"""Rows that wait for their table: read again as they were, and in a form that can be stored."""
 
 import decimal
 

@@ -1,0 +1,123 @@
+"""FAISS's codecs and indexes behind our interface: codes of the size asked for, and the right rows."""
+
+import dataclasses
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_codecs import DIM as CURVED_DIM
+from small_codecs import curved
+from small_searches import DIM, ROWS, clustered, small_corpus
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation import faiss_peers
+from rqmoe_store.evaluation.codec_measurement import mean_squared_error
+from rqmoe_store.evaluation.contenders import PEERS
+from rqmoe_store.evaluation.faiss_peers import build_faiss, check_trainable, rotated_dim, train_peer
+from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
+from rqmoe_store.evaluation.search_measurement import SearchSetting
+
+CURVED = curved(400)
+
+VARIANCE = ((CURVED - CURVED.mean(axis=0)) ** 2).sum(axis=1).mean()
+
+
+def error(codec, rows=CURVED) -> float:
+    return mean_squared_error(rows, codec.decode(codec.encode(rows)))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_encode_and_decode(name, capfd) -> None:
+    codec = train_peer(name, CURVED, code_bytes=2, beam=4)
+    codes = codec.encode(CURVED)
+    assert codes.shape == (400, 2) and codes.dtype == np.uint8
+    decoded = codec.decode(codes)
+    assert decoded.shape == CURVED.shape and decoded.dtype == np.float32
+    # Alone or among others is another matrix product, which may be summed in another order.
+    np.testing.assert_allclose(codec.decode(codes[7:9]), decoded[7:9], rtol=1e-5, atol=1e-5)
+    assert error(codec) < 0.2 * VARIANCE
+    assert 256 * CURVED_DIM * 4 < codec.artifact_bytes < 40_000  # codebooks, and no vectors
+    assert codec.epochs is None
+    assert capfd.readouterr().err == ""  # no warning for each codebook
+
+
+@pytest.mark.parametrize("code_bytes", [5, 8])
+def test_opq_where_the_dimension_is_no_multiple(code_bytes) -> None:
+    codec = train_peer("opq", CURVED, code_bytes=code_bytes, beam=1)
+    assert codec.settings == {"rotated_dim": {5: 10, 8: 16}[code_bytes]}
+    assert codec.encode(CURVED).shape == (400, code_bytes)
+    assert error(codec) < 0.2 * VARIANCE
+
+
+@given(dim=st.integers(1, 4000), code_bytes=st.integers(1, 128))
+def test_rotated_dim_is_the_nearest_multiple(dim, code_bytes) -> None:
+    rotated = rotated_dim(dim, code_bytes)
+    assert rotated % code_bytes == 0 and rotated > 0
+    assert rotated == code_bytes or abs(rotated - dim) <= code_bytes / 2
+    assert dim % code_bytes or rotated == dim
+
+
+def test_beam_is_that_of_encoding() -> None:
+    narrow, wide = (train_peer("faiss-rq", CURVED, code_bytes=3, beam=beam) for beam in (1, 16))
+    np.testing.assert_array_equal(
+        narrow.decode(narrow.encode(CURVED)[:0]), np.empty((0, CURVED_DIM), np.float32)
+    )
+    assert narrow.index.rq.max_beam_size == 1 and wide.settings["training_beam"] == 5
+    assert error(wide) < error(narrow)
+
+
+def test_save_writes_an_index(tmp_path) -> None:
+    codec = train_peer("opq", CURVED, code_bytes=2, beam=1)
+    codec.save(tmp_path / "new" / "opq-2")
+    again = faiss.read_index(str(tmp_path / "new" / "opq-2.faiss"))
+    np.testing.assert_array_equal(again.sa_encode(CURVED), codec.encode(CURVED))
+
+
+def test_too_few_rows() -> None:
+    check_trainable("lsq", 256)
+    with pytest.raises(InvalidInputError, match="at least 256"):
+        check_trainable("lsq", 255)
+
+
+QUERIES = clustered(30, seed=1)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("form", ["pq", "rq"])
+def test_indexes_answer(form, metric, tmp_path, capfd) -> None:
+    index = build_faiss(small_corpus(tmp_path, metric), form, 4)
+    assert list(index.settings) == [SearchSetting(nprobes=1), SearchSetting(nprobes=2)]
+    truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric=metric)
+    found = [index.search(QUERIES, setting) for setting in index.settings]
+    assert found[0].dtype == np.int64 and found[0].shape == (30, 10)
+    few, many = (k_recall_at_k(rows, truth, 10) for rows in found)
+    assert many >= few and many > 0.4
+    norm = 1 if form == "rq" and metric == "l2" else 0
+    assert index.result.resident_bytes == 4 + norm + 8
+    assert index.result.index_bytes == index.result.total_bytes > 256 * DIM * 4 / ROWS
+    assert (index.result.system, index.result.code_bytes) == (f"faiss-ivf-{form}", 4)
+    assert capfd.readouterr().err == ""  # no warning for each codebook
+
+
+def test_a_scan_scores_its_share_of_the_rows(tmp_path) -> None:
+    index = build_faiss(small_corpus(tmp_path), "pq", 4)
+    threads = faiss.omp_get_max_threads()
+    assert index.scan(QUERIES, 1.0, 1)() == 30 * ROWS
+    half = index.scan(QUERIES, 0.5, threads + 1)
+    assert 0 < half() < 30 * ROWS
+    assert half() == half()
+    assert index.scan(QUERIES, 1e-6, 1)() == half()  # no less than one of two partitions
+    assert faiss.omp_get_max_threads() == threads
+
+
+def test_training_rows_are_limited(tmp_path, monkeypatch) -> None:
+    corpus = small_corpus(tmp_path)
+    monkeypatch.setattr(faiss_peers, "_TRAINING_ROWS", 300)
+    sampled = faiss_peers._sample(corpus.vectors_ND)
+    assert len(np.unique(sampled, axis=0)) == 300
+    whole = faiss_peers._sample(dataclasses.replace(corpus, vectors_ND=clustered(300)).vectors_ND)
+    np.testing.assert_array_equal(whole, clustered(300))
+    result = build_faiss(corpus, "rq", 2).result
+    assert result.index_bytes > 3  # filled with all vectors all the same
