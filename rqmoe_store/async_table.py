@@ -609,6 +609,17 @@ class AsyncCompressedTable:
         """
         return await in_thread(lambda: self.blocking.refresh())
 
+    async def count_rows(self, filter: str | Expr | None = None) -> int:
+        """Number of rows, or of those that match a condition.
+
+        `CompressedTable.count_rows` says what it takes, returns and raises.
+        """
+        return await in_thread(lambda: self.blocking.count_rows(filter))
+
+    async def head(self, n: int = 5) -> pa.Table:
+        """The first rows, in the user's columns. Raises InvalidInputError for a number below 0."""
+        return await in_thread(lambda: self.blocking.head(n))
+
     @overload
     async def search(
         self,
@@ -674,33 +685,6 @@ class AsyncCompressedTable:
             await in_thread(
                 lambda: call(query, query_type, fts_columns, vector_column_name=vector_column_name)
             )
-        )
-
-    async def count_rows(self, filter: str | Expr | None = None) -> int:
-        """Number of rows, or of those that match a condition.
-
-        `CompressedTable.count_rows` says what it takes, returns and raises.
-        """
-        return await in_thread(lambda: self.blocking.count_rows(filter))
-
-    async def head(self, n: int = 5) -> pa.Table:
-        """The first rows, in the user's columns. Raises InvalidInputError for a number below 0."""
-        return await in_thread(lambda: self.blocking.head(n))
-
-    async def create_fts_index(
-        self,
-        columns: str | Sequence[str],
-        *,
-        replace: bool = False,
-        exist_ok: bool = False,
-        **options: Unpack[TextIndexOptions],
-    ) -> None:
-        """Make LanceDB's full-text index on a column of text, or on each of several.
-
-        `CompressedTable.create_fts_index` says what it takes, returns and raises.
-        """
-        await in_thread(
-            lambda: self.blocking.create_fts_index(columns, replace=replace, exist_ok=exist_ok, **options)
         )
 
     async def tune(
@@ -783,6 +767,22 @@ class AsyncCompressedTable:
         `CompressedTable.drop_columns` says what it takes, returns and raises.
         """
         await in_thread(lambda: self.blocking.drop_columns(columns))
+
+    async def create_fts_index(
+        self,
+        columns: str | Sequence[str],
+        *,
+        replace: bool = False,
+        exist_ok: bool = False,
+        **options: Unpack[TextIndexOptions],
+    ) -> None:
+        """Make LanceDB's full-text index on a column of text, or on each of several.
+
+        `CompressedTable.create_fts_index` says what it takes, returns and raises.
+        """
+        await in_thread(
+            lambda: self.blocking.create_fts_index(columns, replace=replace, exist_ok=exist_ok, **options)
+        )
 
     async def create_scalar_index(
         self, column: str, *, replace: bool = True, index_type: ScalarIndex = "BTREE", name: str | None = None

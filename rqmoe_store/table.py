@@ -202,6 +202,21 @@ class CompressedTable(TranslatesErrors):
         """
         return self.handle.refresh()
 
+    def count_rows(self, filter: str | Expr | None = None) -> int:
+        """Number of rows, or of those that match a condition.
+
+        Args:
+            filter: SQL, or an expression of `lancedb.expr`.
+
+        Raises:
+            InvalidInputError: `filter` cannot be parsed or names an unknown column.
+        """
+        return count_rows(self.handle, filter)
+
+    def head(self, n: int = 5) -> pa.Table:
+        """The first rows, in the user's columns. Raises InvalidInputError for a number below 0."""
+        return first_rows(self.handle, n)
+
     @overload
     def search(
         self,
@@ -298,47 +313,6 @@ class CompressedTable(TranslatesErrors):
         if kind == "plain":
             return PlainQuery(reader)
         return CompressedQuery(reader, as_vector(self.handle, query))
-
-    def count_rows(self, filter: str | Expr | None = None) -> int:
-        """Number of rows, or of those that match a condition.
-
-        Args:
-            filter: SQL, or an expression of `lancedb.expr`.
-
-        Raises:
-            InvalidInputError: `filter` cannot be parsed or names an unknown column.
-        """
-        return count_rows(self.handle, filter)
-
-    def head(self, n: int = 5) -> pa.Table:
-        """The first rows, in the user's columns. Raises InvalidInputError for a number below 0."""
-        return first_rows(self.handle, n)
-
-    def create_fts_index(
-        self,
-        columns: str | Sequence[str],
-        *,
-        replace: bool = False,
-        exist_ok: bool = False,
-        **options: Unpack[TextIndexOptions],
-    ) -> None:
-        """Make LanceDB's full-text index on a column of text, or on each of several.
-
-        Rows added later are found without it, but quicker after `table.optimize()`.
-
-        Args:
-            columns: names of user columns that hold text.
-            replace: whether to make anew the indexes that exist.
-            exist_ok: whether to leave them as they are instead.
-            options: those of `lancedb.index.FTS`, such as `language="French"`, `stem=False` or
-                `with_position=True` (for phrases).
-
-        Raises:
-            InvalidInputError: a column that holds no text, or options that LanceDB refuses.
-            TableError: a column has an index already, and both `replace` and `exist_ok` are False; an index
-                is to be made and an earlier version is checked out.
-        """
-        create_text_index(self.handle, columns, replace=replace, exist_ok=exist_ok, **options)
 
     def tune(
         self,
@@ -544,6 +518,32 @@ class CompressedTable(TranslatesErrors):
             StorageError: the disk or bucket refuses the change.
         """
         structure.drop_columns(self.handle, columns)
+
+    def create_fts_index(
+        self,
+        columns: str | Sequence[str],
+        *,
+        replace: bool = False,
+        exist_ok: bool = False,
+        **options: Unpack[TextIndexOptions],
+    ) -> None:
+        """Make LanceDB's full-text index on a column of text, or on each of several.
+
+        Rows added later are found without it, but quicker after `table.optimize()`.
+
+        Args:
+            columns: names of user columns that hold text.
+            replace: whether to make anew the indexes that exist.
+            exist_ok: whether to leave them as they are instead.
+            options: those of `lancedb.index.FTS`, such as `language="French"`, `stem=False` or
+                `with_position=True` (for phrases).
+
+        Raises:
+            InvalidInputError: a column that holds no text, or options that LanceDB refuses.
+            TableError: a column has an index already, and both `replace` and `exist_ok` are False; an index
+                is to be made and an earlier version is checked out.
+        """
+        create_text_index(self.handle, columns, replace=replace, exist_ok=exist_ok, **options)
 
     def create_scalar_index(
         self,

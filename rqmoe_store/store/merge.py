@@ -1,4 +1,4 @@
-"""Upserts: rows that replace those of the same key, are inserted, or say which ones to delete."""
+"""Merge (upsert): rows that replace those of the same key, are inserted, or say which ones to delete."""
 
 import dataclasses
 import datetime
@@ -30,7 +30,7 @@ class MergeResult:
     num_inserted_rows: int
     num_deleted_rows: int
     num_attempts: int
-    """How often it was tried; more than once where others changed the same rows meanwhile."""
+    """Attempts; more than one if others changed the same rows meanwhile."""
 
     @property
     def num_rows(self) -> int:
@@ -39,7 +39,7 @@ class MergeResult:
 
 
 class _Wheres(NamedTuple):
-    """The conditions of a merge, as Lance is to read them."""
+    """The conditions of a merge, as SQL for Lance."""
 
     update: str | None
     delete: str | None
@@ -110,9 +110,9 @@ class MergeInsert(TranslatesErrors):
     ) -> MergeResult:
         """Encode and merge rows, all in one commit or none at all.
 
-        Columns that `new_data` lacks stay as they are in rows that are replaced, vectors and codes among
-        them, and are null in rows that are inserted. A vector that is null takes the vector away. With an
-        embedding function vectors that are missing are computed, wherever there is text.
+        Columns that `new_data` lacks, also vectors and codes, stay as they are in rows that are replaced, and
+        are null in rows that are inserted. A null vector removes the vector of a row. An embedding function
+        computes missing vectors wherever there is text.
 
         Args:
             new_data: rows as for `add`, every key once; with the columns of the key and any others.
@@ -120,12 +120,12 @@ class MergeInsert(TranslatesErrors):
             timeout: when others keep changing the same rows, no attempt begins after it. None for a minute.
 
         Raises:
-            InvalidInputError: no action was chosen; no columns to tell rows apart by; a condition LanceDB
+            InvalidInputError: no action was chosen; no key columns; a condition that LanceDB
                 refuses; a key that is repeated in `new_data`; columns that are unknown, or are missing and
                 the key, or ones that allow no nulls where rows are inserted; otherwise as `add`.
             RQMoEError: the embedding function is needed and not registered, lacks a package, or fails.
             TableError: an earlier version is checked out, or others change the same rows all the time.
-            StorageError: the disk or bucket refuses to take them; nothing was changed.
+            StorageError: the disk or bucket refuses a write; nothing was changed.
         """
         bad, encoder = BadVectors(on_bad_vectors, fill_value), self._handle.encoder()
         if not (self._update or self._insert or self._delete):
@@ -158,17 +158,17 @@ class MergeInsert(TranslatesErrors):
         return done
 
     def _note(self, drift: DriftSums) -> None:
-        """Keep how rows fit that were merged; a merge has no properties for it, as appended rows have."""
+        """Note how merged rows fit the codec, in a commit of its own, as merges carry no properties."""
         try:
             note_apart(self._handle.table, drift)
-        except (OSError, RuntimeError, TableError) as error:  # an error would say that nothing was merged
+        except (OSError, RuntimeError, TableError) as error:  # not raised, as the rows were merged
             warn_caller(
                 f"The rows were merged into table {self._handle.name!r}, but the note on how they fit its "
                 f"codec, which health() reads, could not be written: {error}"
             )
 
     def _wheres(self, on: list[str]) -> _Wheres:
-        """The conditions as Lance is to read them; raises InvalidInputError for those it does not take."""
+        """The conditions as SQL for Lance; raises InvalidInputError for those that it refuses."""
         handle, update, delete = self._handle, self._update_where, self._delete_where
         wheres = _Wheres(
             None if update is None else handle.conditions.of_merge(handle.table, update, called="where"),
@@ -185,7 +185,7 @@ class MergeInsert(TranslatesErrors):
         return wheres
 
     def _columns(self, encoder: RowEncoder) -> list[str]:
-        """What tells rows apart."""
+        """The key columns of the merge."""
         key, others = self._handle.key, encoder.others.names
         if self._on is None and key is None:
             raise InvalidInputError(
@@ -263,11 +263,11 @@ class MergeInsert(TranslatesErrors):
             attempts += 1
             encoder.require_known_to(table)
             dataset = table.to_lance()
-            # Not through LanceDB's own: it refuses rows where other vector columns are null.
+            # Not by LanceDB's own merge, which refuses rows with a null in another vector column.
             merge = self._configured(dataset, on, wheres).conflict_retries(0)
             nothing = encoder.others.empty_table().select(on)
             new = nothing.to_reader() if rows.schema is None else _source(rows, rows.schema, encoder.ours)
-            # Knowing how few they are, Lance keeps these in memory rather than the stored ones.
+            # Given as a table, Lance knows that they are few, and keeps them in memory, not the stored rows.
             done = merge.execute(new.read_all() if rows.are_few else new)
             return MergeResult(version=int(dataset.version), num_attempts=attempts, **done)
 
@@ -275,7 +275,7 @@ class MergeInsert(TranslatesErrors):
 
 
 def _source(rows: SpooledRows, schema: pa.Schema, ours: list[pa.Field]) -> pa.RecordBatchReader:
-    """The new rows, from the first one on."""
+    """A reader of the new rows, from the first one on."""
     whole = _whole(schema, ours)
     missing = list(whole)[len(schema) :]
     batches = (
@@ -288,7 +288,7 @@ def _source(rows: SpooledRows, schema: pa.Schema, ours: list[pa.Field]) -> pa.Re
 
 
 def _whole(schema: pa.Schema, ours: list[pa.Field]) -> pa.Schema:
-    """The columns of new rows: with a vector, all that it takes the place of, which must go where there was
-    another one: a code, or the raw vector of a row that had none."""
+    """The columns of new rows. With a code or a raw vector there are both, as a new vector replaces what
+    a row had of either."""
     missing = [field for field in ours if field.name not in schema.names]
     return pa.schema([*schema, *(missing if len(missing) < len(ours) else [])])
