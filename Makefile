@@ -4,7 +4,9 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do 
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-# Not compiled here, where all of torch would be: Python compiles what it imports, when it does.
+# Not compiled here, where all of torch would be: Python compiles what it imports, when it does, and keeps that for
+# the next process, whatever the user's shell says. Without it, every process of the tests would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
