@@ -66,9 +66,8 @@ def check_arguments(
     for name, value in given:
         kind = kinds.get(name)
         if kind is not None and not (early and kind.late) and not kind.fits(value):
-            raise InvalidInputError(
-                f"Got {name}={_shown.repr(value)} for {call.__name__}(); expected {kind.words}."
-            )
+            called = call.__qualname__.rpartition(".__init__")[0] or call.__name__
+            raise InvalidInputError(f"Got {name}={_shown.repr(value)} for {called}(); expected {kind.words}.")
 
 
 @functools.cache

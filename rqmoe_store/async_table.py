@@ -16,6 +16,7 @@ from lancedb.query import ColumnOrdering, FullTextQuery
 from lancedb.rerankers import Reranker
 from lancedb.table import IndexStatistics
 
+from rqmoe_store.arguments import check_arguments
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
@@ -169,6 +170,7 @@ class AsyncBackgroundEncoding:
 
         `BackgroundEncoding.wait` says what it takes, returns and raises.
         """
+        check_arguments(BackgroundEncoding.wait, (self.blocking, timeout), {})
         async with asyncio.timeout(timeout):
             while self.blocking.running:
                 await asyncio.sleep(_NEXT_LOOK)

@@ -39,6 +39,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self, overload
 from lancedb.arrow import AsyncRecordBatchReader
 from lancedb.expr import Expr
+from rqmoe_store.arguments import check_arguments
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.request import batch_length
 from rqmoe_store.search.text import is_content
@@ -93,6 +94,7 @@ async def wait(self, timeout: float | None = None) -> Reencoded:
 
     `BackgroundEncoding.wait` says what it takes, returns and raises.
     """
+    check_arguments(BackgroundEncoding.wait, (self.blocking, timeout), {})
     async with asyncio.timeout(timeout):
         while self.blocking.running:
             await asyncio.sleep(_NEXT_LOOK)

@@ -19,6 +19,7 @@ import pytest
 from small_tables import source_table, tiny_codec
 
 import rqmoe_store
+from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import RQMoEError
@@ -41,6 +42,7 @@ WORDS = {
     "vector": "vectors?|query",
     "validation": "vectors?|validation",
     "updates": "updates|values?",
+    "updates_sql": "updates_sql|values_sql|columns?",
     "transforms": "transforms|columns?|expected an SQL",
     "conditions": "conditions?",
     "alterations": "alterations|path|columns?",
@@ -330,3 +332,22 @@ def test_merges(make: Callable[[], CompressedTable], wrong: list[object], name: 
 
     call.__signature__ = inspect.signature(getattr(store.merge_insert("id"), name))  # type: ignore[attr-defined]
     require_clear(check(call, {}, wrong, f"merge_insert().{name}"))
+
+
+def test_rerankers(make: Callable[[], CompressedTable], wrong: list[object]) -> None:
+    good = {"store": make(), "query": VECTORS[0]}
+    require_clear(check(rqmoe_store.DecodedReranker, good, wrong, "DecodedReranker"))
+
+
+@pytest.mark.parametrize("name", ["update", "vector_search", "to_batches", "wait"])
+def test_calls_for_event_loops(make: Callable[[], CompressedTable], wrong: list[object], name: str) -> None:
+    """Those that are written by hand; all others pass their arguments on."""
+    table = AsyncCompressedTable(make())
+    calls: dict[str, Callable[..., Any]] = {
+        "update": table.update,
+        "vector_search": table.vector_search,
+        "to_batches": table.vector_search(VECTORS[0]).to_batches,
+        "wait": asyncio.run(table.encode_in_background()).wait,
+    }
+    good = {"update": {"where": "id = 1", "updates": {"text": "y"}}, "vector_search": {"query": VECTORS[0]}}
+    require_clear(check(calls[name], good.get(name, {}), wrong, name))

@@ -16,6 +16,7 @@ from rqmoe_store.search.hybrid import values_of
 from rqmoe_store.search.request import as_queries
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.text import as_vector
+from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store.handle import OpenTable
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table_codec import TableCodec
@@ -34,6 +35,7 @@ class DecodedReranker(Reranker):
     (`store.columns.names`).
     """
 
+    @translates_errors
     def __init__(self, store: OpenTable, query: Any = None, return_score: str = "relevance") -> None:
         """Make a reranker for one query, or for all that are texts.
 
