@@ -40,7 +40,9 @@ def test_what_cannot_be_added(store: RQMoEVectorStore, name: str) -> None:
 
 def test_another_embedding_model(store: RQMoEVectorStore) -> None:
     store.add([node("a")])
-    with pytest.raises(InvalidInputError, match="dimension 3, but those of table 'vectors' have 2"):
+    with pytest.raises(
+        InvalidInputError, match="vectors of 3 numbers, but table 'vectors' holds vectors of 2"
+    ):
         store.add([node("b", [1.0, 2.0, 3.0])])
     with pytest.raises(InvalidInputError, match="dimension"):
         store.query(asked([1.0, 2.0, 3.0]))

@@ -1,6 +1,5 @@
-"""`RQMoEVectorStore`, the store itself."""
+"""`RQMoEVectorStore`: a LlamaIndex vector store that keeps a few bytes per embedding."""
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,14 +9,12 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryResult,
 )
-from llama_index.vector_stores.rqmoe.columns import ID
 from llama_index.vector_stores.rqmoe.options import require_known
-from llama_index.vector_stores.rqmoe.queries import conditions, doomed, empty_result
+from llama_index.vector_stores.rqmoe.queries import condition_of, condition_to_delete_by, empty_result
 from llama_index.vector_stores.rqmoe.rows import nodes_of, rows_of
 from llama_index.vector_stores.rqmoe.settings import StoreSettings
 
 import rqmoe_store as rqs
-from rqmoe_store import AsyncCompressedTable
 
 
 class RQMoEVectorStore(StoreSettings):
@@ -27,18 +24,24 @@ class RQMoEVectorStore(StoreSettings):
         storage_context = StorageContext.from_defaults(vector_store=vector_store)
         index = VectorStoreIndex(nodes, storage_context=storage_context)
 
-    The table is opened, or made by the first `add`. Its embeddings stay raw and are searched exactly until
-    there are `train_from` of them; then a codec is trained, and codes take their place. From then on the
-    embeddings of the nodes returned are decoded ones. What is added is on disk at once: `persist` has nothing
-    to do. Wrong arguments raise `ValueError`s, `InvalidInputError` and `TableError` of `rqmoe_store`.
+    The table is opened if it exists, and otherwise created by the first `add`. Its embeddings stay raw and
+    are searched exactly until there are `train_from` of them; then a codec is trained, and codes replace
+    them. From then on the embeddings of the nodes returned are decoded ones. What is added is on disk at
+    once: `persist` has nothing to do. Wrong arguments raise `ValueError`s, `InvalidInputError` and `TableError` of
+    `rqmoe_store`.
 
     Similarities are higher for nearer nodes: the cosine under metric "cosine" (the default), the inner
     product under "dot", 1 / (1 + squared distance) under "l2"; BM25 in mode "text_search", and the reranker's
     score in mode "hybrid".
+
+    Awaited methods leave the event loop free, and take, return and raise what the others do.
     """
 
     def add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
-        """Write nodes with their embeddings, all in one commit or none; a node of the same id is replaced.
+        """Write nodes with their embeddings, all in one commit or none, and train the codec when it is due.
+
+        A node of the same id is replaced. While one call trains, others go on adding. If training fails, this
+        call raises the error, and its nodes are there.
 
         Args:
             nodes: with embeddings of one dimension. Of several with the same id the last one is kept.
@@ -55,31 +58,21 @@ class RQMoEVectorStore(StoreSettings):
         require_known(kwargs, "add", ["show_progress"])
         nodes = list(nodes)
         if nodes:
-            rows = rows_of(nodes, self._nodes.columns)
-            table = self._nodes.made_for(rows)
-            table.merge_insert(ID).when_matched_update_all().when_not_matched_insert_all().execute(rows)
-            self._train_if_due(table, kwargs)
+            progress = bool(kwargs.get("show_progress", self.show_progress))
+            self._nodes.add(rows_of(nodes, self._columns), progress=progress)
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
-        """As `add`; the event loop is free meanwhile."""
-        require_known(kwargs, "add", ["show_progress"])
-        nodes = list(nodes)
-        if nodes:
-            rows = await asyncio.to_thread(rows_of, nodes, self._nodes.columns)
-            table = AsyncCompressedTable(await asyncio.to_thread(self._nodes.made_for, rows))
-            merge = table.merge_insert(ID).when_matched_update_all().when_not_matched_insert_all()
-            await merge.execute(rows)
-            await asyncio.to_thread(self._train_if_due, table.blocking, kwargs)
-        return [node.node_id for node in nodes]
+        """As `add`, awaited."""
+        return await self._nodes.in_thread(self.add, nodes, **kwargs)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes of a document."""
-        self._delete(rqs.column_condition(self._nodes.columns.document, [ref_doc_id]), delete_kwargs)
+        self._delete(rqs.column_condition(self._columns.document, [ref_doc_id]), delete_kwargs)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """As `delete`; the event loop is free meanwhile."""
-        await self._adelete(rqs.column_condition(self._nodes.columns.document, [ref_doc_id]), delete_kwargs)
+        """As `delete`, awaited."""
+        await self._nodes.in_thread(self.delete, ref_doc_id, **delete_kwargs)
 
     def delete_nodes(
         self,
@@ -91,10 +84,10 @@ class RQMoEVectorStore(StoreSettings):
 
         Raises:
             InvalidInputError: neither of the two (`clear` deletes all nodes), filters that cannot be used, or
-                that say nothing: empty ones, in a part of them too, or such that all nodes match whatever
-                they hold.
+                that say nothing: empty ones, also within a group, or such that all nodes match whatever they
+                hold.
         """
-        self._delete(doomed(self._nodes.columns, node_ids, filters), delete_kwargs)
+        self._delete(condition_to_delete_by(self._columns, node_ids, filters), delete_kwargs)
 
     async def adelete_nodes(
         self,
@@ -102,16 +95,16 @@ class RQMoEVectorStore(StoreSettings):
         filters: MetadataFilters | None = None,
         **delete_kwargs: Any,
     ) -> None:
-        """As `delete_nodes`; the event loop is free meanwhile."""
-        await self._adelete(doomed(self._nodes.columns, node_ids, filters), delete_kwargs)
+        """As `delete_nodes`, awaited."""
+        await self._nodes.in_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     def clear(self) -> None:
         """Delete all nodes; table and codec stay."""
         self._delete("true", {})
 
     async def aclear(self) -> None:
-        """As `clear`; the event loop is free meanwhile."""
-        await self._adelete("true", {})
+        """As `clear`, awaited."""
+        await self._nodes.in_thread(self.clear)
 
     def get_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
@@ -121,28 +114,26 @@ class RQMoEVectorStore(StoreSettings):
         Raises:
             InvalidInputError: filters that cannot be used.
         """
-        where = conditions(self._nodes.columns, node_ids=node_ids, filters=filters)
-        table = self._nodes.opened()
+        where = condition_of(self._columns, node_ids=node_ids, filters=filters)
+        table = self._nodes.open()
         if table is None:
             return []
-        return nodes_of(self._read(table.search(), where).to_arrow(), self._nodes.columns)
+        search = table.search().select(self._columns.stored).limit(None)
+        if where is not None:
+            search.where(where)
+        return nodes_of(search.to_arrow(), self._columns)
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
-        """As `get_nodes`; the event loop is free meanwhile."""
-        where = conditions(self._nodes.columns, node_ids=node_ids, filters=filters)
-        table = await self._nodes.aopened()
-        if table is None:
-            return []
-        found = await self._read(await table.search(), where).to_arrow()
-        return await asyncio.to_thread(nodes_of, found, self._nodes.columns)
+        """As `get_nodes`, awaited."""
+        return await self._nodes.in_thread(self.get_nodes, node_ids, filters)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes most similar to a query.
 
         Modes are "default" (by vector), "mmr" (nodes that are also unlike each other), "text_search" and
-        "hybrid"; the last two make the full-text index if there is none. In "hybrid" the best
+        "hybrid"; the last two create the full-text index if there is none. In "hybrid" the best
         `similarity_top_k` nodes by vector and by text (or `sparse_top_k`, if that is more) become the best
         `hybrid_top_k`. An empty list of `node_ids` stands for all nodes, as LlamaIndex's retrievers mean it;
         an empty list of `doc_ids` for none. Nodes are returned whole, whatever `output_fields` says.
@@ -161,36 +152,17 @@ class RQMoEVectorStore(StoreSettings):
                 with an embedding of another dimension; filters that cannot be used; unknown options.
         """
         search = self._search(query, kwargs)
-        table = self._nodes.opened()
+        table = self._nodes.open(text_index=search.by_text)
         if table is None:
             return empty_result()
-        if search.by_text:
-            table.create_fts_index(self.text_key, exist_ok=True)
-        return search.result(search.continued(table.search(**search.start)).to_arrow(), table.metric)
+        return search.result(search.with_options(table.search(**search.start)).to_arrow(), table.metric)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """As `query`; the event loop is free meanwhile."""
-        search = self._search(query, kwargs)
-        table = await self._nodes.aopened()
-        if table is None:
-            return empty_result()
-        if search.by_text:
-            await table.create_fts_index(self.text_key, exist_ok=True)
-        found = await search.continued(await table.search(**search.start)).to_arrow()
-        return await asyncio.to_thread(search.result, found, table.blocking.metric)
+        """As `query`, awaited."""
+        return await self._nodes.in_thread(self.query, query, **kwargs)
 
     def _delete(self, where: str, options: Mapping[str, Any]) -> None:
         require_known(options, "delete")
-        table = self._nodes.opened()
+        table = self._nodes.open()
         if table is not None:
             table.delete(where)
-
-    async def _adelete(self, where: str, options: Mapping[str, Any]) -> None:
-        require_known(options, "delete")
-        table = await self._nodes.aopened()
-        if table is not None:
-            await table.delete(where)
-
-    def _read(self, search: Any, where: str | None) -> Any:
-        search.select(self._nodes.columns.stored).limit(None)
-        return search if where is None else search.where(where)

@@ -1,4 +1,4 @@
-"""Keyword arguments that LlamaIndex passes on to a store."""
+"""Checks of the keyword arguments that LlamaIndex passes on to a store."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from rqmoe_store import InvalidInputError
 
 
 def require_known(given: Mapping[str, Any], called: str, known: Sequence[str] = ()) -> None:
-    """Raise InvalidInputError for options that would otherwise be ignored in silence."""
+    """Raise InvalidInputError for options that would otherwise be ignored silently."""
     unknown = [name for name in given if name not in known]
     if unknown:
         expected = f"expected {', '.join(known)}" if known else "it takes none"

@@ -1,4 +1,4 @@
-"""LlamaIndex's queries as searches of a table, and what these find as LlamaIndex's results."""
+"""LlamaIndex's queries as searches of a table, and rows found as LlamaIndex's results."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _SCORE, _RELEVANCE, _DISTANCE = "_score", "_relevance_score", "_distance"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """How tables are searched; None for the table's own defaults."""
+    """Search parameters; None for the table's own defaults."""
 
     nprobes: int | None = None
     shortlist: int | None = None
@@ -44,7 +44,7 @@ class SearchSettings:
 
 
 class NodeSearch:
-    """A query as a search: what to start it with, the options that follow, and its result."""
+    """A query as a search of a table: the arguments that start it, its options, and its result."""
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ class NodeSearch:
             return {"query_type": "hybrid"}
         return {"query": self._query.query_embedding, "query_type": "vector"}
 
-    def continued(self, search: Any) -> Any:
-        """The search that was started, with the options that it needs."""
+    def with_options(self, search: Any) -> Any:
+        """A search that was started, with the options of the query."""
         query, settings = self._query, self._settings
         search.select([*self._columns.stored, *self._score]).limit(self._limit)
         for condition in (self._where, settings.where):
@@ -104,7 +104,7 @@ class NodeSearch:
         return search
 
     def result(self, found: pa.Table, metric: str) -> VectorStoreQueryResult:
-        """What was found, as LlamaIndex's result."""
+        """The rows found, as LlamaIndex's result."""
         found = found.slice(0, self._count)
         return VectorStoreQueryResult(
             nodes=nodes_of(found, self._columns),
@@ -140,16 +140,16 @@ class NodeSearch:
             return self._settings.reranker
         if self._query.alpha is None:
             return RRFReranker()
-        # Not of scores: a text that is the only one to have a word, or the last that has, would be given 0.
+        # Of ranks, not of scores: normalized, the score of the only text with a word, or the last one, is 0.
         return MRRReranker(weight_vector=self._query.alpha, weight_fts=1 - self._query.alpha)
 
 
 def empty_result() -> VectorStoreQueryResult:
-    """What is found in a table that there is not yet."""
+    """The result of a query before there is a table."""
     return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
 
 
-def conditions(
+def condition_of(
     columns: NodeColumns,
     *,
     node_ids: Sequence[str] | None = None,
@@ -168,8 +168,10 @@ def conditions(
     return rqs.all_of(terms) if terms else None
 
 
-def doomed(columns: NodeColumns, node_ids: Sequence[str] | None, filters: MetadataFilters | None) -> str:
-    """The SQL condition of what is to be deleted by these ids and filters.
+def condition_to_delete_by(
+    columns: NodeColumns, node_ids: Sequence[str] | None, filters: MetadataFilters | None
+) -> str:
+    """The SQL condition of the rows to delete by these ids and filters.
 
     Raises:
         InvalidInputError: neither of the two, or filters that `filters_to_delete_by` refuses.
@@ -185,7 +187,9 @@ def doomed(columns: NodeColumns, node_ids: Sequence[str] | None, filters: Metada
 
 def _where(query: VectorStoreQuery, columns: NodeColumns) -> str | None:
     # An index that keeps no nodes itself, because the store does, asks with an empty list for any of them.
-    return conditions(columns, node_ids=query.node_ids or None, doc_ids=query.doc_ids, filters=query.filters)
+    return condition_of(
+        columns, node_ids=query.node_ids or None, doc_ids=query.doc_ids, filters=query.filters
+    )
 
 
 def _require_answerable(query: VectorStoreQuery, columns: NodeColumns) -> None:
