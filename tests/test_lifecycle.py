@@ -6,6 +6,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from brute_force import plain_distances
 
 from rqmoe_store import lifecycle
 from rqmoe_store.codecs.codes import Codes
@@ -34,12 +35,8 @@ def rows_of(first: int, last: int) -> list[dict]:
 
 
 def exact(query: np.ndarray, rows: dict[int, np.ndarray], metric: str) -> list[tuple[float, int]]:
-    distances = {
-        "l2": lambda vector: float(((query - vector) ** 2).sum()),
-        "dot": lambda vector: float(1 - query @ vector),
-        "cosine": lambda vector: float(1 - query @ vector / np.linalg.norm(query) / np.linalg.norm(vector)),
-    }
-    return sorted((distances[metric](vector), row) for row, vector in rows.items())
+    near = plain_distances(metric, query, np.stack(list(rows.values())))
+    return sorted(zip(near.tolist(), rows, strict=True))
 
 
 def found(store: CompressedTable, query: np.ndarray, limit: int = 10, **options) -> list[tuple[float, int]]:

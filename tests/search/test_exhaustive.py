@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from brute_force import plain_distances
 
 from rqmoe_store.search import rerank
 from rqmoe_store.search.rerank import nearest_of_all
@@ -12,16 +13,6 @@ def all_rows(world) -> CodeBatch:
     return concatenated([part.rows() for part in world.store._source.reader().state().resident.selections])
 
 
-def distances(world, queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    queries, vectors = queries.astype(np.float64)[:, None], vectors.astype(np.float64)[None]
-    products = (queries * vectors).sum(axis=-1)
-    if world.metric == "l2":
-        return ((queries - vectors) ** 2).sum(axis=-1)
-    if world.metric == "cosine":
-        products = products / np.linalg.norm(queries, axis=-1) / np.linalg.norm(vectors, axis=-1)
-    return 1 - products
-
-
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
 @pytest.mark.parametrize("components", [1, 16 * 7, 2**22])
 def test_it_finds_what_plain_numpy_finds(worlds, metric, components, monkeypatch) -> None:
@@ -29,7 +20,7 @@ def test_it_finds_what_plain_numpy_finds(worlds, metric, components, monkeypatch
     monkeypatch.setattr(rerank, "_CHUNK_COMPONENTS", components)
     rows, queries = all_rows(world), np.random.default_rng(5).normal(size=(6, 16)).astype(np.float32)
     own_Q, seen = rows.row_ids_N[[3, 3, 4, 90, 100, 450]], []
-    wanted = distances(world, queries, world.codec.decode(rows.codes))
+    wanted = plain_distances(metric, queries[:, None], world.codec.decode(rows.codes)[None])
     for excluded in (None, own_Q):
         batches = [rows[:33], rows[33:33], rows[33:]]
         found = nearest_of_all(

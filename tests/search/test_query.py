@@ -6,20 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from brute_force import FILTERS, assert_same_rows, plain_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 
 METRICS = ["l2", "cosine", "dot"]
-FILTERS = {
-    None: lambda ids: np.ones(len(ids), bool),
-    "lang = 'en'": lambda ids: ids % 3 == 0,
-    "id < 40 OR id >= 480": lambda ids: (ids < 40) | (ids >= 480),
-    "id > 100 -- most": lambda ids: ids > 100,
-    "text = 'text 17'": lambda ids: ids == 17,
-    "id < 0": lambda ids: np.zeros(len(ids), bool),
-}
 
 
 def queries_of(seed: int, count: int) -> np.ndarray:
@@ -28,26 +21,11 @@ def queries_of(seed: int, count: int) -> np.ndarray:
 
 def brute_force(world, query: np.ndarray, where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Ids and distances of every row that matches, nearest first, in plain float64 numpy."""
-    query, vectors = query.astype(np.float64), world.vectors.astype(np.float64)
-    if world.metric == "l2":
-        distances = ((vectors - query) ** 2).sum(axis=1)
-    elif world.metric == "dot":
-        distances = 1 - vectors @ query
-    else:
-        distances = 1 - vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    near = plain_distances(world.metric, query, world.vectors)
     rows = np.flatnonzero(FILTERS[where](world.ids))
     # The order within equal distances is that of the row ids; float32 decides what is equal.
-    order = rows[np.lexsort((world.row_ids[rows], distances[rows].astype(np.float32)))]
-    return world.ids[order], distances[order]
-
-
-def assert_same(ids, distances, wanted_ids, wanted_distances) -> None:
-    np.testing.assert_allclose(distances, wanted_distances, rtol=1e-5, atol=1e-5)
-    # Where distances differ by less than float32 tells, either order is right.
-    swapped = np.asarray(ids) != np.asarray(wanted_ids)
-    for place in np.flatnonzero(swapped):
-        close = np.abs(wanted_distances - distances[place]) < 1e-5
-        assert ids[place] in set(np.asarray(wanted_ids)[close]) or close[-1] or close[0]
+    order = rows[np.lexsort((world.row_ids[rows], near[rows].astype(np.float32)))]
+    return world.ids[order], near[order]
 
 
 def exhaustive(world, query):
@@ -69,7 +47,7 @@ def test_exhaustive_search_is_brute_force(worlds, metric, partitions, seed, limi
     found = (search.where(where) if where else search).to_arrow()
     wanted_ids, wanted = brute_force(world, query, where)
     page = slice(offset, offset + limit)
-    assert_same(found["id"].to_numpy(), found["_distance"].to_numpy(), wanted_ids[page], wanted[page])
+    assert_same_rows(found["id"].to_numpy(), found["_distance"].to_numpy(), wanted_ids[page], wanted[page])
 
 
 @pytest.mark.parametrize("partitions", [0, 4])
@@ -83,7 +61,7 @@ def test_exhaustive_batch_is_brute_force(worlds, metric, partitions, seed, count
     for index, query in enumerate(queries):
         rows = found[found.query_index == index]
         wanted_ids, wanted = brute_force(world, query, where)
-        assert_same(rows["id"].to_numpy(), rows["_distance"].to_numpy(), wanted_ids[3:23], wanted[3:23])
+        assert_same_rows(rows["id"].to_numpy(), rows["_distance"].to_numpy(), wanted_ids[3:23], wanted[3:23])
     assert found.query_index.is_monotonic_increasing
 
 

@@ -6,6 +6,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from brute_force import FILTERS, assert_same_rows, plain_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tables import source_table, tiny_codec
@@ -20,12 +21,6 @@ from rqmoe_store.tables import compress
 
 METRICS = ["l2", "cosine", "dot"]
 KEPT = ["float16", "float32"]
-FILTERS = {
-    None: lambda ids: np.ones(len(ids), bool),
-    "lang = 'en'": lambda ids: ids % 3 == 0,
-    "id < 40 OR id >= 480": lambda ids: (ids < 40) | (ids >= 480),
-    "id < 0": lambda ids: np.zeros(len(ids), bool),
-}
 ROWS, DIM = 500, 16
 
 
@@ -39,18 +34,11 @@ class Keepers:
 
     def exact(self, query: np.ndarray, keep: str, where: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and distances of all rows that match, nearest first, from vectors rounded as they are kept."""
-        vectors, query = self.vectors.astype(keep).astype(np.float64), query.astype(np.float64)
-        if self.metric == "l2":
-            distances = ((vectors - query) ** 2).sum(axis=1)
-        else:
-            distances = vectors @ query
-            if self.metric == "cosine":
-                distances /= np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-            distances = 1 - distances
+        near = plain_distances(self.metric, query, self.vectors.astype(keep))
         ids = np.arange(ROWS)
         rows = np.flatnonzero(FILTERS[where](ids) & (ids % 11 != 0))
-        order = rows[np.argsort(distances[rows])]
-        return order, distances[order]
+        order = rows[np.argsort(near[rows])]
+        return order, near[order]
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +72,7 @@ def queries_of(seed: int, count: int) -> np.ndarray:
 
 
 def assert_same(found, wanted_ids, wanted) -> None:
-    """Rows at these distances; where float32 cannot tell two apart, either order is right."""
-    ids, distances = np.asarray(found["id"]), np.asarray(found["_distance"])
-    np.testing.assert_allclose(distances, wanted, rtol=1e-5, atol=1e-5)
-    for place in np.flatnonzero(ids != wanted_ids):
-        close = np.abs(wanted - distances[place]) < 1e-5
-        assert ids[place] in set(wanted_ids[close]) or close[-1] or close[0]
+    assert_same_rows(np.asarray(found["id"]), np.asarray(found["_distance"]), wanted_ids, wanted)
 
 
 def everything(store, query, limit, offset=0):
