@@ -27,8 +27,8 @@ class RQMoEVectorStore(StoreSettings):
     The table is opened if it exists, and otherwise created by the first `add`. Its embeddings stay raw and
     are searched exactly until there are `train_from` of them; then a codec is trained, and codes replace
     them. From then on the embeddings of the nodes returned are decoded ones. What is added is on disk at
-    once: `persist` has nothing to do. Wrong arguments raise `ValueError`s, `InvalidInputError` and `TableError` of
-    `rqmoe_store`.
+    once: `persist` has nothing to do. Wrong arguments raise `ValueError`s, `InvalidInputError` and
+    `TableError` of `rqmoe_store`.
 
     Similarities are higher for nearer nodes: the cosine under metric "cosine" (the default), the inner
     product under "dot", 1 / (1 + squared distance) under "l2"; BM25 in mode "text_search", and the reranker's
