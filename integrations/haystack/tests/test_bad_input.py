@@ -85,7 +85,7 @@ def test_needs_to_know_the_dimension(database: str) -> None:
 @pytest.mark.parametrize("embedding_dims", [None, 8])
 def test_refuses_embeddings_of_another_model(database: str, embedding_dims: int | None) -> None:
     new_store(database, embedding_dims=embedding_dims).write_documents([GOOD])
-    with pytest.raises(DocumentStoreError, match="has embeddings of 8"):
+    with pytest.raises(DocumentStoreError, match="holds vectors of 8"):
         new_store(database, embedding_dims=16).write_documents([Document(id="a", embedding=[1.0] * 16)])
     later = new_store(database)
     with pytest.raises(DocumentStoreError, match="expected 8"):

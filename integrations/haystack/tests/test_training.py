@@ -1,13 +1,20 @@
 """When a codec is trained, and what becomes of embeddings then."""
 
 import asyncio
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from comparisons import assert_same_documents, same_direction
 from haystack.dataclasses import Document
+from haystack.document_stores.errors import DocumentStoreError
 from haystack.document_stores.types import DuplicatePolicy
 from small_stores import new_store
+
+import rqmoe_store as rqs
 
 VECTORS = np.random.default_rng(0).uniform(0.5, 1.5, size=(60, 8))
 
@@ -44,6 +51,43 @@ async def test_trains_when_awaited(database: str) -> None:
     found = await store.embedding_retrieval_async(VECTORS[3].tolist(), top_k=50, return_embedding=True)
     assert len(found) == 50
     assert all(document.embedding is not None for document in found)
+
+
+def test_others_write_while_one_trains(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, begun, go_on = new_store(database, train_from=40), threading.Event(), threading.Event()
+    optimize = rqs.CompressedTable.optimize
+
+    def wait_and_optimize(*args: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(600)
+        return optimize(*args, **options)
+
+    monkeypatch.setattr(rqs.CompressedTable, "optimize", wait_and_optimize)
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(go_on.set)
+        training = pool.submit(store.write_documents, _documents(0, 40))
+        assert begun.wait(600)
+        assert store.write_documents(_documents(40, 50)) == 10
+        assert store.table is not None and store.table.codecs.newest is None
+        go_on.set()
+        assert training.result() == 40
+    assert store.table.codecs.newest is not None and len(store.table.codecs.metadata.generations) == 1
+    assert_same_documents(store.filter_documents(), _documents(0, 50), same_direction)
+
+
+def test_training_that_fails_loses_no_documents(database: str) -> None:
+    store = new_store(database, train_from=40, training=rqs.TrainConfig(device="cuda:99"))
+    with pytest.raises(DocumentStoreError, match="cuda:99") as caught:
+        store.write_documents(_documents(0, 40))
+    assert any("No row was lost" in note for note in caught.value.__notes__)
+    assert store.count_documents() == 40
+
+
+def test_the_first_documents_create_the_table_in_one_commit(database: str) -> None:
+    store = new_store(database, train_from=None)
+    store.write_documents(_documents(0, 40))
+    assert store.table is not None
+    assert [version["version"] for version in store.table.list_versions()] == [1]
 
 
 @pytest.mark.asyncio

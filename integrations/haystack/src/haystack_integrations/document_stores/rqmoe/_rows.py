@@ -27,7 +27,7 @@ NULL_WHERE = {name: f"({name} IS NULL)" for name in (EMBEDDING, BLOB, SCORE, SPA
 DOCUMENT_COLUMNS = [ID, CONTENT, META, BLOB, BLOB_ABOUT, SCORE, SPARSE_EMBEDDING]
 """What a document is made of, but for its embedding."""
 
-_OTHERS = pa.schema(
+COLUMNS = pa.schema(
     [
         pa.field(ID, pa.string(), nullable=False),
         pa.field(CONTENT, pa.string()),
@@ -39,11 +39,12 @@ _OTHERS = pa.schema(
         pa.field(SPARSE_EMBEDDING, pa.string()),
     ]
 )
+"""All columns but that of embeddings."""
 
 
 def schema_of(dim: int) -> pa.Schema:
     """Columns of a table of documents whose embeddings have `dim` components."""
-    return _OTHERS.append(pa.field(EMBEDDING, pa.list_(pa.float32(), dim)))
+    return COLUMNS.append(pa.field(EMBEDDING, pa.list_(pa.float32(), dim)))
 
 
 def checked_id(document_id: Any) -> str:
@@ -58,12 +59,12 @@ def checked_id(document_id: Any) -> str:
     return document_id
 
 
-def rows_of(documents: Sequence[Document], dim: int, metric: str) -> pa.Table:
+def rows_of(documents: Sequence[Document], dim: int) -> pa.Table:
     """Documents as rows, in the columns of `schema_of(dim)`.
 
     Raises:
         DocumentStoreError: content that is no text, a blob that is no bytes, values that JSON cannot hold,
-            embeddings of another dimension or not of numbers.
+            embeddings of another dimension or that are no numbers.
     """
     columns = {
         ID: [document.id for document in documents],
@@ -75,19 +76,19 @@ def rows_of(documents: Sequence[Document], dim: int, metric: str) -> pa.Table:
         SPARSE_EMBEDDING: [_sparse_json(document) for document in documents],
     }
     try:
-        arrays = [pa.array(columns[field.name], field.type) for field in _OTHERS]
+        arrays = [pa.array(columns[field.name], field.type) for field in COLUMNS]
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise DocumentStoreError(
             f"Got documents with values of a type that Haystack does not have there ({error}). Nothing was "
             "written."
         ) from error
-    return pa.Table.from_arrays([*arrays, _embeddings(documents, dim, metric)], schema=schema_of(dim))
+    return pa.Table.from_arrays([*arrays, _embeddings(documents, dim)], schema=schema_of(dim))
 
 
 def metadata_rows(ids: Sequence[str], metas: Sequence[dict[str, Any]]) -> pa.Table:
     """New metadata for documents that there are. Raises as `rows_of`."""
     columns = {ID: list(ids), **_metadata_columns(list(zip(ids, metas, strict=True)))}
-    fields = [_OTHERS.field(name) for name in columns]
+    fields = [COLUMNS.field(name) for name in columns]
     arrays = [pa.array(columns[field.name], field.type) for field in fields]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
@@ -193,17 +194,17 @@ def _sparse_of(text: str | None) -> SparseEmbedding | None:
     return None if text is None else SparseEmbedding.from_dict(json.loads(text))
 
 
-def _embeddings(documents: Sequence[Document], dim: int, metric: str) -> pa.Array:
+def _embeddings(documents: Sequence[Document], dim: int) -> pa.Array:
     """A list of `dim` single floats per document, null where it has none."""
     valid_N = np.array([document.embedding is not None for document in documents], dtype=bool)
     vectors_ND = np.zeros((len(documents), dim), dtype=np.float32)
     if valid_N.any():
         embedded = [document for document in documents if document.embedding is not None]
-        vectors_ND[valid_N] = _vectors(embedded, dim, metric)
+        vectors_ND[valid_N] = _vectors(embedded, dim)
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), dim, mask=pa.array(~valid_N))
 
 
-def _vectors(documents: Sequence[Document], dim: int, metric: str) -> npt.NDArray[np.float32]:
+def _vectors(documents: Sequence[Document], dim: int) -> npt.NDArray[np.float32]:
     for document in documents:
         if _length(document) != dim:
             raise DocumentStoreError(
@@ -212,22 +213,12 @@ def _vectors(documents: Sequence[Document], dim: int, metric: str) -> npt.NDArra
                 "write those of another model to a store with another table_name."
             )
     try:
-        with np.errstate(over="ignore"):  # becomes infinite, and is refused
-            vectors_VD = np.array([document.embedding for document in documents], dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, which the table refuses by the document's id
+            return np.array([document.embedding for document in documents], dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise DocumentStoreError(
             f"Got embeddings that are no lists of numbers ({error}). Nothing was written."
         ) from error
-    unusable_V = ~np.isfinite(vectors_VD).all(axis=1)
-    if metric == "cosine":
-        unusable_V |= ~vectors_VD.any(axis=1)
-    if unusable_V.any():
-        raise DocumentStoreError(
-            f"Got an embedding for document {documents[int(unusable_V.argmax())].id!r} that has NaN or "
-            "infinite components as float32, or zeros only, which have no direction under metric='cosine'. "
-            "Nothing was written."
-        )
-    return vectors_VD
 
 
 def _lists_of(column: pa.ChunkedArray) -> list[list[float] | None]:

@@ -1,4 +1,4 @@
-"""What reading and writing documents consist of, whether one waits for it or awaits it."""
+"""Arguments of a document store's methods, checked and as the table takes them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ import rqmoe_store as rqs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Documents to be written by one call, each id once."""
+    """Documents to be written by one call, every id once."""
 
     documents: list[Document]
     policy: DuplicatePolicy
@@ -52,7 +52,7 @@ class Batch:
         for document in documents:
             document_id = checked_id(document.id)
             if document_id in by_id and policy is DuplicatePolicy.FAIL:
-                raise exists_already(document_id, "there twice in this call")
+                raise duplicate_error(document_id, "there twice in this call")
             if document_id not in by_id or policy is DuplicatePolicy.OVERWRITE:
                 same = document.id is document_id
                 by_id[document_id] = document if same else dataclasses.replace(document, id=document_id)
@@ -63,75 +63,69 @@ class Batch:
         """All ids, once each."""
         return [document.id for document in self.documents]
 
-    def merging(self, merge: Any) -> Any:
-        """`merge`, one of the store's, set to write them."""
-        merge.when_not_matched_insert_all()
-        return merge.when_matched_update_all() if self.policy is DuplicatePolicy.OVERWRITE else merge
-
-    def written(self, done: Any) -> int:
-        """What `write_documents` returns.
+    def count_written(self, inserted: int) -> int:
+        """What `write_documents` returns, given how many documents were new.
 
         Raises:
             DuplicateDocumentError: the policy is FAIL, and some of them were written by others meanwhile.
         """
         if self.policy is DuplicatePolicy.OVERWRITE:
             return self.given
-        if self.policy is DuplicatePolicy.FAIL and done.num_inserted_rows < len(self.documents):
+        if self.policy is DuplicatePolicy.FAIL and inserted < len(self.documents):
             raise DuplicateDocumentError(
-                f"Someone else wrote {len(self.documents) - done.num_inserted_rows} of these documents "
-                "meanwhile. Theirs were kept; the others of this call were written."
+                f"Someone else wrote {len(self.documents) - inserted} of these documents meanwhile. Theirs "
+                "were kept; the others of this call were written."
             )
-        return int(done.num_inserted_rows)
+        return inserted
 
 
-def exists_already(document_id: str, where: str) -> DuplicateDocumentError:
-    """What to raise for an id that is there, `where`."""
+def duplicate_error(document_id: str, where: str) -> DuplicateDocumentError:
+    """The error for an id that exists, `where`."""
     return DuplicateDocumentError(
         f"Got a document with id {document_id!r}, which is {where}. Nothing was written; use "
         "DuplicatePolicy.OVERWRITE or SKIP to replace or keep what is there."
     )
 
 
-def with_ids(ids: Any) -> str:
-    """The condition that documents have one of these ids. Raises ValueError unless it is given a list of
-    texts or UUIDs."""
+def id_condition(ids: Any) -> str:
+    """The condition that documents have one of these ids. Raises ValueError unless it gets a list of texts or
+    UUIDs."""
     listed: list[Any] = [rqs.as_json_value(one) for one in ids] if isinstance(ids, list | tuple) else [None]
     if not all(isinstance(one, str) for one in listed):
         raise ValueError(f"Got {ids!r} as the ids of documents; expected a list of texts.")
     return rqs.column_condition(ID, listed)
 
 
-def reading(query: Any, condition: str | None, columns: Sequence[str], limit: int | None) -> Any:
-    """`query`, one of the store's, for some columns of documents."""
+def restrict(query: Any, condition: str | None, columns: Sequence[str], limit: int | None) -> Any:
+    """Restrict a query of the table to documents that match and to some columns, and return it."""
     query.select(list(columns)).limit(limit)
     return query if condition is None else query.where(condition)
 
 
-def columns_of(embeddings: bool) -> list[str]:
-    """What to read of documents, with their embeddings or without."""
+def document_columns(embeddings: bool) -> list[str]:
+    """The columns that documents are made of, with their embeddings or without."""
     return [*DOCUMENT_COLUMNS, EMBEDDING] if embeddings else DOCUMENT_COLUMNS
 
 
-def nothing(columns: Sequence[str]) -> pa.Table:
-    """What is read where there is no table."""
+def no_rows(columns: Sequence[str]) -> pa.Table:
+    """What is read before there is a table."""
     return pa.table({name: [] for name in columns})
 
 
-def updated(rows: pa.Table, meta: dict[str, Any]) -> pa.Table:
-    """The rows, with ids and metadata alone, with some fields of these set."""
+def updated_metadata(rows: pa.Table, meta: dict[str, Any]) -> pa.Table:
+    """Ids and metadata of the rows, with some fields of the metadata set."""
     return metadata_rows(rows[ID].to_pylist(), [old | meta for old in metas_of(rows)])
 
 
-def tuned(query: Any, nprobes: int | None, shortlist: int | None) -> Any:
-    """`query`, a search by embedding, with what is said about how much it looks at."""
+def set_parameters(query: Any, nprobes: int | None, shortlist: int | None) -> Any:
+    """Set the search parameters of a search by embedding, and return it."""
     if nprobes is not None:
         query.nprobes(nprobes)
     return query if shortlist is None else query.shortlist(shortlist)
 
 
 def one_vector(query_embedding: Any) -> Any:
-    """The embedding of a query. Raises DocumentStoreError for several, which the store would search for,
-    too."""
+    """The embedding of a query. Raises DocumentStoreError for several, which the table would take as well."""
     if not isinstance(query_embedding, list | tuple | np.ndarray) or np.ndim(query_embedding[:1]) != 1:
         raise DocumentStoreError(
             f"Got {type(query_embedding).__name__} as the embedding of a query; expected a list of numbers."
@@ -139,7 +133,7 @@ def one_vector(query_embedding: Any) -> Any:
     return query_embedding
 
 
-def scored(rows: pa.Table, metric: str) -> list[Document]:
+def documents_by_distance(rows: pa.Table, metric: str) -> list[Document]:
     """The documents that a search by embedding found, with their similarity as the score."""
     distances = rows["_distance"].to_pylist()
     if metric == "l2":
@@ -147,7 +141,7 @@ def scored(rows: pa.Table, metric: str) -> list[Document]:
     return documents_of(rows, [1.0 - distance for distance in distances])
 
 
-def ranked(rows: pa.Table) -> list[Document]:
+def documents_by_relevance(rows: pa.Table) -> list[Document]:
     """The documents that a hybrid search found, with their relevance as the score."""
     return documents_of(rows, rows["_relevance_score"].to_pylist())
 
