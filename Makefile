@@ -12,7 +12,11 @@ INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
-.PHONY: help demo docs test unit-tests test-slow test-integrations $(INTEGRATIONS:%=test-%) lint style types format async versions dist clean
+# Ray's tests take longest: the others run beside them.
+LONGEST_FIRST := ray $(filter-out ray,$(INTEGRATIONS))
+# What runs at once is printed one after the other, by versions of make that can.
+WHOLE_OUTPUT := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+.PHONY: help demo docs test unit-tests test-slow test-integrations test-slow-integrations $(INTEGRATIONS:%=test-%) $(INTEGRATIONS:%=test-slow-%) lint style types format async versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
@@ -20,6 +24,7 @@ help:
 	@echo "make test-slow  the slow tests, those of numerics as on other processors among them"
 	@echo "make test-integrations  types and tests of all integrations, each in an environment of its own"
 	@echo "                        (of one of them: make $(firstword $(INTEGRATIONS:%=test-%)))"
+	@echo "make test-slow-integrations  their slow tests"
 	@echo "make docs       build the documentation in site/; warnings are errors"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format and fix the code"
@@ -44,7 +49,16 @@ unit-tests: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	RQMOE_TESTS_EXAMPLES=all $(BIN)/python -m pytest -m "slow or costly"
 
-test-integrations: $(INTEGRATIONS:%=test-%)
+# Installed one after the other, for all of them build the core in place; then tested two at a time.
+test-integrations:
+	$(MAKE) --no-print-directory --jobs 1 $(INTEGRATIONS:%=integrations/%/.venv/.installed)
+	$(MAKE) --no-print-directory --jobs 2 $(WHOLE_OUTPUT) $(LONGEST_FIRST:%=test-%)
+
+test-slow-integrations: $(INTEGRATIONS:%=test-slow-%)
+
+# pytest exits with 5 where an integration has no slow tests.
+$(INTEGRATIONS:%=test-slow-%): test-slow-%: integrations/%/.venv/.installed
+	cd integrations/$* && .venv/bin/python -m pytest -m slow || test $$? -eq 5
 
 # Each in its own environment, so that none can lean on what another one needs.
 $(INTEGRATIONS:%=test-%): test-%: integrations/%/.venv/.installed

@@ -1,6 +1,10 @@
 """Stores that several test files use."""
 
+import os
 from pathlib import Path
+
+# Set before torch is imported: on tensors as small as the tests' a second thread only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from langchain_rqmoe import RQMoEVectorStore

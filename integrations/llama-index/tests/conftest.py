@@ -1,6 +1,10 @@
 """Stores for tests."""
 
+import os
 from pathlib import Path
+
+# Set before torch is imported: on tensors as small as the tests' a second thread only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from llama_index.vector_stores.rqmoe import RQMoEVectorStore

@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Set before torch is imported: on tensors as small as the tests' a second thread only waits for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers give way to everything else on the machine otherwise, and may hardly get on beside it.
 os.environ.update(RAY_worker_niceness="0")
 

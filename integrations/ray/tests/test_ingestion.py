@@ -62,6 +62,7 @@ def test_a_worker_killed_midway(cluster, files, table, codec, codec_folder):
     assert rqs.ingest(files, (database_of(table), "docs"), progress=False).rows == 0
 
 
+@pytest.mark.slow
 def test_the_driver_killed_midway(cluster, files, table, codec, codec_folder):
     script = Path(__file__).with_name("killed_driver.py")
     command = [sys.executable, script, cluster, files, table, codec_folder]
