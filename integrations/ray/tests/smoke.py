@@ -15,7 +15,7 @@ vectors = np.random.default_rng(0).normal(size=(1200, 64)).astype(np.float32)
 lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 64)
 
 with tempfile.TemporaryDirectory() as folder:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     source, table = Path(folder, "rows.parquet"), Path(folder, "data", "docs.lance")
     pq.write_table(pa.table({"id": range(1200), "vector": lists}), source)
     codec = rqmoe_ray.train(
