@@ -209,8 +209,6 @@ NAMES = {twin.blocking.__name__: name for name, twin in TWINS.items()}
 """The twin of a blocking class, by name."""
 
 
-# --- The members of blocking classes ----------------------------------------------------------------------
-
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -265,11 +263,12 @@ def own_classes(twin: Twin) -> list[type]:
 
 
 def _members(cls: type) -> Iterator[Member]:
+    """The public members that a class defines itself."""
     nodes = tree_of(cls.__module__).body
     (body,) = (node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
     public = [node for node in body if isinstance(node, Function) and not node.name.startswith("_")]
-    for name, nodes in itertools.groupby(public, key=lambda node: node.name):
-        yield Member(name, tuple(nodes))
+    for name, definitions in itertools.groupby(public, key=lambda node: node.name):
+        yield Member(name, tuple(definitions))
 
 
 def _defined(node: ast.stmt) -> list[str]:
@@ -305,9 +304,6 @@ def _imports(body: list[ast.stmt]) -> Iterator[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             start = f"from {node.module} import" if isinstance(node, ast.ImportFrom) else "import"
             yield from (f"{start} {ast.unparse(alias)}" for alias in node.names)
-
-
-# --- The source of their twins ------------------------------------------------------------------------
 
 
 def class_source(name: str, twin: Twin) -> str:
