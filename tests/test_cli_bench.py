@@ -65,6 +65,7 @@ def test_prints_writes_and_draws(data, monkeypatch) -> None:
     assert (data / "out.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_table_is_read_and_cut(data) -> None:
     table = data / "db" / "docs.lance"
     options = ("--vectors", table, "--vector-column", "numbers", "--rows", 380, "--scaling", "50,100")
@@ -78,6 +79,7 @@ def test_a_table_is_read_and_cut(data) -> None:
     assert "400 queries" in queries.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_is_measured(data) -> None:
     run = bench(data, "--codecs", data / "codec", "--metric", "l2")
     assert run.exit_code == 0, run.output

@@ -84,6 +84,7 @@ def test_every_codec_of_ours_has_speed_rows_and_was_saved(report) -> None:
     assert {path.name for path in folder.iterdir()} == {"rq-2", "rqmoe-2", "rq-4", "rqmoe-4"}
 
 
+@pytest.mark.slow
 def test_held_out_vectors_take_no_part_in_training(report) -> None:
     codec = load_codec(Path(report.settings["save"]) / "rqmoe-2", device="cpu")
     assert codec.report.rows + codec.report.validation_rows == 2200
@@ -104,6 +105,7 @@ def test_a_saved_codec_is_measured_as_it_was(report) -> None:
         assert getattr(loaded, name) == getattr(report.results[3], name), name
 
 
+@pytest.mark.slow
 def test_peers_scaling_and_what_is_reported_meanwhile() -> None:
     rows = curved(800)
     counts: list[int] = []
@@ -126,7 +128,7 @@ def test_peers_scaling_and_what_is_reported_meanwhile() -> None:
     assert written["results"][2]["settings"]["beam"] == SETTINGS.config.beam
 
 
-@pytest.mark.parametrize("metric", ["cosine", "dot"])
+@pytest.mark.parametrize("metric", ["cosine", pytest.param("dot", marks=pytest.mark.slow)])
 def test_other_metrics(metric) -> None:
     config = dataclasses.replace(SETTINGS.config, metric=metric)
     report = benchmark(codecs=("rq", "opq"), config=config)
