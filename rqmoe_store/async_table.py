@@ -20,7 +20,7 @@ from rqmoe_store.arguments import check_arguments
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.exports.run import ExportReport, FormatName
+from rqmoe_store.exports import ExportReport, FormatName
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
@@ -147,7 +147,7 @@ class AsyncBackgroundEncoding:
 
     @property
     def running(self) -> bool:
-        """Whether there is more to do. In a forked process it is never so: the thread stays where it is."""
+        """Whether the thread is running. Never in a forked process, which does not get the thread."""
         return self.blocking.running
 
     @property
@@ -157,12 +157,11 @@ class AsyncBackgroundEncoding:
 
     @property
     def rows_left(self) -> int:
-        """Rows to encode, as they were counted last, without those that have been since. They are counted
-        when the thread begins, and when it has come to the last of them."""
+        """Rows left to encode of those counted last: at the start of the thread, or when none was left."""
         return self.blocking.rows_left
 
     async def stop(self) -> None:
-        """Have it end before its next batch of rows, and wait for that. What was committed stays."""
+        """End the thread before its next batch of rows, and wait for that. What was committed stays."""
         await in_thread(lambda: self.blocking.stop())
 
     async def wait(self, timeout: float | None = None) -> Reencoded:
@@ -189,7 +188,7 @@ class AsyncTableQuery:
         self.blocking = copy.copy(blocking)
 
     def where(self, condition: str | Expr | None, prefilter: bool | None = None) -> Self:
-        """Only return rows that match a condition; called again, both must hold.
+        """Return only rows that match a condition; after several calls, all conditions must hold.
 
         `TableQuery.where` says what it takes, returns and raises.
         """
@@ -197,7 +196,7 @@ class AsyncTableQuery:
         return self
 
     def select(self, columns: list[str] | Mapping[str, str | Expr] | None) -> Self:
-        """Columns to return, in this order; None or [] for all user columns (the default).
+        """Set the columns to return, in this order; None or [] for all user columns (the default).
 
         `TableQuery.select` says what it takes, returns and raises.
         """
@@ -205,14 +204,15 @@ class AsyncTableQuery:
         return self
 
     def offset(self, offset: int) -> Self:
-        """Rows to skip (per query of a batch), default 0: pages of any size are cut from one ranking, so
-        that one continues where the other ends. Those of a full-text search are LanceDB's: among equal
-        scores it chooses anew for every page. Raises InvalidInputError below 0."""
+        """Set the number of rows to skip (per query of a batch), default 0.
+
+        `TableQuery.offset` says what it takes, returns and raises.
+        """
         self.blocking.offset(offset)
         return self
 
     def with_row_id(self, with_row_id: bool = True) -> Self:
-        """Also return LanceDB's row id as column `_rowid`."""
+        """Return LanceDB's row id, too, as column `_rowid`."""
         self.blocking.with_row_id(with_row_id)
         return self
 
@@ -222,7 +222,7 @@ class AsyncTableQuery:
         return await in_thread(lambda: blocking.to_arrow())
 
     async def to_list(self) -> list[dict[str, Any]]:
-        """Run the query; one dict per row. Raises as `to_arrow`."""
+        """Run the query and return one dict per row. Raises as `to_arrow`."""
         blocking = copy.copy(self.blocking)
         return await in_thread(lambda: blocking.to_list())
 
@@ -267,7 +267,10 @@ class AsyncSearchQuery(AsyncTableQuery):
         self.blocking = copy.copy(blocking)
 
     def limit(self, limit: int) -> Self:
-        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
+        """Set the number of rows to return (per query of a batch), default 10.
+
+        `SearchQuery.limit` says what it takes, returns and raises.
+        """
         self.blocking.limit(limit)
         return self
 
@@ -284,8 +287,7 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         self.blocking = copy.copy(blocking)
 
     def nprobes(self, nprobes: int) -> Self:
-        """Partitions to search per query, default as tuned (`CompressedTable.tune`), else 20; more than
-        there are means all.
+        """Set the number of partitions to search per query; a number beyond their count means all.
 
         `VectorSearchQuery.nprobes` says what it takes, returns and raises.
         """
@@ -293,8 +295,7 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         return self
 
     def shortlist(self, shortlist: int) -> Self:
-        """Rows decoded and reranked per query, for all pages; default as tuned (`CompressedTable.tune`)
-        up to the limit tuned for, else as many as the ranking needs at the page.
+        """Set the number of rows to decode and rerank per query, for all pages.
 
         `VectorSearchQuery.shortlist` says what it takes, returns and raises.
         """
@@ -302,9 +303,7 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         return self
 
     def refine_factor(self, refine_factor: int) -> Self:
-        """Order the nearest refine_factor * (limit + offset) rows by distance to their raw vectors; where
-        the ranking is made in stages (see `shortlist`), of every stage that many times the rows it
-        ends after.
+        """Order the nearest refine_factor * (limit + offset) rows by the distance to their raw vectors.
 
         `VectorSearchQuery.refine_factor` says what it takes, returns and raises.
         """
@@ -312,7 +311,7 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         return self
 
     def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
-        """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
+        """Return only rows with lower_bound <= distance < upper_bound; None for no bound.
 
         `VectorSearchQuery.distance_range` says what it takes, returns and raises.
         """
@@ -320,7 +319,7 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         return self
 
     def distance_type(self, distance_type: str) -> Self:
-        """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
+        """State the metric, which the codec fixes. Raises InvalidInputError for another metric."""
         self.blocking.distance_type(distance_type)
         return self
 
@@ -353,13 +352,15 @@ class AsyncCompressedQuery(AsyncVectorSearchQuery):
         return await in_thread(lambda: blocking.to_arrow())
 
     async def explain_plan(self) -> str:
-        """The stages that the query would go through, the last one first. Raises as `to_arrow`."""
+        """The stages of the query, the last one first, without running it. Raises as `to_arrow`."""
         blocking = copy.copy(self.blocking)
         return await in_thread(lambda: blocking.explain_plan())
 
     async def analyze_plan(self) -> str:
-        """Run the query: its stages, the last one first, with the rows that came out of each (those of
-        all queries together) and the time it took. Raises as `to_arrow`."""
+        """Run the query and return its stages, the last one first, each with its output rows and time.
+
+        `CompressedQuery.analyze_plan` says what it takes, returns and raises.
+        """
         blocking = copy.copy(self.blocking)
         return await in_thread(lambda: blocking.analyze_plan())
 
@@ -376,17 +377,17 @@ class AsyncTextQuery(AsyncSearchQuery):
         self.blocking = copy.copy(blocking)
 
     def phrase_query(self, phrase_query: bool = True) -> Self:
-        """Match the words side by side and in this order; needs an index made `with_position=True`."""
+        """Match the words as a phrase; needs an index created with `with_position=True`."""
         self.blocking.phrase_query(phrase_query)
         return self
 
     def fast_search(self) -> Self:
-        """Leave out rows that were added after the index was last optimized."""
+        """Leave out rows that were added since the index was last optimized."""
         self.blocking.fast_search()
         return self
 
     def rerank(self, reranker: Reranker) -> Self:
-        """Order the rows found by LanceDB's or one's own reranker, which adds `_relevance_score`.
+        """Order the results by a reranker, of LanceDB or your own, which adds `_relevance_score`.
 
         `TextQuery.rerank` says what it takes, returns and raises.
         """
@@ -402,13 +403,12 @@ class AsyncTextQuery(AsyncSearchQuery):
         return await in_thread(lambda: blocking.to_arrow())
 
     async def explain_plan(self) -> str:
-        """LanceDB's plan of the search, the last stage first. Raises as `to_arrow`."""
+        """LanceDB's plan of the search, the last stage first, without running it. Raises as `to_arrow`."""
         blocking = copy.copy(self.blocking)
         return await in_thread(lambda: blocking.explain_plan())
 
     async def analyze_plan(self) -> str:
-        """Run the search: LanceDB's plan of it, with rows and times, the last stage first. Raises as
-        `to_arrow`."""
+        """Run the search and return LanceDB's plan with rows and times. Raises as `to_arrow`."""
         blocking = copy.copy(self.blocking)
         return await in_thread(lambda: blocking.analyze_plan())
 
@@ -425,17 +425,17 @@ class AsyncHybridQuery(AsyncVectorSearchQuery):
         self.blocking = copy.copy(blocking)
 
     def vector(self, vector: Any) -> Self:
-        """The vector to search for, (D,), or text to embed. Takes the place of the query's own."""
+        """Set the vector (D,) to search for, or text to embed."""
         self.blocking.vector(vector)
         return self
 
     def text(self, text: str | FullTextQuery) -> Self:
-        """The text to search for: words or one of LanceDB's structured queries."""
+        """Set the text to search for: words, or one of LanceDB's structured queries."""
         self.blocking.text(text)
         return self
 
     def rerank(self, reranker: Reranker | None = None, normalize: str = "score") -> Self:
-        """How the two lists become one.
+        """Set the reranker that fuses the results of both searches.
 
         `HybridQuery.rerank` says what it takes, returns and raises.
         """
@@ -443,7 +443,7 @@ class AsyncHybridQuery(AsyncVectorSearchQuery):
         return self
 
     def phrase_query(self, phrase_query: bool = True) -> Self:
-        """As for a full-text query."""
+        """Set this option of the full-text search, as in a full-text query."""
         self.blocking.phrase_query(phrase_query)
         return self
 
@@ -456,14 +456,19 @@ class AsyncHybridQuery(AsyncVectorSearchQuery):
         return await in_thread(lambda: blocking.to_arrow())
 
     async def explain_plan(self) -> str:
-        """The stages of the query, the last one first: what merges the rows of both searches, and below
-        it those of the search by vector and LanceDB's of the search by text. Raises as `to_arrow`."""
+        """The plan of the query, without running it: the rerank, and below it the plans of both searches.
+
+        `HybridQuery.explain_plan` says what it takes, returns and raises.
+        """
         blocking = copy.copy(self.blocking)
         return await in_thread(lambda: blocking.explain_plan())
 
     async def analyze_plan(self) -> str:
-        """Run the query: its stages as `explain_plan` has them, with the rows that came out of each and
-        the time it took. The search by text is run again to be measured. Raises as `to_arrow`."""
+        """Run the query and return its plan as `explain_plan` does, with output rows and time of each
+        stage.
+
+        `HybridQuery.analyze_plan` says what it takes, returns and raises.
+        """
         blocking = copy.copy(self.blocking)
         return await in_thread(lambda: blocking.analyze_plan())
 
@@ -480,12 +485,12 @@ class AsyncPlainQuery(AsyncTableQuery):
         self.blocking = copy.copy(blocking)
 
     def limit(self, limit: int | None) -> Self:
-        """Rows to return, None (the default) for all. Raises InvalidInputError below 1."""
+        """Set the number of rows to return; None (the default) for all. Raises InvalidInputError below 1."""
         self.blocking.limit(limit)
         return self
 
     def order_by(self, ordering: Sequence[ColumnOrdering | Mapping[str, Any]] | None) -> Self:
-        """Order rows by columns, by the first one first; `limit` and `offset` are of that order.
+        """Order rows by columns, the first one being the most significant, before `limit` and `offset`.
 
         `PlainQuery.order_by` says what it takes, returns and raises.
         """
@@ -963,12 +968,12 @@ class AsyncCompressedTable:
         self.blocking.use_cache(cache, memory_budget)
         return self
 
-    def use_shards(self, shards: int, ask: ShardCall) -> Self:
+    def use_shards(self, shards: int, call: ShardCall) -> Self:
         """Let other processes scan for searches through this handle; returns the table itself.
 
         `CompressedTable.use_shards` says what it takes, returns and raises.
         """
-        self.blocking.use_shards(shards, ask)
+        self.blocking.use_shards(shards, call)
         return self
 
     def allow_pickling(self, *, storage_options: bool) -> Self:

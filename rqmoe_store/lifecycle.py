@@ -121,7 +121,7 @@ def retrain(
 def encode_in_background(handle: Handle) -> BackgroundEncoding:
     """See `CompressedTable.encode_in_background`."""
     handle.refresh()
-    if handle.encoding is None or not handle.encoding.takes_more():
+    if handle.encoding is None or not handle.encoding.request_another_pass():
         handle.encoding = BackgroundEncoding(handle.table, handle.codecs)
     return handle.encoding
 
@@ -332,7 +332,7 @@ def _keep_notes(table: LanceTable, codecs: TableCodec) -> None:
         dataset = databases.reopen(table).to_lance()
         notes: dict[str, str | None] = {**ingest_log.folded_notes(dataset, table.name)}
         if codecs.newest is not None:
-            notes |= health.folded(dataset, codecs)
+            notes |= health.folded_drift(dataset, codecs)
         if notes:
             dataset.update_metadata(notes)
 

@@ -19,7 +19,7 @@ from rqmoe_store import lifecycle
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError, RQMoEError
-from rqmoe_store.exports.run import ExportReport, FormatName, export
+from rqmoe_store.exports import ExportReport, FormatName, export
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
@@ -867,16 +867,16 @@ class CompressedTable(TranslatesErrors):
         self._source.cache = CacheSetting(cache, memory_budget)
         return self
 
-    def use_shards(self, shards: int, ask: ShardCall) -> Self:
+    def use_shards(self, shards: int, call: ShardCall) -> Self:
         """Let other processes scan for searches through this handle; returns the table itself.
 
         Each of them holds the codes of some fragments of the table. Results are the same.
 
         Args:
             shards: number of processes, at least 1.
-            ask: calls a method of the `rqmoe_store.search.shards.Shard` that each of them has.
+            call: calls a method of the `rqmoe_store.search.shards.Shard` that each of them has.
         """
-        self._source.use(functools.partial(ShardedCodes, shards=shards, ask=ask))
+        self._source.use(functools.partial(ShardedCodes, shards=shards, call=call))
         return self
 
     def allow_pickling(self, *, storage_options: bool) -> Self:

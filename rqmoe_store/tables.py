@@ -19,7 +19,7 @@ from rqmoe_store.search.source import Cache
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import as_schema, require_keep_vectors
-from rqmoe_store.store.compress import compress_into, convert_in_place, on_disk
+from rqmoe_store.store.compress import compress_into, convert_in_place, require_local_table
 from rqmoe_store.store.creation import ExpectedSchema, RawTable, require_free_name, require_place
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.keys import require_key
@@ -98,7 +98,7 @@ def create_table(
     )
     with new.first_rows(data) as rows:
         try:
-            table = new.made_with(rows)
+            table = new.create(rows)
         except TableError:
             store = _existing(db, name, asked) if exist_ok else None  # perhaps created by others
             if store is None:
@@ -121,7 +121,7 @@ def _existing(db: DBConnection, name: str, asked: ExpectedSchema) -> CompressedT
     if databases.open_if_exists(db, name) is None:
         return None
     store = CompressedTable.open(db, name)
-    asked.require_fit(store.codecs.metadata, name)
+    asked.require_match(store.codecs.metadata, name)
     return store
 
 
@@ -185,7 +185,7 @@ def compress(
         raise InvalidInputError(
             f"Got into={into!r} and in_place={in_place}; expected the name of a new table, or in_place=True."
         )
-    docs = on_disk(docs)
+    docs = require_local_table(docs)
     if key is not None:
         require_key(docs, key)  # before hours of encoding
     if in_place:

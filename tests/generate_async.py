@@ -87,7 +87,7 @@ TWINS = {
         blocking=BackgroundEncoding,
         docstring="Rows being encoded in a thread of this process; `BackgroundEncoding` says how.",
         immediate=frozenset({"running", "rows_encoded", "rows_left"}),
-        left_out={"takes_more": "encode_in_background calls it"},
+        left_out={"request_another_pass": "encode_in_background calls it"},
         by_hand='''
 async def wait(self, timeout: float | None = None) -> Reencoded:
     """Wait until it has ended.

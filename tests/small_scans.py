@@ -7,8 +7,7 @@ import numpy as np
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import ScoreUnits
-from rqmoe_store.search.segments import CodeBatch, Selection, grouped
-from rqmoe_store.search.shortlist import Shortlist
+from rqmoe_store.search.segments import CodeBatch, Selection, Shortlist, grouped
 
 STEPS, CODEWORDS, PARTITIONS = 3, 4, 3
 

@@ -217,7 +217,7 @@ def test_encoding_stays_with_the_process_that_began_it(store: rqs.CompressedTabl
     begun = store.encode_in_background()
 
     def child() -> None:
-        assert not begun.running and not begun.takes_more()
+        assert not begun.running and not begun.request_another_pass()
         begun.stop()
         with pytest.raises(rqs.TableError, match="forked"):
             begun.wait()

@@ -112,7 +112,7 @@ def test_any_vectors_are_found_or_left_alone(tmp_path, scale, center, outlier, k
         assert (np.diff(exact) >= -rounding).all()
 
 
-def found_share(vectors, metric, kind, folder):
+def recalls_of(vectors, metric, kind, folder):
     docs = docs_of(vectors, folder)
     codec = rqmoe_store.train(docs, config=config(kind, metric), training=TRAINING)
     rqmoe_store.compress(docs, codec, in_place=True, progress=False)
@@ -124,10 +124,10 @@ def found_share(vectors, metric, kind, folder):
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
 def test_nearest_rows_are_found_as_well_at_any_scale(tmp_path, metric):
-    expected = found_share(in_float32(ORDINARY), metric, "rq", tmp_path)
+    expected = recalls_of(in_float32(ORDINARY), metric, "rq", tmp_path)
     assert expected > 0.5
     for power in (-40, -23, 8, 37):
-        share = found_share(in_float32(ORDINARY * 10.0**power), metric, "rq", tmp_path)
+        share = recalls_of(in_float32(ORDINARY * 10.0**power), metric, "rq", tmp_path)
         assert share >= expected - 0.1, power
 
 
@@ -164,16 +164,16 @@ def test_a_codec_for_ordinary_vectors_is_described_as_ever():
 def test_seconds_of_the_clock_beside_ordinary_features(tmp_path):
     vectors = ORDINARY.copy()
     vectors[:, 2] = 1.7e9
-    expected = found_share(in_float32(np.delete(ORDINARY, 2, axis=1)), "l2", "rq", tmp_path)
-    assert found_share(in_float32(vectors), "l2", "rq", tmp_path) >= expected - 0.1
+    expected = recalls_of(in_float32(np.delete(ORDINARY, 2, axis=1)), "l2", "rq", tmp_path)
+    assert recalls_of(in_float32(vectors), "l2", "rq", tmp_path) >= expected - 0.1
 
 
 def test_few_vectors_far_away_do_not_cost_the_others(tmp_path):
     vectors = in_float32(ORDINARY)
-    expected = found_share(vectors, "l2", "rqmoe", tmp_path)
+    expected = recalls_of(vectors, "l2", "rqmoe", tmp_path)
     vectors[[60, 70, 80]] *= np.float32(1e30)
     with pytest.warns(UserWarning, match=r"\d of \d+ training vectors lie more than 1,024 times as far"):
-        assert found_share(vectors, "l2", "rqmoe", tmp_path) >= expected - 0.1
+        assert recalls_of(vectors, "l2", "rqmoe", tmp_path) >= expected - 0.1
 
 
 @pytest.mark.parametrize("power", [-45, 20, 38])

@@ -85,7 +85,7 @@ def create_random_table(
     written = pa.schema([schema.field(each) for each in (*others.names, *columns.names)])
     neighbor = cast(LanceTable, registry.save(db, codec))
     batches = _random_batches(codec, columns, written, rows, np.random.default_rng(seed), rows_of)
-    table = databases.create_whole(db, name, schema, written.names, batches, neighbor=neighbor)
+    table = databases.create_atomically(db, name, schema, written.names, batches, neighbor=neighbor)
     databases.require_stable_row_ids(table)
     if codec.num_partitions > 1:
         table.create_index(columns.partition, config=BTree())

@@ -118,14 +118,14 @@ def files_at(location: str, storage_options: Mapping[str, str] | None) -> Place:
 
 
 def common_folder(folders: Sequence[str]) -> str:
-    """The innermost folder, a path or URI, in which all of these are."""
+    """The innermost folder, as a path or URI, that has all of these folders or is one of them."""
     levels = zip(*(folder.split("/") for folder in folders), strict=False)
     shared = itertools.takewhile(lambda names: len(set(names)) == 1, levels)
     return "/".join(names[0] for names in shared)
 
 
 def _split(location: str) -> tuple[str, list[str]]:
-    """A location without what follows the first name that is a pattern, and these names."""
+    """Split a location before its first name with a wildcard into the part before it and the other names."""
     names = location.rstrip("/").split("/")
     first = next((place for place, name in enumerate(names) if re.search(r"[*?\[]", name)), len(names))
     base = "/".join(names[:first])
@@ -141,7 +141,7 @@ def _inside(filesystem: pafs.FileSystem, path: str) -> list[str]:
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether the names of a path, or those of a folder it is in, match patterns one by one."""
+    """Whether the names of a path, or those of a folder above it, match the patterns one by one."""
     if not patterns:
         return True
     if patterns[0] == "**":

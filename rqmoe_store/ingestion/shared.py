@@ -30,7 +30,7 @@ from rqmoe_store.ingestion.sources import StreamPiece
 from rqmoe_store.ingestion.stages import prefetch
 from rqmoe_store.ingestion.writer import Committer, Content
 from rqmoe_store.storage_errors import TranslatesErrors
-from rqmoe_store.store.appends import fragments_of, write_batches, written_elsewhere
+from rqmoe_store.store.appends import append_transaction, fragments_of, write_batches
 from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.health import DriftSums
@@ -105,7 +105,7 @@ class PartWriter(TranslatesErrors):
             ArtifactError: as `open_table`.
             InvalidInputError: the device does not exist.
         """
-        self._work, self._handle = work, Handle.open(work.place.connected(), work.place.name)
+        self._work, self._handle = work, Handle.open(work.place.connect(), work.place.name)
         self._encoder, self._checker = row_tools(self._handle, work.vector_column, encode=work.encode)
         codecs = self._encoder.codecs
         if work.encode and fingerprints(codecs) != tuple(work.codecs):
@@ -192,7 +192,7 @@ class SharedIngestion(TranslatesErrors):
         self._arrow_bytes += written.arrow_bytes
 
     def _commit(self) -> None:
-        self._committer.commit(self._content, written_elsewhere(self._handle.table, self._fragments))
+        self._committer.commit(self._content, append_transaction(self._handle.table, self._fragments))
         self._content, self._fragments = Content(), []
 
     def _finish(self, *, pieces: int, skipped: int) -> IngestReport:

@@ -16,7 +16,7 @@ from rqmoe_store.ingestion.files import NPY_ENDING, dataset_at, open_array, open
 from rqmoe_store.ingestion.filesystems import absolute, common_folder, files_at, is_uri
 from rqmoe_store.ingestion.pieces import Chunk, Piece, Source, even_cuts, skip, stamp_of
 from rqmoe_store.store.columns import user_schema
-from rqmoe_store.store.rows import given_rows
+from rqmoe_store.store.rows import arrow_tables
 
 LANCE_ENDING = ".lance"
 
@@ -124,10 +124,10 @@ def _open_arrays(
     """One or several .npy files of vectors of one type."""
     places = [files_at(location, storage_options) for location in locations]
     found = [file for place in places for file in place.locations]
-    beside = None if metadata is None else os.fspath(metadata)
-    if beside is not None:
-        _require_none("metadata", beside if len(found) > 1 else None, "one file in .npy")
-    opened = [open_array(file, beside, vector_column, storage_options, texts=texts) for file in found]
+    others = None if metadata is None else os.fspath(metadata)
+    if others is not None:
+        _require_none("metadata", others if len(found) > 1 else None, "one file in .npy")
+    opened = [open_array(file, others, vector_column, storage_options, texts=texts) for file in found]
     if len(opened) == 1:
         return opened[0]
     pieces = sorted((each.pieces[0] for each in opened), key=lambda piece: piece.name)
@@ -283,7 +283,7 @@ def open_stream(rows: Any, job: str | None, vector_column: str, *, takes_all: bo
     """
     size = getattr(rows, "nbytes", None)
     try:
-        tables = given_rows(rows, vector_column)
+        tables = arrow_tables(rows, vector_column)
         first = next(tables, None)
     except InvalidInputError as error:
         raise InvalidInputError(f"{error} As a source, expected {_EXPECTED_SOURCES}.") from error

@@ -114,14 +114,14 @@ class Committer:
             TableError: another process ingests the same source, or the table was restored.
         """
         self._claim.require_held()
-        self._encoder.require_known_to(self._table)
+        self._encoder.require_codec_in(self._table)
         # The quarantine comes first: no later call reads rows again that the table has logged.
         if self._quarantine is not None:
             self._quarantine.add(content.bad, content.pieces)
         drift = {} if content.drift is None else content.drift.properties
         properties = self._claim.properties(content.pieces) | drift
         if content.drift is not None:
-            warning = self._watch.note(self._table, self._encoder.codecs, content.drift)
+            warning = self._watch.add(self._table, self._encoder.codecs, content.drift)
             self.warning = self.warning or warning
         self._claim.record_commit(commit_rows(self._table, written, properties))
         self.rows += content.rows_written

@@ -1,8 +1,6 @@
-"""Result columns: which ones a query returns, taken for the rows it found, vectors decoded.
+"""Result columns: the columns that a query returns, how they are taken for its hits, and decoded vectors.
 
-Shape suffixes: H hits of all queries, in result order.
-
-Shape suffixes: N rows, V of them with a vector, D vector dimension.
+Shape legend: H hits of all queries in result order, N rows, D vector dimension.
 """
 
 import dataclasses
@@ -31,18 +29,19 @@ SCORE = "_score"
 RELEVANCE = "_relevance_score"
 ROW_ID = "_rowid"
 QUERY_INDEX = "query_index"
-_EXPRESSION = "expression of "  # before a name, so that it is none of a column that is read beside it
+_EXPRESSION = "expression of "  # prefix that keeps names of expressions different from those of columns
 
 
 Selected = dict[str, str | Expr]
-"""Names of result columns, and of what they are: the name of a column, a path into a struct, or SQL."""
+"""Name of a result column -> name of a column, path into a struct, or SQL."""
 
 
 def check_selection(columns: Any) -> Selected | None:
-    """What `columns` select; None, like an empty selection, stands for all user columns.
+    """Check the argument of `select`; returns None, which means all user columns, for an empty selection.
 
     Raises:
-        InvalidInputError: neither a list of names nor a dict of expressions, or a name given twice.
+        InvalidInputError: `columns` is neither a list of names nor a dict of expressions, or has a name
+            twice.
     """
     if columns is None:
         return None
@@ -61,56 +60,58 @@ def check_selection(columns: Any) -> Selected | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
-    """The columns of a result, and what they are read from."""
+class ResultColumns:
+    """The columns of a result, and where their values come from."""
 
     sources: dict[str, str]
-    """Name in the result -> column that is stored, or that the query makes, or an expression's name."""
+    """Name in the result -> name of a stored column, of a column that the query adds, or of an expression."""
     expressions: dict[str, str]
-    """Name of an expression -> SQL that was checked."""
+    """Name of an expression -> checked SQL."""
 
     def stored(self, *own: str) -> list[str]:
-        """The stored columns that are read, but for those named `own`, which the query makes; each once."""
+        """The stored columns to read, each once; columns named in `own` are added by the query."""
         return [
             name for name in dict.fromkeys(self.sources.values()) if name not in (*own, *self.expressions)
         ]
 
     def to_scan(self, columns: Sequence[str]) -> Any:
-        """What to scan for these columns and all expressions: names, or SQL by name."""
+        """The argument for Lance's scanner for these columns and all expressions: names, or names and SQL."""
         if not self.expressions:
             return list(columns)
         return {name: quoted(name) for name in columns} | self.expressions
 
     def arranged(self, rows: pa.Table) -> pa.Table:
-        """The result, from the rows that were read."""
+        """The columns of the result, in order, from the rows that were read."""
         return rows.select(list(self.sources.values())).rename_columns(list(self.sources))
 
     def reads(self, name: str) -> bool:
-        """Whether any column of the result is this one."""
+        """Whether any column of the result comes from this one."""
         return name in self.sources.values()
 
-    def with_last(self, name: str) -> "Chosen":
-        """The same, with a column of the query's at the end."""
+    def with_last(self, name: str) -> "ResultColumns":
+        """The same columns, followed by one that the query adds."""
         sources = {out: source for out, source in self.sources.items() if out != name}
-        return Chosen(sources | {name: name}, self.expressions)
+        return ResultColumns(sources | {name: name}, self.expressions)
 
 
-def choose(selected: Selected | None, table: LanceTable, handle: Handle, own: Sequence[str]) -> Chosen:
-    """Which columns a query returns of a version of a table.
+def result_columns(
+    selected: Selected | None, table: LanceTable, handle: Handle, own: Sequence[str]
+) -> ResultColumns:
+    """The columns that a query returns from a version of a table.
 
     Args:
-        selected: as `check_selection` has it; None for all of the user's.
-        table: that version, in LanceDB.
+        selected: result of `check_selection`; None for all user columns.
+        table: LanceDB's table at that version.
         handle: of the table.
-        own: columns that the query makes; known, but not stored.
+        own: columns that the query adds.
 
     Raises:
-        InvalidInputError: an unknown column, or an expression that LanceDB refuses.
+        InvalidInputError: a column is unknown, or LanceDB does not accept an expression.
     """
     hidden = handle.hidden_columns
     users = [name for name in table.schema.names if name not in hidden]
     if selected is None:
-        return Chosen({name: name for name in users}, {})
+        return ResultColumns({name: name for name in users}, {})
     known, sources, expressions = [*users, *hidden, *own], {}, {}
     for name, source in selected.items():
         sql = as_text(source, called="select")
@@ -127,7 +128,7 @@ def choose(selected: Selected | None, table: LanceTable, handle: Handle, own: Se
             table, source, called=f"select[{name!r}]"
         )
     _require_expressions(table, selected, expressions)
-    return Chosen(sources, expressions)
+    return ResultColumns(sources, expressions)
 
 
 def _require_expressions(table: LanceTable, selected: Selected, expressions: dict[str, str]) -> None:
@@ -135,7 +136,7 @@ def _require_expressions(table: LanceTable, selected: Selected, expressions: dic
         return
     try:
         table.search().select(dict(expressions)).with_row_id(True).output_schema()
-    except Exception as error:  # LanceDB panics on some, with an exception of no other class
+    except Exception as error:  # LanceDB panics on some, with a plain Exception
         if is_gone(error):
             raise
         raise InvalidInputError(
@@ -145,7 +146,7 @@ def _require_expressions(table: LanceTable, selected: Selected, expressions: dic
 
 
 def _require_own(name: str, source: str) -> None:
-    """Raise InvalidInputError for something else under the name of a column that searches add."""
+    """Raise InvalidInputError if `name` is that of a column which searches add, and `source` is another."""
     if name != source and name in (DISTANCE, SCORE, RELEVANCE, ROW_ID, QUERY_INDEX):
         raise InvalidInputError(
             f"Got {source!r} as {name!r} in select, which searches add to results; expected another name."
@@ -153,13 +154,13 @@ def _require_own(name: str, source: str) -> None:
 
 
 def _unquoted(sql: str) -> str:
-    """The name that SQL consists of, if it is one in backticks; otherwise the SQL."""
+    """The name without quotes if `sql` is a single name in backticks; otherwise `sql`."""
     tokens = list(tokens_of(sql.strip()))
     return tokens[0].value if len(tokens) == 1 and tokens[0].kind == "name" else sql
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name is a path into a struct, or a name in backticks."""
+    """Whether `name` is a path into a struct, or a name in backticks."""
     kinds = {token.kind for token in tokens_of(name) if token.written != "."}
     return bool(kinds) and kinds <= {"word", "name"} and ("." in name or kinds == {"name"})
 
@@ -174,43 +175,43 @@ def require_known(names: Sequence[str], available: Sequence[str]) -> None:
 
 
 def without(table: pa.Table, name: str) -> pa.Table:
-    """`table` less its column `name`, should it have one."""
+    """`table` without its column `name`, if it has one."""
     return table.drop_columns([name]) if name in table.column_names else table
 
 
-def in_order(chosen: Chosen, *, with_row_id: bool, batched: bool) -> Chosen:
+def in_lancedb_order(chosen: ResultColumns, *, with_row_id: bool, batched: bool) -> ResultColumns:
     """The columns of a vector search in LanceDB's order.
 
-    That is `query_index` (several queries), the selected columns, `_distance` unless it is selected
-    at another place, and `_rowid` if asked for. Code columns are returned only when selected by name.
+    These are `query_index` (if there are several queries), the selected columns, `_distance` unless it is
+    selected at another place, and `_rowid` if requested. Code columns are returned only if selected by name.
     """
     sources = dict(chosen.sources)
     if batched:
         sources = {QUERY_INDEX: QUERY_INDEX} | sources
     sources.setdefault(DISTANCE, DISTANCE)
-    chosen = Chosen(sources, chosen.expressions)
+    chosen = ResultColumns(sources, chosen.expressions)
     return chosen.with_last(ROW_ID) if with_row_id else chosen
 
 
 def take(
-    dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], chosen: Chosen, stored: Sequence[str]
+    dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], chosen: ResultColumns, stored: Sequence[str]
 ) -> pa.Table:
-    """What a result is made of: columns `stored`, all expressions, and what the search adds, of every hit,
-    query after query, nearest first.
+    """Take the columns of a result for every hit, query after query, in result order.
 
-    Rows that are no longer in the table are left out.
+    These are the columns `stored`, all expressions, and the columns that the search adds. Rows that are no
+    longer in the table are left out.
     """
     row_ids_H = np.concatenate([hits.row_ids_S for hits in hits_of_queries])
     distances_H = np.concatenate([hits.distances_S for hits in hits_of_queries])
     queries_H = np.repeat(
         np.arange(len(hits_of_queries), dtype=np.int32), [len(hits) for hits in hits_of_queries]
     )
-    # Taken even without stored columns: the row ids say which rows still exist.
+    # The scan runs even without stored columns, because its row ids tell which rows still exist.
     wanted = np.unique(row_ids_H)
     condition = row_id_filter(wanted) if len(wanted) else "false"
     taken = dataset.scanner(columns=chosen.to_scan(stored), filter=condition, with_row_id=True).to_table()
     taken_ids = taken[ROW_ID].to_numpy().astype(np.uint64, copy=False)
-    # Lance returns each row once and sorted by its own order; put rows where the hits want them.
+    # Lance returns each row once and in an order of its own.
     order = np.argsort(taken_ids)
     exists_H = np.isin(row_ids_H, taken_ids)
     places_H = order[np.searchsorted(taken_ids, row_ids_H[exists_H], sorter=order)]
@@ -228,27 +229,27 @@ def take(
 
 @dataclasses.dataclass(frozen=True)
 class DecodedColumn:
-    """The vector column of a table that has codes in its place; columns of others are left as they are."""
+    """Decodes the vector column of results, unless the table keeps all raw vectors."""
 
     columns: CodeColumns
     kept: KeptVectors
 
     def is_in(self, names: Sequence[str]) -> bool:
-        """Whether a result with these columns has vectors to decode."""
+        """Whether a result with these columns needs decoded vectors."""
         return self.columns.vector_column in names and not self.kept.kept
 
     def to_read(self, names: Sequence[str]) -> list[str]:
-        """The columns to read for a result with the columns `names`."""
+        """The columns to read for a result with the columns `names`, in this order, then code columns."""
         codes = [name for name in self.columns.names if name not in names] if self.is_in(names) else []
         return [*names, *codes]
 
-    def filled(self, rows: pa.Table, names: Sequence[str], codecs: TableCodec) -> pa.Table:
-        """The result, with vectors in all rows that have a code.
+    def decode(self, rows: pa.Table, names: Sequence[str], codecs: TableCodec) -> pa.Table:
+        """Decode the vectors of rows that have a code and no raw vector, and drop the code columns.
 
         Args:
-            rows: N rows with the columns `to_read(names)`, and perhaps others.
-            names: the columns of the result; it also has those others.
-            codecs: of the version of the table that the rows are from.
+            rows: N rows with the columns `to_read(names)`, and perhaps others, which stay.
+            names: columns of the result.
+            codecs: codecs of the version of the table that has the rows.
 
         Raises as `TableCodec.decode`.
         """

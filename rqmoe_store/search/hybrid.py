@@ -1,6 +1,6 @@
-"""Hybrid queries: the nearest vectors and the best texts, fused by a LanceDB reranker.
+"""Hybrid queries: a vector search and a full-text search, fused by a LanceDB reranker.
 
-Shape suffixes: R rows of one result list.
+Shape legend: R rows of one result list.
 """
 
 import itertools
@@ -26,7 +26,7 @@ Normalization = Literal["score", "rank"]
 
 
 def check_normalization(normalize: str) -> Normalization:
-    """`normalize`; raises InvalidInputError unless it is one of the two."""
+    """Return `normalize`. Raises InvalidInputError unless it is one of its allowed values."""
     if normalize not in get_args(Normalization):
         raise InvalidInputError(f"Got normalize={normalize!r}; expected 'score' or 'rank'.")
     return "rank" if normalize == "rank" else "score"
@@ -40,21 +40,21 @@ def fuse(
     reranker: Reranker,
     normalize: Normalization,
 ) -> pa.Table:
-    """The rows of both lists as `reranker` orders them, with `_relevance_score`.
+    """Have `reranker` order the rows of both lists and add `_relevance_score`.
 
-    The reranker is given `_distance` and `_score` scaled to 0 to 1, by value or by rank, as LanceDB
-    does; where it returns them they have their original values again, null for rows of the other list.
+    As in LanceDB, the reranker gets `_distance` and `_score` scaled to the range from 0 to 1, by value or by
+    rank. If it returns them, they get their original values back, null for rows of the other list only.
 
     Args:
         vector_results: nearest first, with `_distance` and `_rowid`.
         text_results: best first, with `_score` and `_rowid`.
         query: the text query, passed to the reranker.
-        reranker: decides; `RRFReranker` and most others drop `_distance` and `_score` unless made
-            with `return_score="all"`.
-        normalize: what to scale, the values or their ranks.
+        reranker: the reranker; `RRFReranker` and most others drop `_distance` and `_score` unless they are
+            created with `return_score="all"`.
+        normalize: whether to scale values ("score") or ranks ("rank").
     """
     if not len(vector_results) and not len(text_results):
-        return _nothing(vector_results, text_results, reranker)
+        return _empty(vector_results, text_results, reranker)
     fused = reranker.rerank_hybrid(
         query,  # type: ignore[arg-type]  # LanceDB passes structured queries here too
         _scaled(vector_results, DISTANCE, normalize),
@@ -65,12 +65,12 @@ def fuse(
 
 
 def values_of(rows: pa.Table, results: pa.Table, name: str) -> pa.ChunkedArray:
-    """Column `name` of `results` for every one of `rows`, by row id; null where it is not among them."""
+    """Column `name` of `results` for each of `rows`, by row id; null for rows that `results` lacks."""
     return results[name].take(pc.index_in(rows[ROW_ID], results[ROW_ID].combine_chunks()))
 
 
-def _nothing(vector_results: pa.Table, text_results: pa.Table, reranker: Reranker) -> pa.Table:
-    # Not every reranker can do with two empty lists.
+def _empty(vector_results: pa.Table, text_results: pa.Table, reranker: Reranker) -> pa.Table:
+    # Some rerankers fail on two empty lists.
     empty = pa.concat_tables([vector_results, text_results], promote_options="default")
     if reranker.score == "relevance":
         empty = empty.drop_columns([DISTANCE, SCORE])
@@ -88,14 +88,14 @@ def _scaled(results: pa.Table, name: str, normalize: Normalization) -> pa.Table:
 def _to_unit_range(scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     if len(scores_R) == 0:
         return scores_R
-    exact_R = scores_R.astype(np.float64)  # the difference of two may be beyond float32
+    exact_R = scores_R.astype(np.float64)  # a difference may overflow float32
     spread = exact_R.max() - exact_R.min()
     shifted_R = exact_R - exact_R.min()
     return np.asarray(shifted_R if spread == 0 else shifted_R / spread, dtype=np.float32)
 
 
 def _ranks(scores_R: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """1 for the smallest; equal scores in the order they come."""
+    """Ranks of the scores, 1 for the smallest; equal scores in their given order."""
     ranks_R = np.empty(len(scores_R), dtype=np.float32)
     ranks_R[np.argsort(scores_R, kind="stable")] = np.arange(1, len(scores_R) + 1)
     return ranks_R
@@ -108,18 +108,18 @@ def _restored(fused: pa.Table, results: pa.Table, name: str) -> pa.Table:
     return fused.set_column(place, results.schema.field(name), values_of(fused, results, name))
 
 
-_Asked = tuple[Any, str | FullTextQuery]
+_Terms = tuple[Any, str | FullTextQuery]
 """The vector and the text to search for."""
 
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
 
 
 class HybridQuery(VectorSearchQuery):
-    """A search by vector and by text, built step by step and run by a `to_...` method.
+    """A hybrid query, built step by step and run by a `to_...` method.
 
-    Both searches find 10 rows, and the best 10 of what the reranker makes of them are the first. Next come
-    the best others of what it makes of 15 rows of either, then of 25, 50, 100 and so on, as far as
-    limit + offset goes. So pages continue each other, whatever their size.
+    The reranker fuses the first 10 rows of both searches, and the best 10 of them come first. Next come the
+    best other rows out of the first 15 of both searches, then out of 25, 50, 100 and so on, up to limit +
+    offset. Pages of any size thus continue each other.
     """
 
     def __init__(
@@ -132,12 +132,12 @@ class HybridQuery(VectorSearchQuery):
 
         Args:
             reader: reads the table to search.
-            query: text to search for as it is and, embedded, by vector; None to say `vector` and
-                `text` one by one.
+            query: text to search for, and to embed for the vector search; None to set `vector` and `text`
+                separately.
             columns: text columns to search; None for all that have a full-text index.
 
         Raises:
-            InvalidInputError: a query that is no string.
+            InvalidInputError: the query is not a string.
         """
         super().__init__(reader, VectorOptions())
         if query is not None and not isinstance(query, str):
@@ -154,27 +154,28 @@ class HybridQuery(VectorSearchQuery):
         self._normalize = check_normalization("score")
 
     def vector(self, vector: Any) -> Self:
-        """The vector to search for, (D,), or text to embed. Takes the place of the query's own."""
+        """Set the vector (D,) to search for, or text to embed."""
         self._vector = vector
         return self
 
     def text(self, text: str | FullTextQuery) -> Self:
-        """The text to search for: words or one of LanceDB's structured queries."""
+        """Set the text to search for: words, or one of LanceDB's structured queries."""
         self._text = text
         return self
 
     def rerank(self, reranker: Reranker | None = None, normalize: str = "score") -> Self:
-        """How the two lists become one.
+        """Set the reranker that fuses the results of both searches.
 
         Args:
-            reranker: any of `lancedb.rerankers`, or one's own; default `RRFReranker()`, which adds
-                the reciprocal ranks of both lists. With `return_score="all"` also `_distance`,
-                `_score` and `_rowid` are returned.
-            normalize: the reranker is given `_distance` and `_score` scaled to 0 to 1, by their
-                values ("score") or by their ranks ("rank").
+            reranker: one of `lancedb.rerankers`, or one of your own; default `RRFReranker()`, which adds the
+                reciprocal ranks of both lists. With `return_score="all"`, results have `_distance`, `_score`
+                and `_rowid`, too.
+            normalize: "score" or "rank": the reranker gets `_distance` and `_score` scaled to the range from
+                0 to 1, by their values or by their ranks.
 
         Raises:
-            InvalidInputError: not a `lancedb.rerankers.Reranker`, or another `normalize`.
+            InvalidInputError: `reranker` is not a `lancedb.rerankers.Reranker`, or `normalize` is another
+                value.
         """
         self._reranker = RRFReranker() if reranker is None else require_reranker(reranker)
         self._normalize = check_normalization(normalize)
@@ -183,7 +184,7 @@ class HybridQuery(VectorSearchQuery):
         return self
 
     def phrase_query(self, phrase_query: bool = True) -> Self:
-        """As for a full-text query."""
+        """Set this option of the full-text search, as in a full-text query."""
         self._phrase = bool(phrase_query)
         return self
 
@@ -191,117 +192,122 @@ class HybridQuery(VectorSearchQuery):
         """Run the query.
 
         Returns:
-            The selected columns and `_relevance_score` (float32), in the reranker's order; `_rowid`
-            if asked for.
+            The selected columns and `_relevance_score` (float32), in the reranker's order; `_rowid` if
+            requested.
 
         Raises:
             TableError: the table has no full-text index.
-            InvalidInputError: no text or no vector to search for, a reranker that drops `_rowid` where
-                several of its results are joined, or as the two searches raise.
+            InvalidInputError: there is no text or no vector to search for, the reranker drops `_rowid` where
+                several of its results must be joined, or as the two searches raise.
             RQMoEError: the embedding function cannot be used.
         """
         return self._page(self._vector_and_text(), Trace(), Trace())
 
     def explain_plan(self) -> str:
-        """The stages of the query, the last one first: what merges the rows of both searches, and below it
-        those of the search by vector and LanceDB's of the search by text. Raises as `to_arrow`."""
-        trace, asked = Trace(), self._vector_and_text()
+        """The plan of the query, without running it: the rerank, and below it the plans of both searches.
+
+        The plan of the full-text search is LanceDB's. Raises as `to_arrow`.
+        """
+        trace, terms = Trace(), self._vector_and_text()
         depths, _ = self._depths()
-        by_vector, by_text = self._searches(asked, depths[-1])
-        trace.plan("Rerank", self._reranked(depths))
+        by_vector, by_text = self._searches(terms, depths[-1])
+        trace.plan("Rerank", self._rerank_detail(depths))
         return "\n".join([str(trace), indented(by_vector.explain_plan()), indented(by_text.explain_plan())])
 
     def analyze_plan(self) -> str:
-        """Run the query: its stages as `explain_plan` has them, with the rows that came out of each and the
-        time it took. The search by text is run again to be measured. Raises as `to_arrow`."""
-        trace, vector_trace, asked = Trace(), Trace(), self._vector_and_text()
-        self._page(asked, trace, vector_trace)
-        _, by_text = self._searches(asked, self._depths()[0][-1])
+        """Run the query and return its plan as `explain_plan` does, with output rows and time of each stage.
+
+        The full-text search is run once more to be measured. Raises as `to_arrow`.
+        """
+        trace, vector_trace, terms = Trace(), Trace(), self._vector_and_text()
+        self._page(terms, trace, vector_trace)
+        _, by_text = self._searches(terms, self._depths()[0][-1])
         return "\n".join([str(trace), indented(str(vector_trace)), indented(by_text.analyze_plan())])
 
     def _depths(self) -> tuple[list[int], Iterator[int]]:
-        """How many rows of both searches are merged, one time after the other, and with how many it would go
-        on."""
+        """Numbers of rows of both searches to fuse, one after the other, and an iterator of further ones."""
         rows = self._limit + self._offset
         parameters = self._options.parameters(self._reader.read_snapshot(lambda snapshot: snapshot.tuned))
         depths, ends = [stage.end for stage in parameters.stages(rows)], parameters.ends()
         return depths, itertools.dropwhile(lambda end: end <= depths[-1], ends)
 
-    def _reranked(self, depths: Sequence[int]) -> str:
-        """What is done with the rows of both searches, in words."""
+    def _rerank_detail(self, depths: Sequence[int]) -> str:
+        """Description of the rerank for the plan."""
         first, last = ", ".join(map(str, depths)), self._offset + self._limit
         name = type(self._reranker).__name__
         return f"{name}, by {self._normalize}, first {first} of both, rows {self._offset} to {last}"
 
-    def _searches(self, asked: _Asked, depth: int) -> tuple[CompressedQuery, TextQuery]:
-        """The searches by vector and by text for the first `depth` rows."""
-        vector, text = asked
-        chosen = self._reader.read_snapshot(lambda snapshot: self._choose(snapshot.table, RELEVANCE, ROW_ID))
+    def _searches(self, terms: _Terms, depth: int) -> tuple[CompressedQuery, TextQuery]:
+        """The vector search and the full-text search for the first `depth` rows."""
+        vector, text = terms
+        chosen = self._reader.read_snapshot(
+            lambda snapshot: self._result_columns(snapshot.table, RELEVANCE, ROW_ID)
+        )
         selected = self._selected or {name: name for name in chosen.sources}
         both = {name: source for name, source in selected.items() if name not in (RELEVANCE, ROW_ID)}
         by_text = TextQuery(self._reader, text, self._columns).phrase_query(self._phrase)
         by_vector = CompressedQuery(self._reader, vector, self._options)
-        self._common(by_vector, depth).select(both | {DISTANCE: DISTANCE})
-        self._common(by_text, depth).select(both | {SCORE: SCORE})
+        self._with_filters(by_vector, depth).select(both | {DISTANCE: DISTANCE})
+        self._with_filters(by_text, depth).select(both | {SCORE: SCORE})
         return by_vector, by_text
 
-    def _page(self, asked: _Asked, trace: Trace, vector_trace: Trace) -> pa.Table:
-        """The rows of both searches as one list, and of it those that were asked for."""
+    def _page(self, terms: _Terms, trace: Trace, vector_trace: Trace) -> pa.Table:
+        """Fuse the rows of both searches, deeper and deeper, until the page is complete."""
         depths, further = self._depths()
-        found = self._found(asked, depths, vector_trace)
+        search = self._search_function(terms, depths, vector_trace)
         ranked: pa.Table | None = None
-        with trace.stage("Rerank", self._reranked(depths)) as stage:
+        with trace.stage("Rerank", self._rerank_detail(depths)) as stage:
             for depth in itertools.chain(list(depths), further):
                 before = 0 if ranked is None else len(ranked)
-                ranked = self._longer(ranked, depth, asked, *found(depth))
+                ranked = self._extend(ranked, depth, terms, *search(depth))
                 if depth not in depths:
                     depths.append(depth)
-                if len(ranked) >= self._offset + self._limit or self._ended(before, len(ranked), depth):
+                if len(ranked) >= self._offset + self._limit or self._is_last(before, len(ranked), depth):
                     break
             assert ranked is not None, "there is a first depth"
-            stage.detail = self._reranked(depths)
+            stage.detail = self._rerank_detail(depths)
             page = ranked.slice(self._offset, self._limit)
             stage.rows = len(page)
         return page if self._with_row_id or ROW_ID in (self._selected or {}) else without(page, ROW_ID)
 
-    def _ended(self, before: int, after: int, depth: int) -> bool:
-        """Whether nothing is to come, once there are `after` rows at a depth and `before` at the last."""
+    def _is_last(self, before: int, after: int, depth: int) -> bool:
+        """Whether deeper searches find no more rows, given the numbers of rows before and after it."""
         if self._prefilter or not self._conditions:
-            return after < depth  # both searches have come to their end
+            return after < depth  # both searches are exhausted
         return after == before
 
-    def _found(
-        self, asked: _Asked, depths: Sequence[int], trace: Trace
+    def _search_function(
+        self, terms: _Terms, depths: Sequence[int], trace: Trace
     ) -> Callable[[int], tuple[pa.Table, pa.Table]]:
-        """Finds so many rows by vector and by text."""
+        """A function that runs both searches for a number of rows."""
         if not self._prefilter and self._conditions:
-            return lambda depth: self._found_at(asked, depth, trace)
-        by_vector, _ = self._searches(asked, depths[-1])
+            return lambda depth: self._search(terms, depth, trace)
+        by_vector, _ = self._searches(terms, depths[-1])
         nearest = run_query(by_vector, trace)
 
-        def found(depth: int) -> tuple[pa.Table, pa.Table]:
-            # Asked again for every depth: among equal scores LanceDB's choice depends on it.
-            return nearest.slice(0, depth), self._searches(asked, depth)[1].to_arrow()
+        def search(depth: int) -> tuple[pa.Table, pa.Table]:
+            # The text search runs for every depth, because LanceDB's order of equal scores depends on it.
+            return nearest.slice(0, depth), self._searches(terms, depth)[1].to_arrow()
 
-        return found
+        return search
 
-    def _found_at(self, asked: _Asked, depth: int, trace: Trace) -> tuple[pa.Table, pa.Table]:
-        by_vector, by_text = self._searches(asked, depth)
+    def _search(self, terms: _Terms, depth: int, trace: Trace) -> tuple[pa.Table, pa.Table]:
+        by_vector, by_text = self._searches(terms, depth)
         return run_query(by_vector, trace), by_text.to_arrow()
 
-    def _longer(
+    def _extend(
         self,
         ranked: pa.Table | None,
         depth: int,
-        asked: _Asked,
+        terms: _Terms,
         vector_results: pa.Table,
         text_results: pa.Table,
     ) -> pa.Table:
-        """The rows that are ranked, and after them the best others of both results up to `depth` rows."""
+        """Append the best other rows of both results to the ranked ones, up to `depth` rows."""
         fused = fuse(
             vector_results,
             text_results,
-            query=reranker_text(asked[1]),
+            query=reranker_text(terms[1]),
             reranker=self._reranker,
             normalize=self._normalize,
         )
@@ -315,7 +321,7 @@ class HybridQuery(VectorSearchQuery):
         new = fused.filter(pc.invert(pc.is_in(fused[ROW_ID], ranked[ROW_ID].combine_chunks())))
         return pa.concat_tables([ranked, new.slice(0, depth - len(ranked))], promote_options="default")
 
-    def _vector_and_text(self) -> _Asked:
+    def _vector_and_text(self) -> _Terms:
         if self._query is not None:
             if self._vector is not None or self._text is not None:
                 raise InvalidInputError(
@@ -334,8 +340,8 @@ class HybridQuery(VectorSearchQuery):
             raise InvalidInputError("Got a batch of vectors for a hybrid query; expected a single one.")
         return vector, self._text
 
-    def _common(self, query: _OneSided, depth: int) -> _OneSided:
-        """`query` for the first `depth` rows with the filters of this one."""
+    def _with_filters(self, query: _OneSided, depth: int) -> _OneSided:
+        """Have `query` find its first `depth` rows under the conditions of this query."""
         for condition in self._conditions:
             query.where(condition, self._prefilter)
         return query.limit(depth).with_row_id()

@@ -1,4 +1,4 @@
-"""Plain reads: rows that match a condition, in the order of the table."""
+"""Plain reads: rows that match a condition, in the order of the table or of columns, without a search."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -28,7 +28,7 @@ _ORDERING = (
 class PlainQuery(TableQuery):
     """A read without a search, built step by step and run by a `to_...` method.
 
-    As rows are not ordered by a search, `prefilter` changes nothing.
+    `prefilter` makes no difference, because there is no search.
     """
 
     def __init__(self, reader: TableReader) -> None:
@@ -42,22 +42,23 @@ class PlainQuery(TableQuery):
         self._ordering: tuple[ColumnOrdering, ...] = ()
 
     def limit(self, limit: int | None) -> Self:
-        """Rows to return, None (the default) for all. Raises InvalidInputError below 1."""
+        """Set the number of rows to return; None (the default) for all. Raises InvalidInputError below 1."""
         self._limit = None if limit is None else whole_number("limit", limit, 1)
         return self
 
     def order_by(self, ordering: Sequence[ColumnOrdering | Mapping[str, Any]] | None) -> Self:
-        """Order rows by columns, by the first one first; `limit` and `offset` are of that order.
+        """Order rows by columns, the first one being the most significant, before `limit` and `offset`.
 
             store.search().order_by([{"column_name": "year", "ascending": False}, {"column_name": "id"}])
 
         Args:
-            ordering: LanceDB's `lancedb.query.ColumnOrdering`, or dicts of the same: "column_name",
-                "ascending" (default True) and "nulls_first" (default False). None for the order of the table.
+            ordering: a list of `lancedb.query.ColumnOrdering`, or of dicts with the same fields:
+                "column_name", "ascending" (default True) and "nulls_first" (default False). None for the
+                order of the table.
 
         Raises:
-            InvalidInputError: none of these. When the query runs: an unknown column, or values of no order,
-                such as vectors, lists and structs.
+            InvalidInputError: `ordering` is none of these. When the query runs: a column is unknown, or its
+                values have no order, such as vectors, lists and structs.
         """
         orderings = () if ordering is None else ordering
         if isinstance(orderings, str | bytes | Mapping) or not isinstance(orderings, Iterable):
@@ -72,7 +73,7 @@ class PlainQuery(TableQuery):
         return self
 
     def _require_sortable(self, schema: pa.Schema) -> list[str]:
-        """The columns to order by; raises InvalidInputError for others than the user's with single values."""
+        """The columns to order by. Raises InvalidInputError unless they are user columns of single values."""
         hidden = (*self._handle.hidden_columns, self._handle.columns.vector_column)
         able = [field.name for field in user_schema(schema, without=hidden) if not _is_nested(field.type)]
         names = [ordering.column_name for ordering in self._ordering]
@@ -87,21 +88,21 @@ class PlainQuery(TableQuery):
         """Run the query.
 
         Returns:
-            The selected columns, and `_rowid` if asked for, of all rows that match, or of some of them
-            (`limit`, `offset`), in the order of the table, or in the one that was asked for.
+            The selected columns, and `_rowid` if requested, of the rows that match, from `offset` on and up
+            to `limit` of them, in the order of the table or of `order_by`.
 
         Raises:
-            InvalidInputError: a `where` that LanceDB refuses, or an unknown column.
+            InvalidInputError: LanceDB does not accept a condition, or a column is unknown.
         """
         return self._reader.read_snapshot(lambda snapshot: self._read(snapshot, None).read_all())
 
     def to_batches(self, max_batch_length: int | None = None) -> pa.RecordBatchReader:
-        """Run the query; its rows in batches, which are read, and decoded, one after the other.
+        """Run the query and return its rows in batches, which are read and decoded one after the other.
 
-        All are from the version that the table has now.
+        All batches are of the version that the table has now.
 
         Args:
-            max_batch_length: rows per batch at most; None for no such limit.
+            max_batch_length: most rows of a batch; None for no limit.
 
         Raises as `to_arrow`, and InvalidInputError for a length below 1.
         """
@@ -109,15 +110,15 @@ class PlainQuery(TableQuery):
         return self._reader.read_snapshot(lambda snapshot: self._read(snapshot, length))
 
     def _read(self, snapshot: Snapshot, length: int | None) -> pa.RecordBatchReader:
-        """The rows of one version; the query is planned at once, and run as they are read."""
+        """A reader of the rows of one version. The query is planned now, and runs as rows are read."""
         vectors = self._vectors
-        chosen = self._choose(snapshot.table, ROW_ID)
+        chosen = self._result_columns(snapshot.table, ROW_ID)
         if self._with_row_id:
             chosen = chosen.with_last(ROW_ID)
         stored = list(dict.fromkeys([*chosen.stored(ROW_ID), *self._require_sortable(snapshot.schema)]))
         scanner: lance.LanceScanner = snapshot.dataset.scanner(
             columns=chosen.to_scan(vectors.to_read(stored)),
-            # Lance does not scan for expressions alone.
+            # Lance cannot scan for expressions alone.
             with_row_id=chosen.reads(ROW_ID) or bool(chosen.expressions),
             filter=self._where(snapshot.table),
             limit=self._limit,
@@ -130,7 +131,7 @@ class PlainQuery(TableQuery):
 
         def batches() -> Iterator[pa.RecordBatch]:
             for batch in scanner.to_batches():
-                rows = vectors.filled(pa.Table.from_batches([batch]), stored, snapshot.codecs)
+                rows = vectors.decode(pa.Table.from_batches([batch]), stored, snapshot.codecs)
                 yield from chosen.arranged(rows).replace_schema_metadata().to_batches(max_chunksize=length)
 
         fields = [schema.field(source).with_name(name) for name, source in chosen.sources.items()]

@@ -1,6 +1,6 @@
-"""The vector query: options in LanceDB's words, what queries of all kinds share, and the request.
+"""Vector queries, and what queries of all kinds share: options with LanceDB's names, and `to_...` methods.
 
-Shape suffixes: Q queries, D vector dimension.
+Shape legend: Q queries, D vector dimension.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from rqmoe_store.search.columns import (
     DISTANCE,
     QUERY_INDEX,
     ROW_ID,
-    Chosen,
     DecodedColumn,
+    ResultColumns,
     Selected,
     check_selection,
-    choose,
-    in_order,
+    in_lancedb_order,
+    result_columns,
     take,
 )
 from rqmoe_store.search.execution import Execution
@@ -37,7 +37,7 @@ from rqmoe_store.search.request import (
     require_installed,
     share,
 )
-from rqmoe_store.search.resident import combined
+from rqmoe_store.search.resident import conjunction
 from rqmoe_store.search.source import TableReader, TableState
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
@@ -53,7 +53,7 @@ DEFAULT_LIMIT = 10
 class TableQuery(TranslatesErrors, ABC):
     """A query, built step by step and run by a `to_...` method. Methods that set an option return the query.
 
-    An option is a value of its own, replaced and never changed: a copy of a query is independent of it.
+    Values of options are replaced and never modified, so that a copy of a query is independent of it.
     """
 
     def __init__(self, reader: TableReader) -> None:
@@ -69,17 +69,17 @@ class TableQuery(TranslatesErrors, ABC):
         return self._reader.handle
 
     def where(self, condition: str | Expr | None, prefilter: bool | None = None) -> Self:
-        """Only return rows that match a condition; called again, both must hold.
+        """Return only rows that match a condition; after several calls, all conditions must hold.
 
         Args:
-            condition: SQL, or an expression of `lancedb.expr`; checked when the query runs, before anything
-                is read. None for no condition.
-            prefilter: filter before the search, so that `limit` rows are found whenever that many
-                match (the default); False takes the rows that match out of those found without it.
-                It is for all conditions; None leaves what was said before.
+            condition: SQL, or an expression of `lancedb.expr`, which is checked when the query runs, before
+                any row is read; None for no condition.
+            prefilter: True (the default) to filter before the search, so that it finds `limit` rows if that
+                many match; False to filter the results of the search. It applies to all conditions; None
+                leaves it as it was set before.
 
         Raises:
-            InvalidInputError: none of these.
+            InvalidInputError: `condition` is neither SQL nor an expression.
         """
         if condition is not None:
             as_text(condition, called="where")
@@ -89,33 +89,35 @@ class TableQuery(TranslatesErrors, ABC):
         return self
 
     def select(self, columns: list[str] | Mapping[str, str | Expr] | None) -> Self:
-        """Columns to return, in this order; None or [] for all user columns (the default).
+        """Set the columns to return, in this order; None or [] for all user columns (the default).
 
-        A list has names of columns, or paths into structs, such as "author.name"; a dict names of the result
-        with SQL expressions or ones of `lancedb.expr`, such as {"id": "id", "double": "2 * n"}. A name in
-        double quotes is a text in expressions, as it is to LanceDB there; of vectors they may ask whether
-        they are there.
+        A list has names of columns, or paths into structs such as "author.name". A dict has names of the
+        result with expressions in SQL or of `lancedb.expr`, such as {"id": "id", "double": "2 * n"}. In
+        expressions, double quotes enclose texts, as in LanceDB, and vectors can only be tested for null.
 
-        These contain the raw vectors where the table keeps them. Where it does not, the vector column is
-        returned when named here, as float32: raw where a row has a vector, decoded from its code elsewhere,
-        null where it has neither. Scores are always returned, code columns only when named here.
+        All user columns include the raw vectors if the table keeps them. If it does not, the vector column is
+        returned if it is named here, as float32: the raw vector where a row has one, else the vector decoded
+        from its code, else null. Scores are always returned, code columns only if they are named here.
 
         Raises:
-            InvalidInputError: neither of these, or a name given twice; expressions are checked when the
-                query runs.
+            InvalidInputError: `columns` is neither a list nor a dict, or has a name twice. Expressions are
+                checked when the query runs.
         """
         self._selected = check_selection(columns)
         return self
 
     def offset(self, offset: int) -> Self:
-        """Rows to skip (per query of a batch), default 0: pages of any size are cut from one ranking, so that
-        one continues where the other ends. Those of a full-text search are LanceDB's: among equal scores it
-        chooses anew for every page. Raises InvalidInputError below 0."""
+        """Set the number of rows to skip (per query of a batch), default 0.
+
+        Pages of any size are cut from one ranking, so that each continues where the previous one ends. Pages
+        of a full-text search are LanceDB's, which may order equal scores differently for every page. Raises
+        InvalidInputError below 0.
+        """
         self._offset = whole_number("offset", offset, 0)
         return self
 
     def with_row_id(self, with_row_id: bool = True) -> Self:
-        """Also return LanceDB's row id as column `_rowid`."""
+        """Return LanceDB's row id, too, as column `_rowid`."""
         self._with_row_id = bool(with_row_id)
         return self
 
@@ -124,10 +126,10 @@ class TableQuery(TranslatesErrors, ABC):
         """Run the query."""
 
     def to_batches(self, max_batch_length: int | None = None) -> pa.RecordBatchReader:
-        """Run the query; its rows in batches.
+        """Run the query and return its rows in batches.
 
         Args:
-            max_batch_length: rows per batch at most; None for no such limit.
+            max_batch_length: most rows of a batch; None for no limit.
 
         Raises as `to_arrow`, and InvalidInputError for a length below 1.
         """
@@ -135,7 +137,7 @@ class TableQuery(TranslatesErrors, ABC):
         return self.to_arrow().to_reader(max_chunksize=length)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Run the query; one dict per row. Raises as `to_arrow`."""
+        """Run the query and return one dict per row. Raises as `to_arrow`."""
         rows: list[dict[str, Any]] = self.to_arrow().to_pylist()
         return rows
 
@@ -151,27 +153,27 @@ class TableQuery(TranslatesErrors, ABC):
         return frame
 
     def _where(self, table: LanceTable) -> str | None:
-        """All conditions as one, checked; None where there are none. Raises as `Conditions.checked`."""
+        """All conditions as one, checked; None if there are none. Raises as `Conditions.checked`."""
         checked = [self._handle.conditions.checked(table, condition) for condition in self._conditions]
-        return combined(checked)
+        return conjunction(checked)
 
     @property
     def _where_text(self) -> str:
-        """All conditions as they were written."""
+        """All conditions as the user wrote them."""
         return " AND ".join(as_text(condition, called="where") for condition in self._conditions)
 
     @property
     def _vectors(self) -> DecodedColumn:
-        """How results get the vector column."""
+        """Decodes the vector column of results."""
         return DecodedColumn(self._handle.columns, self._handle.kept)
 
-    def _choose(self, table: LanceTable, *own: str) -> Chosen:
-        """The columns to return of a version of the table.
+    def _result_columns(self, table: LanceTable, *own: str) -> ResultColumns:
+        """The columns to return from a version of the table.
 
-        Those named in `own` are the query's own: known, but not stored. Raises InvalidInputError for unknown
-        columns, and expressions that LanceDB refuses.
+        Columns named in `own` are added by the query and not stored. Raises InvalidInputError for unknown
+        columns, and for expressions that LanceDB does not accept.
         """
-        return choose(self._selected, table, self._handle, own)
+        return result_columns(self._selected, table, self._handle, own)
 
 
 class SearchQuery(TableQuery):
@@ -182,67 +184,72 @@ class SearchQuery(TableQuery):
         self._limit = DEFAULT_LIMIT
 
     def limit(self, limit: int) -> Self:
-        """Rows to return (per query of a batch), default 10. Raises InvalidInputError below 1."""
+        """Set the number of rows to return (per query of a batch), default 10.
+
+        Raises InvalidInputError below 1.
+        """
         self._limit = whole_number("limit", limit, 1)
         return self
 
 
 class VectorSearchQuery(SearchQuery):
-    """A query by vector, alone or in a hybrid search."""
+    """The options of vector searches, and of the vector search in a hybrid query."""
 
     def __init__(self, reader: TableReader, options: VectorOptions) -> None:
         super().__init__(reader)
         self._options = options
 
     def nprobes(self, nprobes: int) -> Self:
-        """Partitions to search per query, default as tuned (`CompressedTable.tune`), else 20; more than
-        there are means all.
+        """Set the number of partitions to search per query; a number beyond their count means all.
 
-        When these hold fewer rows (that match) than are ranked for the page, more are searched.
-
-        Raises InvalidInputError below 1.
+        The default is the tuned one (see `CompressedTable.tune`), else 20. If these partitions have fewer
+        matching rows than the page needs, more are searched. Raises InvalidInputError below 1.
         """
         return self._set(nprobes=whole_number("nprobes", nprobes, 1))
 
     def shortlist(self, shortlist: int) -> Self:
-        """Rows decoded and reranked per query, for all pages; default as tuned (`CompressedTable.tune`) up to
-        the limit tuned for, else as many as the ranking needs at the page.
+        """Set the number of rows to decode and rerank per query, for all pages.
 
-        By default the ranking is made in stages, which end after 10 rows, 15, 25, 50, 100, 150, 250 and so
-        on. A stage decodes 3 times as many rows, and places the nearest of them that no earlier stage has.
-        So a search for 10 rows decodes 30, and pages continue each other. Each stage is in the order of its
-        distances; the next may begin with rows that are nearer than the last of it, since only its longer
-        shortlist has them. With a shortlist that is said here all pages are in the order of their distances,
-        unless the probed partitions hold too few rows.
+        The default is the tuned one (see `CompressedTable.tune`) up to the limit it was tuned for, else as
+        many rows as the ranking needs for the page.
 
-        A longer shortlist finds more of the nearest decoded vectors and takes longer. With a lower
-        distance bound this many rows are kept on either side of it.
+        By default, rows are ranked in stages, which end after 10 rows, 15, 25, 50, 100, 150, 250 and so on. A
+        stage decodes 3 times as many rows, and places the nearest of them that no earlier stage has placed. A
+        search for 10 rows thus decodes 30, and pages continue each other. Within a stage, rows are in the
+        order of their distances. The next stage may begin with rows that are nearer than the last row of the
+        stage before it, because only its longer shortlist has them. If a shortlist is set here, all pages
+        are in the order of distances, unless the probed partitions have too few rows.
 
-        Raises InvalidInputError below 1, and when the query runs below limit + offset, times the
-        refine factor if given.
+        A longer shortlist finds more of the nearest decoded vectors, and takes longer. With a lower distance
+        bound, this many rows are kept on either side of it.
+
+        Raises InvalidInputError below 1; and, when the query runs, below limit + offset times the refine
+        factor.
         """
         return self._set(shortlist=whole_number("shortlist", shortlist, 1))
 
     def refine_factor(self, refine_factor: int) -> Self:
-        """Order the nearest refine_factor * (limit + offset) rows by distance to their raw vectors; where the
-        ranking is made in stages (see `shortlist`), of every stage that many times the rows it ends after.
+        """Order the nearest refine_factor * (limit + offset) rows by the distance to their raw vectors.
 
-        That is then the `_distance` returned and bounded. More rows find more of the nearest vectors
-        and take longer. With a lower distance bound this many rows on either side of it are ordered.
+        If rows are ranked in stages (see `shortlist`), each stage orders `refine_factor` times as many rows
+        as it ends after. The distance to the raw vector is then the `_distance` that is returned and bounded.
+        A larger factor finds more of the nearest vectors, and takes longer. With a lower distance bound, this
+        many rows on either side of it are ordered.
 
-        Raises InvalidInputError below 1, TableError unless the table keeps vectors.
+        Raises InvalidInputError below 1, and TableError unless the table keeps raw vectors.
         """
         self._handle.kept.require_kept(self._handle.name)
         return self._set(refine_factor=whole_number("refine_factor", refine_factor, 1))
 
     def distance_range(self, lower_bound: float | None = None, upper_bound: float | None = None) -> Self:
-        """Only return rows with lower_bound <= distance < upper_bound; None leaves a side open.
+        """Return only rows with lower_bound <= distance < upper_bound; None for no bound.
 
-        Where a stage of the ranking (see `shortlist`) finds too few such rows, further ones look for more,
-        until none is likely to be left. In a hybrid search rows found by their text may be at any distance.
+        If a stage of the ranking (see `shortlist`) finds too few such rows, further stages look for more,
+        until it is unlikely that any is left. In a hybrid search, rows found by their text may be at any
+        distance.
 
         Raises:
-            InvalidInputError: a bound that is no number or NaN, or lower_bound >= upper_bound.
+            InvalidInputError: a bound is not a number, or lower_bound >= upper_bound.
         """
         lower, upper = bound("lower_bound", lower_bound), bound("upper_bound", upper_bound)
         if lower is not None and upper is not None and lower >= upper:
@@ -253,7 +260,7 @@ class VectorSearchQuery(SearchQuery):
         return self._set(lower=lower, upper=upper)
 
     def distance_type(self, distance_type: str) -> Self:
-        """State the metric. Raises InvalidInputError unless it is the codec's, which is fixed."""
+        """State the metric, which the codec fixes. Raises InvalidInputError for another metric."""
         metric = self._handle.metric
         if not isinstance(distance_type, str) or distance_type.lower() != metric:
             raise InvalidInputError(
@@ -268,10 +275,10 @@ class VectorSearchQuery(SearchQuery):
 
 
 class CompressedQuery(VectorSearchQuery):
-    """A search over a compressed table, built step by step and run by a `to_...` method.
+    """A vector search of a compressed table, built step by step and run by a `to_...` method.
 
-    Approximate distances from look-up tables choose a shortlist; it is decoded and reranked by exact
-    distance to the decoded vectors, which is the `_distance` returned unless `refine_factor` is given.
+    Approximate distances from look-up tables select a shortlist, which is decoded and reranked by exact
+    distance to the decoded vectors. That distance is the `_distance` returned, unless `refine_factor` is set.
     """
 
     def __init__(self, reader: TableReader, query: Any, options: VectorOptions | None = None) -> None:
@@ -280,11 +287,11 @@ class CompressedQuery(VectorSearchQuery):
         Args:
             reader: reads the table to search.
             query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32.
-            options: to begin with; None for defaults.
+            options: initial options; None for defaults.
 
         Raises:
-            InvalidInputError: another dimension, NaN or infinite values, a zero vector under cosine,
-                an empty batch.
+            InvalidInputError: a vector has another dimension, NaN or infinite values, or is zero under
+                cosine; or the batch is empty.
         """
         super().__init__(reader, options or VectorOptions())
         self._queries_QD = as_queries(query, dim=self._handle.dim, metric=self._handle.metric)
@@ -293,20 +300,20 @@ class CompressedQuery(VectorSearchQuery):
     def diversify(self, lambda_: float = 0.5) -> Self:
         """Return rows that are near the query and unlike each other: maximal marginal relevance.
 
-        Out of the shortlist (or the refined rows, within the distance range) rows are chosen one after
-        the other, always the one for which lambda_ * relevance - (1 - lambda_) * likeness is largest:
-        likeness to the most alike of the rows chosen before, by decoded vectors. Both are cosines under
-        "cosine", and minus squared distances under "l2"; under "dot" relevance is the inner product over
-        the length of the query and of the longest row, likeness a cosine. Results are in the order
-        chosen, with the `_distance` they always have; `offset` skips the rows chosen first. A longer
-        shortlist leaves more to choose from. Where the ranking is made in stages (see `shortlist`), each goes
-        on choosing out of its own.
+        Rows are chosen one after the other from the shortlist (or the refined rows) within the distance
+        range: always the row with the largest lambda_ * relevance - (1 - lambda_) * similarity, where
+        similarity is that to the most similar row chosen before, by decoded vectors. Both are cosines under
+        "cosine" and minus squared distances under "l2". Under "dot", relevance is the inner product divided
+        by the lengths of the query and of the longest row, and similarity is a cosine. Results are in the
+        order of choice, with their usual `_distance`; `offset` skips the rows chosen first. A longer
+        shortlist gives more rows to choose from. If rows are ranked in stages (see `shortlist`), each stage
+        chooses from its own shortlist.
 
         Args:
-            lambda_: 1 for the nearest rows, the same as without; 0 for the most different ones.
+            lambda_: 1 for the nearest rows, as without `diversify`; 0 for the most different ones.
 
         Raises:
-            InvalidInputError: not a number from 0 to 1.
+            InvalidInputError: `lambda_` is not a number from 0 to 1.
         """
         self._diversity = share("lambda_", lambda_)
         return self
@@ -315,26 +322,28 @@ class CompressedQuery(VectorSearchQuery):
         """Run the query.
 
         Returns:
-            The selected columns, `_distance` (float32, LanceDB's definition of the metric) and
-            `_rowid` if asked for; with several queries `query_index` (int32) comes first and rows are
-            grouped by query. Nearest first, ties by row id; after `diversify`, in the order chosen.
+            The selected columns, `_distance` (float32, as LanceDB defines the metric), and `_rowid` if
+            requested. With several queries, `query_index` (int32) comes first and rows are grouped by query.
+            The nearest row is first, ties are ordered by row id; after `diversify`, in the order of choice.
 
         Raises:
-            InvalidInputError: a `where` that LanceDB refuses, an unknown column, or a shortlist
-                smaller than limit + offset, times the refine factor if given.
+            InvalidInputError: LanceDB does not accept a condition, a column is unknown, or the shortlist is
+                smaller than limit + offset times the refine factor.
         """
         return run_query(self, Trace())
 
     def explain_plan(self) -> str:
-        """The stages that the query would go through, the last one first. Raises as `to_arrow`."""
+        """The stages of the query, the last one first, without running it. Raises as `to_arrow`."""
         state, trace = self._reader.state(), Trace()
         Execution(self._request(state), state, self._handle.columns, trace).plan()
         trace.plan("Take", ", ".join(self._columns_of(state).sources))
         return str(trace)
 
     def analyze_plan(self) -> str:
-        """Run the query: its stages, the last one first, with the rows that came out of each (those of
-        all queries together) and the time it took. Raises as `to_arrow`."""
+        """Run the query and return its stages, the last one first, each with its output rows and time.
+
+        Rows are those of all queries together. Raises as `to_arrow`.
+        """
         trace = Trace()
         run_query(self, trace)
         return str(trace)
@@ -345,12 +354,12 @@ class CompressedQuery(VectorSearchQuery):
         stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
         with trace.stage("Take", ", ".join(chosen.sources)) as stage:
             taken = take(state.snapshot.dataset, hits, chosen, self._vectors.to_read(stored))
-            found = chosen.arranged(self._vectors.filled(taken, stored, state.snapshot.codecs))
+            found = chosen.arranged(self._vectors.decode(taken, stored, state.snapshot.codecs))
             stage.rows = found.num_rows
         return found
 
     def _request(self, state: TableState) -> SearchRequest:
-        reach = self._options.parameters(state.snapshot.tuned)
+        parameters = self._options.parameters(state.snapshot.tuned)
         return SearchRequest(
             queries_QD=self._queries_QD,
             where=self._where(state.snapshot.table),
@@ -358,25 +367,25 @@ class CompressedQuery(VectorSearchQuery):
             prefilter=self._prefilter,
             limit=self._limit,
             offset=self._offset,
-            reach=reach,
-            stages=reach.stages(self._limit + self._offset),
+            parameters=parameters,
+            stages=parameters.stages(self._limit + self._offset),
             diversity=self._diversity,
             lower=self._options.lower,
             upper=self._options.upper,
         )
 
-    def _columns_of(self, state: TableState) -> Chosen:
+    def _columns_of(self, state: TableState) -> ResultColumns:
         batched = len(self._queries_QD) > 1  # LanceDB counts a batch of one as a single query
         own = [DISTANCE, ROW_ID, QUERY_INDEX] if batched else [DISTANCE, ROW_ID]
-        chosen = self._choose(state.snapshot.table, *own)
-        return in_order(chosen, with_row_id=self._with_row_id, batched=batched)
+        chosen = self._result_columns(state.snapshot.table, *own)
+        return in_lancedb_order(chosen, with_row_id=self._with_row_id, batched=batched)
 
 
 def run_query(query: CompressedQuery, trace: Trace) -> pa.Table:
-    """Run a query as its `to_arrow` does, and write its stages into `trace`."""
+    """Run a query as its `to_arrow` does, and add its stages to `trace`."""
 
     def run_on(state: TableState) -> pa.Table:
-        trace.stages.clear()  # of a version that was lost
+        trace.stages.clear()  # from an attempt on a version that was removed meanwhile
         return query._run_on(state, trace)
 
     return query._reader.read(run_on)

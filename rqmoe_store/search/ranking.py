@@ -1,26 +1,11 @@
-"""Ranking: shortlist to results, by rerank, refine and diversify, in stages, page by page.
+"""Ranking: from candidates to result pages, by rerank, refine and diversify, in stages.
 
-Shape suffixes: Q queries, K stages, D dimension.
+A ranking consists of stages (see `SearchParameters`). Each stage considers more rows than the one before, and
+places the best of them that are not placed yet. Pages are cut from the ranking, so that one continues where
+the previous one ends.
 
-Shape suffixes: S rows that a query considers, K stages.
-
-Maximal marginal relevance (Carbonell & Goldstein, 1998): the next row is always the one with the largest
-
-    lambda * relevance - (1 - lambda) * likeness to the most alike of the rows already chosen
-
-in which relevance and likeness depend on the metric:
-
-    l2      minus the squared distance to the query; minus that between two rows
-    cosine  the cosine of the angle to the query; that between two rows
-    dot     the inner product with the query, as a share of the largest that a row as long as the longest
-            could have; the cosine between two rows: a long vector is not alike to all others
-
-Of vectors of unit length all three choose the same.
-
-Shape suffixes: S rows to choose from, D vector dimension.
-
-Shape suffixes: Q queries, H hits of all queries, U distinct rows of them, S hits of one query,
-K stages of a ranking, D vector dimension.
+Shape legend: Q queries, H hits of all queries, U distinct rows of these, S rows that one query considers,
+K stages, D vector dimension.
 """
 
 import dataclasses
@@ -37,244 +22,33 @@ from rqmoe_store.search.request import SearchRequest, Trace
 from rqmoe_store.search.rerank import (
     Float64Array,
     Hits,
-    decoded_together,
-    exact_and_finer,
     exact_values,
+    exact_with_tie_breaks,
     ordered,
+    query_turns,
     rerank,
     within,
 )
-from rqmoe_store.search.segments import Mask, Positions
-from rqmoe_store.search.shortlist import Candidates
+from rqmoe_store.search.segments import Candidates, Mask, Positions
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 Choose = Callable[[Mask, int], Positions]
-"""Chooses up to so many of the open rows (S,), best first; what it chose before is not open any more."""
-
-
-class Order(NamedTuple):
-    """The rows of one query in their order."""
-
-    places: Positions
-    """Positions of the rows."""
-    ended: bool
-    """No later stage places any more."""
-
-
-def in_stages(stages_S: Positions, ends: Sequence[int], choose: Choose, last_K: Sequence[bool]) -> Order:
-    """Rank rows.
-
-    Args:
-        stages_S: by which stage every row is considered first.
-        ends: rows that are ranked after each stage.
-        choose: chooses them.
-        last_K: whether a stage is the last if it has too few rows.
-    """
-    open_S = np.ones(len(stages_S), dtype=bool)
-    chosen: list[Positions] = []
-    placed = 0
-    for stage, end in enumerate(ends):
-        places = choose(open_S & (stages_S <= stage), end - placed)
-        open_S[places] = False
-        chosen.append(places)
-        placed += len(places)
-        if placed < end and last_K[stage]:
-            return Order(np.concatenate(chosen), ended=True)
-    return Order(np.concatenate(chosen), ended=False)
-
-
-def first_open(open_S: Mask, count: int) -> Positions:
-    """The first open rows: the nearest, where rows are in the order of their distances."""
-    return np.flatnonzero(open_S)[:count]
-
-
-def out_of_reach(hits: Hits, sizes_K: Sequence[int], lower: float | None, upper: float) -> list[bool]:
-    """Whether no row that a stage does not consider is likely to be nearer than an upper bound, (K,).
-
-    Rows are chosen by estimates of their distances. Those that were not chosen were estimated at least as far
-    as the farthest that was; they are nearer than the bound only if they were overestimated by more than any
-    row that was chosen.
-
-    Args:
-        hits: all that are considered, whatever their distance.
-        sizes_K: rows that every stage chose, on either side of `lower` where there is one.
-        lower, upper: the bounds.
-    """
-    assert hits.stages_S is not None and hits.estimates_S is not None, "not ranked yet"
-    last: list[bool] = []
-    for stage, size in enumerate(sizes_K):
-        considered = np.flatnonzero((hits.stages_S <= stage) & np.isfinite(hits.estimates_S))
-        estimates = hits.estimates_S[considered]
-        farther = np.sort(estimates if lower is None else estimates[estimates >= np.float32(lower)])[:size]
-        if len(farther) == 0:
-            last.append(len(estimates) == 0)
-            continue
-        overestimate = float((estimates - hits.distances_S[considered]).max())
-        last.append(float(farther[-1]) - overestimate >= upper)
-    return last
-
-
-class DiverseRows:
-    """Chooses rows one after the other, by what they are like and what was chosen before."""
-
-    def __init__(
-        self,
-        query_D: Float32Array,
-        vectors_SD: Float32Array,
-        distances_S: Float32Array,
-        metric: Metric,
-        lambda_: float,
-        finer_S: Float64Array | None = None,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            query_D: the query.
-            vectors_SD: decoded vectors of the rows to choose from.
-            distances_S: their distances to the query, in LanceDB's definition of the metric, ascending.
-            metric: which one.
-            lambda_: 1 for the nearest rows whatever they are like, 0 for the most different ones.
-            finer_S: of rows whose distance float32 cannot tell, as in `Hits`.
-        """
-        self._metric, self._lambda = metric, lambda_
-        self._rows_SD = vectors_SD.astype(np.float64)
-        self._values_S = exact_values(distances_S, finer_S, metric)
-        self._lengths_S = np.linalg.norm(self._rows_SD, axis=1)
-        self._query_length = float(np.linalg.norm(query_D.astype(np.float64)))
-        if metric != "l2":
-            self._rows_SD /= np.where(self._lengths_S > 0, self._lengths_S, 1)[:, None]
-        self._chosen_S = np.zeros(len(distances_S), dtype=bool)
-        self._likeness_S = np.full(len(distances_S), -np.inf)
-
-    def choose(self, open_S: Mask, count: int) -> Positions:
-        """Up to `count` of the open rows in the order chosen; of equally good ones the nearest is first."""
-        open_S = open_S.copy()
-        relevances_S = self._lambda * self._relevances(open_S | self._chosen_S)
-        chosen = np.empty(min(count, int(open_S.sum())), np.int64)
-        for place in range(len(chosen)):
-            scores_S = relevances_S
-            if self._chosen_S.any():
-                scores_S = relevances_S - (1 - self._lambda) * self._likeness_S
-            row = chosen[place] = np.argmax(np.where(open_S, scores_S, -np.inf))
-            open_S[row], self._chosen_S[row] = False, True
-            np.maximum(self._likeness_S, self._alike(row), out=self._likeness_S)
-        return chosen
-
-    def _alike(self, row: np.int64) -> Float64Array:
-        """How much every row is like one of them, (S,)."""
-        rows_SD = self._rows_SD
-        # The same for equal rows, bit for bit.
-        alike_S: Float64Array = np.einsum("sd,d->s", rows_SD, rows_SD[row])
-        if self._metric == "l2":
-            squares_S = self._lengths_S**2
-            alike_S = np.minimum(2 * alike_S - squares_S - squares_S[row], 0)
-        return alike_S
-
-    def _relevances(self, considered_S: Mask) -> Float64Array:
-        """Larger for nearer rows, (S,)."""
-        if self._metric == "l2":
-            return -self._values_S
-        if self._metric == "cosine":
-            return 1 - self._values_S
-        largest = self._query_length * float(self._lengths_S[considered_S].max(initial=0))
-        return self._values_S / (largest or 1.0)
-
-
-def candidates(hits: Hits, counts_K: Sequence[int], lower: float | None) -> Hits:
-    """The hits to refine: of those that a stage considers the nearest, so many as it refines.
-
-    With a lower distance bound that many rows on either side of it: which side a row belongs to is
-    decided by its exact distance.
-
-    Args:
-        hits: of one query, nearest first, with their stages.
-        counts_K: for every stage the rows that are ranked after it, times the refine factor.
-        lower: the lower bound of `distance_range`; None for none.
-
-    Returns:
-        Them, with the stage that refines each first.
-    """
-    assert hits.stages_S is not None, "not ranked yet"
-    first_S = np.full(len(hits), len(counts_K))
-    for stage, count in reversed(list(enumerate(counts_K))):
-        considered = np.flatnonzero(hits.stages_S <= stage)
-        distances = hits.distances_S[considered]
-        middle = 0 if lower is None else int(np.searchsorted(distances, np.float32(lower)))
-        first_S[considered[max(0, middle - count) : middle + count]] = stage
-    return dataclasses.replace(hits, stages_S=first_S)[first_S < len(counts_K)]
-
-
-def refine(
-    snapshot: Table,
-    column: str,
-    queries_QD: Float32Array,
-    hits_of_queries: Sequence[Hits],
-    metric: Metric,
-) -> list[Hits]:
-    """Every query's hits ordered by (distance to the raw vector, row id).
-
-    A row is taken once for all queries, and a batch of rows at a time is in memory. Rows whose
-    distance is undefined are left out: a null vector, a zero vector under cosine.
-
-    Args:
-        snapshot: the version of the table that the hits come from.
-        column: name of its column of raw vectors.
-        queries_QD: float32 (Q, D), checked by `as_vectors`.
-        hits_of_queries: one per query; their distances are not used.
-        metric: which distance.
-    """
-    row_ids_H = np.concatenate([hits.row_ids_S for hits in hits_of_queries])
-    queries_H = np.repeat(np.arange(len(hits_of_queries)), [len(hits) for hits in hits_of_queries])
-    row_ids_U, places_H = np.unique(row_ids_H, return_inverse=True)
-    distances_H = np.full(len(row_ids_H), np.nan, dtype=np.float32)
-    finer_H = np.full(len(row_ids_H), np.nan)
-    step = rows_per_batch(queries_QD.shape[1])
-    for start in range(0, len(row_ids_U), step):
-        vectors_UD = _take_vectors(snapshot, column, row_ids_U[start : start + step], queries_QD.shape[1])
-        here_H = np.flatnonzero((places_H >= start) & (places_H < start + step))
-        for hits_S in np.split(here_H, np.flatnonzero(np.diff(queries_H[here_H])) + 1):
-            vectors_SD = vectors_UD[places_H[hits_S] - start]
-            distances_S, finer_S = exact_and_finer(queries_QD[queries_H[hits_S[0]]], vectors_SD, metric)
-            distances_H[hits_S] = distances_S
-            if finer_S is not None:
-                finer_H[hits_S] = finer_S
-    ends = np.cumsum([len(hits) for hits in hits_of_queries])[:-1]
-    exact = zip(np.split(distances_H, ends), np.split(finer_H, ends), strict=True)
-    return [
-        ordered(
-            dataclasses.replace(
-                hits,
-                distances_S=distances_S,
-                finer_S=finer_S,
-                estimates_S=hits.distances_S.astype(np.float64),
-            )
-        )
-        for hits, (distances_S, finer_S) in zip(hits_of_queries, exact, strict=True)
-    ]
-
-
-def _take_vectors(snapshot: Table, column: str, row_ids_U: npt.NDArray[np.uint64], dim: int) -> Float32Array:
-    """Raw vectors (U, D) of these rows, NaN where there is none."""
-    (taken,) = take_rows(snapshot, [column], row_ids_U)
-    values_VD = taken.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    vectors_UD = np.full((len(row_ids_U), dim), np.nan, dtype=np.float32)
-    vectors_UD[taken.is_valid().to_numpy()] = values_VD
-    return vectors_UD
+"""Function that chooses up to a number of the open rows (S,), best first. Open rows are not placed yet."""
 
 
 class Page(NamedTuple):
-    """The rows of one query in result order, as far as its stages have ranked them."""
+    """The result rows of one query, as far as its stages have ranked them."""
 
     hits: Hits
     short: bool
-    """Further stages may have more rows for it."""
+    """Whether the page lacks rows that further stages may have."""
 
 
 class Ranking:
-    """What one run of a request does once its candidates are known."""
+    """Ranks the candidates of a request, in one run of it."""
 
     def __init__(
         self, request: SearchRequest, snapshot: Snapshot, columns: CodeColumns, trace: Trace
@@ -283,29 +57,34 @@ class Ranking:
         self._codecs, self._columns = snapshot.codecs, columns
 
     def pages(self, candidates: Sequence[Candidates], raw: Sequence[Hits] | None = None) -> list[Page]:
-        """The pages of every query, given its candidates and the best of the rows that have no code, with
-        their vectors."""
+        """Rank the candidates of every query and cut its page.
+
+        Args:
+            candidates: candidates of every query.
+            raw: for every query the nearest of the rows without a code, with their vectors; None if there
+                are no such rows.
+        """
         request = self._request
-        # All at once, but for decoded vectors, which are kept until rows have been chosen by them.
-        turns = [slice(None)] if request.diversity is None else decoded_together(candidates)
+        # All queries at once, unless decoded vectors must be kept until rows are chosen by them.
+        turns = [slice(None)] if request.diversity is None else query_turns(candidates)
         return [
             page
             for turn in turns
-            for page in self._ranked(request.queries_QD[turn], candidates[turn], raw and raw[turn])
+            for page in self._rank(request.queries_QD[turn], candidates[turn], raw and raw[turn])
         ]
 
     def plan(self) -> None:
-        """Write the stages into the trace."""
+        """Add the plan of `pages` to the trace."""
         self._trace.plan(*self._rerank_stage)
         if self._request.refined is not None:
             self._trace.plan(*self._refine_stage)
         if self._request.diversity is not None:
             self._trace.plan(*self._diversify_stage)
 
-    def _ranked(
+    def _rank(
         self, queries_QD: Float32Array, candidates: Sequence[Candidates], raw: Sequence[Hits] | None
     ) -> list[Page]:
-        """The pages of some queries, given their candidates and rows without codes."""
+        """The pages of some queries."""
         request, diversity = self._request, self._request.diversity
         with self._trace.stage(*self._rerank_stage) as stage:
             hits = rerank(self._codecs, queries_QD, candidates, with_vectors=diversity is not None)
@@ -317,34 +96,34 @@ class Ranking:
             for each, found in zip(candidates, hits, strict=True)
         ]
         if request.refined is not None:
-            hits = self._refined(queries_QD, hits)
-        lasts = [self._last(found, every) for found, every in zip(hits, complete, strict=True)]
+            hits = self._refine(queries_QD, hits)
+        lasts = [self._last_stages(found, every) for found, every in zip(hits, complete, strict=True)]
         hits = [within(found, request.lower, request.upper) for found in hits]
         if diversity is not None:
-            return self._diversified(queries_QD, hits, lasts, diversity)
+            return self._diversify(queries_QD, hits, lasts, diversity)
         return [self._page(found, last_K, first_open) for found, last_K in zip(hits, lasts, strict=True)]
 
-    def _last(self, hits: Hits, complete: bool) -> list[bool]:
-        """Whether a stage is the last of one query if it has too few rows.
+    def _last_stages(self, hits: Hits, complete: bool) -> list[bool]:
+        """Whether a stage is the last one if it has too few rows, because no other row can fill it, (K,).
 
         Args:
-            hits: what all of them consider.
-            complete: there is nothing else to consider.
+            hits: all rows that the query considers.
+            complete: whether there is no other row to consider.
         """
         request, last_K = self._request, [False] * len(self._request.stages)
         if request.upper is not None:
             sizes = [stage.refined or stage.shortlist for stage in request.stages]
-            last_K = out_of_reach(hits, sizes, request.lower, request.upper)
+            last_K = upper_bound_reached(hits, sizes, request.lower, request.upper)
         return [*last_K[:-1], last_K[-1] or complete]
 
     def _page(self, hits: Hits, last_K: Sequence[bool], choose: Choose) -> Page:
-        """The page of one query, given the rows within bounds that it considers, nearest first."""
+        """The page of one query, given the rows within distance bounds that it considers, nearest first."""
         request = self._request
         assert hits.stages_S is not None, "not ranked yet"
-        # What comes behind the page need not be known.
+        # The ranking need not go beyond the page.
         last = request.offset + request.limit
         ends = [min(stage.end, last) for stage in request.stages]
-        order = in_stages(hits.stages_S, ends, choose, last_K)
+        order = rank_in_stages(hits.stages_S, ends, choose, last_K)
         short = len(order.places) < last and not order.ended
         return Page(hits.ranked(order.places[request.offset : last]), short)
 
@@ -364,31 +143,259 @@ class Ranking:
         return "Diversify", f"maximal marginal relevance, lambda {request.diversity:g}, keep {request.limit}"
 
     def _kept(self, ranked: int) -> int:
-        """Rows that leave the last of the stages that order by distance, out of those it ordered."""
+        """Rows that the last stage ordered by distance passes on, out of those that it orders."""
         return self._request.limit if self._request.diversity is None else ranked
 
-    def _refined(self, queries_QD: Float32Array, hits: list[Hits]) -> list[Hits]:
-        """The nearest rows of every query, in the order of their raw vectors."""
+    def _refine(self, queries_QD: Float32Array, hits: list[Hits]) -> list[Hits]:
+        """The nearest rows of every query, in the order of distances to their raw vectors."""
         request, table = self._request, self._snapshot.table
         with self._trace.stage(*self._refine_stage) as stage:
             counts = [stage.refined or 0 for stage in request.stages]
-            near = [candidates(found, counts, request.lower) for found in hits]
+            near = [rows_to_refine(found, counts, request.lower) for found in hits]
             column, metric = self._columns.vector_column, self._codecs.metric
             hits = refine(table, column, queries_QD, near, metric)
             stage.rows = sum(map(len, hits))
         return hits
 
-    def _diversified(
+    def _diversify(
         self, queries_QD: Float32Array, hits: list[Hits], lasts: list[list[bool]], lambda_: float
     ) -> list[Page]:
-        """The pages of rows that are near and unlike each other."""
+        """The pages of rows that are near the query and unlike each other."""
         pages, metric = [], self._codecs.metric
         with self._trace.stage(*self._diversify_stage) as stage:
             for query_D, found, last_K in zip(queries_QD, hits, lasts, strict=True):
                 assert found.vectors_SD is not None, "reranked with vectors"
                 diverse = DiverseRows(
-                    query_D, found.vectors_SD, found.distances_S, metric, lambda_, found.finer_S
+                    query_D, found.vectors_SD, found.distances_S, metric, lambda_, found.tie_breaks_S
                 )
                 pages.append(self._page(found, last_K, diverse.choose))
             stage.rows = sum(len(page.hits) for page in pages)
         return pages
+
+
+class Order(NamedTuple):
+    """The order of the rows of one query."""
+
+    places: Positions
+    """Positions of the rows, best first."""
+    ended: bool
+    """Whether no further stage has rows to place."""
+
+
+def rank_in_stages(stages_S: Positions, ends: Sequence[int], choose: Choose, last_K: Sequence[bool]) -> Order:
+    """Place rows, stage by stage.
+
+    Args:
+        stages_S: first stage that considers the row.
+        ends: number of rows that are placed after each stage.
+        choose: chooses rows among those that a stage considers.
+        last_K: whether a stage is the last one if it has too few rows.
+    """
+    open_S = np.ones(len(stages_S), dtype=bool)
+    chosen: list[Positions] = []
+    placed = 0
+    for stage, end in enumerate(ends):
+        places = choose(open_S & (stages_S <= stage), end - placed)
+        open_S[places] = False
+        chosen.append(places)
+        placed += len(places)
+        if placed < end and last_K[stage]:
+            return Order(np.concatenate(chosen), ended=True)
+    return Order(np.concatenate(chosen), ended=False)
+
+
+def first_open(open_S: Mask, count: int) -> Positions:
+    """The first open rows, which are the nearest if rows are in the order of their distances."""
+    return np.flatnonzero(open_S)[:count]
+
+
+def upper_bound_reached(hits: Hits, sizes_K: Sequence[int], lower: float | None, upper: float) -> list[bool]:
+    """Whether it is unlikely that a row which a stage does not consider is nearer than `upper`, (K,).
+
+    Candidates are selected by estimated distances. A row that was not selected has an estimate at least as
+    large as the largest one selected. It is nearer than the bound only if its distance was overestimated by
+    more than that of any selected row.
+
+    Args:
+        hits: all rows that the query considers, at any distance.
+        sizes_K: number of candidates of every stage, on either side of `lower` if there is one.
+        lower: lower distance bound; None for none.
+        upper: upper distance bound.
+    """
+    assert hits.stages_S is not None and hits.estimates_S is not None, "not ranked yet"
+    last: list[bool] = []
+    for stage, size in enumerate(sizes_K):
+        considered = np.flatnonzero((hits.stages_S <= stage) & np.isfinite(hits.estimates_S))
+        estimates = hits.estimates_S[considered]
+        farther = np.sort(estimates if lower is None else estimates[estimates >= np.float32(lower)])[:size]
+        if len(farther) == 0:
+            last.append(len(estimates) == 0)
+            continue
+        overestimate = float((estimates - hits.distances_S[considered]).max())
+        last.append(float(farther[-1]) - overestimate >= upper)
+    return last
+
+
+class DiverseRows:
+    """Maximal marginal relevance (Carbonell & Goldstein, 1998): rows near the query and unlike each other.
+
+    The next row is always the one with the largest
+
+        lambda * relevance - (1 - lambda) * similarity to the most similar row chosen before
+
+    where relevance and similarity depend on the metric:
+
+        l2      minus the squared distance to the query; minus the squared distance between two rows
+        cosine  the cosine of the angle to the query; the cosine of the angle between two rows
+        dot     the inner product with the query, relative to the largest one that a row as long as the
+                longest could have; the cosine between two rows (by inner products, a long vector would be
+                similar to all others)
+
+    For vectors of unit length all three choose the same rows.
+    """
+
+    def __init__(
+        self,
+        query_D: Float32Array,
+        vectors_SD: Float32Array,
+        distances_S: Float32Array,
+        metric: Metric,
+        lambda_: float,
+        tie_breaks_S: Float64Array | None = None,
+    ) -> None:
+        """Prepare to choose.
+
+        Args:
+            query_D: the query.
+            vectors_SD: decoded vectors of the rows to choose from.
+            distances_S: their distances to the query as LanceDB defines them, ascending.
+            metric: metric of the distances.
+            lambda_: 1 for the nearest rows, 0 for the most different ones.
+            tie_breaks_S: tie breaks of the distances, as in `Hits`.
+        """
+        self._metric, self._lambda = metric, lambda_
+        self._rows_SD = vectors_SD.astype(np.float64)
+        self._values_S = exact_values(distances_S, tie_breaks_S, metric)
+        self._lengths_S = np.linalg.norm(self._rows_SD, axis=1)
+        self._query_length = float(np.linalg.norm(query_D.astype(np.float64)))
+        if metric != "l2":
+            self._rows_SD /= np.where(self._lengths_S > 0, self._lengths_S, 1)[:, None]
+        self._chosen_S = np.zeros(len(distances_S), dtype=bool)
+        self._similarity_S = np.full(len(distances_S), -np.inf)
+
+    def choose(self, open_S: Mask, count: int) -> Positions:
+        """Choose up to `count` of the open rows, best first, of equally good rows the nearest first."""
+        open_S = open_S.copy()
+        relevances_S = self._lambda * self._relevances(open_S | self._chosen_S)
+        chosen = np.empty(min(count, int(open_S.sum())), np.int64)
+        for place in range(len(chosen)):
+            scores_S = relevances_S
+            if self._chosen_S.any():
+                scores_S = relevances_S - (1 - self._lambda) * self._similarity_S
+            row = chosen[place] = np.argmax(np.where(open_S, scores_S, -np.inf))
+            open_S[row], self._chosen_S[row] = False, True
+            np.maximum(self._similarity_S, self._similarities(row), out=self._similarity_S)
+        return chosen
+
+    def _similarities(self, row: np.int64) -> Float64Array:
+        """Similarity of every row to one of them, (S,)."""
+        rows_SD = self._rows_SD
+        # einsum gives bitwise equal results for equal rows.
+        similarities_S: Float64Array = np.einsum("sd,d->s", rows_SD, rows_SD[row])
+        if self._metric == "l2":
+            squares_S = self._lengths_S**2
+            similarities_S = np.minimum(2 * similarities_S - squares_S - squares_S[row], 0)
+        return similarities_S
+
+    def _relevances(self, considered_S: Mask) -> Float64Array:
+        """Relevance of every row, (S,)."""
+        if self._metric == "l2":
+            return -self._values_S
+        if self._metric == "cosine":
+            return 1 - self._values_S
+        largest = self._query_length * float(self._lengths_S[considered_S].max(initial=0))
+        return self._values_S / (largest or 1.0)
+
+
+def rows_to_refine(hits: Hits, counts_K: Sequence[int], lower: float | None) -> Hits:
+    """The hits to refine: for every stage, the nearest rows that it considers, as many as it refines.
+
+    With a lower distance bound, that many rows on either side of it, since the distance to the raw vector
+    decides on which side a row is.
+
+    Args:
+        hits: hits of one query, nearest first, with their stages.
+        counts_K: for every stage, the number of rows placed after it times the refine factor.
+        lower: the lower bound of `distance_range`; None for none.
+
+    Returns:
+        The hits to refine, each with the first stage that refines it.
+    """
+    assert hits.stages_S is not None, "not ranked yet"
+    first_S = np.full(len(hits), len(counts_K))
+    for stage, count in reversed(list(enumerate(counts_K))):
+        considered = np.flatnonzero(hits.stages_S <= stage)
+        distances = hits.distances_S[considered]
+        middle = 0 if lower is None else int(np.searchsorted(distances, np.float32(lower)))
+        first_S[considered[max(0, middle - count) : middle + count]] = stage
+    return dataclasses.replace(hits, stages_S=first_S)[first_S < len(counts_K)]
+
+
+def refine(
+    snapshot: Table,
+    column: str,
+    queries_QD: Float32Array,
+    hits_of_queries: Sequence[Hits],
+    metric: Metric,
+) -> list[Hits]:
+    """Order every query's hits by (distance to the raw vector, row id).
+
+    A row is taken once for all queries, and one batch of rows is in memory at a time. Rows whose distance is
+    undefined are left out: those with a null vector, or with a zero vector under cosine.
+
+    Args:
+        snapshot: the version of the table that the hits come from.
+        column: name of the column of raw vectors.
+        queries_QD: float32 (Q, D), checked by `as_vectors`.
+        hits_of_queries: hits of every query; their distances are not used.
+        metric: metric of the distances.
+    """
+    row_ids_H = np.concatenate([hits.row_ids_S for hits in hits_of_queries])
+    queries_H = np.repeat(np.arange(len(hits_of_queries)), [len(hits) for hits in hits_of_queries])
+    row_ids_U, places_H = np.unique(row_ids_H, return_inverse=True)
+    distances_H = np.full(len(row_ids_H), np.nan, dtype=np.float32)
+    tie_breaks_H = np.full(len(row_ids_H), np.nan)
+    step = rows_per_batch(queries_QD.shape[1])
+    for start in range(0, len(row_ids_U), step):
+        vectors_UD = _take_vectors(snapshot, column, row_ids_U[start : start + step], queries_QD.shape[1])
+        here_H = np.flatnonzero((places_H >= start) & (places_H < start + step))
+        for hits_S in np.split(here_H, np.flatnonzero(np.diff(queries_H[here_H])) + 1):
+            vectors_SD = vectors_UD[places_H[hits_S] - start]
+            distances_S, tie_breaks_S = exact_with_tie_breaks(
+                queries_QD[queries_H[hits_S[0]]], vectors_SD, metric
+            )
+            distances_H[hits_S] = distances_S
+            if tie_breaks_S is not None:
+                tie_breaks_H[hits_S] = tie_breaks_S
+    ends = np.cumsum([len(hits) for hits in hits_of_queries])[:-1]
+    exact = zip(np.split(distances_H, ends), np.split(tie_breaks_H, ends), strict=True)
+    return [
+        ordered(
+            dataclasses.replace(
+                hits,
+                distances_S=distances_S,
+                tie_breaks_S=tie_breaks_S,
+                estimates_S=hits.distances_S.astype(np.float64),
+            )
+        )
+        for hits, (distances_S, tie_breaks_S) in zip(hits_of_queries, exact, strict=True)
+    ]
+
+
+def _take_vectors(snapshot: Table, column: str, row_ids_U: npt.NDArray[np.uint64], dim: int) -> Float32Array:
+    """Raw vectors (U, D) of these rows, NaN where there is none."""
+    (taken,) = take_rows(snapshot, [column], row_ids_U)
+    values_VD = taken.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    vectors_UD = np.full((len(row_ids_U), dim), np.nan, dtype=np.float32)
+    vectors_UD[taken.is_valid().to_numpy()] = values_VD
+    return vectors_UD

@@ -1,9 +1,10 @@
-"""Rows that have no code yet: searched exactly, by LanceDB's own scan of their vectors.
+"""Raw rows: exact search of the rows that have no code yet, by LanceDB's own scan of their vectors.
 
-That scan sums squares in float32. Where lengths are beyond what it can square, it leaves rows out or gives
-all of them the same distance; vectors are then read and measured here, in float64, which takes longer.
+That scan sums squares in float32. For vectors whose squared lengths overflow or underflow float32, it leaves
+rows out or gives all of them the same distance. Such vectors are read and compared here in float64, which
+takes longer.
 
-Shape suffixes: Q queries, B rows of a batch, D vector dimension, S hits of one query.
+Shape legend: Q queries, B rows of a batch, D vector dimension, S hits of one query.
 """
 
 import dataclasses
@@ -14,8 +15,8 @@ import numpy as np
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.request import SearchRequest
-from rqmoe_store.search.rerank import Hits, exact_and_finer, ordered, within
-from rqmoe_store.search.resident import combined
+from rqmoe_store.search.rerank import Hits, exact_with_tie_breaks, ordered, within
+from rqmoe_store.search.resident import conjunction
 from rqmoe_store.search.segments import RowIds
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.lance import count_rows, has_column
@@ -23,23 +24,26 @@ from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 _LOWEST, _HIGHEST = 2.0**-80, 2.0**80
-"""Between these, squared lengths and products of them fit float32."""
+"""Squared lengths between these, and their products, fit float32."""
 
 _TINY_PRODUCT = 2.0**-12
 
 
 class RawFragments:
-    """Finds the fragments of a table that have such rows, again for every version but looking only once
-    into fragments that have none: what is in a file never changes, but deleted rows may return."""
+    """Finds the fragments with raw rows of every version of a table.
+
+    It reads a fragment without raw rows only once, because files never change. Deleted rows can return in
+    another version, so the deletion file is part of what identifies a fragment that has deleted rows.
+    """
 
     def __init__(self, columns: CodeColumns) -> None:
         self._columns = columns
         self._coded: set[tuple[str, ...]] = set()
-        """Files of fragments without such rows, and their deletion files where rows were deleted."""
+        """Files of fragments without raw rows, with the deletion file if rows are deleted."""
         self._extreme: dict[tuple[str, ...], bool] = {}
 
     def of(self, snapshot: Snapshot) -> "RawRows":
-        """The rows of one version."""
+        """The raw rows of one version."""
         dataset, found = snapshot.dataset, []
         for fragment in dataset.get_fragments():
             files = _files_of(fragment)
@@ -58,21 +62,21 @@ class RawFragments:
 
 @dataclasses.dataclass(frozen=True)
 class RawRows:
-    """The rows of one version that have a vector and no code."""
+    """The raw rows of one version: those with a vector and no code."""
 
     snapshot: Snapshot
     columns: CodeColumns
     fragments: Sequence[lance.LanceFragment]
-    """Where they are, perhaps beside others; empty where there are none."""
+    """Fragments that have raw rows, and perhaps others; empty if there are none."""
     extreme: dict[tuple[str, ...], bool] = dataclasses.field(default_factory=dict, compare=False)
-    """Of files that were looked at, whether they have vectors that LanceDB cannot measure."""
+    """Files of a fragment -> whether they have vectors too long or too short for LanceDB's scan."""
 
     def __bool__(self) -> bool:
         return bool(self.fragments)
 
     def nearest(self, request: SearchRequest) -> list[Hits]:
-        """The rows nearest to every query, with their vectors; as many as its ranking can need."""
-        return [by_stage(self._nearest(query_D, request), request) for query_D in request.queries_QD]
+        """Find the rows nearest to every query, with their vectors; as many as its ranking can need."""
+        return [with_stages(self._nearest(query_D, request), request) for query_D in request.queries_QD]
 
     def _nearest(self, query_D: Float32Array, request: SearchRequest) -> Hits:
         metric = self.snapshot.codecs.metric
@@ -80,25 +84,25 @@ class RawRows:
         if not (metric == "cosine" or _LOWEST < squared < _HIGHEST) or (
             metric != "l2" and self._has_extreme()
         ):
-            return self._measured(query_D, request)
-        hits = self._found_by_lance(query_D, request)
-        # Of tiny inner products, little is left in 1 minus them. Asked of the rows that every page looks at:
-        # all pages must have the same distances.
+            return self._search_in_float64(query_D, request)
+        hits = self._search_by_lance(query_D, request)
+        # 1 minus a tiny inner product loses most of its bits. The first stage decides, which is part of the
+        # ranking of every page: all pages must have the same distances.
         first = hits.distances_S[: rows_wanted(request)[0]]
         if metric == "dot" and len(first) and np.abs(1 - first).max() <= _TINY_PRODUCT:
-            return self._measured(query_D, request)
-        told = hits[np.isfinite(hits.distances_S)]
-        if len(told) == len(hits):
+            return self._search_in_float64(query_D, request)
+        finite = hits[np.isfinite(hits.distances_S)]
+        if len(finite) == len(hits):
             return hits
-        measured = self._measured(query_D, request)
-        return told.joined(measured[~np.isin(measured.row_ids_S, told.row_ids_S)])
+        exact = self._search_in_float64(query_D, request)
+        return finite.joined(exact[~np.isin(exact.row_ids_S, finite.row_ids_S)])
 
     def _condition(self, request: SearchRequest) -> str | None:
         where = request.where if request.prefilter else None
-        return combined([self.columns.raw_filter] if where is None else [self.columns.raw_filter, where])
+        return conjunction([self.columns.raw_filter] if where is None else [self.columns.raw_filter, where])
 
     def _has_extreme(self) -> bool:
-        """Whether any vector is so long or so short that LanceDB cannot measure it; asked once of a file."""
+        """Whether any vector is too long or too short for LanceDB's scan; reads a file at most once."""
         for fragment in self.fragments:
             if (files := _files_of(fragment)) not in self.extreme:
                 batches = self._batches([fragment], self.columns.raw_filter)
@@ -108,7 +112,7 @@ class RawRows:
     def _batches(
         self, fragments: Sequence[lance.LanceFragment], condition: str | None
     ) -> Iterator[tuple[RowIds, Float32Array]]:
-        """Ids and vectors (B, D) of the rows that match, a bounded number at a time."""
+        """Yield ids and vectors (B, D) of the rows that match, a bounded number at a time."""
         column, dim = self.columns.vector_column, self.snapshot.codecs.dim
         scanner = self.snapshot.dataset.scanner(
             columns=[column],
@@ -121,16 +125,18 @@ class RawRows:
             vectors = batch[column].flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
             yield batch["_rowid"].to_numpy().astype(np.uint64, copy=False), vectors.reshape(-1, dim)
 
-    def _measured(self, query_D: Float32Array, request: SearchRequest) -> Hits:
-        """The nearest rows, by distances in float64."""
+    def _search_in_float64(self, query_D: Float32Array, request: SearchRequest) -> Hits:
         best = Hits(np.empty(0, np.uint64), np.empty(0, np.float32), np.empty((0, len(query_D)), np.float32))
         for row_ids_B, vectors_BD in self._batches(self.fragments, self._condition(request)):
-            distances_B, finer_B = exact_and_finer(query_D, vectors_BD, self.snapshot.codecs.metric)
-            more = within(Hits(row_ids_B, distances_B, vectors_BD, finer_B), request.lower, request.upper)
+            distances_B, tie_breaks_B = exact_with_tie_breaks(
+                query_D, vectors_BD, self.snapshot.codecs.metric
+            )
+            hits = Hits(row_ids_B, distances_B, vectors_BD, tie_breaks_B)
+            more = within(hits, request.lower, request.upper)
             best = ordered(best.joined(more))[: rows_wanted(request)[-1]]
         return best
 
-    def _found_by_lance(self, query_D: Float32Array, request: SearchRequest) -> Hits:
+    def _search_by_lance(self, query_D: Float32Array, request: SearchRequest) -> Hits:
         column = self.columns.vector_column
         found = self.snapshot.dataset.scanner(
             columns=[column, "_distance"],
@@ -160,7 +166,8 @@ def _files_of(fragment: lance.LanceFragment) -> tuple[str, ...]:
 
 
 def _are_extreme(vectors_BD: Float32Array) -> bool:
-    """Whether float32 cannot hold the square of a length with some room; zero is no length."""
+    """Whether any squared length is too large or too small for float32, with a margin; zero vectors do not
+    count."""
     with np.errstate(over="ignore"):
         squares_B = np.einsum("bd,bd->b", vectors_BD, vectors_BD)
     outside_B = ~((squares_B > _LOWEST) & (squares_B < _HIGHEST))
@@ -168,14 +175,13 @@ def _are_extreme(vectors_BD: Float32Array) -> bool:
 
 
 def rows_wanted(request: SearchRequest) -> list[int]:
-    """Rows of a query that every stage of its ranking can need, out of those that have no code."""
+    """Number of raw rows that every stage of a query's ranking can need."""
     diverse = request.diversity is not None
     return [max(stage.end, stage.refined or 0, stage.shortlist if diverse else 0) for stage in request.stages]
 
 
-def by_stage(hits: Hits, request: SearchRequest) -> Hits:
-    """The nearest rows without a code in their order, as many as are wanted, and which stage wants each
-    first."""
+def with_stages(hits: Hits, request: SearchRequest) -> Hits:
+    """The nearest raw rows in order, as many as the ranking can need, each with the first stage that does."""
     wanted = rows_wanted(request)
     nearest = ordered(hits)[: wanted[-1]]
     stages_S = np.searchsorted(wanted, np.arange(len(nearest)), side="right")

@@ -1,12 +1,11 @@
-"""Search request: checked options, search parameters, and the plan of what a query does.
+"""Search request: checked options, search parameters, the stages of a ranking, and the trace of a plan.
 
-Shape suffixes: Q queries, D dimension.
+Search parameters come from the query, from tuning or from defaults. Rows are ranked in stages that end after
+10 rows, 15, 25, 50, 100, 150, 250 and so on. Each stage has a shortlist, and places the best rows of it that
+no earlier stage has placed. A row thus has the same place on whatever page it is requested, and first pages
+need not decode the rows of later ones.
 
-tuning, or nobody.
-
-A ranking is made in stages that end after 10 rows, 15, 25, 50, 100, 150, 250 and so on. A stage has a
-shortlist, and fills its places with the best rows of it that no earlier stage has placed. So a row has the
-same place whatever page it is asked for with, and first pages need not decode what later ones do.
+Shape legend: Q queries, D vector dimension.
 """
 
 import contextlib
@@ -35,43 +34,43 @@ Origin = Literal["asked for", "tuned", "default"]
 DEFAULT_NPROBES = 20
 DEFAULT_SHORTLIST = 30
 SHORTLIST_PER_ROW = 3
-"""A shortlist not asked for is this many times the rows that are ranked after its stage, and at least
-DEFAULT_SHORTLIST. In a tuned table it is as tuned up to the limit it was tuned for, and beyond that the
-longer of the two."""
+"""A default shortlist has this many times the rows that are ranked after its stage, and at least
+DEFAULT_SHORTLIST. In a tuned table it is the tuned one up to the limit it was tuned for, and the longer of
+the two beyond that."""
 
 _STEPS = (10, 15, 25, 50)
-"""Where stages end, times powers of ten. No page decodes twice as many rows as it needs. With more steps more
-stages would begin with rows that are nearer than the last of the stage before."""
+"""Where stages end, times powers of ten. No page decodes twice as many rows as it needs. More steps would
+give more stages that begin with rows nearer than the last row of the stage before."""
 
 
 class RankingStage(NamedTuple):
-    """A part of a ranking."""
+    """A stage of a ranking."""
 
     end: int
-    """Rows that are ranked when it is done."""
+    """Number of rows that are ranked after the stage."""
     shortlist: int
-    """Rows that are decoded for it and the stages before."""
+    """Number of rows that the stage and those before it decode."""
     shortlist_from: Origin
     refined: int | None = None
-    """Rows of these that are ordered by their raw vectors; None for none."""
+    """Number of rows to order by raw vectors; None for none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchParameters:
-    """How many partitions a query searches, and how long the shortlists of its stages are."""
+    """The number of partitions that a query probes, and the shortlists of its stages."""
 
     nprobes: int
     nprobes_from: Origin
     shortlist: int | None = None
-    """What was asked for: the same in every stage. None for nothing."""
+    """The shortlist that the query sets for all stages; None for the default of each stage."""
     refine_factor: int | None = None
     tuned: TunedSearch | None = None
 
     def stages(self, rows: int) -> tuple[RankingStage, ...]:
-        """The stages that rank the first `rows` rows, limit + offset of a page.
+        """The stages that rank the first `rows` rows (limit + offset of a page).
 
         Raises:
-            InvalidInputError: a shortlist asked for that is shorter, or shorter than what is refined.
+            InvalidInputError: the query sets a shortlist that is shorter than `rows`, or the rows to refine.
         """
         least = rows * (self.refine_factor or 1)
         if self.shortlist is not None and self.shortlist < least:
@@ -87,14 +86,14 @@ class SearchParameters:
         return tuple(stages)
 
     def one_more(self, stages: Sequence[RankingStage]) -> tuple[RankingStage, ...] | None:
-        """These stages and the next; None where a shortlist that was asked for has no more rows to rank."""
+        """These stages and the next one; None if the query's own shortlist has no more rows to rank."""
         later = next((end for end in self.ends() if end > stages[-1].end), None)
         return None if later is None else (*stages, self._stage(later))
 
     def ends(self) -> Iterator[int]:
-        """Rows that are ranked after every stage; without end unless a shortlist was asked for."""
+        """Number of rows that are ranked after every stage; infinite unless the query sets a shortlist."""
         last = math.inf if self.shortlist is None else self.shortlist // (self.refine_factor or 1)
-        # The rows that a table was tuned for are a stage, so that they cost what was measured.
+        # A stage ends at the limit that the table was tuned for: such a search costs what was measured.
         tuned = [] if self.tuned is None else [self.tuned.limit]
         for end, _ in itertools.groupby(heapq.merge(stage_ends(), tuned)):
             if end >= last:
@@ -119,21 +118,21 @@ class SearchParameters:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VectorOptions:
-    """What a query says of its search by vector; None for what it does not say."""
+    """Options that a query sets for its vector search; None for options that it does not set."""
 
     nprobes: int | None = None
-    """Partitions to search."""
+    """Partitions to probe."""
     shortlist: int | None = None
     """Rows to decode."""
     refine_factor: int | None = None
-    """Rows to order by their raw vectors, times those wanted."""
+    """Number of rows to order by raw vectors, relative to the rows to rank."""
     lower: float | None = None
-    """The least distance of a result."""
+    """Least distance of a result."""
     upper: float | None = None
-    """The distance that all results are below."""
+    """Upper bound of distances, exclusive."""
 
     def parameters(self, tuned: TunedSearch | None) -> SearchParameters:
-        """What is searched with in a table that was tuned to this setting, or to none."""
+        """The search parameters in a table with these tuned ones, or with none."""
         if self.nprobes is not None:
             return SearchParameters(self.nprobes, "asked for", self.shortlist, self.refine_factor, tuned)
         if tuned is not None:
@@ -142,7 +141,7 @@ class VectorOptions:
 
 
 def stage_ends() -> Iterator[int]:
-    """Rows after which stages end, ascending and without end."""
+    """Numbers of rows after which stages end, ascending and infinite."""
     for scale in itertools.count():
         for step in _STEPS:
             yield step * 10**scale
@@ -150,32 +149,32 @@ def stage_ends() -> Iterator[int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchRequest:
-    """What a query asks for; checked."""
+    """A checked vector query."""
 
     queries_QD: Float32Array
     where: str | None = None
     """A checked condition."""
     where_text: str = ""
-    """The same as the user wrote it, for plans."""
+    """The condition as the user wrote it, for plans."""
     prefilter: bool = True
     limit: int
     offset: int = 0
-    reach: SearchParameters
+    parameters: SearchParameters
     stages: tuple[RankingStage, ...]
-    """Of its ranking, as far as it is needed."""
+    """The stages of the ranking that the page needs."""
     diversity: float | None = None
-    """The lambda of maximal marginal relevance; None for the nearest rows."""
+    """Lambda of maximal marginal relevance; None for the nearest rows."""
     lower: float | None = None
     upper: float | None = None
 
     @property
     def shortlist(self) -> int:
-        """Rows decoded at most, per side of a lower bound."""
+        """Most rows to decode, per side of a lower bound."""
         return self.stages[-1].shortlist
 
     @property
     def refined(self) -> int | None:
-        """Rows to order by their raw vectors; None for none."""
+        """Number of rows to order by raw vectors; None for none."""
         return self.stages[-1].refined
 
 
@@ -183,7 +182,7 @@ def as_queries(query: Any, *, dim: int, metric: Metric) -> Float32Array:
     """One vector (D,) or a batch (Q, D) as checked float32 queries (Q, D).
 
     Raises:
-        InvalidInputError: what `as_vectors` refuses, or an empty batch.
+        InvalidInputError: as `as_vectors`, or the batch is empty.
     """
     query = listed(query)
     if _is_single(query):
@@ -195,12 +194,12 @@ def as_queries(query: Any, *, dim: int, metric: Metric) -> Float32Array:
 
 
 def batch_length(length: Any) -> int | None:
-    """Rows per batch at most as an int, None for no such limit; raises InvalidInputError below 1."""
+    """Check the most rows of a batch, None for no limit. Raises InvalidInputError below 1."""
     return None if length is None else whole_number("max_batch_length", length, 1)
 
 
 def bound(name: str, value: Any) -> float | None:
-    """A side of a distance range as a float; raises InvalidInputError unless a number or None."""
+    """A bound of a distance range as a float. Raises InvalidInputError unless it is a number or None."""
     if value is None:
         return None
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
@@ -210,7 +209,7 @@ def bound(name: str, value: Any) -> float | None:
 
 
 def share(name: str, value: Any) -> float:
-    """`value` as a float from 0 to 1; raises InvalidInputError otherwise."""
+    """`value` as a float from 0 to 1. Raises InvalidInputError for other values."""
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= 1:
         raise InvalidInputError(f"Got {name}={value!r}; expected a number from 0 to 1.")
@@ -218,7 +217,7 @@ def share(name: str, value: Any) -> float:
 
 
 def require_installed(module: str) -> ModuleType:
-    """The module, imported; raises RQMoEError with the install command when it is missing."""
+    """Import a module. Raises RQMoEError with the install command if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -232,21 +231,21 @@ def _is_single(query: Any) -> bool:
         return query.ndim == 1
     if isinstance(query, str) or has_named_columns(query) or not hasattr(query, "__len__") or len(query) == 0:
         return False
-    # Only the first element is looked at: rows of different lengths are reported by `as_vectors`.
+    # The first element decides; `as_vectors` reports rows of different lengths.
     try:
         return np.ndim(query[0]) == 0
-    except (KeyError, TypeError, IndexError):  # no sequence: `as_vectors` says what it is
+    except (KeyError, TypeError, IndexError):  # not a sequence, which `as_vectors` reports
         return False
 
 
 @dataclasses.dataclass
 class PlanStage:
-    """One stage of a query."""
+    """One stage of a query plan."""
 
     name: str
     detail: str
     rows: int | None = None
-    """Rows that came out of it, of all queries together; None until it has run."""
+    """Output rows of all queries together; None until the stage has run."""
     seconds: float = 0.0
 
 
@@ -257,12 +256,12 @@ class Trace:
         self.stages: list[PlanStage] = []
 
     def plan(self, name: str, detail: str) -> None:
-        """Name a stage without running it."""
+        """Add a stage without running it."""
         self.stages.append(PlanStage(name, detail))
 
     @contextlib.contextmanager
     def stage(self, name: str, detail: str) -> Iterator[PlanStage]:
-        """Time what is done inside; the caller sets the rows."""
+        """Add a stage and measure the time of the `with` block, which sets the rows."""
         stage = PlanStage(name, detail)
         self.stages.append(stage)
         started = time.perf_counter()
@@ -272,7 +271,7 @@ class Trace:
             stage.seconds = time.perf_counter() - started
 
     def __str__(self) -> str:
-        """One line per stage, the last one first, as LanceDB prints plans; its input is indented below."""
+        """One line per stage, the last one first, each indented below the stage it feeds, as in LanceDB."""
         lines = []
         for depth, stage in enumerate(reversed(self.stages)):
             counts = "" if stage.rows is None else f"  rows={stage.rows:,} time={stage.seconds * 1e3:.3f}ms"
@@ -281,5 +280,5 @@ class Trace:
 
 
 def indented(plan: str) -> str:
-    """A plan as the input of a stage that is written above it."""
+    """A plan, indented to be printed below the stage that it feeds."""
     return textwrap.indent(plan.rstrip(), "  ")

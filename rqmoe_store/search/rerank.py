@@ -1,14 +1,11 @@
-"""Rerank: shortlists decoded in parallel and ordered by exact distance; exhaustive search.
+"""Rerank: decode shortlists and order them by exact distance; and exhaustive search, by decoding every row.
 
-Shape suffixes: Q queries, S shortlisted rows of one query, U distinct rows, D vector dimension.
+Distances are computed in float64 and returned as float32. Squared distances and inner products of float32
+vectors can overflow or underflow float32, and 1 minus a tiny inner product is 1. Such a distance is returned
+as the nearest finite float32 number, together with a tie break that orders rows by the distance itself.
 
-Squared distances and inner products of float32 vectors may be beyond float32, or too close to zero for it,
-and 1 minus a tiny inner product is 1. Such a distance is given as the nearest float32 number, and never as an
-infinite one; the order of rows is that of the distances themselves.
-
-Shape suffixes: S rows, D vector dimension.
-
-Shape suffixes: Q queries, C rows of a chunk, K nearest rows, M code bytes, D dimension.
+Shape legend: Q queries, S rows of one query, U distinct rows, C rows of a chunk, K nearest rows, M code
+bytes, D vector dimension.
 """
 
 import dataclasses
@@ -22,56 +19,61 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import LARGEST, to_float32
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.search.segments import CodeBatch, Positions, RowIds, concatenated
-from rqmoe_store.search.shortlist import Candidates
+from rqmoe_store.search.segments import Candidates, CodeBatch, Positions, RowIds, concatenated
 from rqmoe_store.store.table_codec import TableCodec
 
 Float64Array = npt.NDArray[np.float64]
 
+MAX_DECODED = 2**16
+"""Most rows decoded together; queries whose shortlists exceed it are reranked in turns."""
 _MAX_COMPONENTS = 2**22
-"""Float64 components worked on at a time."""
+"""Most float64 components processed at a time."""
+_CHUNK_COMPONENTS = 2**22
+"""Components decoded at a time in exhaustive search: 16 MB, and twice that in float64."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _TINY_PRODUCT = 2.0**-12
-"""Of an inner product below this, half of its bits are lost in 1 minus it."""
+"""1 minus an inner product below this has lost half of the product's bits."""
 
 
 def exact_distances(query_D: Float32Array, vectors_SD: Float32Array, metric: Metric) -> Float32Array:
-    """LanceDB's distance of one query to every vector: float32 (S,), smaller is nearer.
+    """Distances of one query to every vector as LanceDB defines them: float32 (S,), smaller is nearer.
 
-    "l2" is the squared euclidean distance, "cosine" 1 - cos, "dot" 1 - inner product. A zero vector
-    has no direction: its cosine distance is NaN. What is beyond float32 is its largest number.
+    "l2" is the squared Euclidean distance, "cosine" 1 - cos, "dot" 1 - inner product. The cosine distance of
+    a zero vector is NaN, since it has no direction. Distances beyond float32 become its largest number.
     """
-    return exact_and_finer(query_D, vectors_SD, metric)[0]
+    return exact_with_tie_breaks(query_D, vectors_SD, metric)[0]
 
 
-def exact_and_finer(
+def exact_with_tie_breaks(
     query_D: Float32Array, vectors_SD: Float32Array, metric: Metric
 ) -> tuple[Float32Array, Float64Array | None]:
-    """Exact distances, and what orders rows of equal ones, (S,); None where float32 can tell all of them."""
+    """Exact distances, and tie breaks (S,) that order rows of equal distance; None if float32 is enough."""
     step = max(1, _MAX_COMPONENTS // len(query_D))
-    # Float64 and differences instead of the expanded square: near ties must order as brute force does.
+    # Differences in float64, not the expanded square: near ties must be ordered as brute force orders them.
     query = query_D.astype(np.float64)
     parts = [
         _values(query, vectors_SD[start : start + step].astype(np.float64), metric)
         for start in range(0, len(vectors_SD), step)
     ]
     values_S = np.concatenate([np.empty(0), *parts])
-    return to_float32(1 - values_S if metric == "dot" else values_S), _finer(values_S, metric)
+    return to_float32(1 - values_S if metric == "dot" else values_S), _tie_breaks(values_S, metric)
 
 
-def exact_values(distances_S: Float32Array, finer_S: Float64Array | None, metric: Metric) -> Float64Array:
-    """Distances, or inner products under "dot", given what `exact_and_finer` returned."""
-    told_S = distances_S.astype(np.float64)
+def exact_values(
+    distances_S: Float32Array, tie_breaks_S: Float64Array | None, metric: Metric
+) -> Float64Array:
+    """Distances in float64, or inner products under "dot", from the result of `exact_with_tie_breaks`."""
+    values_S = distances_S.astype(np.float64)
     if metric == "dot":
-        told_S = 1 - told_S
-    if finer_S is None:
-        return told_S
-    return np.where(np.isnan(finer_S), told_S, finer_S if metric == "l2" else -finer_S)
+        values_S = 1 - values_S
+    if tie_breaks_S is None:
+        return values_S
+    return np.where(np.isnan(tie_breaks_S), values_S, tie_breaks_S if metric == "l2" else -tie_breaks_S)
 
 
 def _values(query_D: Float64Array, vectors_SD: Float64Array, metric: Metric) -> Float64Array:
-    """Distances, but for inner products under "dot"."""
+    """Distances, or inner products under "dot"."""
     if metric == "l2":
         differences_SD = vectors_SD - query_D
         squares_S: Float64Array = np.einsum("sd,sd->s", differences_SD, differences_SD)
@@ -84,22 +86,18 @@ def _values(query_D: Float64Array, vectors_SD: Float64Array, metric: Metric) -> 
     return np.asarray(1 - products_S / norms_S, dtype=np.float64)
 
 
-def _finer(values_S: Float64Array, metric: Metric) -> Float64Array | None:
-    """Smaller for nearer rows where float32 cannot tell distances, NaN elsewhere."""
+def _tie_breaks(values_S: Float64Array, metric: Metric) -> Float64Array | None:
+    """Smaller for nearer rows where float32 cannot represent distances, NaN elsewhere."""
     if metric == "cosine":
         return None
-    lengths_S = np.abs(values_S)
-    untold_S = (lengths_S > LARGEST) | (lengths_S < (_SMALLEST if metric == "l2" else _TINY_PRODUCT))
-    if not (untold_S & (lengths_S > 0)).any():
+    sizes_S = np.abs(values_S)
+    inexact_S = (sizes_S > LARGEST) | (sizes_S < (_SMALLEST if metric == "l2" else _TINY_PRODUCT))
+    if not (inexact_S & (sizes_S > 0)).any():
         return None
-    # As many bits as float32 has, so that rounding does not order rows that have the same vector.
+    # Rounded to the bits of float32, so that rounding errors do not order rows with the same vector.
     mantissas_S, exponents_S = np.frexp(values_S if metric == "l2" else -values_S)
     rounded_S = np.ldexp(mantissas_S.astype(np.float32).astype(np.float64), exponents_S)
-    return np.where(untold_S, rounded_S, np.nan)
-
-
-MAX_DECODED = 2**16
-"""Shortlisted rows decoded together; queries whose shortlists exceed it are reranked in turns."""
+    return np.where(inexact_S, rounded_S, np.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +107,14 @@ class Hits:
     row_ids_S: npt.NDArray[np.uint64]
     distances_S: Float32Array
     vectors_SD: Float32Array | None = None
-    """Decoded vectors; only where somebody needs them."""
-    finer_S: npt.NDArray[np.float64] | None = None
-    """What orders rows of equal distance, NaN where float32 tells the distance; None where it tells all."""
+    """Decoded vectors, where they are needed later."""
+    tie_breaks_S: npt.NDArray[np.float64] | None = None
+    """Order of rows with equal distance; NaN where float32 represents the distance, None if all are NaN."""
     stages_S: Positions | None = None
-    """By which stage of the ranking every row is considered first; None for rows that are ranked."""
+    """First stage of the ranking that considers the row; None once rows are ranked."""
     estimates_S: npt.NDArray[np.float64] | None = None
-    """Distances by which rows were chosen before these were known, minus infinity where none was needed; None
-    for rows that are ranked."""
+    """Approximate distances by which rows were selected, minus infinity for rows that needed no selection;
+    None once rows are ranked."""
 
     def __len__(self) -> int:
         return len(self.row_ids_S)
@@ -129,18 +127,17 @@ class Hits:
         return Hits(**columns)
 
     def joined(self, other: "Hits") -> "Hits":
-        """These and then the others; with vectors, stages and estimates if these have them, which the others
-        then must have."""
+        """These hits followed by others, which must have vectors, stages and estimates if these have them."""
         columns: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             own, others = getattr(self, field.name), getattr(other, field.name)
-            if field.name != "finer_S" and own is not None:
+            if field.name != "tie_breaks_S" and own is not None:
                 assert others is not None, f"joined with hits that have {field.name}"
                 columns[field.name] = np.concatenate([own, others])
-        return Hits(**columns, finer_S=_joined_finer(self, other))
+        return Hits(**columns, tie_breaks_S=_joined_tie_breaks(self, other))
 
     def ranked(self, places: Positions) -> "Hits":
-        """The rows of a ranking, without what was needed to make it."""
+        """The rows at these places as the final ranking, with row ids and distances only."""
         return Hits(self.row_ids_S[places], self.distances_S[places])
 
 
@@ -151,18 +148,19 @@ def rerank(
     *,
     with_vectors: bool = False,
 ) -> list[Hits]:
-    """Every query's candidates ordered by (exact distance, row id).
+    """Decode the candidates of every query and order them by (exact distance, row id).
 
-    Rows whose distance is undefined (NaN) are left out, as LanceDB does.
+    Rows whose distance is undefined (NaN) are left out, as in LanceDB. A row is decoded once for all queries
+    of a turn.
 
     Args:
-        codecs: decode the union of the candidates, each row once.
+        codecs: codecs of the table.
         queries_QD: float32 (Q, D), checked by `as_vectors`.
-        candidates: of every query.
-        with_vectors: keep the decoded vectors, of `decoded_together` queries at most.
+        candidates: candidates of every query.
+        with_vectors: keep the decoded vectors; for the queries of one of the `query_turns` at most.
     """
     hits: list[Hits] = []
-    for turn in decoded_together(candidates):
+    for turn in query_turns(candidates):
         filled = [each for each in candidates[turn] if len(each)]
         if filled:
             row_ids_U, vectors_UD = _decode_union(codecs, filled)
@@ -175,16 +173,16 @@ def rerank(
                 )
                 continue
             vectors_SD = vectors_UD[np.searchsorted(row_ids_U, row_ids_S)]
-            distances_S, finer_S = exact_and_finer(query_D, vectors_SD, codecs.metric)
+            distances_S, tie_breaks_S = exact_with_tie_breaks(query_D, vectors_SD, codecs.metric)
             kept_SD = vectors_SD if with_vectors else None
-            found = Hits(row_ids_S, distances_S, kept_SD, finer_S, each.stages_S, each.estimates_S)
+            found = Hits(row_ids_S, distances_S, kept_SD, tie_breaks_S, each.stages_S, each.estimates_S)
             hits.append(ordered(found))
     return hits
 
 
 def within(hits: Hits, lower: float | None, upper: float | None) -> Hits:
-    """The hits with lower <= distance < upper; None leaves a side open."""
-    # Python floats are compared in float32 precision with float32 arrays, as LanceDB compares them.
+    """The hits with lower <= distance < upper; None for no bound."""
+    # Bounds are rounded to float32, as LanceDB does.
     if lower is not None:
         hits = hits[hits.distances_S >= np.float32(lower)]
     if upper is not None:
@@ -192,8 +190,8 @@ def within(hits: Hits, lower: float | None, upper: float | None) -> Hits:
     return hits
 
 
-def decoded_together(candidates: Sequence[Candidates]) -> Iterator[slice]:
-    """The queries in turns of up to MAX_DECODED candidates, or of one query."""
+def query_turns(candidates: Sequence[Candidates]) -> Iterator[slice]:
+    """Divide the queries into turns of up to MAX_DECODED candidates, or of a single query."""
     start, rows = 0, 0
     for position, each in enumerate(candidates):
         size = len(each)
@@ -213,26 +211,25 @@ def _decode_union(
 
 
 def ordered(hits: Hits) -> Hits:
-    """By (distance, row id), less those whose distance is undefined."""
+    """The hits in the order of (distance, row id), without those whose distance is undefined."""
     hits = hits[~np.isnan(hits.distances_S)]
-    if hits.finer_S is None:
+    if hits.tie_breaks_S is None:
         return hits[np.lexsort((hits.row_ids_S, hits.distances_S))]
-    return hits[np.lexsort((hits.row_ids_S, hits.finer_S, hits.distances_S))]
+    return hits[np.lexsort((hits.row_ids_S, hits.tie_breaks_S, hits.distances_S))]
 
 
-def _joined_finer(first: Hits, second: Hits) -> npt.NDArray[np.float64] | None:
-    if first.finer_S is None and second.finer_S is None:
+def _joined_tie_breaks(first: Hits, second: Hits) -> npt.NDArray[np.float64] | None:
+    if first.tie_breaks_S is None and second.tie_breaks_S is None:
         return None
     return np.concatenate(
-        [np.full(len(hits), np.nan) if hits.finer_S is None else hits.finer_S for hits in (first, second)]
+        [
+            np.full(len(hits), np.nan) if hits.tie_breaks_S is None else hits.tie_breaks_S
+            for hits in (first, second)
+        ]
     )
 
 
-_CHUNK_COMPONENTS = 2**22
-"""Components decoded at a time: 16 MB, and twice that in float64."""
-
-
-def nearest_of_all(
+def exhaustive_search(
     codecs: TableCodec,
     queries_QD: Float32Array,
     batches: Iterable[CodeBatch],
@@ -241,19 +238,19 @@ def nearest_of_all(
     excluded_Q: RowIds | None = None,
     advance: Callable[[int], None],
 ) -> list[CodeBatch]:
-    """The `count` rows nearest to every query, by distance to the decoded vectors.
+    """Decode every row, chunk by chunk, and find the `count` rows nearest to every query.
 
     Args:
-        codecs: decode every row once, a chunk at a time.
-        queries_QD: checked by `as_vectors`.
+        codecs: codecs of the table.
+        queries_QD: queries, checked by `as_vectors`.
         batches: all rows.
         count: rows per query, at least 1.
-        excluded_Q: of every query a row that does not count; None for no such rows.
-        advance: told of every chunk how many rows it had.
+        excluded_Q: row id that each query must not find; None for no such rows.
+        advance: called with the number of rows of every chunk.
 
     Returns:
-        For every query up to `count` rows, nearest first, ties by row id. Rows whose distance is
-        undefined are left out, as in searches.
+        For every query up to `count` rows, nearest first, ties by row id. Rows whose distance is undefined
+        are left out, as in searches.
     """
     queries = queries_QD.astype(np.float64)
     best_QK = np.empty((len(queries), 0), _record(codecs.code_bytes))
@@ -270,7 +267,7 @@ def nearest_of_all(
 
 
 def _record(code_bytes: int) -> np.dtype[np.void]:
-    """A row with its distance."""
+    """NumPy type of a row with its distance."""
     return np.dtype(
         [("distance", "f8"), ("row_id", "u8"), ("partition", "i4"), ("codes", "u1", (code_bytes,))]
     )
@@ -301,8 +298,8 @@ def _rows(records_K: npt.NDArray[np.void]) -> CodeBatch:
 
 
 def all_distances(queries_QD: Float64Array, vectors_CD: Float64Array, metric: Metric) -> Float64Array:
-    """All distances (Q, C), infinite where undefined. In float64 the expanded square is exact enough."""
-    if metric == "l2":  # what all of them have in common would take the bits of their differences
+    """Distances (Q, C) of all pairs, infinite where undefined; by the expanded square, in float64."""
+    if metric == "l2":  # centering keeps the precision of differences between vectors far from the origin
         middle_D = queries_QD.mean(axis=0)
         queries_QD, vectors_CD = queries_QD - middle_D, vectors_CD - middle_D
     products_QC: Float64Array = queries_QD @ vectors_CD.T

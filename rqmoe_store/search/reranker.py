@@ -1,6 +1,6 @@
-"""A reranker for LanceDB's own queries on the table behind a compressed one.
+"""`DecodedReranker`: reranks LanceDB's own queries on a compressed table by distance to decoded vectors.
 
-Shape suffixes: R rows of a result, V of them with a code, D vector dimension.
+Shape legend: R rows of a result, V of them with a raw vector and no code, D vector dimension.
 """
 
 from typing import Any
@@ -24,29 +24,28 @@ from rqmoe_store.store.vector_arrays import read_vectors
 
 
 class DecodedReranker(Reranker):
-    """Orders rows by the distance of their decoded vectors to one query vector.
+    """A LanceDB reranker that orders rows by the distance of their decoded vectors to a query vector.
 
         reranker = DecodedReranker(store, query=vector)
         store.table.search("words", query_type="fts").with_row_id(True).rerank(reranker).to_pandas()
 
-    `_relevance_score` is minus the distance, so that higher is better, and null for rows without a
-    vector, which come last. Works in LanceDB's vector, full-text and hybrid queries. Where a query
-    selects columns it needs the row id among them, or the vector column and both code columns
-    (`store.columns.names`).
+    `_relevance_score` is minus the distance, so that higher is better, and null for rows without a vector,
+    which come last. It works in LanceDB's vector, full-text and hybrid queries. A query that selects columns
+    must select the row id, or the vector column and both code columns (`store.columns.names`).
     """
 
     @translates_errors
     def __init__(self, store: OpenTable, query: Any = None, return_score: str = "relevance") -> None:
-        """Make a reranker for one query, or for all that are texts.
+        """Create a reranker for one query, or for all queries by text.
 
         Args:
             store: the compressed table whose `table` is searched.
-            query: a vector (D,), or text for the table's embedding function; None for the text
-                LanceDB passes on, which is what its query searches for.
-            return_score: "all" keeps `_distance` and `_score` as LanceDB found them.
+            query: a vector (D,), or text for the table's embedding function; None for the text that the
+                LanceDB query searches for.
+            return_score: "all" to keep LanceDB's `_distance` and `_score`.
 
         Raises:
-            InvalidInputError: an unusable query, or another `return_score`.
+            InvalidInputError: the query cannot be used, or `return_score` is another value.
             RQMoEError: the embedding function cannot be used.
         """
         if return_score not in ("relevance", "all"):
@@ -59,33 +58,33 @@ class DecodedReranker(Reranker):
         return f"DecodedReranker({self._handle.name!r})"
 
     def rerank_hybrid(self, query: str, vector_results: pa.Table, fts_results: pa.Table) -> pa.Table:
-        """The rows of both results, each once."""
+        """Order the rows of both results, each once."""
         merged = self.merge_results(vector_results, fts_results)
         if self.score == "all":
             for name, results in ((DISTANCE, vector_results), (SCORE, fts_results)):
                 place = merged.schema.get_field_index(name)
                 merged = merged.set_column(place, merged.field(place), values_of(merged, results, name))
-        return self._reranked(query, merged)
+        return self._rerank(query, merged)
 
     def rerank_vector(self, query: str, vector_results: pa.Table) -> pa.Table:
-        """The rows of a vector query, over whichever column."""
-        return self._reranked(query, vector_results)
+        """Order the rows of a vector query on any column."""
+        return self._rerank(query, vector_results)
 
     def rerank_fts(self, query: str, fts_results: pa.Table) -> pa.Table:
-        """The rows of a full-text query."""
-        return self._reranked(query, fts_results)
+        """Order the rows of a full-text query."""
+        return self._rerank(query, fts_results)
 
-    def _reranked(self, query: Any, results: pa.Table) -> pa.Table:
+    def _rerank(self, query: Any, results: pa.Table) -> pa.Table:
         query_D = self._from_lancedb(query) if self._query_D is None else self._query_D
         distances = self._distances(query_D, results)
-        # Stable: among equals the order LanceDB found them in. NaN, of rows without a vector, is last.
+        # Stable, so that equal rows keep LanceDB's order. NaN, of rows without a vector, comes last.
         order_R = np.argsort(distances, kind="stable")
         scores = pa.array(-distances, pa.float32(), from_pandas=True)  # NaN becomes null
         ranked = results.append_column(RELEVANCE, scores).take(pa.array(order_R))
         return self._keep_relevance_score(ranked)
 
     def _from_lancedb(self, query: Any) -> Float32Array:
-        """The vector of what LanceDB passes on: the text of its query, or a structured one."""
+        """The vector of the query that LanceDB passes: a text, or a structured query, which raises."""
         if not isinstance(query, str) or self._handle.embedding is None:
             raise InvalidInputError(
                 f"Got {query!r} from LanceDB and cannot embed it; expected text, and a table with an "
@@ -101,7 +100,7 @@ class DecodedReranker(Reranker):
         return np.asarray(queries_QD[0])
 
     def _distances(self, query_D: Float32Array, results: pa.Table) -> Float32Array:
-        """Distance of every row, (R,), NaN where it has no code."""
+        """Distance of every row, (R,); NaN for rows without a vector."""
         names = [*self._handle.columns.names, self._handle.columns.vector_column]
         if all(name in results.column_names for name in names):
             return self._distances_of_rows(query_D, results, self._handle.codecs)
@@ -119,11 +118,11 @@ class DecodedReranker(Reranker):
         rows, codecs = self._handle.snapshots.read(taken)
         distances = pa.array(self._distances_of_rows(query_D, rows, codecs))
         found = pa.table({ROW_ID: rows[ROW_ID], DISTANCE: distances})
-        # A row deleted meanwhile is not among them: null, read as NaN.
+        # A row that was deleted meanwhile is missing there: null, which becomes NaN.
         return np.asarray(values_of(results, found, DISTANCE).to_numpy(), dtype=np.float32)
 
     def _distances_of_rows(self, query_D: Float32Array, rows: pa.Table, codecs: TableCodec) -> Float32Array:
-        """To decoded vectors; to raw ones in rows that are not encoded yet."""
+        """Distances to decoded vectors, or to raw vectors of rows that are not encoded yet."""
         handle = self._handle
         codes, coded_R = handle.columns.from_arrow(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)

@@ -1,8 +1,6 @@
-"""Resident codes: those of a table held in memory, brought up to date when it changes.
+"""Resident codes: the codes of a table in memory, refreshed row by row when the table changes.
 
-Shape suffixes: N some rows.
-
-Shape suffixes: N rows of a batch.
+Shape legend: N rows of a batch.
 """
 
 import copy
@@ -21,14 +19,32 @@ from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.sql import quoted
 
 _SCAN_ROWS = 131_072
-"""Rows per batch of the code scan: large enough for speed, a few MB of codes in memory."""
+"""Rows of a batch when codes are read: large enough to be fast, with a few MB of codes in memory."""
+
+_FILTERS_KEPT = 8
+"""Most conditions whose rows a `FilterCache` keeps."""
+
+_SMALL_ROWS, _SMALL_SHARE = 65_536, 0.125
+"""Added and removed rows are kept apart from the loaded codes up to this number or this share; beyond it, the
+codes are regrouped."""
+
+_TRACEABLE = (
+    lance.LanceOperation.Append,
+    lance.LanceOperation.Delete,
+    lance.LanceOperation.Update,
+    lance.LanceOperation.Rewrite,
+    lance.LanceOperation.CreateIndex,
+    lance.LanceOperation.UpdateConfig,  # metadata, such as tuned search parameters
+)
+"""Operations whose changed rows Lance can list. Others, including Restore and Overwrite, change rows without
+a trace."""
 
 
 def read_codes(snapshot: Snapshot, columns: CodeColumns, where: str | None = None) -> Iterator[CodeBatch]:
-    """Stream the codes and row ids of the rows that match `where`; rows without a vector are skipped.
+    """Yield the codes and row ids of the rows that match `where`; rows without a code are skipped.
 
     Raises:
-        TableError: the code columns are missing or of another type, or have a code or partition id that no
+        TableError: the code columns are missing or have another type, or have a code or partition id that no
             codec of the table has.
     """
     for batch, _ in read_rows(snapshot, columns, where):
@@ -39,7 +55,7 @@ def read_codes(snapshot: Snapshot, columns: CodeColumns, where: str | None = Non
 def read_rows(
     snapshot: Snapshot, columns: CodeColumns, where: str | None
 ) -> Iterator[tuple[CodeBatch, RowIds]]:
-    """Stream what `read_codes` does, and beside it the ids (N,) of all rows, with a vector or without."""
+    """Yield batches as `read_codes` does, each with the ids (N,) of all its rows, with or without a code."""
     rows = snapshot.table.search().select(list(columns.names)).with_row_id(True)
     if where is not None:
         rows = rows.where(where)
@@ -48,7 +64,7 @@ def read_rows(
 
 
 def fragment_codes(snapshot: Snapshot, columns: CodeColumns, fragment: lance.LanceFragment) -> CodeBatch:
-    """The codes and row ids of one fragment. Raises as `read_codes`."""
+    """Read the codes and row ids of one fragment. Raises as `read_codes`."""
     scanner = snapshot.dataset.scanner(
         columns=list(columns.names), fragments=[fragment], with_row_id=True, batch_size=_SCAN_ROWS
     )
@@ -57,54 +73,51 @@ def fragment_codes(snapshot: Snapshot, columns: CodeColumns, fragment: lance.Lan
 
 
 def _as_codes(snapshot: Snapshot, columns: CodeColumns, batch: pa.RecordBatch) -> tuple[CodeBatch, RowIds]:
-    """The codes of those rows that have one, and the ids of all."""
+    """The codes of the rows that have one, and the ids of all rows."""
     codes, valid_N = columns.from_arrow(batch)
     snapshot.codecs.check(codes)
     row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
     return CodeBatch(row_ids_N[valid_N], codes), row_ids_N
 
 
-_CHANGING = re.compile(r"\b(now|today|random|uuid|current_\w+|local\w*)\b", re.IGNORECASE)
-"""Functions that return something else every time."""
+_NONDETERMINISTIC = re.compile(r"\b(now|today|random|uuid|current_\w+|local\w*)\b", re.IGNORECASE)
+"""Functions that return another value every time."""
 
 
-def combined(conditions: Iterable[str]) -> str | None:
-    """The conditions joined by AND; None when there are none."""
+def conjunction(conditions: Iterable[str]) -> str | None:
+    """The conditions joined by AND; None if there are none."""
     return " AND ".join(conditions) or None
 
 
-def is_lasting(where: str) -> bool:
-    """Whether a condition is met by the same rows of a version whenever it is asked."""
-    return _CHANGING.search(where) is None
+def is_deterministic(where: str) -> bool:
+    """Whether the same rows of a version match a condition every time."""
+    return _NONDETERMINISTIC.search(where) is None
 
 
 def partition_filter(column: str, partitions: Iterable[int]) -> str:
-    """Condition that keeps the rows of the given partitions."""
+    """SQL condition for the rows of the given partitions."""
     return f"{quoted(column)} IN ({', '.join(str(int(partition)) for partition in partitions)})"
 
 
 def row_id_filter(row_ids: npt.NDArray[np.uint64]) -> str:
-    """Condition that keeps the rows of the given ids, of which there must be one."""
+    """SQL condition for the rows with the given ids, of which there must be at least one."""
     return f"_rowid IN ({', '.join(map(str, row_ids.tolist()))})"
 
 
 def matching_row_ids(
     dataset: lance.LanceDataset, where: str, fragments: Sequence[lance.LanceFragment] | None = None
 ) -> npt.NDArray[np.uint64]:
-    """Ids of the rows that match a checked filter, ascending; scalar indexes are used where they help.
+    """Ids, ascending, of the rows that match a checked condition, in the given fragments or in all.
 
-    Of all rows, or of those in some fragments.
+    LanceDB uses scalar indexes for it where they help.
     """
     chosen = None if fragments is None else list(fragments)
     found = dataset.scanner(columns=[], with_row_id=True, filter=where, fragments=chosen).to_table()
     return np.sort(found["_rowid"].to_numpy())
 
 
-_FILTERS_KEPT = 8
-
-
 class FilterCache:
-    """The rows of one version that match a condition, for the conditions asked for last."""
+    """Keeps the rows of one version that match, for the conditions used last."""
 
     def __init__(self) -> None:
         self._selections: dict[str, list[Selection]] = {}
@@ -119,55 +132,39 @@ class FilterCache:
         selections: Sequence[Selection],
         fragments: Sequence[lance.LanceFragment] | None = None,
     ) -> list[Selection]:
-        """Those of the rows that match.
+        """The rows that match, from the cache or by evaluating the condition.
 
         Args:
             where: a checked condition.
-            dataset: at the version.
-            selections: the rows, always the same ones.
-            fragments: where they are; None for all.
+            dataset: the version.
+            selections: the rows to filter; the same ones in every call.
+            fragments: fragments that have the rows; None for all.
         """
         matching = self._selections.get(where)
         if matching is None:
             row_ids_N = matching_row_ids(dataset, where, fragments)
             matching = [selection.only(row_ids_N) for selection in selections]
-            if is_lasting(where):
-                for forgotten in list(self._selections)[: 1 - _FILTERS_KEPT]:
-                    self._selections.pop(forgotten, None)
+            if is_deterministic(where):
+                for oldest in list(self._selections)[: 1 - _FILTERS_KEPT]:
+                    self._selections.pop(oldest, None)
                 self._selections[where] = matching
         return matching
 
     def clear(self) -> None:
-        """Forget everything: the version is another one."""
+        """Empty the cache, to be called for another version."""
         self._selections.clear()
-
-
-_SMALL_ROWS, _SMALL_SHARE = 65_536, 0.125
-"""Rows that came or went since the codes were loaded are kept apart up to this many or this share."""
-
-_FOLLOWED = (
-    lance.LanceOperation.Append,
-    lance.LanceOperation.Delete,
-    lance.LanceOperation.Update,
-    lance.LanceOperation.Rewrite,
-    lance.LanceOperation.CreateIndex,
-    lance.LanceOperation.UpdateConfig,  # metadata, such as the setting that the table was tuned to
-)
-"""Changes after which the rows that differ can be asked for. Others, Restore and Overwrite among them,
-change rows without a trace."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-    """The codes of one version of a table; never changed once made."""
+    """The codes of one version of a table in memory; immutable."""
 
     snapshot: Snapshot
     base: Selection
-    """What was loaded together."""
+    """Rows that were loaded together, without those that were removed or updated since."""
     tail: Segment
-    """What was added or updated since."""
+    """Rows that were added or updated since."""
     filtered: FilterCache = dataclasses.field(default_factory=FilterCache, compare=False)
-    """The rows that match a condition, for the conditions asked for last."""
 
     @property
     def selections(self) -> list[Selection]:
@@ -179,7 +176,7 @@ class Resident:
         return self.filtered.matching(where, self.snapshot.dataset, self.selections)
 
     def has_rows(self, partitions: slice) -> bool:
-        """Whether any rows were read that are in one of these partitions."""
+        """Whether there are rows in any of these partitions."""
         return any(
             segment.starts_P[partitions.stop] > segment.starts_P[partitions.start]
             for segment in (self.base.segment, self.tail)
@@ -190,18 +187,18 @@ class Resident:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
+        """Size in memory, in bytes."""
         mask = 0 if self.base.allowed_N is None else self.base.allowed_N.nbytes
         return self.base.segment.nbytes + mask + self.tail.nbytes
 
 
 def bytes_needed(rows: int, code_bytes: int) -> int:
-    """Memory that codes and row ids of this many rows take."""
+    """Bytes of memory that codes and row ids of this many rows take."""
     return rows * (code_bytes + np.dtype(np.uint64).itemsize)
 
 
 def refresh(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns) -> Resident:
-    """The codes of a version, of which only rows that differ from an earlier one are read where possible.
+    """Load the codes of a version; reads only the rows that differ from `resident` if that is possible.
 
     Raises as `read_codes`.
     """
@@ -211,7 +208,7 @@ def refresh(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns)
     gone, added = [deleted_N], []
     changed = f"_row_last_updated_at_version > {resident.snapshot.version}"
     for batch, row_ids_N in read_rows(snapshot, columns, changed):
-        gone.append(row_ids_N)  # of an updated row, the code that it had
+        gone.append(row_ids_N)  # an updated row loses its old code
         added.append(batch)
     gone_N = np.concatenate(gone)
     base = resident.base.without(gone_N)
@@ -223,7 +220,7 @@ def refresh(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns)
 
 
 def load(snapshot: Snapshot, columns: CodeColumns) -> Resident:
-    """All codes of a version. Raises as `read_codes`."""
+    """Load all codes of a version. Raises as `read_codes`."""
     none = no_rows(snapshot.codecs.code_bytes)
     rows = concatenated([none, *read_codes(snapshot, columns)])
     return Resident(snapshot, Selection(_grouped(rows, snapshot)), _grouped(none, snapshot))
@@ -234,8 +231,8 @@ def _grouped(rows: CodeBatch, snapshot: Snapshot) -> Segment:
 
 
 def _deleted_since(earlier: Snapshot, snapshot: Snapshot) -> RowIds | None:
-    """Ids of the rows deleted since; None when what changed cannot be told."""
-    # A dataset of its own: while one looks for transactions, no other thread may use it.
+    """Ids of the rows deleted since an earlier version; None if the changes since then are unknown."""
+    # A copy, because no other thread may use a dataset while its transactions are read.
     dataset, steps = copy.copy(snapshot.dataset), snapshot.version - earlier.version
     if steps < 0 or not dataset.has_stable_row_ids or earlier.codecs is not snapshot.codecs:
         return None
@@ -245,7 +242,7 @@ def _deleted_since(earlier: Snapshot, snapshot: Snapshot) -> RowIds | None:
     *later, first = known  # newest first
     if first.uuid != earlier.transaction:
         return None
-    if not all(isinstance(transaction.operation, _FOLLOWED) for transaction in later):
+    if not all(isinstance(transaction.operation, _TRACEABLE) for transaction in later):
         return None
     deleted = dataset.delta(compared_against=earlier.version).get_deleted_row_ids()
     return np.concatenate([np.empty(0, np.uint64), *(batch["_rowid"].to_numpy() for batch in deleted)])

@@ -1,28 +1,36 @@
-"""Codes in memory, grouped by partition so that a probed partition is one run of rows.
+"""Segments and shortlists: the rows that a scan reads, and those that it finds.
 
-Shape suffixes: N rows of a segment, X some of them, P partitions, M code bytes.
+A segment has codes grouped by partition, so that a probed partition is one run of rows. A selection is the
+part of a segment that queries may find. A scan turns selections into shortlists, of which candidates for
+reranking are made.
+
+Shape legend: N rows of a segment, X some of them, P partitions, M code bytes, S rows of a shortlist, K stages
+of a ranking.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.frame import Float64Array, ScoreUnits
+from rqmoe_store.codecs.vectors import Float32Array
 
 RowIds = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _DENSE = 4
-"""A mask is kept beside the codes when it lets at least one row in this many pass; fewer are copied."""
+"""A selection is a mask over the segment if it has at least one row in this many; fewer rows are copied."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CodeBatch:
-    """Some rows with their codes, in any order."""
+    """Rows with their codes, in any order."""
 
     row_ids_N: RowIds
     codes: Codes
@@ -41,7 +49,7 @@ def no_rows(code_bytes: int) -> CodeBatch:
 
 
 def concatenated(parts: Sequence[CodeBatch]) -> CodeBatch:
-    """The rows of at least one batch, one after the other."""
+    """The rows of at least one batch, batch after batch."""
     if len(parts) == 1:
         return parts[0]
     return CodeBatch(
@@ -55,7 +63,7 @@ def concatenated(parts: Sequence[CodeBatch]) -> CodeBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows in the order of their partitions; never changed once made."""
+    """Rows in the order of their partitions; immutable."""
 
     codes_NM: npt.NDArray[np.uint8]
     row_ids_N: RowIds
@@ -67,7 +75,7 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
+        """Size in memory, in bytes."""
         return self.codes_NM.nbytes + self.row_ids_N.nbytes + self.starts_P.nbytes
 
     def rows(self, positions_X: Positions) -> CodeBatch:
@@ -77,7 +85,7 @@ class Segment:
         return CodeBatch(self.row_ids_N[positions_X], codes)
 
     def of_partitions(self, partitions: slice) -> "Segment":
-        """The same rows, seen by those of some partitions only; these count from 0 then."""
+        """A view of the rows of some partitions, in which partition ids begin at 0."""
         if partitions == slice(0, len(self.starts_P) - 1):
             return self
         if partitions.start not in self._views:
@@ -90,13 +98,13 @@ class Segment:
         return {}
 
     def part(self, positions_X: Positions) -> "Segment":
-        """A segment of the rows at some positions, which must ascend."""
+        """A segment with the rows at some positions, which must ascend."""
         starts_P = np.searchsorted(positions_X, self.starts_P)
         return Segment(self.codes_NM[positions_X], self.row_ids_N[positions_X], starts_P)
 
     def positions_of(self, row_ids: RowIds) -> Positions:
-        """Ascending positions of those of the given row ids that are here."""
-        # Rows added after these have higher ids: no need to put these in order to tell.
+        """Ascending positions of the rows that have any of the given row ids."""
+        # Rows that were added later have higher ids; dropping those first may save the sort below.
         row_ids = row_ids[row_ids <= self._highest]
         if len(row_ids) == 0:
             return np.empty(0, np.int64)
@@ -112,15 +120,17 @@ class Segment:
 
     @functools.cached_property
     def _order_N(self) -> Positions | None:
-        """Positions in the order of row ids; None when that is the order the rows have, as in a table
-        that nothing was added to since it was compressed."""
+        """Positions in the order of row ids; None if the rows already are in that order.
+
+        They are in a table to which nothing was added since it was compressed.
+        """
         if len(self) < 2 or bool((self.row_ids_N[1:] > self.row_ids_N[:-1]).all()):
             return None
         return np.argsort(self.row_ids_N)
 
 
 def grouped(batch: CodeBatch, num_partitions: int) -> Segment:
-    """Rows by partition; within one they keep their order."""
+    """A segment with the rows of a batch; within a partition they keep their order."""
     partitions_N = batch.codes.partitions
     if len(batch) > 1 and bool((partitions_N[1:] < partitions_N[:-1]).any()):
         batch = batch[np.argsort(partitions_N, kind="stable")]
@@ -141,7 +151,7 @@ class Selection:
         return len(self.segment) if self.allowed_N is None else int(np.count_nonzero(self.allowed_N))
 
     def only(self, row_ids: RowIds) -> "Selection":
-        """Those of the rows that have one of the given ids."""
+        """The rows of the selection that have any of the given ids."""
         positions_X = self.segment.positions_of(row_ids)
         if self.allowed_N is not None:
             positions_X = positions_X[self.allowed_N[positions_X]]
@@ -152,11 +162,11 @@ class Selection:
         return Selection(self.segment, allowed_N)
 
     def of_partitions(self, partitions: slice) -> "Selection":
-        """Those of some partitions, which count from 0 then."""
+        """The rows of some partitions, whose ids then begin at 0."""
         return dataclasses.replace(self, segment=self.segment.of_partitions(partitions))
 
     def without(self, row_ids: RowIds) -> "Selection":
-        """The rows less those with one of the given ids."""
+        """The selection without the rows that have any of the given ids."""
         positions_X = self.segment.positions_of(row_ids)
         if len(positions_X) == 0:
             return self
@@ -167,7 +177,7 @@ class Selection:
         return Selection(self.segment, allowed_N)
 
     def batches(self, rows: int) -> Iterator[CodeBatch]:
-        """The rows with their codes, by partition, up to `rows` at a time."""
+        """Yield the rows with their codes, in the order of partitions, up to `rows` at a time."""
         for start in range(0, len(self.segment), rows):
             positions_X = np.arange(start, min(start + rows, len(self.segment)))
             if self.allowed_N is not None:
@@ -175,7 +185,129 @@ class Selection:
             yield self.segment.rows(positions_X)
 
     def rows(self) -> CodeBatch:
-        """The rows with their codes, by partition."""
+        """The rows with their codes, in the order of partitions."""
         if self.allowed_N is None:
             return self.segment.rows(np.arange(len(self.segment)))
         return self.segment.rows(np.flatnonzero(self.allowed_N))
+
+
+class Side(NamedTuple):
+    """A range of scores to search, low <= score < high, in the order of sign * score."""
+
+    low: np.float32
+    high: np.float32
+    sign: np.float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortlist:
+    """The most promising rows of one query, in any order, with their signed scores (smaller is better)."""
+
+    scores_S: Float32Array
+    rows: CodeBatch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def best(self, size: int) -> "Shortlist":
+        """The rows with the `size` smallest scores; of equal scores, those with the smallest row ids."""
+        if len(self) <= size:
+            return self
+        best_S = np.lexsort((self.rows.row_ids_N, self.scores_S))[:size]
+        return Shortlist(self.scores_S[best_S], self.rows[best_S])
+
+    def only(self, row_ids: RowIds) -> "Shortlist":
+        """The rows that have any of the given ids."""
+        kept_S = np.flatnonzero(np.isin(self.rows.row_ids_N, row_ids))
+        return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
+
+    def shifted(self, first_partition: int) -> "Shortlist":
+        """The same rows with partition ids that begin at `first_partition`."""
+        if first_partition == 0:
+            return self
+        codes = self.rows.codes
+        shifted = Codes(codes.codes, codes.partitions + np.int32(first_partition))
+        return Shortlist(self.scores_S, CodeBatch(self.rows.row_ids_N, shifted))
+
+    def joined(self, other: "Shortlist") -> "Shortlist":
+        """The rows of both shortlists."""
+        if not len(other):
+            return self
+        scores_S = np.concatenate([self.scores_S, other.scores_S])
+        return Shortlist(scores_S, concatenated([self.rows, other.rows]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The rows of one query to decode, each with the first stage of the ranking that considers it.
+
+    The rows of a stage are in the order of their estimated distances.
+    """
+
+    rows: CodeBatch
+    estimates_S: Float64Array
+    """Approximate distances, from look-up tables."""
+    stages_S: Positions
+    """First stage that considers the row."""
+    exhausted: bool = False
+    """Whether no other row could be a candidate."""
+
+    @classmethod
+    def none(cls, code_bytes: int, *, exhausted: bool = False) -> "Candidates":
+        """No rows."""
+        return cls(no_rows(code_bytes), np.empty(0), np.empty(0, np.int64), exhausted)
+
+    @classmethod
+    def of(
+        cls, sides: Sequence[Shortlist], sizes_K: Sequence[int], stages: range, units: ScoreUnits
+    ) -> "Candidates":
+        """The candidates of some stages, out of the shortlists of a scan.
+
+        Args:
+            sides: shortlists of the scan, one for each side of a distance or a single one.
+            sizes_K: rows of the shortlist of every stage, per side, ascending; the scan kept the last number.
+            stages: stages whose candidates come from this scan.
+            units: units of the query's scores.
+        """
+        parts: list[CodeBatch] = []
+        scores_of_parts: list[Float32Array] = []
+        stages_of_parts: list[Positions] = []
+        for side, sign in zip(sides, (1, -1), strict=False):
+            order_S = np.lexsort((side.rows.row_ids_N, side.scores_S))
+            # The shortlist of a stage is the beginning of all longer ones.
+            first_S = np.searchsorted(sizes_K, np.arange(len(side)), side="right").clip(stages.start)
+            kept = int(np.searchsorted(first_S, stages.stop))
+            parts.append(side.rows[order_S[:kept]])
+            scores_of_parts.append(np.float32(sign) * side.scores_S[order_S[:kept]])
+            stages_of_parts.append(first_S[:kept])
+        (estimates_S,) = units.distances(np.concatenate(scores_of_parts)[None])
+        return cls(concatenated(parts), estimates_S, np.concatenate(stages_of_parts))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def joined(self, later: "Candidates") -> "Candidates":
+        """These candidates and those of later stages, every row once."""
+        if not len(self):
+            return later
+        new_S = np.flatnonzero(~np.isin(later.rows.row_ids_N, self.rows.row_ids_N))
+        return Candidates(
+            concatenated([self.rows, later.rows[new_S]]),
+            np.concatenate([self.estimates_S, later.estimates_S[new_S]]),
+            np.concatenate([self.stages_S, later.stages_S[new_S]]),
+            later.exhausted,
+        )
+
+    def without(self, row_id: np.uint64) -> "Candidates":
+        """The candidates without one row."""
+        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
+        return Candidates(self.rows[kept_S], self.estimates_S[kept_S], self.stages_S[kept_S], self.exhausted)
+
+
+def sides_of(lower: float | None) -> list[Side]:
+    """The range of all scores, or the two ranges on either side of a lower distance bound."""
+    everything = np.float32(-np.inf), np.float32(np.inf)
+    if lower is None:
+        return [Side(*everything, np.float32(1))]
+    bound = np.float32(lower)
+    return [Side(bound, everything[1], np.float32(1)), Side(everything[0], bound, np.float32(-1))]

@@ -1,9 +1,9 @@
-"""Sharded search: several processes hold the codes of a table, and their results are merged.
+"""Sharded search: several processes (shards) hold the codes of a table, and their results are merged.
 
-Shapes: Q queries, P partitions.
+Results are the same as those of a single process: which rows are scanned, and their scores, do not depend on
+which shard has them.
 
-What comes out is what one process would have found: which rows are scanned, and how they score, does not
-depend on who has them. Shapes: Q queries, P partitions.
+Shape legend: Q queries, P partitions.
 """
 
 import dataclasses
@@ -17,13 +17,12 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.parallel import Lock
-from rqmoe_store.search.raw_rows import RawFragments, RawRows, by_stage
+from rqmoe_store.search.raw_rows import RawFragments, RawRows, with_stages
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.resident import FilterCache, fragment_codes
 from rqmoe_store.search.scan import scan_sides
-from rqmoe_store.search.segments import Mask, Segment, Selection, grouped, no_rows
-from rqmoe_store.search.shortlist import Shortlist, sides_of
+from rqmoe_store.search.segments import Mask, Segment, Selection, Shortlist, grouped, no_rows, sides_of
 from rqmoe_store.search.source import CacheSetting, TableState
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
@@ -34,30 +33,30 @@ from rqmoe_store.store.snapshot import Snapshot, Snapshots
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardPart:
-    """What a shard is to scan: fragments of one version of a table."""
+    """The fragments of one version of a table that a shard scans."""
 
     version: int
     transaction: str
-    """Which write made the version."""
+    """Identifies the commit of the version."""
     fragments: tuple[int, ...]
-    """Their ids."""
+    """Ids of the fragments."""
     raw: tuple[int, ...]
-    """Those of them that have rows without a code."""
+    """Ids of the fragments that have rows without a code."""
 
 
 class Shard:
-    """Scans some fragments; their codes are read once and kept in memory."""
+    """One shard: reads the codes of some fragments once, and scans them in memory."""
 
     def __init__(self, place: TablePlace, *, device: str = "auto") -> None:
         """Open the table.
 
         Args:
-            place: of the table.
-            device: where to scan, as in `Codec.to`.
+            place: where the table is.
+            device: device to scan on, as in `Codec.to`.
 
         Raises as `open_table`.
         """
-        self._database, self._place = place.connected(), place
+        self._database, self._place = place.connect(), place
         handle = Handle.open(self._database, place.name)
         self._device, self._columns, self._codecs = device, handle.columns, handle.codecs
         self._part: ShardPart | None = None
@@ -75,7 +74,7 @@ class Shard:
         probed_QP: Mask,
         size: int,
     ) -> list[list[Shortlist]]:
-        """As `scan_sides`, of the rows of a part that match a checked condition.
+        """Scan the rows of a part that match a checked condition, as `scan_sides` does.
 
         Raises:
             OSError: the version is gone.
@@ -86,19 +85,19 @@ class Shard:
         return scan_sides(selections, tables, probed_QP, size, lower, snapshot.codecs.device)
 
     def nearest_raw(self, part: ShardPart, request: SearchRequest) -> list[Hits]:
-        """The rows of a part that have no code and are nearest to every query. Raises as `scan`."""
+        """Find the rows of a part that have no code and are nearest to every query. Raises as `scan`."""
         snapshot = self._at(part)
         return RawRows(snapshot, self._columns, _fragments(snapshot, part.raw), self._extreme).nearest(
             request
         )
 
     def _at(self, part: ShardPart) -> Snapshot:
-        """The version of the part, with its codes in memory."""
+        """Load the version and the fragments of a part, unless they are in memory."""
         if self._snapshot is None or part != self._part:
-            snapshot = self._opened(part)
+            snapshot = self._open(part)
             known, self._segments = self._segments, {}
             for fragment in _fragments(snapshot, part.fragments):
-                # What is in a file never changes; which of its rows are deleted may.
+                # Files never change, but which of their rows are deleted may.
                 metadata, partitions = fragment.metadata, snapshot.codecs.num_partitions
                 key = (*(file.path for file in metadata.files), repr(metadata.deletion_file), partitions)
                 codes = known.get(key)
@@ -109,7 +108,7 @@ class Shard:
             self._snapshot, self._part = snapshot, part
         return self._snapshot
 
-    def _opened(self, part: ShardPart) -> Snapshot:
+    def _open(self, part: ShardPart) -> Snapshot:
         name, branch = self._place.name, self._place.branch
         table = databases.open_if_exists(self._database, name, branch=branch, version=part.version)
         if table is None:
@@ -124,11 +123,11 @@ class Shard:
         return snapshot
 
     def _selections(self, snapshot: Snapshot, part: ShardPart, where: str | None) -> list[Selection]:
-        everything = [Selection(segment) for segment in self._segments.values()]
+        all_rows = [Selection(segment) for segment in self._segments.values()]
         if where is None:
-            return everything
+            return all_rows
         fragments = _fragments(snapshot, part.fragments)
-        return self._filtered.matching(where, snapshot.dataset, everything, fragments)
+        return self._filtered.matching(where, snapshot.dataset, all_rows, fragments)
 
 
 def _fragments(snapshot: Snapshot, ids: tuple[int, ...]) -> list[lance.LanceFragment]:
@@ -136,19 +135,19 @@ def _fragments(snapshot: Snapshot, ids: tuple[int, ...]) -> list[lance.LanceFrag
 
 
 ShardCall = Callable[[str, Mapping[int, ShardPart], tuple[Any, ...]], list[Any]]
-"""Calls a method of some shards, by number, each with its part and all with the same further arguments.
-
-Returns what they return, in any order; raises what they raise, or an error derived from that."""
+"""RPC callable: calls a method of some shards, given by number, each with its part and all with the same
+further arguments. Returns their results in any order; raises what they raise, or an exception derived from
+it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The codes and the raw rows of one version, wherever they are."""
+    """The codes and the raw rows of one version, distributed over shards."""
 
     snapshot: Snapshot
     parts: Mapping[int, ShardPart]
-    """What every shard has that has anything."""
-    ask: ShardCall
+    """Number of a shard -> its part; without shards that have no rows."""
+    call: ShardCall
 
     def scan(
         self,
@@ -158,8 +157,8 @@ class Shards:
         probed_QP: Mask,
         size: int,
     ) -> list[list[Shortlist]]:
-        """As `scan_sides`, of the rows that match a checked condition."""
-        found = self.ask("scan", self.parts, (where, lower, tables, probed_QP, size))
+        """Scan the rows that match a checked condition, as `scan_sides` does."""
+        found = self.call("scan", self.parts, (where, lower, tables, probed_QP, size))
         none = Shortlist(np.empty(0, np.float32), no_rows(self.snapshot.codecs.code_bytes))
         merged = [[none for _ in sides_of(lower)] for _ in probed_QP]
         for of_shard in found:
@@ -171,50 +170,53 @@ class Shards:
         return any(part.raw for part in self.parts.values())
 
     def nearest(self, request: SearchRequest) -> list[Hits]:
-        """As `RawRows.nearest`."""
+        """Find the nearest raw rows, as `RawRows.nearest` does."""
         parts = {shard: part for shard, part in self.parts.items() if part.raw}
-        found = self.ask("nearest_raw", parts, (request,))
+        found = self.call("nearest_raw", parts, (request,))
         return [
-            by_stage(functools.reduce(Hits.joined, of_query), request)
+            with_stages(functools.reduce(Hits.joined, of_query), request)
             for of_query in zip(*found, strict=True)
         ]
 
 
 class ShardedCodes:
-    """The codes of a table in shards: those of the newest version, or of one that is checked out."""
+    """The codes of a table in shards, of the newest version or of the one that is checked out."""
 
-    def __init__(self, snapshots: Snapshots, columns: CodeColumns, *, shards: int, ask: ShardCall) -> None:
-        """Prepare; nothing is asked before there is a query.
+    def __init__(self, snapshots: Snapshots, columns: CodeColumns, *, shards: int, call: ShardCall) -> None:
+        """Prepare; no shard is called before the first query.
 
         Args:
-            snapshots: give the version to read.
-            columns: of the table.
-            shards: how many there are, at least 1.
-            ask: reaches them.
+            snapshots: snapshots of the table.
+            columns: code columns of the table.
+            shards: number of shards, at least 1.
+            call: calls the shards.
         """
         self._snapshots = snapshots
         self._raw_fragments = RawFragments(columns)
         self._lock = Lock()
-        self._shards, self._ask = shards, ask
+        self._shards, self._call = shards, call
         self._owners: dict[int, int] = {}
-        self._spread: Shards | None = None
+        self._distributed: Shards | None = None
 
     def state(self, cache: CacheSetting) -> TableState:
-        """The version that is read now; whatever `cache` says, the shards need what memory they need. Raises
-        TableError when the table was dropped."""
+        """The present version, distributed over the shards, whose memory `cache` does not limit.
+
+        Raises:
+            TableError: the table was dropped.
+        """
         with self._lock:
             snapshot = self._snapshots.current()
-            if self._spread is None or self._spread.snapshot is not snapshot:
-                self._spread = Shards(snapshot, self._parts(snapshot), self._ask)
-            return TableState(snapshot, None, raw=self._spread, elsewhere=self._spread)
+            if self._distributed is None or self._distributed.snapshot is not snapshot:
+                self._distributed = Shards(snapshot, self._parts(snapshot), self._call)
+            return TableState(snapshot, None, raw=self._distributed, remote=self._distributed)
 
     @property
     def resident_bytes(self) -> int:
-        """None of this process."""
+        """Zero, since no codes are in this process."""
         return 0
 
     def _parts(self, snapshot: Snapshot) -> dict[int, ShardPart]:
-        """What every shard has: fragments stay where they are, new ones go where fewest rows are."""
+        """Assign fragments to shards: old ones stay, new ones go to the shard with fewest rows."""
         rows = {each.fragment_id: each.count_rows() for each in snapshot.dataset.get_fragments()}
         raw = {each.fragment_id for each in self._raw_fragments.of(snapshot).fragments}
         self._owners = {fragment: owner for fragment, owner in self._owners.items() if fragment in rows}

@@ -1,4 +1,4 @@
-"""Sources of queries: which version of a table they read, and its codes in memory, on disk or in shards."""
+"""Sources of queries: the version of a table that they read, with codes in memory, on disk or in shards."""
 
 import dataclasses
 import os
@@ -14,8 +14,7 @@ from rqmoe_store.search.raw_rows import RawFragments, RawRows
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.resident import Resident
-from rqmoe_store.search.segments import Mask
-from rqmoe_store.search.shortlist import Shortlist
+from rqmoe_store.search.segments import Mask, Shortlist
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.snapshot import Snapshot, Snapshots
@@ -24,14 +23,14 @@ Cache = Literal["memory", "disk"]
 Result = TypeVar("Result")
 
 _SHARE_OF_MEMORY = 4
-"""Codes of a table may by default take one part in this many of the machine's memory."""
+"""By default, codes of a table may take one part in this many of the machine's memory."""
 
 _MEMORY_UNKNOWN = 2**32
-"""Bytes allowed where the system does not tell how much memory there is."""
+"""Bytes that codes may take where the size of the machine's memory is unknown."""
 
 
-class CodesElsewhere(Protocol):
-    """The codes of a version, held by other processes."""
+class RemoteCodes(Protocol):
+    """The codes of a version in other processes."""
 
     def scan(
         self,
@@ -41,44 +40,44 @@ class CodesElsewhere(Protocol):
         probed_QP: Mask,
         size: int,
     ) -> list[list[Shortlist]]:
-        """As `scan.scan_sides`, of the rows that match a checked condition."""
+        """Scan the rows that match a checked condition, as `scan.scan_sides` does."""
 
 
-class NearestRaw(Protocol):
-    """The rows of a version that have a vector and no code."""
+class RawSearch(Protocol):
+    """Searches the raw rows of a version: those with a vector and no code."""
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
+        """Whether there are raw rows."""
 
     def nearest(self, request: SearchRequest) -> list[Hits]:
-        """As `RawRows.nearest`."""
+        """Find the nearest raw rows, as `RawRows.nearest` does."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TableState:
-    """One version of a table."""
+    """One version of a table, with its codes and raw rows."""
 
     snapshot: Snapshot
     resident: Resident | None
-    """Its codes, if they are in memory."""
-    raw: NearestRaw
-    """Its rows without a code."""
-    elsewhere: CodesElsewhere | None = None
-    """Its codes, if other processes have them."""
+    """The codes, if they are in memory."""
+    raw: RawSearch
+    """The raw rows."""
+    remote: RemoteCodes | None = None
+    """The codes, if other processes have them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheSetting:
-    """Whether searches keep codes in memory, and how much of it these may take."""
+    """Whether searches keep codes in memory, and how much memory these may take."""
 
     cache: Cache = "memory"
     """"memory", or "disk" to read the probed partitions for every query."""
     memory_budget: int | None = None
     """Bytes; codes that would take more are read from disk. None for a quarter of the machine's memory, or 4
-    GiB on Windows, which does not say."""
+    GiB on Windows, where the size of the memory is unknown."""
 
     def __post_init__(self) -> None:
-        """Raises InvalidInputError for another word, or a budget that is not a number of bytes."""
+        """Raise InvalidInputError for another cache, or a budget that is not a number of bytes."""
         cache, budget = self.cache, self.memory_budget
         if cache not in ("memory", "disk"):
             raise InvalidInputError(f"Got cache={cache!r}; expected 'memory' or 'disk'.")
@@ -99,10 +98,10 @@ class CacheSetting:
 
 
 class CodeSource(Protocol):
-    """Gives the version of a table that is read, with its codes."""
+    """Loads the version of a table that is to be read now, with its codes."""
 
     def state(self, cache: CacheSetting) -> TableState:
-        """The version that is read now.
+        """Load the version that is to be read now.
 
         Args:
             cache: where its codes may be.
@@ -113,18 +112,21 @@ class CodeSource(Protocol):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of this process that codes take now, of whichever version."""
+        """Bytes of this process's memory that codes take now, of any version."""
 
 
 class LocalCodes:
-    """The codes of one table for all queries of this process: in memory where allowed, otherwise on disk."""
+    """The codes of one table in this process: in memory if the cache allows that, else on disk.
+
+    Use `shared_codes` to share them with other queries.
+    """
 
     def __init__(self, snapshots: Snapshots, columns: CodeColumns) -> None:
-        """Prepare; nothing is read before there is a query. `shared_codes` gives one that others use, too.
+        """Prepare; nothing is read before the first query.
 
         Args:
-            snapshots: give the version to read.
-            columns: of the table.
+            snapshots: snapshots of the table.
+            columns: code columns of the table.
         """
         self._snapshots = snapshots
         self._columns = columns
@@ -132,11 +134,11 @@ class LocalCodes:
         self._lock = Lock()
         self._raw: RawRows | None = None
         self.resident: Resident | None = None
-        """The codes that are in memory now, of whichever version."""
+        """The codes that are in memory now, of any version."""
 
     def state(self, cache: CacheSetting) -> TableState:
-        """The version that is read now; its codes are loaded, or brought up to date, where `cache` allows."""
-        with self._lock:  # several queries that find a new version have its codes read once
+        """Load the version that is to be read now, and load or refresh its codes if `cache` allows that."""
+        with self._lock:  # several queries that find a new version read its codes once
             snapshot = self._snapshots.current()
             if self._raw is None or self._raw.snapshot is not snapshot:
                 self._raw = self._raw_fragments.of(snapshot)
@@ -148,7 +150,7 @@ class LocalCodes:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of this process that codes take now, of whichever version."""
+        """Bytes of this process's memory that codes take now, of any version."""
         return 0 if self.resident is None else self.resident.nbytes
 
 
@@ -157,8 +159,10 @@ _shared_lock = Lock()
 
 
 def shared_codes(snapshots: Snapshots, columns: CodeColumns) -> LocalCodes:
-    """The codes that all handles of this process share which read the same version, most often the newest,
-    in the same way, for as long as one of them is used."""
+    """The codes that all handles of this process share if they have the same snapshots.
+
+    Such handles read the same version, usually the newest. The codes are freed with the last of the handles.
+    """
     with _shared_lock:
         codes = _shared.get(snapshots)
         if codes is None:
@@ -168,24 +172,26 @@ def shared_codes(snapshots: Snapshots, columns: CodeColumns) -> LocalCodes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TableReader:
-    """Reads a table for one query: the newest version, or the one that was checked out when it was begun.
+    """Reads a table for one query: the newest version, or the one checked out when the query was created.
 
     A query that needs no codes reads the snapshot alone.
     """
 
     handle: Handle
     snapshots: Snapshots
-    """Those of the handle when the query was begun."""
+    """The snapshots of the handle when the query was created."""
     codes: CodeSource
     cache: CacheSetting
 
     def read_snapshot(self, action: Callable[[Snapshot], Result]) -> Result:
-        """What `action` makes of the version that is read now, from a later one should this be lost; no codes
-        are loaded. Raises as `action`, and TableError when the table was dropped."""
+        """Call `action` with the version to read, and with a later one if that is removed meanwhile.
+
+        Loads no codes. Raises as `action`, and TableError if the table was dropped.
+        """
         return self.snapshots.read(action)
 
     def read(self, action: Callable[[TableState], Result]) -> Result:
-        """As `read_snapshot`, of the version with its codes. Raises as `CodeSource.state`, too."""
+        """Call `action` as `read_snapshot` does, with the version and its codes. Raises as `state`, too."""
 
         def current() -> tuple[Snapshot, TableState]:
             state = self.state()
@@ -194,7 +200,7 @@ class TableReader:
         return self.snapshots.read_state(current, action)
 
     def state(self) -> TableState:
-        """The version that is read now, with its codes. Raises as `CodeSource.state`."""
+        """Load the version that is to be read now, with its codes. Raises as `CodeSource.state`."""
         return self.codes.state(self.cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -203,49 +209,51 @@ class TableReader:
 
 
 class TableSource:
-    """What the queries of an open table read: its codes are in memory, on disk, or held by shards."""
+    """The source of an open table's queries: codes are in memory, on disk or in shards."""
 
     def __init__(self, handle: Handle, cache: CacheSetting) -> None:
         """Read codes in this process.
 
         Args:
-            handle: of the table.
+            handle: handle on the table.
             cache: where codes may be.
         """
         self._handle = handle
         self.cache = cache
-        """Where the codes may be that this process reads."""
+        """Where codes may be that this process reads."""
         self._codes_of: Callable[[Snapshots, CodeColumns], CodeSource] = shared_codes
-        self._find()
+        self._update()
 
     @property
     def codes(self) -> CodeSource:
-        """The codes of what the handle reads now: the newest version, or the one that is checked out."""
-        if self._found[0] is not self._handle.snapshots:
-            self._find()
-        return self._found[1]
+        """The codes of the version that the handle reads now: the newest one, or the one checked out."""
+        if self._current[0] is not self._handle.snapshots:
+            self._update()
+        return self._current[1]
 
     def use(self, codes_of: Callable[[Snapshots, CodeColumns], CodeSource]) -> None:
-        """Have codes found in another way.
+        """Get codes in another way from now on.
 
         Args:
-            codes_of: the codes, given what says which version is read, and the columns of the table. It must
-                not hold the table: codes in memory would outlive the last use of it.
+            codes_of: function from the snapshots and the code columns of a table to its codes. It must not
+                reference the table, or codes in memory would outlive the last use of the table.
         """
         self._codes_of = codes_of
-        self._find()
+        self._update()
 
     def reader(self) -> TableReader:
-        """For a query that begins now."""
+        """A reader for a new query."""
         codes = self.codes
-        return TableReader(self._handle, self._found[0], codes, self.cache)
+        return TableReader(self._handle, self._current[0], codes, self.cache)
 
-    def _find(self) -> None:
+    def _update(self) -> None:
+        """Get the codes for the present snapshots of the handle."""
         snapshots = self._handle.snapshots
-        self._found: tuple[Snapshots, CodeSource] = snapshots, self._codes_of(snapshots, self._handle.columns)
+        codes = self._codes_of(snapshots, self._handle.columns)
+        self._current: tuple[Snapshots, CodeSource] = snapshots, codes
 
     def require_local(self) -> None:
-        """Raise TableError if other processes hold the codes: no copy could reach them."""
+        """Raise TableError if other processes hold the codes, which a copy of the handle could not reach."""
         _require_local(self.codes, self._handle)
 
 
@@ -258,5 +266,5 @@ def _require_local(codes: CodeSource, handle: Handle) -> None:
 
 
 def _reader_of(handle: Handle, cache: CacheSetting) -> TableReader:
-    """A reader like one that was copied or pickled."""
+    """Recreate a reader that was copied or pickled."""
     return TableSource(handle, cache).reader()

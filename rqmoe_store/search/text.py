@@ -1,4 +1,4 @@
-"""Full-text queries and indexes, and which kind of search a query asks for."""
+"""Full-text queries and indexes; and the kind of search that a query is: vector, full-text, hybrid, plain."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from lancedb.rerankers.util import check_reranker_result
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.search.columns import ROW_ID, SCORE, Chosen, without
+from rqmoe_store.search.columns import ROW_ID, SCORE, ResultColumns, without
 from rqmoe_store.search.query import SearchQuery
 from rqmoe_store.search.request import indented
 from rqmoe_store.search.source import TableReader
@@ -24,7 +24,7 @@ from rqmoe_store.store.snapshot import Snapshot
 
 
 class TextIndexOptions(TypedDict, total=False):
-    """The options of `lancedb.index.FTS`, which says what they are."""
+    """The options of `lancedb.index.FTS`, which describes them."""
 
     with_position: bool
     base_tokenizer: str
@@ -52,7 +52,7 @@ def create_text_index(
     exist_ok: bool,
     **options: Unpack[TextIndexOptions],
 ) -> None:
-    """A full-text index on every one of `columns`; see `CompressedTable.create_fts_index`."""
+    """Create a full-text index on each of `columns`, as described at `CompressedTable.create_fts_index`."""
     known = [field.name for field in dataclasses.fields(FTS)]
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -64,13 +64,15 @@ def create_text_index(
             return
     schema = handle.refresh().schema
     names = text_columns(schema, wanted)
-    for name in _to_be_made(handle, names, replace, exist_ok):
-        on_newest(handle.table, functools.partial(_make, handle, name, replace, exist_ok, options))
+    for name in _columns_to_index(handle, names, replace, exist_ok):
+        on_newest(handle.table, functools.partial(_create_index, handle, name, replace, exist_ok, options))
 
 
-def _make(handle: Handle, column: str, replace: bool, exist_ok: bool, options: TextIndexOptions) -> None:
-    # Asked again, for others may have made it since: LanceDB would say so in no words of its own.
-    for name in _to_be_made(handle, [column], replace, exist_ok):
+def _create_index(
+    handle: Handle, column: str, replace: bool, exist_ok: bool, options: TextIndexOptions
+) -> None:
+    # Checked again, as another writer may have created the index since; LanceDB's error would not say so.
+    for name in _columns_to_index(handle, [column], replace, exist_ok):
         try:
             handle.table.create_index(name, config=FTS(**options), replace=replace)
         except (TypeError, ValueError) as error:
@@ -79,8 +81,8 @@ def _make(handle: Handle, column: str, replace: bool, exist_ok: bool, options: T
             ) from error
 
 
-def _to_be_made(handle: Handle, columns: Sequence[str], replace: bool, exist_ok: bool) -> list[str]:
-    """Those of the columns that need an index; raises TableError where one has it and must not."""
+def _columns_to_index(handle: Handle, columns: Sequence[str], replace: bool, exist_ok: bool) -> list[str]:
+    """The columns that need an index. Raises TableError if one has an index, unless that is allowed."""
     indexed = [] if replace else indexed_columns(handle.table)
     taken = [name for name in columns if name in indexed]
     if taken and not exist_ok:
@@ -95,7 +97,7 @@ def text_columns(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:
     """`columns` as a list of columns of `schema` that hold text.
 
     Raises:
-        InvalidInputError: none, unknown ones, or columns of other values.
+        InvalidInputError: there are no columns, a column is unknown, or its values are not text.
     """
     names = _as_list(columns)
     texts = [field.name for field in schema if _is_text(field.type)]
@@ -111,7 +113,7 @@ def text_columns(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:
 def indexed_columns(table: Table) -> list[str]:
     """Columns with a full-text index."""
     indexes = [index for index in table.list_indices() if index.index_type == "FTS"]
-    # LanceDB quotes names that are no identifiers; of our columns none has a backtick.
+    # LanceDB quotes names that are not identifiers; no column name has a backtick.
     return [column.strip("`") for index in indexes for column in index.columns]
 
 
@@ -129,30 +131,30 @@ def _is_text(data_type: pa.DataType) -> bool:
     )
 
 
-_REFUSALS = ("LanceError(Index)", "Invalid input")
-"""In a RuntimeError of LanceDB's: the query does not fit the indexes, rather than a failure."""
+_QUERY_ERRORS = ("LanceError(Index)", "Invalid input")
+"""Texts in RuntimeErrors of LanceDB that say that the query does not fit the indexes."""
 
 _NO_POSITIONS = "position is not found"
-"""In LanceDB's words: a phrase is searched for in an index that does not say where words are."""
+"""Text in LanceDB's error for a phrase query on an index without word positions."""
 
 
 @translates_errors
 def words_query(text: str, column: str) -> MatchQuery:
-    """A full-text query for the words of a text, whatever else is in it: what an end user typed.
+    """A full-text query for the words of any text, such as an end user's input.
 
         store.search(words_query(question, "text"), query_type="fts")
         store.search(query_type="hybrid").vector(vector).text(words_query(question, "text"))
 
-    LanceDB takes a string that begins and ends with double quotes for a phrase, which indexes without
-    positions cannot search for. Here quotes are as other punctuation: rows are found that have any of the
-    words, and by a text without words none are.
+    LanceDB treats a string in double quotes as a phrase, which indexes without positions cannot search for.
+    Here quotes are ordinary punctuation: the query finds rows that have any of the words, and none if the
+    text has no words.
 
     Args:
-        text: any, also empty, of any length, or no valid Unicode (lone surrogates separate words).
-        column: of texts, with a full-text index.
+        text: any text, of any length; it may be empty or have lone surrogates, which separate words.
+        column: a column of text with a full-text index.
 
     Raises:
-        InvalidInputError: not two strings.
+        InvalidInputError: an argument is not a string.
     """
     for called, value in (("text", text), ("column", column)):
         if not isinstance(value, str):
@@ -164,7 +166,7 @@ def words_query(text: str, column: str) -> MatchQuery:
 
 
 def reranker_text(query: str | FullTextQuery) -> str | FullTextQuery:
-    """The query as rerankers read it: its text, if it is one of a single text."""
+    """The query in the form that rerankers expect: its text, if it has a single text."""
     return query.query if isinstance(query, MatchQuery | PhraseQuery) else query
 
 
@@ -185,7 +187,7 @@ class TextQuery(SearchQuery):
             columns: text columns to search; None for all that have a full-text index.
 
         Raises:
-            InvalidInputError: a query of another type.
+            InvalidInputError: the query has another type.
         """
         super().__init__(reader)
         if not isinstance(query, (str, FullTextQuery)):
@@ -200,20 +202,20 @@ class TextQuery(SearchQuery):
         self._reranker: Reranker | None = None
 
     def phrase_query(self, phrase_query: bool = True) -> Self:
-        """Match the words side by side and in this order; needs an index made `with_position=True`."""
+        """Match the words as a phrase; needs an index created with `with_position=True`."""
         self._phrase = bool(phrase_query)
         return self
 
     def fast_search(self) -> Self:
-        """Leave out rows that were added after the index was last optimized."""
+        """Leave out rows that were added since the index was last optimized."""
         self._fast = True
         return self
 
     def rerank(self, reranker: Reranker) -> Self:
-        """Order the rows found by LanceDB's or one's own reranker, which adds `_relevance_score`.
+        """Order the results by a reranker, of LanceDB or your own, which adds `_relevance_score`.
 
         Raises:
-            InvalidInputError: not a `lancedb.rerankers.Reranker`.
+            InvalidInputError: `reranker` is not a `lancedb.rerankers.Reranker`.
         """
         self._reranker = require_reranker(reranker)
         if reranker.score == "all":
@@ -224,52 +226,55 @@ class TextQuery(SearchQuery):
         """Run the query.
 
         Returns:
-            The selected columns, `_score` (float32, higher is better) unless it is selected at
-            another place, and `_rowid` if asked for; best first, in LanceDB's order among equals.
+            The selected columns, `_score` (float32, higher is better) last unless it is selected at another
+            place, and `_rowid` if requested; best first, equal scores in LanceDB's order.
 
         Raises:
             TableError: the table has no full-text index.
-            InvalidInputError: a `where` or a text query that LanceDB refuses, an unknown column, or
-                columns to search that hold no text.
+            InvalidInputError: LanceDB does not accept a condition or the text query, a column is unknown, or
+                columns to search do not have text.
         """
-        found = self._reader.read_snapshot(self._found)
+        found = self._reader.read_snapshot(self._search)
         if self._reranker is None:
             return found
-        # LanceDB, too, passes structured queries where its annotation says text.
+        # LanceDB also passes structured queries, although its annotation says text.
         reranked = self._reranker.rerank_fts(reranker_text(self._query), found)  # type: ignore[arg-type]
         check_reranker_result(reranked)  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
         keeps_row_id = self._with_row_id or ROW_ID in (self._selected or {})
         return reranked if keeps_row_id else without(reranked, ROW_ID)
 
     def explain_plan(self) -> str:
-        """LanceDB's plan of the search, the last stage first. Raises as `to_arrow`."""
-        return self._reader.read_snapshot(lambda snapshot: self._told(snapshot.table, "explain_plan"))
+        """LanceDB's plan of the search, the last stage first, without running it. Raises as `to_arrow`."""
+        return self._reader.read_snapshot(lambda snapshot: self._lancedb_plan(snapshot.table, "explain_plan"))
 
     def analyze_plan(self) -> str:
-        """Run the search: LanceDB's plan of it, with rows and times, the last stage first. Raises as
-        `to_arrow`."""
-        return self._reader.read_snapshot(lambda snapshot: self._told(snapshot.table, "analyze_plan"))
+        """Run the search and return LanceDB's plan with rows and times. Raises as `to_arrow`."""
+        return self._reader.read_snapshot(lambda snapshot: self._lancedb_plan(snapshot.table, "analyze_plan"))
 
-    def _told(self, table: LanceTable, plan: str) -> str:
-        told: str = self._done(table, self._builder(table, self._columns_of(table)), plan).rstrip()
+    def _lancedb_plan(self, table: LanceTable, plan: str) -> str:
+        lancedb_plan: str = self._call_lancedb(
+            table, self._builder(table, self._columns_of(table)), plan
+        ).rstrip()
         if self._reranker is None:
-            return told
-        return f"Rerank: {type(self._reranker).__name__}\n{indented(told)}"
+            return lancedb_plan
+        return f"Rerank: {type(self._reranker).__name__}\n{indented(lancedb_plan)}"
 
-    def _found(self, snapshot: Snapshot) -> pa.Table:
+    def _search(self, snapshot: Snapshot) -> pa.Table:
         chosen = self._columns_of(snapshot.table)
-        found: pa.Table = self._done(snapshot.table, self._builder(snapshot.table, chosen), "to_arrow")
+        found: pa.Table = self._call_lancedb(
+            snapshot.table, self._builder(snapshot.table, chosen), "to_arrow"
+        )
         stored = chosen.stored(SCORE, ROW_ID)
-        rows = self._vectors.filled(found.replace_schema_metadata(None), stored, snapshot.codecs)
+        rows = self._vectors.decode(found.replace_schema_metadata(None), stored, snapshot.codecs)
         return chosen.arranged(rows)
 
-    def _columns_of(self, table: LanceTable) -> Chosen:
-        """The selected columns, `_score` unless it is selected at another place, `_rowid` if asked for."""
-        chosen = self._choose(table, SCORE, ROW_ID)
+    def _columns_of(self, table: LanceTable) -> ResultColumns:
+        """The selected columns, `_score` last unless it is selected elsewhere, and `_rowid` if requested."""
+        chosen = self._result_columns(table, SCORE, ROW_ID)
         chosen = chosen if SCORE in chosen.sources else chosen.with_last(SCORE)
         return chosen.with_last(ROW_ID) if self._with_row_id or self._reranker is not None else chosen
 
-    def _builder(self, table: LanceTable, chosen: Chosen) -> LanceFtsQueryBuilder:
+    def _builder(self, table: LanceTable, chosen: ResultColumns) -> LanceFtsQueryBuilder:
         """LanceDB's query for these columns."""
         to_read = [*self._vectors.to_read(chosen.stored(SCORE, ROW_ID)), SCORE]
         columns = text_columns(table.schema, self._columns) if self._columns else None
@@ -284,17 +289,17 @@ class TextQuery(SearchQuery):
             builder.where(where, self._prefilter)
         return builder
 
-    def _done(self, table: LanceTable, builder: LanceFtsQueryBuilder, what: str) -> Any:
-        """What a method of LanceDB's query returns."""
+    def _call_lancedb(self, table: LanceTable, builder: LanceFtsQueryBuilder, what: str) -> Any:
+        """Call a method of LanceDB's query."""
         try:
             return getattr(builder, what)()
         except (ValueError, TypeError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(refusal in str(error) for refusal in _REFUSALS):
+            if isinstance(error, RuntimeError) and not any(text in str(error) for text in _QUERY_ERRORS):
                 raise
-            raise self._refusal(table, error) from error
+            raise self._translated(table, error) from error
 
-    def _refusal(self, table: LanceTable, error: Exception) -> Exception:
-        """`error` in our words; LanceDB looks at a text query only when it runs."""
+    def _translated(self, table: LanceTable, error: Exception) -> Exception:
+        """The exception to raise instead of LanceDB's, which checks a text query only when it runs it."""
         if not indexed_columns(table):
             return TableError(
                 f"Table {self._handle.name!r} has no full-text index; make one with "
@@ -311,7 +316,7 @@ class TextQuery(SearchQuery):
 
 
 def require_reranker(reranker: Any) -> Reranker:
-    """`reranker`; raises InvalidInputError unless it is one."""
+    """Return `reranker`. Raises InvalidInputError unless it is a LanceDB reranker."""
     if not isinstance(reranker, Reranker):
         raise InvalidInputError(
             f"Got {reranker!r} as a reranker; expected one of lancedb.rerankers, such as RRFReranker()."
@@ -329,13 +334,13 @@ _VECTOR_INSTEAD = (
 
 
 def query_kind(reader: TableReader, query: Any, query_type: str) -> QueryKind:
-    """What `query_type` means for this query.
+    """The kind of search that a query and its `query_type` are.
 
-    "auto" is a vector search, but full-text search for one of LanceDB's structured text queries, and
-    for text in a table that has no embedding function, and a plain read without a query.
+    "auto" means a plain read without a query; a full-text search for one of LanceDB's structured text
+    queries, and for text in a table without an embedding function; else a vector search.
 
     Raises:
-        InvalidInputError: another `query_type`, or "auto" with text that cannot be searched for.
+        InvalidInputError: `query_type` is another value, or "auto" with text that cannot be searched for.
     """
     if query_type not in get_args(QueryType):
         raise InvalidInputError(
@@ -359,10 +364,10 @@ def query_kind(reader: TableReader, query: Any, query_type: str) -> QueryKind:
 
 
 def as_vector(handle: Handle, query: Any) -> Any:
-    """`query` itself, or its vector by the table's embedding function when it is text or an image.
+    """`query` itself, or the vector that the table's embedding function computes for a text or an image.
 
     Raises:
-        InvalidInputError: the table has no embedding function, or it gives no usable vector.
+        InvalidInputError: the table has no embedding function, or the function returns no usable vector.
         RQMoEError: the function is not registered, lacks a package, or fails.
     """
     if not is_content(query):
@@ -372,9 +377,9 @@ def as_vector(handle: Handle, query: Any) -> Any:
             f"Got {query!r} to search for by vector, but table {handle.name!r} has no embedding function. "
             f"{_VECTOR_INSTEAD}"
         )
-    return handle.embedding.of_query(query)
+    return handle.embedding.embed_query(query)
 
 
 def is_content(query: Any) -> bool:
-    """Whether `query` is something to embed: text, or an image of the PIL package."""
+    """Whether `query` must be embedded: text, or an image of the PIL package."""
     return isinstance(query, str) or type(query).__module__.partition(".")[0] == "PIL"

@@ -1,12 +1,10 @@
-"""Tuning: the least search work that finds enough of the nearest rows, measured on the table.
+"""Tuning: choose the fastest search parameters that reach a target recall, by measurements on the table.
 
-Recall is measured against every row decoded. No reranking is needed to know it: a row that is among the
-nearest of all is among the nearest of any shortlist that holds it. So what a search finds is what its
-shortlist holds, and one long shortlist tells what all shorter ones would find.
+Recall is measured against an exhaustive search of decoded vectors. It needs no reranking: a row that is among
+the nearest of all rows is among the nearest of any shortlist that has it. What a search finds is therefore
+what its shortlist has, and one long shortlist shows what all shorter ones would find.
 
-Shape suffixes: Q queries, D dimension, S rows of a shortlist, L lengths of shortlists.
-
-Shape suffixes: Q queries, D dimension.
+Shape legend: Q queries, D vector dimension, S rows of a shortlist, L lengths of shortlists.
 """
 
 import dataclasses
@@ -25,10 +23,9 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.request import SearchParameters, SearchRequest, Trace, as_queries, share
-from rqmoe_store.search.rerank import Float64Array, nearest_of_all
+from rqmoe_store.search.rerank import Float64Array, exhaustive_search
 from rqmoe_store.search.resident import matching_row_ids, read_codes, row_id_filter
-from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
-from rqmoe_store.search.shortlist import Candidates
+from rqmoe_store.search.segments import Candidates, CodeBatch, RowIds, concatenated
 from rqmoe_store.search.source import TableSource, TableState
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import TunedSearch
@@ -39,7 +36,7 @@ from rqmoe_store.store.table_codec import TableCodec
 
 @dataclasses.dataclass(frozen=True)
 class TuningQueries:
-    """Checked queries, and the row that each was made from, which it is not to find."""
+    """Checked queries, and the row that each was made from, which does not count as found."""
 
     queries_QD: Float32Array
     own_Q: RowIds | None = None
@@ -49,7 +46,7 @@ class TuningQueries:
 
 
 def given_queries(queries: Any, codecs: TableCodec, *, sample: int, seed: int) -> TuningQueries:
-    """The user's queries, a seeded sample if there are more than `sample`. Raises as `as_queries`."""
+    """The user's queries, or a seeded sample if there are more than `sample`. Raises as `as_queries`."""
     queries_QD = as_queries(queries, dim=codecs.dim, metric=codecs.metric)
     if len(queries_QD) > sample:
         chosen = np.random.default_rng(seed).choice(len(queries_QD), sample, replace=False)
@@ -65,22 +62,23 @@ def queries_from_rows(
     sample: int,
     seed: int,
 ) -> TuningQueries:
-    """Vectors that rows of the table may have had before they were encoded.
+    """Queries that resemble the vectors of rows of the table before these were encoded.
 
-    A reconstruction is not such a vector. It is made of the codewords that its neighbors share, and
-    lies deeper inside its partition than any vector: searches that probe few partitions look better on
-    reconstructions than they are. So each is moved in a random direction, as far as vectors lay from
-    their reconstructions in training. Its own row is what it would find first, and no query has one.
+    Reconstructions would not do as queries. A reconstruction is made of codewords that its neighbors share,
+    and lies deeper inside its partition than any vector, so that searches that probe few partitions would
+    look better than they are. Each is therefore moved in a random direction, by the distance of vectors from
+    their reconstructions in training. The row of a query would be its first result, which no real query has;
+    it does not count.
 
     Args:
         snapshot: the version to read.
-        row_ids: of all rows with a vector.
-        columns: of the table.
-        sample: rows used at most.
-        seed: of the rows and the directions.
+        row_ids: ids of all rows with a code.
+        columns: code columns of the table.
+        sample: most rows to use.
+        seed: seed of the sample and the directions.
 
     Raises:
-        TableError: there is only one row, so that nothing would be left to find.
+        TableError: there is only one row, so that no other could be found.
     """
     if len(row_ids) < 2:
         raise TableError(
@@ -104,44 +102,44 @@ def queries_from_rows(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasuredSetting:
-    """One setting that was tried."""
+    """Search parameters that were measured."""
 
     nprobes: int
     """Partitions searched."""
     shortlist: int
     """Rows decoded and reranked."""
     recall: float
-    """Share of the nearest rows that it found, 0 to 1, mean over the queries."""
+    """Share of the nearest rows that were found, from 0 to 1, mean over the queries."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimedSetting(MeasuredSetting):
-    """One that found enough with fewer rows or partitions than others."""
+    """Search parameters that reach the goal with fewer rows or partitions than others."""
 
     milliseconds: float
-    """Time of one query without taking its columns: best of a few runs, mean over the queries."""
+    """Time of one query without taking its columns: best of several runs, mean over the queries."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuningReport:
-    """The setting chosen, what it costs and finds, and everything else that was tried; prints as a table."""
+    """The chosen search parameters, with recall and time, and all that were measured; prints as a table."""
 
     setting: TunedSearch
-    """What searches of the table use from now on."""
+    """The chosen search parameters, which are the table's new defaults."""
     recall: float
-    """Share of the nearest rows that it finds, 0 to 1."""
+    """Share of the nearest rows that they find, from 0 to 1."""
     milliseconds: float
-    """Time of one query."""
+    """Time of one query with them."""
     queries: int
-    """Queries it was measured with."""
+    """Number of queries measured with."""
     own_rows: bool
-    """Whether these were made from the table's own rows."""
+    """Whether the queries were made from rows of the table."""
     num_partitions: int
     """Partitions of the table."""
     measured: tuple[MeasuredSetting, ...]
-    """All settings tried, by nprobes and then by shortlist."""
+    """All search parameters measured, by nprobes and then by shortlist."""
     timed: tuple[TimedSetting, ...]
-    """Those among which the fastest was chosen."""
+    """The search parameters among which the fastest were chosen."""
 
     def __str__(self) -> str:
         chosen, origin = self.setting, " made from rows of the table" if self.own_rows else ""
@@ -168,12 +166,12 @@ class TuningReport:
 
 _TIMED_QUERIES = 50
 ROUNDS = 4
-"""How often each of these is asked."""
+"""Number of times that each timed query runs."""
 
 _BATCH_ROWS = 131_072
 
 Advance = Callable[[int], None]
-"""Told how much has been done since it was called last."""
+"""Function that is called with the amount of work done since its last call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,13 +184,13 @@ class Measures:
     limit: int
 
     def nearest(self, advance: Advance) -> list[CodeBatch]:
-        """What every query would find if every row was decoded, row by row."""
+        """The nearest rows of every query, by exhaustive search."""
         resident = self.state.resident
         if resident is None:
             batches = read_codes(self.state.snapshot, self.columns)
         else:
             batches = (batch for part in resident.selections for batch in part.batches(_BATCH_ROWS))
-        return nearest_of_all(
+        return exhaustive_search(
             self.state.snapshot.codecs,
             self.queries.queries_QD,
             batches,
@@ -208,11 +206,11 @@ class Measures:
         sizes: Sequence[int],
         advance: Advance,
     ) -> list[MeasuredSetting]:
-        """All settings by ascending numbers of partitions, then by ascending sizes of the shortlist."""
+        """Measure the recall of all combinations of numbers of partitions and shortlist sizes, in order."""
         measured = []
         for nprobes in numbers:
             shares_QL = [
-                found_share(found, np.array(sizes), truth)
+                recalls_of(found, np.array(sizes), truth)
                 for found, truth in zip(self._candidates(nprobes, sizes[-1]), nearest, strict=True)
             ]
             for size, recall in zip(sizes, np.mean(shares_QL, axis=0).tolist(), strict=True):
@@ -221,14 +219,14 @@ class Measures:
         return measured
 
     def times(self, settings: Sequence[MeasuredSetting], advance: Advance) -> list[TimedSetting]:
-        """The settings with the time of a query; queries come one at a time. Advances ROUNDS times."""
+        """Measure the time of single queries with each of the settings. Advances ROUNDS times."""
         queries_QD = self.queries.queries_QD[:_TIMED_QUERIES]
         seconds = np.empty((ROUNDS, len(queries_QD), len(settings)))
         for round_seconds in seconds:
             for query, query_D in enumerate(queries_QD):
                 round_seconds[query] = [self._seconds(query_D, setting) for setting in settings]
             advance(1)
-        # Whatever else a machine does makes a query slower, never faster; so does compiling in round one.
+        # Other work of the machine, and compilation in the first round, can only make a query slower.
         best = seconds.min(axis=0).mean(axis=0)
         return [
             TimedSetting(**dataclasses.asdict(setting), milliseconds=milliseconds)
@@ -242,7 +240,7 @@ class Measures:
         return time.perf_counter() - started
 
     def _candidates(self, nprobes: int, size: int) -> list[Candidates]:
-        """Of all queries, without their own rows."""
+        """The candidates of all queries, without their own rows."""
         own_Q, spare = self.queries.own_Q, int(self.queries.own_Q is not None)
         execution = self._execution(self.queries.queries_QD, nprobes, size + spare, self.limit + spare)
         candidates = execution.candidates()
@@ -251,17 +249,19 @@ class Measures:
         return [found.without(own) for found, own in zip(candidates, own_Q, strict=True)]
 
     def _execution(self, queries_QD: Float32Array, nprobes: int, shortlist: int, limit: int) -> Execution:
-        reach = SearchParameters(nprobes, "asked for", shortlist)
-        request = SearchRequest(queries_QD=queries_QD, limit=limit, reach=reach, stages=reach.stages(limit))
+        parameters = SearchParameters(nprobes, "asked for", shortlist)
+        request = SearchRequest(
+            queries_QD=queries_QD, limit=limit, parameters=parameters, stages=parameters.stages(limit)
+        )
         return Execution(request, self.state, self.columns, Trace())
 
 
-def found_share(found: Candidates, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch) -> Float64Array:
-    """Which share of the nearest rows the best `sizes_L` candidates hold, (L,).
+def recalls_of(found: Candidates, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch) -> Float64Array:
+    """Share of the nearest rows among the first `sizes_L` candidates, (L,).
 
-    A row with the codes of the last of the nearest is as near as that, and as good.
+    A row with the same codes as the last of the nearest rows is as near, and counts, too.
     """
-    if len(nearest) == 0:  # nothing to find: no row has a distance to this query
+    if len(nearest) == 0:  # no row has a distance to this query
         return np.ones(len(sizes_L))
     rows = found.rows
     near_S = np.isin(rows.row_ids_N, nearest.row_ids_N)
@@ -273,27 +273,27 @@ def found_share(found: Candidates, sizes_L: npt.NDArray[np.int64], nearest: Code
 
 
 _LONGEST, _LONGEST_PER_ROW = 4_096, 16
-"""Shortlists are tried up to this many rows or this many times the limit, whichever is more."""
+"""Shortlists are measured up to this many rows or this many times the limit, whichever is more."""
 
 _AS_FAST = 1.05
-"""Settings up to this many times as slow as the fastest are taken for as fast: the clock is no better."""
+"""Settings up to this many times as slow as the fastest count as equally fast, since clocks are not exact."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuningGoal:
-    """What searches of a table shall reach."""
+    """The goal of tuning."""
 
     target_recall: float
-    """Share of the nearest rows that they find, mean over the queries."""
+    """Share of the nearest rows to find, mean over the queries."""
     limit: int
-    """How many nearest rows."""
+    """Number of nearest rows."""
     sample: int
-    """Queries it is measured with at most."""
+    """Most queries to measure with."""
     seed: int
-    """Of the sample."""
+    """Seed of the sample."""
 
     def __post_init__(self) -> None:
-        # Kept as Python's own numbers: they are written into the table.
+        # Converted to Python's own numbers, which are written into the table.
         object.__setattr__(self, "target_recall", share("target_recall", self.target_recall))
         if self.target_recall == 0:
             raise InvalidInputError("Got target_recall=0; expected more, such as 0.95.")
@@ -302,9 +302,9 @@ class TuningGoal:
 
 
 def tune_table(source: TableSource, queries: Any, goal: TuningGoal, *, progress: bool) -> TuningReport:
-    """Choose a setting as `tune_search` does, on the newest version of a table, and keep it in the table.
+    """Tune the newest version of a table as `tune_search` does, and write the result into the table.
 
-    Raises as `tune_search`, and StorageError when the disk or bucket refuses to keep it.
+    Raises as `tune_search`, and StorageError if the disk or bucket cannot be written to.
     """
     reader = source.reader()
     handle = reader.handle
@@ -318,28 +318,28 @@ def tune_table(source: TableSource, queries: Any, goal: TuningGoal, *, progress:
 def tune_search(
     state: TableState, columns: CodeColumns, queries: Any, goal: TuningGoal, *, progress: bool
 ) -> TuningReport:
-    """The setting of least time that reaches the goal in one version of a table; nothing is written.
+    """Find the fastest search parameters that reach the goal in one version of a table; nothing is written.
 
     Args:
         state: the version.
-        columns: of the table.
-        queries: (Q, D) or (D,); None to make some from rows of the table.
-        goal: what to reach.
+        columns: code columns of the table.
+        queries: (Q, D) or (D,); None to make queries from rows of the table.
+        goal: the goal to reach.
         progress: show a progress bar.
 
     Raises:
-        InvalidInputError: queries that cannot be used, or no setting tried reaches the goal.
-        TableError: too few rows.
+        InvalidInputError: the queries cannot be used, or none of the measured parameters reach the goal.
+        TableError: the table has too few rows.
     """
     table = state.snapshot.table
     row_ids = matching_row_ids(state.snapshot.dataset, f"{quoted(columns.code)} IS NOT NULL")
     if len(row_ids) == 0:
         raise TableError(f"Table {table.name!r} has no rows with a vector; add some before tuning it.")
     if queries is None:
-        asked = queries_from_rows(state.snapshot, row_ids, columns, sample=goal.sample, seed=goal.seed)
+        checked = queries_from_rows(state.snapshot, row_ids, columns, sample=goal.sample, seed=goal.seed)
     else:
-        asked = given_queries(queries, state.snapshot.codecs, sample=goal.sample, seed=goal.seed)
-    measures = Measures(state, columns, asked, goal.limit)
+        checked = given_queries(queries, state.snapshot.codecs, sample=goal.sample, seed=goal.seed)
+    measures = Measures(state, columns, checked, goal.limit)
     measured, timed = _measure(measures, goal, len(row_ids), progress)
     chosen = cheapest(timed)
     return TuningReport(
@@ -351,8 +351,8 @@ def tune_search(
         ),
         recall=chosen.recall,
         milliseconds=chosen.milliseconds,
-        queries=len(asked),
-        own_rows=asked.own_Q is not None,
+        queries=len(checked),
+        own_rows=checked.own_Q is not None,
         num_partitions=state.snapshot.codecs.num_partitions,
         measured=tuple(measured),
         timed=tuple(timed),
@@ -362,7 +362,7 @@ def tune_search(
 def _measure(
     measures: Measures, goal: TuningGoal, rows: int, progress: bool
 ) -> tuple[list[MeasuredSetting], list[TimedSetting]]:
-    """The recall of all settings, and the time of those that may be the cheapest."""
+    """Measure the recall of all settings, and the time of those that may be the fastest."""
     numbers = geometric(1, measures.state.snapshot.codecs.most_partitions, math.sqrt(2))
     longest = min(rows, max(_LONGEST, _LONGEST_PER_ROW * goal.limit))
     sizes = geometric(goal.limit, max(goal.limit, longest), 2)
@@ -374,19 +374,20 @@ def _measure(
 
         nearest = measures.nearest(task("Decoding all rows", rows))
         measured = measures.recalls(nearest, numbers, sizes, task("Measuring recall", len(numbers)))
-        enough = candidates(measured, goal)
+        enough = sufficient_settings(measured, goal)
         return measured, measures.times(enough, task("Measuring time", ROUNDS))
 
 
-def candidates(measured: Sequence[MeasuredSetting], goal: TuningGoal) -> list[MeasuredSetting]:
-    """The shortest shortlists that find enough, as long as more partitions make them shorter still.
+def sufficient_settings(measured: Sequence[MeasuredSetting], goal: TuningGoal) -> list[MeasuredSetting]:
+    """For each number of partitions, the shortest shortlist that reaches the goal, if fewer partitions need a
+    longer one.
 
     Args:
-        measured: by ascending partitions, then by ascending shortlists.
-        goal: what is enough.
+        measured: settings by ascending partitions, then by ascending shortlists.
+        goal: the goal to reach.
 
     Raises:
-        InvalidInputError: nothing is.
+        InvalidInputError: no setting reaches the goal.
     """
     found: list[MeasuredSetting] = []
     for each in measured:
@@ -403,13 +404,13 @@ def candidates(measured: Sequence[MeasuredSetting], goal: TuningGoal) -> list[Me
 
 
 def cheapest(timed: Sequence[TimedSetting]) -> TimedSetting:
-    """The fastest; of several about as fast, the one that looks at the fewest rows."""
+    """The fastest setting; of several that are about equally fast, the one with the shortest shortlist."""
     slowest = _AS_FAST * min(each.milliseconds for each in timed)
     fast = [each for each in timed if each.milliseconds <= slowest]
     return min(fast, key=lambda each: (each.shortlist, each.nprobes))
 
 
 def geometric(low: int, high: int, ratio: float) -> list[int]:
-    """Whole numbers from `low` to `high`, both included, each about `ratio` times the one before."""
+    """Integers from `low` to `high`, both included, each about `ratio` times the previous one."""
     steps = math.ceil(math.log(high / low, ratio))
     return sorted({*(min(high, round(low * ratio**step)) for step in range(steps)), high})

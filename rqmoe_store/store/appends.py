@@ -1,7 +1,7 @@
-"""Appends: data files written first, and the one commit that makes them part of a table, or a new one.
+"""Append rows to a table, or write a new table: data files first, then one commit.
 
-Files are written first and belong to nothing; a reader sees the table whole or not at all, whichever
-file a failure or a lost process interrupts.
+Data files belong to no version of a table until they are committed. A reader therefore sees all rows of a
+write or none, whatever a failure or a lost process interrupts.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from lance.schema import LanceSchema
 from lancedb.table import LanceTable
 
 from rqmoe_store.storage_errors import translates_errors
-from rqmoe_store.store.lance import noting, to_newest
+from rqmoe_store.store.lance import record_failures, to_newest
 
 ROWS_PER_FILE = 2**20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ApartColumn:
-    """A column of numbers or of fixed-size lists of them, kept in data files of its own."""
+class SeparateColumn:
+    """A column of numbers, or of fixed-size lists of numbers, that is stored in data files of its own."""
 
     field: pa.Field
-    """Its name and type."""
+    """Name and type."""
     read: Callable[[int, int], pa.Array]
-    """Its values in rows start to stop of the new table."""
+    """Function from rows start and stop of the new table to their values."""
     batch_rows: int = 1
     """Rows to read at a time."""
 
@@ -41,23 +41,24 @@ def write_table(
     schema: pa.Schema,
     reader: pa.RecordBatchReader,
     *,
-    apart: ApartColumn | None,
+    separate: SeparateColumn | None,
     file_format: str,
     storage_options: dict[str, str] | None,
     rows_per_file: int = ROWS_PER_FILE,
 ) -> None:
-    """Write the rows of `reader`, then the column `apart`, and commit all as one table.
+    """Write the rows of `reader`, then the separate column, and commit all of them as a new table.
 
-    Row ids are stable. Nothing is a table before this returns; after an error the caller removes the
-    folder, unless there is a table of someone else in it.
+    The table has stable row ids. It exists once this returns. After an error the caller must remove the
+    folder, unless another writer's table is in it.
 
     Args:
         uri: folder or bucket URI of the table.
-        schema: of the table. What neither `reader` nor `apart` has is null, which takes no space.
-        reader: some of its columns, in its order.
-        apart: a column that goes into files of its own; None without.
+        schema: schema of the table. Columns that are neither in `reader` nor separate are null, which takes
+            no space.
+        reader: rows with some of the columns, in the order of the schema.
+        separate: a column to store in files of its own; None for no such column.
         file_format: version of the data files.
-        storage_options: how to reach `uri`; None for a local folder.
+        storage_options: options to reach `uri` with; None for a local folder.
         rows_per_file: rows of one data file.
     """
     fragments = write_fragments(
@@ -70,8 +71,8 @@ def write_table(
     )
     ids = _ids_in(schema, reader.schema)
     fragments = [_renumbered(fragment, ids) for fragment in fragments]
-    if apart is not None:
-        fragments = _with_column(uri, fragments, schema, apart, file_format, storage_options)
+    if separate is not None:
+        fragments = _write_column(uri, fragments, schema, separate, file_format, storage_options)
     commit_new(uri, schema, fragments, storage_options=storage_options, enable_stable_row_ids=True)
 
 
@@ -83,22 +84,22 @@ def commit_new(
     storage_options: dict[str, str] | None,
     enable_stable_row_ids: bool | None = None,
 ) -> None:
-    """Commit fragments as the first version of a table; of several writers that do so at once, one succeeds.
+    """Commit fragments as the first version of a table; if several writers do so at once, one succeeds.
 
     Raises:
-        OSError: there is a table at `uri` already, which stays as it is, or the commit failed.
+        OSError: `uri` has a table already, which stays as it is, or the commit failed.
     """
     lance.LanceDataset.commit(
         uri,
         lance.LanceOperation.Overwrite(LanceSchema.from_pyarrow(schema), fragments),
         storage_options=storage_options,
         enable_stable_row_ids=enable_stable_row_ids,
-        max_retries=0,  # with retries a table that is there would get this one as its next version
+        max_retries=0,  # a retry would commit this as the next version of a table that exists by then
     )
 
 
 def _ids_in(schema: pa.Schema, written: pa.Schema) -> dict[int, int]:
-    """Ids of the fields of files with some columns of a table, as they are in the whole table."""
+    """Field id in files with some columns of a table -> field id in the table."""
     whole = {field.name(): field for field in LanceSchema.from_pyarrow(schema).fields()}
     return {
         old: new
@@ -126,34 +127,34 @@ def _renumbered(fragment: FragmentMetadata, ids: Mapping[int, int]) -> FragmentM
     return dataclasses.replace(fragment, files=files)
 
 
-def _with_column(
+def _write_column(
     uri: str,
     fragments: list[FragmentMetadata],
     schema: pa.Schema,
-    apart: ApartColumn,
+    column: SeparateColumn,
     file_format: str,
     storage_options: dict[str, str] | None,
 ) -> list[FragmentMetadata]:
-    """The fragments with one more data file each, which holds the column `apart` of `schema`."""
-    place = schema.get_field_index(apart.field.name)
+    """Write a data file with the column for every fragment; return the fragments with these files."""
+    place = schema.get_field_index(column.field.name)
     field_id: Any = LanceSchema.from_pyarrow(schema).fields()[place].id()
     extended, first = [], 0
     for fragment in fragments:
         stop, path = first + fragment.physical_rows, f"{uuid.uuid4().hex}.lance"
         with LanceFileWriter(
             f"{uri}/data/{path}",
-            pa.schema([apart.field]),
+            pa.schema([column.field]),
             version=file_format,
             storage_options=storage_options,
         ) as writer:
-            for start in range(first, stop, apart.batch_rows):
-                array = apart.read(start, min(start + apart.batch_rows, stop))
-                writer.write_batch(pa.record_batch([array], schema=pa.schema([apart.field])))
+            for start in range(first, stop, column.batch_rows):
+                array = column.read(start, min(start + column.batch_rows, stop))
+                writer.write_batch(pa.record_batch([array], schema=pa.schema([column.field])))
         written = fragment.files[0]
         file = DataFile(
             path,
             fields=[field_id],
-            column_indices=[0],  # lists of a fixed size are one column of the file
+            column_indices=[0],  # a fixed-size list is one column of a file
             file_major_version=written.file_major_version,
             file_minor_version=written.file_minor_version,
             file_size_bytes=writer.size_bytes,
@@ -171,19 +172,20 @@ def append_rows(
     *,
     check: Callable[[], object] = lambda: None,
 ) -> int:
-    """Append `rows` to the newest version of `table`: all of them in one commit, or none.
+    """Append `rows` to the newest version of `table` in one commit, which `table` is at afterwards.
 
-    Columns that `rows` lacks are null and take no space. Afterwards `table` is at the version made.
+    Columns that `rows` lacks are null and take no space.
 
     Args:
-        rows: checked and encoded.
-        properties: kept with the commit; `read_transaction` gives them back until the version it made is
-            cleaned up.
-        check: called before the commit, with `table` at the version that is appended to; raises if the rows
-            must not be.
+        table: the table.
+        rows: checked and encoded rows.
+        properties: transaction properties of the commit; `read_transaction` returns them until the committed
+            version is cleaned up.
+        check: called before the commit, with `table` at the version to append to; raises to prevent the
+            commit.
 
     Returns:
-        The version.
+        The committed version.
     """
     written = write_rows(table, rows)
     check()
@@ -193,10 +195,10 @@ def append_rows(
 def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
     """Write `rows` as data files of `table` that belong to no version yet.
 
-    They stay behind if they are never committed, until old versions of the table are cleaned up.
+    Files that are never committed remain until old versions of the table are cleaned up.
 
     Returns:
-        What `commit_rows` takes to make them part of the table.
+        The transaction for `commit_rows`.
     """
     to_newest(table)
     return write_fragments(
@@ -209,36 +211,37 @@ def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
 
 
 def write_batches(table: LanceTable, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Transaction:
-    """As `write_rows`, raising what `batches` raises."""
+    """Write `batches` as `write_rows` does; raises exceptions of `batches` as they are."""
     failures: list[Exception] = []
     try:
-        return write_rows(table, pa.RecordBatchReader.from_batches(schema, noting(batches, failures)))
+        reader = pa.RecordBatchReader.from_batches(schema, record_failures(batches, failures))
+        return write_rows(table, reader)
     except Exception as error:
         if failures:
             raise failures[0] from error
         raise
 
 
-def written_elsewhere(table: LanceTable, fragments: Sequence[str]) -> Transaction:
-    """What `commit_rows` takes to make rows part of the table that other processes have written.
+def append_transaction(table: LanceTable, fragments: Sequence[str]) -> Transaction:
+    """The transaction for `commit_rows` that appends fragments which other processes have written.
 
     Args:
-        table: any handle on it.
-        fragments: those of their `write_rows`, by `fragments_of`.
+        table: any handle on the table.
+        fragments: fragments from `fragments_of` in these processes.
     """
     parsed = [FragmentMetadata.from_json(text) for text in fragments]
     return Transaction(read_version=table.version, operation=lance.LanceOperation.Append(parsed))
 
 
 def fragments_of(written: Transaction) -> list[str]:
-    """The files that `write_rows` has written, as JSON for another process."""
+    """The fragments that `write_rows` has written, as JSON for another process."""
     operation = written.operation
-    assert isinstance(operation, lance.LanceOperation.Append), "rows were written to be appended"
+    assert isinstance(operation, lance.LanceOperation.Append), "write_rows prepares appends"
     return [json.dumps(fragment.to_json()) for fragment in operation.fragments]
 
 
 def commit_rows(table: LanceTable, transaction: Transaction, properties: Mapping[str, str]) -> int:
-    """Make rows that `write_rows` has written part of `table`, as `append_rows` does; returns the version."""
+    """Commit rows that `write_rows` has written, as `append_rows` does, and return the committed version."""
     transaction.transaction_properties = dict(properties)
     dataset = lance.LanceDataset.commit(table.to_lance(), transaction)
     to_newest(table)

@@ -1,14 +1,12 @@
-"""Lossless casts: Python and Arrow values in the types of a table, none of them changed on the way.
+"""Lossless casts of Python and Arrow values to the types of a table.
 
-What a type cannot hold is refused rather than cut off: fractions, digits, times of day, time zones, fields of
-structs. Only floats are rounded, as they always are. Numbers, text, bytes, truth values, dates, times of day
-and durations are not taken for one another, but for text that says what the column holds and for times that
-are counted in integers.
-Shapes: N values, V of them of lists that are not null.
+`array_of` converts Python values to Arrow, and `cast_column` casts Arrow values to the type of a column. Both
+raise `UnfitError` instead of dropping anything that the type cannot hold: fractions, digits, times of day,
+time zones, fields of structs. Only floats are rounded to narrower floats. Values of one kind (numbers, text,
+bytes, truth values, dates, times of day, durations) are not cast to another kind, with two exceptions: text
+that spells a value of the column, and integers that count dates, times or durations.
 
-Arrow tells types by itself, but cuts values off where they are of several: a time of day beside a date, a
-nanosecond in a pandas Timestamp, a time zone beside none.
-Shapes: N values.
+Shape legend: N values, V values in lists that are not null.
 """
 
 import datetime
@@ -24,7 +22,7 @@ import pyarrow.compute as pc
 
 
 class UnfitError(ValueError):
-    """Says which values do not fit, and why."""
+    """Values cannot be cast without change; says which, and why."""
 
 
 _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
@@ -41,20 +39,21 @@ _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
     "times of day": (pa.types.is_time,),
     "durations": (pa.types.is_duration,),
 }
-_ALSO = {("bytes", "text"), *(("text", kind) for kind in ("bytes", "numbers", "truth values", "dates"))}
-_ALSO |= {("numbers", kind) for kind in ("dates", "times of day", "durations")}
+_CASTABLE = {("bytes", "text"), *(("text", kind) for kind in ("bytes", "numbers", "truth values", "dates"))}
+_CASTABLE |= {("numbers", kind) for kind in ("dates", "times of day", "durations")}
+"""Pairs of different kinds of which the first can be cast to the second."""
 _ANY_INTEGER = pa.decimal128(20, 0)
 
 
 def cast_column(column: pa.ChunkedArray | pa.Array, field: pa.Field) -> pa.ChunkedArray:
-    """A column in the type of `field`.
+    """Cast a column to the type of `field`.
 
-    Nested fields that may be null are null where values lack them.
+    Nullable nested fields are null where values lack them.
 
     Raises:
-        UnfitError: values that would change; nested fields that are unknown, repeated, or missing and may not
-            be null; nulls in nested fields that allow none. Types alone are enough for those that no value
-            of a type can avoid.
+        UnfitError: a value would change; a nested field is unknown, repeated, or missing and not nullable; a
+            nested field that is not nullable has nulls. A column without values raises, too, if no value of
+            its type can be cast.
     """
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     chunks = chunks or [pa.array([], type=column.type)]
@@ -62,12 +61,12 @@ def cast_column(column: pa.ChunkedArray | pa.Array, field: pa.Field) -> pa.Chunk
 
 
 def cast_array(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
-    """As `cast_column`, for one array; `path` leads to it from the row."""
+    """Cast one array as `cast_column` does; `path` names it in messages, from the column on."""
     if array.type == target and not _demands_values(target):
         return array
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), type=target)
-    array = _plain(array)
+    array = _unencoded(array)
     if isinstance(target, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(target, cast_array(array, target.storage_type, path))
     if pa.types.is_dictionary(target):
@@ -82,7 +81,7 @@ def cast_array(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
 
 
 def is_list(data_type: pa.DataType) -> bool:
-    """Whether values of this type are lists of any kind; extension types are not looked into."""
+    """Whether values of this type are lists of any kind; False for extension types of lists."""
     return bool(
         pa.types.is_list(data_type)
         or pa.types.is_large_list(data_type)
@@ -93,7 +92,7 @@ def is_list(data_type: pa.DataType) -> bool:
 
 
 def unknown_fields(source: pa.DataType, target: pa.DataType, path: str) -> list[str]:
-    """Paths of the fields of structs, however deep, that a type has and another one has not."""
+    """Paths of the fields of structs, at any depth, that `source` has and `target` lacks."""
     if pa.types.is_struct(source) and pa.types.is_struct(target):
         known = {field.name: field.type for field in target}
         return [
@@ -115,19 +114,19 @@ def unknown_fields(source: pa.DataType, target: pa.DataType, path: str) -> list[
 def _demands_values(data_type: pa.DataType) -> bool:
     """Whether a nested field of this type may not be null."""
     fields = [data_type.field(place) for place in range(data_type.num_fields)]
-    if pa.types.is_map(data_type):  # keys never are
+    if pa.types.is_map(data_type):  # keys are never null
         fields = [data_type.item_field]
     return any(not field.nullable or _demands_values(field.type) for field in fields)
 
 
-def _plain(array: pa.Array) -> pa.Array:
-    """The values without an extension type, dictionary or run-ends around them."""
+def _unencoded(array: pa.Array) -> pa.Array:
+    """The values without extension type, dictionary or run-end encoding."""
     if isinstance(array.type, pa.BaseExtensionType):
-        return _plain(array.storage)
+        return _unencoded(array.storage)
     if pa.types.is_dictionary(array.type):
-        return _plain(array.dictionary_decode())
+        return _unencoded(array.dictionary_decode())
     if pa.types.is_run_end_encoded(array.type):
-        return _plain(pc.run_end_decode(array))
+        return _unencoded(pc.run_end_decode(array))
     return array
 
 
@@ -188,7 +187,7 @@ def _as_list(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
     lists = pa.LargeListArray.from_arrays(offsets, values_V, type=large, mask=missing_N)
     try:
         return lists if target == large else lists.cast(target)
-    except pa.ArrowException as error:  # more values than 32 bits count
+    except pa.ArrowException as error:  # more values than 32-bit offsets can count
         raise UnfitError(f"{path}: {error}") from error
 
 
@@ -212,7 +211,7 @@ def _as_fixed_list(
 def _as_map(array: pa.Array, target: pa.DataType, path: str) -> pa.Array:
     if not pa.types.is_map(array.type):
         raise UnfitError(f"{path} is {array.type}; expected {target}")
-    array = array.take(pa.array(np.arange(len(array))))  # without what a slice leaves out
+    array = array.take(pa.array(np.arange(len(array))))  # copies only what a slice has
     keys = cast_array(array.keys, target.key_type, f"{path}.key")
     items = cast_array(array.items, target.item_type, f"{path}.value")
     _require_values(items, target.item_field, f"{path}.value", None)
@@ -240,8 +239,8 @@ def _kind(data_type: pa.DataType) -> str:
 
 def _require_kinds(source: pa.DataType, target: pa.DataType, path: str) -> None:
     kinds = _kind(source), _kind(target)
-    is_uuid = pa.types.is_fixed_size_binary(source) and kinds[1] == "text"  # or other bytes that are no text
-    if (kinds[0] != kinds[1] and kinds not in _ALSO) or is_uuid:
+    is_uuid = pa.types.is_fixed_size_binary(source) and kinds[1] == "text"  # or other bytes that are not text
+    if (kinds[0] != kinds[1] and kinds not in _CASTABLE) or is_uuid:
         raise UnfitError(f"{path} is {source}; expected {kinds[1]}")
     counted = kinds[0] == "numbers" and kinds[1] != "numbers"
     if counted and not pa.types.is_integer(source):
@@ -253,7 +252,7 @@ def _require_kinds(source: pa.DataType, target: pa.DataType, path: str) -> None:
 
 def _converted(array: pa.Array, target: pa.DataType) -> pa.Array:
     if pa.types.is_integer(array.type):
-        if pa.types.is_decimal(target):  # Arrow asks for room for the largest integer of the type
+        if pa.types.is_decimal(target):  # Arrow requires room for the largest integer of the source type
             return array.cast(_ANY_INTEGER).cast(target)
         if pa.types.is_date32(target) or pa.types.is_time32(target):
             return array.cast(pa.int32()).cast(target)
@@ -261,7 +260,7 @@ def _converted(array: pa.Array, target: pa.DataType) -> pa.Array:
 
 
 def _changed(array: pa.Array, result: pa.Array) -> pa.Array | None:
-    """Which of N values are another after a cast that Arrow takes for a safe one; None if it is."""
+    """Which of N values have changed in a cast that Arrow considers safe; None if none can have."""
     source, target = array.type, result.type
     if _kind(source) == "text":
         return _misread(array, result)
@@ -282,31 +281,35 @@ def _changed(array: pa.Array, result: pa.Array) -> pa.Array | None:
 
 
 def _misread(texts: pa.Array, result: pa.Array) -> pa.Array | None:
-    """Which of N texts say something else than what was read, such as "007" and "1e400"; None for none."""
+    """Which of N texts do not spell the value read from them, such as "007" and "1e400"; None for none."""
     if pa.types.is_integer(result.type) or pa.types.is_boolean(result.type):
         return pc.not_equal(result.cast(texts.type), texts)
     if pa.types.is_floating(result.type):
-        said = pc.match_substring(texts.cast(pa.large_string()), "inf", ignore_case=True)
-        return pc.and_(pc.is_inf(result), pc.invert(said))
+        spelled = pc.match_substring(texts.cast(pa.large_string()), "inf", ignore_case=True)
+        return pc.and_(pc.is_inf(result), pc.invert(spelled))
     return None
 
 
 _MISSING = {"NaTType", "NAType"}
+"""Classes of pandas' missing values."""
 _LISTS = (list, tuple, set, frozenset, range, np.ndarray)
 _INTEGER_BITS = 64
 
 
 def array_of(values: Sequence[Any], target: pa.DataType | None, path: str) -> pa.Array:
-    """N values, of one kind but for None and what pandas has in its place.
+    """Convert N Python values of one kind, None or pandas' missing values among them, to an Arrow array.
+
+    Arrow infers types by itself, but drops parts of values where kinds are mixed: the time of day of some of
+    several dates, nanoseconds of a pandas Timestamp, the time zone of some of several times.
 
     Args:
-        values: dicts, lists of any kind, arrays (their first dimension), numbers and so on.
-        target: what the array is for; dicts alone depend on it, as they may be structs, maps or JSON. None
-            for structs.
-        path: leads to them from the row.
+        values: dicts, lists of any kind, arrays (of which each is a list), numbers and so on.
+        target: the type that the array will be cast to. It decides only what dicts become: structs, maps or
+            JSON; None for structs.
+        path: name of the values in messages, from the column on.
 
     Raises:
-        UnfitError: values of several kinds, or of one that Arrow does not know.
+        UnfitError: the values are of several kinds, or of one that Arrow does not support.
     """
     classes = set(map(type, values)) - {type(None)}
     if missing := {each for each in classes if each.__name__ in _MISSING}:
@@ -330,7 +333,7 @@ def array_of(values: Sequence[Any], target: pa.DataType | None, path: str) -> pa
 
 
 def _unwrapped(value: Any, path: str) -> Any:
-    """An array of numpy's for one of another library; a number for one without dimensions."""
+    """A NumPy array for an array of another library, or a number for one without dimensions."""
     if value is None or isinstance(value, np.generic) or not hasattr(value, "__array__"):
         return value
     try:
@@ -420,7 +423,7 @@ def _scalars(values: Sequence[Any], classes: set[type], path: str) -> pa.Array:
 
 
 def _kind_of(each: type) -> str:
-    """What values of a class are; the order matters, as some of these are subclasses of others."""
+    """The kind of values of a class; the order of the kinds matters, as some classes derive from others."""
     for kind, classes in _PYTHON_KINDS.items():
         if issubclass(each, classes):
             return kind
@@ -449,13 +452,13 @@ def _numbers(values: Sequence[Any]) -> pa.Array:
 
 
 def _dates(values: Sequence[Any]) -> pa.Array:
-    """Dates alone stay dates; beside times they are midnights."""
+    """Dates remain dates if there are only dates; among times they become midnight."""
     given = [value for value in values if value is not None]
     if all(isinstance(value, np.datetime64) for value in given):
-        return _of_numpy(values, "M8")
+        return _numpy_times(values, "M8")
     if not any(isinstance(value, (datetime.datetime, np.datetime64)) for value in given):
         return pa.array(values)
-    import pandas as pd  # Timestamps, which have nanoseconds, are among them, or numpy's times
+    import pandas as pd  # there are pandas Timestamps, which have nanoseconds, or NumPy times
 
     zoned = {getattr(value, "tzinfo", None) is not None for value in given}
     if len(zoned) > 1:
@@ -479,11 +482,11 @@ def _durations(values: Sequence[Any]) -> pa.Array:
         value if isinstance(value, np.timedelta64) or value is None else pd.Timedelta(value).to_timedelta64()
         for value in values
     ]
-    return _of_numpy(spans, "m8")
+    return _numpy_times(spans, "m8")
 
 
-def _of_numpy(values: Sequence[Any], kind: str) -> pa.Array:
-    """Numpy's times or durations, in the finest unit of them."""
+def _numpy_times(values: Sequence[Any], kind: str) -> pa.Array:
+    """NumPy times or durations, in the finest unit among them."""
     array = np.array(
         [np.array("NaT", dtype=kind) if value is None else value for value in values], dtype=kind
     )

@@ -1,11 +1,9 @@
 """Columns of a compressed table: codes and partitions, raw vectors, and the schema that users see.
 
-Shapes: N rows of the table, V of them with a vector, M code bytes.
-A row without a vector has a null code and a null partition; it is never found by a search.
+A row without a vector has a null code and a null partition, and no search finds it. Rows that are not encoded
+yet have a raw vector; encoded rows have one if the table keeps raw vectors.
 
-rows where the table keeps them.
-
-Shapes: N rows, V of them with a vector, D components.
+Shape legend: N rows of the table, V of them with a vector, D components, M code bytes.
 """
 
 import dataclasses
@@ -31,16 +29,16 @@ NO_PARTITION = -1
 
 @dataclasses.dataclass(frozen=True)
 class CodeColumns:
-    """Names, types and conversions of the columns that replace `vector_column`."""
+    """Names, types and conversions of the code and partition columns of a vector column."""
 
     vector_column: str
-    """Name of the column whose vectors are kept as codes."""
+    """Name of the column whose vectors are stored as codes."""
 
     @property
     def code(self) -> str:
         """Name of the code column, a nullable fixed_size_binary(M).
 
-        Not a list of uint8: LanceDB would take that for a vector column and search the codes.
+        Not a list of uint8: LanceDB would treat that as a vector column and search the codes.
         """
         return f"{self.vector_column}_code"
 
@@ -56,12 +54,12 @@ class CodeColumns:
 
     @property
     def raw_filter(self) -> str:
-        """An SQL condition for the rows that have a vector and no code yet."""
+        """SQL condition for the rows that have a vector and no code yet."""
         return f"{quoted(self.vector_column)} IS NOT NULL AND {quoted(self.code)} IS NULL"
 
     @property
     def decoded_filter(self) -> str:
-        """An SQL condition for the rows that have a code and no vector: only decoding brings theirs back."""
+        """SQL condition for the rows that have a code and no raw vector, so that theirs must be decoded."""
         return f"{quoted(self.vector_column)} IS NULL AND {quoted(self.code)} IS NOT NULL"
 
     def fields(self, code_bytes: int) -> list[pa.Field]:
@@ -93,7 +91,7 @@ class CodeColumns:
         """Codes of the rows that have a vector, and which rows those are.
 
         Args:
-            rows: N rows holding both columns.
+            rows: N rows with both columns.
 
         Returns:
             Codes of the V rows with a vector, in row order, and a bool array (N,) that is True there.
@@ -128,7 +126,7 @@ class CodeColumns:
             raise TableError(f"Column {self.partition!r} is {partition_type}; expected int32.")
 
     def require_absent_from(self, schema: pa.Schema, names: Collection[str] | None = None) -> None:
-        """Raise TableError when `schema` already uses one of the two column names, or of some of them."""
+        """Raise TableError if `schema` has a column with one of `names`, by default both column names."""
         taken = [name for name in (self.names if names is None else names) if name in schema.names]
         if taken:
             raise TableError(
@@ -151,7 +149,7 @@ def _nulls(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _bytes_of(array: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:
-    """The codes of `array` as (N, M), sharing its memory; rows that are null hold anything."""
+    """The codes of `array` as (N, M), sharing its memory; the values of null rows are undefined."""
     rows, code_bytes = len(array), array.type.byte_width
     if rows == 0:
         return np.zeros((0, code_bytes), dtype=np.uint8)
@@ -165,10 +163,10 @@ _TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeptVectors:
-    """How a table keeps the raw vectors of coded rows: not at all, or as half or single floats."""
+    """The column of raw vectors; encoded rows keep theirs as float16 or float32, or not at all."""
 
     column: str
-    """Name of the column, that of the vector column in the source table."""
+    """Name of the column: that of the vector column."""
     keep: str
     """"none", "float16" or "float32"."""
     dim: int
@@ -181,7 +179,7 @@ class KeptVectors:
 
     @property
     def kept(self) -> bool:
-        """Whether coded rows keep their vectors."""
+        """Whether encoded rows keep their raw vectors."""
         return self.keep != "none"
 
     def raw_array(self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> pa.Array:
@@ -196,12 +194,12 @@ class KeptVectors:
     def require_storable(
         self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], *, metric: str, first_row: int
     ) -> None:
-        """Raise InvalidInputError, naming rows by position, where half floats cannot hold a vector.
+        """Raise InvalidInputError, naming rows by position, if float16 cannot hold a vector.
 
         Args:
-            vectors_VD: the vectors of the rows where `valid_N` is True, finite.
+            vectors_VD: finite vectors of the rows where `valid_N` is True.
             valid_N: which rows have a vector.
-            metric: under "cosine" a vector must not round to zero either.
+            metric: metric of the table; under "cosine" a vector must not round to zero.
             first_row: position of the first row, for messages.
         """
         for problem, good_V in self.problems(vectors_VD, metric).items():
@@ -209,14 +207,14 @@ class KeptVectors:
             require_rows(first_row + np.flatnonzero(valid_N), good_V, f"{problem}{hint}")
 
     def rounded(self, vectors_VD: Float32Array) -> npt.NDArray[np.floating]:
-        """The vectors in the numbers that they would be kept in: infinite beyond float16 where it is that."""
+        """The vectors in the number type that they are kept in; infinite where they overflow float16."""
         if self.keep != "float16":
             return vectors_VD
         with np.errstate(over="ignore"):
             return vectors_VD.astype(np.float16)
 
     def problems(self, vectors_VD: Float32Array, metric: str) -> dict[str, npt.NDArray[np.bool_]]:
-        """Per problem that half floats may have with finite vectors, which of the V do not have it."""
+        """Problem of storing finite vectors as float16 -> which of the V vectors do not have it."""
         if self.keep != "float16":
             return {}
         halves_VD = self.rounded(vectors_VD)
@@ -227,7 +225,7 @@ class KeptVectors:
         return problems
 
     def require_in(self, schema: pa.Schema, table_name: str) -> None:
-        """Raise TableError unless the table's `schema` has the column as announced."""
+        """Raise TableError unless the table's `schema` has the column with the expected type."""
         if self.keep not in KEEP_VECTORS:
             raise TableError(
                 f"Table {table_name!r} says that it keeps vectors as {self.keep!r}; expected one of "
@@ -251,7 +249,7 @@ class KeptVectors:
 
 
 def require_keep_vectors(keep_vectors: object) -> None:
-    """Raise InvalidInputError unless `keep_vectors` names a way to keep vectors."""
+    """Raise InvalidInputError unless `keep_vectors` is one of its allowed values."""
     if keep_vectors not in KEEP_VECTORS:
         raise InvalidInputError(
             f"Got keep_vectors={keep_vectors!r}; expected one of {', '.join(map(repr, KEEP_VECTORS))}."
@@ -260,16 +258,16 @@ def require_keep_vectors(keep_vectors: object) -> None:
 
 _EXTENSION = b"ARROW:extension:name"
 _LANCE_JSON = b"lance.json"
-_UNREADABLE = {"`", "."}
-_OF_RESULTS = {"_distance", "_score", "_relevance_score", "_rowid", "query_index"}
-"""Columns that searches add to what they find."""
+_FORBIDDEN_CHARACTERS = {"`", "."}
+_RESULT_COLUMNS = {"_distance", "_score", "_relevance_score", "_rowid", "query_index"}
+"""Columns that searches add to their results."""
 
 
 def as_schema(schema: object) -> pa.Schema:
-    """A schema of Arrow's, as it is or as a pydantic model describes it, embedding functions included.
+    """An Arrow schema as it is, or the Arrow schema of a pydantic model, including its embedding functions.
 
     Raises:
-        InvalidInputError: something else, or a model with fields that LanceDB cannot store.
+        InvalidInputError: `schema` is neither, or the model has fields that LanceDB cannot store.
     """
     if isinstance(schema, pa.Schema):
         return schema
@@ -291,31 +289,30 @@ def as_schema(schema: object) -> pa.Schema:
 
 
 def user_schema(schema: pa.Schema, *, without: tuple[str, ...]) -> pa.Schema:
-    """`schema` less the columns named in `without`; field and schema metadata are kept."""
-    fields = [_as_read(field) for field in schema if field.name not in without]
+    """`schema` without the columns named in `without`; field and schema metadata are kept."""
+    fields = [_field_as_read(field) for field in schema if field.name not in without]
     return pa.schema(fields, metadata=schema.metadata)
 
 
-def require_readable(schema: pa.Schema) -> None:
-    """Raise TableError for column names that LanceDB may store, but does not find again when it reads or
-    cannot search beside, as it adds columns of that name to results."""
-    bad = [name for name in schema.names if name in ("", "*") or set(name) & _UNREADABLE]
+def require_column_names(schema: pa.Schema) -> None:
+    """Raise TableError for column names that LanceDB cannot read, or that searches add to results."""
+    bad = [name for name in schema.names if name in ("", "*") or set(name) & _FORBIDDEN_CHARACTERS]
     if bad:
         raise TableError(
             f"Columns named {', '.join(map(repr, bad))} cannot be read from a LanceDB table. Rename them: a "
             "name has at least one character, neither a backtick nor a period in it, and is not '*'."
         )
-    taken = [name for name in schema.names if name in _OF_RESULTS]
+    taken = [name for name in schema.names if name in _RESULT_COLUMNS]
     if taken:
         raise TableError(
             f"Columns named {', '.join(map(repr, taken))} would be mistaken for what searches add to their "
-            f"results ({', '.join(sorted(_OF_RESULTS))}). Rename or drop them."
+            f"results ({', '.join(sorted(_RESULT_COLUMNS))}). Rename or drop them."
         )
 
 
-def _as_read(field: pa.Field) -> pa.Field:
-    # A JSON column is declared as its stored bytes but read and written as Arrow JSON text; bytes
-    # written as declared would be taken for Lance's binary encoding.
+def _field_as_read(field: pa.Field) -> pa.Field:
+    # Lance declares a JSON column as its stored bytes, but reads and writes it as Arrow JSON text. It would
+    # misread bytes written in the declared type as its binary encoding.
     if (field.metadata or {}).get(_EXTENSION) != _LANCE_JSON:
         return field
     kept = {key: value for key, value in field.metadata.items() if not key.startswith(b"ARROW:extension:")}

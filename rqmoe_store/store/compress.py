@@ -1,11 +1,11 @@
-"""Compressing a LanceDB table: into a new table in two bounded passes, or in place.
+"""Compress a LanceDB table: into a new table, in two passes of bounded memory, or in place.
 
-Pass 1 encodes the vector column into temporary files; pass 2 takes the other columns in partition
-order and writes them beside the codes, so that a partition is one contiguous run of rows. Raw vectors
-that shall be kept follow in the same order, into files that a scan of the codes never opens.
-Shapes: B rows of one batch.
+Into a new table: pass 1 encodes the vector column into temporary files. Pass 2 takes the other columns in the
+order of partitions and writes them together with the codes, so that the rows of a partition are contiguous.
+Raw vectors to keep follow in the same order, in data files that a scan of the codes never opens.
 
-Shapes: N rows of the table, B rows of one batch, M code bytes, P partitions.
+Shape legend: N rows of the table, B rows of a batch, V of them with a vector, M code bytes, P partitions, P1
+is P + 1.
 """
 
 import math
@@ -32,17 +32,17 @@ from rqmoe_store.errors import InvalidInputError, StorageError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases, registry
-from rqmoe_store.store.appends import ApartColumn
+from rqmoe_store.store.appends import SeparateColumn
 from rqmoe_store.store.columns import (
     NO_PARTITION,
     CodeColumns,
     KeptVectors,
+    require_column_names,
     require_keep_vectors,
-    require_readable,
     user_schema,
 )
 from rqmoe_store.store.creation import require_place, stored_schema
-from rqmoe_store.store.embeddings import moved_embedding
+from rqmoe_store.store.embeddings import metadata_with_moved_embedding
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.metadata import TableMetadata
@@ -50,25 +50,33 @@ from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, rows_per_batch
 
+Advance = Callable[[int], object]
+
+_TAKE_ROWS = 16_384
+_ENCODE_ROWS = 1024
+"""Rows encoded between two updates of the progress bar; encoding is the slow part."""
 _SORT_ROWS = 2**18
+_SAMPLED_ROWS = 256
+"""Vectors that a codec is tried on before a table is converted in place."""
 
 
 class CodeSpill:
-    """Row ids, codes and partitions of N rows, kept in files so that memory stays bounded."""
+    """Row ids, codes and partitions of N rows, in temporary files so that memory is bounded."""
 
     def __init__(self, folder: Path, *, rows: int, code_bytes: int, num_partitions: int) -> None:
         self.rows = rows
-        """Rows announced; `filled` of them have been appended."""
+        """Rows that there is room for."""
         self.filled = 0
+        """Rows that have been appended."""
         self._folder = folder
         self._codes_NM = self._file("codes", np.uint8, (rows, code_bytes))
         self._partitions_N = self._file("partitions", np.int32, (rows,))
         self._row_ids_N = self._file("row_ids", np.uint64, (rows,))
-        # The last count is that of rows without a vector, which come after all partitions.
+        # The last count is of rows without a vector, which follow after all partitions.
         self._counts_P1 = np.zeros(num_partitions + 1, dtype=np.int64)
 
     def append(self, row_ids_B: npt.NDArray[np.uint64], codes: Codes, valid_B: npt.NDArray[np.bool_]) -> None:
-        """Keep a batch; `codes` belong to the rows where `valid_B` is True."""
+        """Append a batch; `codes` are those of the rows where `valid_B` is True."""
         batch = slice(self.filled, self.filled + len(row_ids_B))
         rows_with_vector = self.filled + np.flatnonzero(valid_B)
         self._row_ids_N[batch] = row_ids_B
@@ -79,9 +87,9 @@ class CodeSpill:
         self.filled = batch.stop
 
     def order_by_partition(self) -> npt.NDArray[np.int64]:
-        """Positions (N,) of the rows by partition, in table order within one; a file-backed array.
+        """Positions (N,) of the rows sorted by partition, stably, as an array in a file.
 
-        A counting sort: one sequential pass, and memory for one chunk and P counters.
+        Counting sort: one sequential pass, with memory for one chunk and P counters.
         """
         order_N = self._file("order", np.int64, (self.rows,))
         next_free_P1 = np.cumsum(self._counts_P1) - self._counts_P1
@@ -102,7 +110,7 @@ class CodeSpill:
         return np.asarray(self._row_ids_N[rows_B])
 
     def codes(self, rows_B: npt.NDArray[np.int64]) -> tuple[Codes, npt.NDArray[np.bool_]]:
-        """Codes of those of the rows that have a vector, and which do."""
+        """Codes of the rows at these positions that have a vector, and which of them do."""
         partitions_B = np.asarray(self._partitions_N[rows_B])
         valid_B = partitions_B != NO_PARTITION
         codes_VM = np.asarray(self._codes_NM[rows_B[valid_B]])
@@ -126,17 +134,13 @@ class CodeSpill:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give an empty file its size, and on disk, where the system can: writing to a mapped file on a full disk
-    is no error but the end of the process."""
+    """Give an empty file its size, and reserve the space where the system can.
+
+    Without it, writing to a memory-mapped file on a full disk kills the process.
+    """
     os.truncate(file, size)
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
-
-
-Advance = Callable[[int], None]
-
-_TAKE_ROWS = 16_384
-_ENCODE_ROWS = 1024  # between two moves of the progress bar; encoding is the slow part
 
 
 @translates_errors
@@ -150,38 +154,39 @@ def compress_into(
     keep_vectors: KeepVectors = "none",
     progress: bool = True,
 ) -> Handle:
-    """Make a new table with the columns of `docs`, its vectors replaced by codes.
+    """Create a table with the columns of `docs` and codes in place of its vectors.
 
-    `docs` is read at the version it has now and never changed. Memory is bounded whatever its size;
-    temporary files take about M + 20 bytes per row. Rows come out grouped by partition. If anything
-    fails, Ctrl-C included, no table `into` is left behind.
+    `docs` is read at its present version and never changed. Memory is bounded for tables of any size;
+    temporary files take about M + 20 bytes per row, for codes of M bytes. The new table is grouped by
+    partition. After any failure, including Ctrl-C, there is no table `into`.
 
     Args:
         docs: a LanceDB table on disk or in an object store.
-        codec: trained on vectors like those of `docs`; it is kept in the same database.
+        codec: a codec trained on vectors like those of `docs`; it is stored in the same database.
         into: name of the new table.
-        db: database for the new table; default is the one `docs` lives in.
-        vector_column: the column to replace. Rows where it is null keep their other values and are
-            never found by a search.
-        keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in a column
-            of the same name and in data files of its own.
+        db: database for the new table; default is the database of `docs`.
+        vector_column: the column to compress. Rows where it is null keep their other values, and no search
+            finds them.
+        keep_vectors: "float16" or "float32" to keep the raw vectors, too, as such numbers, in a column of the
+            same name and in data files of its own.
         progress: show a progress bar.
 
     Returns:
         A handle on the new table.
 
     Raises:
-        TableError: no such vector column, an empty table, columns named like ours, `into` taken.
-        InvalidInputError: vectors of another dimension, with NaN or infinite values, or zero under
-            cosine (named by row position), or beyond float16, or below it, where they shall be kept in it; an
-            `into` that cannot be a table name; an unknown `keep_vectors`.
-        StorageError: the disk or bucket, or that of temporary files, refuses to take it.
+        TableError: there is no such vector column, the table is empty, a column has a reserved name, or the
+            name `into` is taken.
+        InvalidInputError: vectors have another dimension, NaN or infinite values, or are zero under cosine
+            (named by row position), or float16 cannot hold vectors to keep; `into` is not a valid table name;
+            `keep_vectors` is unknown.
+        StorageError: the disk or bucket, or that of temporary files, is full or cannot be written to.
     """
     require_keep_vectors(keep_vectors)
-    _require_bits(codec, keep_vectors)
+    _require_precision(codec, keep_vectors)
     columns = CodeColumns(vector_column)
     kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
-    docs = on_disk(docs)
+    docs = require_local_table(docs)
     source = _pinned(docs)
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
     require_compressible(source, codec, columns, ours=columns.names)
@@ -192,8 +197,8 @@ def compress_into(
     return Handle(table, TableCodec.of(TableMetadata.read(table.schema, into), [codec]))
 
 
-def _require_bits(codec: Codec, keep_vectors: KeepVectors) -> None:
-    """Raise InvalidInputError where vectors like those the codec was trained on are nothing in float16."""
+def _require_precision(codec: Codec, keep_vectors: KeepVectors) -> None:
+    """Raise InvalidInputError if float16 would round vectors like those of the training to about zero."""
     if keep_vectors == "float16" and codec.vectors_are_tiny:
         raise InvalidInputError(
             "Got keep_vectors='float16' and a codec for vectors shorter than 1e-5, of which float16 keeps "
@@ -201,8 +206,8 @@ def _require_bits(codec: Codec, keep_vectors: KeepVectors) -> None:
         )
 
 
-def on_disk(docs: Table) -> LanceTable:
-    """`docs`, if it is a table that can be read here."""
+def require_local_table(docs: Table) -> LanceTable:
+    """Return `docs`; raise TableError unless this process reads its files itself."""
     use_storage()
     if not isinstance(docs, LanceTable):
         raise TableError(
@@ -213,7 +218,7 @@ def on_disk(docs: Table) -> LanceTable:
 
 
 def _pinned(docs: LanceTable) -> Table:
-    """A second handle on `docs` that stays at its present version."""
+    """Another handle on `docs`, pinned to its present version."""
     home = databases.database_of(docs)
     return home.open_table(docs.name, branch=docs.current_branch(), version=docs.version)
 
@@ -222,15 +227,17 @@ def require_compressible(source: Table, codec: Codec, columns: CodeColumns, ours
     """Raise TableError or InvalidInputError unless `codec` can encode `source`.
 
     Args:
-        source: the table.
-        codec: for vectors like those of `source`.
-        columns: names the column of vectors.
-        ours: columns that `source` must not have.
+        source: the table to compress.
+        codec: the codec.
+        columns: columns of the compressed table.
+        ours: names of columns that `source` must not have.
     """
-    require_readable(source.schema)
+    require_column_names(source.schema)
     require_vector_column(source.schema, columns.vector_column, codec.dim)
     columns.require_absent_from(source.schema, ours)
-    moved_embedding(source.schema.metadata, columns.vector_column, source.name)  # raises if unreadable
+    metadata_with_moved_embedding(
+        source.schema.metadata, columns.vector_column, source.name
+    )  # raises if unreadable
     if blobs := source.blob_columns():
         raise TableError(
             f"Table {source.name!r} has blob columns {blobs}, which cannot be copied with their content. "
@@ -250,7 +257,7 @@ def _require_free_name(db: DBConnection, into: str, docs: LanceTable) -> None:
 
 
 def _encode_all(source: Table, codec: Codec, kept: KeptVectors, folder: Path, advance: Advance) -> CodeSpill:
-    """Pass 1: every vector of `source` checked and encoded; nothing is written to the database."""
+    """Pass 1: check and encode every vector of `source`; nothing is written to the database."""
     spill = CodeSpill(
         folder,
         rows=source.count_rows(),
@@ -282,7 +289,7 @@ def _write(
     spill: CodeSpill,
     bar: Progress,
 ) -> LanceTable:
-    """Pass 2: the new table, whole and indexed, or none."""
+    """Pass 2: create the new table with all rows and the index on partitions, or nothing."""
     columns, order = CodeColumns(kept.column), spill.order_by_partition()
     schema = stored_schema(source.name, source.schema, metadata_of(codec, kept.column, kept.keep))
     others = user_schema(source.schema, without=(kept.column,)).names
@@ -290,8 +297,10 @@ def _write(
     advance = _task(bar, "Writing", source)
     batches = _grouped_batches(source, others, written, columns, spill, order, advance)
     vectors = _raw_vectors(source, kept, spill, order, codec.config.metric, bar)
-    neighbor = cast(LanceTable, registry.save(db, codec))  # before the table that needs it appears
-    table = databases.create_whole(db, into, schema, written.names, batches, neighbor=neighbor, apart=vectors)
+    neighbor = cast(LanceTable, registry.save(db, codec))  # before there is a table that needs it
+    table = databases.create_atomically(
+        db, into, schema, written.names, batches, neighbor=neighbor, separate=vectors
+    )
     try:
         databases.require_stable_row_ids(table)
         if codec.num_partitions > 1:
@@ -326,8 +335,8 @@ def _raw_vectors(
     order: npt.NDArray[np.int64],
     metric: str,
     bar: Progress,
-) -> ApartColumn | None:
-    """The column of raw vectors in the order of the new table; None where none are kept."""
+) -> SeparateColumn | None:
+    """The column of raw vectors in the order of the new table; None if they are not kept."""
     if not kept.kept:
         return None
     advance = _task(bar, "Keeping vectors", source)
@@ -338,7 +347,7 @@ def _raw_vectors(
         advance(stop - start)
         return kept.raw_array(vectors, valid_B)
 
-    return ApartColumn(field=kept.field, read=read, batch_rows=rows_per_batch(kept.dim))
+    return SeparateColumn(field=kept.field, read=read, batch_rows=rows_per_batch(kept.dim))
 
 
 def _task(bar: Progress, description: str, source: Table) -> Advance:
@@ -346,32 +355,28 @@ def _task(bar: Progress, description: str, source: Table) -> Advance:
     return lambda rows: bar.advance(task, rows)
 
 
-_SAMPLED_ROWS = 256
-"""Vectors that the codec is tried on."""
-
-
 @translates_errors
 def convert_in_place(
-    docs: LanceTable, codec: Codec, vector_column: str, keep_vectors: str, advance: Callable[[int], object]
+    docs: LanceTable, codec: Codec, vector_column: str, keep_vectors: str, advance: Advance
 ) -> TableCodec:
-    """Give `docs` the columns and metadata of a compressed table; all of its rows are raw then.
+    """Make `docs` a compressed table, all of whose rows are still raw.
 
-    Every vector is checked before anything is written. The metadata comes last: a process that is lost before
-    leaves a table as it was but for two columns without values, which a second call takes up.
+    Every vector is checked before anything is written. The metadata is written last: a process that is lost
+    before that leaves the table as it was, except for two columns without values, which the next call uses.
 
     Args:
         docs: a table on disk or in an object store.
-        codec: fits its vectors; it is kept in the same database.
-        vector_column: the column that codes will replace.
-        keep_vectors: "none", or that type of number which the column has.
-        advance: told how many rows have been checked since it was called last.
+        codec: a codec for its vectors; it is stored in the same database.
+        vector_column: the column to compress.
+        keep_vectors: "none", or the number type that the column has.
+        advance: called with the number of rows checked since its last call.
 
     Returns:
         The codecs of the table.
 
     Raises:
-        TableError: as `compress`, and for a vector column of another type than the table needs.
-        InvalidInputError: vectors that cannot be encoded, named by row position.
+        TableError: as `compress`, or the vector column has another type than the table needs.
+        InvalidInputError: vectors cannot be encoded; named by row position.
     """
     table, columns = databases.reopen(docs), CodeColumns(vector_column)
     new = _missing_columns(table, columns, codec.config.code_bytes)
@@ -379,7 +384,7 @@ def convert_in_place(
     kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
     _require_type(table, kept)
     sample = _check_vectors(table, codec, kept, advance)
-    codec = _stored_codec(table, codec, sample)
+    codec = _store_codec(table, codec, sample)
     for index in table.list_indices():
         if index.columns == [vector_column]:  # LanceDB cannot keep it without the vectors
             table.drop_index(index.name)
@@ -389,14 +394,14 @@ def convert_in_place(
     if new:
         databases.reopen(table).to_lance().add_columns(pa.schema(new))
     metadata = metadata_of(codec, vector_column, keep_vectors)
-    stored = metadata.write(moved_embedding(table.schema.metadata, vector_column, table.name))
+    stored = metadata.write(metadata_with_moved_embedding(table.schema.metadata, vector_column, table.name))
     written: dict[str, str | None] = {key.decode(): value.decode() for key, value in stored.items()}
     databases.reopen(table).to_lance().update_schema_metadata(written, replace=True)
     return TableCodec.of(metadata, [codec])
 
 
 def _missing_columns(table: LanceTable, columns: CodeColumns, code_bytes: int) -> list[pa.Field]:
-    """Our columns that the table lacks; those an unfinished call left, without a value, it has."""
+    """Code columns that the table lacks; one that an unfinished call left without values is not missing."""
     missing = []
     for field in columns.fields(code_bytes):
         left = field.name in table.schema.names and table.schema.field(field.name).type == field.type
@@ -414,10 +419,8 @@ def _require_type(table: LanceTable, kept: KeptVectors) -> None:
         )
 
 
-def _check_vectors(
-    table: LanceTable, codec: Codec, kept: KeptVectors, advance: Callable[[int], object]
-) -> Float32Array:
-    """Some of the vectors; raises InvalidInputError where any could not be encoded later."""
+def _check_vectors(table: LanceTable, codec: Codec, kept: KeptVectors, advance: Advance) -> Float32Array:
+    """Raise InvalidInputError if any vector cannot be encoded; return a sample of the vectors."""
     first_row = 0
     sample_VD = np.empty((0, codec.dim), dtype=np.float32)
     for batch in table.search().select([kept.column]).to_batches(rows_per_batch(codec.dim)):
@@ -430,10 +433,11 @@ def _check_vectors(
     return sample_VD
 
 
-def _stored_codec(table: LanceTable, codec: Codec, sample_VD: Float32Array) -> Codec:
-    """The codec as the database of the table has it from now on.
+def _store_codec(table: LanceTable, codec: Codec, sample_VD: Float32Array) -> Codec:
+    """Save the codec in the database of the table, load it from there, and try it on a sample of vectors.
 
-    Raises InvalidInputError where it does not decode what it makes of vectors of the table.
+    Raises:
+        InvalidInputError: the codec decodes the sample to NaN or infinite values.
     """
     database = databases.database_of(table)
     registry.save(database, codec)

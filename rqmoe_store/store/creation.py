@@ -1,4 +1,4 @@
-"""Creating tables: what new ones must be, with a codec or without one, and their first rows."""
+"""Create tables, with or without a codec: expected schema, stored schema, spooled first rows."""
 
 import contextlib
 import dataclasses
@@ -18,44 +18,44 @@ from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import (
     CodeColumns,
     KeptVectors,
+    require_column_names,
     require_keep_vectors,
-    require_readable,
     user_schema,
 )
-from rqmoe_store.store.embeddings import moved_embedding
-from rqmoe_store.store.keys import keyed, require_unique
+from rqmoe_store.store.embeddings import metadata_with_moved_embedding
+from rqmoe_store.store.keys import require_unique, with_key
 from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type
 
 SPOOL_BYTES = 64 * 2**20
-"""They stay in memory up to this size, then move to a temporary file."""
+"""Size up to which spooled rows stay in memory; larger ones move to a temporary file."""
 
-# Streams may hold numbers of 16 bytes, such as decimals, at multiples of 8, at which Lance panics.
+# IPC streams may align 16-byte numbers, such as decimals, to 8 bytes, at which Lance panics.
 _ALIGNED = pa.ipc.IpcReadOptions(ensure_alignment=pa.ipc.Alignment.At64Byte)
 
 
 @dataclasses.dataclass(frozen=True)
 class SpooledRows:
-    """Rows that can be read again and again."""
+    """Rows that can be read any number of times."""
 
     count: int
     schema: pa.Schema | None
-    """None without any rows."""
+    """None if there are no rows."""
     are_few: bool
-    """Whether they fit in memory all at once."""
+    """Whether all rows fit in memory at once."""
     _file: IO[bytes]
 
     def reader(self) -> pa.RecordBatchReader:
-        """All rows, of which there must be some, from the first one on. One reader at a time."""
+        """A reader of all rows, of which there must be at least one. Only one reader works at a time."""
         self._file.seek(0)
         return pa.ipc.open_stream(self._file, options=_ALIGNED)
 
 
 @contextlib.contextmanager
 def spool(tables: Iterable[pa.Table]) -> Iterator[SpooledRows]:
-    """The rows of `tables`, all of the same schema, once the last one has come."""
+    """Consume `tables`, which have the same schema, and keep their rows within the `with` block."""
     with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
         file = cast(IO[bytes], spool)
         rows, writer, schema = 0, None, None
@@ -73,18 +73,18 @@ def spool(tables: Iterable[pa.Table]) -> Iterator[SpooledRows]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpectedSchema:
-    """What a table is asked to be, by somebody who takes one that exists if it is that."""
+    """What an existing table must match to be opened in place of creating it."""
 
     schema: pa.Schema | None
-    """None if its columns do not matter."""
+    """Expected columns; None for any."""
     config: CodecConfig | None
-    """None if its codec does not matter."""
+    """Expected metric and code size; None for any."""
     vector_column: str
     keep_vectors: str
-    """"none" if that does not matter."""
+    """Expected way to keep raw vectors; "none" for any."""
 
-    def require_fit(self, metadata: TableMetadata, name: str) -> None:
-        """Raise TableError unless table `name`, which has this metadata, is what is asked for."""
+    def require_match(self, metadata: TableMetadata, name: str) -> None:
+        """Raise TableError unless the metadata of table `name` matches."""
         pairs: dict[str, tuple[object, object]] = {
             "vector_column": (metadata.vector_column, self.vector_column)
         }
@@ -114,14 +114,22 @@ def create_coded(
     vector_column: str,
     keep_vectors: str,
 ) -> tuple[LanceTable, TableMetadata]:
-    """Make a table without rows that encodes them with `codec`; arguments and errors as `RawTable`.
+    """Create a table with a codec and without rows.
 
     Args:
-        schema: may have the vector column in any type, or not at all.
-        codec: it is kept in the same database.
+        db: a database in a folder or bucket.
+        name: name of the table.
+        schema: the user's columns; the vector column may have any type in it, or be missing.
+        codec: codec of the table; it is stored in the same database.
+        vector_column: name of the vector column.
+        keep_vectors: "none", or "float16" or "float32" to keep raw vectors in addition to their codes.
+
+    Raises:
+        TableError: the name is taken, or a column has a reserved name.
+        InvalidInputError: the name cannot be used, or `keep_vectors` is unknown.
     """
     metadata = metadata_of(codec, vector_column, keep_vectors)
-    require_usable(db, name, schema, metadata)
+    require_creatable(db, name, schema, metadata)
     require_free_name(db, name)
     stored = stored_schema(name, schema, metadata)
     return create_with(db, name, stored, None, neighbor=registry.save(db, codec)), metadata
@@ -134,56 +142,56 @@ def require_free_name(db: DBConnection, name: str) -> None:
 
 
 def require_place(db: DBConnection, name: object) -> None:
-    """Raise TableError or InvalidInputError unless a table `name` could be in `db`, and on disk."""
+    """Raise TableError or InvalidInputError unless `db` is on disk and `name` is a valid table name."""
     databases.require_on_disk(db)
     databases.require_table_name(name)
 
 
-def require_usable(db: DBConnection, name: str, schema: pa.Schema, metadata: TableMetadata) -> None:
-    """Raise TableError or InvalidInputError unless a table with these columns and metadata can be made."""
+def require_creatable(db: DBConnection, name: str, schema: pa.Schema, metadata: TableMetadata) -> None:
+    """Raise TableError or InvalidInputError unless a table with these columns and metadata can be created."""
     require_keep_vectors(metadata.keep_vectors)
     require_place(db, name)
-    require_readable(schema)
+    require_column_names(schema)
     CodeColumns(metadata.vector_column).require_absent_from(schema)
 
 
 def stored_schema(name: str, schema: pa.Schema, metadata: TableMetadata) -> pa.Schema:
-    """What a table stores of the user's columns and vectors, metadata included.
+    """The schema of a table as it is stored, with its metadata.
 
     Args:
-        name: of the table that describes its embedding functions, for messages.
-        schema: the user's; what it says of the vector column does not matter.
-        metadata: of the table.
+        name: name of the table that `schema` is of, for messages.
+        schema: the user's columns; the type of the vector column in it does not matter.
+        metadata: metadata of the table.
     """
     columns, column = CodeColumns(metadata.vector_column), metadata.vector_column
     others = user_schema(schema, without=(column,))
     vectors = KeptVectors(column=column, keep=metadata.keep_vectors, dim=metadata.dim)
     return pa.schema(
         [*others, *columns.fields(metadata.config.code_bytes), vectors.field],
-        metadata=metadata.write(moved_embedding(schema.metadata, column, name)),
+        metadata=metadata.write(metadata_with_moved_embedding(schema.metadata, column, name)),
     )
 
 
 def create_with(
     db: DBConnection, name: str, schema: pa.Schema, rows: SpooledRows | None, *, neighbor: Table
 ) -> LanceTable:
-    """Make a table with these rows, or without any; arguments and errors as `databases.create_whole`."""
+    """Create a table with these rows, or without rows, as `databases.create_atomically` does."""
     if rows is None or rows.schema is None:
         columns, batches = schema.names, iter(())
     else:
         columns, batches = rows.schema.names, iter(rows.reader())
     neighbor = cast(LanceTable, neighbor)
-    table = databases.create_whole(db, name, schema, columns, batches, neighbor=neighbor)
+    table = databases.create_atomically(db, name, schema, columns, batches, neighbor=neighbor)
     databases.require_stable_row_ids(table)
     return table
 
 
 def vector_dim(schema: pa.Schema, column: str) -> int:
-    """Components of the vectors of `column`.
+    """Dimension of the vectors in `column`.
 
     Raises:
-        TableError: no such column, or it is no list of numbers.
-        InvalidInputError: a list of no fixed length.
+        TableError: there is no such column, or it is not a list of numbers.
+        InvalidInputError: the lists have no fixed length.
     """
     if column not in schema.names or not is_vector_type(schema.field(column).type):
         found = f"is {schema.field(column).type}" if column in schema.names else "is not there"
@@ -202,7 +210,7 @@ def vector_dim(schema: pa.Schema, column: str) -> int:
 
 
 class RawTable:
-    """A table to be made without a codec. It appears whole, with its first rows, or not at all."""
+    """A table without a codec, to be created together with its first rows in one commit."""
 
     def __init__(
         self,
@@ -215,41 +223,41 @@ class RawTable:
         keep_vectors: str,
         key: str | None,
     ) -> None:
-        """Say which; nothing is written yet.
+        """Check the arguments; nothing is written yet.
 
         Args:
             db: a database in a folder or bucket.
-            name: a name that nobody has by the time it is made.
-            schema: the user's columns and a vector column, a fixed-size list of numbers; LanceDB's
-                description of an embedding function may be in its metadata.
-            config: of the codec that will be trained.
-            vector_column: which of the columns has the vectors.
-            keep_vectors: "none", or "float16" or "float32" to keep raw vectors beside their codes.
-            key: the column that is the unique key; None for none.
+            name: name of the table; it must be free when the table is created.
+            schema: the user's columns and a vector column, a fixed-size list of numbers; its metadata may
+                have LanceDB's description of an embedding function.
+            config: configuration of the codec that will be trained.
+            vector_column: name of the vector column.
+            keep_vectors: "none", or "float16" or "float32" to keep raw vectors in addition to their codes.
+            key: name of the unique key column; None for no key.
 
         Raises:
-            TableError: no such vector column, columns named like ours.
-            InvalidInputError: an unusable name, a vector column of no fixed length, an unknown
-                `keep_vectors`, a column that cannot be a key.
+            TableError: there is no such vector column, or a column has a reserved name.
+            InvalidInputError: the name cannot be used, the vector column has no fixed length, `keep_vectors`
+                is unknown, or the key column cannot be a key.
         """
-        schema = schema if key is None else keyed(schema, key)
+        schema = schema if key is None else with_key(schema, key)
         dim = vector_dim(schema, vector_column)
         self.metadata = TableMetadata(
             vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config
         )
-        """What its metadata will say."""
-        require_usable(db, name, schema, self.metadata)
+        """Metadata of the table."""
+        require_creatable(db, name, schema, self.metadata)
         self._db, self._name, self._key = db, name, key
         self._schema = stored_schema(name, schema, self.metadata)
 
     @contextlib.contextmanager
     def first_rows(self, rows: Any) -> Iterator[SpooledRows]:
-        """The rows that it will be made with, once all of them have been checked.
+        """Check and spool the first rows of the table.
 
         Args:
-            rows: as for `CompressedTable.add`; None for none.
+            rows: rows in any form that `CompressedTable.add` takes; None for no rows.
 
-        Raises as `CompressedTable.add`, and InvalidInputError for rows that share a key.
+        Raises as `CompressedTable.add`, and InvalidInputError if rows share a key.
         """
         encoder = RowEncoder(
             self._schema, TableCodec.of(self.metadata, []), table_name=self._name, encode=False
@@ -261,11 +269,11 @@ class RawTable:
             yield encoded
 
     @translates_errors
-    def made_with(self, rows: SpooledRows) -> LanceTable:
-        """The table, made now.
+    def create(self, rows: SpooledRows) -> LanceTable:
+        """Create the table with `rows`.
 
         Raises:
             TableError: the name is taken.
         """
-        neighbor = registry.open_or_create(self._db)
+        neighbor = registry.open_or_create_registry(self._db)
         return create_with(self._db, self._name, self._schema, rows, neighbor=neighbor)

@@ -1,4 +1,4 @@
-"""Databases: which tables exist, where they are, and how one is created whole or not at all."""
+"""Databases: open, list, create and drop tables, tell where a table is, and remove its old versions."""
 
 import concurrent.futures
 import dataclasses
@@ -15,30 +15,35 @@ from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.errors import InvalidInputError, TableError, TableNotFoundError
-from rqmoe_store.store.appends import ApartColumn, commit_new, write_table
+from rqmoe_store.store.appends import SeparateColumn, commit_new, write_table
 
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _IN_MEMORY = "memory:"
 _SUFFIX = ".lance"
 
+KEPT_FOR = datetime.timedelta(days=7)
+"""Default for how long old versions are kept and can be restored; the same as LanceDB's."""
+
+_AT_ONCE = datetime.timedelta(microseconds=1)  # Lance treats zero as the default
+
 
 def open_if_exists(
     db: DBConnection, name: str, *, branch: str | None = None, version: int | None = None
 ) -> Table | None:
-    """Table `name` of `db`, at its newest version or pinned to one; None when there is no such table."""
+    """Open table `name` of `db`, at its newest version or pinned to one; None if there is no such table."""
     use_storage()
     try:
         return db.open_table(name, branch=branch, version=version)
     except ValueError as error:
-        # LanceDB has no class of its own for this. Listing the tables instead would be wrong: it
-        # also names folders that an interrupted write left without a table in them.
+        # LanceDB has no exception class for this. Listing the tables instead would be wrong: the list
+        # includes folders without a table that an interrupted write has left.
         if "was not found" not in str(error):
             raise
         return None
 
 
 def table_names(db: DBConnection) -> Iterator[str]:
-    """Names of everything that `db` lists as a table; some may be folders without a table in them."""
+    """Names of everything that `db` lists as a table; some may be folders without a table."""
     use_storage()
     token = None
     while True:
@@ -50,7 +55,7 @@ def table_names(db: DBConnection) -> Iterator[str]:
 
 
 def no_such_table(uri: str, name: str) -> TableNotFoundError:
-    """What to raise when the database at `uri` has no table `name`."""
+    """The exception that says that the database at `uri` has no table `name`."""
     return TableNotFoundError(f"The database {uri!r} has no table {name!r}. Check the name and the path.")
 
 
@@ -63,10 +68,10 @@ def require_table_name(name: object) -> None:
 
 
 def folder_of(table: LanceTable) -> str:
-    """URI of the database that `table` lives in.
+    """URI of the database that `table` is in.
 
     Raises:
-        TableError: the database cannot be told from the table (in memory, or a custom location).
+        TableError: the location of the table does not tell (it is in memory, or a custom location).
     """
     use_storage()
     folder, _, last = table.uri.rstrip("/").rpartition("/")
@@ -79,29 +84,29 @@ def folder_of(table: LanceTable) -> str:
 
 
 def database_of(table: LanceTable) -> DBConnection:
-    """A connection to the database that `table` lives in. Raises as `folder_of`."""
+    """Connect to the database that `table` is in. Raises as `folder_of`."""
     return lancedb.connect(folder_of(table), storage_options=table.initial_storage_options())
 
 
 def storage_options(table: LanceTable) -> dict[str, str] | None:
-    """Those of the connection which `table` was opened by, also where its storage has no use for them."""
+    """The storage options of the connection that opened `table`, including those its storage does not use."""
     options: dict[str, str] | None = table._conn.storage_options
     return options
 
 
 def read_consistency_interval(table: LanceTable) -> datetime.timedelta | None:
-    """That of the connection which `table` was opened by."""
-    # Of a table LanceDB does not tell it in public.
+    """The read consistency interval of the connection that opened `table`."""
+    # LanceDB has no public way to ask a table for it.
     interval: datetime.timedelta | None = table._conn.read_consistency_interval
     return interval
 
 
 def reopen(table: LanceTable) -> LanceTable:
-    """Another handle on `table`, at its newest version. Raises as `database_of`."""
+    """Open another handle on `table`, at its newest version. Raises as `database_of`."""
     return cast(LanceTable, database_of(table).open_table(table.name, branch=table.current_branch()))
 
 
-def create_whole(
+def create_atomically(
     db: DBConnection,
     name: str,
     schema: pa.Schema,
@@ -109,46 +114,45 @@ def create_whole(
     batches: Iterator[pa.RecordBatch],
     *,
     neighbor: LanceTable,
-    apart: ApartColumn | None = None,
+    separate: SeparateColumn | None = None,
 ) -> LanceTable:
-    """Create table `name` from a stream, with stable row ids; on any failure nothing of it remains.
+    """Create table `name` from a stream, with stable row ids and all rows in one commit.
 
-    It appears with all its rows at once.
-
-    Ctrl-C counts as a failure. The writer works in the background and could go on after the interrupt,
-    so the stream is told to stop and the writer is waited for before cleaning up.
+    After a failure nothing of the table remains. Ctrl-C counts as a failure: the writer works in another
+    thread and could continue after the interrupt, so this stops the stream and waits for the writer before it
+    cleans up.
 
     Args:
         db: the database.
         name: name of the new table.
-        schema: its columns and metadata.
-        columns: those that `batches` have, in their order; others are null, but for `apart`.
-        batches: its rows.
-        neighbor: any table of `db`; tells where its tables are stored and the file format that this
-            release of LanceDB writes.
-        apart: a column that is written after the stream, into data files of its own.
+        schema: columns and metadata of the table.
+        columns: columns of `batches`, in their order; other columns are null, except the separate one.
+        batches: rows of the table.
+        neighbor: any table of `db`; its location tells where tables of the database are stored, and its
+            files have the format version that this release of LanceDB writes.
+        separate: a column to write after the stream, into data files of its own.
     """
     stopped = threading.Event()
     failures: list[Exception] = []
     written = pa.schema([schema.field(column) for column in columns])
-    reader = pa.RecordBatchReader.from_batches(written, _until(batches, stopped, failures))
-    if apart is not None:
-        apart = dataclasses.replace(apart, read=_while_not(stopped, apart.read))
+    reader = pa.RecordBatchReader.from_batches(written, _stoppable_batches(batches, stopped, failures))
+    if separate is not None:
+        separate = dataclasses.replace(separate, read=_stoppable_read(separate.read, stopped))
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
         writing = pool.submit(
-            _write_beside, cast(LanceDBConnection, db), neighbor, name, schema, reader, apart
+            _write_beside, cast(LanceDBConnection, db), neighbor, name, schema, reader, separate
         )
         try:
             writing.result()
         except BaseException as error:
             stopped.set()
             concurrent.futures.wait([writing])
-            kept = not _clean_up(db, name, writing)
+            cleaned_up = _clean_up(db, name, writing)
             if not isinstance(error, Exception):
                 raise
-            if failures:  # LanceDB reports a failing stream as text only; raise what really happened
+            if failures:  # LanceDB reports the exception of a stream as text only
                 raise failures[0] from error
-            if kept:
+            if not cleaned_up:
                 raise TableError(
                     f"Another process made table {name!r} meanwhile; it is kept. Choose another name."
                 ) from error
@@ -157,7 +161,7 @@ def create_whole(
 
 
 def create_if_absent(db: DBConnection, name: str, schema: pa.Schema) -> Table:
-    """Table `name`, made without rows if there is none; of several makers at once all get the same."""
+    """Open table `name`, or create it without rows; several callers at once get the same table."""
     try:
         options = cast(LanceDBConnection, db).storage_options
         commit_new(location(db, name), schema, [], storage_options=options)
@@ -170,12 +174,12 @@ def create_if_absent(db: DBConnection, name: str, schema: pa.Schema) -> Table:
 
 
 def drop(db: DBConnection, name: str) -> None:
-    """Remove table `name`, or what an unfinished writer left of it."""
+    """Drop table `name`, or remove what an unfinished writer left of it."""
     cast(LanceDBConnection, db).drop_table(name, ignore_missing=True)
 
 
 def location(db: DBConnection, name: str) -> str:
-    """Where table `name` of a database on disk is, or would be."""
+    """URI of table `name` of a database on disk, whether or not the table exists."""
     return f"{db.uri.rstrip('/')}/{name}{_SUFFIX}"
 
 
@@ -185,23 +189,24 @@ def _write_beside(
     name: str,
     schema: pa.Schema,
     reader: pa.RecordBatchReader,
-    apart: ApartColumn | None,
+    separate: SeparateColumn | None,
 ) -> None:
-    # Not through LanceDB's create_table: that takes other lists of numbers in the table for vectors
-    # and refuses or changes rows where they are null, NaN or of unequal length.
+    """Write the table into the folder that has `neighbor`."""
+    # LanceDB's create_table would treat other lists of numbers as vectors, and refuse or change rows where
+    # they are null, NaN or of unequal length.
     file_format: Any = neighbor.to_lance().data_storage_version
     write_table(
         f"{neighbor.uri.rpartition('/')[0]}/{name}{_SUFFIX}",
         schema,
         reader,
-        apart=apart,
+        separate=separate,
         file_format=file_format,
         storage_options=db.storage_options,
     )
 
 
 def _clean_up(db: DBConnection, name: str, writing: "concurrent.futures.Future[None]") -> bool:
-    """Remove what a writer that has ended left of table `name`, unless someone else made it; says whether."""
+    """Remove what a failed writer left of table `name`; return False if another writer created the table."""
     if writing.exception() is not None and open_if_exists(db, name) is not None:
         return False
     drop(db, name)
@@ -222,14 +227,15 @@ def require_stable_row_ids(table: LanceTable) -> None:
     """Raise TableError unless row ids of `table` survive updates and compaction."""
     if not table.to_lance().has_stable_row_ids:
         raise TableError(
-            f"Table {table.name!r} was created without stable row ids although they were asked for; "
+            f"Table {table.name!r} was created without stable row ids although they were requested; "
             "this release of LanceDB cannot be used. Install a release that rqmoe-store supports."
         )
 
 
-def _until(
+def _stoppable_batches(
     batches: Iterator[pa.RecordBatch], stopped: threading.Event, failures: list[Exception]
 ) -> Iterator[pa.RecordBatch]:
+    """The batches until `stopped` is set; records what `batches` raises in `failures`."""
     try:
         for batch in batches:
             _require_running(stopped)
@@ -239,14 +245,14 @@ def _until(
         raise
 
 
-def _while_not(
-    stopped: threading.Event, read: Callable[[int, int], pa.Array]
+def _stoppable_read(
+    read: Callable[[int, int], pa.Array], stopped: threading.Event
 ) -> Callable[[int, int], pa.Array]:
-    def checked(start: int, stop: int) -> pa.Array:
+    def read_unless_stopped(start: int, stop: int) -> pa.Array:
         _require_running(stopped)
         return read(start, stop)
 
-    return checked
+    return read_unless_stopped
 
 
 def _require_running(stopped: threading.Event) -> None:
@@ -256,21 +262,21 @@ def _require_running(stopped: threading.Event) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TablePlace:
-    """Where a table is; can be sent to another process."""
+    """Where a table is and how to connect to its database; can be sent to another process."""
 
     database: str
     """URI of the database."""
     storage_options: Mapping[str, str] | None = dataclasses.field(repr=False)
-    """To connect to it with; they may hold secrets."""
+    """Options to connect to the database with; they may have secrets."""
     name: str
     """Name of the table."""
     branch: str | None
     read_consistency_interval: datetime.timedelta | None = None
-    """Of the connection."""
+    """Read consistency interval of the connection."""
 
     @classmethod
     def of(cls, table: LanceTable) -> "TablePlace":
-        """Where `table` is. Raises TableError where that cannot be told."""
+        """The place of `table`. Raises as `folder_of`."""
         return cls(
             database=folder_of(table),
             storage_options=table.initial_storage_options() or storage_options(table),
@@ -279,8 +285,8 @@ class TablePlace:
             read_consistency_interval=read_consistency_interval(table),
         )
 
-    def connected(self) -> DBConnection:
-        """A connection of this process to the database."""
+    def connect(self) -> DBConnection:
+        """Connect to the database."""
         options = None if self.storage_options is None else dict(self.storage_options)
         return lancedb.connect(
             self.database,
@@ -290,24 +296,18 @@ class TablePlace:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for tables that are reached in the same way, and are read as fresh as each other."""
+        """Equal for handles on the same table with the same options and read consistency interval."""
         options = tuple(sorted((self.storage_options or {}).items()))
-        # Zero means what None does.
+        # An interval of zero means the same as None.
         return self.database, options, self.name, self.branch, self.read_consistency_interval or None
 
 
-KEPT_FOR = datetime.timedelta(days=7)
-"""How long versions can be restored, if nothing else is said; the same as in LanceDB."""
-
-_AT_ONCE = datetime.timedelta(microseconds=1)  # Lance takes a zero for nothing said
-
-
 def remove_old_versions(table: LanceTable, older_than: datetime.timedelta | None) -> None:
-    """Remove versions older than this, but for the newest and those that a tag or a branch keeps.
+    """Remove old versions, except the newest version and those that a tag or a branch needs.
 
     Args:
-        table: any handle on it; it stays at the version it is at.
-        older_than: None for 7 days.
+        table: any handle on the table; it stays at its version.
+        older_than: age of versions to remove; None for 7 days.
     """
     reopen(table).to_lance().cleanup_old_versions(
         older_than=max(_AT_ONCE, KEPT_FOR if older_than is None else older_than),

@@ -1,10 +1,11 @@
-"""Embedding functions: LanceDB's, of the table's vector column and of others.
+"""Embedding functions: LanceDB's functions that compute the vector column, or other columns, from texts.
 
-LanceDB describes it in the metadata of a table's schema, beside the column it computes. A compressed
-table has no such column, so the description moves to a key of ours, and the function is called from here.
-Shapes: N rows, W rows still without a vector, V rows with one, D components.
+LanceDB describes embedding functions in the metadata of a table's schema, and refuses rows if a described
+column is missing. A compressed table has codes in place of its vector column, so the description of that
+column moves to a metadata key of this package, and `TableEmbedding` calls its function. Functions of other
+columns stay where they are, and `complete_others` calls them.
 
-Shapes: N rows.
+Shape legend: N rows, W rows without a vector, V rows with one, D components.
 """
 
 import functools
@@ -31,15 +32,12 @@ _DESCRIBED_BY = {"name": str, "model": dict, "source_column": str, "vector_colum
 
 
 def embedding_description(metadata: Metadata | None) -> bytes | None:
-    """What schema metadata say about the embedding function of a table's vectors, if it has one."""
+    """The description, in schema metadata, of the embedding function of a table's vector column, if any."""
     return (metadata or {}).get(_OUR_KEY)
 
 
-def moved_embedding(metadata: Metadata | None, vector_column: str, table_name: str) -> Metadata:
-    """Schema `metadata` for a table without `vector_column`.
-
-    The description of that column's embedding function is under our key, where LanceDB, which could
-    not add rows to the table otherwise, does not look for it. Those of other columns stay.
+def metadata_with_moved_embedding(metadata: Metadata | None, vector_column: str, table_name: str) -> Metadata:
+    """Schema `metadata` with the embedding function of `vector_column` described under the package's key.
 
     Raises:
         TableError: the descriptions are not what LanceDB writes.
@@ -51,20 +49,20 @@ def moved_embedding(metadata: Metadata | None, vector_column: str, table_name: s
     if others:
         kept[_LANCEDB_KEY] = json.dumps(others).encode()
     if len(others) < len(described):
-        # LanceDB takes the last one, should a column have several.
+        # Of several descriptions of a column LanceDB uses the last.
         own = [each for each in described if each["vector_column"] == vector_column][-1]
         kept[_OUR_KEY] = json.dumps(own).encode()
     return kept
 
 
 class TableEmbedding:
-    """An embedding function as LanceDB describes it, made when first needed."""
+    """The embedding function of the vector column, instantiated when first needed."""
 
     def __init__(self, description: dict[str, Any], dim: int, metric: Metric) -> None:
         self.name: str = description["name"]
-        """Name under which LanceDB's registry knows the function."""
+        """Name of the function in LanceDB's registry."""
         self.source_column: str = description["source_column"]
-        """Column whose values the function turns into vectors."""
+        """Column that the function computes vectors from."""
         self._description = description
         self._dim, self._metric = dim, metric
 
@@ -72,39 +70,40 @@ class TableEmbedding:
     def read(
         cls, metadata: Metadata | None, dim: int, metric: Metric, table_name: str
     ) -> "TableEmbedding | None":
-        """The embedding function kept in schema `metadata`, or None when there is none.
+        """The embedding function described in schema `metadata`; None if there is none.
 
         Args:
-            metadata: of the table's schema.
-            dim, metric: what its vectors must fit.
-            table_name: for messages.
+            metadata: metadata of the table's schema.
+            dim: dimension that its vectors must have.
+            metric: metric of the table.
+            table_name: name of the table, for messages.
 
         Raises:
-            TableError: its description is unreadable.
+            TableError: the description cannot be read.
         """
         stored = embedding_description(metadata)
         return None if stored is None else cls(_parsed(stored, dict, table_name), dim, metric)
 
-    def of_query(self, query: Any) -> Float32Array:
-        """The vector of a query (text, or whatever else the function takes): float32 (D,).
+    def embed_query(self, query: Any) -> Float32Array:
+        """Compute the vector of a query (text, or whatever else the function takes): float32 (D,).
 
         Raises:
             RQMoEError: the function is not registered, lacks a package, or fails.
-            InvalidInputError: it gives no vector, or one the table cannot be searched by.
+            InvalidInputError: it returns no vector, or one that the table cannot be searched by.
         """
-        made = self._called(self._function.compute_query_embeddings_with_retry, query)
+        made = self._call(self._function.compute_query_embeddings_with_retry, query)
         vectors_VD, rows_V = self._checked(made[:1], np.zeros(1, dtype=np.int64))
         if len(rows_V) == 0:
             raise InvalidInputError(f"{self} gives no vector for {query!r}; pass a vector instead.")
         (vector_D,) = vectors_VD
         return np.asarray(vector_D)
 
-    def complete(
+    def embed_missing(
         self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], rows: pa.Table, first_row: int
     ) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
-        """Vectors for the rows without one, from their source column.
+        """Compute vectors for the rows without one from their source column, and check them.
 
-        Rows whose source is null, or for which the function gives nothing, stay without.
+        Rows whose source is null, or for which the function returns nothing, remain without a vector.
 
         Args:
             vectors_VD: vectors of the rows where `valid_N` is True.
@@ -113,14 +112,14 @@ class TableEmbedding:
             first_row: position of the first row, for messages.
 
         Returns:
-            `vectors_VD` and `valid_N` with the computed ones filled in.
+            `vectors_VD` and `valid_N` with the computed vectors added.
 
         Raises:
-            RQMoEError, InvalidInputError: as `of_query`, with rows named by position.
+            RQMoEError, InvalidInputError: as `embed_query`, with rows named by position.
         """
         if self.source_column not in rows.column_names:
             return vectors_VD, valid_N
-        rows_W, made = self._made(rows, ~valid_N)
+        rows_W, made = self._embed(rows, ~valid_N)
         if len(rows_W) == 0:
             return vectors_VD, valid_N
         made_VD, positions_V = self._checked(made, first_row + rows_W)
@@ -132,17 +131,16 @@ class TableEmbedding:
         valid_N[made_rows] = True
         return vectors_ND[valid_N], valid_N
 
-    def filled_in(self, vectors: pa.Array, rows: pa.Table) -> pa.Array:
-        """`vectors` (N), lists of numbers, with those that are null computed as in `complete`; what comes out
-        of the function is not looked at.
+    def embed_missing_unchecked(self, vectors: pa.Array, rows: pa.Table) -> pa.Array:
+        """Compute vectors as `embed_missing` does, in place of null lists in `vectors` (N), without a check.
 
         Raises:
             RQMoEError: the function is not registered, lacks a package, or fails.
-            InvalidInputError: it gives something else than lists of numbers.
+            InvalidInputError: it returns anything but lists of numbers.
         """
         if self.source_column not in rows.column_names:
             return vectors
-        rows_W, made = self._made(rows, vectors.is_null().to_numpy(zero_copy_only=False))
+        rows_W, made = self._embed(rows, vectors.is_null().to_numpy(zero_copy_only=False))
         lists = pa.list_(pa.float32())
         try:
             arrays = [
@@ -153,15 +151,15 @@ class TableEmbedding:
             raise InvalidInputError(f"{self} gives unusable vectors: {error}") from error
         return with_replaced(vectors.cast(lists, safe=False), rows_W, values)
 
-    def _made(
+    def _embed(
         self, rows: pa.Table, missing_N: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.int64], list[Any]]:
-        """What the function makes of the sources of rows whose vector is missing, and which rows (W,)."""
+        """Call the function on the sources of rows whose vector is missing; returns these rows (W,), too."""
         source = rows[self.source_column].combine_chunks()
         rows_W = np.flatnonzero(missing_N & source.is_valid().to_numpy(zero_copy_only=False))
         if len(rows_W) == 0:
             return rows_W, []
-        made = self._called(self._function.compute_source_embeddings_with_retry, source.take(rows_W))
+        made = self._call(self._function.compute_source_embeddings_with_retry, source.take(rows_W))
         if len(made) != len(rows_W):
             raise InvalidInputError(f"{self} gives {len(made)} vectors for {len(rows_W)} rows.")
         return rows_W, made
@@ -179,8 +177,8 @@ class TableEmbedding:
         try:
             described = {_LANCEDB_KEY: json.dumps([self._description]).encode()}
             (config,) = registry.parse_functions(described).values()
-            # Asked before any text is embedded: a package that is missing shows at once, not after
-            # LanceDB's retries.
+            # Before any text is embedded, so that a missing package shows at once and not after LanceDB's
+            # retries.
             dim = config.function.ndims()
         except ImportError as error:
             raise RQMoEError(f"{self} needs a package that is not installed: {error}") from error
@@ -190,7 +188,7 @@ class TableEmbedding:
             raise InvalidInputError(f"{self} makes vectors of dimension {dim}; expected {self._dim}.")
         return config.function
 
-    def _called(self, compute: Callable[[Any], Any], argument: Any) -> list[Any]:
+    def _call(self, compute: Callable[[Any], Any], argument: Any) -> list[Any]:
         try:
             return list(compute(argument))
         except Exception as error:
@@ -199,7 +197,7 @@ class TableEmbedding:
     def _checked(
         self, made: list[Any], positions_W: npt.NDArray[np.int64]
     ) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-        """The embeddings as float32 (V, D), less empty ones, and where they stand (V,)."""
+        """The embeddings that are not empty, as float32 (V, D), and their positions (V,)."""
         dim, metric = self._dim, self._metric
         try:
             arrays = [
@@ -224,7 +222,7 @@ class TableEmbedding:
 
 
 def _parsed(text: bytes, container: type, table_name: str) -> Any:
-    """A description, or a list of descriptions, from JSON."""
+    """Parse a description of an embedding function, or a list of descriptions, from JSON."""
     try:
         parsed = json.loads(text)
     except ValueError:
@@ -244,24 +242,21 @@ def _is_description(value: Any) -> bool:
     )
 
 
-_KEY = b"embedding_functions"
-
-
-def computed_from(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    """Vector columns that LanceDB has an embedding function for, and the columns these take."""
-    described = json.loads((metadata or {}).get(_KEY, b"[]"))
+def source_columns(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Vector column with a LanceDB embedding function -> column that the function computes it from."""
+    described = json.loads((metadata or {}).get(_LANCEDB_KEY, b"[]"))
     return {each["vector_column"]: each["source_column"] for each in described}
 
 
 def complete_others(metadata: Mapping[bytes, bytes] | None, table_name: str, rows: pa.Table) -> pa.Table:
-    """`rows` with the vectors that LanceDB's embedding functions make of their source columns.
+    """Compute missing vectors of other columns than the table's vector column by their embedding functions.
 
-    Vectors that rows have, and rows whose source is null, stay as they are.
+    Vectors that rows have, and rows whose source is null, remain as they are.
 
     Args:
-        metadata: of the table's schema, which describes the functions.
-        table_name: for messages.
-        rows: with some of its columns.
+        metadata: metadata of the table's schema, which describes the functions.
+        table_name: name of the table, for messages.
+        rows: rows with some of the columns of the table.
 
     Raises:
         RQMoEError: a function that is needed is not registered, lacks a package, or fails.
@@ -269,15 +264,15 @@ def complete_others(metadata: Mapping[bytes, bytes] | None, table_name: str, row
     for column, config in _functions(metadata or {}, table_name).items():
         if column in rows.column_names and config.source_column in rows.column_names:
             place = rows.schema.get_field_index(column)
-            rows = rows.set_column(place, rows.schema.field(place), _completed(rows, column, config))
+            rows = rows.set_column(place, rows.schema.field(place), _complete(rows, column, config))
     return rows
 
 
 def _functions(metadata: Mapping[bytes, bytes], table_name: str) -> dict[str, EmbeddingFunctionConfig]:
-    if _KEY not in metadata:
+    if _LANCEDB_KEY not in metadata:
         return {}
     try:
-        return get_registry().parse_functions({_KEY: metadata[_KEY]})
+        return get_registry().parse_functions({_LANCEDB_KEY: metadata[_LANCEDB_KEY]})
     except (KeyError, ImportError, ValueError) as error:
         raise RQMoEError(
             f"An embedding function of table {table_name!r} cannot be made ({error!r}). "
@@ -285,7 +280,7 @@ def _functions(metadata: Mapping[bytes, bytes], table_name: str) -> dict[str, Em
         ) from error
 
 
-def _completed(rows: pa.Table, column: str, config: EmbeddingFunctionConfig) -> pa.Array:
+def _complete(rows: pa.Table, column: str, config: EmbeddingFunctionConfig) -> pa.Array:
     vectors, source = rows[column].combine_chunks(), rows[config.source_column].combine_chunks()
     missing_N = (vectors.is_null().to_numpy(zero_copy_only=False)) & source.is_valid().to_numpy(
         zero_copy_only=False

@@ -274,7 +274,7 @@ def unknown_version(version: Any) -> InvalidInputError:
 
 def _reopen(place: TablePlace, checked_out: int | None, pickles_storage_options: bool) -> Handle:
     """A handle like one that was copied or pickled."""
-    handle = Handle.open(place.connected(), place.name, branch=place.branch)
+    handle = Handle.open(place.connect(), place.name, branch=place.branch)
     handle.pickles_storage_options = pickles_storage_options
     if checked_out is not None:
         handle.checkout(checked_out)

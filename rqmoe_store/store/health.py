@@ -1,12 +1,11 @@
-"""Health: drift of the newest codec from what is added, in numbers and in words.
+"""Health: whether the newest codec still fits the rows that are added (drift), and when to retrain.
 
-Shapes: P partitions.
+Every commit of encoded rows carries a note in its transaction properties: the reconstruction error of a
+sample of its rows. `folded_drift` sums the notes of all commits for the table's metadata, where they are
+written before old versions, and the notes with them, are cleaned up. The notes are advice only: those that
+cannot be read are left out and counted, and never prevent access to rows.
 
-Every commit of encoded rows says in its properties how far a sample of them lay from what their codes decode
-to. The sums of all commits are kept in the table's metadata, brought up to date before old versions, and
-the properties with them, are cleaned up. They are advice: what cannot be read of them is left out and
-counted, so that it never keeps anybody from the rows.
-Shapes: V vectors, D components.
+Shape legend: V vectors, S of them sampled, D components, P partitions.
 """
 
 import dataclasses
@@ -29,25 +28,36 @@ from rqmoe_store.store.table_codec import TableCodec
 
 KEY = PREFIX + "drift"
 
+WORSE_ERROR = 1.5
+"""Ratio of the error of added rows to that of training above which to retrain."""
+
+WORSE_BALANCE = 0.25
+"""Population stability index above which to retrain: the usual threshold for a major shift."""
+
+LEAST_ROWS = 256
+"""Added rows below which there is no verdict."""
+
 _SAMPLED_ROWS = 128
-"""Rows of every batch that are decoded again."""
+"""Rows of every batch that are decoded to measure their error."""
+
+_SCAN_ROWS = 131_072
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DriftSums:
-    """Sums over rows that one codec has encoded; they stop at the largest number that can be kept."""
+    """Sums over rows that one codec has encoded, clipped to the largest numbers that can be stored."""
 
     fingerprint: str
-    """Of the codec."""
+    """Fingerprint of the codec."""
     rows: int = 0
     """Rows added."""
     sampled: int = 0
-    """Those of them that were decoded again."""
+    """Rows of which the error was measured."""
     squared_error: float = 0.0
-    """Sum of ||x - x_hat||^2 over these."""
+    """Sum of ||x - x_hat||^2 over the sampled rows."""
 
     def plus(self, other: "DriftSums") -> "DriftSums":
-        """Both together; those of the other codec count for nothing."""
+        """The sums over the rows of both; without those of `other` if they are of another codec."""
         if other.fingerprint != self.fingerprint:
             return self
         return dataclasses.replace(
@@ -59,41 +69,41 @@ class DriftSums:
 
     @property
     def mse(self) -> float | None:
-        """Mean squared error; None without a row."""
+        """Mean squared error; None if no row was sampled."""
         return self.squared_error / self.sampled if self.sampled else None
 
     @property
     def properties(self) -> dict[str, str]:
-        """What the commit of the rows is to say."""
+        """The note for the commit of the rows, as transaction properties."""
         text = json.dumps(dataclasses.asdict(self))
         return {KEY: readable_text(self, text, _parsed)} if self.rows else {}
 
 
 class DriftMeter:
-    """Measures rows while they are encoded."""
+    """Measures the error of rows while they are encoded."""
 
     def __init__(self, codecs: TableCodec) -> None:
-        """Begin with none; `codecs` must have a newest one."""
+        """Start without rows; `codecs` must have at least one codec."""
         self._codecs = codecs
         self._sums = self._none = DriftSums(fingerprint=codecs.generations[-1].metadata.fingerprint)
 
     def take(self) -> DriftSums:
-        """What was measured since this was asked last."""
+        """Return the sums since the last call, and start again."""
         taken, self._sums = self._sums, self._none
         return taken
 
     def add(self, vectors_VD: Float32Array, codes: Codes) -> None:
-        """Take note of vectors and their codes; a sample of them, evenly spread, is decoded."""
+        """Add vectors and their codes; an evenly spread sample of the codes is decoded."""
         if len(codes) == 0:
             return
-        chosen = np.linspace(0, len(codes) - 1, min(len(codes), _SAMPLED_ROWS)).astype(np.int64)
-        wanted_SD = as_vectors(vectors_VD[chosen], metric=self._codecs.metric)
-        # In doubles: single ones overflow for vectors far from all others.
-        errors_SD = wanted_SD.astype(np.float64) - self._codecs.decode(codes[chosen])
+        sample_S = np.linspace(0, len(codes) - 1, min(len(codes), _SAMPLED_ROWS)).astype(np.int64)
+        sample_SD = as_vectors(vectors_VD[sample_S], metric=self._codecs.metric)
+        # float32 overflows for vectors far from all others.
+        errors_SD = sample_SD.astype(np.float64) - self._codecs.decode(codes[sample_S])
         more = dataclasses.replace(
             self._none,
             rows=len(codes),
-            sampled=len(chosen),
+            sampled=len(sample_S),
             squared_error=as_sum(float(np.square(errors_SD).sum())),
         )
         self._sums = self._sums.plus(more)
@@ -101,20 +111,20 @@ class DriftMeter:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drift:
-    """The sums of a table."""
+    """The sums over the rows of a table that its newest codec has encoded."""
 
     sums: DriftSums
     complete: bool
-    """Whether all commits since the codec was made are in them; False when somebody cleaned up versions
-    before they were counted."""
+    """Whether the sums have all commits since the codec was added; False if versions were cleaned up before
+    their notes were counted, or if notes are unreadable."""
     version: int
-    """The version up to which commits were counted."""
+    """Version up to which commits were counted."""
     unreadable: tuple[str, ...] = ()
-    """What was said and could not be read; it is not in the sums."""
+    """Notes that could not be read; they are not in the sums."""
 
 
-def note_apart(table: LanceTable, sums: DriftSums) -> None:
-    """Say in a commit of its own, which changes nothing, how rows fit that another commit has written."""
+def commit_drift(table: LanceTable, sums: DriftSums) -> None:
+    """Commit a note on rows that an earlier commit added without one; the commit changes nothing else."""
 
     def write() -> None:
         dataset = table.to_lance()
@@ -129,29 +139,29 @@ def note_apart(table: LanceTable, sums: DriftSums) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Kept:
-    """What the table's metadata keeps."""
+class _FoldedSums:
+    """What the table's metadata has, as JSON."""
 
     version: int
     sums: dict[str, Any]
 
 
 def read_drift(table: LanceTable, codecs: TableCodec) -> Drift:
-    """What commits up to the newest version have said about the newest codec."""
+    """The drift of the newest codec at the newest version of a table."""
     return drift_of(databases.reopen(table).to_lance(), codecs)
 
 
-def folded(dataset: lance.LanceDataset, codecs: TableCodec) -> dict[str, str]:
-    """Table metadata that keeps the sums of all commits up to the version that `dataset` is at."""
+def folded_drift(dataset: lance.LanceDataset, codecs: TableCodec) -> dict[str, str]:
+    """Table metadata with the sums of all commits up to the version of `dataset`."""
     drift = drift_of(dataset, codecs)
-    kept = _Kept(version=drift.version, sums=dataclasses.asdict(drift.sums))
-    return {KEY: readable_text(kept, json.dumps(dataclasses.asdict(kept)), _parsed_kept)}
+    folded = _FoldedSums(version=drift.version, sums=dataclasses.asdict(drift.sums))
+    return {KEY: readable_text(folded, json.dumps(dataclasses.asdict(folded)), _parsed_folded)}
 
 
 def drift_of(dataset: lance.LanceDataset, codecs: TableCodec) -> Drift:
-    """What commits up to the version that `dataset` is at have said about the newest codec."""
+    """The drift of the newest codec at the version of `dataset`."""
     sums, unreadable = DriftSums(fingerprint=codecs.generations[-1].metadata.fingerprint), list[str]()
-    folded_at, stored = _stored(dataset.metadata, unreadable)
+    folded_at, stored = _read_folded(dataset.metadata, unreadable)
     if stored is not None:
         sums = sums.plus(stored)
     version = int(dataset.version)
@@ -172,15 +182,17 @@ def drift_of(dataset: lance.LanceDataset, codecs: TableCodec) -> Drift:
     )
 
 
-def _stored(metadata: Mapping[str, str], unreadable: list[str]) -> tuple[int, DriftSums | None]:
-    """The version that sums were kept for, and these; 0 and None in a table without, or if they are among
-    those that are `unreadable`."""
+def _read_folded(metadata: Mapping[str, str], unreadable: list[str]) -> tuple[int, DriftSums | None]:
+    """The sums in the table's metadata and the version they reach to; 0 and None if there are none.
+
+    Sums that cannot be read are added to `unreadable`.
+    """
     text = metadata.get(KEY)
     if text is None:
         return 0, None
     try:
-        kept = _parsed_kept(text)
-        return kept.version, _sums(kept.sums)
+        folded = _parsed_folded(text)
+        return folded.version, _sums(folded.sums)
     except (ValueError, TypeError):
         unreadable.append(text)
         return 0, None
@@ -190,64 +202,51 @@ def _parsed(text: str) -> DriftSums:
     return _sums(json_object(text))
 
 
-def _parsed_kept(text: str) -> _Kept:
-    return require_types(_Kept(**json_object(text)))
+def _parsed_folded(text: str) -> _FoldedSums:
+    return require_types(_FoldedSums(**json_object(text)))
 
 
 def _sums(values: Mapping[str, Any]) -> DriftSums:
-    """The sums, with an error that overflowed in earlier releases at the largest that there is."""
+    """The sums; clips an error that earlier releases let overflow."""
     sums = DriftSums(**values)
     if type(sums.squared_error) is float:
         sums = dataclasses.replace(sums, squared_error=as_sum(sums.squared_error))
     return require_types(sums)
 
 
-WORSE_ERROR = 1.5
-"""Times the error of training from which a codec is said not to fit any more."""
-
-WORSE_BALANCE = 0.25
-"""Population stability index from which the same is said: the usual threshold for a major shift."""
-
-LEAST_ROWS = 256
-"""Rows that must have been measured before anything is said."""
-
-_SCAN_ROWS = 131_072
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HealthReport:
-    """Rows added since the newest codec was made, against those it was trained on; prints as words."""
+    """Rows added since the newest codec was trained, compared with its training rows; prints as text."""
 
     rows: int
-    """Rows added and encoded by it since."""
+    """Rows that the newest codec has encoded as they were added."""
     raw_rows: int
     """Rows that have no code yet."""
     older_rows: int
-    """Rows that an older codec encoded."""
+    """Rows that an older codec has encoded."""
     trained_mse: float | None
-    """Mean squared error on held-out rows in training; None in a table without a codec."""
+    """Mean squared error on held-out training rows; None in a table without a codec."""
     added_mse: float | None
-    """That of the rows added since, by a sample; None before there are any."""
+    """Mean squared error of a sample of the added rows; None if no rows were added."""
     balance: float | None
-    """Population stability index of how rows spread over the partitions, against training: 0 for the same,
-    from 0.25 a major shift. None without partitions."""
+    """Population stability index of the distribution of rows over partitions, against training: 0 for no
+    shift, from 0.25 a major one. None for a codec without partitions."""
     complete: bool
-    """Whether every commit was counted; some are not if others removed old versions of the table, or if what
-    they say cannot be read."""
+    """Whether all commits were counted; False if old versions were removed before their notes were counted,
+    or if notes cannot be read."""
     unreadable: int = 0
-    """Notes on how rows fit that cannot be read; `verify` shows them, and `optimize` leaves them out for
-    good."""
+    """Notes on how rows fit that cannot be read; `verify` shows them, and `optimize` removes them."""
 
     @property
     def error_ratio(self) -> float | None:
-        """added_mse / trained_mse; None where one is unknown."""
+        """added_mse / trained_mse; None if one of them is unknown or trained_mse is zero."""
         if self.added_mse is None or not self.trained_mse:
             return None
         return self.added_mse / self.trained_mse
 
     @property
     def needs_retraining(self) -> bool:
-        """Whether the codec fits what is added clearly worse than what it was trained on."""
+        """Whether the codec fits the added rows clearly worse than its training rows."""
         if self.rows < LEAST_ROWS:
             return False
         worse = self.error_ratio is not None and self.error_ratio > WORSE_ERROR
@@ -268,7 +267,7 @@ class HealthReport:
         if self.raw_rows:
             lines.append(f"{self.raw_rows:,} rows have no code yet; optimize() encodes them")
         if self.older_rows:
-            lines.append(f"{self.older_rows:,} rows are of an older codec; optimize() encodes them anew")
+            lines.append(f"{self.older_rows:,} rows are of an older codec; optimize() encodes them again")
         if self.unreadable:
             lines.append(
                 f"{self.unreadable:,} notes on how rows fit cannot be read: these rows are missing here; "
@@ -290,7 +289,7 @@ class HealthReport:
 
 
 def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
-    """Look at `table` now: reads its partitions and what commits said about their rows."""
+    """Measure the newest codec against the rows of `table`: reads its partition ids and notes."""
     columns = CodeColumns(codecs.metadata.vector_column)
     raw_rows = table.count_rows(columns.raw_filter)
     if codecs.newest is None:
@@ -319,26 +318,26 @@ def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
 
 
 class DriftWatch:
-    """Tells, once, when rows added through one handle on a table do not fit its codec any more."""
+    """Gives one warning, once rows added through a handle on a table do not fit its codec any more."""
 
     def __init__(self) -> None:
         self._sums: DriftSums | None = None
-        self._told = False
+        self._warned = False
 
-    def note(self, table: LanceTable, codecs: TableCodec, added: DriftSums) -> str | None:
-        """Take note of rows that are about to be committed; what to warn of, if there is anything.
+    def add(self, table: LanceTable, codecs: TableCodec, added: DriftSums) -> str | None:
+        """Add rows that are about to be committed; return a warning to give, or None.
 
-        Earlier rows are read from the table when first needed. Once the new ones are committed it is too late
-        to warn: an error, be it a warning that is made one, would say that they are not.
+        The sums over earlier rows are read from the table on the first call. The warning must be given before
+        the commit: where warnings are errors, a later one would suggest that the rows are not committed.
         """
         if self._sums is None or self._sums.fingerprint != added.fingerprint:
             self._sums = read_drift(table, codecs).sums
         self._sums = self._sums.plus(added)
         assert codecs.newest is not None, "rows were encoded"
         mse, trained = self._sums.mse, codecs.newest.report.validation_mse
-        if self._told or self._sums.rows < LEAST_ROWS or mse is None or mse <= WORSE_ERROR * trained:
+        if self._warned or self._sums.rows < LEAST_ROWS or mse is None or mse <= WORSE_ERROR * trained:
             return None
-        self._told = True
+        self._warned = True
         times = f"{mse / trained:,.3g}" if trained else "infinitely many"
         return (
             f"The codec of table {table.name!r} does not fit the rows added any more: their squared error is "
@@ -347,7 +346,7 @@ class DriftWatch:
 
 
 def partition_counts(table: LanceTable, columns: CodeColumns, codecs: TableCodec) -> npt.NDArray[np.int64]:
-    """Rows in every partition of all generations, (P,)."""
+    """Number of rows in every partition of all generations, (P,)."""
     counts_P = np.zeros(codecs.num_partitions, dtype=np.int64)
     for batch in table.search().select([columns.partition]).to_batches(_SCAN_ROWS):
         partitions = batch[columns.partition].drop_null().to_numpy()
@@ -356,10 +355,10 @@ def partition_counts(table: LanceTable, columns: CodeColumns, codecs: TableCodec
 
 
 def stability_index(before_P: npt.NDArray[np.int64], now_P: npt.NDArray[np.int64]) -> float | None:
-    """Population stability index between two counts of partitions; None for fewer than two partitions.
+    """Population stability index between two counts per partition; None for fewer than two partitions.
 
-    Shares are those of counts with one row more in every partition, so that empty ones are no infinity.
-    Chance alone makes counts differ: what the index is expected to be without any shift is taken off.
+    Every count is increased by one, since empty partitions would make the index infinite. The value that
+    chance alone is expected to give is subtracted.
     """
     if len(now_P) < 2 or not before_P.sum() or not now_P.sum():
         return None

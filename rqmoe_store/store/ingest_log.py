@@ -147,8 +147,8 @@ def job_state(dataset: lance.LanceDataset, job: str, table_name: str) -> JobStat
         if note and note.job == job and note.round == state.round:
             notes.append(note.pieces)
     pieces = dict(state.pieces)
-    for noted in reversed(notes):
-        pieces |= noted
+    for note_pieces in reversed(notes):
+        pieces |= note_pieces
     return dataclasses.replace(state, pieces=pieces)
 
 
@@ -211,7 +211,7 @@ def _commits(dataset: lance.LanceDataset, oldest: int, table_name: str) -> Itera
 
 def _gone(version: int, table_name: str) -> VersionsGoneError:
     return VersionsGoneError(
-        f"Version {version} of table {table_name!r} was cleaned up before it was noted which rows it "
+        f"Version {version} of table {table_name!r} was cleaned up before it was recorded which rows it "
         "ingested, so they could come twice. Delete the rows that came from this source and ingest it with "
         "resume=False, or into a new table. The table's optimize() cleans up without losing these notes."
     )

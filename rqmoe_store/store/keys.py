@@ -1,7 +1,8 @@
-"""Unique key of a table: which column it is, setting it, and checking that it is unique.
+"""Unique key of a table: which column it is, and checks that its values are unique.
 
-LanceDB keeps the key in the metadata of its fields. It enforces it in one case only: if two concurrent
-`merge_insert`s by the key insert the same new key, the second one starts again.
+The key is LanceDB's primary key, which LanceDB stores in the metadata of a field and does not enforce, with
+one exception: if two concurrent `merge_insert`s by the key would insert the same value, the second one
+starts again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,34 +14,35 @@ from lancedb.table import LanceTable, Table
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.lance import on_newest
 
-_MARK = b"lance-schema:unenforced-primary-key:position"
-_MARKS = {_MARK, b"lance-schema:unenforced-primary-key"}
-_SHOWN = 3
+_POSITION = b"lance-schema:unenforced-primary-key:position"
+_FIELD_METADATA = {_POSITION, b"lance-schema:unenforced-primary-key"}
+"""Metadata keys of which a primary key field has one, depending on the release of Lance."""
+_KEYS_LISTED = 3
 _SCAN_ROWS = 131_072
 
 
 def key_of(schema: pa.Schema) -> str | None:
-    """Name of the column that is the key; None without one."""
-    marked = [field.name for field in schema if _MARKS & set(field.metadata or {})]
-    return marked[0] if marked else None
+    """Name of the key column; None in a table without a key."""
+    keys = [field.name for field in schema if _FIELD_METADATA & set(field.metadata or {})]
+    return keys[0] if keys else None
 
 
-def keyed(schema: pa.Schema, key: str) -> pa.Schema:
-    """The schema of a new table whose key is the column `key`, from the moment that others can see it.
+def with_key(schema: pa.Schema, key: str) -> pa.Schema:
+    """The schema of a new table whose first version already has the key column `key`.
 
     Raises:
-        InvalidInputError: no such column, or of other values than integers (32 or 64 bits), text or bytes.
+        InvalidInputError: there is no such column, or its type is not int32, int64, text or bytes.
     """
-    _require_usable(schema, key)
+    _require_key_type(schema, key)
     field = schema.field(key)
-    marked = field.with_nullable(False).with_metadata({**(field.metadata or {}), _MARK: b"1"})
-    return schema.set(schema.get_field_index(key), marked)
+    changed = field.with_nullable(False).with_metadata({**(field.metadata or {}), _POSITION: b"1"})
+    return schema.set(schema.get_field_index(key), changed)
 
 
 def set_key(table: LanceTable, key: str) -> None:
     """Make the column `key` the key of a table; it allows no nulls from then on.
 
-    Raises as `require_key`, and TableError when the table has another key, which LanceDB does not change.
+    Raises as `require_key`, and TableError if the table has another key, which LanceDB does not change.
     """
     require_key(table, key)
     if key_of(table.schema) not in (None, key):
@@ -59,7 +61,7 @@ def set_key(table: LanceTable, key: str) -> None:
 
 
 def column_names(columns: str | Iterable[str] | None, *, called: str) -> list[str]:
-    """One or several names as a list. Raises InvalidInputError for none, doubled ones, or other things."""
+    """One or several column names as a list. Raises InvalidInputError for no name, or repeated names."""
     names = [columns] if isinstance(columns, str) else list(columns) if isinstance(columns, Iterable) else []
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise InvalidInputError(
@@ -69,15 +71,15 @@ def column_names(columns: str | Iterable[str] | None, *, called: str) -> list[st
 
 
 def require_unique(keys: Iterable[pa.Table | pa.RecordBatch], names: Sequence[str], where: str) -> None:
-    """Raise unless every key is there once; keys with a null are not compared.
+    """Raise if any key occurs more than once; keys with a null are not compared.
 
     Args:
-        keys: rows with the columns `names`, held in memory together.
-        names: the columns that make a key.
+        keys: rows with the columns `names`; all of them are held in memory.
+        names: the columns that make up the key.
         where: what the rows are, for messages.
 
     Raises:
-        InvalidInputError: a key is repeated (some are named), or of a type that cannot be compared.
+        InvalidInputError: a key is repeated (names some of them), or its type cannot be compared.
     """
     parts = [pa.table([part[name] for name in names], names=list(names)) for part in keys]
     if not parts:
@@ -87,15 +89,16 @@ def require_unique(keys: Iterable[pa.Table | pa.RecordBatch], names: Sequence[st
         counts = together.group_by(list(names)).aggregate([([], "count_all")])
     except pa.ArrowNotImplementedError as error:
         raise InvalidInputError(
-            f"Got rows told apart by {', '.join(names)}, which cannot be compared ({error}). Name a column "
-            "of numbers or text."
+            f"Got the key {', '.join(names)}, whose values cannot be compared ({error}). Name a column of "
+            "numbers or text."
         ) from error
     repeated = counts.filter(pa.compute.greater(counts["count_all"], 1))
     if repeated.num_rows:
         shown = [
-            ", ".join(f"{name}={row[name]!r}" for name in names) for row in repeated[:_SHOWN].to_pylist()
+            ", ".join(f"{name}={row[name]!r}" for name in names)
+            for row in repeated[:_KEYS_LISTED].to_pylist()
         ]
-        more = f" and {repeated.num_rows - _SHOWN} more" if repeated.num_rows > _SHOWN else ""
+        more = f" and {repeated.num_rows - _KEYS_LISTED} more" if repeated.num_rows > _KEYS_LISTED else ""
         raise InvalidInputError(
             f"Got several rows of the same key in {where}: {'; '.join(shown)}{more}. Nothing was written; "
             "keep one row of each and try again."
@@ -103,14 +106,14 @@ def require_unique(keys: Iterable[pa.Table | pa.RecordBatch], names: Sequence[st
 
 
 def require_key(table: Table, key: str) -> None:
-    """Raise unless the column `key` can be the unique key of a table; its values are held in memory.
+    """Raise unless the column `key` can be the unique key of a table; holds its values in memory.
 
     Raises:
-        InvalidInputError: no such column, or of other values than integers (32 or 64 bits), text or bytes;
-            several rows have the same.
-        TableError: a row has none.
+        InvalidInputError: there is no such column, its type is not int32, int64, text or bytes, or several
+            rows have the same value.
+        TableError: a row has no value.
     """
-    _require_usable(table.schema, key)
+    _require_key_type(table.schema, key)
     batches = list(table.search().select([key]).to_batches(_SCAN_ROWS))
     if any(batch[key].null_count for batch in batches):
         raise TableError(
@@ -120,7 +123,7 @@ def require_key(table: Table, key: str) -> None:
     require_unique(batches, [key], f"table {table.name!r}")
 
 
-def _require_usable(schema: pa.Schema, key: str) -> None:
+def _require_key_type(schema: pa.Schema, key: str) -> None:
     usable = [field.name for field in schema if _can_be_key(field.type)]
     if key not in usable:
         raise InvalidInputError(

@@ -1,9 +1,6 @@
-"""Lance: retry on commit conflict, freshness of reads, fragments, takes by row id, old versions.
+"""Lance: retry on commit conflict, freshness of reads, fragments, and takes by row id.
 
-LanceDB's `read_consistency_interval` allows reads to be that much older than the newest version, which saves
-looks at the storage. What is written through a handle is seen by it at once all the same.
-
-Shapes: B row ids.
+Shape legend: N rows of a fragment, B row ids.
 """
 
 import contextlib
@@ -30,81 +27,25 @@ from tenacity import (
 
 from rqmoe_store.errors import TableError
 
-
-class Freshness:
-    """Whether what is known of a table may still be read."""
-
-    def __init__(self, interval: datetime.timedelta | None) -> None:
-        """Begin with nothing known.
-
-        Args:
-            interval: for how long it may; None, like zero, for never.
-        """
-        self._seconds = 0.0 if interval is None else interval.total_seconds()
-        # A new object with every write: unlike a number, it can be changed by several threads at once.
-        self._last_write, self._seen_write = object(), object()
-        self._looked_at = 0.0
-
-    def is_due(self) -> bool:
-        """Whether the storage has to be asked."""
-        if self._seconds <= 0 or self._seen_write is not self._last_write:
-            return True
-        return time.monotonic() >= self._looked_at + self._seconds
-
-    def begin(self) -> "Look":
-        """To be called before the storage is asked, for what is written meanwhile may not be seen."""
-        return Look(self, self._last_write, time.monotonic())
-
-    def expire(self) -> None:
-        """Have the storage asked the next time."""
-        self._last_write = object()
-
-
-class Look:
-    """One question to the storage."""
-
-    def __init__(self, freshness: Freshness, last_write: object, now: float) -> None:
-        self._freshness, self._last_write, self._now = freshness, last_write, now
-
-    def done(self) -> None:
-        """What was asked is known now."""
-        self._freshness._seen_write, self._freshness._looked_at = self._last_write, self._now
-
-
-_written_through: "weakref.WeakKeyDictionary[LanceTable, Freshness]" = weakref.WeakKeyDictionary()
-
-
-def follow(table: LanceTable, freshness: Freshness) -> None:
-    """Have `expire` of this very handle expire what is known."""
-    _written_through[table] = freshness
-
-
-def expire(table: LanceTable) -> None:
-    """Have whoever reads by this handle ask the storage the next time: it was written through."""
-    freshness = _written_through.get(table)
-    if freshness is not None:
-        freshness.expire()
-
-
 Result = TypeVar("Result")
 
 PATIENCE = datetime.timedelta(seconds=60)
-"""How long a write is tried again by default."""
+"""Default for how long a write is retried."""
 
-# Lance has no class of its own for it. Nothing was written then.
+# Lance has no exception class for commit conflicts. After one, nothing was written.
 _CONFLICT = "(?is).*(commit conflict|concurrent writers|concurrent transaction).*"
 
 
 def retry_on_conflict(action: Callable[[], Result], *, patience: datetime.timedelta = PATIENCE) -> Result:
-    """What `action` returns, called again after every commit conflict for as long as there is patience.
+    """Call `action`, again after every commit conflict, and return what it returns.
 
     Args:
-        action: reads the newest version of a table and commits a change to it, or raises what Lance raises
-            when that version has been changed meanwhile.
-        patience: no attempt but the first begins after it.
+        action: reads the newest version of a table and commits a change to it, or raises Lance's commit
+            conflict if another writer has changed that version meanwhile.
+        patience: time after which no further attempt begins.
 
     Raises:
-        TableError: other writers came first every time.
+        TableError: every attempt met a conflict.
     """
     attempts = Retrying(
         retry=retry_if_exception_message(match=_CONFLICT),
@@ -118,12 +59,12 @@ def retry_on_conflict(action: Callable[[], Result], *, patience: datetime.timede
 def on_newest(
     table: LanceTable, write: Callable[[], Result], *, patience: datetime.timedelta = PATIENCE
 ) -> Result:
-    """As `despite_conflicts`, of the newest version of `table`.
+    """Call `write` on the newest version of `table`, again after every commit conflict.
 
     Args:
-        table: brought to the newest version before every attempt, and in the end.
-        write: makes one commit through any handle, or none and raises.
-        patience: as for `despite_conflicts`.
+        table: checked out at the newest version before every attempt and at the end.
+        write: commits once through any handle, or raises without a commit.
+        patience: as for `retry_on_conflict`.
     """
 
     def attempt() -> Result:
@@ -131,14 +72,14 @@ def on_newest(
         return write()
 
     result = retry_on_conflict(attempt, patience=patience)
-    to_newest(table)  # which another handle may have made
+    to_newest(table)  # `write` may have committed through another handle
     return result
 
 
 def to_newest(table: LanceTable) -> None:
-    """Bring the handle to the newest version, whichever process made it, and have reads look for it, too.
+    """Check out the newest version of any writer, and have reads through this handle look for it.
 
-    This is done after every write.
+    To be called after every write.
     """
     table.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
     expire(table)
@@ -153,17 +94,75 @@ def _give_up(state: RetryCallState) -> Any:
     ) from error
 
 
+class Freshness:
+    """Tells when a handle must look for a newer version of its table.
+
+    LanceDB's `read_consistency_interval` lets reads be that much older than the newest version, which saves
+    requests to the storage. A handle still sees its own writes at once.
+    """
+
+    def __init__(self, interval: datetime.timedelta | None) -> None:
+        """Start with a look due.
+
+        Args:
+            interval: how old a read may be; None, like zero, to look before every read.
+        """
+        self._seconds = 0.0 if interval is None else interval.total_seconds()
+        # Every write sets a new object. Unlike incrementing a number, several threads can do so at once.
+        self._last_write, self._seen_write = object(), object()
+        self._looked_at = 0.0
+
+    def is_due(self) -> bool:
+        """Whether to look for a newer version before the next read."""
+        if self._seconds <= 0 or self._seen_write is not self._last_write:
+            return True
+        return time.monotonic() >= self._looked_at + self._seconds
+
+    def begin(self) -> "Look":
+        """Begin a look, before the storage is asked, since the answer may miss a write during the look."""
+        return Look(self, self._last_write, time.monotonic())
+
+    def expire(self) -> None:
+        """Make a look due."""
+        self._last_write = object()
+
+
+class Look:
+    """One look for a newer version."""
+
+    def __init__(self, freshness: Freshness, last_write: object, now: float) -> None:
+        self._freshness, self._last_write, self._now = freshness, last_write, now
+
+    def done(self) -> None:
+        """Record that the handle is as new as the table was when the look began."""
+        self._freshness._seen_write, self._freshness._looked_at = self._last_write, self._now
+
+
+_freshness_of: "weakref.WeakKeyDictionary[LanceTable, Freshness]" = weakref.WeakKeyDictionary()
+
+
+def follow(table: LanceTable, freshness: Freshness) -> None:
+    """Have `expire` of this very handle expire `freshness`."""
+    _freshness_of[table] = freshness
+
+
+def expire(table: LanceTable) -> None:
+    """Have the next read through this handle look for a newer version, because it was written through."""
+    freshness = _freshness_of.get(table)
+    if freshness is not None:
+        freshness.expire()
+
+
 def has_column(dataset: lance.LanceDataset, fragment: lance.LanceFragment, name: str) -> bool:
-    """Whether a fragment has data for a column; all of its rows are null there otherwise."""
+    """Whether a fragment has data of a column; otherwise all of its rows are null there."""
     field_ids = {field.id() for field in dataset.lance_schema.fields() if field.name() == name}
     return any(field_ids.intersection(file.fields) for file in fragment.data_files())
 
 
 def count_rows(dataset: lance.LanceDataset, fragment: lance.LanceFragment, condition: str) -> int:
-    """Rows of a fragment that match an SQL condition.
+    """Number of rows of a fragment that match an SQL condition.
 
-    Not by the fragment's own method: that lets no other thread of the process run meanwhile, which in a
-    bucket is as long as the network takes.
+    The fragment's own method holds the GIL meanwhile, which in a bucket is as long as the network takes.
     """
     scanner = dataset.scanner(columns=[], with_row_id=True, filter=condition, fragments=[fragment])
     return int(scanner.count_rows())
@@ -172,19 +171,19 @@ def count_rows(dataset: lance.LanceDataset, fragment: lance.LanceFragment, condi
 def write_fragment(
     dataset: lance.LanceDataset, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
 ) -> FragmentMetadata:
-    """Write rows as one fragment that belongs to nothing yet.
+    """Write rows as one fragment that belongs to no version yet.
 
     Args:
-        dataset: the table that it is meant for.
-        schema: columns of the batches; the rows are null in others.
+        dataset: the table that the fragment is for.
+        schema: columns of the batches; the rows are null in other columns.
         batches: at least one row.
     """
     failures: list[Exception] = []
-    reader = pa.RecordBatchReader.from_batches(schema, noting(batches, failures))
+    reader = pa.RecordBatchReader.from_batches(schema, record_failures(batches, failures))
     try:
         (fragment,) = write_fragments(reader, dataset, mode="append", max_rows_per_file=2**31)
     except Exception as error:
-        if failures:  # Lance reports a failing stream as text only; raise what really happened
+        if failures:  # Lance reports the exception of a stream as text only
             raise failures[0] from error
         raise
     return fragment
@@ -193,7 +192,7 @@ def write_fragment(
 def read_written(
     dataset: lance.LanceDataset, fragment: FragmentMetadata, columns: Sequence[str], positions: list[int]
 ) -> pa.Table:
-    """Some rows of a fragment that was written and not committed, read from its file."""
+    """Read some rows of a fragment that was written and not committed, from its file."""
     (file,) = fragment.files
     path = f"{dataset.uri}/data/{file.path}"
     reader = LanceFileReader(path, storage_options=dataset.initial_storage_options, columns=list(columns))
@@ -206,15 +205,15 @@ def replace_fragment(
     new: FragmentMetadata,
     row_ids_N: npt.NDArray[np.uint64],
 ) -> None:
-    """Put a written fragment in the place of an old one, in one commit.
+    """Replace a fragment by a written one in one commit.
 
-    Rows keep their ids. Rows that others append meanwhile are no conflict.
+    Rows keep their ids. Rows that other writers append meanwhile are no conflict.
 
     Args:
         dataset: the version that `old` was read from.
-        old: all of its rows must be in `new`.
-        new: what is written.
-        row_ids_N: ids of its rows, in its order; not used in a table without stable row ids.
+        old: a fragment of which all rows are in `new`.
+        new: the written fragment.
+        row_ids_N: row ids in the order of `new`; not used in a table without stable row ids.
 
     Raises:
         OSError: rows of `old` were changed or deleted since; nothing was replaced.
@@ -230,8 +229,8 @@ def replace_fragment(
     )
 
 
-def noting(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:
-    """The batches; what raises instead is put into `failures`, as Lance reports it as text only."""
+def record_failures(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches, and append what they raise to `failures`, because Lance reports it as text only."""
     try:
         yield from batches
     except Exception as error:
@@ -240,10 +239,10 @@ def noting(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iter
 
 
 def take_rows(table: Table, names: Sequence[str], row_ids_B: npt.NDArray[np.uint64]) -> list[pa.ChunkedArray]:
-    """Columns `names` of the rows with these distinct ids, in this order.
+    """Take the columns `names` of the rows with these distinct ids, in the order of the ids.
 
     Raises:
-        TableError: a row is not in the table.
+        TableError: the table has no row with one of the ids.
     """
     if not names:
         return []
@@ -251,7 +250,7 @@ def take_rows(table: Table, names: Sequence[str], row_ids_B: npt.NDArray[np.uint
     taken_ids = taken["_rowid"].to_numpy()
     if len(taken_ids) != len(row_ids_B):
         raise TableError(f"Took {len(taken_ids)} of {len(row_ids_B)} rows of {table.name!r}. Try again.")
-    # LanceDB returns the rows sorted by id; put them back into the order asked for.
+    # LanceDB returns the rows sorted by id.
     places_B = np.empty(len(row_ids_B), dtype=np.int64)
     places_B[np.argsort(row_ids_B)] = np.argsort(taken_ids)
     return list(taken.select(list(names)).take(places_B).columns)
@@ -259,7 +258,7 @@ def take_rows(table: Table, names: Sequence[str], row_ids_B: npt.NDArray[np.uint
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raise RuntimeError for a panic inside Lance, which is no `Exception` and of no class to import."""
+    """Raise RuntimeError for a panic inside Lance, whose class is no `Exception` and cannot be imported."""
     try:
         yield
     except BaseException as error:

@@ -14,7 +14,7 @@ from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.creation import SpooledRows, spool
 from rqmoe_store.store.handle import Handle
-from rqmoe_store.store.health import DriftSums, note_apart
+from rqmoe_store.store.health import DriftSums, commit_drift
 from rqmoe_store.store.keys import column_names, require_unique
 from rqmoe_store.store.lance import PATIENCE, on_newest
 from rqmoe_store.store.row_encoder import BadVectors, OnBadVectors, RowEncoder
@@ -136,7 +136,9 @@ class MergeInsert(TranslatesErrors):
         on = self._columns(encoder)
         wheres = self._wheres(on)
         keys: list[pa.Table] = []
-        new = self._checked(encoder.given(new_data, bad), on, wheres, encoder.ours, keys)
+        new = self._checked(
+            encoder.encoded_given_columns(new_data, bad), on, wheres, encoder.vector_fields, keys
+        )
         with spool(new) as rows:
             require_unique(keys, on, "the new rows")
             if rows.count == 0 and not self._delete:
@@ -149,7 +151,7 @@ class MergeInsert(TranslatesErrors):
                 )
             drift = encoder.drift.take() if encoder.drift else None
             if drift is not None and drift.rows:
-                warning = self._handle.drift_watch.note(self._handle.table, encoder.codecs, drift)
+                warning = self._handle.drift_watch.add(self._handle.table, encoder.codecs, drift)
                 if warning:
                     warn_caller(warning)
             done = self._merged(rows, on, wheres, encoder, PATIENCE if timeout is None else timeout)
@@ -160,7 +162,7 @@ class MergeInsert(TranslatesErrors):
     def _note(self, drift: DriftSums) -> None:
         """Note how merged rows fit the codec, in a commit of its own, as merges carry no properties."""
         try:
-            note_apart(self._handle.table, drift)
+            commit_drift(self._handle.table, drift)
         except (OSError, RuntimeError, TableError) as error:  # not raised, as the rows were merged
             warn_caller(
                 f"The rows were merged into table {self._handle.name!r}, but the note on how they fit its "
@@ -261,12 +263,16 @@ class MergeInsert(TranslatesErrors):
         def merge() -> MergeResult:
             nonlocal attempts
             attempts += 1
-            encoder.require_known_to(table)
+            encoder.require_codec_in(table)
             dataset = table.to_lance()
             # Not by LanceDB's own merge, which refuses rows with a null in another vector column.
             merge = self._configured(dataset, on, wheres).conflict_retries(0)
             nothing = encoder.others.empty_table().select(on)
-            new = nothing.to_reader() if rows.schema is None else _source(rows, rows.schema, encoder.ours)
+            new = (
+                nothing.to_reader()
+                if rows.schema is None
+                else _source(rows, rows.schema, encoder.vector_fields)
+            )
             # Given as a table, Lance knows that they are few, and keeps them in memory, not the stored rows.
             done = merge.execute(new.read_all() if rows.are_few else new)
             return MergeResult(version=int(dataset.version), num_attempts=attempts, **done)

@@ -1,8 +1,8 @@
-"""Metadata of a compressed table, kept in its schema: format, codecs, tuned search parameters.
+"""Metadata of a compressed table: format version, columns and codecs; and tuned search parameters.
 
-What was committed cannot be taken back, so that nothing may be written that the same release refuses to read.
-
-In that of the table, not of its schema: a table made from the rows of this one is not a tuned one.
+`TableMetadata` is stored in the metadata of the table's schema. `TunedSearch` is stored in the metadata of
+the table itself, because a new table with the same schema is not tuned. A commit cannot be undone, so every
+value is parsed again before it is written: what this release writes, it can read.
 """
 
 import dataclasses
@@ -24,24 +24,32 @@ from rqmoe_store.store import databases
 
 Record = TypeVar("Record")
 
+FORMAT_VERSION = 2
+"""Raised whenever an older release of this package could misread a table."""
+
+PREFIX = "rqmoe_store."
+"""Prefix of all metadata keys of this package."""
+
 LARGEST_COUNT = 2**63 - 1
-"""Of rows and versions."""
+"""Largest number of rows, or of a version."""
 LARGEST_SUM = sys.float_info.max
-"""Of errors. JSON has no number for infinity."""
+"""Largest sum of errors; JSON has no infinity."""
+_LARGEST_ID = 2**31 - 1
+"""Largest dimension or number of partition ids: they are int32 in Arrow and in the columns of the table."""
 _ACCEPTED: dict[Any, tuple[type, ...]] = {
     str: (str,),
     int: (int,),
     int | None: (int, NoneType),
     float: (int, float),
 }
-"""What a field that is declared as the key may hold; a bool is no int here."""
+"""Declared type of a field -> types of values that it may have; bool does not count as int."""
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The object that `text` is in JSON.
+    """Parse `text` as a JSON object.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     try:
         value = json.loads(text)
@@ -53,20 +61,20 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def as_count(value: int) -> int:
-    """The nearest number that can be kept as a count."""
+    """The nearest number that can be stored as a count."""
     return min(max(0, value), LARGEST_COUNT)
 
 
 def as_sum(value: float) -> float:
-    """The nearest number that can be kept as a sum of errors; the largest for one that overflowed."""
+    """The nearest number that can be stored as a sum of errors; the largest one for NaN."""
     return LARGEST_SUM if math.isnan(value) else min(max(0.0, value), LARGEST_SUM)
 
 
 def readable_text(record: Record, text: str, read: Callable[[str], Record]) -> str:
-    """`text`, which a record is to be kept as, once `read` has made the same record of it.
+    """Return `text`, the stored form of a record, after checking that `read` returns the same record.
 
     Raises:
-        TableError: it is not what comes back; nothing must be written then.
+        TableError: `read` raises or returns something else; nothing must be written then.
     """
     try:
         again = read(text)
@@ -84,17 +92,18 @@ def _not_readable(record: object, reason: object) -> TableError:
 
 
 def require_types(record: Record) -> Record:
-    """A dataclass or named tuple, once its fields hold what they are declared to hold, and no number that is
-    negative or beyond all counts (or sums, for one that is no count); the same for records in a mapping that
-    it has.
+    """Return a dataclass or named tuple after checking the types of its fields and the range of numbers.
+
+    Counts must be from 0 to `LARGEST_COUNT` and floats from 0 to `LARGEST_SUM`. Records in fields that are
+    mappings are checked, too.
 
     Raises:
-        ValueError: a field holds something else.
+        ValueError: a field has another value.
     """
     for name, declared in get_type_hints(type(record)).items():
         value, accepted = getattr(record, name), _ACCEPTED.get(declared)
         largest = LARGEST_SUM if declared is float else LARGEST_COUNT
-        if accepted is not None and not _is_one(value, accepted, largest):
+        if accepted is not None and not _is_accepted(value, accepted, largest):
             raise ValueError(f"{name} is {value!r}")
         if isinstance(value, Mapping):
             for each in value.values():
@@ -102,54 +111,46 @@ def require_types(record: Record) -> Record:
     return record
 
 
-def _is_one(value: object, accepted: tuple[type, ...], largest: float) -> bool:
+def _is_accepted(value: object, accepted: tuple[type, ...], largest: float) -> bool:
     if type(value) not in accepted:
         return False
     return not isinstance(value, int | float) or 0 <= value <= largest
 
 
-FORMAT_VERSION = 2
-"""Raised whenever an older release of this package could misread a table."""
-
-PREFIX = "rqmoe_store."
-
-_LARGEST = 2**31 - 1  # of dimensions and partition ids, in Arrow as in the columns of the table
-
-
 @dataclasses.dataclass(frozen=True)
 class GenerationMetadata:
-    """A codec that rows of a table were encoded with."""
+    """A codec that rows of a table are encoded with."""
 
     fingerprint: str
-    """Of the codec, under which the registry has it."""
+    """Fingerprint of the codec, under which the registry has it."""
     num_partitions: int
-    """Partition ids that its rows may have, at least 1. The ids of a generation follow on those of the one
-    before, so that a row's partition says which codec it needs."""
+    """Number of partition ids that its rows may have, at least 1. The ids of a generation follow those of the
+    previous one, so that a row's partition id says which codec it needs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableMetadata:
-    """Which column a table replaces by codes, how raw vectors are kept, and which codecs it has."""
+    """The vector column of a table, how raw vectors are kept, and its codecs."""
 
     format_version: int = FORMAT_VERSION
     vector_column: str
     dim: int
-    """Components of a vector."""
+    """Dimension of the vectors."""
     keep_vectors: str
     config: CodecConfig
-    """Of the codecs; what is None in it is decided whenever one is trained."""
+    """Configuration of the codecs; fields that are None are decided whenever one is trained."""
     generations: tuple[GenerationMetadata, ...] = ()
-    """Oldest first. None is ever taken away: partition ids count on it."""
+    """Oldest first. None is ever removed, because partition ids depend on all of them."""
 
     @property
     def first_partitions(self) -> tuple[int, ...]:
-        """The first partition id of every generation and, as the last, the first that none has."""
+        """The first partition id of every generation, followed by the number of all partition ids."""
         counts = (each.num_partitions for each in self.generations)
         return tuple(itertools.accumulate(counts, initial=0))
 
     @property
     def lasting(self) -> dict[str, object]:
-        """What no change of a table changes."""
+        """The properties that never change in the life of a table, by names for messages."""
         return {
             "vector column": self.vector_column,
             "dimension": self.dim,
@@ -160,10 +161,10 @@ class TableMetadata:
 
     @classmethod
     def read(cls, schema: pa.Schema, table_name: str) -> "TableMetadata":
-        """The metadata kept in `schema`.
+        """Read the metadata of a table from its `schema`.
 
         Raises:
-            TableError: there are none, one is missing or unreadable, or a newer release wrote them.
+            TableError: there is none, a value is missing or cannot be read, or a newer release wrote it.
         """
         stored = {
             key.decode(errors="replace").removeprefix(PREFIX): value for key, value in _ours(schema).items()
@@ -182,10 +183,10 @@ class TableMetadata:
         return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
 
     def write(self, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
-        """The user's schema metadata with that of the table added.
+        """The schema metadata to store: the user's, with that of the table added.
 
         Raises:
-            TableError: a field could not be read again; nothing must be written then.
+            TableError: a field could not be read back; nothing must be written then.
         """
         ours = {
             "format_version": str(self.format_version),
@@ -199,13 +200,13 @@ class TableMetadata:
         return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in kept.items()}
 
     def with_generation(self, generation: GenerationMetadata, config: CodecConfig) -> "TableMetadata":
-        """The metadata of the table once it has one more codec, of this configuration."""
+        """The metadata of the table with one more codec, of this configuration."""
         return dataclasses.replace(self, config=config, generations=(*self.generations, generation))
 
 
 def _whole_number(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= _LARGEST:
-        raise ValueError(f"expected a whole number from 1 to {_LARGEST}")
+    if not text.isdecimal() or not 0 < int(text) <= _LARGEST_ID:
+        raise ValueError(f"expected a whole number from 1 to {_LARGEST_ID}")
     return int(text)
 
 
@@ -217,15 +218,15 @@ def _generations(text: str) -> tuple[GenerationMetadata, ...]:
     generations = tuple(GenerationMetadata(**entry) for entry in json.loads(text))
     for each in generations:
         count = each.num_partitions
-        if not isinstance(each.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST:
+        if not isinstance(each.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST_ID:
             raise ValueError(f"{each} is no generation")
-    if sum(each.num_partitions for each in generations) > _LARGEST:
-        raise ValueError(f"more than {_LARGEST} partition ids in all")
+    if sum(each.num_partitions for each in generations) > _LARGEST_ID:
+        raise ValueError(f"more than {_LARGEST_ID} partition ids in all")
     return generations
 
 
 def _name(text: str) -> str:
-    return text.encode().decode()  # raises for what is no text
+    return text.encode().decode()  # raises for lone surrogates, which are not text
 
 
 _PARSERS: dict[str, Any] = {
@@ -272,23 +273,23 @@ KEY = PREFIX + "tuned_search"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TunedSearch:
-    """What searches of a table use unless they ask for something else."""
+    """Tuned search parameters, which are the defaults of searches of a table."""
 
     nprobes: int
     """Partitions searched."""
     shortlist: int
     """Rows decoded and reranked."""
     limit: int
-    """Rows per query that the shortlist was chosen for."""
+    """Results per query that the parameters were tuned for."""
     target_recall: float
-    """Share of them that was to be found."""
+    """Recall that the parameters were tuned for."""
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], table_name: str) -> Self | None:
-        """The setting kept in a table's metadata; None for one that was never tuned.
+        """Read the parameters from a table's metadata; None for a table that was never tuned.
 
         Raises:
-            TableError: it is not what `write` wrote.
+            TableError: they are not what `write` wrote.
         """
         text = metadata.get(KEY)
         if text is None:
@@ -310,12 +311,12 @@ class TunedSearch:
 
     @translates_errors
     def write(self, table: LanceTable) -> None:
-        """Keep the setting in the newest version of `table`; only metadata is written.
+        """Write the parameters into the metadata of the newest version of `table`.
 
-        Of several writers the last one wins. The handle itself stays at the version it is at.
+        Of several writers the last one wins. The handle itself stays at its version.
 
         Raises:
-            TableError: it could not be read again; nothing is written then.
+            TableError: they could not be read back; nothing is written then.
         """
         text = readable_text(self, json.dumps(dataclasses.asdict(self)), self._parsed)
         while True:
@@ -323,7 +324,7 @@ class TunedSearch:
             try:
                 dataset.update_metadata({KEY: text})
             except OSError:
-                # Two writers of one key are a conflict: the one that comes second starts again.
+                # Two writers of one key conflict, and the second one starts again.
                 if dataset.latest_version == dataset.version:
                     raise
             else:

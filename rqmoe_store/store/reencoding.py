@@ -1,9 +1,10 @@
-"""Re-encoding: rows without a code, and those of older codecs, in place or in the background.
+"""Re-encoding: encode rows without a code, and those of older codecs, at once or in the background.
 
-One fragment of the table after the other is written anew, with the same rows under the same ids, and
-committed before the next is begun. So searches find every row at any time, and what a lost process had not
-committed yet is simply begun again.
-Shapes: N rows of a batch, V of them with a vector, S of these encoded now, D components.
+Fragments are rewritten one after the other, with the same rows under the same row ids, and each is committed
+before the next one begins. Searches therefore find every row at any time, and another call repeats only the
+fragment that a lost process had not committed.
+
+Shape legend: N rows of a batch, V of them with a vector, S of these to encode now, D components.
 """
 
 import contextlib
@@ -42,23 +43,23 @@ from rqmoe_store.store.table_codec import TableCodec, codecs_of
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
 
 _SAMPLED_ROWS = 256
-"""Rows of every fragment that are read back and compared with their vectors before it is committed."""
+"""Rows of every fragment that are read back and compared with their vectors before the commit."""
 
 Advance = Callable[[int], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reencoded:
-    """What was done and how well the codec fits: errors are those of rows read back from the disk."""
+    """Number of re-encoded rows, and the error of a sample of them that was read back from storage."""
 
     rows: int = 0
     """Rows that got a code of the newest codec."""
     sampled: int = 0
-    """Those of them that were decoded again and compared with their vectors."""
+    """Rows that were read back, decoded and compared with their vectors."""
     squared_error: float = 0.0
-    """Sum of ||x - x_hat||^2 over these."""
+    """Sum of ||x - x_hat||^2 over the sampled rows."""
     squared_length: float = 0.0
-    """Sum of ||x||^2 over these."""
+    """Sum of ||x||^2 over the sampled rows."""
 
     def __add__(self, other: "Reencoded") -> "Reencoded":
         sums = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -66,49 +67,50 @@ class Reencoded:
 
     @property
     def mse(self) -> float | None:
-        """Mean squared error of the rows compared; None without any."""
+        """Mean squared error of the sampled rows; None if there are none."""
         return self.squared_error / self.sampled if self.sampled else None
 
 
 def stale_filter(columns: CodeColumns, codecs: TableCodec) -> str:
-    """An SQL condition for the rows that the newest codec has not encoded."""
+    """SQL condition for the rows that the newest codec has not encoded."""
     older = f"{quoted(columns.partition)} < {codecs.generations[-1].first_partition}"
     return f"({columns.raw_filter}) OR {older}"
 
 
 def reencode_table(table: LanceTable, codecs: TableCodec, advance: Advance) -> Reencoded:
-    """Do all steps of `reencoding_steps`, whose arguments and errors these are; what they did together."""
+    """Re-encode all rows; arguments and exceptions are those of `reencoding_steps`."""
     return sum(reencoding_steps(table, codecs, advance), Reencoded())
 
 
 def reencoding_steps(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[Reencoded]:
-    """Bring all rows to the newest codec, as the table is now; rows added meanwhile may be left.
+    """Re-encode all rows that the table has now with its newest codec; rows added meanwhile may be left out.
 
-    A table that gets another codec meanwhile, or is restored to a version that has others, is begun again.
+    If the table gets another codec meanwhile, or is restored to a version with other codecs, this starts
+    again.
 
     Args:
-        table: any handle on it.
-        codecs: of some version.
-        advance: told after every batch how many rows have been read since it was called last. What it raises
-            ends the step that is under way, of which nothing is committed.
+        table: any handle on the table.
+        codecs: codecs of some version of the table.
+        advance: called after every batch with the number of rows read since its last call. If it raises, the
+            fragment at hand is not committed.
 
-    Yields: what was done, after every fragment that is committed.
+    Yields:
+        The result of each fragment, after its commit.
 
     Raises:
-        TableError: the codec does not fit the vectors, or other writers never leave a fragment alone.
+        TableError: the codec does not fit the vectors, or other writers changed a fragment in every attempt.
     """
     while True:
         newest = databases.reopen(table)
         codecs = codecs_of(newest, codecs)
         if codecs.newest is None:
             return
-        with contextlib.suppress(_OtherCodecsError):
-            yield from _pass(newest, codecs, advance)
+        with contextlib.suppress(_CodecsChangedError):
+            yield from _reencode_fragments(newest, codecs, advance)
             return
 
 
-def _pass(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[Reencoded]:
-    """Encode every fragment that needs it."""
+def _reencode_fragments(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[Reencoded]:
     condition = stale_filter(CodeColumns(codecs.metadata.vector_column), codecs)
     dataset = table.to_lance()
     for fragment in dataset.get_fragments():
@@ -117,12 +119,12 @@ def _pass(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[R
             yield retry_on_conflict(functools.partial(step.run, advance))
 
 
-class _OtherCodecsError(Exception):
+class _CodecsChangedError(Exception):
     """The newest version of the table has other codecs; nothing was committed."""
 
 
 class _FragmentStep:
-    """One fragment, encoded anew."""
+    """Re-encodes one fragment."""
 
     def __init__(self, table: LanceTable, codecs: TableCodec, fragment_id: int) -> None:
         self._table, self._codecs, self._fragment_id = table, codecs, fragment_id
@@ -131,15 +133,15 @@ class _FragmentStep:
         self._kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
 
     def run(self, advance: Advance) -> Reencoded:
-        """Write and commit it; nothing where another writer has done so.
+        """Write and commit the fragment, unless another writer has replaced it.
 
         Raises:
-            OSError: a conflict; nothing was committed.
-            _OtherCodecsError: as it says.
+            OSError: a commit conflict; nothing was committed.
+            _CodecsChangedError: the table has other codecs now.
         """
         newest = databases.reopen(self._table)
         if TableMetadata.read(newest.schema, newest.name) != self._codecs.metadata:
-            raise _OtherCodecsError
+            raise _CodecsChangedError
         self._dataset = newest.to_lance()
         fragment = self._dataset.get_fragment(self._fragment_id)
         if fragment is None or fragment.count_rows() == 0:
@@ -148,7 +150,7 @@ class _FragmentStep:
         self._row_ids: list[npt.NDArray[np.uint64]] = []
         self._sampled: list[tuple[int, Float32Array, Codes]] = []
         new = write_fragment(self._dataset, self._schema, self._batches(fragment, advance))
-        done = self._verified(new)
+        done = self._verify(new)
         replace_fragment(self._dataset, fragment, new, np.concatenate(self._row_ids))
         return done
 
@@ -173,23 +175,23 @@ class _FragmentStep:
         )
         for batch in scanner.to_batches():
             self._row_ids.append(batch["_rowid"].to_numpy().astype(np.uint64, copy=False))
-            yield self._encoded(batch)
+            yield self._encode(batch)
             self._written += len(batch)
             advance(len(batch))
 
-    def _encoded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         vectors_VD, valid_N = self._vectors(batch)
         codes, coded_N = self._columns.from_arrow(batch)
         newest = self._codecs.generations[-1].first_partition
-        # What the newest codec has encoded stays: its vector may be gone, and encoding is slow.
+        # Codes of the newest codec stay: their raw vectors may be gone, and encoding is slow.
         fresh_N = np.zeros(len(batch), dtype=bool)
         fresh_N[coded_N] = codes.partitions >= newest
         stale_N = valid_N & ~fresh_N
         stale_SD = vectors_VD[~fresh_N[valid_N]]
-        made = self._codecs.encode(stale_SD)
-        whole = _merged(len(batch), codes, coded_N, made, stale_N)
-        self._sample(stale_SD, made, stale_N)
-        self._rows += len(made)
+        new = self._codecs.encode(stale_SD)
+        whole = _merged(len(batch), codes, coded_N, new, stale_N)
+        self._keep_sample(stale_SD, new, stale_N)
+        self._rows += len(new)
         arrays = [batch[name] for name in self._others.names]
         arrays += self._columns.to_arrow(whole[valid_N], valid_N)
         if self._kept.kept:
@@ -197,7 +199,7 @@ class _FragmentStep:
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
     def _vectors(self, batch: pa.RecordBatch) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
-        """The vectors of a batch, raw where there are any and decoded elsewhere."""
+        """The vectors of a batch, raw where there are raw ones and decoded otherwise."""
         codecs = self._codecs
         raw_VD, raw_N = read_vectors(
             batch[self._columns.vector_column], dim=codecs.dim, metric=codecs.metric, first_row=self._written
@@ -210,18 +212,19 @@ class _FragmentStep:
         valid_N = raw_N | coded_N
         return vectors_ND[valid_N], valid_N
 
-    def _sample(self, vectors_SD: Float32Array, made: Codes, stale_N: npt.NDArray[np.bool_]) -> None:
-        """Remember the first rows that were encoded now, where they will be and as what."""
+    def _keep_sample(self, vectors_SD: Float32Array, new: Codes, stale_N: npt.NDArray[np.bool_]) -> None:
+        """Keep the first re-encoded rows for `_verify`: position in the new fragment, vector and code."""
         wanted = _SAMPLED_ROWS - len(self._sampled)
         places = self._written + np.flatnonzero(stale_N)[:wanted]
         self._sampled += [
-            (place, vectors_SD[row].copy(), made[row]) for row, place in enumerate(places.tolist())
+            (place, vectors_SD[row].copy(), new[row]) for row, place in enumerate(places.tolist())
         ]
 
-    def _verified(self, new: Any) -> Reencoded:
-        """Decode the remembered rows from what is on disk and compare them with their vectors.
+    def _verify(self, new: Any) -> Reencoded:
+        """Read the sampled rows back from the new fragment, decode them and compare them with their vectors.
 
-        Raises TableError where these would be lost to a codec that does not fit them.
+        Raises:
+            TableError: other codes are read back, or vectors would be lost to a codec that does not fit them.
         """
         if not self._sampled:
             return Reencoded(self._rows)
@@ -230,8 +233,8 @@ class _FragmentStep:
         vectors_VD = as_vectors(np.stack([vector for _, vector, _ in self._sampled]), metric=metric)
         written = read_written(self._dataset, new, self._columns.names, positions)
         codes, valid = self._columns.from_arrow(written)
-        # Not encoded again: other rows beside them may have a vector between two codewords get the other.
-        expected = np.concatenate([made.codes for _, _, made in self._sampled])
+        # Encoding again would not do: a vector between two codewords may get the other one in another batch.
+        expected = np.concatenate([code.codes for _, _, code in self._sampled])
         if not valid.all() or not np.array_equal(codes.codes, expected):
             raise TableError(
                 f"Fragment {self._fragment_id} of table {self._table.name!r} reads back other codes than "
@@ -250,37 +253,37 @@ class _FragmentStep:
 
 
 def _merged(
-    rows: int, codes: Codes, coded_N: npt.NDArray[np.bool_], made: Codes, made_N: npt.NDArray[np.bool_]
+    rows: int, old: Codes, coded_N: npt.NDArray[np.bool_], new: Codes, stale_N: npt.NDArray[np.bool_]
 ) -> Codes:
-    """Codes of all rows: those there were, but those made now where any were; zeros elsewhere."""
-    codes_NM = np.zeros((rows, made.codes.shape[1]), dtype=np.uint8)
+    """Codes of N rows: the new code where a row has one, else the old one, else zeros."""
+    codes_NM = np.zeros((rows, new.codes.shape[1]), dtype=np.uint8)
     partitions_N = np.zeros(rows, dtype=np.int32)
-    for some, some_N in ((codes, coded_N), (made, made_N)):
+    for some, some_N in ((old, coded_N), (new, stale_N)):
         codes_NM[some_N], partitions_N[some_N] = some.codes, some.partitions
     return Codes(codes_NM, partitions_N)
 
 
 class _StoppedError(Exception):
-    """Raised into a step that is not to be finished; nothing of it is committed."""
+    """Ends a step early; nothing of it is committed."""
 
 
 class BackgroundEncoding(TranslatesErrors):
-    """Rows being encoded by the newest codec of a table, in a thread of this process.
+    """A thread of this process that encodes rows of a table with its newest codec.
 
-    Every step writes one fragment anew and commits it, so searches and writes go on meanwhile, through any
-    handle, and what is left when the process ends is done by the next `encode_in_background` or `optimize`.
-    When the main thread has ended the thread stops, before its next batch of rows (at most 16,384), and the
-    interpreter exits. A failure is warned of when it happens, and raised by `wait`.
+    Fragments are rewritten and committed one after the other, so searches and writes through any handle
+    continue meanwhile. The next `encode_in_background` or `optimize` encodes what is left when the process
+    ends. Once the main thread has ended, this thread stops before its next batch of rows (at most 16,384),
+    and the interpreter exits. A failure gives a warning when it happens, and `wait` raises it.
     """
 
     def __init__(self, table: LanceTable, codecs: TableCodec) -> None:
-        """Begin; `CompressedTable.encode_in_background` calls this.
+        """Start the thread; `CompressedTable.encode_in_background` calls this.
 
         Args:
-            table: any handle on it; the thread works with another one.
-            codecs: of some version.
+            table: any handle on the table; the thread uses another one.
+            codecs: codecs of some version of the table.
         """
-        self._begun_by, self._table = table, databases.reopen(table)
+        self._caller_table, self._table = table, databases.reopen(table)
         self._codecs = codecs
         self._lock = Lock()
         self._process = os.getpid()
@@ -288,13 +291,13 @@ class BackgroundEncoding(TranslatesErrors):
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._done, self._left = Reencoded(), 0
-        # Not a daemon: the interpreter would end in the middle of a commit.
+        # The interpreter would end a daemon thread in the middle of a commit.
         self._thread = threading.Thread(target=self._run, name=f"encoding of {table.name}", daemon=False)
         self._thread.start()
 
     @property
     def running(self) -> bool:
-        """Whether there is more to do. In a forked process it is never so: the thread stays where it is."""
+        """Whether the thread is running. Never in a forked process, which does not get the thread."""
         return self._thread.is_alive()
 
     @property
@@ -304,24 +307,23 @@ class BackgroundEncoding(TranslatesErrors):
 
     @property
     def rows_left(self) -> int:
-        """Rows to encode, as they were counted last, without those that have been since. They are counted
-        when the thread begins, and when it has come to the last of them."""
+        """Rows left to encode of those counted last: at the start of the thread, or when none was left."""
         return self._left
 
     def wait(self, timeout: float | None = None) -> Reencoded:
-        """Wait until it has ended.
+        """Wait until the thread has ended.
 
         Args:
-            timeout: seconds; None for as long as it takes.
+            timeout: seconds to wait; None for as long as it takes.
 
         Returns:
-            The rows that were encoded, and how well the codec fits them.
+            The number of rows that were encoded, and how well the codec fits them.
 
         Raises:
-            TimeoutError: it goes on.
-            TableError: the codec does not fit the vectors, other writers never left a fragment alone, the
-                table was dropped, or this is a process that was forked from the one that encodes.
-            StorageError: the disk or bucket refused a write.
+            TimeoutError: the thread is still running, and continues.
+            TableError: the codec does not fit the vectors, other writers changed a fragment in every attempt,
+                the table was dropped, or this process was forked from the one that has the thread.
+            StorageError: the disk or bucket could not be written to.
         """
         if self._process != os.getpid():
             raise TableError(
@@ -336,13 +338,13 @@ class BackgroundEncoding(TranslatesErrors):
         return self._done
 
     def stop(self) -> None:
-        """Have it end before its next batch of rows, and wait for that. What was committed stays."""
+        """End the thread before its next batch of rows, and wait for that. What was committed stays."""
         if self._process == os.getpid():
             self._stop.set()
             self._thread.join()
 
-    def takes_more(self) -> bool:
-        """Have it look once more, before it ends, for rows to encode; False if it is ending already."""
+    def request_another_pass(self) -> bool:
+        """Have the thread look for rows once more before it ends; return False if it is ending already."""
         with self._lock:
             self._again = self.running and not (self._ended or self._stop.is_set())
             return self._again
@@ -358,7 +360,7 @@ class BackgroundEncoding(TranslatesErrors):
         except _StoppedError:
             pass
         except BaseException as error:  # panics in Lance are no Exception
-            # Threads that compute for this one take no more work once the interpreter exits.
+            # Threads that compute for this one accept no more work once the interpreter exits.
             if "interpreter shutdown" in str(error):
                 return
             self._error = error
@@ -374,12 +376,12 @@ class BackgroundEncoding(TranslatesErrors):
     @translates_errors
     def _encode(self) -> None:
         try:
-            while self._finds_rows():
-                for done in reencoding_steps(self._table, self._codecs, self._go_on):
+            while self._find_rows():
+                for done in reencoding_steps(self._table, self._codecs, self._raise_if_stopped):
                     self._done += done
                     self._left = max(0, self._left - done.rows)
-                    expire(self._begun_by)
-                    self._go_on()
+                    expire(self._caller_table)
+                    self._raise_if_stopped()
         except (_StoppedError, RQMoEError):
             raise
         except Exception as error:
@@ -388,11 +390,14 @@ class BackgroundEncoding(TranslatesErrors):
                 raise
             raise TableError(f"Table {self._table.name!r} was dropped while it was encoded.") from error
 
-    def _finds_rows(self) -> bool:
-        """Whether there are rows to encode: those that others change meanwhile move to other fragments."""
+    def _find_rows(self) -> bool:
+        """Count the rows to encode; return False and end if there are none and no other pass was requested.
+
+        A pass may leave rows, since rows that other writers change meanwhile move to other fragments.
+        """
         with self._lock:
             self._again = False
-        self._go_on()
+        self._raise_if_stopped()
         newest = databases.reopen(self._table)
         self._codecs, self._left = codecs_of(newest, self._codecs), 0
         if self._codecs.newest is not None:
@@ -402,7 +407,7 @@ class BackgroundEncoding(TranslatesErrors):
             self._ended = not (self._left or self._again)
             return not self._ended
 
-    def _go_on(self, rows: int = 0) -> None:
-        """Raise if it is not to go on; called after every batch of rows."""
+    def _raise_if_stopped(self, rows: int = 0) -> None:
+        """Raise if the thread is to stop; called after every batch of rows."""
         if self._stop.is_set() or not threading.main_thread().is_alive():
             raise _StoppedError

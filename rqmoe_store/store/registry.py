@@ -1,8 +1,8 @@
-"""Registry: codecs kept inside the database, which tables need them, and removal of unused ones.
+"""Registry: codecs stored inside the database, which tables need them, and removal of unused ones.
 
-One row per codec in the LanceDB table `_rqmoe_codecs`: fingerprint, config as JSON, weights, time.
-Rows are appended, and removed when no version of any table needs them any more. Two processes that save the
-same codec at once leave two equal rows, which is harmless: a load takes the first one that is intact.
+The LanceDB table `_rqmoe_codecs` has one row per codec: fingerprint, configuration as JSON, weights, time.
+Rows are appended, and removed when no version of any table needs the codec any more. If two processes save
+the same codec at once, there are two equal rows. That is harmless: `load` takes the first intact one.
 """
 
 import dataclasses
@@ -29,9 +29,13 @@ from rqmoe_store.store.sql import literal, quoted
 
 REGISTRY_TABLE = "_rqmoe_codecs"
 
+GRACE = datetime.timedelta(days=7)
+"""Codecs saved or replaced later than this ago are never removed: another process may not have committed yet
+what needs them."""
+
 _FRESH = datetime.timedelta(days=1)
-"""A codec that was saved longer ago is saved again when it is needed again: only what was saved long ago is
-ever removed, and the table that needs it may not be committed for a while."""
+"""A codec that was saved longer ago is saved again, so that its grace period lasts until the table that needs
+it is committed."""
 
 _SCHEMA = pa.schema(
     [
@@ -45,22 +49,21 @@ _SCHEMA = pa.schema(
 
 @translates_errors
 def save(db: DBConnection, codec: Codec) -> Table:
-    """Keep `codec` in `db`, unless an intact copy was saved lately; returns the registry's table.
+    """Save `codec` in `db`, unless an intact copy was saved lately; return the registry table.
 
-    A table may give its vectors up for the codec, so it is loaded and tried before it is written, and read
-    back afterwards.
+    Since tables may drop their vectors in reliance on the codec, it is loaded and tried before it is written,
+    and read back afterwards.
 
     Raises:
         InvalidInputError: the codec could not be loaded again.
-        ArtifactError: the table of codecs cannot be read.
-        StorageError: something else is read back than was written.
+        ArtifactError: the registry cannot be read.
+        StorageError: the codec reads back differently from what was written.
     """
     artifact = require_storable(codec).to_artifact()
-    registry = open_or_create(db)
+    registry = open_or_create_registry(db)
     now = datetime.datetime.now(datetime.UTC)
-    if artifact in stored(
-        registry, f"{is_codec(codec.fingerprint)} AND created_at > {sql_time(now - _FRESH)}"
-    ):
+    fresh = f"{codec_condition(codec.fingerprint)} AND created_at > {sql_time(now - _FRESH)}"
+    if artifact in stored_artifacts(registry, fresh):
         return registry
     row = {
         "fingerprint": codec.fingerprint,
@@ -69,7 +72,7 @@ def save(db: DBConnection, codec: Codec) -> Table:
         "created_at": now,
     }
     registry.add(pa.Table.from_pylist([row], schema=_SCHEMA))
-    if artifact not in stored(registry, is_codec(codec.fingerprint)):
+    if artifact not in stored_artifacts(registry, codec_condition(codec.fingerprint)):
         raise StorageError(
             f"The codec was written to table {REGISTRY_TABLE!r}, and something else is read back. No table "
             "uses it, and no vector was touched; check the storage, and try again."
@@ -78,13 +81,13 @@ def save(db: DBConnection, codec: Codec) -> Table:
 
 
 def load(db: DBConnection, fingerprint: str) -> Codec:
-    """The codec with this fingerprint.
+    """Load the codec with this fingerprint.
 
     Raises:
         ArtifactError: `db` has no such codec, or every stored copy is damaged.
     """
-    registry = opened(db)
-    artifacts = [] if registry is None else stored(registry, is_codec(fingerprint))
+    registry = open_registry(db)
+    artifacts = [] if registry is None else stored_artifacts(registry, codec_condition(fingerprint))
     if not artifacts:
         raise ArtifactError(
             f"The database has no codec with fingerprint {fingerprint!r} (table {REGISTRY_TABLE!r}); "
@@ -97,38 +100,38 @@ def load(db: DBConnection, fingerprint: str) -> Codec:
             require_fingerprint(artifact, fingerprint)
             return Codec.from_artifact(artifact)
         except ArtifactError as error:
-            damage = error  # another intact copy may follow; without one this is raised below
+            damage = error  # an intact copy may follow
     raise ArtifactError(
         f"The codec with fingerprint {fingerprint!r} in table {REGISTRY_TABLE!r} is damaged ({damage}). "
         "Save an intact copy again with rqmoe_store.store.registry.save(db, codec)."
     ) from damage
 
 
-def stored(registry: Table, condition: str) -> list[Artifact]:
-    """The codecs in the rows of the registry's newest version that match, be they intact or not.
+def stored_artifacts(registry: Table, condition: str) -> list[Artifact]:
+    """The codecs, intact or not, in the rows of the registry's newest version that match an SQL condition.
 
     Raises:
-        ArtifactError: it cannot be read.
+        ArtifactError: the registry cannot be read.
     """
     rows = _read(registry, ["config_json", "weights"], condition)
     return [Artifact(row["config_json"] or "", row["weights"] or b"") for row in rows]
 
 
 def saved_at(registry: Table) -> dict[str, list[datetime.datetime]]:
-    """When the copies of every codec were saved, by its fingerprint. Raises as `stored`."""
+    """Fingerprint of a codec -> when its copies were saved. Raises as `stored_artifacts`."""
     times: dict[str, list[datetime.datetime]] = {}
     for row in _read(registry, ["fingerprint", "created_at"], "created_at IS NOT NULL"):
         times.setdefault(row["fingerprint"], []).append(row["created_at"])
     return times
 
 
-def is_codec(fingerprint: str) -> str:
-    """An SQL condition for the rows of one codec."""
+def codec_condition(fingerprint: str) -> str:
+    """SQL condition for the rows of one codec."""
     return f"fingerprint = {literal(fingerprint)}"
 
 
 def sql_time(moment: datetime.datetime) -> str:
-    """A time to compare `created_at` with, in SQL."""
+    """A time as an SQL literal to compare `created_at` with."""
     return f"timestamp '{moment.isoformat()}'"
 
 
@@ -136,18 +139,18 @@ def _read(registry: Table, columns: list[str], condition: str) -> list[dict[str,
     try:
         registry.checkout_latest()  # type: ignore[no-untyped-call]  # LanceDB leaves it unannotated
         rows = registry.search().where(condition).select(columns).to_arrow()
-    except Exception as error:  # LanceDB panics on some damage, with an exception of no other class
+    except Exception as error:  # LanceDB panics on some damage, with a plain Exception
         raise _unreadable(error) from error
     if rows.schema.types != [_SCHEMA.field(name).type for name in rows.schema.names]:
         raise _unreadable(f"its columns are {rows.schema.types}")
     return list(rows.to_pylist())
 
 
-def opened(db: DBConnection) -> Table | None:
-    """The registry's table; None in a database without. Raises as `stored`."""
+def open_registry(db: DBConnection) -> Table | None:
+    """Open the registry table; None in a database without a registry. Raises as `stored_artifacts`."""
     try:
         return open_if_exists(db, REGISTRY_TABLE)
-    except Exception as error:  # as above
+    except Exception as error:  # as in `_read`
         raise _unreadable(error) from error
 
 
@@ -159,30 +162,30 @@ def _unreadable(reason: object) -> ArtifactError:
     )
 
 
-def open_or_create(db: DBConnection) -> Table:
-    """The registry's table, made anew if need be.
+def open_or_create_registry(db: DBConnection) -> Table:
+    """Open the registry table, or create it.
 
     Raises:
-        ArtifactError: it is there and cannot be read.
+        ArtifactError: it exists and cannot be read.
     """
-    registry = opened(db)
+    registry = open_registry(db)
     return create_if_absent(db, REGISTRY_TABLE, _SCHEMA) if registry is None else registry
 
 
 def unneeded_codecs(db: DBConnection, candidates: Collection[str], recent: Collection[str]) -> set[str]:
     """Those of the codecs that no version of any table of `db` needs.
 
-    Tags and branches count: the versions they keep can be opened. A version needs its newest codec and every
-    other one that a row of it was encoded with. What a codec of `recent` has replaced counts as needed, too:
-    who began to add rows before may not have committed them yet.
+    A version needs its newest codec and every other codec that any of its rows is encoded with. Versions that
+    tags and branches keep count, because they can be opened. A codec that one of `recent` has replaced is
+    needed, too: a writer that began before the replacement may not have committed its rows yet.
 
     Args:
         db: a database in a folder or bucket.
-        candidates: fingerprints.
-        recent: fingerprints of codecs that may have been given to a table a short while ago.
+        candidates: fingerprints of the codecs to check.
+        recent: fingerprints of codecs that tables may have got recently.
 
     Raises:
-        TableError: a table cannot be read, so that nobody knows what it needs.
+        TableError: a table cannot be read, so that it is unknown what it needs.
     """
     left = set(candidates)
     for name in databases.table_names(db):
@@ -192,17 +195,17 @@ def unneeded_codecs(db: DBConnection, candidates: Collection[str], recent: Colle
             with panics_as_errors():
                 for dataset in _versions(db, name):
                     left -= _needed(dataset, name, left, recent)
-        except Exception as error:  # whatever is wrong with a table, Lance has no class of its own for it
+        except Exception as error:  # Lance has no exception class for damaged tables
             raise TableError(f"table {name!r} cannot be read ({error})") from error
     return left
 
 
 def places_in_use(dataset: lance.LanceDataset, metadata: TableMetadata) -> list[int]:
-    """Places in `metadata.generations` of those that any row has a code of; the last is always among them.
+    """Indexes of the generations of which any row has a code, and of the last generation in any case.
 
     Args:
-        dataset: the version of a table that the metadata is of.
-        metadata: its metadata.
+        dataset: a version of a table.
+        metadata: the metadata of that version.
     """
     firsts, last = metadata.first_partitions, len(metadata.generations) - 1
     if last < 1 or not _any_in(dataset, metadata, 0, firsts[last]):
@@ -211,7 +214,7 @@ def places_in_use(dataset: lance.LanceDataset, metadata: TableMetadata) -> list[
 
 
 def _any_in(dataset: lance.LanceDataset, metadata: TableMetadata, first: int, stop: int) -> bool:
-    """Whether any row has a partition id from `first` up to, but without, `stop`."""
+    """Whether any row has a partition id from `first` to before `stop`."""
     column = quoted(CodeColumns(metadata.vector_column).partition)
     return _any(dataset, f"{column} >= {first} AND {column} < {stop}")
 
@@ -222,31 +225,31 @@ def _any(dataset: lance.LanceDataset, condition: str) -> bool:
 
 
 def _versions(db: DBConnection, name: str) -> Iterator[lance.LanceDataset]:
-    """Every version of a table that can be opened, newest first, of all branches."""
+    """Every version of a table, branch by branch and newest first."""
     table = databases.open_if_exists(db, name)
     if table is None:
-        return  # listed for a folder that an interrupted write left, without any version in it
+        return  # the folder of a table that an interrupted write left without any version
     newest = cast(LanceTable, table).to_lance()
     for branch in [None, *newest.branches.list()]:
-        line = newest if branch is None else newest.checkout_version((branch, None))
-        for number in reversed(_numbers(line)):
+        tip = newest if branch is None else newest.checkout_version((branch, None))
+        for number in reversed(_version_numbers(tip)):
             try:
-                version = line.checkout_version((branch, number))
+                version = tip.checkout_version((branch, number))
             except (OSError, ValueError, RuntimeError):
-                if number in _numbers(line):  # otherwise it was cleaned up since
+                if number in _version_numbers(tip):  # otherwise it was cleaned up meanwhile
                     raise
             else:
                 yield version
 
 
-def _numbers(line: lance.LanceDataset) -> list[int]:
-    return [int(reference["version"]) for reference in line.version_refs()]
+def _version_numbers(tip: lance.LanceDataset) -> list[int]:
+    return [int(reference["version"]) for reference in tip.version_refs()]
 
 
 def _needed(
     dataset: lance.LanceDataset, name: str, candidates: Iterable[str], recent: Collection[str]
 ) -> set[str]:
-    """Those of the codecs that one version of a table needs."""
+    """Fingerprints of the codecs that one version of a table needs, at least those among the candidates."""
     if not has_metadata(dataset.schema):
         _require_uncoded(dataset)
         return set()
@@ -273,33 +276,29 @@ def _require_uncoded(dataset: lance.LanceDataset) -> None:
             raise TableError(f"it has codes in column {field.name!r}, but nothing says of which codec")
 
 
-GRACE = datetime.timedelta(days=7)
-"""Codecs saved or replaced since may be needed by what another process has not committed yet."""
-
-
 @dataclasses.dataclass(frozen=True)
 class RemovedCodecs:
     """What `remove_unused` did."""
 
     codecs: int = 0
-    """Codecs that are gone."""
+    """Codecs removed."""
     bytes: int = 0
-    """Size of these, and of copies of codecs that were there more than once."""
+    """Size of the removed codecs, and of removed copies of codecs that were there more than once."""
     kept_because: str | None = None
-    """Why nothing was removed, although something might have been; None otherwise."""
+    """Why nothing could be removed; None if that did not happen."""
 
 
 def remove_unused(db: DBConnection, older_than: datetime.timedelta = GRACE) -> RemovedCodecs:
-    """Remove the codecs that no version of any table of `db` needs, and copies of codecs that stay.
+    """Remove the codecs that no version of any table of `db` needs, and further copies of other codecs.
 
     Args:
         db: a database in a folder or bucket.
-        older_than: what was saved or replaced since then stays. Less than 7 days only while no other process
-            is writing to any table of `db`.
+        older_than: codecs saved or replaced later than this ago stay. Pass less than 7 days only while no
+            other process writes to any table of `db`.
     """
     before = datetime.datetime.now(datetime.UTC) - older_than
     try:
-        table = opened(db)
+        table = open_registry(db)
         if table is None:
             return RemovedCodecs()
         saved = saved_at(table)
@@ -315,24 +314,24 @@ def remove_unused(db: DBConnection, older_than: datetime.timedelta = GRACE) -> R
 def unused_codecs(
     db: DBConnection, saved: dict[str, list[datetime.datetime]], before: datetime.datetime
 ) -> set[str]:
-    """Fingerprints of codecs that nothing needs and that nobody has saved, or replaced, since `before`.
+    """Fingerprints of the codecs that no table needs and that were neither saved nor replaced since `before`.
 
     Args:
         db: a database in a folder or bucket.
-        saved: when every codec was saved, as `registry.saved_at` gives it.
-        before: end of the grace period.
+        saved: result of `saved_at`.
+        before: beginning of the grace period.
 
     Raises:
-        TableError: a table cannot be read, so that nobody knows what it needs.
+        TableError: a table cannot be read, so that it is unknown what it needs.
     """
     old = {fingerprint for fingerprint, times in saved.items() if max(times) <= before}
     return unneeded_codecs(db, old, recent=saved.keys() - old)
 
 
 def _remove_copies(table: Table, fingerprint: str) -> int:
-    """Remove what was saved before the last copy of a codec, if that is intact; returns the bytes removed."""
+    """Remove all copies of a codec but the last, if that is intact; return the bytes removed."""
     last = sql_time(max(saved_at(table)[fingerprint]))
-    copies = stored(table, f"{is_codec(fingerprint)} AND created_at = {last}")
+    copies = stored_artifacts(table, f"{codec_condition(fingerprint)} AND created_at = {last}")
     if not any(_is_intact(each, fingerprint) for each in copies):
         return 0
     return _remove(table, fingerprint, f"created_at < {last}")
@@ -348,8 +347,8 @@ def _is_intact(artifact: Artifact, fingerprint: str) -> bool:
 
 
 def _remove(table: Table, fingerprint: str, condition: str) -> int:
-    """Remove those copies of a codec that match; returns the bytes removed."""
-    condition = f"{is_codec(fingerprint)} AND {condition}"
-    size = sum(len(each.config_json) + len(each.weights) for each in stored(table, condition))
+    """Remove the copies of a codec that match an SQL condition; return the bytes removed."""
+    condition = f"{codec_condition(fingerprint)} AND {condition}"
+    size = sum(len(each.config_json) + len(each.weights) for each in stored_artifacts(table, condition))
     retry_on_conflict(lambda: table.delete(condition))
     return size

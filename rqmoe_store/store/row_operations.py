@@ -41,14 +41,14 @@ def add_rows(
     with spool(encoder.encoded(rows, bad)) as encoded:
         drift = encoder.drift.take() if encoder.drift else None
         properties = drift.properties if drift else {}
-        if drift is not None and (warning := handle.drift_watch.note(handle.table, encoder.codecs, drift)):
+        if drift is not None and (warning := handle.drift_watch.add(handle.table, encoder.codecs, drift)):
             warn_caller(warning)
         if encoded.count > 0:
             append_rows(
                 handle.table,
                 encoded.reader(),
                 properties,
-                check=lambda: encoder.require_known_to(handle.table),
+                check=lambda: encoder.require_codec_in(handle.table),
             )
     return encoded.count
 
@@ -75,7 +75,7 @@ def update_rows(
         changes = {"values_sql": _expressions(handle, encoder, values_sql or {})}
 
     def update() -> Any:
-        encoder.require_known_to(handle.table)
+        encoder.require_codec_in(handle.table)
         return handle.table.update(where=condition, **changes)
 
     try:
@@ -110,8 +110,8 @@ def _stored(encoder: RowEncoder, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as they are stored, together with those of the columns that are computed from them."""
     changed = {name: value for name, value in values.items() if name != encoder.columns.vector_column}
     _require_allowed(encoder.others, changed)
-    (made,) = (stored for table in encoder.given([values]) for stored in table.to_pylist())
-    ours = [field.name for field in encoder.ours]
+    (made,) = (stored for table in encoder.encoded_given_columns([values]) for stored in table.to_pylist())
+    ours = [field.name for field in encoder.vector_fields]
     if any(name in made for name in ours):
         # A new vector replaces both the code and the raw vector.
         made = dict.fromkeys(ours) | made
@@ -126,7 +126,7 @@ def _require_allowed(schema: pa.Schema, values: Mapping[str, Any]) -> None:
 
 
 def _expressions(handle: Handle, encoder: RowEncoder, values_sql: Mapping[str, str]) -> dict[str, str]:
-    vector_column, computed = encoder.columns.vector_column, encoder.computed
+    vector_column, computed = encoder.columns.vector_column, encoder.source_columns
     for name in values_sql:
         read_by = [column for column, source in computed.items() if source == name]
         if name == vector_column or read_by:

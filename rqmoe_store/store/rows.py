@@ -1,4 +1,4 @@
-"""Whatever the user passes as rows, as a stream of Arrow tables that fit the table they go into."""
+"""Rows in any form (dicts, models, frames, Arrow data, iterables), converted to Arrow tables of a schema."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,48 +22,50 @@ _ACCEPTED = (
 )
 _CONVERSION_ERRORS = (TypeError, ValueError, OverflowError, pa.ArrowException)
 _DICTS_AT_ONCE = 1024
-"""Of an iterator; a list is taken whole."""
-_ROWS_TO_LOOK_AT = 2**16
-"""Until there is a vector."""
+"""Dicts or models of an iterator that are converted together; a list is converted as a whole."""
+_MOST_ROWS_TO_INFER = 2**16
+"""Most rows to read in search of a vector, whose dimension a new table gets."""
 
 
-def tables_of(
+def tables_with_all_columns(
     rows: Any, schema: pa.Schema, vector_column: str, source_column: str | None = None
 ) -> Iterator[pa.Table]:
-    """`rows` as Arrow tables with exactly the columns of `schema` and then `vector_column`.
+    """Convert `rows` to Arrow tables with exactly the columns of `schema`, followed by `vector_column`.
 
-    Nothing is read ahead: an iterator or Arrow reader is consumed one batch at a time, and once.
+    An iterator or Arrow reader is consumed once, one batch at a time, without reading ahead.
 
     Args:
-        rows: as for `given_rows`.
-        schema: the user's columns; values are cast to these types, absent nullable columns are null.
-        vector_column: the column of vectors, passed on as it comes (null where a row has none).
-        source_column: rows that have it need no vector column; None where none can stand in for it.
+        rows: rows in any form that `arrow_tables` takes.
+        schema: the user's columns; values are cast to their types, missing nullable columns become null.
+        vector_column: the vector column, which is not cast (null where a row has no vector).
+        source_column: a column whose presence makes the vector column optional; None for no such column.
 
     Raises:
-        InvalidInputError: rows of another kind, unknown or missing columns, values that the columns cannot
-            hold as they are, or nulls where the column allows none.
+        InvalidInputError: the rows have another form, columns are unknown or missing, a column cannot hold
+            its values without change, or has nulls that it does not allow.
     """
-    for table in given_rows(rows, vector_column, schema):
+    for table in arrow_tables(rows, vector_column, schema):
         require_columns(table.column_names, schema, vector_column, source_column)
         yield fitted(table, schema, vector_column)
 
 
-def given_tables(
-    rows: Any, schema: pa.Schema, vector_column: str, computed: Mapping[str, str]
+def tables_with_given_columns(
+    rows: Any, schema: pa.Schema, vector_column: str, sources: Mapping[str, str]
 ) -> Iterator[pa.Table]:
-    """`rows` as Arrow tables of those of the columns that they have, in the order of `tables_of`.
+    """Convert `rows` as `tables_with_all_columns` does, but without the columns that all rows lack.
 
     Args:
-        rows, schema, vector_column: as for `tables_of`.
-        computed: columns that come as nulls where another one is there without them, by its name.
+        rows: as for `tables_with_all_columns`.
+        schema: as for `tables_with_all_columns`.
+        vector_column: as for `tables_with_all_columns`.
+        sources: column -> source column; if rows have the source column only, the column is added as nulls.
 
     Raises:
-        InvalidInputError: as `tables_of`, but for columns that all rows lack; tables of an iterable
-            whose columns differ.
+        InvalidInputError: as `tables_with_all_columns`, except for missing columns; or the columns of tables
+            in an iterable differ.
     """
     first: list[str] | None = None
-    for table in given_rows(rows, vector_column, schema):
+    for table in arrow_tables(rows, vector_column, schema):
         names = table.column_names
         first = names if first is None else first
         if set(names) != set(first):
@@ -71,42 +73,43 @@ def given_tables(
                 f"The rows have columns {', '.join(first)} at first and {', '.join(names)} later; expected "
                 "the same in all of them. Nothing was written."
             )
-        some = [field for field in schema if field.name in names or computed.get(field.name) in names]
-        with_vectors = vector_column in names or computed.get(vector_column) in names
+        some = [field for field in schema if field.name in names or sources.get(field.name) in names]
+        with_vectors = vector_column in names or sources.get(vector_column) in names
         require_columns(names, schema, vector_column, None, partial=True)
         fit = fitted(table, pa.schema(some), vector_column)
         yield fit if with_vectors else fit.drop_columns([vector_column])
 
 
 def schema_and_rows(rows: Any, vector_column: str) -> tuple[pa.Schema, Any]:
-    """The schema that rows have, their vectors as a fixed-size list of single floats, and all of these rows.
+    """Infer the schema of rows, with vectors as fixed-size lists of float32.
 
-    Rows of a `LanceModel` have the schema of the model, others that of the first ones, which are read.
+    Rows of a `LanceModel` have the schema of the model; that of other rows is inferred from the first ones.
 
     Args:
-        rows, vector_column: as for `given_rows`.
+        rows: rows in any form that `arrow_tables` takes.
+        vector_column: name of the vector column.
 
     Returns:
-        The schema, and what to read the rows from in the place of `rows`, which may be used up.
+        The schema, and all rows, to be used instead of `rows`, which may be consumed.
 
     Raises:
-        InvalidInputError: as `given_rows`; no vector among the first rows, and none of a fixed length.
+        InvalidInputError: as `arrow_tables`, or the first rows have no vector.
     """
     first, rows = _first_of(rows)
     schema = as_schema(type(first)) if isinstance(first, LanceModel) else None
     described = None if schema is None or vector_column not in schema.names else schema.field(vector_column)
     if described is not None and fixed_length(described.type) is not None:
         return schema, rows
-    tables = given_rows(rows, vector_column, schema)
+    tables = arrow_tables(rows, vector_column, schema)
     read: list[pa.Table] = []
     length = None
     for table in tables:
         read.append(table)
         length = _vector_length(table, vector_column)
-        if length is not None or sum(table.num_rows for table in read) >= _ROWS_TO_LOOK_AT:
+        if length is not None or sum(table.num_rows for table in read) >= _MOST_ROWS_TO_INFER:
             break
     if not read:
-        raise InvalidInputError("Got no rows, whose columns could be told; pass schema=.")
+        raise InvalidInputError("Got no rows to infer columns from; pass schema=.")
     if length is None:
         raise InvalidInputError(
             f"Column {vector_column!r} has nulls only in the first {sum(table.num_rows for table in read):,} "
@@ -119,8 +122,8 @@ def schema_and_rows(rows: Any, vector_column: str) -> tuple[pa.Schema, Any]:
 
 
 def _first_of(rows: Any) -> tuple[object, Any]:
-    """The first element of an iterable, and all of its elements; None where that means nothing."""
-    if not _is_many(rows) or hasattr(rows, "__arrow_c_stream__"):
+    """The first element of an iterable (None if it is empty, or no iterable of rows), and all elements."""
+    if not _is_iterable_of_rows(rows) or hasattr(rows, "__arrow_c_stream__"):
         return None, rows
     if isinstance(rows, Sequence):
         return rows[0] if rows else None, rows
@@ -130,7 +133,7 @@ def _first_of(rows: Any) -> tuple[object, Any]:
 
 
 def _vector_length(table: pa.Table, column: str) -> int | None:
-    """Components of the vectors of a table; None if that cannot be told."""
+    """Dimension of the vectors of a table; None if it has no vector."""
     if column not in table.column_names or not (
         is_vector_type(table.schema.field(column).type) or pa.types.is_null(table.schema.field(column).type)
     ):
@@ -147,39 +150,40 @@ def _vector_length(table: pa.Table, column: str) -> int | None:
     return length
 
 
-def given_rows(rows: Any, vector_column: str, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
-    """`rows` as Arrow tables with the columns and types that they have themselves.
+def arrow_tables(rows: Any, vector_column: str, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+    """Convert `rows` to Arrow tables with their own columns and types.
 
-    A stream that says its columns before its rows, such as a reader, gives a table without rows first.
+    A stream whose columns are known before its rows, such as a reader, yields a table without rows first.
 
     Args:
         rows: list of dicts or of pydantic models, pandas or polars frame, Arrow table, record batch, reader,
-            scanner or dataset, whatever else has `__arrow_c_stream__`, or an iterable of those or of single
-            dicts or models, of which some are taken at a time.
-        vector_column: of dicts it is read as lists of single floats.
-        schema: what the rows are for: of dicts, columns that it lacks are null. None to read all.
+            scanner or dataset, anything else with `__arrow_c_stream__`, or an iterable of those or of single
+            dicts or models, which are converted in groups.
+        vector_column: the column of dicts that is read as lists of float32.
+        schema: schema of the table that the rows are for; columns of dicts that it lacks become null. None
+            to read all columns.
 
     Raises:
-        InvalidInputError: rows of another kind, or whose values are of no type that Arrow knows.
+        InvalidInputError: the rows have another form, or values of a type that Arrow does not support.
     """
     library = type(rows).__module__.partition(".")[0]
     if library == "polars" and hasattr(rows, "collect"):
         rows = rows.collect()
-    elif isinstance(rows, pads.Dataset):  # Lance's are among these
+    elif isinstance(rows, pads.Dataset):  # Lance datasets, too
         rows = rows.scanner()
     if isinstance(rows, pads.Scanner):
         rows = rows.to_reader()
     if library == "pandas" and hasattr(rows, "columns"):
         yield _from_pandas(rows, vector_column)
     elif isinstance(rows, pa.Table):
-        yield rows  # whole, so that the size of its chunks does not decide the size of our batches
+        yield rows  # as a whole: the size of its chunks must not decide the size of batches
     elif hasattr(rows, "__arrow_c_stream__"):
         yield from _from_stream(rows)
     elif _is_record(next(iter(rows), None) if isinstance(rows, Sequence) else None):
         yield _from_records(rows, vector_column, schema)
-    elif _is_many(rows):
-        for part in _in_groups(rows):
-            yield from given_rows(part, vector_column, schema)
+    elif _is_iterable_of_rows(rows):
+        for part in _groups(rows):
+            yield from arrow_tables(part, vector_column, schema)
     else:
         hint = " Put a single row in a list." if _is_record(rows) else ""
         raise InvalidInputError(f"Got rows of type {type(rows).__name__}; expected {_ACCEPTED}.{hint}")
@@ -189,14 +193,14 @@ def _is_record(row: object) -> bool:
     return isinstance(row, (Mapping, BaseModel))
 
 
-def _is_many(rows: object) -> bool:
+def _is_iterable_of_rows(rows: object) -> bool:
     single = (str, bytes, Mapping, BaseModel)
-    is_array = hasattr(rows, "__array__")  # be it numpy's, Arrow's, torch's or a pandas Series
+    is_array = hasattr(rows, "__array__")  # of NumPy, Arrow or torch, or a pandas Series
     return isinstance(rows, Iterable) and not isinstance(rows, single) and not is_array
 
 
-def _in_groups(rows: Iterable[Any]) -> Iterator[Any]:
-    """The parts of an iterable, neighboring dicts together, some at a time."""
+def _groups(rows: Iterable[Any]) -> Iterator[Any]:
+    """The elements of an iterable, with neighboring dicts and models grouped into lists of bounded size."""
     for are_records, parts in itertools.groupby(rows, _is_record):
         if not are_records:
             yield from parts
@@ -253,7 +257,7 @@ def _read(values: list[Any], name: str, vector_column: str, schema: pa.Schema | 
     if name == vector_column:
         return _vectors(values)
     if schema is not None and name not in schema.names:
-        return pa.nulls(len(values))  # an unknown column, reported with its name when the table is fitted
+        return pa.nulls(len(values))  # `require_columns` reports unknown columns
     try:
         return array_of(values, None if schema is None else schema.field(name).type, name)
     except UnfitError as error:
@@ -266,7 +270,7 @@ def _read(values: list[Any], name: str, vector_column: str, schema: pa.Schema | 
 
 
 def _vectors(values: list[Any]) -> pa.Array:
-    with np.errstate(over="ignore"):  # becomes inf, which is reported with its row later
+    with np.errstate(over="ignore"):  # overflow becomes inf, which is reported with its row later
         arrays = [None if value is None else _vector(value, place) for place, value in enumerate(values)]
     return pa.array(arrays, type=pa.list_(pa.float32()))
 
@@ -289,12 +293,12 @@ def _vector(value: Any, position: int) -> Any:
 
 
 def fitted(table: pa.Table, schema: pa.Schema, vector_column: str) -> pa.Table:
-    """`table` with exactly the columns of `schema`, cast to its types, and then `vector_column` as it is.
+    """`table` with exactly the columns of `schema`, cast to its types, followed by `vector_column` as it is.
 
     Columns that `table` lacks are null.
 
     Raises:
-        InvalidInputError: values that the columns cannot hold as they are, or nulls where they allow none.
+        InvalidInputError: a column cannot hold its values without change, or has nulls but allows none.
     """
     columns = [_column(table, field) for field in schema]
     has_vectors = vector_column in table.column_names
@@ -310,12 +314,14 @@ def require_columns(
     *,
     partial: bool = False,
 ) -> None:
-    """Raise InvalidInputError unless rows with columns `names` can be fitted.
+    """Raise InvalidInputError if rows with the columns `names` have unknown, repeated or missing columns.
 
     Args:
-        names: of the rows.
-        schema, vector_column, source_column: as for `tables_of`.
-        partial: whether any of the columns may be missing.
+        names: columns of the rows.
+        schema: as for `tables_with_all_columns`.
+        vector_column: as for `tables_with_all_columns`.
+        source_column: as for `tables_with_all_columns`.
+        partial: whether any column may be missing.
     """
     known = [*schema.names, vector_column]
     optional = [field.name for field in schema if field.nullable]

@@ -1,4 +1,4 @@
-"""SQL as LanceDB reads it: names and values, whatever characters they hold, and the tokens of any."""
+"""SQL in LanceDB's dialect: escaped identifiers and literals, and a tokenizer."""
 
 import dataclasses
 import re
@@ -35,33 +35,33 @@ def literal(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of SQL."""
+    """A token of SQL."""
 
     kind: Kind
-    """"text" is in single quotes, "double" in double ones, "name" in backticks; a "word" is in none, and is a
-    keyword or a name. An "other" is one character; a quote among these is never closed."""
+    """"text" is in single quotes, "double" in double quotes and "name" in backticks. A "word" is a keyword or
+    an unquoted name. An "other" is a single character; a quote among these is never closed."""
     written: str
-    """As it stands there."""
+    """The token as written, including quotes."""
 
     @property
     def value(self) -> str:
-        """What is within the quotes, if there are any."""
+        """The token without quotes, and with doubled quotes in it resolved."""
         if self.kind not in ("text", "double", "name"):
             return self.written
         quote = self.written[0]
         return self.written[1:-1].replace(quote * 2, quote)
 
     def is_word(self, *words: str) -> bool:
-        """Whether it is one of these keywords, given in capitals."""
+        """Whether the token is one of these keywords, given in capitals."""
         return self.kind == "word" and self.written.upper() in words
 
 
 def tokens_of(sql: str) -> Iterator[Token]:
-    """The tokens of a piece of SQL, which are all of it. A block comment that does not end is an "other"."""
+    """The tokens of `sql`, which together are all of it. A block comment without an end is an "other"."""
     place = 0
     while place < len(sql):
         match = _TOKEN.match(sql, place)
-        assert match is not None and match.lastgroup is not None, "any character is a token at least"
+        assert match is not None and match.lastgroup is not None, "any single character is a token"
         kind: Kind = match.lastgroup  # type: ignore[assignment]  # the groups are named after the kinds
         end = match.end()
         if match.group() == "/*":
@@ -73,7 +73,7 @@ def tokens_of(sql: str) -> Iterator[Token]:
 
 
 def _comment_end(sql: str, start: int) -> int:
-    """Where a block comment ends, others within it included; -1 if it does not."""
+    """Where a block comment, in which others may be nested, ends; -1 if it does not."""
     depth, place = 1, start
     while depth:
         match = _COMMENT_ENDS.search(sql, place)

@@ -1,6 +1,6 @@
-"""What a compressed table costs and how good its codes are, measured when asked.
+"""Statistics of a compressed table: sizes on disk and in memory, compression ratio, error, use of codewords.
 
-Shapes: M steps (code bytes), K codewords per step, V rows of a batch that have a vector.
+Shape legend: M steps (code bytes), K codewords per step, V rows of a batch that have a vector.
 """
 
 import dataclasses
@@ -26,36 +26,36 @@ class TableStats:
     rows: int
     """Rows in the table."""
     raw_rows: int
-    """Those that are not encoded yet and keep their raw vectors until then."""
+    """Rows that are not encoded yet and keep their raw vectors until then."""
     dim: int
-    """Components of a vector."""
+    """Dimension of the vectors."""
     raw_bytes: int
-    """What the vectors would take as float32: rows * dim * 4."""
+    """Size of the vectors as float32: rows * dim * 4."""
     disk_bytes: int
-    """Everything the table keeps on disk now: all columns, indexes, deletions, older versions."""
+    """Size of the whole table on disk: all columns, indexes, deletions, older versions."""
     code_disk_bytes: int
-    """What its code and partition columns take in the data files of the present version."""
+    """Size of its code and partition columns in the data files of the present version."""
     vector_disk_bytes: int
-    """What the raw vectors take there; 0 where none are kept."""
+    """Size of its raw vectors there; 0 if there are none."""
     bytes_per_vector: float
     """code_disk_bytes / rows; 0.0 for an empty table."""
     codec_bytes: int
-    """Size of the codecs that its rows need, kept once in the database for all tables that use them."""
+    """Size of the codecs that its rows need; the database has them once for all tables that use them."""
     bytes_per_vector_with_codec: float
     """(code_disk_bytes + codec_bytes) / rows; 0.0 for an empty table."""
     break_even_rows: int | None
-    """Rows from which codes and codec together take less than the raw vectors: codec_bytes over the
-    bytes saved per vector, rounded up. None where codes are not smaller, or there are none yet."""
+    """Number of rows from which codes and codec together are smaller than the raw vectors: codec_bytes over
+    the bytes saved per vector, rounded up. None if codes are not smaller, or there are none yet."""
     compression_ratio: float
     """raw_bytes / code_disk_bytes; 0.0 for an empty table."""
     mse_estimate: float | None
-    """Mean squared reconstruction error of the newest codec on held-out training rows; None without one."""
+    """Mean squared error of the newest codec on held-out training rows; None without a codec."""
     relative_mse: float | None
     """mse_estimate as a share of the variance of the training vectors."""
     codeword_utilisation: float
-    """Share of codewords that stored codes use, 0 to 1, averaged over the steps."""
+    """Share of codewords that stored codes use, from 0 to 1, averaged over the steps."""
     resident_bytes: int = 0
-    """Memory that codes and row ids of this table take in this process now."""
+    """Memory of this process that codes and row ids of the table take."""
 
     def __str__(self) -> str:
         lines = {
@@ -88,10 +88,10 @@ class TableStats:
 
 
 def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> TableStats:
-    """Measure `table` now: reads its codes once, in batches, and the sizes of its files.
+    """Measure `table`: reads its codes once, in batches, and the sizes of its files.
 
     Raises:
-        TableError: it has a code or partition id that none of its codecs has.
+        TableError: the table has a code or partition id that none of its codecs has.
     """
     rows = table.count_rows()
     raw_bytes = rows * codecs.dim * 4
@@ -122,12 +122,12 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
 
 
 def disk_bytes(table: LanceTable) -> int:
-    """Bytes of everything the table keeps on disk now, older versions included."""
+    """Size in bytes of the whole table on disk, including older versions."""
     return sum(int(batch["size_bytes"].to_numpy().sum()) for batch in table.to_lance().all_files())
 
 
 def column_bytes(table: LanceTable, names: Collection[str]) -> int:
-    """Bytes of these columns in the data files, rows deleted but not yet compacted included."""
+    """Size in bytes of these columns in the data files, including deleted rows that are not compacted yet."""
     dataset = table.to_lance()
     wanted = {field.id() for field in dataset.lance_schema.fields() if field.name() in names}
     sizes: Any = dataset.stats.data_stats().fields  # a list, annotated by pylance as one item
@@ -143,12 +143,12 @@ def _utilisation(
     for batch in table.search().select(list(columns.names)).to_batches(_SCAN_ROWS):
         codes, _ = columns.from_arrow(batch)
         codecs.check(codes)
-        used_MK[steps_M, codes.codes] = True  # (V, M) indexes: each code marks its step's codeword
+        used_MK[steps_M, codes.codes] = True  # (V, M) indexes, of one codeword in every step
     return float(used_MK.mean())
 
 
 def readable(size: int) -> str:
-    """Bytes in a unit that people read."""
+    """A number of bytes in a unit that suits its size."""
     if size < 10_000:
         return f"{size:,} bytes"
     for unit, scale in (("kB", 10**3), ("MB", 10**6), ("GB", 10**9)):

@@ -13,7 +13,7 @@ from rqmoe_store.arguments import is_text
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import is_gone
 from rqmoe_store.store import keys
-from rqmoe_store.store.columns import require_readable
+from rqmoe_store.store.columns import require_column_names
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.keys import column_names
 from rqmoe_store.store.lance import on_newest
@@ -83,7 +83,7 @@ def alter_columns(handle: Handle, *alterations: Mapping[str, Any]) -> None:
         _require_users(handle, [column])
         if column == handle.key and set(change) - {"path", "rename"}:
             raise InvalidInputError(f"Got {dict(change)!r} for the table's key; it can only be renamed.")
-        if "rename" in change and change["path"] in encoder.computed.values():
+        if "rename" in change and change["path"] in encoder.source_columns.values():
             raise InvalidInputError(
                 f"Got another name for column {column!r}, which vectors are computed from by that name."
             )
@@ -204,7 +204,7 @@ def _require_free(handle: Handle, names: Iterable[Any]) -> None:
     for name in names:
         if not isinstance(name, str) or name in handle.table.schema.names:
             raise InvalidInputError(f"Got {name!r} as the name of a column; expected one that is free.")
-        require_readable(pa.schema([pa.field(name, pa.null())]))
+        require_column_names(pa.schema([pa.field(name, pa.null())]))
 
 
 def _index_name(name: Any) -> str:

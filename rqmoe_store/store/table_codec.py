@@ -1,7 +1,8 @@
-"""Table codec: all codecs of a table, one per generation of rows, as if they were one.
+"""Table codec: all codecs of a table, one per generation of rows, behind the interface of one codec.
 
-Every generation has partition ids of its own, so a row's partition says which codec decodes it.
-Shapes: n codes, D components, Q queries, P partitions of all generations.
+Every generation has partition ids of its own, so the partition id of a row says which codec decodes it.
+
+Shape legend: n codes, D components, Q queries, P partitions of all generations.
 """
 
 import dataclasses
@@ -28,30 +29,30 @@ from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One codec of a table and the partition ids it owns."""
+    """One codec of a table and its partition ids."""
 
     metadata: GenerationMetadata
     first_partition: int
     load: Callable[[], Codec] = dataclasses.field(repr=False, compare=False)
-    """Gets the codec; asked once, when it is first needed."""
+    """Loads the codec; called once, when it is first needed."""
 
     @functools.cached_property
     def codec(self) -> Codec:
-        """The codec. The database may have lost that of a generation which no row is of any more.
+        """The codec. Once no row has a code of it, it may be missing from the database.
 
         Raises:
-            ArtifactError: it is not in the database, is damaged, or is not what the metadata describes.
+            ArtifactError: the codec is missing, damaged, or not what the metadata describes.
         """
         return self.load()
 
     @property
     def partitions(self) -> slice:
-        """Its places in arrays over all partitions."""
+        """Slice of arrays over all partitions."""
         return slice(self.first_partition, self.first_partition + self.metadata.num_partitions)
 
 
 def generations_of(metadata: TableMetadata, codecs: list[Codec]) -> list[Generation]:
-    """The generations of `metadata`, oldest first, with codecs that are at hand.
+    """The generations of `metadata`, oldest first, with codecs that are in memory.
 
     Raises:
         ArtifactError: a codec is not what the metadata describes.
@@ -59,20 +60,20 @@ def generations_of(metadata: TableMetadata, codecs: list[Codec]) -> list[Generat
     generations = []
     for each, first, codec in zip(metadata.generations, metadata.first_partitions[:-1], codecs, strict=True):
         require_match(codec, each, metadata)
-        generations.append(Generation(each, first, functools.partial(_itself, codec)))
+        generations.append(Generation(each, first, functools.partial(_identity, codec)))
     return generations
 
 
 def generations_in(db: DBConnection, metadata: TableMetadata) -> list[Generation]:
-    """The generations of `metadata`, oldest first, whose codecs the registry of `db` has."""
+    """The generations of `metadata`, oldest first, with codecs to load from the registry of `db`."""
     return [
-        Generation(each, first, functools.partial(_loaded, db, each, metadata))
+        Generation(each, first, functools.partial(_load, db, each, metadata))
         for each, first in zip(metadata.generations, metadata.first_partitions[:-1], strict=True)
     ]
 
 
 def generation_metadata(codec: Codec) -> GenerationMetadata:
-    """How the metadata of a table names a codec."""
+    """The entry for a codec in the metadata of a table."""
     return GenerationMetadata(codec.fingerprint, codec.num_partitions)
 
 
@@ -99,11 +100,11 @@ def require_match(codec: Codec, generation: GenerationMetadata, metadata: TableM
             )
 
 
-def _itself(codec: Codec) -> Codec:
+def _identity(codec: Codec) -> Codec:
     return codec
 
 
-def _loaded(db: DBConnection, generation: GenerationMetadata, metadata: TableMetadata) -> Codec:
+def _load(db: DBConnection, generation: GenerationMetadata, metadata: TableMetadata) -> Codec:
     codec = registry.load(db, generation.fingerprint)
     require_match(codec, generation, metadata)
     return codec
@@ -116,16 +117,16 @@ class TableCodec:
         """Wrap all generations of `metadata`; use `of` or `load` instead of calling this."""
         self.metadata = metadata
         self.num_partitions: int = metadata.first_partitions[-1]
-        """Partition ids of all generations together."""
+        """Number of partition ids of all generations together."""
         self.generations = tuple(generations)
         """Oldest first."""
 
     @classmethod
     def of(cls, metadata: TableMetadata, codecs: list[Codec]) -> "TableCodec":
-        """The codecs of all generations of `metadata`, oldest first, which are at hand.
+        """Wrap codecs of all generations of `metadata`, oldest first, that are in memory.
 
         Raises:
-            ArtifactError: they are not what the metadata describes.
+            ArtifactError: the codecs are not what the metadata describes.
         """
         return cls(metadata, generations_of(metadata, codecs))
 
@@ -133,10 +134,10 @@ class TableCodec:
     def load(
         cls, db: DBConnection, metadata: TableMetadata, known: "TableCodec | None" = None
     ) -> "TableCodec":
-        """The codecs that `metadata` names, from the registry of `db`, but for those that `known` has.
+        """Load the codecs that `metadata` names from the registry of `db`, except those that `known` has.
 
-        The newest one is loaded now, older ones when a row needs them: they may have been removed from the
-        registry since no row does.
+        The newest codec is loaded now. Older ones are loaded when a row needs them, since the registry may
+        have lost those that no row needs any more.
 
         Raises:
             ArtifactError: the newest is missing, damaged, or not what the metadata describes.
@@ -156,31 +157,31 @@ class TableCodec:
 
     @property
     def metric(self) -> Metric:
-        """The distance that all of them were trained for."""
+        """The metric that all codecs were trained for."""
         return self.metadata.config.metric
 
     @property
     def code_bytes(self) -> int:
-        """Bytes of a code."""
+        """Bytes of a code, M."""
         return self.metadata.config.code_bytes
 
     @property
     def newest(self) -> Codec | None:
-        """The codec that encodes; None in a table that has none yet."""
+        """The codec that encodes; None in a table without a codec."""
         return self.generations[-1].codec if self.generations else None
 
     @property
     def device(self) -> torch.device:
-        """Where the newest codec decodes."""
+        """Device of the newest codec."""
         return torch.device("cpu") if self.newest is None else self.newest.device
 
     @property
     def most_partitions(self) -> int:
-        """Partitions of the generation that has most."""
+        """Number of partitions of the generation that has most."""
         return max((each.metadata.num_partitions for each in self.generations), default=0)
 
     def encode(self, vectors_nD: Float32Array) -> Codes:
-        """Codes of checked vectors, by the newest codec.
+        """Encode checked vectors with the newest codec.
 
         Raises:
             TableError: the table has no codec yet.
@@ -192,10 +193,10 @@ class TableCodec:
         return Codes(codes.codes, codes.partitions + np.int32(newest.first_partition))
 
     def decode(self, codes: Codes) -> Float32Array:
-        """Reconstructions (n, D), float32, each by the codec that encoded it.
+        """Decode each code with the codec that encoded it, to float32 (n, D).
 
         Raises:
-            TableError: a code or partition that no codec of the table has.
+            TableError: no codec of the table has a code or partition id.
         """
         self.check(codes)
         if len(self.generations) == 1:
@@ -206,7 +207,7 @@ class TableCodec:
         return decoded_nD
 
     def check(self, codes: Codes) -> None:
-        """Raise TableError when a stored code is out of range: it would score as another codeword."""
+        """Raise TableError if a stored code is out of range; it would score as another codeword."""
         if len(codes) == 0:
             return
         try:
@@ -219,7 +220,7 @@ class TableCodec:
 
     def _check_each(self, codes: Codes) -> None:
         if codes.partitions.min() < 0 or codes.partitions.max() >= self.num_partitions:
-            check_codes(  # names the partition that none of them has
+            check_codes(  # names the partition id
                 codes,
                 num_steps=self.code_bytes,
                 codebook_size=256 if self.generations else 0,
@@ -238,9 +239,9 @@ class TableCodec:
     def probed(
         self, queries_QD: Float32Array, nprobes: int, generations: Sequence[Generation]
     ) -> npt.NDArray[np.bool_]:
-        """The partitions that checked queries consider, bool (Q, P): the nearest of every generation.
+        """The partitions that checked queries probe, bool (Q, P): the nearest `nprobes` of every generation.
 
-        Generations that are not among those given have no rows; their partitions all count as considered.
+        Generations that are not among those given have no rows; their partitions count as probed.
         """
         probed_QP = np.ones((len(queries_QD), self.num_partitions), dtype=bool)
         for generation in generations:
@@ -252,14 +253,14 @@ class TableCodec:
     def lookup_tables(
         self, queries_QD: Float32Array, generations: Sequence[Generation]
     ) -> Mapping[int, LookupTables]:
-        """Look-up tables of checked queries for some of the generations, by their first partition."""
+        """First partition of a generation -> look-up tables of checked queries for it."""
         if not generations:
             return {}
         units = shared_score_units([each.codec.framed(queries_QD) for each in generations])
         return {each.first_partition: each.codec.lookup_tables(queries_QD, units) for each in generations}
 
     def _by_generation(self, codes: Codes) -> "list[tuple[Generation, Any]]":
-        """The generations that some of the codes are of, and an index of these codes."""
+        """Each generation that has any of the codes, and the index of its codes."""
         if len(self.generations) == 1:
             return [(self.generations[0], slice(None))]
         firsts = [generation.first_partition for generation in self.generations]
@@ -272,7 +273,7 @@ class TableCodec:
 
 
 def codecs_of(table: LanceTable, known: TableCodec) -> TableCodec:
-    """The codecs of the version that `table` is at, given those of some version. Raises as `load`."""
+    """The codecs of the version that `table` is at; loads those that `known` lacks. Raises as `load`."""
     metadata = TableMetadata.read(table.schema, table.name)
     return (
         known
@@ -282,25 +283,27 @@ def codecs_of(table: LanceTable, known: TableCodec) -> TableCodec:
 
 
 def metadata_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMetadata:
-    """The metadata of a table whose `vector_column` is kept as codes of one codec, and raw as said."""
+    """The metadata of a table with one codec."""
     return TableMetadata(
         vector_column=vector_column,
         dim=codec.dim,
         keep_vectors=keep_vectors,
-        # Left open as they may have been: a codec trained later will be for other rows.
+        # Open again, as they may have been: a codec trained later will be for other rows.
         config=dataclasses.replace(codec.config, num_partitions=None, hidden_dim=None, expert_dim=None),
         generations=(generation_metadata(codec),),
     )
 
 
 def _local(codes: Codes, generation: Generation) -> Codes:
-    """Codes with partition ids as their codec counts them."""
+    """Codes with the partition ids of their codec, which begin at 0."""
     return Codes(codes.codes, codes.partitions - np.int32(generation.first_partition))
 
 
 def _decoded(codec: Codec, codes: Codes) -> Float32Array:
-    """Reconstructions that do not depend on how many there are: the product of a matrix with a single row may
-    be rounded otherwise than that with several."""
+    """Decode so that results do not depend on the number of codes.
+
+    A matrix product with a single row may be rounded differently from one with several rows.
+    """
     if len(codes) == 1:
         return codec.decode(codes[np.zeros(2, np.int64)])[:1]
     return codec.decode(codes)

@@ -1,9 +1,10 @@
-"""Conditions made from values: on plain columns and in JSON columns, escaped.
+"""SQL conditions built from Python values, escaped: on plain columns and on fields of JSON columns.
 
-Lance's functions are used as follows. `json_get` finds a field whatever characters its name has, and
-`json_extract(..., '$')` gives its compact JSON text, from which one tells its type. Those that return values
-of one type fail on others, and so are only given fields of that type: by a CASE over the JSON itself, since
-one over conditions is turned into AND and OR, which do not guard.
+Conditions on JSON fields use Lance's functions as follows. `json_get` finds a field whose name has any
+characters. `json_extract(..., '$')` returns the compact JSON text of a field, which shows its type. Functions
+that return values of one type fail on fields of other types, so they only get fields of their type, selected
+by a CASE that returns JSON. A CASE that returns conditions would not do: the planner turns it into AND and
+OR, which evaluate both sides.
 """
 
 import dataclasses
@@ -23,26 +24,28 @@ from rqmoe_store.store.sql import literal, quoted
 Value = str | bool | int | float
 
 ALWAYS = "(true)"
-"""The condition that every row meets."""
+"""Condition that every row meets."""
 NEVER = "(false)"
-"""The condition that no row meets."""
+"""Condition that no row meets."""
+_EXACT = 2**53
+"""Integers from this on may have no exact double."""
 
 
 @translates_errors
 def column_condition(column: str, values: Iterable[Value]) -> str:
-    """The SQL condition that a column of texts, numbers or bools is one of these values.
+    """SQL condition that a column of texts, numbers or bools has one of these values.
 
-    It is in parentheses, and false where the column is null: `f"NOT {condition}"` and `f"{a} AND {b}"` mean
-    what they say. Scalar indexes are used for it.
+    The condition is in parentheses, and false where the column is null, so that `f"NOT {condition}"` and
+    `f"{a} AND {b}"` are correct. It can use scalar indexes.
 
     Args:
         column: name of the column, with any characters.
-        values: all texts, all numbers, or all bools, with any characters; none for a condition that no row
-            meets. Dates, times and UUIDs are texts here, see `as_json_value`.
+        values: texts (with any characters), numbers or bools, all of one kind; an empty list gives a
+            condition that no row meets. Dates, times and UUIDs count as texts, see `as_json_value`.
 
     Raises:
-        InvalidInputError: a name that is no text; values of several kinds or another one, None, NaN or
-            infinite ones, integers beyond 64 bits.
+        InvalidInputError: the name is not a text; the values are of several kinds or of another kind, or
+            include None, NaN, infinity or integers beyond 64 bits.
     """
     listed = plain_values(values, "column_condition")
     kinds = {_kind(value) for value in listed}
@@ -59,15 +62,15 @@ def column_condition(column: str, values: Iterable[Value]) -> str:
 
 @translates_errors
 def all_of(conditions: Iterable[str]) -> str:
-    """The condition that all of these hold, in parentheses as those of `json_field` and `column_condition`.
+    """SQL condition that all of these conditions hold, in parentheses.
 
-    Of none it is one that every row meets, and the same where all of the conditions are such, as what is made
-    of empty lists may be; so one can tell a filter that says nothing before deleting by it:
+    For an empty list, or if every row meets each of the conditions, it is a fixed condition that every row
+    meets. A filter that restricts nothing can thus be recognized before rows are deleted by it:
 
         if condition == rqmoe_store.all_of([]): ...  # would delete everything
 
     Raises:
-        InvalidInputError: conditions that are no list of SQL texts.
+        InvalidInputError: `conditions` is not a list of SQL texts.
     """
     terms = [condition for condition in _texts(conditions) if condition != ALWAYS]
     if NEVER in terms:
@@ -77,7 +80,7 @@ def all_of(conditions: Iterable[str]) -> str:
 
 @translates_errors
 def any_of(conditions: Iterable[str]) -> str:
-    """The condition that at least one of these holds, otherwise as `all_of`; of none, never."""
+    """SQL condition that at least one of these conditions holds, as `all_of`; never for an empty list."""
     terms = [condition for condition in _texts(conditions) if condition != NEVER]
     if ALWAYS in terms:
         return ALWAYS
@@ -86,10 +89,10 @@ def any_of(conditions: Iterable[str]) -> str:
 
 @translates_errors
 def none_of(conditions: Iterable[str]) -> str:
-    """The condition that none of these holds, otherwise as `all_of`; of none, always.
+    """SQL condition that none of these conditions holds, as `all_of`; always for an empty list.
 
-    Of a condition that is null for a row it is null as well, which finds no row; those of `json_field` and
-    `column_condition` never are.
+    Where one of the conditions is null and none is true, the result is null, too, and does not match the row.
+    Conditions of `json_field` and `column_condition` are never null.
     """
     found = any_of(conditions)
     return {ALWAYS: NEVER, NEVER: ALWAYS}.get(found, f"(NOT {found})")
@@ -111,49 +114,49 @@ def value_literal(value: Value) -> str:
 
 @translates_errors
 def as_json_value(value: Any) -> Any:
-    """A single value as JSON keeps it, in rows and in conditions alike.
+    """A single value as JSON represents it, in rows and in conditions alike.
 
-    Numbers, bools and texts of numpy become Python's, with the same value. A date, time, datetime
-    (`datetime64` and pandas' `Timestamp` too) or UUID becomes its text: `isoformat()`, `str(value)`. Anything
-    else comes back as it is, also what JSON has no words for, such as NaN, NaT or a Decimal.
+    Numbers, bools and texts of NumPy become the same values of Python. A date, time, datetime (including
+    `datetime64` and pandas' `Timestamp`) or UUID becomes its text: `isoformat()` or `str(value)`. Any other
+    value is returned as it is, including those that JSON cannot represent, such as NaN, NaT or a Decimal.
     """
     if isinstance(value, np.generic):
-        value = _of_numpy(value)
+        value = _python_value(value)
     if isinstance(value, datetime.date | datetime.time):
         text = value.isoformat()
         return value if text == "NaT" else text
     return str(value) if isinstance(value, uuid.UUID) else value
 
 
-def _of_numpy(value: np.generic) -> Any:
-    """Python's value that is the same; `value` itself where there is none."""
+def _python_value(value: np.generic) -> Any:
+    """The Python value that equals a NumPy value; `value` itself if there is none."""
     if isinstance(value, np.datetime64):
-        moment = value.astype("datetime64[us]")  # what Python's have; more would be cut off
+        moment = value.astype("datetime64[us]")  # the precision of Python's; more would be truncated
         same = bool(moment.astype(value.dtype) == value) and not isinstance(value.item(), datetime.date)
         plain = moment.item() if same else value.item()
         return plain if isinstance(plain, datetime.date) else value
     if isinstance(value, np.longdouble | np.timedelta64):
-        return value  # which are wider than a float, and no integers
+        return value  # wider than a float, and not integers
     return value.item() if isinstance(value, np.integer | np.floating | np.bool_ | np.str_) else value
 
 
 def plain_values(values: Iterable[Any], called: str) -> list[Value]:
-    """All of the values, checked by `plain_value`; a single text is refused as well."""
+    """All values, checked by `plain_value`; raises for a single text, too."""
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidInputError(f"Got {values!r} as the values of {called}; expected a list of values.")
     return [plain_value(value, called) for value in values]
 
 
 def plain_value(value: Any, called: str) -> Value:
-    """A text, bool, int or float as Python has it, by `as_json_value`; not one of a type derived from these.
+    """A value, converted by `as_json_value`, as exactly one of Python's str, bool, int and float.
 
     Args:
-        value: from the user.
-        called: what it is for, in messages.
+        value: value from the user.
+        called: what the value is for, in messages.
 
     Raises:
-        InvalidInputError: None, NaN or infinite, an integer beyond 64 bits, text that is not Unicode, or of
-            another type.
+        InvalidInputError: the value is None, NaN or infinite, an integer beyond 64 bits, text that is not
+            valid Unicode, or of another type.
     """
     value = as_json_value(value)
     if value is None:
@@ -177,14 +180,14 @@ def plain_value(value: Any, called: str) -> Value:
 
 
 def require_name(name: Any) -> str:
-    """The name of a column or field; raises InvalidInputError unless it can be one."""
+    """Return the name of a column or field; raise InvalidInputError unless it is a text."""
     if not isinstance(name, str) or not _is_unicode(name):
         raise InvalidInputError(f"Got {name!r} as the name of a column or field; expected a text.")
     return name
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether `text` has no lone surrogates, which no SQL can hold."""
+    """Whether `text` has no lone surrogates, which SQL cannot have."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -194,23 +197,20 @@ def _kind(value: Value) -> str:
     return "texts" if isinstance(value, str) else "numbers"
 
 
-_EXACT = 2**53
-"""Integers below this are doubles as well."""
-
-
 @translates_errors
 def json_field(column: str, *path: str) -> "JsonField":
-    """A field of a JSON column, for conditions on it.
+    """A field of a JSON column, to build conditions on.
 
         author = json_field("metadata", "author")
         store.search(vector).where(f"{author.eq('Ann')} AND NOT {author.is_null()}")
 
     Args:
-        column: name of a column of Arrow type `pa.json_()`, which is checked when the condition is used.
-        path: the field's name; more than one reach into nested objects. Any characters, no path syntax.
+        column: name of a column of Arrow type `pa.json_()`; the type is checked when the condition is used.
+        path: name of the field; several names for a field of nested objects. Names may have any characters,
+            which have no special meaning.
 
     Raises:
-        InvalidInputError: no name, or one that is no text.
+        InvalidInputError: there is no name, or a name is not a text.
     """
     if not path:
         raise InvalidInputError(
@@ -222,64 +222,65 @@ def json_field(column: str, *path: str) -> "JsonField":
 
 @dataclasses.dataclass(frozen=True)
 class JsonField(TranslatesErrors):
-    """A field of a JSON column; made by `json_field`.
+    """A field of a JSON column; created by `json_field`.
 
-    Every method returns an SQL condition in parentheses that is true or false for every row, and never null:
-    `f"NOT {a}"`, `f"{a} AND {b}"` and `f"{a} OR {b}"` mean what they say. Where the field is missing, or of
-    another type than the value, all are false but `ne`, `is_null` and `is_empty`. Types are told apart: "10"
-    is not 10, 1 is not true; 10 and 10.0 are one number.
+    Every method returns an SQL condition in parentheses that is true or false for every row, and never null,
+    so that `f"NOT {a}"`, `f"{a} AND {b}"` and `f"{a} OR {b}"` are correct. Where the field is missing, or has
+    another type than the value, all conditions are false except those of `ne`, `is_null` and `is_empty`.
+    Values of different types are different: "10" is not 10, and 1 is not true; but 10 and 10.0 are the same
+    number.
 
-    Values are texts, bools, integers of 64 bits and finite floats, also numpy's; dates, times and UUIDs,
-    which stand for their text (`as_json_value`); InvalidInputError is raised for others.
+    Values are texts, bools, 64-bit integers and finite floats, of Python or NumPy, and dates, times and
+    UUIDs, which stand for their text (`as_json_value`). Other values raise InvalidInputError.
     """
 
     column: str
     path: tuple[str, ...]
 
     def eq(self, value: Value) -> str:
-        """The field is this text, number or bool."""
+        """The field equals this text, number or bool."""
         return _two_valued(self._equals(plain_value(value, "eq")))
 
     def ne(self, value: Value) -> str:
-        """The field is missing or anything else than this text, number or bool."""
+        """The field is missing, or does not equal this text, number or bool."""
         return f"(NOT {_two_valued(self._equals(plain_value(value, 'ne')))})"
 
     def lt(self, value: str | int | float) -> str:
-        """The field is a number below this one, or a text before this one in the order of code points."""
+        """The field is a smaller number, or a text that precedes this one in the order of code points."""
         return self._compared("<", value)
 
     def lte(self, value: str | int | float) -> str:
-        """As `lt`, or the same."""
+        """As `lt`, or the field equals the value."""
         return self._compared("<=", value)
 
     def gt(self, value: str | int | float) -> str:
-        """The field is a number above this one, or a text after this one in the order of code points."""
+        """The field is a larger number, or a text that follows this one in the order of code points."""
         return self._compared(">", value)
 
     def gte(self, value: str | int | float) -> str:
-        """As `gt`, or the same."""
+        """As `gt`, or the field equals the value."""
         return self._compared(">=", value)
 
     def isin(self, values: Iterable[Value]) -> str:
-        """The field is one of these texts, numbers and bools; of none, never."""
+        """The field equals one of these texts, numbers and bools; never for an empty list."""
         listed = list(dict.fromkeys(_typed(value) for value in plain_values(values, "isin")))
-        # A list for each way to compare, not a condition for each value, whose time would grow with them.
+        # One list per kind of comparison: with a condition per value, time would grow with their number.
         groups: dict[str, list[Any]] = {"text": [], "bool": [], "double": [], "integer": []}
         for kind, value in listed:
             groups[kind].append(value)
         return any_of(_two_valued(self._one_of(kind, group)) for kind, group in groups.items() if group)
 
     def contains(self, value: Value) -> str:
-        """The field is a list, and this text, number or bool is one of its elements.
+        """The field is a list that has this text, number or bool as an element.
 
-        2.0**64 alone is also found in lists that have integers less than 1024 below it.
+        One value is inexact: 2.0**64 is also found in lists with integers less than 1024 below it.
         """
         value = plain_value(value, "contains")
         elements = f"CASE WHEN {self._text} LIKE '[%' THEN {self._json} END"
         if isinstance(value, str):
             element = literal(json.dumps(value, ensure_ascii=False))
             return _two_valued(f"json_array_contains({elements}, '$', {element})")
-        # Lists in the list are found, too, if they have the value; so are there other elements than lists?
+        # The path also finds nested lists that have the value, so compare with what it finds among lists.
         found = _element_condition(value)
         any_kind, lists = (literal(f"$[*] ? ({found}{more})") for more in ("", " && exists(@[0])"))
         return _two_valued(
@@ -287,7 +288,7 @@ class JsonField(TranslatesErrors):
         )
 
     def has_text(self, part: str, *, ignore_case: bool = False) -> str:
-        """The field is a text that has this one in it, as it is written, or in whatever case."""
+        """The field is a text that contains this one; in any case of letters with `ignore_case`."""
         text = plain_value(part, "has_text")
         if not isinstance(text, str):
             raise InvalidInputError(f"Got has_text({part!r}); expected a text.")
@@ -296,15 +297,15 @@ class JsonField(TranslatesErrors):
         return _two_valued(f"strpos({searched}, {found}) > 0")
 
     def exists(self) -> str:
-        """The field is there, whatever it is, null included."""
+        """The field exists; its value may be null."""
         return f"({self._json} IS NOT NULL)"
 
     def is_null(self) -> str:
-        """The field is missing, or null."""
+        """The field is missing or null."""
         return f"(coalesce({self._text}, 'null') = 'null')"
 
     def is_empty(self) -> str:
-        """The field is missing or null, or a text or list with nothing in it."""
+        """The field is missing, null, an empty text or an empty list."""
         return f"(coalesce({self._text}, 'null') IN ('null', '\"\"', '[]'))"
 
     @property
@@ -317,7 +318,7 @@ class JsonField(TranslatesErrors):
 
     @property
     def _json(self) -> str:
-        """The field, in Lance's binary JSON; null where it is missing."""
+        """The field in Lance's binary JSON; null where it is missing."""
         return f"json_get({self._parent}, {literal(self.path[-1])})"
 
     @property
@@ -327,7 +328,7 @@ class JsonField(TranslatesErrors):
 
     @property
     def _string(self) -> str:
-        """The field as text where it is one, else null."""
+        """The field where it is a text, else null."""
         parent = f"CASE WHEN {self._text} LIKE '\"%' THEN {self._parent} END"
         return f"json_get_string({parent}, {literal(self.path[-1])})"
 
@@ -354,7 +355,7 @@ class JsonField(TranslatesErrors):
         return self._comparison("=", value)
 
     def _one_of(self, kind: str, values: list[Any]) -> str:
-        """That the field is one of values of one kind of `_typed`; null where it is of another type."""
+        """Condition that the field is one of values of one kind of `_typed`; null for other types."""
         if kind == "text":
             return f"{self._string} IN ({', '.join(map(literal, values))})"
         if kind == "bool":
@@ -374,7 +375,10 @@ class JsonField(TranslatesErrors):
 
 
 def _typed(value: Value) -> tuple[str, Value]:
-    """A checked value, and what it is compared as; numbers that are the same are so here."""
+    """How a checked value is compared, and the value in the type of that comparison.
+
+    Numbers that are equal have equal results.
+    """
     if isinstance(value, str):
         return "text", value
     if isinstance(value, bool):
@@ -383,7 +387,7 @@ def _typed(value: Value) -> tuple[str, Value]:
 
 
 def _needs_digits(value: int | float) -> bool:
-    """Whether, as doubles, other integers of the field are the same as this number."""
+    """Whether other integers become the same double as this number."""
     return _EXACT <= abs(value) <= 2**64
 
 
@@ -400,7 +404,7 @@ def _two_valued(condition: str) -> str:
 
 
 def _object(found: str, name: str) -> str:
-    """Binary JSON, but null for lists where `name` could be a place in one."""
+    """Binary JSON, or null for a list if `name` could be an index of it."""
     if not name.lstrip("+-").isdecimal():
         return found
     return f"CASE WHEN json_extract({found}, '$') LIKE '{{%' THEN {found} END"
@@ -416,12 +420,12 @@ def _element_condition(value: bool | int | float) -> str:
         return f"@ == {_path_number(value)}"
     if int(float(value)) == value:
         return f"@ == {value}"
-    # A float of the list would be compared with the double nearest to this integer; which is not among these.
+    # Floats of the list are compared with the double nearest to this integer; the bounds exclude them.
     above = f" && @ < {value + 1}" if value + 1 < 2**64 else ""
     return f"@ == {value} && @ > {value - 1}{above}"
 
 
 def _path_number(value: float) -> str:
-    """A float as Lance's JSON paths can read it: their numbers that begin with digits are integers."""
+    """A float as Lance's JSON paths can read it; there, numbers that begin with a digit are integers."""
     digits, exponent = f"{abs(value):.17e}".split("e")
     return f"{'-' if value < 0 else ''}.{digits.replace('.', '')}e{int(exponent) + 1}"

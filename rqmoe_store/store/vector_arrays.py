@@ -1,6 +1,6 @@
-"""Vectors out of Arrow columns, checked, with offending rows named by their position in the table.
+"""Read vectors from Arrow columns and check them; messages name bad rows by their position.
 
-Shapes: N rows, V of them with a vector, F of those with the right dimension D.
+Shape legend: N rows, V of them with a vector, F of these with the right dimension D, W replaced rows.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ BATCH_BYTES = 32 * 2**20
 
 
 def rows_per_batch(dim: int) -> int:
-    """Rows whose float32 vectors fill about 32 MB: what is held in memory at a time."""
+    """Number of rows to hold in memory at a time: their float32 vectors take about 32 MB."""
     return int(np.clip(BATCH_BYTES // (4 * dim), 256, 16_384))
 
 
 def is_vector_type(data_type: pa.DataType) -> bool:
-    """Whether `data_type` is a list (fixed or variable) of numbers, or a tensor of one dimension."""
+    """Whether `data_type` is a list of numbers, of fixed or variable length, or a one-dimensional tensor."""
     if isinstance(data_type, pa.FixedShapeTensorType) and len(data_type.shape) != 1:
         return False
     data_type = getattr(data_type, "storage_type", data_type)
@@ -33,32 +33,32 @@ def is_vector_type(data_type: pa.DataType) -> bool:
 
 
 def fixed_length(data_type: pa.DataType) -> int | None:
-    """Components of all vectors of a type that `is_vector_type` accepts; None for lists of any length."""
+    """Dimension of vectors of a type that `is_vector_type` accepts; None for lists of variable length."""
     data_type = getattr(data_type, "storage_type", data_type)
     return int(data_type.list_size) if pa.types.is_fixed_size_list(data_type) else None
 
 
 def plain_vectors(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """A column of vectors as one array of lists, whatever was around them: a tensor's type, or views.
+    """A column of vectors as one array of lists, without tensor types or list views.
 
-    What is no column of vectors stays as it is.
+    A column of another type remains as it is.
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not is_vector_type(array.type):
         return array
     array = getattr(array, "storage", array)
     if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
-        # Not by Arrow's own cast, of which version 26 makes lists without an end.
+        # Arrow's own cast makes lists without an end in version 26.
         return cast_array(array, pa.large_list(array.type.value_field), "")
     return array
 
 
 def require_vector_column(schema: pa.Schema, column: str, dim: int) -> None:
-    """Raise unless `column` of `schema` can hold vectors of `dim` components.
+    """Raise unless `column` of `schema` can hold vectors of dimension `dim`.
 
     Raises:
-        TableError: no such column, or it is no list of numbers.
-        InvalidInputError: a fixed-size list of another length.
+        TableError: there is no such column, or it does not have lists of numbers.
+        InvalidInputError: its lists have another fixed length.
     """
     if column not in schema.names:
         vectors = [field.name for field in schema if is_vector_type(field.type)]
@@ -81,19 +81,19 @@ def require_vector_column(schema: pa.Schema, column: str, dim: int) -> None:
 def read_vectors(
     column: pa.ChunkedArray | pa.Array, *, dim: int, metric: str, first_row: int
 ) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
-    """The vectors of `column` and which rows have one.
+    """Read the vectors of `column`.
 
     Args:
         column: N rows of a type that `is_vector_type` accepts.
-        dim: components every vector must have.
-        metric: under "cosine" zero vectors are refused.
+        dim: dimension that every vector must have.
+        metric: metric of the table; under "cosine" zero vectors raise.
         first_row: position of the first row, for messages.
 
     Returns:
-        float32 (V, D) and bool (N,), the latter False where the vector is null.
+        The vectors, float32 (V, D), and which rows have one, bool (N,).
 
     Raises:
-        InvalidInputError: another dimension, a missing, NaN or infinite component, or a zero vector
+        InvalidInputError: a vector has another dimension, a missing, NaN or infinite component, or is zero
             under "cosine"; rows are named by position.
     """
     array, valid_N = _present(column)
@@ -104,7 +104,7 @@ def read_vectors(
 
 
 def unusable_vectors(column: pa.ChunkedArray | pa.Array, *, dim: int, metric: str) -> dict[int, str]:
-    """What is wrong with the rows that `read_vectors` refuses, by position; arguments as there."""
+    """Position of a row for which `read_vectors` raises -> what is wrong with its vector."""
     array, valid_N = _present(column)
     rows_V = np.flatnonzero(valid_N)
     found: dict[int, str] = {}
@@ -123,7 +123,7 @@ def _present(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, npt.NDArray[
 def _screened(
     array: pa.Array, dim: int, metric: str
 ) -> tuple[Float32Array, dict[str, npt.NDArray[np.bool_]]]:
-    """Those of V vectors that have `dim` components, and per problem which of the V do not have it."""
+    """The F of V vectors that have dimension `dim`, and problem -> which of the V vectors do not have it."""
     fits_V = _lengths(array) == dim
     vectors_FD = _components(array if fits_V.all() else array.filter(pa.array(fits_V))).reshape(-1, dim)
     problems = {
@@ -145,9 +145,16 @@ def _spread(good_F: npt.NDArray[np.bool_], fits_V: npt.NDArray[np.bool_]) -> npt
 
 
 def dense_vectors(column: pa.Array, dim: int) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
-    """Vectors of any lengths cut, or followed by NaN, to (N, `dim`), and which of them had that length.
+    """The vectors of `column`, of any lengths, truncated or padded with NaN to (N, `dim`).
 
-    Nulls, and components that are missing, are NaN. `column` is as for `read_vectors`.
+    Nulls and missing components become NaN.
+
+    Args:
+        column: as for `read_vectors`.
+        dim: dimension of the result.
+
+    Returns:
+        The vectors, and which rows had a vector of dimension `dim`.
     """
     array = plain_vectors(column)
     valid_N = array.is_valid().to_numpy(zero_copy_only=False)
@@ -162,7 +169,7 @@ def dense_vectors(column: pa.Array, dim: int) -> tuple[Float32Array, npt.NDArray
 
 
 def with_replaced(array: pa.Array, places_W: npt.NDArray[np.int64], values: pa.Array) -> pa.Array:
-    """`array` with `values`, of the same type, at some of its places."""
+    """`array` with the values at W of its places replaced by `values`, of the same type."""
     taken_N = np.arange(len(array))
     taken_N[places_W] = len(array) + np.arange(len(values))
     return pa.concat_arrays([array, values]).take(pa.array(taken_N))
@@ -176,14 +183,14 @@ def _lengths(array: pa.Array) -> npt.NDArray[Any]:
 
 
 def _components(array: pa.Array) -> Float32Array:
-    # Unsafe: a float64 beyond float32 becomes inf, which is then reported with its row.
+    # An unsafe cast turns a float64 beyond float32 into inf, which is then reported with its row.
     values = array.flatten().cast(pa.float32(), safe=False)
-    # A copy: Arrow's memory is read-only, which torch warns about.
+    # A copy, because torch warns about Arrow's read-only memory.
     return np.array(values.to_numpy(zero_copy_only=False), dtype=np.float32)
 
 
 def require_rows(rows_V: npt.NDArray[np.int64], good_V: npt.NDArray[np.bool_], problem: str) -> None:
-    """Raise InvalidInputError with the `problem` of those of the rows that are not good."""
+    """Raise InvalidInputError with the `problem` and the rows that are not good, if there are any."""
     bad = rows_V[~good_V]
     if len(bad) == 0:
         return

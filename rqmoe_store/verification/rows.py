@@ -155,8 +155,10 @@ def verify_codecs(
 
 
 def _find_damaged_copies(db: DBConnection, codec: Codec, findings: Findings) -> None:
-    table = registry.opened(db)
-    copies = [] if table is None else registry.stored(table, registry.is_codec(codec.fingerprint))
+    table = registry.open_registry(db)
+    copies = (
+        [] if table is None else registry.stored_artifacts(table, registry.codec_condition(codec.fingerprint))
+    )
     damaged = len(copies) - copies.count(codec.to_artifact())
     if damaged:
         findings.advice.append(
@@ -168,13 +170,15 @@ def _find_damaged_copies(db: DBConnection, codec: Codec, findings: Findings) -> 
 def find_unused_codecs(db: DBConnection, findings: Findings) -> None:
     """Record the codecs in the registry of `db` that no version of any table needs."""
     try:
-        table = registry.opened(db)
+        table = registry.open_registry(db)
         if table is None:
             return
         saved = registry.saved_at(table)
         unused = unused_codecs(db, saved, datetime.datetime.now(datetime.UTC) - GRACE)
         sizes = [
-            len(each.weights) for name in unused for each in registry.stored(table, registry.is_codec(name))
+            len(each.weights)
+            for name in unused
+            for each in registry.stored_artifacts(table, registry.codec_condition(name))
         ]
     except (ArtifactError, TableError) as error:
         findings.advice.append(f"cannot tell which codecs the database keeps for nothing: {error}")

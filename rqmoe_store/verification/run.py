@@ -176,7 +176,7 @@ class _Verification:
             self._findings.advice.append(f"{counts.raw:,} rows have no code yet; optimize() encodes them")
         if counts.older:
             self._findings.advice.append(
-                f"{counts.older:,} rows are of an older codec; optimize() encodes them anew"
+                f"{counts.older:,} rows are of an older codec; optimize() encodes them again"
             )
 
 

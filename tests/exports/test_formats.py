@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.exports.formats import describe, replace_atomically, size_of
+from rqmoe_store.exports import describe, replace_atomically, size_of
 
 KINDS = ["nothing", "file", "exported", "empty folder"]
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rqmoe_store import exports
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
-from rqmoe_store.exports import formats
 from rqmoe_store.store import registry, vector_arrays
 from rqmoe_store.tables import create_table, open_table
 
@@ -86,7 +86,7 @@ def names(folder):
 
 @pytest.mark.parametrize("single", [True, False])
 def test_parquet(store, tmp_path, monkeypatch, single):
-    monkeypatch.setattr(formats, "ROWS_PER_FILE", 40)
+    monkeypatch.setattr(exports, "ROWS_PER_FILE", 40)
     path = tmp_path / ("out.parquet" if single else "out")
     report = store.export(path, progress=False)
     assert (report.rows, report.coded, report.raw, report.empty) == (139, 119, 19, 1)
@@ -136,7 +136,7 @@ numpy.savez(f"{folder}.npz", **made)
 
 
 def test_codes_are_used_without_lancedb(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "ROWS_PER_FILE", 40)
+    monkeypatch.setattr(exports, "ROWS_PER_FILE", 40)
     assert exported(store, tmp_path, "codes").rows == 139
     run = subprocess.run([sys.executable, "-c", USED, tmp_path / "out"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -284,7 +284,7 @@ def test_nothing_is_left_of_an_export_that_fails(store, tmp_path, monkeypatch, f
         exported(store, tmp_path, format)
     before = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("out*")}
     rows = 0
-    write = formats.FORMATS[format].write
+    write = exports.FORMATS[format].write
 
     def interrupted(self, batch):
         nonlocal rows
@@ -293,7 +293,7 @@ def test_nothing_is_left_of_an_export_that_fails(store, tmp_path, monkeypatch, f
             raise KeyboardInterrupt
         return write(self, batch)
 
-    monkeypatch.setattr(formats.FORMATS[format], "write", interrupted)
+    monkeypatch.setattr(exports.FORMATS[format], "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         exported(store, tmp_path, format, overwrite=overwrite)
     assert {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("out*")} == before

@@ -81,7 +81,7 @@ class Create(Operation):
     name = "create_table"
 
     def prepare(self, folder: Path) -> None:
-        registry.open_or_create(database(folder))
+        registry.open_or_create_registry(database(folder))
 
     def begin(self, folder: Path) -> Any:
         return database(folder)
@@ -215,6 +215,6 @@ class Optimize(Operation):
         if calls == 2:
             return  # rows were added last
         assert_all_coded(folder, generations=2)
-        kept = registry.opened(database(folder))
+        kept = registry.open_registry(database(folder))
         newest = open_table(database(folder), TABLE).codec
         assert kept is not None and list(registry.saved_at(kept)) == [newest.fingerprint]

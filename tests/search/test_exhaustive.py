@@ -5,7 +5,7 @@ import pytest
 from brute_force import plain_distances
 
 from rqmoe_store.search import rerank
-from rqmoe_store.search.rerank import nearest_of_all
+from rqmoe_store.search.rerank import exhaustive_search
 from rqmoe_store.search.segments import CodeBatch, concatenated
 
 
@@ -23,7 +23,7 @@ def test_it_finds_what_plain_numpy_finds(worlds, metric, components, monkeypatch
     wanted = plain_distances(metric, queries[:, None], world.codec.decode(rows.codes)[None])
     for excluded in (None, own_Q):
         batches = [rows[:33], rows[33:33], rows[33:]]
-        found = nearest_of_all(
+        found = exhaustive_search(
             world.store.codecs, queries, batches, 12, excluded_Q=excluded, advance=seen.append
         )
         for query, nearest in enumerate(found):
@@ -40,7 +40,7 @@ def test_it_finds_what_plain_numpy_finds(worlds, metric, components, monkeypatch
 def test_fewer_rows_than_wanted(world) -> None:
     rows = all_rows(world)[:3]
     queries = world.vectors[:2]
-    found = nearest_of_all(
+    found = exhaustive_search(
         world.store.codecs, queries, [rows], 10, excluded_Q=rows.row_ids_N[:2], advance=lambda _: None
     )
     assert [len(nearest) for nearest in found] == [2, 2]

@@ -20,8 +20,8 @@ from word_embedding import WORDS
 import rqmoe_store as rqs
 from rqmoe_store.async_table import AsyncCompressedQuery
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search import execution, scan, tensor_scan
-from rqmoe_store.search.ranking import first_open, in_stages
+from rqmoe_store.search import execution, scan
+from rqmoe_store.search.ranking import first_open, rank_in_stages
 from rqmoe_store.search.shards import Shard
 from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.metadata import TunedSearch
@@ -76,7 +76,7 @@ class Sources:
 
 
 def on_tensors(selection, tables, probed, sides, size, device):
-    return tensor_scan.nearest_on(torch.device("cpu"), selection, tables, probed, sides, size)
+    return scan.nearest_on(torch.device("cpu"), selection, tables, probed, sides, size)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_pages_are_those_of_one_ranking(
             patch.setattr(execution, "_MANY_ROWS", 0)
         if source == "tensors":
             patch.setattr(scan, "_parts", on_tensors)
-            patch.setattr(tensor_scan, "_copies", weakref.WeakKeyDictionary())
+            patch.setattr(scan, "_copies", weakref.WeakKeyDictionary())
 
         def search():
             return world.search(source, tuned, queries)
@@ -313,7 +313,7 @@ def test_a_reranker_that_drops_row_ids_does_for_one_list(text_world) -> None:
     last=st.lists(st.booleans(), min_size=4, max_size=4),
 )
 def test_stages_place_the_best_that_are_left(stages, ends, last) -> None:
-    found = in_stages(np.array(stages, np.int64), ends, first_open, last)
+    found = rank_in_stages(np.array(stages, np.int64), ends, first_open, last)
     placed: list[int] = []
     for stage, end in enumerate(ends):
         others = [row for row, first in enumerate(stages) if first <= stage and row not in placed]

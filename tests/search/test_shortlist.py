@@ -3,7 +3,7 @@
 import numpy as np
 from small_scans import ids_of, rows_of
 
-from rqmoe_store.search.shortlist import Shortlist, sides_of
+from rqmoe_store.search.segments import Shortlist, sides_of
 
 
 def test_parts_of_a_shortlist() -> None:

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from small_scans import PARTITIONS, ids_of, rows_of, selections_of, tables_of
 
 from rqmoe_store.search import scan as scanning
-from rqmoe_store.search import tensor_scan
 from rqmoe_store.search.scan import scan
-from rqmoe_store.search.segments import Selection, grouped
-from rqmoe_store.search.shortlist import sides_of
+from rqmoe_store.search.segments import Selection, grouped, sides_of
 
 CPU = torch.device("cpu")
 
@@ -23,7 +21,7 @@ def best_on(device, selections, tables, probed, size, lower):
     sides = sides_of(lower)
     found = {(query, side): None for query in range(len(probed)) for side in range(len(sides))}
     for selection in selections:
-        for query, side, part in tensor_scan.nearest_on(device, selection, tables, probed, sides, size):
+        for query, side, part in scanning.nearest_on(device, selection, tables, probed, sides, size):
             before = found[query, side]
             found[query, side] = (part if before is None else before.joined(part)).best(size)
     kept = [(query, shortlist) for (query, _), shortlist in found.items() if shortlist is not None]
@@ -54,7 +52,7 @@ def test_results_are_those_of_the_compiled_scan(
     allowed_ids = rows.row_ids_N[random.random(count) < share]
     selections = [selection.only(allowed_ids) for selection in selections_of(rows, cuts)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensor_scan, "_SCORES", chunk)
+        patch.setattr(scanning, "_SCORES", chunk)
         found = best_on(CPU, selections, tables, probed, size, lower)
     wanted = scan(selections, {0: tables}, probed, size, lower)
     assert found == [ids_of(shortlist) for shortlist in wanted]
@@ -70,22 +68,22 @@ def test_rows_without_a_score_are_passed_over() -> None:
 
 def test_a_segment_is_copied_once_and_forgotten_with_it() -> None:
     segment = grouped(rows_of(2, 30), PARTITIONS)
-    before = len(tensor_scan._copies)
-    first = tensor_scan._copy_of(segment, CPU)
-    assert tensor_scan._copy_of(segment, CPU) is first
-    assert len(tensor_scan._copies) == before + 1
+    before = len(scanning._copies)
+    first = scanning._copy_of(segment, CPU)
+    assert scanning._copy_of(segment, CPU) is first
+    assert len(scanning._copies) == before + 1
     del segment
     gc.collect()
-    assert len(tensor_scan._copies) == before
+    assert len(scanning._copies) == before
 
 
 def test_other_devices_than_the_cpu_use_array_operations(monkeypatch) -> None:
     """As far as that shows without a GPU: the scan hands the device on, and asks whether codes fit."""
-    asked = []
+    asked, on_device = [], scanning.nearest_on
 
     def nearest_on(device, *arguments):
         asked.append(device.type)
-        return tensor_scan.nearest_on(CPU, *arguments)
+        return on_device(CPU, *arguments)
 
     monkeypatch.setattr(scanning, "nearest_on", nearest_on)
     rows, tables = rows_of(3, 50), tables_of(3, 2)

@@ -16,10 +16,10 @@ from rqmoe_store.search.tuning import (
     MeasuredSetting,
     Measures,
     TimedSetting,
-    candidates,
     cheapest,
     geometric,
     queries_from_rows,
+    sufficient_settings,
 )
 from rqmoe_store.store.metadata import KEY, TunedSearch
 from rqmoe_store.table import CompressedTable
@@ -233,7 +233,7 @@ def test_candidates_are_the_shortest_that_are_enough() -> None:
         *(measured(4, 10, 0.6), measured(4, 20, 0.85), measured(4, 40, 0.95)),
         *(measured(8, 10, 0.7), measured(8, 20, 0.95), measured(8, 40, 1.0)),
     ]
-    assert candidates(grid, goal) == [grid[5], grid[10]]
+    assert sufficient_settings(grid, goal) == [grid[5], grid[10]]
 
 
 def test_the_cheapest_is_the_fastest_or_about_as_fast_with_fewer_rows() -> None:

@@ -13,14 +13,14 @@ from other_processes import processes
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import databases
 from rqmoe_store.store.appends import (
-    ApartColumn,
+    SeparateColumn,
     append_rows,
+    append_transaction,
     commit_rows,
     fragments_of,
     write_batches,
     write_rows,
     write_table,
-    written_elsewhere,
 )
 
 SCHEMA = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("text", pa.string())])
@@ -98,10 +98,10 @@ def test_what_batches_raise_is_raised(table):
 def test_rows_of_several_processes_in_one_commit(db, table):
     written = [fragments_of(write_rows(db.open_table("rows"), reader(first, first + 1))) for first in (1, 3)]
     assert table.count_rows() == 0
-    version = commit_rows(table, written_elsewhere(table, [*written[0], *written[1]]), {"note": "all"})
+    version = commit_rows(table, append_transaction(table, [*written[0], *written[1]]), {"note": "all"})
     assert (table.version, properties(table)) == (version, {"note": "all"})
     assert sorted(table.to_arrow()["id"].to_pylist()) == [1, 2, 3, 4]
-    commit_rows(table, written_elsewhere(table, []), {"note": "none"})
+    commit_rows(table, append_transaction(table, []), {"note": "none"})
     assert (table.count_rows(), properties(table)) == (4, {"note": "none"})
 
 
@@ -145,7 +145,9 @@ def apart_column(number=np.float32, before=lambda start: None, batch_rows=70):
         before(start)
         return lists(start, stop, number)
 
-    return ApartColumn(field=pa.field("vector", lists(0, 1, number).type), read=read, batch_rows=batch_rows)
+    return SeparateColumn(
+        field=pa.field("vector", lists(0, 1, number).type), read=read, batch_rows=batch_rows
+    )
 
 
 @pytest.mark.parametrize("rows_per_file", [300, 2**20])
@@ -157,7 +159,7 @@ def test_both_parts_become_one_table(db, file_format, number, rows_per_file):
         f"{db.uri}/new.lance",
         NEW.append(apart.field),
         rows.to_reader(90),
-        apart=apart,
+        separate=apart,
         file_format=file_format,
         storage_options=None,
         rows_per_file=rows_per_file,
@@ -194,7 +196,7 @@ def test_columns_that_no_row_has_are_null_and_take_no_space(db, columns, file_fo
         f"{db.uri}/new.lance",
         schema.with_metadata(NEW.metadata),
         rows.to_reader(90),
-        apart=None,
+        separate=None,
         file_format=file_format,
         storage_options=None,
         rows_per_file=300,
@@ -223,7 +225,9 @@ def ids_of(field):
 def create(db, apart):
     neighbor = db.create_table("neighbor", [{"id": 1}], exist_ok=True)
     schema, batches = NEW.append(apart.field), iter(rows_of().to_batches())
-    return databases.create_whole(db, "new", schema, NEW.names, batches, neighbor=neighbor, apart=apart)
+    return databases.create_atomically(
+        db, "new", schema, NEW.names, batches, neighbor=neighbor, separate=apart
+    )
 
 
 def at(row, act):

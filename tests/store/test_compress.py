@@ -289,7 +289,7 @@ SCHEMA = pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32(), 2))])
 
 def create(db, batches):
     neighbor = db.create_table("neighbor", [{"id": 1}], exist_ok=True)
-    return databases.create_whole(db, "new", SCHEMA, ["id"], batches, neighbor=neighbor)
+    return databases.create_atomically(db, "new", SCHEMA, ["id"], batches, neighbor=neighbor)
 
 
 def stream(rows, then):

@@ -194,14 +194,14 @@ def test_damaged_notes_on_drift_and_ingestions_are_refused_or_of_use(store) -> N
     append_rows(store.table, store.table.to_arrow().slice(0, 1).to_reader(), properties)
     claimed.fold_notes()
     dataset = databases.reopen(store.table).to_lance()
-    dataset.update_metadata(health.folded(dataset, store.codecs))
+    dataset.update_metadata(health.folded_drift(dataset, store.codecs))
     whole = {key: text for key, text in dataset.metadata.items() if key.startswith(PREFIX)}
     assert len(whole) == 2
     for key, text in whole.items():
         changes = [damaged(text.encode(), random).decode(errors="replace") for random in of_seeds(40)]
         for changed in [*TEXTS[::3], *changes]:
             dataset.update_metadata({key: changed.replace("\0", "")})
-            assert set(health.folded(dataset, store.codecs)) == {health.KEY}
+            assert set(health.folded_drift(dataset, store.codecs)) == {health.KEY}
             folded_notes(dataset, "store")
         dataset.update_metadata({key: text})
     assert set(claim(store.table, "job").state.pieces) == {"a.csv", "b.csv"}

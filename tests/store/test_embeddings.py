@@ -11,7 +11,7 @@ from other_processes import run_script
 from word_embedding import DIM, NAME, config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
-from rqmoe_store.store.embeddings import moved_embedding
+from rqmoe_store.store.embeddings import metadata_with_moved_embedding
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress
 
@@ -60,7 +60,7 @@ def test_the_description_moves(texts, store) -> None:
 
 def test_settings_of_the_function_are_kept(db, codec) -> None:
     store = compress(text_table(db, "texts", TEXTS, scale=3.0), codec, "store", progress=False)
-    np.testing.assert_allclose(store.embedding.of_query("copper"), 3 * embed("copper"), rtol=1e-6)
+    np.testing.assert_allclose(store.embedding.embed_query("copper"), 3 * embed("copper"), rtol=1e-6)
 
 
 def test_functions_of_other_columns_stay(db, codec) -> None:
@@ -117,10 +117,10 @@ def test_an_unreadable_description_of_ours(store, db) -> None:
 
 def test_moving_is_done_once() -> None:
     stale = {OURS: b"stale", b"owner": b"ann"}
-    assert moved_embedding(None, "vector", "t") == {}
-    assert moved_embedding(stale, "vector", "t") == {b"owner": b"ann"}
+    assert metadata_with_moved_embedding(None, "vector", "t") == {}
+    assert metadata_with_moved_embedding(stale, "vector", "t") == {b"owner": b"ann"}
     two = [ENTRY, {**ENTRY, "name": "newer"}]
-    moved = moved_embedding({b"embedding_functions": json.dumps(two).encode()}, "vector", "t")
+    moved = metadata_with_moved_embedding({b"embedding_functions": json.dumps(two).encode()}, "vector", "t")
     assert json.loads(moved[OURS])["name"] == "newer"  # LanceDB, too, takes the last
     assert list(moved) == [OURS]
 
@@ -179,7 +179,7 @@ def test_awkward_texts(store, codec) -> None:
     wanted = {900 + row: embed(text) for row, text in enumerate(AWKWARD)}
     assert codes_of(store, "id >= 900") == codes_for(codec, wanted)
     for row, text in wanted.items():
-        np.testing.assert_array_equal(store.embedding.of_query(AWKWARD[row - 900]), text)
+        np.testing.assert_array_equal(store.embedding.embed_query(AWKWARD[row - 900]), text)
 
 
 def refused(store, rows, error, message) -> None:
@@ -217,7 +217,7 @@ def test_zero_vectors_under_cosine(texts, cosine_codec) -> None:
     store = compress(texts, cosine_codec, "store", progress=False)
     refused(store, [{"id": 900, "text": "ZERO"}], InvalidInputError, f"'{NAME}'.*zero.*rows 0")
     with pytest.raises(InvalidInputError, match=f"'{NAME}'.*zero"):
-        store.embedding.of_query("ZERO")
+        store.embedding.embed_query("ZERO")
     store.add([{"id": 900, "text": "copper"}])
     assert codes_of(store, "id = 900") == codes_for(cosine_codec, {900: embed("copper")})
 
@@ -270,7 +270,7 @@ def test_functions_that_cannot_be_made(store, changes, error, message) -> None:
     opened = change(store, **changes)  # opening asks nothing of the function
     name = changes.get("name", NAME)
     with pytest.raises(error, match=f"embedding function '{name}' of column 'text'.*{message}"):
-        opened.embedding.of_query("copper")
+        opened.embedding.embed_query("copper")
     refused(opened, [{"id": 900, "text": "copper"}], error, message)
     assert opened.add([{"id": 900, "text": "copper", "vector": [1.0] * DIM}]) == 1
 
@@ -278,7 +278,7 @@ def test_functions_that_cannot_be_made(store, changes, error, message) -> None:
 def test_variables_of_the_registry(store) -> None:
     get_registry().set_var("scale", 2.0)
     opened = change(store, model={"scale": "$var:scale"})
-    np.testing.assert_allclose(opened.embedding.of_query("copper"), 2 * embed("copper"), rtol=1e-6)
+    np.testing.assert_allclose(opened.embedding.embed_query("copper"), 2 * embed("copper"), rtol=1e-6)
 
 
 SCRIPT = """

@@ -207,7 +207,7 @@ def test_a_note_that_cannot_be_written_after_a_merge_is_no_error(store, monkeypa
     def fail(*_):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(merge, "note_apart", fail)
+    monkeypatch.setattr(merge, "commit_drift", fail)
     store.add_columns({"id": "1"})
     with pytest.warns(UserWarning, match=r"rows were merged.*could not be written: the disk is gone"):
         done = (

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.keys import column_names, key_of, keyed, require_unique, set_key
+from rqmoe_store.store.keys import column_names, key_of, require_unique, set_key, with_key
 
 ROWS = pa.table(
     {
@@ -43,7 +43,7 @@ def test_keys_of_older_releases() -> None:
 
 def test_a_new_table_has_its_key_from_the_beginning(db) -> None:
     schema = pa.schema([pa.field("id", pa.int64(), metadata={"a": "b"}), pa.field("name", pa.string())])
-    created = db.create_table("keyed", schema=keyed(schema, "id"))
+    created = db.create_table("keyed", schema=with_key(schema, "id"))
     assert key_of(created.schema) == "id"
     assert not created.schema.field("id").nullable
     assert created.schema.field("id").metadata[b"a"] == b"b"
@@ -53,7 +53,7 @@ def test_a_new_table_has_its_key_from_the_beginning(db) -> None:
     with pytest.raises(TableError, match="has the key 'id', which cannot be changed to 'name'"):
         set_key(created, "name")
     with pytest.raises(InvalidInputError, match=r"Got key='nope'; expected .* here id, name\."):
-        keyed(schema, "nope")
+        with_key(schema, "nope")
 
 
 @pytest.mark.parametrize("key", ["nope", "price", "", 5, ["id"], None])
@@ -103,5 +103,5 @@ def test_every_key_once() -> None:
 
 
 def test_values_that_cannot_be_compared() -> None:
-    with pytest.raises(InvalidInputError, match="told apart by id, which cannot be compared"):
+    with pytest.raises(InvalidInputError, match="key id, whose values cannot be compared"):
         require_unique(keys([[1], [2]]), ["id"], "the rows")

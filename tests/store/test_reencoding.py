@@ -191,14 +191,14 @@ def test_what_is_left_is_done_later(store, gate, by):
 def test_a_stop_does_not_wait_for_the_end_of_a_fragment(store, monkeypatch):
     monkeypatch.setattr(reencoding, "rows_per_batch", lambda dim: 10)
     inside, go_on = threading.Event(), threading.Event()
-    encode = reencoding._FragmentStep._encoded
+    encode = reencoding._FragmentStep._encode
 
     def waiting(step, batch):
         inside.set()
         assert go_on.wait(timeout=60)
         return encode(step, batch)
 
-    monkeypatch.setattr(reencoding._FragmentStep, "_encoded", waiting)
+    monkeypatch.setattr(reencoding._FragmentStep, "_encode", waiting)
     encoding = begun(store)
     assert inside.wait(timeout=60)
     encoding._stop.set()
@@ -324,7 +324,7 @@ from rqmoe_store import open_table
 from rqmoe_store.store import reencoding
 
 folder, how = sys.argv[1:]
-encode, done = reencoding._FragmentStep._encoded, []
+encode, done = reencoding._FragmentStep._encode, []
 
 def encoded(step, batch):
     if done:  # the second fragment
@@ -335,7 +335,7 @@ def encoded(step, batch):
     done.append(batch)
     return encode(step, batch)
 
-reencoding._FragmentStep._encoded = encoded
+reencoding._FragmentStep._encode = encoded
 encoding = open_table(lancedb.connect(folder), "docs").encode_in_background()
 while not encoding.rows_encoded:
     time.sleep(0.001)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.columns import KeptVectors
-from rqmoe_store.store.row_encoder import ALL_GOOD, BadVectors
+from rqmoe_store.store.row_encoder import BAD_VECTORS_RAISE, BadVectors
 from rqmoe_store.tables import compress
 
 DIM = 16
@@ -57,7 +57,7 @@ def test_every_kind_of_bad_vector(kind) -> None:
 def test_errors_are_left_to_whoever_reads_the_vectors() -> None:
     rows = column([*BAD.values(), None])
     kept = KeptVectors(column="vector", keep="none", dim=3)
-    same, stays = ALL_GOOD.repaired(rows, kept, "cosine")
+    same, stays = BAD_VECTORS_RAISE.repaired(rows, kept, "cosine")
     assert same is rows and stays.all()
 
 

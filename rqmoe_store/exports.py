@@ -1,4 +1,6 @@
-"""Export formats: Parquet, .npy and codes, written to temporary files that replace the targets at the end.
+"""Export: write a table to files that need neither LanceDB nor this package: Parquet, .npy or codes.
+
+Everything is written to temporary paths, which replace the targets when the export is complete.
 
 Shape legend: N rows of a batch, C of them with a code, R of them with a raw vector, V of them with either,
 D components, M code bytes.
@@ -14,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import lance
 import numpy as np
@@ -25,11 +27,16 @@ import pyarrow.parquet as pq
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.progress import progress_bar
+from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store.columns import CodeColumns, KeptVectors, user_schema
 from rqmoe_store.store.metadata import TableMetadata, without_ours
 from rqmoe_store.store.sql import quoted
+from rqmoe_store.store.statistics import readable
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
+
+FormatName = Literal["parquet", "npy", "codes"]
 
 ROWS_PER_FILE = 2**20
 """Rows of each file in a folder of Parquet files."""
@@ -43,62 +50,77 @@ _SUFFIX = ".parquet"
 Mask = npt.NDArray[np.bool_]
 
 
-class ParquetParts:
-    """Writes record batches to one file, or to files `part-00000.parquet` and so on in a new folder."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """Rows and files of an export; prints as a line."""
 
-    def __init__(
-        self, path: Path, schema: pa.Schema, *, plain: tuple[str, ...], rows_per_file: int | None
-    ) -> None:
-        """Prepare to write; the first batch creates the file or folder, or closing the writer does.
+    path: Path
+    """The file or folder that was exported to."""
+    version: int
+    """Version of the table."""
+    rows: int = 0
+    """Rows written."""
+    coded: int = 0
+    """Rows of the table with a code."""
+    raw: int = 0
+    """Rows of the table with a vector and no code."""
+    empty: int = 0
+    """Rows of the table with neither; an .npy file leaves them out, other formats have them as nulls."""
+    bytes: int = 0
+    """Size of all files."""
 
-        Args:
-            path: path of the file or folder.
-            schema: schema of the batches.
-            plain: columns whose values seldom repeat, such as vectors; they get no dictionary encoding.
-            rows_per_file: rows of each file in a folder; None for a single file.
-        """
-        self._path, self._schema, self._rows_per_file = path, schema, rows_per_file
-        self._dictionaries = [name for name in schema.names if name not in plain]
-        self._parts, self._rows = 0, 0
-        self._writer: pq.ParquetWriter | None = None
+    def __str__(self) -> str:
+        kinds = {"coded": self.coded, "raw": self.raw, "without a vector": self.empty}
+        some = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count) or "none"
+        return f"{self.path}: {self.rows:,} rows, {readable(self.bytes)}; rows of the table: {some}"
 
-    def write(self, arrays: list[pa.Array]) -> None:
-        """Write rows, given as arrays in the order of the schema."""
-        if self._rows_per_file is not None and self._rows >= self._rows_per_file:
-            self._close_file()
-        writer = self._open_file() if self._writer is None else self._writer
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        writer.write_batch(batch)
-        self._rows += len(batch)
 
-    def __enter__(self) -> Self:
-        return self
+@translates_errors
+def export(
+    dataset: lance.LanceDataset,
+    codecs: TableCodec,
+    path: str | os.PathLike[str],
+    *,
+    format: FormatName = "parquet",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ExportReport:
+    """Write one version of a table to files, as described at `CompressedTable.export`.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None and self._parts == 0:
-            self._open_file()  # an export without rows still has the columns
-        self._close_file()
-
-    def _open_file(self) -> pq.ParquetWriter:
-        path = self._path
-        if self._rows_per_file is not None:
-            path.mkdir(exist_ok=True)
-            path = path / f"part-{self._parts:05}.parquet"
-        try:
-            self._writer = pq.ParquetWriter(path, self._schema, use_dictionary=self._dictionaries)
-        except pa.ArrowNotImplementedError as error:
-            raise InvalidInputError(
-                f"Parquet cannot hold one of the columns ({error}). Export a copy of the table without it."
-            ) from error
-        self._parts, self._rows = self._parts + 1, 0
-        return self._writer
-
-    def _close_file(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+    Args:
+        dataset: the version of the table.
+        codecs: codecs of that version.
+        path: file or folder to write.
+        format: format of the files.
+        overwrite: whether to replace what is there.
+        progress: show a progress bar.
+    """
+    if format not in FORMATS:
+        raise InvalidInputError(f"Got format={format!r}; expected one of {', '.join(map(repr, FORMATS))}.")
+    if "://" in str(path):
+        raise InvalidInputError(f"Got {path!r}; expected a path on this machine to export to.")
+    target = Path(path).expanduser().absolute()
+    writer = FORMATS[format](target, dataset, codecs)
+    report = ExportReport(path=target, version=int(dataset.version))
+    with (
+        replace_atomically(writer.targets, overwrite=overwrite) as written,
+        progress_bar(progress) as bar,
+    ):
+        task = bar.add_task("Exporting", total=dataset.count_rows())
+        with contextlib.ExitStack() as stack:
+            writer.open(written, stack)
+            for batch in read_batches(dataset, codecs.metadata):
+                report = dataclasses.replace(
+                    report,
+                    rows=report.rows + writer.write(batch),
+                    coded=report.coded + int(batch.coded_N.sum()),
+                    raw=report.raw + int((batch.raw_N & ~batch.coded_N).sum()),
+                    empty=report.empty + int((~batch.raw_N & ~batch.coded_N).sum()),
+                )
+                bar.advance(task, len(batch.coded_N))
+        writer.finish()
+        report = dataclasses.replace(report, bytes=sum(map(size_of, written)))
+    return report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,84 +179,6 @@ def read_batches(dataset: lance.LanceDataset, metadata: TableMetadata) -> Iterat
         )
         yield RowBatch([batch[name] for name in others.names], codes, coded_N, raw_RD, raw_N)
         first_row += len(batch)
-
-
-@contextlib.contextmanager
-def replace_atomically(targets: list[Path], *, overwrite: bool) -> Iterator[list[Path]]:
-    """Give temporary paths to write to, and move them to `targets`, in this order, if the block succeeds.
-
-    After any failure the targets are as they were before, and no temporary file is left.
-
-    Args:
-        targets: files or folders in one folder, which must exist.
-        overwrite: whether to replace existing files, and folders that were exported.
-
-    Raises:
-        InvalidInputError: a target exists and may not be replaced, or the folder does not exist.
-    """
-    for target in targets:
-        _require_free(target, overwrite)
-    folder = Path(tempfile.mkdtemp(dir=targets[0].parent, prefix=f".{targets[0].name}."))
-    try:
-        written = [folder / target.name for target in targets]
-        yield written
-        for path in written:
-            _sync_to_disk(path)
-        for path, target in zip(written, targets, strict=True):
-            _move(path, target, folder / f"{target.name}.replaced")
-    finally:
-        shutil.rmtree(folder)
-
-
-def describe(folder: Path, **facts: Any) -> None:
-    """Write the description of an exported folder into it."""
-    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2))
-
-
-def size_of(path: Path) -> int:
-    """Size in bytes of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in _files(path))
-
-
-def _require_free(target: Path, overwrite: bool) -> None:
-    if not target.parent.is_dir():
-        raise InvalidInputError(f"There is no folder {str(target.parent)!r} to export to; make it first.")
-    if not os.path.lexists(target):
-        return
-    if not overwrite:
-        raise InvalidInputError(
-            f"{str(target)!r} exists already; give another path to export to, or overwrite=True."
-        )
-    exported = (target / DESCRIPTION).is_file() or (target.is_dir() and not any(target.iterdir()))
-    if target.is_dir() and (target.is_symlink() or not exported):
-        raise InvalidInputError(
-            f"{str(target)!r} is a folder that was not exported, or a link to one, and is not replaced even "
-            "with overwrite=True. Give another path, or remove it first."
-        )
-
-
-def _sync_to_disk(path: Path) -> None:
-    """Make the written files survive a power failure."""
-    for file in _files(path):
-        with file.open("rb+") as opened:
-            os.fsync(opened.fileno())
-
-
-def _move(path: Path, target: Path, aside: Path) -> None:
-    """Move `path` to `target`; a target that cannot be replaced directly, as folders, moves aside first."""
-    if not target.is_dir() and not (path.is_dir() and target.exists()):
-        path.replace(target)
-        return
-    target.replace(aside)
-    try:
-        path.replace(target)
-    except OSError:
-        aside.replace(target)
-        raise
-
-
-def _files(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
 
 
 class Format(abc.ABC):
@@ -401,3 +345,139 @@ class CodesFormat(Format):
 
 FORMATS: dict[str, type[Format]] = {"parquet": ParquetFormat, "npy": NpyFormat, "codes": CodesFormat}
 """Values of `format` -> the format."""
+
+
+class ParquetParts:
+    """Writes record batches to one file, or to files `part-00000.parquet` and so on in a new folder."""
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, *, plain: tuple[str, ...], rows_per_file: int | None
+    ) -> None:
+        """Prepare to write; the first batch creates the file or folder, or closing the writer does.
+
+        Args:
+            path: path of the file or folder.
+            schema: schema of the batches.
+            plain: columns whose values seldom repeat, such as vectors; they get no dictionary encoding.
+            rows_per_file: rows of each file in a folder; None for a single file.
+        """
+        self._path, self._schema, self._rows_per_file = path, schema, rows_per_file
+        self._dictionaries = [name for name in schema.names if name not in plain]
+        self._parts, self._rows = 0, 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, arrays: list[pa.Array]) -> None:
+        """Write rows, given as arrays in the order of the schema."""
+        if self._rows_per_file is not None and self._rows >= self._rows_per_file:
+            self._close_file()
+        writer = self._open_file() if self._writer is None else self._writer
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        writer.write_batch(batch)
+        self._rows += len(batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._parts == 0:
+            self._open_file()  # an export without rows still has the columns
+        self._close_file()
+
+    def _open_file(self) -> pq.ParquetWriter:
+        path = self._path
+        if self._rows_per_file is not None:
+            path.mkdir(exist_ok=True)
+            path = path / f"part-{self._parts:05}.parquet"
+        try:
+            self._writer = pq.ParquetWriter(path, self._schema, use_dictionary=self._dictionaries)
+        except pa.ArrowNotImplementedError as error:
+            raise InvalidInputError(
+                f"Parquet cannot hold one of the columns ({error}). Export a copy of the table without it."
+            ) from error
+        self._parts, self._rows = self._parts + 1, 0
+        return self._writer
+
+    def _close_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+@contextlib.contextmanager
+def replace_atomically(targets: list[Path], *, overwrite: bool) -> Iterator[list[Path]]:
+    """Give temporary paths to write to, and move them to `targets`, in this order, if the block succeeds.
+
+    After any failure the targets are as they were before, and no temporary file is left.
+
+    Args:
+        targets: files or folders in one folder, which must exist.
+        overwrite: whether to replace existing files, and folders that were exported.
+
+    Raises:
+        InvalidInputError: a target exists and may not be replaced, or the folder does not exist.
+    """
+    for target in targets:
+        _require_free(target, overwrite)
+    folder = Path(tempfile.mkdtemp(dir=targets[0].parent, prefix=f".{targets[0].name}."))
+    try:
+        written = [folder / target.name for target in targets]
+        yield written
+        for path in written:
+            _sync_to_disk(path)
+        for path, target in zip(written, targets, strict=True):
+            _move(path, target, folder / f"{target.name}.replaced")
+    finally:
+        shutil.rmtree(folder)
+
+
+def describe(folder: Path, **facts: Any) -> None:
+    """Write the description of an exported folder into it."""
+    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=2))
+
+
+def size_of(path: Path) -> int:
+    """Size in bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _require_free(target: Path, overwrite: bool) -> None:
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"There is no folder {str(target.parent)!r} to export to; make it first.")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise InvalidInputError(
+            f"{str(target)!r} exists already; give another path to export to, or overwrite=True."
+        )
+    exported = (target / DESCRIPTION).is_file() or (target.is_dir() and not any(target.iterdir()))
+    if target.is_dir() and (target.is_symlink() or not exported):
+        raise InvalidInputError(
+            f"{str(target)!r} is a folder that was not exported, or a link to one, and is not replaced even "
+            "with overwrite=True. Give another path, or remove it first."
+        )
+
+
+def _sync_to_disk(path: Path) -> None:
+    """Make the written files survive a power failure."""
+    for file in _files(path):
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+
+
+def _move(path: Path, target: Path, aside: Path) -> None:
+    """Move `path` to `target`; a target that cannot be replaced directly, as folders, moves aside first."""
+    if not target.is_dir() and not (path.is_dir() and target.exists()):
+        path.replace(target)
+        return
+    target.replace(aside)
+    try:
+        path.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

@@ -1,1 +1,0 @@
-"""Export: write tables to files that need neither LanceDB nor this package."""
