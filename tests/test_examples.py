@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -13,7 +14,12 @@ EXAMPLES = sorted(FOLDER.glob("*.py"))
 NOTEBOOK = FOLDER / "quickstart.ipynb"
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def with_marks(path: Path) -> Any:
+    """`make test` leaves out the one that trains most, of which the notebook has much."""
+    return pytest.param(path, marks=pytest.mark.slow if path.name == "choose_bytes.py" else ())
+
+
+@pytest.mark.parametrize("path", map(with_marks, EXAMPLES), ids=lambda path: path.name)
 def test_example_runs(path, tmp_path):
     assert run_file(path, tmp_path).strip()
 

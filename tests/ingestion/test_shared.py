@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from costly_examples import number_of_examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from other_processes import processes
@@ -84,7 +85,12 @@ def test_as_ingest_does(source, store, db, codec):
     assert rqs.open_table(db, "docs").verify().ok
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.costly
+@settings(
+    max_examples=number_of_examples(20, part=4),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     lost=st.lists(st.integers(0, 20), max_size=3),
     commit_rows=st.sampled_from([1, 20, 60, sys.maxsize]),
