@@ -19,7 +19,7 @@ def with_marks(path: Path) -> Any:
     return pytest.param(path, marks=pytest.mark.slow if path.name == "choose_bytes.py" else ())
 
 
-@pytest.mark.parametrize("path", map(with_marks, EXAMPLES), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [with_marks(path) for path in EXAMPLES], ids=lambda path: path.name)
 def test_example_runs(path, tmp_path):
     assert run_file(path, tmp_path).strip()
 
