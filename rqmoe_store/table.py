@@ -874,7 +874,7 @@ class CompressedTable(TranslatesErrors):
 
         Args:
             shards: number of processes, at least 1.
-            call: calls a method of the `rqmoe_store.search.shards.Shard` that each of them has.
+            call: calls a method of the `rqmoe_store.distributed.Shard` that each of them has.
         """
         self._source.use(functools.partial(ShardedCodes, shards=shards, call=call))
         return self

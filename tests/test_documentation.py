@@ -22,6 +22,7 @@ from small_buckets import bucket_server, empty_bucket
 from typer.testing import CliRunner
 
 import rqmoe_store as rqs
+from rqmoe_store import distributed
 from rqmoe_store.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -233,6 +234,11 @@ def test_every_public_name_is_in_the_reference() -> None:
     public = {f"rqmoe_store.{name}" for name in rqs.__all__ if name != "__version__"}
     assert public - documented == set(), "add them to docs/reference/python.md"
     assert documented - public == set(), "these are not public"
+
+
+def test_every_name_for_clusters_is_in_the_guide() -> None:
+    page = (ROOT / "docs" / "guides" / "processes-and-clusters.md").read_text()
+    assert [name for name in distributed.__all__ if f"`{name}`" not in page] == []
 
 
 def command_names(command: Any, path: str = "rqmoe") -> Iterator[str]:

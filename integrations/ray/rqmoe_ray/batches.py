@@ -1,4 +1,4 @@
-"""Batches of Ray Data as plain Arrow: tensors become lists of fixed length.
+"""Batches of Ray Data as Arrow's own types: tensors become lists of fixed length.
 
 Shapes: N rows, D components.
 """

@@ -1,4 +1,4 @@
-"""`ingest`: a source of any size into a table, exactly once, by the workers of a cluster."""
+"""Ingestion of sources of any size, each row exactly once, by the workers of a cluster."""
 
 import json
 import os
@@ -12,19 +12,21 @@ import ray
 import rqmoe_store as rqs
 from rqmoe_ray.batches import dataset_schema, plain_table
 from rqmoe_ray.places import table_at
-from rqmoe_ray.resources import Resources, resources
-from rqmoe_store.ingestion.job import COMMIT_ROWS, IngestSettings, OnBadRows
-from rqmoe_store.ingestion.pieces import Part
-from rqmoe_store.ingestion.prepare import prepare
-from rqmoe_store.ingestion.shared import (
+from rqmoe_ray.resources import Resources, choose_resources
+from rqmoe_store.distributed import (
+    COMMIT_ROWS,
     PART_BYTES,
+    IngestSettings,
+    OnBadRows,
+    Part,
     PartWork,
     PartWriter,
     WrittenPart,
+    prepare,
+    rows_source,
     share_pieces,
     share_rows,
 )
-from rqmoe_store.ingestion.sources import rows_source
 
 BATCH_ROWS = 2**16
 """Rows of a dataset that become a file."""
@@ -57,16 +59,16 @@ def ingest(
     """Add the rows of a source to a table, each of them once, with the workers of a Ray cluster.
 
     Actors, each with a codec of its own, read, encode and write files; this process commits them, with a note
-    of the rows of the source that they have. A worker that is lost is replaced and its part done again. If
-    this process is lost, the same call goes on after the last commit. Progress is shown as Ray Data shows it.
+    of the rows of the source that they have. A worker that is lost is replaced, and its part is written
+    again. If this process is lost, the same call goes on after the last commit. Ray Data shows the progress.
 
     Args:
         source: what `rqmoe_store.ingest` takes but streams: a path or URI that all nodes can read, a pyarrow
-            or Lance dataset or a LanceDB table; or a `ray.data.Dataset`, whose rows have no places that could
-            be remembered: all are committed together in the end.
+            or Lance dataset or a LanceDB table; or a `ray.data.Dataset`. As its rows have no places to
+            resume from, all are committed together in the end.
         table_uri: `<database>/<table>` or `<database>/<table>.lance`, on a path or in a bucket that all nodes
-            share; made if need be.
-        codec: what to make a new table with, or the folder of it.
+            share; the table is created if need be.
+        codec: for a new table, or the folder of a codec.
         vector_column, columns, metadata, encode, keep_vectors, on_bad_rows, resume: as `rqmoe_store.ingest`.
             In the quarantine, rows of a `Dataset` have the place that they had in the batch of some worker.
         commit_rows: rows of the source after which there is a commit; None for one commit in the end.
@@ -94,7 +96,7 @@ def ingest(
         resume=resume,
         progress=False,
     )
-    into, actors = table_at(table_uri, table_options), resources(num_cpus, num_gpus, device)
+    into, actors = table_at(table_uri, table_options), choose_resources(num_cpus, num_gpus, device)
     most = actors.most_actors(num_workers)
     is_dataset = isinstance(source, ray.data.Dataset)
     prepared = prepare(
@@ -111,17 +113,17 @@ def ingest(
     )
     if is_dataset:
         rows = share_rows(prepared, settings)
-        for written in () if rows.is_done else _batches(source, rows.work, rows.name, actors, most):
+        for written in () if rows.is_done else _write_batches(source, rows.work, rows.name, actors, most):
             rows.take(written)
         return rows.finish()
     pieces = share_pieces(prepared, settings, part_bytes=part_bytes)
-    for written in _parts(pieces.parts, pieces.work, actors, most):
+    for written in _write_parts(pieces.parts, pieces.work, actors, most):
         pieces.take(written)
     return pieces.finish()
 
 
 class _PartActor:
-    """Writes parts."""
+    """Writes parts of a source."""
 
     def __init__(self, work: PartWork, parts: Sequence[Part], device: str) -> None:
         self._parts, self._writer = parts, PartWriter(work, device=device)
@@ -142,8 +144,10 @@ class _BatchActor:
         return pa.table({_ANSWER: [answer]})
 
 
-def _parts(parts: Sequence[Part], work: PartWork, actors: Resources, most: int) -> Iterator[WrittenPart]:
-    """The parts as workers have written them, in any order."""
+def _write_parts(
+    parts: Sequence[Part], work: PartWork, actors: Resources, most: int
+) -> Iterator[WrittenPart]:
+    """Have workers write the parts, and yield what they have written, in any order."""
     if not parts:
         return
     strategy = ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(parts)))
@@ -153,8 +157,10 @@ def _parts(parts: Sequence[Part], work: PartWork, actors: Resources, most: int) 
     yield from _answers(written)
 
 
-def _batches(dataset: Any, work: PartWork, name: str, actors: Resources, most: int) -> Iterator[WrittenPart]:
-    """The rows of a dataset as workers have written them."""
+def _write_batches(
+    dataset: Any, work: PartWork, name: str, actors: Resources, most: int
+) -> Iterator[WrittenPart]:
+    """Have workers write the rows of a dataset, and yield what they have written."""
     written = dataset.map_batches(
         _BatchActor,
         fn_constructor_args=(work, name, actors.device),
@@ -168,7 +174,7 @@ def _batches(dataset: Any, work: PartWork, name: str, actors: Resources, most: i
 
 
 def _answer(write: Callable[[], WrittenPart]) -> str:
-    """What was written, or the error to raise where `ingest` was called: Ray would wrap it."""
+    """What was written, or the error, as JSON: raised in the worker, Ray would wrap it in one of its own."""
     try:
         return json.dumps({"written": write().to_json()})
     except rqs.RQMoEError as error:

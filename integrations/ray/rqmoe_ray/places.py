@@ -1,4 +1,4 @@
-"""Where tables are: URIs that every worker understands."""
+"""URIs of tables, which mean the same to every worker."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import lancedb
 from lancedb.db import DBConnection
 
 import rqmoe_store as rqs
-from rqmoe_store.ingestion.filesystems import absolute
+from rqmoe_store.distributed import absolute
 
 _ENDING = ".lance"
 

@@ -1,4 +1,4 @@
-"""Tables whose codes are in the memory of a cluster, and searched there."""
+"""Search of tables whose codes are in the memory of a cluster."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,8 @@ import ray
 
 import rqmoe_store as rqs
 from rqmoe_ray.places import table_at
-from rqmoe_ray.resources import resources
-from rqmoe_store.search.query import CompressedQuery
-from rqmoe_store.search.shards import Shard, ShardPart
-from rqmoe_store.store.databases import TablePlace
+from rqmoe_ray.resources import choose_resources
+from rqmoe_store.distributed import CompressedQuery, Shard, ShardPart, TablePlace
 
 
 def open_table(
@@ -23,11 +21,11 @@ def open_table(
     device: str = "auto",
     table_options: Mapping[str, str] | None = None,
 ) -> rqs.CompressedTable:
-    """Open a table whose codes actors hold, each those of some fragments; raw rows are searched by them, too.
+    """Open a table whose codes are held by actors, each of which searches some fragments, raw rows included.
 
     It is an `rqmoe_store` table: searches take the same options and find the same rows at the same distances.
-    The actors read what changes in the table, are replaced when they are lost, and go when the table and its
-    queries do. A table of fewer fragments than actors leaves some of these without work.
+    The actors follow changes of the table, are replaced when they are lost, and end with the table and its
+    queries. If the table has fewer fragments than there are actors, some of these have no work.
 
     Args:
         table_uri: `<database>/<table>` or `<database>/<table>.lance`, which all nodes can read.
@@ -41,7 +39,7 @@ def open_table(
         TableError, ArtifactError: as `rqmoe_store.open_table`.
         InvalidInputError: no number of workers from 1.
     """
-    each = resources(num_cpus, num_gpus, device)
+    each = choose_resources(num_cpus, num_gpus, device)
     count = each.most_actors(num_workers)
     store = rqs.open_table(*table_at(table_uri, table_options))
     remote = ray.remote(_ShardActor).options(max_restarts=-1, max_task_retries=-1, **each.options)
@@ -52,7 +50,7 @@ def open_table(
 def search(
     table_uri: str | os.PathLike[str], query: Any, *, num_workers: int | None = None, **options: Any
 ) -> CompressedQuery:
-    """Start a query that a cluster answers, for once: a batch of many vectors, say.
+    """Start a single query that a cluster answers, such as a batch of many vectors.
 
         rqmoe_ray.search("data/docs.lance", vectors).where("lang = 'en'").limit(5).to_arrow()
 
@@ -74,7 +72,7 @@ class _ShardActor:
         self._shard = Shard(place, device=device)
 
     def process_id(self) -> int:
-        """Of the process that this is in."""
+        """Id of the process that the actor runs in."""
         return os.getpid()
 
     def ask(self, method: str, part: ShardPart, arguments: tuple[Any, ...]) -> Any:
@@ -82,7 +80,7 @@ class _ShardActor:
 
 
 class _Actors:
-    """Reaches the shards; they live as long as this does."""
+    """Calls methods of the shards, which live as long as this object."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self._actors = actors

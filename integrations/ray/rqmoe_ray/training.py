@@ -1,4 +1,4 @@
-"""`train`: one codec, trained by several workers of a cluster."""
+"""Training of one codec by several workers of a cluster."""
 
 import dataclasses
 import os
@@ -13,8 +13,8 @@ from ray.train.torch import TorchTrainer
 
 import rqmoe_store as rqs
 from rqmoe_ray.places import table_at
-from rqmoe_ray.resources import resources
-from rqmoe_store.codecs.artifact import Artifact
+from rqmoe_ray.resources import join_cluster
+from rqmoe_store.distributed import Artifact
 
 _TABLE = "table"
 
@@ -79,7 +79,7 @@ def train(
 
 
 def _train_here(settings: dict[str, Any]) -> tuple[str, bytes]:
-    """What every worker does; the first one's answer counts, and all are equal."""
+    """Train in a worker. All workers return the same codec, and Ray takes the first one's."""
     kind, source = settings["source"]
     if kind == _TABLE:
         uri, name, options = source
@@ -91,20 +91,20 @@ def _train_here(settings: dict[str, Any]) -> tuple[str, bytes]:
 
 
 def _cause(error: TrainingFailedError) -> Exception:
-    """What `rqmoe_store.train` raised in a worker, else what Ray says."""
+    """The error that `rqmoe_store.train` raised in a worker, or else Ray's own."""
     failures = getattr(error, "worker_failures", {}).values()
     bases = [getattr(failure, "_base_exc", failure) for failure in failures]
     return next((base for base in bases if isinstance(base, rqs.RQMoEError)), error)
 
 
 def _sendable(data: Any, table_options: Mapping[str, str] | None) -> tuple[str, Any]:
-    """The data as a worker anywhere can get at them."""
+    """The data in a form that workers on other nodes can read."""
     if isinstance(data, LanceTable):
         data, table_options = data.uri, data.initial_storage_options()
     if isinstance(data, (str, os.PathLike)):
         db, name = table_at(data, table_options)
         return _TABLE, (db.uri, name, None if table_options is None else dict(table_options))
-    _ = resources(0, 0, "cpu")  # a cluster to put them into
+    join_cluster()
     return "vectors", ray.put(data)
 
 
@@ -113,5 +113,5 @@ def _each(num_cpus: float, use_gpu: bool) -> dict[str, float]:
 
 
 def _gpus() -> float:
-    _ = resources(0, 0, "cpu")
+    join_cluster()
     return float(ray.cluster_resources().get("GPU", 0))
