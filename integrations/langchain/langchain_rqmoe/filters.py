@@ -1,4 +1,4 @@
-"""Filters -> SQL conditions, by the store's own helpers.
+"""Filters as SQL conditions.
 
 A filter is an SQL condition over the columns, or a dict over the metadata:
 
@@ -6,8 +6,8 @@ A filter is an SQL condition over the columns, or a dict over the metadata:
     {"year": {"$gte": 2000, "$lt": 2010}}    operators, all of which must hold
     {"$or": [{"author": "Ann"}, {"$not": {"draft": True}}]}
 
-Several fields must all match. Values and types are told apart as `rqmoe_store.json_field` does; dates, times
-and UUIDs match what was stored of them, their text (in ISO format, by which dates of one format are ordered).
+Several fields must all match. Types are told apart as `rqmoe_store.json_field` does. Dates, times and UUIDs
+match the text that is stored of them (in ISO format, in which dates of one format are in order).
 """
 
 import enum
@@ -33,7 +33,7 @@ def _exists(field: JsonField, value: Any) -> str:
 
 
 class NotGiven(enum.Enum):
-    """Tells a filter that was left out from one that is None, as what builds filters makes of no choice."""
+    """Tells a filter that was left out from None, which code that builds filters returns for no choice."""
 
     NOT_GIVEN = "not given"
 

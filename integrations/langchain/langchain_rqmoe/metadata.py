@@ -1,5 +1,7 @@
-"""Metadata <-> JSON texts, exactly but for numpy's numbers, dates, times and UUIDs: what JSON would change
-otherwise is refused before anything is written."""
+"""Metadata as JSON texts that come back exactly, but for numpy's numbers, dates, times and UUIDs.
+
+What JSON would change otherwise is refused before anything is written.
+"""
 
 import json
 import math
@@ -13,15 +15,15 @@ MAX_DEPTH = 100
 
 
 def json_text(metadata: Mapping[Any, Any] | None, position: int) -> str:
-    """The JSON text of one document's metadata, from which `json.loads` makes an equal dict, of what
-    `as_json_value` makes of each value.
+    """The JSON text of one document's metadata; `json.loads` reads an equal dict, with each value as
+    `as_json_value` has it.
 
     Args:
         metadata: None for none.
         position: of the document in the call, for messages.
 
     Raises:
-        InvalidInputError: not a dict, or with something in it that JSON has not: keys that are no texts,
+        InvalidInputError: not a dict, or one with something that JSON does not have: keys that are no texts,
             tuples, sets, arrays, NaN or infinite floats, integers beyond 64 bits, text that is not Unicode;
             or with more than MAX_DEPTH levels.
     """
@@ -44,7 +46,7 @@ def json_text(metadata: Mapping[Any, Any] | None, position: int) -> str:
 
 
 def _members(path: str, value: Any, position: int) -> Iterator[tuple[str, Any]]:
-    """The members of an object or list, each with its place, once `value` itself is known to be JSON's."""
+    """The members of an object or list, each with its place. Raises unless `value` itself can be JSON."""
     value = as_json_value(value)
     if type(value) is dict:
         for key in value:

@@ -1,4 +1,4 @@
-"""Documents <-> rows of a table.
+"""Documents as rows of a table, and rows as documents.
 
 Shape suffixes: N documents, D vector dimension.
 """

@@ -1,8 +1,8 @@
-"""LlamaIndex's metadata filters as SQL, with what they mean to its SimpleVectorStore.
+"""LlamaIndex's metadata filters as SQL, with the meaning that they have to its SimpleVectorStore.
 
 A field that a node does not have, or has as None, matches `!=`, `nin` and `is_empty`, and nothing else.
-Unlike there, filters may be nested, and a comparison of a text with a number matches nothing instead of
-failing.
+Unlike in that store, filters may be nested, and a comparison of a text with a number matches nothing instead
+of failing.
 """
 
 import operator

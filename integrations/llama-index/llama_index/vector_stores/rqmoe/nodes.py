@@ -1,4 +1,4 @@
-"""Nodes as JSON and back: everything of a node but embedding and text, which have columns of their own."""
+"""Nodes as JSON and back, without embedding and text, which have columns of their own."""
 
 import datetime
 import functools
@@ -25,11 +25,11 @@ def text_of(node: BaseNode) -> str:
 
 
 def node_json(node: BaseNode) -> tuple[str, str]:
-    """A node as two JSON texts: what filters look at, and what `node_of` makes the node of again.
+    """A node as two JSON texts: one that filters read, and one that `node_of` makes the node of again.
 
-    The first are its metadata, and the names by which LlamaIndex's own stores also let filters ask for a
+    The first has its metadata, and the names by which filters in LlamaIndex's own stores can also ask for a
     node's document and class. Numbers of numpy are kept as Python's, dates, times and UUIDs as the texts of
-    `rqmoe_store.as_json_value`, and what else is no JSON as pydantic has it.
+    `rqmoe_store.as_json_value`, and other values that are not JSON as pydantic writes them.
 
     Raises:
         InvalidInputError: metadata that JSON cannot hold: NaN, infinite numbers, integers beyond 64 bits, or
@@ -72,7 +72,7 @@ def node_of(content: str, text: str, embedding: list[float] | None) -> BaseNode:
 
 
 def _remove_text(content: dict[str, Any], text: str) -> None:
-    """Remove what is the same as `text`; an empty or other text stays, so that it comes back as it is."""
+    """Remove the text from the JSON if it is the same as `text`; any other stays, and comes back as it is."""
     for holder in (content, content.get("text_resource") or {}):
         if holder.get("text") == text:
             del holder["text"]
@@ -93,10 +93,10 @@ def _plain(value: Any) -> Any:
 
 
 def _known_to_json(value: Any) -> Any:
-    """What stands for a value that pydantic does not know.
+    """The JSON value of a value that pydantic does not know.
 
     Raises:
-        ValueError: nothing does.
+        ValueError: there is none.
     """
     plain = rqs.as_json_value(value)
     if plain is value:

@@ -1,9 +1,8 @@
-"""ISO dates in metadata: what moment they name, as numbers that the store compares whatever way they are
-written.
+"""ISO dates in metadata as numbers, which compare by their moment however the dates are written.
 
-A date without a time zone is at the same moment as one with a zone when their clocks show the same, as
-Haystack has it. So a date is kept as what its clock shows (`local`) and, when it has a zone, as its moment
-(`utc`), both in microseconds since 1970.
+To Haystack, a date without a time zone equals one with a zone if their clocks show the same. So a date is
+kept as the time on its clock (`local`) and, if it has a zone, as its moment (`utc`), both in microseconds
+since 1970.
 """
 
 import datetime
@@ -22,8 +21,8 @@ Instant = dict[str, int]
 
 
 def instant_of(value: Any) -> Instant | None:
-    """The date that `value` is, or None: a text like 2000-01-01, 2000-01-01T12:00 or 2000-01-01
-    12:00:00.5+02:00, or a `date` or `datetime`, which such a text is stored for."""
+    """The moment of a date; None for other values. Dates are texts like 2000-01-01, 2000-01-01T12:00 or
+    2000-01-01 12:00:00.5+02:00, and `date`s and `datetime`s, which are stored as such texts."""
     value = rqs.as_json_value(value)
     if not isinstance(value, str) or not _looks_like_date(value):
         return None
@@ -34,7 +33,7 @@ def instant_of(value: Any) -> Instant | None:
 
 
 def _looks_like_date(text: str) -> bool:
-    """Whether it is worth parsing: "20000101" and "2000-W01-1" are dates, too, but seldom meant to be."""
+    """Whether to parse a text: "20000101" and "2000-W01-1" are ISO dates, too, but seldom meant as such."""
     return (
         len(text) >= _DATE_CHARACTERS
         and text[4] == text[7] == "-"

@@ -1,8 +1,7 @@
-"""Haystack's filters as conditions of the store.
+"""Haystack's filters as SQL conditions.
 
-They mean what `haystack.utils.filters.document_matches_filter` makes of them, apart from two things: types
-are told apart (True is not 1), and a document whose value cannot be compared does not match, where Haystack
-would raise.
+They have the meaning of `haystack.utils.filters.document_matches_filter`, with two exceptions: types are told
+apart (True is not 1), and a document whose value cannot be compared does not match, where Haystack raises.
 """
 
 import abc
@@ -30,7 +29,7 @@ def condition_of(filters: dict[str, Any] | None) -> str | None:
             None.
 
     Raises:
-        FilterError: keys are missing; operators, fields or values that there are not.
+        FilterError: missing keys; unknown operators or fields, or values that an operator does not take.
     """
     return None if filters is None or filters == {} else _condition(filters)
 

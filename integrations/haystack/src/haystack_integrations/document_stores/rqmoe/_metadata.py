@@ -1,4 +1,4 @@
-"""Metadata of documents: checked, written as JSON, and summed up."""
+"""Metadata of documents: checks, JSON, and statistics of fields."""
 
 import json
 import math

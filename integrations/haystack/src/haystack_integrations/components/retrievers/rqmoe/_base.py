@@ -1,4 +1,4 @@
-"""What the retrievers have in common: their settings, and how a call changes them."""
+"""Settings that all retrievers share, and how a call overrides them."""
 
 from typing import Any, Self
 
@@ -8,7 +8,7 @@ from haystack_integrations.document_stores.rqmoe import RQMoEDocumentStore
 
 
 class RetrieverBase:
-    """Settings of a retriever, which can be written down with a pipeline and read again."""
+    """Settings of a retriever, which are serialized with a pipeline."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class RetrieverBase:
         return default_from_dict(cls, data)
 
     def _settings(self, filters: dict[str, Any] | None, top_k: int | None) -> dict[str, Any]:
-        """Arguments of the store's retrieval, as a call changes them."""
+        """Arguments of the store's retrieval, with those that a call overrides."""
         return {
             "filters": apply_filter_policy(self.filter_policy, self.filters, filters),
             "top_k": self.top_k if top_k is None else top_k,

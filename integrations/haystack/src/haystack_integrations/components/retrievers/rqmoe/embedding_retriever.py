@@ -1,4 +1,4 @@
-"""`RQMoEEmbeddingRetriever`: documents whose embeddings are most similar to that of a query."""
+"""`RQMoEEmbeddingRetriever`: retrieval by embedding."""
 
 from typing import Any
 

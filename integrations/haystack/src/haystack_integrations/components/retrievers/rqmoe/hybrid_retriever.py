@@ -1,4 +1,4 @@
-"""`RQMoEHybridRetriever`: documents that are best by their embeddings and by their words together."""
+"""`RQMoEHybridRetriever`: retrieval by embedding and by full text together."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from haystack_integrations.components.retrievers.rqmoe._base import RetrieverBas
 @component
 class RQMoEHybridRetriever(RetrieverBase):
     """Retrieves documents of an `RQMoEDocumentStore` by embedding and by full-text search, merged by
-    reciprocal rank fusion. Its first run makes a full-text index on the documents' content."""
+    reciprocal rank fusion. Its first run creates a full-text index on the documents' content."""
 
     @component.output_types(documents=list[Document])
     def run(
