@@ -76,7 +76,7 @@ def test_hybrid_search(worlds):
 def test_actors_lost_and_rows_added(worlds):
     alone, together, _ = worlds
     vector = vectors_of(1, seed=3)[0]
-    actors = together._source.codes._ask._actors
+    actors = together._source.codes._call._actors
     pids = ray.get([actor.process_id.remote() for actor in actors])
     os.kill(pids[0], signal.SIGKILL)
     found = together.search(vector).limit(40).to_arrow()
