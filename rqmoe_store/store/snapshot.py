@@ -59,7 +59,7 @@ class Snapshot:
             place: where the table is.
             known: the codecs of another version, which are not loaded again.
 
-        Raises as `TableMarks.read` and `TableCodec.load`.
+        Raises as `TableMetadata.read` and `TableCodec.load`.
         """
         schema = dataset.schema
         codecs = TableCodec.load(database, TableMetadata.read(schema, place.name), known)
