@@ -173,7 +173,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "train": {"training": TRAINING, "vectors": VECTORS, "progress": False},
     "tune": {"queries": VECTORS[:3] + 1, "progress": False},
     "update": {"where": "id = 1", "values": {"text": "y"}},
-    "use_shards": {"shards": 2, "ask": print},
+    "use_shards": {"shards": 2, "call": print},
     "verify": {"progress": False},
     "open": {"db": None, "name": "docs"},
 }
