@@ -25,15 +25,14 @@ def select_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not isinstance(name, str) or not _NAMES.fullmatch(name):
         raise InvalidInputError(f"device={name!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:<number>'.")
-    device = torch.device(name)
     found = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
+    if name != "cpu" and int(name.removeprefix("cuda").removeprefix(":") or 0) >= found:
         built = "" if torch.backends.cuda.is_built() else " by this build of torch, which has no CUDA"
         raise InvalidInputError(
             f"device={name!r} is not there: {found} CUDA devices found{built}. "
             "Use device='auto' to run on what there is."
         )
-    return device
+    return torch.device(name)
 
 
 def as_tensor(array: npt.NDArray[Any]) -> Tensor:

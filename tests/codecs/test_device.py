@@ -20,10 +20,11 @@ def test_unknown_device_names(name: object) -> None:
         select_device(name)  # type: ignore[arg-type]
 
 
-def test_a_missing_gpu() -> None:
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:256", "cuda:999"])  # torch keeps 8 bits of a number
+def test_a_missing_gpu(name: str) -> None:
     count = torch.cuda.device_count()
-    with pytest.raises(InvalidInputError, match=rf"'cuda:99' is not there: {count} CUDA devices found"):
-        select_device("cuda:99")
+    with pytest.raises(InvalidInputError, match=rf"'{name}' is not there: {count} CUDA devices found"):
+        select_device(name)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
