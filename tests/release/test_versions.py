@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from release.distributions import CORE, DISTRIBUTIONS, INTEGRATIONS, ROOT, core_version
@@ -55,3 +56,14 @@ def test_changelog_begins_with_the_version():
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS, **ids)
 def test_license_is_the_same_everywhere(distribution):
     assert (ROOT / distribution.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+@pytest.mark.parametrize("integration", INTEGRATIONS, **ids)
+def test_no_package_is_pinned_twice(integration):
+    """The constraints of an integration include those of the core, and pip takes one version of a package."""
+    assert pinned(CORE.constraints) & pinned(integration.constraints) == set()
+
+
+def pinned(constraints: Path) -> set[str]:
+    names = (line.partition("==")[0] for line in constraints.read_text().splitlines() if "==" in line)
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
