@@ -21,9 +21,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.demo import corpus
-from rqmoe_store.demo.embedding import Embedder, Float32Array, embed_cached, sentence_embedder
+from rqmoe_store.demo.texts import (
+    DEFAULT_LIMIT,
+    Document,
+    Embedder,
+    collect,
+    embed_cached,
+    sentence_embedder,
+)
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
 from rqmoe_store.store.statistics import column_bytes
@@ -55,7 +62,7 @@ class DemoSettings:
     """Folder that caches embeddings for the next run."""
     minutes: float = 1.5
     """Training time, at most MAX_MINUTES."""
-    limit: int = corpus.DEFAULT_LIMIT
+    limit: int = DEFAULT_LIMIT
     """Most texts to collect."""
 
     def __post_init__(self) -> None:
@@ -147,7 +154,7 @@ def run(
 class _Material:
     """Texts and vectors to store, and vectors to search for."""
 
-    documents: list[corpus.Document]
+    documents: list[Document]
     vectors_ND: Float32Array
     queries_QD: Float32Array
     questions_QD: Float32Array
@@ -200,7 +207,7 @@ def _prepare(
     make_embedder: Callable[[], Embedder],
 ) -> _Material:
     with clock.phase("collect docstrings"):
-        documents = corpus.collect(roots, limit=settings.limit)
+        documents = collect(roots, limit=settings.limit)
     with clock.phase("embed them") as note:
         texts = [document.text for document in documents]
         cache_dir = settings.cache_dir.expanduser()

@@ -6,9 +6,8 @@ import pytest
 from rich.console import Console
 
 import rqmoe_store as rqs
-from rqmoe_store.demo.corpus import collect
-from rqmoe_store.demo.embedding import embed_cached
 from rqmoe_store.demo.run import QUESTIONS, DemoSettings, run
+from rqmoe_store.demo.texts import collect, embed_cached
 
 WORDS = ["tree", "leaf", "file", "archive", "thread", "matrix", "socket", "clock", "queue", "color", "event"]
 

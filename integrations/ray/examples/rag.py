@@ -12,8 +12,7 @@ import ray
 import rqmoe_ray
 
 import rqmoe_store as rqs
-from rqmoe_store.demo.corpus import collect
-from rqmoe_store.demo.embedding import sentence_embedder
+from rqmoe_store.demo.texts import collect, sentence_embedder
 
 QUESTION = "How do I read the files in a zip archive?"
 PASSAGES, MINUTES = 1500, 0.2

