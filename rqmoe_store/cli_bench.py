@@ -34,6 +34,18 @@ LEAST_ROWS = 10_000
 
 _TRAINING_ROWS = 20_000
 
+# Options that several benchmarks have.
+CodeSizes = Annotated[str, typer.Option("--bytes", help="Code sizes, separated by commas.")]
+VectorColumn = Annotated[str, typer.Option(help="Column of the tables that holds the vectors.")]
+MostVectors = Annotated[int, typer.Option(help="Most vectors used: a sample, if there are more.")]
+MetricName = Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")]
+Minutes = Annotated[float | None, typer.Option(help="Training time of each of our codecs.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training vectors, instead of a time.")]
+CodecSeed = Annotated[int, typer.Option(help="Seed of everything random in our codecs.")]
+Device = Annotated[str, typer.Option(help='Device of our codecs: "auto", "cpu", "cuda", "cuda:1", ...')]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="File to write all results to.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
 bench_app = typer.Typer(no_args_is_help=True)
 
 
@@ -57,7 +69,7 @@ def bench_codec(
             metavar="FILE|TABLE", help=f"Query vectors likewise, of which {MAX_QUERIES:,} are used."
         ),
     ],
-    code_bytes: Annotated[str, typer.Option("--bytes", help="Code sizes, separated by commas.")] = "8,16",
+    code_bytes: CodeSizes = "8,16",
     codecs: Annotated[
         str,
         typer.Option(
@@ -67,25 +79,19 @@ def bench_codec(
             "must not have been trained on the held-out vectors."
         ),
     ] = "rq,rqmoe",
-    vector_column: Annotated[
-        str, typer.Option(help="Column of the tables that holds the vectors.")
-    ] = "vector",
-    rows: Annotated[int, typer.Option(help="Most vectors used: a sample, if there are more.")] = 200_000,
+    vector_column: VectorColumn = "vector",
+    rows: MostVectors = 200_000,
     held_out: Annotated[
         int, typer.Option(help="Vectors at the end that are held out of training, to measure on.")
     ] = 5000,
-    metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
+    metric: MetricName = "l2",
     partitions: Annotated[
         int, typer.Option(help="Coarse centroids of our codecs; 0 for codes of the same size as others'.")
     ] = 0,
-    minutes: Annotated[float | None, typer.Option(help="Training time of each of our codecs.")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training vectors, instead of a time.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random in our codecs.")] = 0,
-    device: Annotated[
-        str, typer.Option(help='Device of our codecs: "auto", "cpu", "cuda", "cuda:1", ...')
-    ] = "auto",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    seed: CodecSeed = 0,
+    device: Device = "auto",
     scaling: Annotated[
         str | None,
         typer.Option(
@@ -95,7 +101,7 @@ def bench_codec(
     save: Annotated[
         Path | None, typer.Option(help="Folder to save trained codecs in, as <codec>-<bytes>.")
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="File to write all results to.")] = None,
+    json_out: JsonOut = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="File to plot recall and MSE against bytes in (.png, .svg, .pdf)."),
@@ -165,7 +171,7 @@ def bench_search(
             "folder. Optional with --synthetic.",
         ),
     ] = None,
-    code_bytes: Annotated[str, typer.Option("--bytes", help="Code sizes, separated by commas.")] = "8,16,32",
+    code_bytes: CodeSizes = "8,16,32",
     systems: Annotated[
         str,
         typer.Option(
@@ -184,11 +190,9 @@ def bench_search(
     kind: Annotated[
         str, typer.Option(help=f"Kind of our codecs: one of {', '.join(CODEC_KINDS)}.")
     ] = "rqmoe",
-    vector_column: Annotated[
-        str, typer.Option(help="Column of the tables that holds the vectors.")
-    ] = "vector",
-    rows: Annotated[int, typer.Option(help="Most vectors used: a sample, if there are more.")] = 200_000,
-    metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
+    vector_column: VectorColumn = "vector",
+    rows: MostVectors = 200_000,
+    metric: MetricName = "l2",
     partitions: Annotated[
         int | None,
         typer.Option(
@@ -202,14 +206,10 @@ def bench_search(
     ] = "20,30,100",
     batch: Annotated[int, typer.Option(help="Queries per batch, to measure throughput.")] = 64,
     timed_queries: Annotated[int, typer.Option(help="Queries run one at a time, to measure latency.")] = 500,
-    minutes: Annotated[float | None, typer.Option(help="Training time of each of our codecs.")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training vectors, instead of a time.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random in our codecs.")] = 0,
-    device: Annotated[
-        str, typer.Option(help='Device of our codecs: "auto", "cpu", "cuda", "cuda:1", ...')
-    ] = "auto",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    seed: CodecSeed = 0,
+    device: Device = "auto",
     synthetic: Annotated[
         str | None,
         typer.Option(
@@ -217,7 +217,7 @@ def bench_search(
             "and searched, with every codec of --codecs."
         ),
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="File to write all results to.")] = None,
+    json_out: JsonOut = None,
     plot: Annotated[
         Path | None, typer.Option(help="File to plot recall against latency in (.png, .svg, .pdf).")
     ] = None,
@@ -310,19 +310,17 @@ def bench_ingest(
     kind: Annotated[
         str, typer.Option(help=f"Kind of the codec to train: one of {', '.join(CODEC_KINDS)}.")
     ] = "rqmoe",
-    metric: Annotated[str, typer.Option(help=f"One of {', '.join(METRICS)}.")] = "l2",
+    metric: MetricName = "l2",
     code_bytes: Annotated[int, typer.Option("--bytes", help="Bytes per vector.")] = 16,
     minutes: Annotated[float | None, typer.Option(help="Training time.")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training vectors, instead of a time.")
-    ] = 0,
+    epochs: Epochs = 0,
     commit_rows: Annotated[int, typer.Option(help="Rows per commit.")] = 2**18,
     raw: Annotated[bool, typer.Option("--raw", help="Keep vectors raw instead of encoding them.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     device: Annotated[
         str, typer.Option(help='Device of the codec: "auto", "cpu", "cuda", "cuda:1", ...')
     ] = "auto",
-    json_out: Annotated[Path | None, typer.Option("--json", help="File to write all results to.")] = None,
+    json_out: JsonOut = None,
 ) -> None:
     """Ingest synthetic rows from Parquet: rows/s against encoding alone, memory over time, bytes on disk.
 
@@ -369,8 +367,8 @@ def bench_rows(
         int, typer.Option("--bytes", help="Bytes per vector, unless --codec has its own.")
     ] = 16,
     repeats: Annotated[int, typer.Option(help="Times that every operation runs on each table.")] = 9,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    json_out: Annotated[Path | None, typer.Option("--json", help="File to write all results to.")] = None,
+    seed: Seed = 0,
+    json_out: JsonOut = None,
 ) -> None:
     """Time add, merge_insert, update, delete and more, compared with LanceDB tables without vectors.
 
