@@ -8,9 +8,9 @@ import ast
 import dataclasses
 import hashlib
 import inspect
+import io
 import os
 import sysconfig
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rqmoe_store.codecs.artifact import write_atomically
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import RQMoEError, warn_caller
 
@@ -167,7 +168,10 @@ def embed_cached(
     if cached is not None:
         return cached, True
     vectors = make_embedder()(texts)
-    _write_whole(path, vectors)
+    content = io.BytesIO()
+    np.save(content, vectors, allow_pickle=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
     return vectors, False
 
 
@@ -190,16 +194,3 @@ def _read_cached(path: Path, rows: int) -> Float32Array | None:
         warn_caller(f"{path} was changed. The texts are embedded again.")
         return None
     return np.asarray(vectors, dtype=np.float32)
-
-
-def _write_whole(path: Path, vectors: Float32Array) -> None:
-    """Write under a temporary name and rename, so that an interrupted run leaves no partial file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        try:
-            np.save(file, vectors, allow_pickle=False)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
