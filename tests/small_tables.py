@@ -5,6 +5,7 @@ import pyarrow as pa
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
+from rqmoe_store.table import CompressedTable
 from rqmoe_store.training.trainer import train
 
 
@@ -26,3 +27,15 @@ def tiny_codec(vectors: np.ndarray, metric: Metric, partitions: int) -> Codec:
         kind="rq", code_bytes=4, codebook_size=16, num_partitions=partitions, metric=metric, beam=2
     )
     return train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))
+
+
+def stored(store: CompressedTable, where: str = "true") -> dict[int, tuple[str, bytes, int]]:
+    """Text, code and partition by id."""
+    found = store.table.search().where(where).to_list()
+    return {row["id"]: (row["text"], row["vector_code"], row["vector_partition"]) for row in found}
+
+
+def coded(codec: Codec, vector: np.ndarray) -> tuple[bytes, int]:
+    """The code and the partition of a vector."""
+    codes = codec.encode(np.float32(vector)[None])
+    return codes.codes[0].tobytes(), int(codes.partitions[0])

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from lancedb.expr import col
+from small_tables import coded, stored
 from word_embedding import config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -21,17 +22,6 @@ DIM = 16
 
 def rows(wanted, **more):
     return [{"id": row, "text": f"new {row}", "vector": vector, **more} for row, vector in wanted.items()]
-
-
-def stored(store, where="true"):
-    """Text and code by id."""
-    found = store.table.search().where(where).to_list()
-    return {row["id"]: (row["text"], row["vector_code"], row["vector_partition"]) for row in found}
-
-
-def coded(codec, vector):
-    codes = codec.encode(np.float32(vector)[None])
-    return codes.codes[0].tobytes(), int(codes.partitions[0])
 
 
 def upsert(store, on="id"):

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from lancedb.expr import col
+from small_tables import coded, stored
 from word_embedding import config, embed, sentences, text_table
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError
@@ -15,16 +16,6 @@ from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table
 
 DIM = 16
-
-
-def stored(store, where="true"):
-    found = store.table.search().where(where).to_list()
-    return {row["id"]: (row["text"], row["vector_code"], row["vector_partition"]) for row in found}
-
-
-def coded(codec, vector):
-    codes = codec.encode(np.float32(vector)[None])
-    return codes.codes[0].tobytes(), int(codes.partitions[0])
 
 
 def test_other_columns_leave_codes_alone(store) -> None:
