@@ -39,15 +39,6 @@ def db(tmp_path: Path) -> lancedb.DBConnection:
 @pytest.fixture
 def store(db: lancedb.DBConnection, codec: Codec) -> CompressedTable:
     """An empty table `docs` for `rows_of`."""
-    return _empty(db, codec)
-
-
-@pytest.fixture
-def cosine_store(db: lancedb.DBConnection, cosine_codec: Codec) -> CompressedTable:
-    return _empty(db, cosine_codec)
-
-
-def _empty(db: lancedb.DBConnection, codec: Codec) -> CompressedTable:
     table, metadata = create_coded(
         db, "docs", rows_of(0).schema, codec=codec, vector_column="vector", keep_vectors="none"
     )
