@@ -90,6 +90,7 @@ TOP_LEVEL = {
     "MANIFEST.in",
     "Makefile",
     "README.md",
+    "benchmarks",
     "constraints.txt",
     "docs",
     "examples",
