@@ -74,9 +74,11 @@ def bench_codec(
         str,
         typer.Option(
             help=f"Some of {','.join(CODEC_KINDS)} (ours), opq,faiss-rq,lsq (FAISS; lsq takes long), "
-            "int8,binary (a byte or a bit per component, whatever --bytes says), and folders of trained "
-            "codecs, separated by commas. rq is measured at every size of --bytes. The codec in a folder "
-            "must not have been trained on the held-out vectors."
+            "codecs whose size follows from bits per component, whatever --bytes says: int8,binary, "
+            "faiss-rabitq-1 (to 9 bits), faiss-eden-1 (to 8), faiss-turboquant-1 (2, 3, 4, 8; under cosine), "
+            "faiss-sq-4 (6, 8), lancedb-ivf-rq-1 (to 9); and folders of trained codecs, separated by commas. "
+            "rq is measured at every size of --bytes that a codec takes. The codec in a folder must not have "
+            "been trained on the held-out vectors."
         ),
     ] = "rq,rqmoe",
     vector_column: VectorColumn = "vector",
@@ -114,10 +116,10 @@ def bench_codec(
 
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
-    from rqmoe_store.evaluation.contenders import PEERS
+    from rqmoe_store.evaluation.contenders import needs_faiss
 
     names = names_in(codecs)
-    _require_libraries(faiss=not set(names).isdisjoint(PEERS), plot=plot is not None)
+    _require_libraries(faiss=needs_faiss(names), plot=plot is not None)
     from rqmoe_store.evaluation.codec_benchmark import BenchmarkSettings, benchmark_codecs
     from rqmoe_store.evaluation.tables import codec_done_line, print_report
 
@@ -176,8 +178,9 @@ def bench_search(
         str,
         typer.Option(
             help="Some of ours,lancedb-ivf-pq,lancedb-ivf-rq,faiss-ivf-pq,faiss-ivf-rq, separated by commas. "
-            "lancedb-ivf-rq has one bit per dimension, regardless of --bytes. faiss-ivf-rq trains on at most "
-            "65,536 vectors with a beam of 1, and encodes with a beam of 5; under l2 it has one byte more."
+            "lancedb-ivf-rq has one bit per dimension besides factors and row id, regardless of --bytes. "
+            "faiss-ivf-rq trains on at most 65,536 vectors with a beam of 1, and encodes with a beam of 5; "
+            "under l2 it has one byte more."
         ),
     ] = "ours,lancedb-ivf-pq,lancedb-ivf-rq,faiss-ivf-pq,faiss-ivf-rq",
     codecs: Annotated[

@@ -10,12 +10,15 @@ from rqmoe_store.evaluation.codec_results import (
 )
 
 
-def codec_result(codec: str, code_bytes: int, mse: float, recall: float, **changes: object) -> CodecResult:
+def codec_result(
+    codec: str, code_bytes: int, mse: float | None, recall: float, **changes: object
+) -> CodecResult:
     """A result whose other figures do not matter."""
     recalls = Recalls(one_recall_1=recall / 2, one_recall_10=0.8, one_recall_100=0.9, ten_recall_10=recall)
     values = {
         "codec": codec, "code_bytes": code_bytes, "settings": {"num_partitions": 0}, "training_seconds": 12.3,
-        "epochs": 4.5, "mse": mse, "relative_to_rq": mse / 0.4, "recall": recalls, "unseen_recall": recalls,
+        "epochs": 4.5, "mse": mse, "relative_to_rq": None if mse is None else mse / 0.4,
+        "recall": recalls, "unseen_recall": recalls,
         "encode_microseconds": {1: 81234.5, 64: 321.4, 4096: 12.34},
         "decode_microseconds": {1: 456.7, 64: 7.891, 4096: 0.1234},
         "artifact_bytes": 2_500_000, "peak_memory_bytes": 34_500_000, "peak_cuda_bytes": None,

@@ -13,6 +13,7 @@ from small_codecs import DIM, as_codec, curved, small_config, stirred
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
+from rqmoe_store.evaluation.contenders import BITS
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
@@ -116,7 +117,12 @@ def test_unwritable_outputs_are_found_before_training(data) -> None:
 
 @pytest.mark.parametrize(
     ("module", "options"),
-    [("psutil", ()), ("faiss", ("--codecs", "rq,lsq")), ("matplotlib", ("--plot", "out.png"))],
+    [
+        ("psutil", ()),
+        ("faiss", ("--codecs", "rq,lsq")),
+        ("faiss", ("--codecs", "faiss-rabitq-1")),
+        ("matplotlib", ("--plot", "out.png")),
+    ],
 )
 def test_missing_libraries_are_named_before_anything_is_read(data, monkeypatch, module, options) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -129,4 +135,5 @@ def test_help_names_everything() -> None:
     output = CliRunner().invoke(app, ["bench", "codec", "--help"], env={"COLUMNS": "200"}).output
     for word in ("--scaling", "--plot", "--vector-column", "faiss-rq", "rqmoe-store[bench]"):
         assert word in output
+    assert all(f"{family}-{bits[0]}" in output for family, bits in BITS.items())
     assert "codec" in CliRunner().invoke(app, ["bench", "--help"]).output

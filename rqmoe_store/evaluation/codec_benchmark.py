@@ -29,13 +29,24 @@ from rqmoe_store.evaluation.codec_measurement import (
     require_disk,
 )
 from rqmoe_store.evaluation.codec_results import BenchmarkReport, GaussianBound
-from rqmoe_store.evaluation.contenders import REFERENCE, Contender, OwnCodec, check_names, plan_contenders
+from rqmoe_store.evaluation.contenders import (
+    LANCEDB_RQ,
+    REFERENCE,
+    Contender,
+    OwnCodec,
+    check_names,
+    family_of,
+    plan_contenders,
+)
 from rqmoe_store.evaluation.machine import describe_machine
 
 RATE = "float32_multiply_adds_per_second"
 """Entry of the machine's description: speed of a large matrix product."""
 
 _BLOCK_ROWS = 8192
+
+_INDEXED = 2
+"""Most space that a table of vectors with an index takes, as a multiple of the raw vectors' size."""
 
 _WITHOUT_PARTITIONS, _TRAINING = CodecConfig(num_partitions=0), TrainConfig()
 
@@ -45,10 +56,10 @@ class BenchmarkSettings:
     """Codecs to compare, and how to train and measure them."""
 
     codecs: tuple[str, ...] = ("rq", "rqmoe")
-    """Kinds of our codecs, names of FAISS codecs, and folders of trained codecs. Plain "rq" is always
-    measured, because errors are relative to its error."""
+    """Kinds of our codecs, names of other codecs, and folders of trained codecs. Plain "rq" is measured at
+    every size to train, because errors are relative to its error."""
     code_bytes: tuple[int, ...] = (8, 16)
-    """Sizes to train. A codec from a folder has its own."""
+    """Sizes to train. A codec from a folder has its own, and so has one whose size follows from bits."""
     config: CodecConfig = _WITHOUT_PARTITIONS
     """All other settings of our codecs. Without partitions, codes of all codecs have the same size."""
     training: TrainConfig = _TRAINING
@@ -90,7 +101,8 @@ def benchmark_codecs(
 
     Training does not see the last `held_out` vectors, not even to choose the best weights. Errors are
     measured on them. Recall compares exhaustive search over reconstructions, of all vectors and of the
-    held-out ones alone, with exhaustive search over the vectors themselves.
+    held-out ones alone, with exhaustive search over the vectors themselves. Codes that are not decoded are
+    searched by the library that they are from; LanceDB trains on what it indexes, held-out vectors included.
 
     Args:
         vectors: (N, D).
@@ -118,6 +130,8 @@ def benchmark_codecs(
     )
     if settings.scaling:
         require_disk(max(settings.scaling), 4 * dim)
+    if any(family_of(contender.name) == LANCEDB_RQ for contender in contenders):
+        require_disk(len(vectors_ND), _INDEXED * 4 * dim)
     device = select_device(settings.training.device)
     machine = {**describe_machine(device), RATE: measure_matmul_rate(device)}
     report = BenchmarkReport(settings=settings.to_dict(), machine=machine)
@@ -167,10 +181,13 @@ def _measure(
     many_ND: Float32Array | None,
 ) -> None:
     """Measure one codec, and add the results to the report."""
-    # Plain RQ is the first codec of every size.
-    reference = [result for result in report.results if result.code_bytes == contender.code_bytes][:1]
+    reference = [
+        result.mse
+        for result in report.results
+        if (result.codec, result.code_bytes) == (REFERENCE, contender.code_bytes)
+    ]
     codec, result = workbench.measure(
-        contender, reference_mse=reference[0].mse if reference else None, save=settings.save
+        contender, reference_mse=reference[0] if reference else None, save=settings.save
     )
     report.results.append(result)
     if not isinstance(codec, OwnCodec):
@@ -186,6 +203,7 @@ def _measure(
 def _bound(variances_D: Any, report: BenchmarkReport) -> GaussianBound:
     """The Gaussian bound at the size of the newest result, which is that of plain RQ."""
     plain = report.results[-1]
+    assert plain.mse is not None, "plain RQ is decoded"
     mse = gaussian_distortion(variances_D, 8 * plain.code_bytes)
     return GaussianBound(code_bytes=plain.code_bytes, mse=mse, relative_to_rq=relative_error(mse, plain.mse))
 

@@ -27,6 +27,7 @@ from rqmoe_store.evaluation.contenders import (
     REFERENCE,
     Contender,
     MeasuredCodec,
+    SearchedCodec,
     cyclic,
     time_call,
     time_codec,
@@ -49,14 +50,8 @@ _WARM_UP = 64
 _CPU_SIZE, _GPU_SIZE = 2048, 8192
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trained:
-    """A codec, and what it took to train it and to encode and decode all vectors."""
-
-    codec: MeasuredCodec
-    seconds: float
-    growth_bytes: int
-    cuda_growth_bytes: int | None
+_Found = tuple[Indices, Indices]
+"""Neighbors (Q, NEIGHBORS) found among all vectors, and among the held-out ones alone."""
 
 
 class Workbench:
@@ -81,68 +76,81 @@ class Workbench:
 
     def measure(
         self, contender: Contender, *, reference_mse: float | None, save: Path | None
-    ) -> tuple[MeasuredCodec, CodecResult]:
+    ) -> tuple[MeasuredCodec | SearchedCodec, CodecResult]:
         """Train the codec, unless it is loaded, and measure it.
 
         Args:
             contender: the codec.
             reference_mse: error of plain RQ at the same size; None for plain RQ, or if that is not measured.
-            save: folder to save the codec in, if it was trained.
+            save: folder to save the codec in, if it was trained and can be saved.
         """
-        made = self._train_and_decode(contender)
-        if save is not None and contender.is_trained:
-            made.codec.save(save / f"{contender.name}-{contender.code_bytes}")
-        with self.stage(f"searching {contender}"):
-            recall = self._recalls(self._decoded_ND, self._truth_QK)
-            unseen_ND = self._decoded_ND[-len(self.held_out_ND) :]
-            unseen_recall = self._recalls(unseen_ND, self._unseen_truth_QK)
-        with self.stage(f"timing {contender}"):
-            encoding, decoding = time_codec(made.codec, self.held_out_ND)
-        mse = mean_squared_error(self.held_out_ND, unseen_ND)
-        reference = mse if contender.name == REFERENCE else reference_mse
-        return made.codec, CodecResult(
-            codec=contender.name,
-            code_bytes=contender.code_bytes,
-            settings=made.codec.settings,
-            training_seconds=made.seconds if contender.is_trained else None,
-            epochs=made.codec.epochs,
-            mse=mse,
-            relative_to_rq=None if reference is None else relative_error(mse, reference),
-            recall=recall,
-            unseen_recall=unseen_recall,
-            encode_microseconds=encoding,
-            decode_microseconds=decoding,
-            artifact_bytes=made.codec.artifact_bytes,
-            peak_memory_bytes=made.growth_bytes,
-            peak_cuda_bytes=made.cuda_growth_bytes,
-        )
-
-    def _train_and_decode(self, contender: Contender) -> _Trained:
-        """Train the codec, then fill `_decoded_ND` with its reconstructions."""
         if contender.is_trained:
             self._console.print(f"Training {contender}", highlight=False)
+        found: _Found | None = None
         with PeakMemory(contender.device) as memory:
             started = time.perf_counter()
             codec = contender.prepare(self.training_ND)
             seconds = time.perf_counter() - started
-            with self.stage(f"encoding and decoding {contender}") as show_share:
-                for start in range(0, len(self.vectors_ND), _BLOCK_ROWS):
-                    block = slice(start, start + _BLOCK_ROWS)
-                    self._decoded_ND[block] = codec.decode(codec.encode(self.vectors_ND[block]))
-                    show_share(start / len(self.vectors_ND))
-        return _Trained(codec, seconds, memory.growth_bytes, memory.cuda_growth_bytes)
+            if isinstance(codec, SearchedCodec):
+                found = self._search_codes(contender, codec)
+            else:
+                self._decode_all(contender, codec)
+        if save is not None and contender.is_trained and not isinstance(codec, SearchedCodec):
+            codec.save(save / f"{contender.name}-{contender.code_bytes}")
+        all_QK, unseen_QK = found or self._search_reconstructions(contender)
+        result = CodecResult(
+            codec=contender.name,
+            code_bytes=contender.code_bytes,
+            settings=codec.settings,
+            recall=_recalls(all_QK, self._truth_QK),
+            unseen_recall=_recalls(unseen_QK, self._unseen_truth_QK),
+            training_seconds=seconds if contender.is_trained else None,
+            peak_memory_bytes=memory.growth_bytes,
+            peak_cuda_bytes=memory.cuda_growth_bytes,
+        )
+        if isinstance(codec, SearchedCodec):
+            return codec, result
+        return codec, self._with_error_and_times(result, contender, codec, reference_mse)
+
+    def _decode_all(self, contender: Contender, codec: MeasuredCodec) -> None:
+        """Fill `_decoded_ND` with reconstructions."""
+        with self.stage(f"encoding and decoding {contender}") as show_share:
+            for start in range(0, len(self.vectors_ND), _BLOCK_ROWS):
+                block = slice(start, start + _BLOCK_ROWS)
+                self._decoded_ND[block] = codec.decode(codec.encode(self.vectors_ND[block]))
+                show_share(start / len(self.vectors_ND))
+
+    def _search_codes(self, contender: Contender, codec: SearchedCodec) -> _Found:
+        with self.stage(f"indexing and searching {contender}"):
+            return (
+                codec.search(self.vectors_ND, self.queries_QD, NEIGHBORS),
+                codec.search(self.held_out_ND, self.queries_QD, NEIGHBORS),
+            )
+
+    def _search_reconstructions(self, contender: Contender) -> _Found:
+        with self.stage(f"searching {contender}"):
+            unseen_ND = self._decoded_ND[-len(self.held_out_ND) :]
+            return self._neighbors(self._decoded_ND), self._neighbors(unseen_ND)
+
+    def _with_error_and_times(
+        self, result: CodecResult, contender: Contender, codec: MeasuredCodec, reference_mse: float | None
+    ) -> CodecResult:
+        with self.stage(f"timing {contender}"):
+            encoding, decoding = time_codec(codec, self.held_out_ND)
+        mse = mean_squared_error(self.held_out_ND, self._decoded_ND[-len(self.held_out_ND) :])
+        reference = mse if contender.name == REFERENCE else reference_mse
+        return dataclasses.replace(
+            result,
+            epochs=codec.epochs,
+            mse=mse,
+            relative_to_rq=None if reference is None else relative_error(mse, reference),
+            encode_microseconds=encoding,
+            decode_microseconds=decoding,
+            artifact_bytes=codec.artifact_bytes,
+        )
 
     def _neighbors(self, vectors_ND: Float32Array) -> Indices:
         return exact_neighbors(self.queries_QD, vectors_ND, NEIGHBORS, metric=self.metric)[0]
-
-    def _recalls(self, decoded_ND: Float32Array, truth_QK: Indices) -> Recalls:
-        found_QK = self._neighbors(decoded_ND)
-        return Recalls(
-            one_recall_1=one_recall_at(found_QK, truth_QK, 1),
-            one_recall_10=one_recall_at(found_QK, truth_QK, 10),
-            one_recall_100=one_recall_at(found_QK, truth_QK, 100),
-            ten_recall_10=k_recall_at_k(found_QK, truth_QK, 10),
-        )
 
     @contextlib.contextmanager
     def stage(self, description: str) -> Iterator[Callable[[float], None]]:
@@ -156,6 +164,15 @@ class Workbench:
             task = progress.add_task(description, total=1.0)
             progress.refresh()
             yield lambda share: progress.update(task, completed=share, refresh=True)
+
+
+def _recalls(found_QK: Indices, truth_QK: Indices) -> Recalls:
+    return Recalls(
+        one_recall_1=one_recall_at(found_QK, truth_QK, 1),
+        one_recall_10=one_recall_at(found_QK, truth_QK, 10),
+        one_recall_100=one_recall_at(found_QK, truth_QK, 100),
+        ten_recall_10=k_recall_at_k(found_QK, truth_QK, 10),
+    )
 
 
 def mean_squared_error(vectors_ND: Float32Array, decoded_ND: Float32Array) -> float:

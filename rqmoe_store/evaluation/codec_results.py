@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recalls:
-    """Recall of exhaustive search over reconstructions, compared with the vectors themselves."""
+    """Recall of exhaustive search over codes, compared with the vectors themselves."""
 
     one_recall_1: float
     """Share of queries whose true nearest vector comes first."""
@@ -20,35 +20,38 @@ class Recalls:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodecResult:
-    """Figures of one codec."""
+    """Figures of one codec. One that only its own library searches has no error, no times and no size."""
 
     codec: str
-    """Kind of codec, name of a FAISS codec, or the folder that the codec was loaded from."""
+    """Kind of codec, name of a codec of another library, or the folder that the codec was loaded from."""
     code_bytes: int
+    """All bytes that are kept per vector."""
     settings: dict[str, Any]
     """Settings that the codec was made with."""
-    training_seconds: float | None
-    """Wall-clock time of training, codebook initialization included; None for a loaded codec."""
-    epochs: float | None
-    """Passes over the training vectors; None for FAISS."""
-    mse: float
-    """Mean of ||x - x_hat||^2 over the held-out vectors."""
-    relative_to_rq: float | None
-    """The same, divided by that of the codec `rq` of the same size; None if that is 0."""
     recall: Recalls
-    """Recall over the reconstructions of all vectors."""
+    """Recall over the codes of all vectors."""
     unseen_recall: Recalls
-    """Recall over the reconstructions of the held-out vectors alone."""
-    encode_microseconds: dict[int, float]
-    """Vectors encoded at a time -> time per vector."""
-    decode_microseconds: dict[int, float]
-    """Codes decoded at a time -> time per vector."""
-    artifact_bytes: int
-    """Size of the trained codec itself, needed once per table."""
+    """Recall over the codes of the held-out vectors alone."""
+    training_seconds: float | None
+    """Wall-clock time of training, codebook initialization included; None for a loaded codec, and for one
+    whose training is part of building an index."""
     peak_memory_bytes: int
-    """Largest growth of resident memory while training, encoding and decoding all vectors."""
+    """Largest growth of resident memory while training, encoding and decoding all vectors; while training,
+    indexing and searching them if only its own library searches the codec."""
     peak_cuda_bytes: int | None
     """Largest growth of the memory allocated on the GPU meanwhile; None on a CPU."""
+    epochs: float | None = None
+    """Passes over the training vectors; None for other libraries."""
+    mse: float | None = None
+    """Mean of ||x - x_hat||^2 over the held-out vectors."""
+    relative_to_rq: float | None = None
+    """The same, divided by that of the codec `rq` of the same size; None if that is 0 or was not measured."""
+    encode_microseconds: dict[int, float] | None = None
+    """Vectors encoded at a time -> time per vector."""
+    decode_microseconds: dict[int, float] | None = None
+    """Codes decoded at a time -> time per vector."""
+    artifact_bytes: int | None = None
+    """Size of the trained codec itself, needed once per table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

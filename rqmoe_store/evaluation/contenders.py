@@ -1,6 +1,6 @@
-"""Contenders: codecs to compare, ours and FAISS's, behind one interface; and how they are timed.
+"""Contenders: codecs to compare, ours and those of other libraries; and how they are timed.
 
-Shape suffixes: N vectors, D vector dimension, B vectors of a batch.
+Shape suffixes: N vectors, Q queries, K neighbors, D vector dimension, B vectors of a batch.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CODEC_KINDS, CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.machine import require_bench
+from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.scalar_codecs import BinaryCodec, Int8Codec
 from rqmoe_store.training.trainer import train
 
@@ -30,6 +31,18 @@ PEERS = ("opq", "faiss-rq", "lsq")
 
 SCALARS = ("int8", "binary")
 """Codecs of a byte or a bit per component, whatever sizes the others have."""
+
+LANCEDB_RQ = "lancedb-ivf-rq"
+
+BITS: dict[str, tuple[int, ...]] = {
+    "faiss-rabitq": tuple(range(1, 10)),
+    "faiss-eden": tuple(range(1, 9)),
+    "faiss-turboquant": (1, 2, 3, 4, 8),
+    "faiss-sq": (4, 6, 8),
+    LANCEDB_RQ: tuple(range(1, 10)),
+}
+"""Families of codecs of FAISS and LanceDB whose size follows from bits per component -> bits that they can
+have. "faiss-rabitq-2" has two."""
 
 BATCHES = (1, 64, 4096)
 """Vectors at a time: a single query, a small batch, bulk work."""
@@ -68,6 +81,17 @@ class MeasuredCodec(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchedCodec:
+    """A codec that is measured by the search of its own library, which does not decode its codes."""
+
+    settings: dict[str, Any]
+    """Settings that the codec was made with, as JSON-ready values."""
+    search: Callable[[Float32Array, Float32Array, int], Indices]
+    """Vectors (N, D), queries (Q, D), k -> positions of the k nearest vectors (Q, k), by an exhaustive search
+    of their codes."""
+
+
+@dataclasses.dataclass(frozen=True)
 class OwnCodec:
     """A codec of this library."""
 
@@ -101,13 +125,14 @@ class Contender:
     """A codec to measure."""
 
     name: str
-    """Kind of codec, name of a FAISS codec or a scalar one, or the folder of a codec."""
+    """Kind of codec, name of a codec of another library or a scalar one, or the folder of a codec."""
     code_bytes: int
+    """All bytes that are kept per vector, such as factors and row ids that are part of an index."""
     is_trained: bool
-    """Whether `prepare` trains the codec, rather than returns a loaded one."""
+    """Whether `prepare` trains the codec."""
     device: torch.device
     """Device that the codec runs on."""
-    prepare: Callable[[Float32Array], MeasuredCodec]
+    prepare: Callable[[Float32Array], MeasuredCodec | SearchedCodec]
     """Training vectors (N, D) -> the codec."""
 
     def __str__(self) -> str:
@@ -123,30 +148,30 @@ def plan_contenders(
     dim: int,
     training_rows: int,
 ) -> list[Contender]:
-    """The codecs to measure, ordered by size; `rq` is the first of every size but those of scalar codecs.
+    """The codecs to measure, ordered by size; `rq` is the first of every size of those that take any.
 
     Args:
-        names: kinds of our codecs, names of FAISS codecs and scalar ones, and folders of trained codecs, as
-            `check_names` accepts them.
-        code_bytes: sizes to train. A loaded codec has its own, and so has a scalar one.
+        names: kinds of our codecs, names of other codecs, and folders of trained codecs, as `check_names`
+            accepts them.
+        code_bytes: sizes to train. A loaded codec has its own, and so has one whose size follows from bits.
         config: all other settings of our codecs.
         training: how to train our codecs.
         dim: dimension of the vectors.
         training_rows: vectors to train on.
 
     Raises:
-        InvalidInputError: the codec in a folder does not fit the data or the metric, or there are too few
-            vectors for a FAISS codec.
+        InvalidInputError: a codec does not fit the data or the metric, or there are too few vectors for a
+            FAISS codec.
         ArtifactError: a folder has no readable codec.
         RQMoEError: FAISS is needed and not installed.
     """
-    trained = [name for name in dict.fromkeys(names) if name in (*CODEC_KINDS, *PEERS)]
+    names = list(dict.fromkeys(names))
+    trained = [name for name in names if name in (*CODEC_KINDS, *PEERS)]
     device = select_device(training.device)
-    loaded = [
-        _loaded(name, config, dim, training.device)
-        for name in dict.fromkeys(names)
-        if name not in (*trained, *SCALARS)
-    ]
+    fixed = [_scalar(name, dim) for name in SCALARS if name in names]
+    fixed += [_with_bits(name, config.metric, dim) for name in names if _is_with_bits(name)]
+    others = {*trained, *(contender.name for contender in fixed)}
+    loaded = [_loaded(name, config, dim, training.device) for name in names if name not in others]
     sizes = {*(code_bytes if trained else ()), *(contender.code_bytes for contender in loaded)}
     contenders = []
     for size in sorted(sizes):
@@ -159,18 +184,68 @@ def plan_contenders(
                 else _own(dataclasses.replace(chosen, kind=name), training, device)  # type: ignore[arg-type]
             )
         contenders += [contender for contender in loaded if contender.code_bytes == size]
-    return contenders + [_scalar(name, dim) for name in SCALARS if name in names]
+    return sorted([*contenders, *fixed], key=lambda contender: contender.code_bytes)
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raise InvalidInputError unless every name is a kind, another known codec, or an existing folder."""
     known = (*CODEC_KINDS, *PEERS, *SCALARS)
     for name in names:
-        if name not in known and not (name and Path(name).expanduser().is_dir()):
-            raise InvalidInputError(
-                f"Codec {name!r} is unknown; choose some of {', '.join(known)}, "
-                "or give the folder of a codec that was saved."
-            )
+        if name in known or _is_with_bits(name) or (name and Path(name).expanduser().is_dir()):
+            continue
+        with_bits = [f"{family}-{'|'.join(map(str, bits))}" for family, bits in BITS.items()]
+        raise InvalidInputError(
+            f"Codec {name!r} is unknown; choose some of {', '.join((*known, *with_bits))}, "
+            "or give the folder of a codec that was saved."
+        )
+
+
+def family_of(name: str) -> str:
+    """The name without its bits per component, if it is that of a codec whose size follows from bits."""
+    return name.rpartition("-")[0] if _is_with_bits(name) else name
+
+
+def needs_faiss(names: Sequence[str]) -> bool:
+    """Whether some of these codecs are FAISS's."""
+    return any(name in PEERS or (_is_with_bits(name) and _is_faiss(name)) for name in names)
+
+
+def _is_with_bits(name: str) -> bool:
+    family, _, bits = name.rpartition("-")
+    return bits in map(str, BITS.get(family, ()))
+
+
+def _is_faiss(name: str) -> bool:
+    return name.startswith("faiss-")
+
+
+def _with_bits(name: str, metric: Metric, dim: int) -> Contender:
+    family, _, bits = name.rpartition("-")
+    plan = _faiss_with_bits if _is_faiss(name) else _lancedb_rq
+    return plan(name, family, int(bits), metric, dim)
+
+
+def _faiss_with_bits(name: str, family: str, bits: int, metric: Metric, dim: int) -> Contender:
+    require_bench("faiss")
+    from rqmoe_store.evaluation.faiss_peers import bits_index, check_metric, train_with_bits
+
+    check_metric(name, family, metric)
+    code_bytes = bits_index(family, bits, dim, metric).sa_code_size()
+
+    def prepare(training_ND: Float32Array) -> MeasuredCodec | SearchedCodec:
+        return train_with_bits(family, bits, training_ND, metric=metric)
+
+    return Contender(name, code_bytes, True, torch.device("cpu"), prepare)
+
+
+def _lancedb_rq(name: str, family: str, bits: int, metric: Metric, dim: int) -> Contender:
+    from rqmoe_store.evaluation.lancedb_peers import check_rq_dim, rq_code_bytes, searched_rq
+
+    check_rq_dim(dim, name)
+    # Training is part of building its index, over the vectors that are searched.
+    return Contender(
+        name, rq_code_bytes(dim, bits), False, torch.device("cpu"), lambda _: searched_rq(bits, metric)
+    )
 
 
 def _own(config: CodecConfig, training: TrainConfig, device: torch.device) -> Contender:

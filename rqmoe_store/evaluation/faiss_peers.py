@@ -2,7 +2,7 @@
 
 FAISS runs on the CPU, with as many threads as torch. It answers a single query on one thread.
 
-Shape suffixes: N vectors, Q queries, P probed partitions, D vector dimension, M code bytes.
+Shape suffixes: N vectors, Q queries, K neighbors, P probed partitions, D vector dimension, M code bytes.
 """
 
 import dataclasses
@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.contenders import SearchedCodec
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.search_measurement import (
     NEIGHBORS,
@@ -35,6 +37,18 @@ _CODEWORDS = 2**_BITS
 _TRAINING_ROWS = 65_536
 _TRAINING_BEAM = 1
 _ROW_ID_BYTES = 8
+
+_RABITQ, _TURBOQUANT = "faiss-rabitq", "faiss-turboquant"
+_FACTORY = {
+    _RABITQ: "RR,RaBitQ{}",
+    "faiss-eden": "RR,EDEN{}BIASED",
+    _TURBOQUANT: "RR,SQtqmse{}",
+    "faiss-sq": "SQ{}",
+}
+"""Families of codecs of so many bits per component -> what FAISS calls them. RR: a random rotation first."""
+_QUERY_BITS = 8
+"""Bits per component of queries for RaBitQ; FAISS's default is 4. Unquantized queries find as much and take a
+hundred times as long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +152,59 @@ def _train_lsq(training_ND: Float32Array, code_bytes: int, beam: int) -> FaissCo
     )
 
 
+def check_metric(name: str, family: str, metric: Metric) -> None:
+    """Raise InvalidInputError unless the codec is for vectors as they are under the metric."""
+    if family == _TURBOQUANT and metric != "cosine":
+        raise InvalidInputError(
+            f"{name} is for vectors of length 1, as under the metric 'cosine'; got {metric!r}. Measure under "
+            "cosine, or leave it away."
+        )
+
+
+def bits_index(family: str, bits: int, dim: int, metric: Metric) -> Any:
+    """An untrained index of so many bits per component, which knows how many bytes it takes per vector."""
+    return faiss.index_factory(dim, _FACTORY[family].format(bits), _metric(metric))
+
+
+def train_with_bits(
+    family: str, bits: int, training_ND: Float32Array, *, metric: Metric
+) -> FaissCodec | SearchedCodec:
+    """Train a FAISS codec of so many bits per component.
+
+    - "faiss-rabitq": RaBitQ, with factors per vector. Its multi-bit codes are not decoded by FAISS, so FAISS
+      searches them, by its own estimator, which takes queries of 8 bits per component.
+    - "faiss-eden": EDEN with the scale of least error. A length and a scale per vector.
+    - "faiss-turboquant": TurboQuant for least error, of vectors of length 1. No factors.
+    - "faiss-sq": levels at equal distances between the least and the largest value of every component.
+
+    Reconstructions of the last three are compared with queries like those of any codec. Under cosine that
+    finds more than FAISS's own search, which does not divide by their lengths.
+
+    Args:
+        family: one of the above.
+        bits: per component, as in `BITS` of the contenders.
+        training_ND: vectors to train on, which takes seconds.
+        metric: what RaBitQ searches by.
+    """
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = bits_index(family, bits, training_ND.shape[1], metric)
+    index.train(training_ND)
+    settings = {"factory": _FACTORY[family].format(bits)}
+    return _searched(index, settings) if family == _RABITQ else FaissCodec(index, settings)
+
+
+def _searched(index: Any, settings: dict[str, Any]) -> SearchedCodec:
+    rabitq: Any = faiss.downcast_index(index.index)
+    rabitq.qb = _QUERY_BITS
+
+    def search(vectors_ND: Float32Array, queries_QD: Float32Array, k: int) -> Indices:
+        index.reset()
+        index.add(vectors_ND)
+        return np.asarray(index.search(queries_QD, k)[1], dtype=np.int64)
+
+    return SearchedCodec(settings=settings, search=search)
+
+
 def build_faiss(corpus: Corpus, form: Literal["pq", "rq"], code_bytes: int) -> SearchedIndex:
     """Train an index and add the vectors.
 
@@ -205,11 +272,15 @@ def _train_ivf_rq(corpus: Corpus, code_bytes: int) -> Any:
 
 
 def _untrained(corpus: Corpus, codes: str) -> Any:
-    metric = faiss.METRIC_L2 if corpus.metric == "l2" else faiss.METRIC_INNER_PRODUCT
     dim = corpus.vectors_ND.shape[1]
-    index: Any = faiss.index_factory(dim, f"IVF{corpus.num_partitions},{codes}", metric)
+    index: Any = faiss.index_factory(dim, f"IVF{corpus.num_partitions},{codes}", _metric(corpus.metric))
     silence_warnings(index.cp)
     return index
+
+
+def _metric(metric: Metric) -> int:
+    # Under "cosine" vectors have unit length.
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
 def _sample(vectors_ND: Float32Array) -> Float32Array:

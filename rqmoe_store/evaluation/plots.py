@@ -9,6 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult
+from rqmoe_store.evaluation.contenders import family_of
 from rqmoe_store.evaluation.search_measurement import SearchReport, SearchResult
 
 KINDS = (".png", ".svg", ".pdf")
@@ -20,6 +21,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _LEAST_TICKS, _MOST_TICKS = 3, 6
 
+_MOST_SIZES = 10
+"""Sizes that are all labeled. Powers of 2 stand for more."""
+
 
 def check_plot_kind(path: Path) -> None:
     """Raise InvalidInputError unless the path has the suffix of a supported image format."""
@@ -30,19 +34,22 @@ def check_plot_kind(path: Path) -> None:
 
 
 def plot_report(report: BenchmarkReport) -> Figure:
-    """Plot 10-recall@10 and MSE against bytes, a line per codec, with the Gaussian bound dashed.
+    """Plot 10-recall@10 and MSE against all bytes, a line per codec, with the Gaussian bound dashed.
+
+    A line connects all sizes of a codec, also those that follow from bits per component. Codecs that only
+    their own library searches have no MSE.
 
     Args:
         report: a report with at least one result.
     """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     recall_axes, error_axes = figure.subplots(1, 2)
     sizes = sorted({result.code_bytes for result in report.results})
-    for place, codec in enumerate(dict.fromkeys(result.codec for result in report.results)):
-        results = [result for result in report.results if result.codec == codec]
-        _draw_codec(recall_axes, error_axes, results, place)
+    for place, family in enumerate(dict.fromkeys(family_of(result.codec) for result in report.results)):
+        results = [result for result in report.results if family_of(result.codec) == family]
+        _draw_codec(recall_axes, error_axes, sorted(results, key=lambda each: each.code_bytes), place)
     bounds = sorted(report.bounds, key=lambda bound: bound.code_bytes)
-    error_axes.plot(
+    bound_lines = error_axes.plot(
         [bound.code_bytes for bound in bounds],
         [bound.mse for bound in bounds],
         color="black",
@@ -54,9 +61,11 @@ def plot_report(report: BenchmarkReport) -> Figure:
         _label_sizes(axes, sizes)
     recall_axes.set_ylabel("10-recall@10, all vectors")
     error_axes.set_ylabel("MSE, vectors never trained on")
-    _label_errors(error_axes)
+    if any(result.mse is not None for result in report.results):
+        _label_errors(error_axes)
     # One legend is enough, as both halves share colors.
-    error_axes.legend(frameon=False)
+    handles = [*recall_axes.get_lines(), *bound_lines]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
     return figure
 
 
@@ -105,21 +114,30 @@ def save_search_plot(report: SearchReport, path: Path) -> None:
 
 def _draw_codec(recall_axes: Axes, error_axes: Axes, results: list[CodecResult], place: int) -> None:
     color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
-    sizes = [result.code_bytes for result in results]
-    recalls = [result.recall.ten_recall_10 for result in results]
-    for axes, values in ((recall_axes, recalls), (error_axes, [result.mse for result in results])):
-        axes.plot(sizes, values, color=color, marker=marker, label=results[0].codec)
+    label = family_of(results[0].codec)
+    recalls = {result.code_bytes: result.recall.ten_recall_10 for result in results}
+    errors = {result.code_bytes: result.mse for result in results if result.mse is not None}
+    for axes, values in ((recall_axes, recalls), (error_axes, errors)):
+        if values:
+            axes.plot([*values], [*values.values()], color=color, marker=marker, label=label)
 
 
 def _label_sizes(axes: Axes, sizes: list[int]) -> None:
     # Sizes usually double from one to the next.
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_major_locator(FixedLocator(_size_ticks(sizes)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     axes.set_xlabel("bytes per vector")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _size_ticks(sizes: list[int]) -> list[int]:
+    if len(sizes) <= _MOST_SIZES:
+        return sizes
+    powers = [2**exponent for exponent in range(sizes[-1].bit_length())]
+    return [power for power in powers if power >= sizes[0]] or [sizes[0]]
 
 
 def _label_errors(axes: Axes) -> None:

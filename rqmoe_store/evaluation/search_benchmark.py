@@ -20,14 +20,14 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_measurement import require_disk
-from rqmoe_store.evaluation.contenders import load_matching
+from rqmoe_store.evaluation.contenders import LANCEDB_RQ, load_matching
+from rqmoe_store.evaluation.lancedb_peers import build_lancedb_pq, build_lancedb_rq, check_rq_dim
 from rqmoe_store.evaluation.machine import describe_machine
 from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k
 from rqmoe_store.evaluation.search_measurement import (
     FAISS_PQ,
     FAISS_RQ,
     LANCEDB_PQ,
-    LANCEDB_RQ,
     NEIGHBORS,
     OURS,
     PARTITION_ROWS,
@@ -42,7 +42,7 @@ from rqmoe_store.evaluation.search_measurement import (
     measure_search,
 )
 from rqmoe_store.evaluation.search_scaling import measure_synthetic, require_room
-from rqmoe_store.evaluation.search_systems import RQ_DIMENSIONS, build_lancedb_pq, build_lancedb_rq, build_own
+from rqmoe_store.evaluation.search_systems import build_own
 from rqmoe_store.training.trainer import train
 
 _TABLES = 2
@@ -121,11 +121,8 @@ class SearchSettings:
                 f"Product quantization of dimension {dim} takes code sizes that divide it; got {uneven}. "
                 f"Choose other sizes, or leave out {', '.join(products)}."
             )
-        if LANCEDB_RQ in self.systems and dim % RQ_DIMENSIONS:
-            raise InvalidInputError(
-                f"LanceDB's IVF_RQ takes dimensions that are a multiple of {RQ_DIMENSIONS}; got {dim}. "
-                f"Leave out {LANCEDB_RQ}."
-            )
+        if LANCEDB_RQ in self.systems:
+            check_rq_dim(dim, LANCEDB_RQ)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""

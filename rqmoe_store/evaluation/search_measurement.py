@@ -19,14 +19,14 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.evaluation.contenders import cyclic, time_call
+from rqmoe_store.evaluation.contenders import LANCEDB_RQ, cyclic, time_call
 from rqmoe_store.evaluation.recall import Indices, k_recall_at_k
 
 NEIGHBORS = 10
 """Rows that every query returns."""
 
 OURS = "ours"
-LANCEDB_PQ, LANCEDB_RQ = "lancedb-ivf-pq", "lancedb-ivf-rq"
+LANCEDB_PQ = "lancedb-ivf-pq"
 FAISS_PQ, FAISS_RQ = "faiss-ivf-pq", "faiss-ivf-rq"
 SYSTEMS = (OURS, LANCEDB_PQ, LANCEDB_RQ, FAISS_PQ, FAISS_RQ)
 """All systems that can be compared."""
@@ -290,18 +290,19 @@ def probe_counts(nprobes: Iterable[int], num_partitions: int) -> list[int]:
     return list(dict.fromkeys(min(probes, num_partitions) for probes in sorted(nprobes)))
 
 
-def positions_of(hits: pa.Table, num_queries: int) -> Indices:
-    """Positions (Q, NEIGHBORS), best first, from the results of LanceDB or of our tables.
+def positions_of(hits: pa.Table, num_queries: int, k: int = NEIGHBORS) -> Indices:
+    """Positions (Q, k), best first, from the results of LanceDB or of our tables.
 
     Args:
         hits: results with the column ID, and with `query_index` if there were several queries.
         num_queries: Q.
+        k: most results of a query.
     """
     ids_N = hits[ID].to_numpy()
     query_N = hits["query_index"].to_numpy() if num_queries > 1 else np.zeros(len(ids_N), np.int64)
     order_N = np.argsort(query_N, kind="stable")
     query_N = query_N[order_N]
     rank_N = np.arange(len(ids_N)) - np.searchsorted(query_N, query_N)
-    found_QK = np.full((num_queries, NEIGHBORS), -1, dtype=np.int64)
+    found_QK = np.full((num_queries, k), -1, dtype=np.int64)
     found_QK[query_N, rank_N] = ids_N[order_N]
     return found_QK

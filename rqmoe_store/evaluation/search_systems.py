@@ -1,15 +1,13 @@
-"""Search systems to compare: our compressed tables and LanceDB's compressed indexes.
+"""Compressed tables of ours as a search system to compare.
 
 Shape suffixes: N vectors, Q queries, D vector dimension, P partitions.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from lancedb.index import IvfPq, IvfRq
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
@@ -17,8 +15,6 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.search_measurement import (
     ID,
-    LANCEDB_PQ,
-    LANCEDB_RQ,
     NEIGHBORS,
     VECTOR,
     Corpus,
@@ -33,15 +29,9 @@ from rqmoe_store.search.request import DEFAULT_SHORTLIST
 from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Selection
 from rqmoe_store.search.source import CacheSetting, shared_codes
-from rqmoe_store.store.statistics import column_bytes
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress
-
-REFINE_FACTOR = 10
-
-RQ_DIMENSIONS = 8
-"""Dimensions per byte of an IVF_RQ code. LanceDB supports whole bytes only."""
 
 
 class Reconstructions:
@@ -134,67 +124,4 @@ def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
         total_bytes=(index_bytes + stats.codec_bytes) / stats.rows,
         resident_bytes=stats.resident_bytes / stats.rows if stats.resident_bytes else None,
         exhaustive_recall=None,
-    )
-
-
-def build_lancedb_pq(corpus: Corpus, code_bytes: int) -> SearchedIndex:
-    """Build an IVF_PQ index in place of an earlier one; the code bytes must divide the dimension.
-
-    It has a sub-vector of 8 bits per code byte.
-    """
-    config = IvfPq(
-        distance_type=corpus.metric, num_partitions=corpus.num_partitions, num_sub_vectors=code_bytes
-    )
-    return _build(corpus, LANCEDB_PQ, code_bytes, config)
-
-
-def build_lancedb_rq(corpus: Corpus) -> SearchedIndex:
-    """Build an IVF_RQ index in place of an earlier one.
-
-    It has one bit per dimension (RaBitQ), so its size follows from the dimension alone.
-    """
-    config = IvfRq(distance_type=corpus.metric, num_partitions=corpus.num_partitions)
-    return _build(corpus, LANCEDB_RQ, rq_code_bytes(corpus.vectors_ND.shape[1]), config)
-
-
-def rq_code_bytes(dim: int) -> int:
-    """Bytes of an IVF_RQ code of one bit per dimension, without its scale factors."""
-    return dim // RQ_DIMENSIONS
-
-
-def _build(corpus: Corpus, system: str, code_bytes: int, config: IvfPq | IvfRq) -> SearchedIndex:
-    """Build an index, to be searched with and without refining 10 times as many rows by raw vectors."""
-    docs, rows = corpus.docs, len(corpus.vectors_ND)
-    started = time.perf_counter()
-    docs.create_index(VECTOR, config=config, replace=True)
-    seconds = time.perf_counter() - started
-    index_bytes = sum(index.size_bytes or 0 for index in docs.list_indices())
-
-    def search(queries_QD: Float32Array, setting: SearchSetting) -> Indices:
-        # LanceDB returns no `query_index` for a batch of one, as for a single query.
-        queries: Any = queries_QD if len(queries_QD) > 1 else queries_QD[0]
-        query: Any = docs.search(queries, vector_column_name=VECTOR)
-        query = query.distance_type(corpus.metric).nprobes(setting.nprobes).limit(NEIGHBORS)
-        if setting.refine_factor is not None:
-            query = query.refine_factor(setting.refine_factor)
-        # LanceDB returns distances in any case, and warns with every query that does not select them.
-        return positions_of(query.select([ID, "_distance"]).to_arrow(), len(queries_QD))
-
-    return SearchedIndex(
-        result=IndexResult(
-            system=system,
-            code_bytes=code_bytes,
-            num_partitions=corpus.num_partitions,
-            build_seconds=seconds,
-            index_bytes=index_bytes / rows,
-            total_bytes=(index_bytes + column_bytes(docs, [VECTOR])) / rows,
-            resident_bytes=None,
-            exhaustive_recall=None,
-        ),
-        settings=[
-            SearchSetting(nprobes=nprobes, refine_factor=factor)
-            for factor in (None, REFINE_FACTOR)
-            for nprobes in probe_counts(corpus.nprobes, corpus.num_partitions)
-        ],
-        search=search,
     )

@@ -18,6 +18,11 @@ _BOUND_NOTE = (
     "vectors' covariance. No source of that covariance is harder, so codes of clustered vectors can beat it."
 )
 
+_RECALL_NOTE = (
+    "Bytes are all that is kept per vector. Reconstructions are compared with queries, or else codes by the "
+    "library that they are from (RaBitQ of FAISS and LanceDB)."
+)
+
 _COST_NOTE = (
     "Bytes per vector. Index and total are on disk. The total includes what a search needs besides: the "
     "codec (ours) or the raw vectors (LanceDB). Resident: codes and row ids in memory."
@@ -32,9 +37,10 @@ def print_report(report: BenchmarkReport) -> None:
 def codec_done_line(result: CodecResult) -> str:
     """The key figures of a codec in one line."""
     training = "" if result.training_seconds is None else f", trained in {result.training_seconds:.0f} s"
-    relative = format_optional(result.relative_to_rq, "{:.3f}")
+    relative = "" if result.relative_to_rq is None else f" ({result.relative_to_rq:.3f} x RQ)"
+    error = "" if result.mse is None else f"MSE {result.mse:.4g}{relative}, "
     return (
-        f"{result.codec}, {result.code_bytes} bytes: MSE {result.mse:.4g} ({relative} x RQ), "
+        f"{result.codec}, {result.code_bytes} bytes: {error}"
         f"10-recall@10 {result.recall.ten_recall_10:.3f}{training}"
     )
 
@@ -118,16 +124,17 @@ def _distortion(report: BenchmarkReport) -> Table:
         caption=caption,
     )
     bounds = {bound.code_bytes: bound for bound in report.bounds}
-    for place, result in enumerate(report.results):
+    decoded = _decoded(report)
+    for place, result in enumerate(decoded):
         shown.add_row(
             escape(result.codec),
             str(result.code_bytes),
             format_optional(result.training_seconds, "{:.0f} s"),
             format_optional(result.epochs, "{:.1f}"),
-            f"{result.mse:.4g}",
+            format_optional(result.mse, "{:.4g}"),
             format_optional(result.relative_to_rq, "{:.3f}"),
         )
-        later = report.results[place + 1 :]
+        later = decoded[place + 1 :]
         if not any(other.code_bytes == result.code_bytes for other in later):
             bound = bounds.get(result.code_bytes)
             if bound is None:
@@ -138,12 +145,18 @@ def _distortion(report: BenchmarkReport) -> Table:
     return shown
 
 
+def _decoded(report: BenchmarkReport) -> list[CodecResult]:
+    """The results of codecs that are decoded, and not searched by their own library alone."""
+    return [result for result in report.results if result.mse is not None]
+
+
 def _recall(report: BenchmarkReport) -> Table:
     measures = ("1-R@1", "1-R@10", "1-R@100", "10-R@10")
     columns = "; ".join(["codec", "bytes", *measures, *(f"{measure}\nunseen" for measure in measures)])
     shown = table_of(
-        "Recall: exhaustive search over reconstructions of all vectors, and of those never trained on",
+        "Recall: exhaustive search over codes of all vectors, and of those never trained on",
         columns,
+        caption=_RECALL_NOTE,
     )
     for result in report.results:
         figures = (*_shares(result.recall), *_shares(result.unseen_recall))
@@ -165,14 +178,19 @@ def _cost(report: BenchmarkReport) -> Table:
         "; ".join(columns),
     )
     for result in report.results:
-        times = [*result.encode_microseconds.values(), *result.decode_microseconds.values()]
-        sizes = [result.artifact_bytes, result.peak_memory_bytes]
-        figures = [*(short(time) for time in times), *(f"{size / 1e6:.1f}" for size in sizes)]
-        if on_gpu:
-            gpu_bytes = result.peak_cuda_bytes
-            figures.append(format_optional(None if gpu_bytes is None else gpu_bytes / 1e6, "{:.1f}"))
+        figures = [*_times(result.encode_microseconds), *_times(result.decode_microseconds)]
+        sizes = [
+            result.artifact_bytes,
+            result.peak_memory_bytes,
+            *([result.peak_cuda_bytes] if on_gpu else []),
+        ]
+        figures += [format_optional(None if size is None else size / 1e6, "{:.1f}") for size in sizes]
         shown.add_row(escape(result.codec), str(result.code_bytes), *figures)
     return shown
+
+
+def _times(microseconds: dict[int, float] | None) -> list[str]:
+    return ["-"] * len(BATCHES) if microseconds is None else [short(time) for time in microseconds.values()]
 
 
 def _speed(report: BenchmarkReport) -> Table:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from small_codecs import curved
+from small_searches import clustered
 
 from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.config import CodecConfig, TrainConfig
@@ -126,6 +127,32 @@ def test_peers_scaling_and_what_is_reported_meanwhile() -> None:
     written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert written["settings"]["scaling"] == [500, 200]
     assert written["results"][2]["settings"]["beam"] == SETTINGS.config.beam
+
+
+def test_codecs_with_bits_are_measured_beside_ours() -> None:
+    rows, queries = clustered(800), clustered(40, seed=1)
+    names = ("int8", "faiss-sq-8", "faiss-rabitq-4", "lancedb-ivf-rq-4")
+    report = benchmark(rows, queries, codecs=(*names, "opq"), code_bytes=(16,), held_out=200)
+    found = {result.codec: result for result in report.results}
+    assert [(name, result.code_bytes) for name, result in found.items()] == [
+        ("rq", 16), ("opq", 16), ("int8", 16), ("faiss-sq-8", 16), ("faiss-rabitq-4", 28),
+        ("lancedb-ivf-rq-4", 54),
+    ]  # fmt: skip
+    for result in report.results:
+        assert 0.3 < result.recall.ten_recall_10 <= 1 and 0.3 < result.unseen_recall.ten_recall_10 <= 1
+    for name in ("opq", "int8", "faiss-sq-8"):
+        assert found[name].relative_to_rq == pytest.approx(found[name].mse / found["rq"].mse)
+    for name in ("faiss-rabitq-4", "lancedb-ivf-rq-4"):
+        assert found[name].mse is None and found[name].relative_to_rq is None
+    assert found["faiss-rabitq-4"].training_seconds > 0
+    assert found["lancedb-ivf-rq-4"].training_seconds is None
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_errors_are_relative_to_plain_rq_alone() -> None:
+    report = benchmark(curved(400), codecs=("int8", "faiss-sq-8"), held_out=100)
+    assert [result.relative_to_rq for result in report.results] == [None, None]
+    assert report.bounds == []
 
 
 @pytest.mark.parametrize("metric", ["cosine", pytest.param("dot", marks=pytest.mark.slow)])

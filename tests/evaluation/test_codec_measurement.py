@@ -23,7 +23,8 @@ from rqmoe_store.evaluation.codec_measurement import (
     relative_error,
     require_disk,
 )
-from rqmoe_store.evaluation.contenders import Contender
+from rqmoe_store.evaluation.contenders import Contender, SearchedCodec
+from rqmoe_store.evaluation.recall import exact_neighbors
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
@@ -124,6 +125,28 @@ def test_memory_of_training_counts(workbench) -> None:
     hungry = Contender("hungry", 3, True, torch.device("cpu"), prepare)
     _, result = workbench.measure(hungry, reference_mse=1.0, save=None)
     assert result.peak_memory_bytes > 2**25
+
+
+def test_a_codec_that_is_searched_has_recall_alone(workbench, tmp_path) -> None:
+    """It finds the neighbors among all vectors in the wrong order, and all those among held-out vectors."""
+    searched: list[int] = []
+
+    def search(vectors_ND, queries_QD, k):
+        searched.append(len(vectors_ND))
+        found_QK, _ = exact_neighbors(queries_QD, vectors_ND, k)
+        return found_QK[:, ::-1] if len(vectors_ND) == len(ROWS) else found_QK
+
+    codec = SearchedCodec(settings={"bits": 1}, search=search)
+    made, result = workbench.measure(contender(codec), reference_mse=1.0, save=tmp_path)
+    assert made is codec and searched == [len(ROWS), HELD_OUT]
+    assert (result.codec, result.code_bytes, result.settings) == ("shrinking", 3, {"bits": 1})
+    assert result.recall.one_recall_1 == result.recall.ten_recall_10 == 0
+    assert result.recall.one_recall_100 == result.unseen_recall.ten_recall_10 == 1
+    assert result.training_seconds >= 0 and result.peak_memory_bytes >= 0
+    for name in ("mse", "relative_to_rq", "epochs", "encode_microseconds", "decode_microseconds"):
+        assert getattr(result, name) is None
+    assert result.artifact_bytes is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stages_are_shown_on_a_terminal_only() -> None:

@@ -1,5 +1,6 @@
 """Which codecs are measured at which sizes, what is refused before training, and how they are timed."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from rqmoe_store.evaluation.contenders import (
     OwnCodec,
     check_names,
     cyclic,
+    family_of,
+    needs_faiss,
     plan_contenders,
     time_call,
     time_codec,
@@ -70,13 +73,55 @@ def test_a_folders_codec_must_fit(folder, tmp_path) -> None:
 
 
 def test_scalar_codecs_have_sizes_of_their_own() -> None:
-    assert planned(["int8", "binary"], sizes=[2]) == [("int8", DIM), ("binary", (DIM + 7) // 8)]
-    assert planned(["binary", "opq"], sizes=[4]) == [("rq", 4), ("opq", 4), ("binary", (DIM + 7) // 8)]
+    assert planned(["int8", "binary"], sizes=[2]) == [("binary", (DIM + 7) // 8), ("int8", DIM)]
+    assert planned(["binary", "opq"], sizes=[1]) == [("rq", 1), ("opq", 1), ("binary", (DIM + 7) // 8)]
+    assert planned(["binary", "opq"], sizes=[4]) == [("binary", (DIM + 7) // 8), ("rq", 4), ("opq", 4)]
 
 
-@pytest.mark.parametrize("name", ["rqmo", "", "OPQ", "/no/such/folder"])
+def test_codecs_with_bits_have_sizes_of_their_own() -> None:
+    names = ["lancedb-ivf-rq-2", "faiss-rabitq-1", "faiss-eden-2", "faiss-turboquant-4", "faiss-sq-8"]
+    cosine = dataclasses.replace(CONFIG, metric="cosine")
+    assert planned(names, dim=64, config=cosine) == [
+        ("faiss-rabitq-1", 8 + 8),
+        ("faiss-eden-2", 16 + 8),
+        ("faiss-turboquant-4", 32),
+        ("lancedb-ivf-rq-2", 8 + 20 + 8 + 8),
+        ("faiss-sq-8", 64),
+    ]
+    assert planned(["faiss-sq-4", "opq", "faiss-sq-4"], sizes=[8], dim=16) == [
+        ("rq", 8),  # before others of its size, whose error is relative to its error
+        ("opq", 8),
+        ("faiss-sq-4", 8),
+    ]
+
+
+def test_codecs_with_bits_must_fit() -> None:
+    with pytest.raises(InvalidInputError, match="faiss-turboquant-2 is for vectors of length 1"):
+        planned(["faiss-turboquant-2"])
+    with pytest.raises(InvalidInputError, match=r"multiple of 8; got 12\. Leave out lancedb-ivf-rq-1"):
+        planned(["lancedb-ivf-rq-1"])
+
+
+def test_families_are_names_without_bits() -> None:
+    assert family_of("faiss-rabitq-2") == "faiss-rabitq"
+    assert family_of("lancedb-ivf-rq-9") == "lancedb-ivf-rq"
+    for name in ("faiss-rq", "rq", "codecs/rqmoe-16", "faiss-rabitq-10", "rqmoe-2"):
+        assert family_of(name) == name
+
+
+def test_what_needs_faiss() -> None:
+    assert all(needs_faiss(["rq", name]) for name in ("lsq", "opq", "faiss-rq", "faiss-sq-4"))
+    assert not needs_faiss(["rq", "int8", "lancedb-ivf-rq-1", "faiss-sq-5", "codecs/opq"])
+
+
+@pytest.mark.parametrize(
+    "name", ["rqmo", "", "OPQ", "/no/such/folder", "faiss-rabitq", "faiss-sq-5", "faiss-eden-02"]
+)
 def test_unknown_names(name) -> None:
-    with pytest.raises(InvalidInputError, match="rqmoe, qinco, rq, opq, faiss-rq, lsq, int8, binary"):
+    known = (
+        r"rqmoe, qinco, rq, opq, faiss-rq, lsq, int8, binary, faiss-rabitq-1\|2.*, faiss-sq-4\|6\|8, lancedb"
+    )
+    with pytest.raises(InvalidInputError, match=known):
         check_names(["rq", name])
 
 
@@ -88,8 +133,9 @@ def test_too_few_vectors_for_a_peer() -> None:
 
 def test_without_faiss(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(RQMoEError, match=r'pip install "rqmoe-store\[bench\]"'):
-        planned(["faiss-rq"])
+    for name in ("faiss-rq", "faiss-rabitq-1"):
+        with pytest.raises(RQMoEError, match=r'pip install "rqmoe-store\[bench\]"'):
+            planned([name])
     assert planned(["rq"], sizes=[2]) == [("rq", 2)]
 
 

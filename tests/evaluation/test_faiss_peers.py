@@ -14,8 +14,17 @@ from small_searches import DIM, ROWS, clustered, small_corpus
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation import faiss_peers
 from rqmoe_store.evaluation.codec_measurement import mean_squared_error
-from rqmoe_store.evaluation.contenders import PEERS
-from rqmoe_store.evaluation.faiss_peers import build_faiss, check_trainable, rotated_dim, train_peer
+from rqmoe_store.evaluation.contenders import BITS, PEERS
+from rqmoe_store.evaluation.faiss_peers import (
+    FaissCodec,
+    bits_index,
+    build_faiss,
+    check_metric,
+    check_trainable,
+    rotated_dim,
+    train_peer,
+    train_with_bits,
+)
 from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
 from rqmoe_store.evaluation.search_measurement import SearchSetting
 
@@ -82,6 +91,52 @@ def test_too_few_rows() -> None:
 
 
 QUERIES = clustered(30, seed=1)
+
+WITH_BITS = [(family, bits) for family, choices in BITS.items() for bits in choices if "faiss" in family]
+
+
+@pytest.mark.parametrize(("family", "bits"), WITH_BITS)
+def test_bytes_follow_from_bits(family, bits) -> None:
+    factors = {"faiss-rabitq": 8 if bits == 1 else 20, "faiss-eden": 8}.get(family, 0)
+    for dim in (384, 256):
+        assert bits_index(family, bits, dim, "l2").sa_code_size() == dim * bits // 8 + factors
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("family", ["faiss-eden", "faiss-turboquant", "faiss-sq"])
+def test_more_bits_lower_the_error(family, metric) -> None:
+    errors = []
+    for bits in BITS[family]:
+        codec = train_with_bits(family, bits, clustered(), metric=metric)
+        assert isinstance(codec, FaissCodec)
+        codes = codec.encode(QUERIES)
+        assert codes.shape == (30, bits_index(family, bits, DIM, metric).sa_code_size())
+        assert codes.dtype == np.uint8 and codec.artifact_bytes < 4000
+        assert str(bits) in codec.settings["factory"]
+        errors.append(error(codec, QUERIES))
+    assert errors == sorted(errors, reverse=True) and errors[0] < 0.5 and errors[-1] < 0.001
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+def test_faiss_searches_rabitq_itself(metric) -> None:
+    truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric=metric)
+    recalls = []
+    for bits in (1, 3, 7):
+        codec = train_with_bits("faiss-rabitq", bits, clustered(500), metric=metric)
+        few = codec.search(clustered(40), QUERIES, 40)
+        assert sorted(few[0]) == list(range(40))  # nothing of another search is left
+        found = codec.search(clustered(), QUERIES, 10)
+        assert found.shape == (30, 10) and found.dtype == np.int64
+        recalls.append(k_recall_at_k(found, truth, 10))
+        np.testing.assert_array_equal(codec.search(clustered(40), QUERIES, 40), few)
+    assert 0.3 < recalls[0] < recalls[1] < recalls[2] and recalls[2] > 0.95
+
+
+def test_turboquant_is_for_unit_vectors() -> None:
+    check_metric("faiss-turboquant-2", "faiss-turboquant", "cosine")
+    check_metric("faiss-eden-2", "faiss-eden", "l2")
+    with pytest.raises(InvalidInputError, match=r"faiss-turboquant-2 is for vectors of length 1.*got 'dot'"):
+        check_metric("faiss-turboquant-2", "faiss-turboquant", "dot")
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])

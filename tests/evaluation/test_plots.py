@@ -25,7 +25,8 @@ def lines(axes) -> dict:
 
 
 def test_lines_are_the_figures_of_the_report() -> None:
-    recall_axes, error_axes = plot_report(small_report()).axes
+    figure = plot_report(small_report())
+    recall_axes, error_axes = figure.axes
     path = "a/long/path/to/the/folder/of/a/[codec]"
     assert lines(recall_axes) == {
         "rq": ([8, 16], [0.5, 0.7]),
@@ -42,7 +43,44 @@ def test_lines_are_the_figures_of_the_report() -> None:
     assert len(set(looks)) == 4
     assert [line.get_color() for line in recall_axes.get_lines()] == [color for color, _ in looks[:3]]
     assert error_axes.get_lines()[-1].get_linestyle() == "--"
-    assert [text.get_text() for text in error_axes.get_legend().get_texts()] == list(lines(error_axes))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(lines(error_axes))
+
+
+def test_sizes_of_a_codec_with_bits_are_one_line() -> None:
+    report = small_report()
+    for bits, recall in ((3, 0.9), (1, 0.6)):
+        report.results.append(codec_result(f"faiss-eden-{bits}", 10 * bits, 0.3 / bits, recall))
+        report.results.append(codec_result(f"faiss-rabitq-{bits}", 11 * bits, None, recall))
+    figure = plot_report(report)
+    recalls, errors = (lines(axes) for axes in figure.axes)
+    assert recalls["faiss-eden"] == ([10, 30], [0.6, 0.9])
+    assert errors["faiss-eden"] == ([10, 30], [0.3, pytest.approx(0.1)])
+    assert recalls["faiss-rabitq"] == ([11, 33], [0.6, 0.9])
+    assert "faiss-rabitq" not in errors
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*recalls, "Gaussian bound"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ticks"),
+    [
+        (range(5, 15), list(range(5, 15))),
+        (range(40, 440, 20), [64, 128, 256]),
+        (range(33, 48), [33]),
+    ],
+)
+def test_many_sizes_are_labeled_by_powers_of_two(sizes, ticks) -> None:
+    results = [codec_result("faiss-eden-1", size, 1 / size, 0.5) for size in sizes]
+    figure = plot_report(BenchmarkReport(settings={}, machine={}, results=results))
+    figure.draw_without_rendering()
+    assert [axes.get_xticks().tolist() for axes in figure.axes] == [ticks, ticks]
+
+
+def test_without_any_error(tmp_path) -> None:
+    results = [codec_result("lancedb-ivf-rq-1", 8, None, 0.5)]
+    save_plot(BenchmarkReport(settings={}, machine={}, results=results), tmp_path / "codecs.svg")
+    assert "lancedb-ivf-rq" in (tmp_path / "codecs.svg").read_text()
 
 
 @pytest.mark.parametrize("errors", [[0.5], [0.5, 0.4999], [0.9, 0.001], [1234.0, 1100.0], [0.3, 0.0]])

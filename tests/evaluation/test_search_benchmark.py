@@ -52,7 +52,7 @@ def test_every_system_at_every_size(report) -> None:
     names = [(index.system, index.code_bytes) for index in report.indexes]
     systems = ["rq", "lancedb-ivf-pq", "faiss-ivf-pq", "faiss-ivf-rq"]
     expected = [(system, size) for size in (2, 4) for system in systems]
-    assert names == [*expected, ("lancedb-ivf-rq", 2)]
+    assert names == [*expected, ("lancedb-ivf-rq", 22)]
     counts = [sum((r.system, r.code_bytes) == name for r in report.results) for name in names]
     assert counts == [4, 4, 2, 2, 4, 4, 2, 2, 4]
     assert {scan.system for scan in report.scans} == {"rq", "faiss-ivf-pq", "faiss-ivf-rq"}
@@ -71,7 +71,7 @@ def test_recall_is_plausible(report) -> None:
         # Twice the bytes find more or, where k-means ended badly, next to as much.
         assert best(report, system, 4) > best(report, system, 2) - 0.05
         assert best(report, system, 2) > 0.05
-    assert best(report, "lancedb-ivf-rq", 2, factor=10) > 0.95 > best(report, "lancedb-ivf-rq", 2)
+    assert best(report, "lancedb-ivf-rq", 22, factor=10) > 0.95 > best(report, "lancedb-ivf-rq", 22)
     for result in report.results:
         assert (result.share_of_exhaustive is not None) == (result.system == "rq")
         if result.system == "rq" and (result.setting.nprobes, result.setting.shortlist) == (2, 600):

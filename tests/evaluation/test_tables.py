@@ -7,6 +7,7 @@ import pytest
 from small_reports import codec_result, small_report
 from small_searches import small_search_report
 
+from rqmoe_store.evaluation.codec_results import CodecResult
 from rqmoe_store.evaluation.tables import (
     codec_done_line,
     format_optional,
@@ -106,10 +107,38 @@ def test_optional_parts(capsys) -> None:
     assert "number of a vector's partition" in " ".join(text.split())
 
 
+def searched_result(code_bytes: int = 12) -> CodecResult:
+    """That of a codec which only its own library searches."""
+    absent = (
+        "epochs",
+        "encode_microseconds",
+        "decode_microseconds",
+        "artifact_bytes",
+    )
+    return codec_result("lancedb-ivf-rq-1", code_bytes, None, 0.65, **dict.fromkeys(absent))
+
+
+def test_codecs_that_are_searched_have_recall_and_memory(capsys) -> None:
+    report = small_report()
+    report.results.insert(2, searched_result())
+    rows = [cells(line) for line in printed(report, capsys).splitlines()]
+    found = [row for row in rows if row and row[0] == "lancedb-ivf-rq-1"]
+    assert found == [
+        ["lancedb-ivf-rq-1", "12", *["0.325", "0.800", "0.900", "0.650"] * 2],
+        ["lancedb-ivf-rq-1", "12", *["-"] * 7, "34.5"],
+    ]
+    names = [(row[0], row[1]) for row in rows if len(row) == 6 and row[1].isdigit()]
+    assert ("lancedb-ivf-rq-1", "12") not in names and len(names) == 7
+
+
 def test_a_line_when_done() -> None:
     line = codec_done_line(codec_result("opq", 8, 0.5, 0.4))
     assert line == "opq, 8 bytes: MSE 0.5 (1.250 x RQ), 10-recall@10 0.400, trained in 12 s"
     assert "trained" not in codec_done_line(codec_result("codec/", 8, 0.5, 0.4, training_seconds=None))
+    assert "RQ" not in codec_done_line(codec_result("int8", 8, 0.5, 0.4, relative_to_rq=None))
+    assert codec_done_line(searched_result()) == (
+        "lancedb-ivf-rq-1, 12 bytes: 10-recall@10 0.650, trained in 12 s"
+    )
 
 
 def shown(report, capsys) -> list[list[str]]:
