@@ -48,15 +48,14 @@ def plot_report(report: BenchmarkReport) -> Figure:
     for place, family in enumerate(dict.fromkeys(family_of(result.codec) for result in report.results)):
         results = [result for result in report.results if family_of(result.codec) == family]
         _draw_codec(recall_axes, error_axes, sorted(results, key=lambda each: each.code_bytes), place)
-    bounds = sorted(report.bounds, key=lambda bound: bound.code_bytes)
-    bound_lines = error_axes.plot(
-        [bound.code_bytes for bound in bounds],
-        [bound.mse for bound in bounds],
-        color="black",
-        linestyle="--",
-        marker="_",
-        label="Gaussian bound",
-    )
+    bounds = {
+        bound.code_bytes: bound.mse for bound in sorted(report.bounds, key=lambda each: each.code_bytes)
+    }
+    handles = list(recall_axes.get_lines())
+    if bounds:
+        handles += error_axes.plot(
+            [*bounds], [*bounds.values()], color="black", linestyle="--", marker="_", label="Gaussian bound"
+        )
     for axes in (recall_axes, error_axes):
         _label_sizes(axes, sizes)
     recall_axes.set_ylabel("10-recall@10, all vectors")
@@ -64,7 +63,6 @@ def plot_report(report: BenchmarkReport) -> Figure:
     if any(result.mse is not None for result in report.results):
         _label_errors(error_axes)
     # One legend is enough, as both halves share colors.
-    handles = [*recall_axes.get_lines(), *bound_lines]
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     return figure
 

@@ -77,10 +77,14 @@ def test_many_sizes_are_labeled_by_powers_of_two(sizes, ticks) -> None:
     assert [axes.get_xticks().tolist() for axes in figure.axes] == [ticks, ticks]
 
 
-def test_without_any_error(tmp_path) -> None:
+def test_without_any_error() -> None:
     results = [codec_result("lancedb-ivf-rq-1", 8, None, 0.5)]
-    save_plot(BenchmarkReport(settings={}, machine={}, results=results), tmp_path / "codecs.svg")
-    assert "lancedb-ivf-rq" in (tmp_path / "codecs.svg").read_text()
+    figure = plot_report(BenchmarkReport(settings={}, machine={}, results=results))
+    figure.draw_without_rendering()
+    recall_axes, error_axes = figure.axes
+    assert lines(recall_axes) == {"lancedb-ivf-rq": ([8], [0.5])} and lines(error_axes) == {}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["lancedb-ivf-rq"]
 
 
 @pytest.mark.parametrize("errors", [[0.5], [0.5, 0.4999], [0.9, 0.001], [1234.0, 1100.0], [0.3, 0.0]])
