@@ -6,13 +6,17 @@ from typing import Any, Literal
 
 from rqmoe_store.errors import InvalidInputError
 
-CodecKind = Literal["rqmoe", "qinco", "rq"]
+CodecKind = Literal["rqmoe", "qinco", "rq", "pq", "saq", "turboquant"]
+TransformKind = Literal["pq", "saq", "turboquant"]
+RefineBase = Literal["additive", "decoded"]
 Metric = Literal["l2", "cosine", "dot"]
 KeepVectors = Literal["none", "float16", "float32"]
 Preselect = int | Literal["beam"] | None
 TrainingPrecision = Literal["auto", "float32", "bfloat16"]
 
-CODEC_KINDS: tuple[CodecKind, ...] = ("rqmoe", "qinco", "rq")
+TRANSFORM_KINDS: tuple[TransformKind, ...] = ("pq", "saq", "turboquant")
+CODEC_KINDS: tuple[CodecKind, ...] = ("rqmoe", "qinco", "rq", *TRANSFORM_KINDS)
+REFINE_BASES: tuple[RefineBase, ...] = ("additive", "decoded")
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "dot")
 KEEP_VECTORS: tuple[KeepVectors, ...] = ("none", "float16", "float32")
 TRAINING_PRECISIONS: tuple[TrainingPrecision, ...] = ("auto", "float32", "bfloat16")
@@ -32,11 +36,23 @@ class CodecConfig:
     """Shape of a codec. `resolve` decides fields that are None from the training vectors."""
 
     kind: CodecKind = "rqmoe"
-    """"rqmoe" (experts conditioned on the codes), "qinco" (conditioned on the reconstruction) or "rq"."""
+    """"rqmoe" (experts conditioned on the codes), "qinco" (conditioned on the reconstruction), "rq", or a
+    transform code, which takes seconds to train: "pq" (k-means per byte over principal components), "saq"
+    (scalar levels of principal components) or "turboquant" (scalar levels after a random rotation)."""
     metric: Metric = "l2"
     """Distance that search uses. "cosine" normalizes every vector before encoding."""
     code_bytes: int = 16
-    """Bytes per vector, which is the number of quantization steps."""
+    """Bytes per vector, which is the number of quantization steps. A transform code has at most one per
+    dimension."""
+    refine_bytes: int = 0
+    """Bytes of the refine code, a transform code of what the first code leaves over; 0 for none. Searches
+    order a shortlist by both. At most one per dimension, and two more for lengths unless the metric is
+    "dot"."""
+    refine_kind: TransformKind = "pq"
+    """Kind of the refine code."""
+    refine_base: RefineBase = "additive"
+    """What the refine code is added to: "additive" (the approximation that look-up tables score, so that no
+    network runs in a search) or "decoded" (the decoded vector, which is a little nearer)."""
     codebook_size: int = 256
     """Codewords per step, 2 to 256."""
     num_partitions: int | None = None
@@ -62,6 +78,14 @@ class CodecConfig:
         _require_choice("kind", self.kind, CODEC_KINDS)
         _require_choice("metric", self.metric, METRICS)
         _require_int("code_bytes", self.code_bytes, 1, 4096)
+        _require_choice("refine_kind", self.refine_kind, TRANSFORM_KINDS)
+        _require_choice("refine_base", self.refine_base, REFINE_BASES)
+        _require_int("refine_bytes", self.refine_bytes, 0, 2**16)
+        if 0 < self.refine_bytes < self._least_refine_bytes:
+            raise InvalidInputError(
+                f"Got refine_bytes={self.refine_bytes}, two of which are for lengths; expected 0 or at least "
+                f"{self._least_refine_bytes}."
+            )
         _require_int("codebook_size", self.codebook_size, 2, MAX_CODEBOOK_SIZE)
         _require_int("num_experts", self.num_experts, 1, 1024)
         _require_int("num_layers", self.num_layers, 1, 64)
@@ -72,11 +96,26 @@ class CodecConfig:
             if getattr(self, name) is not None:
                 _require_int(name, getattr(self, name), 1, 65_536)
         scored_pairs(self.beam, self.preselect)
+        if self.is_transform and (self.codebook_size != MAX_CODEBOOK_SIZE or self.num_partitions):
+            raise InvalidInputError(
+                f"Got kind={self.kind!r} with codebook_size={self.codebook_size} and "
+                f"num_partitions={self.num_partitions}; a transform code has {MAX_CODEBOOK_SIZE} codewords "
+                "per byte and no partitions. Leave both out, or use another kind."
+            )
+
+    @property
+    def is_transform(self) -> bool:
+        """Whether the code is a transform code, without experts and partitions."""
+        return self.kind in TRANSFORM_KINDS
+
+    @property
+    def _least_refine_bytes(self) -> int:
+        return 1 if self.metric == "dot" else 3
 
     @property
     def least_training_rows(self) -> int:
         """Fewest vectors that such a codec can be trained on. A good codec needs many more."""
-        return max(self.codebook_size, self.num_partitions or 0)
+        return 2 if self.is_transform else max(self.codebook_size, self.num_partitions or 0)
 
     def resolve(self, *, dim: int, rows: int) -> "CodecConfig":
         """This configuration with every None decided for `rows` training vectors of width `dim`."""
@@ -86,7 +125,8 @@ class CodecConfig:
             raise InvalidInputError(
                 f"network_dim={network_dim} is wider than the vectors ({dim}); use at most {dim}."
             )
-        num_partitions = self.num_partitions
+        self._require_bytes_for(dim)
+        num_partitions = 0 if self.is_transform else self.num_partitions
         if num_partitions is None:
             num_partitions = 0 if rows < MIN_ROWS_FOR_PARTITIONS else round(rows**0.5)
         return dataclasses.replace(
@@ -97,6 +137,18 @@ class CodecConfig:
             hidden_dim=self.hidden_dim or (256 if large else 64),
             expert_dim=self.expert_dim or (network_dim if large else min(network_dim, 96)),
         )
+
+    def _require_bytes_for(self, dim: int) -> None:
+        """Raise InvalidInputError if a transform code has more than 8 bits a dimension."""
+        most = {"refine_bytes": dim + self._least_refine_bytes - 1}
+        if self.is_transform:
+            most["code_bytes"] = dim
+        for name, limit in most.items():
+            if getattr(self, name) > limit:
+                raise InvalidInputError(
+                    f"Got {name}={getattr(self, name)} for vectors of dimension {dim}; a transform code has "
+                    f"at most 8 bits a dimension. Use at most {limit}, or keep the raw vectors."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""

@@ -29,7 +29,7 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.storage_errors import translates_errors
-from rqmoe_store.store.columns import CodeColumns, KeptVectors, user_schema
+from rqmoe_store.store.columns import KeptVectors, user_schema
 from rqmoe_store.store.metadata import TableMetadata, without_ours
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.statistics import readable
@@ -109,7 +109,7 @@ def export(
         task = bar.add_task("Exporting", total=dataset.count_rows())
         with contextlib.ExitStack() as stack:
             writer.open(written, stack)
-            for batch in read_batches(dataset, codecs.metadata):
+            for batch in read_batches(dataset, codecs):
                 report = dataclasses.replace(
                     report,
                     rows=report.rows + writer.write(batch),
@@ -152,25 +152,26 @@ class RowBatch:
 
 def others_schema(dataset: lance.LanceDataset, metadata: TableMetadata) -> pa.Schema:
     """The user's columns and metadata, without the vector column."""
-    ours = (*CodeColumns(metadata.vector_column).names, metadata.vector_column)
+    ours = (*metadata.columns.names, metadata.vector_column)
     return without_ours(user_schema(dataset.schema, without=ours))
 
 
-def read_batches(dataset: lance.LanceDataset, metadata: TableMetadata) -> Iterator[RowBatch]:
+def read_batches(dataset: lance.LanceDataset, codecs: TableCodec) -> Iterator[RowBatch]:
     """Yield all rows in their order, about 32 MB of vectors at a time.
 
     Raises:
         InvalidInputError: a raw vector has missing, NaN or infinite values; names the position of the row.
-        TableError: a code column is missing or has another type.
+        TableError: as `TableCodec.read`.
     """
-    columns, others, first_row = CodeColumns(metadata.vector_column), others_schema(dataset, metadata), 0
+    metadata = codecs.metadata
+    others, first_row = others_schema(dataset, metadata), 0
     scanner = dataset.scanner(
-        columns=[*others.names, *columns.names, metadata.vector_column],
+        columns=[*others.names, *codecs.columns.names, metadata.vector_column],
         batch_size=rows_per_batch(metadata.dim),
         scan_in_order=True,
     )
     for batch in scanner.to_batches():
-        codes, coded_N = columns.from_arrow(batch)
+        codes, coded_N = codecs.read(batch)
         raw_RD, raw_N = read_vectors(
             batch[metadata.vector_column],
             dim=metadata.dim,
@@ -191,7 +192,7 @@ class Format(abc.ABC):
             InvalidInputError: this format cannot be written to `path`.
         """
         self.path, self.dataset, self.codecs = path, dataset, codecs
-        self.columns = CodeColumns(codecs.metadata.vector_column)
+        self.columns = codecs.columns
         self.others = others_schema(dataset, codecs.metadata)
         self.vectors = KeptVectors(column=codecs.metadata.vector_column, keep="float32", dim=codecs.dim)
 
@@ -247,7 +248,7 @@ class NpyFormat(Format):
             raise InvalidInputError(
                 f"Got {str(path)!r} to export an array to; expected a name ending in .npy."
             )
-        code, partition = (quoted(name) for name in self.columns.names)
+        code, partition = (quoted(name) for name in self.columns.scanned)
         self._rows = dataset.count_rows(
             f"{quoted(self.vectors.column)} IS NOT NULL OR ({code} IS NOT NULL AND {partition} IS NOT NULL)"
         )
@@ -306,18 +307,19 @@ class CodesFormat(Format):
             fields.append(self.vectors.field)
         self._has_vectors = fields[-1] == self.vectors.field
         schema = pa.schema([*self.others, *fields], metadata=self.others.metadata)
-        plain = (self.columns.code, self.vectors.column)
+        plain = (self.columns.code, self.columns.refine, self.vectors.column)
         parts = ParquetParts(self._folder / "rows", schema, plain=plain, rows_per_file=ROWS_PER_FILE)
         self._parts = stack.enter_context(parts)
         self._used: set[int] = set()
 
     def write(self, batch: RowBatch) -> int:
-        self.codecs.check(batch.codes)
         firsts = np.array(self.codecs.metadata.first_partitions)
         owners_C = np.searchsorted(firsts, batch.codes.partitions, side="right") - 1
         self._used.update(np.unique(owners_C).tolist())
         local_C = (batch.codes.partitions - firsts[owners_C]).astype(np.int32)
-        arrays = self.columns.to_arrow(Codes(batch.codes.codes, local_C), batch.coded_N)
+        local = dataclasses.replace(batch.codes, partitions=local_C)
+        sizes = np.array([each.refine_bytes for each in self.codecs.metadata.generations], dtype=np.int64)
+        arrays = self.columns.to_arrow(local, batch.coded_N, sizes[owners_C] > 0)
         names_N = np.full(len(batch.coded_N), None, dtype=object)
         names_N[batch.coded_N] = np.array([*map(self._name, range(len(firsts) - 1))], dtype=object)[owners_C]
         arrays.append(pa.array(names_N, pa.string()))

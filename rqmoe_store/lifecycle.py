@@ -18,6 +18,7 @@ from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.store import databases, health, ingest_log, registry
+from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.databases import remove_old_versions
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import on_newest, retry_on_conflict, take_rows, to_newest
@@ -218,7 +219,7 @@ class StoredVectors:
         if self._decoded:
             names = list(self._columns.names)
             taken = pa.table(take_rows(self._table, names, row_ids), names=names)
-            return codecs.decode(self._columns.from_arrow(taken)[0])
+            return codecs.decode(codecs.read(taken)[0])
         (column,) = take_rows(self._table, [self._columns.vector_column], row_ids)
         return read_vectors(column, dim=codecs.dim, metric=codecs.metric, first_row=0)[0]
 
@@ -256,17 +257,62 @@ def _commit_generation(table: LanceTable, codec: Codec, config: CodecConfig, *, 
             return metadata.generations[-1] == newest_codec
         dataset = newest.to_lance()
         changed = metadata.with_generation(newest_codec, config)
-        written: dict[str, str | None] = {
-            key.decode(): value.decode() for key, value in changed.write(None).items()
-        }
+        if changed.refine_bytes and not metadata.refine_bytes:
+            _require_refine_column(newest, changed.columns)
+            dataset = databases.reopen(table).to_lance()
         try:
-            dataset.update_schema_metadata(written)
+            dataset.update_schema_metadata(_as_text(changed))
         except OSError:
             # If another process has written the metadata meanwhile, start again.
             if dataset.latest_version == dataset.version:
                 raise
         else:
             return True
+
+
+def _require_refine_column(table: LanceTable, columns: CodeColumns) -> None:
+    """Add the column of refine codes to a table that has none; rows are null in it.
+
+    A process that is lost before the metadata names the column leaves it without values, and the next call
+    uses it.
+
+    Raises:
+        TableError: the user has a column of this name.
+    """
+    if columns.refine in table.schema.names:
+        is_left = table.schema.field(columns.refine).type == columns.refine_field.type
+        if not is_left or table.count_rows(f"{quoted(columns.refine)} IS NOT NULL"):
+            columns.require_absent_from(table.schema, [columns.refine])
+        return
+    table.to_lance().add_columns(pa.schema([columns.refine_field]))
+
+
+def _drop_unused_refine_column(table: LanceTable) -> None:
+    """Drop the column of refine codes if neither the newest codec nor any row has any.
+
+    The metadata is written first: a process that is lost in between leaves a column without values.
+    """
+
+    def drop() -> None:
+        newest = databases.reopen(table)
+        metadata = TableMetadata.read(newest.schema, newest.name)
+        if not metadata.refine_bytes or metadata.config.refine_bytes:
+            return
+        columns = metadata.columns
+        if any(each.refine_bytes for each in metadata.generations[-1:]) or newest.count_rows(
+            f"{quoted(columns.refine)} IS NOT NULL"
+        ):
+            return
+        without = dataclasses.replace(metadata, refine_bytes=0)
+        newest.to_lance().update_schema_metadata(_as_text(without))
+        databases.reopen(table).to_lance().drop_columns([columns.refine])
+
+    retry_on_conflict(drop)
+
+
+def _as_text(metadata: TableMetadata) -> dict[str, str | None]:
+    """The metadata as Lance takes it."""
+    return {key.decode(): value.decode() for key, value in metadata.write(None).items()}
 
 
 def _require_fit(codec: Codec, known: TableCodec, table_name: str) -> None:
@@ -316,6 +362,7 @@ def tidy(table: LanceTable, codecs: TableCodec, older_than: datetime.timedelta |
         older_than: versions older than this are removed; None for 7 days.
     """
     # LanceDB's own clean-up fails if an old version has a tag.
+    _drop_unused_refine_column(table)
     on_newest(table, lambda: table.optimize(cleanup_older_than=_NEVER))
     _keep_notes(table, codecs)  # after the commits of `optimize`, whose notes are needed, too
     remove_old_versions(table, older_than)

@@ -10,6 +10,7 @@ none), T = P + M * K table rows, W width of the experts' deformations (0 without
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import decode
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, constants_in_units, scaled, to_float32
+from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
@@ -125,23 +127,77 @@ class AdditiveTables:
 
     def for_queries(self, queries: FramedQueries, units: ScoreUnits) -> LookupTables:
         """Look-up tables for queries in the codec's frame, with scores in `units`."""
-        scores_QT = (as_tensor(queries.queries_QD).to(self.rows_TD.device) @ self.rows_TD.T).cpu().numpy()
-        norms_T = self.norms_T1[:, 0].cpu().numpy()
-        powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
-        if queries.metric == "l2":  # ||q||^2 + ||x_hat||^2 - 2 <q, x_hat>
-            squares_QT = scaled(norms_T[None], powers_Q1 - queries.exponents_Q[:, None])
-            scores_QT = squares_QT - scaled(2 * scores_QT, powers_Q1)
-        elif queries.metric == "dot":
-            scores_QT = scaled(-scores_QT, powers_Q1)
-        return LookupTables(
-            queries.metric,
-            scores_QT,
-            norms_T if queries.metric == "cosine" else norms_T[:0],
-            constants_in_units(units, queries),
-            self.num_partitions,
-            self.codebook_size,
+        products_QT = (as_tensor(queries.queries_QD).to(self.rows_TD.device) @ self.rows_TD.T).cpu().numpy()
+        return tables_of_products(
+            products_QT,
+            self.norms_T1[:, 0].cpu().numpy(),
+            queries,
             units,
+            num_partitions=self.num_partitions,
+            codebook_size=self.codebook_size,
         )
+
+    def approximate(self, codes: Codes) -> Float32Array:
+        """The vectors (n, D) that the selected rows sum to, each computed alone."""
+        return self._summed(codes, self.rows_TD.cpu().numpy())
+
+    def estimate_squares(self, codes: Codes) -> Float32Array:
+        """The squared lengths (n,) that the selected entries sum to."""
+        return self._summed(codes, self.norms_T1.cpu().numpy())[:, 0]
+
+    def _summed(self, codes: Codes, rows_TX: Float32Array) -> Float32Array:
+        summed_nX = np.empty((len(codes), rows_TX.shape[1]), np.float32)
+        _sum_rows(rows_TX, codes.partitions, codes.codes, self.num_partitions, self.codebook_size, summed_nX)
+        return summed_nX
+
+
+@compiled
+def _sum_rows(
+    rows_TX: Any, partitions_n: Any, codes_nM: Any, num_partitions: int, codebook_size: int, summed_nX: Any
+) -> None:
+    """Fill in the sums of the table rows that codes select, in the order of steps."""
+    for row in range(codes_nM.shape[0]):
+        summed_nX[row] = rows_TX[partitions_n[row]]
+        for step in range(codes_nM.shape[1]):
+            selected = num_partitions + codebook_size * step + codes_nM[row, step]
+            for column in range(rows_TX.shape[1]):
+                summed_nX[row, column] += rows_TX[selected, column]
+
+
+def tables_of_products(
+    products_QT: Float32Array,
+    norms_T: Float32Array,
+    queries: FramedQueries,
+    units: ScoreUnits,
+    *,
+    num_partitions: int,
+    codebook_size: int,
+) -> LookupTables:
+    """Look-up tables, given the inner products of queries with all table rows.
+
+    Args:
+        products_QT: float32 (Q, T); the entries that a code selects sum to the product with its vector.
+        norms_T: float32 (T,); the entries that a code selects sum to the squared length of its vector.
+        queries: the queries.
+        units: units of the scores.
+        num_partitions: partition ids, at least 1; their rows come first.
+        codebook_size: rows of every step.
+    """
+    scores_QT, powers_Q1 = products_QT, (queries.magnitudes_Q - units.exponents_Q)[:, None]
+    if queries.metric == "l2":  # ||q||^2 + ||x_hat||^2 - 2 <q, x_hat>
+        squares_QT = scaled(norms_T[None], powers_Q1 - queries.exponents_Q[:, None])
+        scores_QT = squares_QT - scaled(2 * products_QT, powers_Q1)
+    elif queries.metric == "dot":
+        scores_QT = scaled(-products_QT, powers_Q1)
+    return LookupTables(
+        queries.metric,
+        scores_QT,
+        norms_T if queries.metric == "cosine" else norms_T[:0],
+        constants_in_units(units, queries),
+        num_partitions,
+        codebook_size,
+        units,
+    )
 
 
 @torch.inference_mode()

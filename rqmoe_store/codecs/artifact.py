@@ -22,16 +22,21 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rqmoe_store.codecs.additive import AdditiveTables, complete_tables
+from rqmoe_store.codecs.additive import complete_tables
+from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.kinds import make_quantizer
-from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.refine import Refiner
+from rqmoe_store.codecs.transform import Arrays, TransformQuantizer
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import ArtifactError, InvalidInputError, StorageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (2, FORMAT_VERSION)
+"""Version 2 has no refine codes and no transform codes."""
+
 CONFIG_FILE = "config.json"
 WEIGHTS_PREFIX = "weights-"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -41,7 +46,9 @@ _BAD_TENSORS = (KeyError, ValueError, RuntimeError, AssertionError)
 
 _WEIGHT = "quantizer."  # prefix of the quantizer's tensors
 _OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
-_TABLE_TENSORS = ("tables.corrections", "tables.norms", "calibration.codes", "calibration.partitions")
+_TRANSFORM, _REFINE = "transform.", "refine."  # prefixes of the arrays of transform codes
+_CALIBRATION = ("calibration.codes", "calibration.partitions")
+_TABLES = ("tables.corrections", "tables.norms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +89,10 @@ class Artifact:
                 match their hash.
         """
         description = _parse_object(self.config_json, "The codec's description")
-        if description.get("format_version") != FORMAT_VERSION:
+        if description.get("format_version") not in READABLE_VERSIONS:
             raise ArtifactError(
                 f"Got a codec of format version {description.get('format_version')!r}; this release reads "
-                f"version {FORMAT_VERSION}. Upgrade rqmoe-store, or train again."
+                f"versions {' and '.join(map(str, READABLE_VERSIONS))}. Upgrade rqmoe-store, or train again."
             )
         digest = hashlib.sha256(self.weights).hexdigest()
         if digest != description.get("weights_sha256"):
@@ -130,21 +137,29 @@ class TrainingReport:
     prefix_mse: tuple[float, ...]
     """Error of every prefix of their codes, from 1 byte to all bytes."""
     rq_prefix_mse: tuple[float, ...]
-    """The same for the plain RQ that training started from, encoded with the same beam."""
+    """The same for the plain RQ that training started from, encoded with the same beam. Empty for a transform
+    code, which does not start from any."""
     utilisation: float
     """Share of codewords used at least once by the training vectors, averaged over steps."""
     seconds: float
     """Wall-clock time of the call to `train`, codebook initialization included."""
+    refined_mse: float | None = None
+    """Error of the whole code with its refine code; None without refine codes."""
 
     @property
     def validation_mse(self) -> float:
-        """Error of the whole code."""
+        """Error of the whole code, without a refine code."""
         return self.prefix_mse[-1]
 
     @property
+    def whole_mse(self) -> float:
+        """Error of the whole code, with its refine code if it has one."""
+        return self.validation_mse if self.refined_mse is None else self.refined_mse
+
+    @property
     def rq_validation_mse(self) -> float:
-        """Error of plain RQ at the same bytes and beam."""
-        return self.rq_prefix_mse[-1]
+        """Error of plain RQ at the same bytes and beam; NaN for a transform code."""
+        return self.rq_prefix_mse[-1] if self.rq_prefix_mse else math.nan
 
     @property
     def relative_mse(self) -> float:
@@ -157,6 +172,7 @@ class TrainingReport:
             self,
             prefix_mse=self.prefix_mse[:num_steps],
             rq_prefix_mse=self.rq_prefix_mse[:num_steps],
+            refined_mse=None,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,6 +193,7 @@ class TrainingReport:
         report = cls(**values)
         figures = [report.rows, report.epochs, report.validation_rows, report.variance]
         figures += [report.utilisation, report.seconds, *report.prefix_mse, *report.rq_prefix_mse]
+        figures += [] if report.refined_mse is None else [report.refined_mse]
         if not all(type(figure) in (int, float) for figure in figures):
             raise InvalidInputError(f"Got {report}; expected numbers.")
         return report
@@ -186,27 +203,32 @@ class TrainingReport:
 class CodecParts:
     """The parts that make up a codec."""
 
-    quantizer: ResidualQuantizer
-    tables: AdditiveTables
+    coder: ResidualCoder | TransformCoder
     calibration: Codes
     """Codes of training vectors, to which `truncate` fits new tables."""
     report: TrainingReport
     frame: Frame
+    refiner: Refiner | None = None
 
 
 def pack(parts: CodecParts) -> Artifact:
     """Pack the parts of a codec into an artifact."""
-    tensors = {_WEIGHT + name: value for name, value in parts.quantizer.state_dict().items()}
-    others = (
-        parts.tables.corrections_TW,
-        parts.tables.norms_T1,
-        as_tensor(parts.calibration.codes),
-        as_tensor(parts.calibration.partitions),
-    )
-    tensors |= zip(_TABLE_TENSORS, others, strict=True)
+    coder = parts.coder
+    tensors = {
+        "calibration.codes": as_tensor(parts.calibration.codes),
+        "calibration.partitions": as_tensor(parts.calibration.partitions),
+    }
+    if isinstance(coder, ResidualCoder):
+        tensors |= {_WEIGHT + name: value for name, value in coder.quantizer.state_dict().items()}
+        fitted = coder.tables.corrections_TW, coder.tables.norms_T1
+        tensors |= zip(_TABLES, fitted, strict=True)
+    else:
+        tensors |= _with_prefix(_TRANSFORM, coder.quantizer.arrays())
+    if parts.refiner is not None:
+        tensors |= _with_prefix(_REFINE, parts.refiner.arrays())
     description: dict[str, Any] = {
-        "config": parts.quantizer.config.to_dict(),
-        "dim": parts.quantizer.dim,
+        "config": coder.config.to_dict(),
+        "dim": coder.dim,
         "report": parts.report.to_dict(),
     }
     if not parts.frame.is_plain:
@@ -214,6 +236,16 @@ def pack(parts: CodecParts) -> Artifact:
         tensors[_OFFSET] = as_tensor(parts.frame.offset_D)
         description[_EXPONENT] = parts.frame.exponent
     return Artifact.build(description, tensors)
+
+
+def _with_prefix(prefix: str, arrays: Arrays) -> dict[str, Tensor]:
+    return {prefix + name: as_tensor(array) for name, array in arrays.items()}
+
+
+def _pop_arrays(prefix: str, tensors: dict[str, Tensor]) -> Arrays:
+    """Remove the arrays whose names begin with `prefix` from the tensors, and return them."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name).numpy() for name in names}
 
 
 def unpack(artifact: Artifact) -> CodecParts:
@@ -229,14 +261,15 @@ def unpack(artifact: Artifact) -> CodecParts:
     description, tensors = artifact.unpack()
     try:
         config, dim = CodecConfig(**description["config"]), description["dim"]
+        _require_config(config, dim, tensors)
         frame = _frame(description, tensors.pop(_OFFSET, None), dim)
-        quantizer = _quantizer(config, dim, tensors)
-        corrections_TW, norms_T1, codes, partitions = (tensors[name] for name in _TABLE_TENSORS)
+        codes, partitions = (tensors.pop(name) for name in _CALIBRATION)
         calibration = Codes(codes.numpy(), partitions.numpy())
         report = TrainingReport.from_dict(description["report"])
-        _require_fitting(quantizer, corrections_TW, norms_T1, calibration, report)
-        tables = complete_tables(quantizer, corrections_TW, norms_T1)
-        return CodecParts(quantizer, tables, calibration, report, frame)
+        _require_fitting(config, calibration, report)
+        refiner = _refiner(config, dim, _pop_arrays(_REFINE, tensors))
+        unpack_coder = _transform_coder if config.is_transform else _residual_coder
+        return CodecParts(unpack_coder(config, dim, tensors), calibration, report, frame, refiner)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(
             f"The codec's parts do not fit together ({type(error).__name__}: {error}). "
@@ -253,53 +286,76 @@ def _frame(description: dict[str, Any], offset_D: Tensor | None, dim: Any) -> Fr
     return Frame.checked(offset_D.numpy(), description[_EXPONENT], dim)
 
 
-def _quantizer(config: CodecConfig, dim: object, tensors: dict[str, Tensor]) -> ResidualQuantizer:
-    width = tensors[_WEIGHT + "mean_D"].numel()
-    if type(dim) is not int or dim != width:
-        raise InvalidInputError(f"dim={dim!r}, but the mean has {width} components")
+def _require_config(config: CodecConfig, dim: object, tensors: dict[str, Tensor]) -> None:
+    """Raise InvalidInputError unless the configuration is complete and the tensors are finite."""
+    if type(dim) is not int or dim < 1:
+        raise InvalidInputError(f"dim={dim!r}, expected a number of components")
     if config.resolve(dim=dim, rows=1) != config:
         raise InvalidInputError(f"{config} leaves something undecided")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InvalidInputError(f"{name} has NaN or infinite values")
+
+
+def _refiner(config: CodecConfig, dim: int, arrays: Arrays) -> Refiner | None:
+    if not config.refine_bytes:
+        if arrays:
+            raise InvalidInputError(f"refine codes of no bytes, with {sorted(arrays)}")
+        return None
+    return Refiner.from_arrays(
+        arrays, dim=dim, refine_bytes=config.refine_bytes, base=config.refine_base, metric=config.metric
+    )
+
+
+def _transform_coder(config: CodecConfig, dim: int, tensors: dict[str, Tensor]) -> TransformCoder:
+    arrays = _pop_arrays(_TRANSFORM, tensors)
+    if tensors:
+        raise InvalidInputError(f"unknown tensors {sorted(tensors)}")
+    return TransformCoder(
+        config, TransformQuantizer.from_arrays(arrays, dim=dim, num_bytes=config.code_bytes)
+    )
+
+
+def _residual_coder(config: CodecConfig, dim: int, tensors: dict[str, Tensor]) -> ResidualCoder:
+    width = tensors[_WEIGHT + "mean_D"].numel()
+    if dim != width:
+        raise InvalidInputError(f"dim={dim!r}, but the mean has {width} components")
+    corrections_TW, norms_T1 = (tensors.pop(name) for name in _TABLES)
+    for name, tensor in tensors.items():
         if name.startswith(_WEIGHT) and tensor.dtype != torch.float32:
             raise InvalidInputError(f"{name} is {tensor.dtype}, expected {torch.float32}")
     with torch.device("meta"):  # shapes without memory, as the configuration may ask for any size
         quantizer = make_quantizer(config, dim)
-    weights = {
-        name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items() if name not in _TABLE_TENSORS
-    }
+    weights = {name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items()}
     quantizer.load_state_dict(weights, assign=True)
     if not quantizer.scale > 0:
         raise InvalidInputError(f"the scale is {quantizer.scale.item()}, expected a positive number")
-    return quantizer
-
-
-def _require_fitting(
-    quantizer: ResidualQuantizer,
-    corrections_TW: Tensor,
-    norms_T1: Tensor,
-    calibration: Codes,
-    report: TrainingReport,
-) -> None:
-    num_steps, num_partitions = quantizer.num_steps, quantizer.num_partitions
-    rows = max(1, num_partitions) + num_steps * quantizer.codebook_size
+    rows = max(1, quantizer.num_partitions) + quantizer.num_steps * quantizer.codebook_size
     found = corrections_TW.shape, norms_T1.shape, corrections_TW.dtype, norms_T1.dtype
     expected = (rows, quantizer.deformation_dim), (rows, 1), torch.float32, torch.float32
     if found != expected:
         raise InvalidInputError(f"look-up tables of shapes and types {found}, expected {expected}")
+    return ResidualCoder(quantizer, complete_tables(quantizer, corrections_TW, norms_T1))
+
+
+def _require_fitting(config: CodecConfig, calibration: Codes, report: TrainingReport) -> None:
+    """Raise InvalidInputError unless calibration codes and report are those of such a codec."""
+    num_steps = config.code_bytes
     check_codes(
         calibration,
         num_steps=num_steps,
-        codebook_size=quantizer.codebook_size,
-        num_partitions=num_partitions,
+        codebook_size=config.codebook_size,
+        num_partitions=config.num_partitions or 0,
     )
     if calibration.codes.shape[1] != num_steps or len(calibration) == 0:
         raise InvalidInputError(f"calibration codes of shape {calibration.codes.shape}")
     if calibration.partitions.dtype != np.int32:
         raise InvalidInputError(f"calibration partitions are {calibration.partitions.dtype}, expected int32")
-    if (len(report.prefix_mse), len(report.rq_prefix_mse)) != (num_steps, num_steps):
+    errors = (len(report.prefix_mse), len(report.rq_prefix_mse))
+    if errors != (num_steps, 0 if config.is_transform else num_steps):
         raise InvalidInputError(f"the report does not have an error for each of {num_steps} code bytes")
+    if (report.refined_mse is None) == bool(config.refine_bytes):
+        raise InvalidInputError(f"a refined error of {report.refined_mse}, of {config.refine_bytes} bytes")
 
 
 def write_artifact(artifact: Artifact, directory: str | os.PathLike[str]) -> None:

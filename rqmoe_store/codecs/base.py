@@ -4,6 +4,7 @@ Shape legend: n vectors, D dimension, Q queries, P partitions, M steps, K codewo
 """
 
 import dataclasses
+import functools
 import os
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from rqmoe_store.arguments import whole_number
-from rqmoe_store.codecs.additive import AdditiveTables, LookupTables, fit_tables
+from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.artifact import (
     Artifact,
     CodecParts,
@@ -22,14 +23,12 @@ from rqmoe_store.codecs.artifact import (
     unpack,
     write_artifact,
 )
+from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder, refine_base
 from rqmoe_store.codecs.codes import Codes, check_codes
-from rqmoe_store.codecs.decoding import GraphedDecoder, decode
-from rqmoe_store.codecs.device import Precision, as_tensor, check_precision, select_device
-from rqmoe_store.codecs.encoding import encode_vectors, encoding_tables, transform_clamped
-from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.device import Precision, check_precision, select_device
+from rqmoe_store.codecs.encoding import encode_vectors
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, shared_score_units
-from rqmoe_store.codecs.kinds import make_quantizer
-from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.refine import Refiner, RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Preselect, scored_pairs
 from rqmoe_store.errors import ArtifactError, InvalidInputError
@@ -47,40 +46,30 @@ class Codec(TranslatesErrors):
 
     def __init__(
         self,
-        quantizer: ResidualQuantizer,
-        tables: AdditiveTables,
+        coder: ResidualCoder | TransformCoder,
         calibration: Codes,
         report: TrainingReport,
         frame: Frame | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         """Assemble a codec from its parts; without a frame, it computes in the units of the vectors."""
-        self.config: CodecConfig = quantizer.config
+        self.config: CodecConfig = coder.config
         self.report = report
-        self._frame = Frame.plain(quantizer.dim) if frame is None else frame
-        self._quantizer = quantizer.eval().requires_grad_(False)
-        self._tables = tables
+        self._frame = Frame.plain(coder.dim) if frame is None else frame
+        self._coder, self._refiner = coder, refiner
         self.calibration = calibration
         """Codes of at most 32,768 of the training vectors."""
-        self._prepare()
         self._artifact: Artifact | None = None
-
-    @torch.no_grad()
-    def _prepare(self) -> None:
-        """Compute once, on the device of the weights, the tables that follow from them."""
-        folded = self._quantizer.fold()
-        self._encoding_tables = encoding_tables(self._quantizer, folded)
-        self._folded: dict[Precision, FoldedExperts | None] = {"float32": folded}
-        self._graphed: dict[Precision, GraphedDecoder] = {}
 
     @property
     def dim(self) -> int:
         """Dimension of the vectors."""
-        return self._quantizer.dim
+        return self._coder.dim
 
     @property
     def num_partitions(self) -> int:
         """Number of partition ids, at least 1."""
-        return max(1, self._quantizer.num_partitions)
+        return max(1, self._coder.num_partitions)
 
     @property
     def vectors_are_tiny(self) -> bool:
@@ -98,12 +87,14 @@ class Codec(TranslatesErrors):
 
     @property
     def device(self) -> torch.device:
-        """The device on which encoding and decoding run."""
-        return self._quantizer.codebooks_MKD.device
+        """The device on which codes are scanned, encoded and decoded. Transform codes, and with them refine
+        codes, are encoded and decoded on the CPU."""
+        return self._coder.device
 
     def __repr__(self) -> str:
         return (
             f"Codec(kind={self.config.kind!r}, dim={self.dim}, code_bytes={self.config.code_bytes}, "
+            f"{f'refine_bytes={self.config.refine_bytes}, ' if self.config.refine_bytes else ''}"
             f"metric={self.config.metric!r}, num_partitions={self.config.num_partitions}, "
             f"fingerprint={self.fingerprint[:12]!r})"
         )
@@ -122,6 +113,7 @@ class Codec(TranslatesErrors):
 
         Args:
             vectors: (n, D), of any type that casts to float32. Under "cosine" they are normalized here.
+                If the codec has refine codes, they come with the codes.
             beam: partial encodings kept per vector. None means the codec's own setting.
             preselect: candidates that the experts score per vector and step: "beam" for as many as the beam
                 keeps, None for all of them, "default" for the codec's own setting (at least `beam`).
@@ -134,14 +126,19 @@ class Codec(TranslatesErrors):
         if preselect == "default":
             own = self.config.preselect
             preselect = max(own, beam) if isinstance(own, int) else own
-        return encode_vectors(
-            self._quantizer,
-            self._encoding_tables,
-            self._frame,
-            vectors,
-            beam=beam,
-            preselect=scored_pairs(beam, preselect),
+        encode_checked = functools.partial(
+            self._encode_checked, beam=beam, preselect=scored_pairs(beam, preselect)
         )
+        return encode_vectors(vectors, encode_checked, dim=self.dim, metric=self.config.metric)
+
+    def _encode_checked(self, vectors_nD: Float32Array, *, beam: int, preselect: int | None) -> Codes:
+        clamped_nD = self._coder.clamp(self._frame, vectors_nD)
+        codes = self._coder.encode(clamped_nD, beam=beam, preselect=preselect)
+        if self._refiner is None:
+            return codes
+        squares_n = self._coder.estimate_squares(codes)
+        refine = self._refiner.encode(clamped_nD, refine_base(self._coder, codes), squares_n)
+        return dataclasses.replace(codes, refine=refine)
 
     def decode(
         self,
@@ -151,6 +148,9 @@ class Codec(TranslatesErrors):
         precision: Precision = "float32",
     ) -> Float32Array:
         """Decode codes to vectors, float32 (n, D). Machines differ in the last digits only.
+
+        Codes with refine codes decode to the refined vectors. `codes.unrefined` decodes without them; the
+        settings below are for that.
 
         Args:
             codes: what `encode` returned. A prefix `codes[:, :m]` decodes as the m-byte code that it is.
@@ -168,51 +168,46 @@ class Codec(TranslatesErrors):
             codes,
             num_steps=self.config.code_bytes,
             codebook_size=self.config.codebook_size,
-            num_partitions=self._quantizer.num_partitions,
+            num_partitions=self._coder.num_partitions,
+            refine_bytes=self.config.refine_bytes,
         )
         check_precision(precision, sequential=sequential)
-        if precision not in self._folded:
-            exact = self._folded["float32"]
-            self._folded[precision] = None if exact is None else exact.to(torch.bfloat16)
-        folded = self._folded[precision]
-        if self.device.type == "cuda" and precision not in self._graphed:
-            self._graphed[precision] = GraphedDecoder(self._quantizer, folded)
-        decoded_nD = decode(
-            self._quantizer, folded, checked, sequential=sequential, graphed=self._graphed.get(precision)
-        )
-        return self._frame.inverse_transform(np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32))
+        if checked.refine is not None and self._refiner is not None:
+            decoded_nD = self._refiner.decode(checked.refine, refine_base(self._coder, checked))
+        else:
+            decoded_nD = self._coder.decode(checked, sequential=sequential, precision=precision)
+        return self._frame.inverse_transform(decoded_nD)
 
-    @torch.inference_mode()
     def probe(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.int64]:
         """The `nprobes` partitions (Q, nprobes) nearest to each checked query, nearest first."""
-        if not self._quantizer.num_partitions:
-            return np.zeros((len(queries_QD), 1), dtype=np.int64)
-        if self.config.metric == "dot":
-            queries_QD = self.framed(queries_QD).queries_QD
-        else:
-            queries_QD = transform_clamped(self._quantizer, self._frame, queries_QD)
-        centroids_PD = self._quantizer.denormalize(self._quantizer.centroids_PD)
-        scores_QP = -2 * as_tensor(queries_QD).to(self.device) @ centroids_PD.T
-        if self.config.metric != "dot":
-            scores_QP += centroids_PD.square().sum(dim=1)
-        nearest_QP = scores_QP.topk(min(nprobes, self.num_partitions), dim=1, largest=False).indices
-        return np.asarray(nearest_QP.cpu().numpy(), dtype=np.int64)
+        return self._coder.nearest_partitions(self._frame, queries_QD, nprobes)
 
     def framed(self, queries_QD: Float32Array) -> FramedQueries:
         """Checked queries (normalized under cosine) in the codec's frame."""
         return FramedQueries.of(queries_QD, self._frame, self.config.metric)
 
-    @torch.inference_mode()
     def lookup_tables(self, queries_QD: Float32Array, units: ScoreUnits | None = None) -> LookupTables:
         """Look-up tables that score codes for checked queries (normalized under cosine).
 
         Scores are in `units`, which several codecs may share. Without them, the codec's own units apply.
         """
         queries = self.framed(queries_QD)
-        return self._tables.for_queries(queries, shared_score_units([queries]) if units is None else units)
+        return self._coder.lookup_tables(queries, shared_score_units([queries]) if units is None else units)
+
+    def refine_tables(self, queries_QD: Float32Array, units: ScoreUnits | None = None) -> RefineTables:
+        """Tables that add refine codes to the scores of `lookup_tables`, for the same queries and units.
+
+        Raises:
+            InvalidInputError: the codec has no refine codes.
+        """
+        if self._refiner is None:
+            raise InvalidInputError(f"{self!r} has no refine codes; train one with refine_bytes.")
+        queries = self.framed(queries_QD)
+        return self._refiner.tables(queries, shared_score_units([queries]) if units is None else units)
 
     def truncate(self, num_steps: int) -> "Codec":
-        """The codec of the first `num_steps` bytes. It decodes prefixes of this codec's codes.
+        """The codec of the first `num_steps` bytes, without refine codes. It decodes prefixes of this codec's
+        codes.
 
         Its look-up tables are fitted anew, to the calibration codes.
 
@@ -220,26 +215,14 @@ class Codec(TranslatesErrors):
             InvalidInputError: `num_steps` is not in 1..code_bytes.
         """
         num_steps = whole_number("num_steps", num_steps, 1, self.config.code_bytes)
-        config = dataclasses.replace(self.config, code_bytes=num_steps)
-        quantizer = make_quantizer(config, self.dim)
-        shapes = {name: tensor.shape for name, tensor in quantizer.state_dict().items()}
-        kept = {
-            name: tensor[: shapes[name][0]] if shapes[name] != tensor.shape else tensor
-            for name, tensor in self._quantizer.state_dict().items()
-            if name in shapes
-        }
-        quantizer.load_state_dict(kept)
-        quantizer.to(self.device)
+        config = dataclasses.replace(self.config, code_bytes=num_steps, refine_bytes=0)
         calibration = self.calibration[:, :num_steps]
-        report = self.report.truncated(num_steps)
-        return Codec(quantizer, fit_tables(quantizer, calibration), calibration, report, self._frame)
+        coder = self._coder.truncate(config, calibration)
+        return Codec(coder, calibration, self.report.truncated(num_steps), self._frame)
 
     def to(self, device: str) -> "Codec":
         """Move the codec to "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one), and return it."""
-        target = select_device(device)
-        self._quantizer.to(target)
-        self._tables = self._tables.to(target)
-        self._prepare()
+        self._coder = self._coder.to(select_device(device))
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -250,7 +233,7 @@ class Codec(TranslatesErrors):
     def to_artifact(self) -> Artifact:
         """The codec as two byte strings, which can be stored anywhere."""
         if self._artifact is None:
-            parts = CodecParts(self._quantizer, self._tables, self.calibration, self.report, self._frame)
+            parts = CodecParts(self._coder, self.calibration, self.report, self._frame, self._refiner)
             self._artifact = pack(parts)
         return self._artifact
 
@@ -263,7 +246,7 @@ class Codec(TranslatesErrors):
                 fit its configuration.
         """
         parts = unpack(artifact)
-        codec = cls(parts.quantizer, parts.tables, parts.calibration, parts.report, parts.frame).to(device)
+        codec = cls(parts.coder, parts.calibration, parts.report, parts.frame, parts.refiner).to(device)
         codec._artifact = artifact
         return codec
 

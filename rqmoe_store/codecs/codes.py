@@ -1,6 +1,6 @@
 """Codes: the value type of encoded vectors.
 
-Shape legend: n vectors, M steps, m steps of a prefix.
+Shape legend: n vectors, M steps, m steps of a prefix, R bytes of a refine code.
 """
 
 import dataclasses
@@ -18,21 +18,24 @@ class Codes:
     """The codes of n vectors, as `Codec.encode` returns them.
 
     Index rows as in an array, and code bytes as its second axis: `codes[10:20]`, `codes[rows]`,
-    `codes[::-1]`, `codes[:, :8]` (an 8-byte prefix code). Arrays may have any layout. Tensors become arrays
-    in the same memory.
+    `codes[::-1]`, `codes[:, :8]` (an 8-byte prefix code, without refine codes). Arrays may have any layout.
+    Tensors become arrays in the same memory.
     """
 
     codes: npt.NDArray[np.uint8]
     """Code bytes, uint8 (n, M)."""
     partitions: npt.NDArray[np.int32]
     """Partition ids, int32 (n,); all 0 when the codec has no partitions."""
+    refine: npt.NDArray[np.uint8] | None = None
+    """Refine codes, uint8 (n, R): what the code bytes leave over. None without refine codes."""
 
     def __post_init__(self) -> None:
-        for name in ("codes", "partitions"):
+        for name in ("codes", "partitions", "refine"):
             given = getattr(self, name)
             if isinstance(given, torch.Tensor):
                 given = given.detach().cpu().numpy()
-            object.__setattr__(self, name, np.asarray(given))
+            if given is not None:
+                object.__setattr__(self, name, np.asarray(given))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -41,11 +44,23 @@ class Codes:
         rows, steps = key if isinstance(key, tuple) else (key, slice(None))
         if isinstance(rows, (int, np.integer)):
             rows = slice(rows, rows + 1 or None)
-        return Codes(self.codes[rows][:, steps], self.partitions[rows])
+        # A refine code refines the whole code, not a prefix of it.
+        refine = self.refine[rows] if self.refine is not None and steps == slice(None) else None
+        return Codes(self.codes[rows][:, steps], self.partitions[rows], refine)
+
+    @property
+    def unrefined(self) -> "Codes":
+        """These codes without refine codes."""
+        return self if self.refine is None else Codes(self.codes, self.partitions)
 
 
 def check_codes(
-    codes: "Codes | npt.NDArray[np.uint8]", *, num_steps: int, codebook_size: int, num_partitions: int
+    codes: "Codes | npt.NDArray[np.uint8]",
+    *,
+    num_steps: int,
+    codebook_size: int,
+    num_partitions: int,
+    refine_bytes: int = 0,
 ) -> Codes:
     """`codes` as Codes that a codec of the given shape can decode; prefixes pass.
 
@@ -54,6 +69,7 @@ def check_codes(
         num_steps: the longest code, in bytes.
         codebook_size: codes must be below it.
         num_partitions: 0 for a codec without partitions, whose only partition id is 0.
+        refine_bytes: bytes of a refine code; 0 for a codec without.
 
     Raises:
         InvalidInputError: wrong type or shape, or a code or partition id out of range.
@@ -77,9 +93,26 @@ def check_codes(
             f"Got partition ids of type {codes.partitions.dtype} and shape {codes.partitions.shape} for "
             f"{shape[0]} codes; expected integers, one per code."
         )
+    if codes.refine is not None:
+        _require_refine(codes, num_steps, refine_bytes)
     _require_below("code", codes.codes, codebook_size)
     _require_below("partition id", codes.partitions, max(1, num_partitions))
-    return Codes(codes.codes, codes.partitions.astype(np.int32, copy=False))
+    return Codes(codes.codes, codes.partitions.astype(np.int32, copy=False), codes.refine)
+
+
+def _require_refine(codes: Codes, num_steps: int, refine_bytes: int) -> None:
+    assert codes.refine is not None
+    found, expected = codes.refine.shape, (len(codes), refine_bytes)
+    if codes.refine.dtype != np.uint8 or found != expected or not refine_bytes:
+        raise InvalidInputError(
+            f"Got refine codes of type {codes.refine.dtype} and shape {found}; expected "
+            f"{f'uint8 {expected}' if refine_bytes else 'none'}. Were they made by another codec?"
+        )
+    if codes.codes.shape[1] != num_steps:
+        raise InvalidInputError(
+            f"Got refine codes with {codes.codes.shape[1]} of {num_steps} code bytes; they refine the whole "
+            "code only. Pass all code bytes, or codes.unrefined."
+        )
 
 
 def _require_below(name: str, values: npt.NDArray[Any], limit: int) -> None:

@@ -12,6 +12,7 @@ E conditioning width, S steps with experts, F first-layer features, G gated hidd
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks, run_chunks_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
+from rqmoe_store.config import Metric
 
 _BLOCK_ROWS = 8_192
 """Rows checked and converted at a time, so that a memory-mapped input is never in memory as a whole."""
@@ -94,35 +96,39 @@ def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) 
 
 
 def encode_vectors(
-    quantizer: ResidualQuantizer,
-    tables: EncodingTables,
-    frame: Frame,
-    vectors: Any,
-    *,
-    beam: int,
-    preselect: int | None,
+    vectors: Any, encode_checked: Callable[[Float32Array], Codes], *, dim: int, metric: Metric
 ) -> Codes:
-    """Encode whatever `as_vectors` accepts; the codes do not depend on how rows are batched.
+    """Encode whatever `as_vectors` accepts, block by block, with a function of checked vectors (n, D).
 
-    There is one exception: after a GPU has run out of memory, chunks are smaller, and of two candidates
-    that are equal up to the last bits, the other one may win.
+    Codes must not depend on how rows are batched. There is one exception: after a GPU has run out of memory,
+    chunks are smaller, and of two candidates that are equal up to the last bits, the other one may win.
     """
-    metric, dim = quantizer.config.metric, quantizer.dim
-    if not is_dense(vectors) or vectors.ndim != 2:
-        checked_nD = as_vectors(vectors, dim=dim, metric=metric)
-        return _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
-    codes_nM = np.empty((len(vectors), quantizer.num_steps), dtype=np.uint8)
-    partitions_n = np.empty(len(vectors), dtype=np.int32)
-    for start in range(0, max(1, len(vectors)), _BLOCK_ROWS):
+    if not is_dense(vectors) or vectors.ndim != 2 or len(vectors) <= _BLOCK_ROWS:
+        return encode_checked(as_vectors(vectors, dim=dim, metric=metric))
+    filled: Codes | None = None
+    for start in range(0, len(vectors), _BLOCK_ROWS):
         block = vectors[start : start + _BLOCK_ROWS]
         rows = slice(start, start + len(block))
         checked_nD = as_vectors(block, dim=dim, metric=metric, positions=np.arange(rows.start, rows.stop))
-        part = _encode_block(quantizer, tables, frame, checked_nD, beam=beam, preselect=preselect)
-        codes_nM[rows], partitions_n[rows] = part.codes, part.partitions
-    return Codes(codes_nM, partitions_n)
+        part = encode_checked(checked_nD)
+        filled = _room_for(len(vectors), part) if filled is None else filled
+        filled.codes[rows], filled.partitions[rows] = part.codes, part.partitions
+        if filled.refine is not None and part.refine is not None:
+            filled.refine[rows] = part.refine
+    assert filled is not None, "has rows"
+    return filled
 
 
-def transform_clamped(quantizer: ResidualQuantizer, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
+def _room_for(rows: int, part: Codes) -> Codes:
+    """Codes of so many rows, of the same widths as a part of them, to be filled in."""
+    return Codes(
+        np.empty((rows, part.codes.shape[1]), np.uint8),
+        np.empty(rows, np.int32),
+        None if part.refine is None else np.empty((rows, part.refine.shape[1]), np.uint8),
+    )
+
+
+def clamp_vectors(quantizer: ResidualQuantizer, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
     """Checked vectors in the codec's frame, clamped to a maximum distance from the mean.
 
     Clamping keeps a vector's direction from the mean, so that what is nearest to it stays nearest.
@@ -140,17 +146,16 @@ def transform_clamped(quantizer: ResidualQuantizer, frame: Frame, vectors_nD: Fl
     return drawn_nD
 
 
-def _encode_block(
+def encode_block(
     quantizer: ResidualQuantizer,
     tables: EncodingTables,
-    frame: Frame,
     vectors_nD: Float32Array,
     *,
     beam: int,
     preselect: int | None,
 ) -> Codes:
+    """Encode clamped vectors in the frame of the codec."""
     device = quantizer.codebooks_MKD.device
-    vectors_nD = transform_clamped(quantizer, frame, vectors_nD)
     codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
     partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
 

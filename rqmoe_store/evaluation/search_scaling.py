@@ -79,7 +79,8 @@ def create_random_table(
         seed: of the codes.
         rows_of: positions (B,) -> the other columns of these rows.
     """
-    columns, metadata = CodeColumns(VECTOR), metadata_of(codec, VECTOR, "none")
+    metadata = metadata_of(codec, VECTOR, "none")
+    columns = metadata.columns
     others = rows_of(np.arange(0)).schema
     schema = stored_schema(name, others, metadata)
     written = pa.schema([schema.field(each) for each in (*others.names, *columns.names)])

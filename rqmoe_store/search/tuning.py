@@ -93,9 +93,7 @@ def queries_from_rows(
     codecs = snapshot.codecs
     assert codecs.newest is not None, "rows have codes"
     moves_QD = random.normal(size=(len(rows), codecs.dim))
-    moves_QD *= math.sqrt(codecs.newest.report.validation_mse) / np.linalg.norm(
-        moves_QD, axis=1, keepdims=True
-    )
+    moves_QD *= math.sqrt(codecs.newest.report.whole_mse) / np.linalg.norm(moves_QD, axis=1, keepdims=True)
     queries_QD = as_vectors(to_float32(codecs.decode(rows.codes) + moves_QD), metric=codecs.metric)
     return TuningQueries(queries_QD, rows.row_ids_N)
 

@@ -26,7 +26,8 @@ ROWS_PER_FILE = 2**20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeparateColumn:
-    """A column of numbers, or of fixed-size lists of numbers, that is stored in data files of its own."""
+    """A column that is stored in data files of its own: numbers, fixed-size binary, or fixed-size lists of
+    numbers."""
 
     field: pa.Field
     """Name and type."""
@@ -41,12 +42,12 @@ def write_table(
     schema: pa.Schema,
     reader: pa.RecordBatchReader,
     *,
-    separate: SeparateColumn | None,
+    separate: Sequence[SeparateColumn],
     file_format: str,
     storage_options: dict[str, str] | None,
     rows_per_file: int = ROWS_PER_FILE,
 ) -> None:
-    """Write the rows of `reader`, then the separate column, and commit all of them as a new table.
+    """Write the rows of `reader`, then the separate columns, and commit all of them as a new table.
 
     The table has stable row ids. It exists once this returns. After an error the caller must remove the
     folder, unless another writer's table is in it.
@@ -56,7 +57,7 @@ def write_table(
         schema: schema of the table. Columns that are neither in `reader` nor separate are null, which takes
             no space.
         reader: rows with some of the columns, in the order of the schema.
-        separate: a column to store in files of its own; None for no such column.
+        separate: columns to store in files of their own.
         file_format: version of the data files.
         storage_options: options to reach `uri` with; None for a local folder.
         rows_per_file: rows of one data file.
@@ -71,8 +72,8 @@ def write_table(
     )
     ids = _ids_in(schema, reader.schema)
     fragments = [_renumbered(fragment, ids) for fragment in fragments]
-    if separate is not None:
-        fragments = _write_column(uri, fragments, schema, separate, file_format, storage_options)
+    for column in separate:
+        fragments = _write_column(uri, fragments, schema, column, file_format, storage_options)
     commit_new(uri, schema, fragments, storage_options=storage_options, enable_stable_row_ids=True)
 
 

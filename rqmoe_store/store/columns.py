@@ -1,9 +1,10 @@
-"""Columns of a compressed table: codes and partitions, raw vectors, and the schema that users see.
+"""Columns of a compressed table: codes and refine codes, raw vectors, and the schema that users see.
 
 A row without a vector has a null code and a null partition, and no search finds it. Rows that are not encoded
 yet have a raw vector; encoded rows have one if the table keeps raw vectors.
 
-Shape legend: N rows of the table, V of them with a vector, D components, M code bytes.
+Shape legend: N rows of the table, V of them with a vector, D components, M code bytes, R bytes of a refine
+code.
 """
 
 import dataclasses
@@ -29,10 +30,12 @@ NO_PARTITION = -1
 
 @dataclasses.dataclass(frozen=True)
 class CodeColumns:
-    """Names, types and conversions of the code and partition columns of a vector column."""
+    """Names, types and conversions of the columns that have the codes of a vector column."""
 
     vector_column: str
     """Name of the column whose vectors are stored as codes."""
+    refine_bytes: int = 0
+    """Bytes of the refine codes that the table has a column for; 0 if it has no such column."""
 
     @property
     def code(self) -> str:
@@ -48,9 +51,19 @@ class CodeColumns:
         return f"{self.vector_column}_partition"
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Both column names: code, partition."""
+    def refine(self) -> str:
+        """Name of the refine code column, a nullable fixed_size_binary(R). Null where a row has none."""
+        return f"{self.vector_column}_refine"
+
+    @property
+    def scanned(self) -> tuple[str, str]:
+        """The columns that scans read: code, partition."""
         return self.code, self.partition
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that the table has for codes: code, partition, and refine code if there is one."""
+        return (*self.scanned, self.refine) if self.refine_bytes else self.scanned
 
     @property
     def raw_filter(self) -> str:
@@ -63,38 +76,55 @@ class CodeColumns:
         return f"{quoted(self.vector_column)} IS NULL AND {quoted(self.code)} IS NOT NULL"
 
     def fields(self, code_bytes: int) -> list[pa.Field]:
-        """Arrow fields of both columns for codes of `code_bytes` bytes."""
-        return [pa.field(self.code, pa.binary(code_bytes)), pa.field(self.partition, pa.int32())]
+        """Arrow fields of the columns `names`, for codes of `code_bytes` bytes."""
+        fields = [pa.field(self.code, pa.binary(code_bytes)), pa.field(self.partition, pa.int32())]
+        return [*fields, self.refine_field] if self.refine_bytes else fields
 
-    def to_arrow(self, codes: Codes, valid_N: npt.NDArray[np.bool_]) -> list[pa.Array]:
-        """Both columns for N rows.
+    @property
+    def refine_field(self) -> pa.Field:
+        """Arrow field of the refine code column."""
+        return pa.field(self.refine, pa.binary(self.refine_bytes))
+
+    def to_arrow(
+        self,
+        codes: Codes,
+        valid_N: npt.NDArray[np.bool_],
+        refined_V: npt.NDArray[np.bool_] | None = None,
+    ) -> list[pa.Array]:
+        """The columns `names` for N rows.
 
         Args:
-            codes: codes of the V rows that have a vector, in row order.
+            codes: codes of the V rows that have a vector, in row order; without refine codes if none of these
+                rows has one.
             valid_N: True where a row has a vector; V of N are True.
+            refined_V: True where such a row has a refine code; None for all, if `codes` have any.
 
         Returns:
-            The code array and the partition array, null where `valid_N` is False.
+            The code array, the partition array and, if there is such a column, the refine code array, null
+            where `valid_N` is False.
         """
-        rows, code_bytes = len(valid_N), codes.codes.shape[1]
-        codes_NM = np.zeros((rows, code_bytes), dtype=np.uint8)
-        codes_NM[valid_N] = codes.codes
-        partitions_N = np.zeros(rows, dtype=np.int32)
+        partitions_N = np.zeros(len(valid_N), dtype=np.int32)
         partitions_N[valid_N] = codes.partitions
-        validity = pa.py_buffer(np.packbits(valid_N, bitorder="little").tobytes())
-        code_array = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(code_bytes), rows, [validity, pa.py_buffer(codes_NM)]
-        )
-        return [code_array, pa.array(partitions_N, mask=~valid_N)]
+        arrays = [_binary_array(codes.codes, valid_N), pa.array(partitions_N, mask=~valid_N)]
+        if not self.refine_bytes:
+            return arrays
+        if codes.refine is None:
+            return [*arrays, pa.nulls(len(valid_N), self.refine_field.type)]
+        if refined_V is None:
+            return [*arrays, _binary_array(codes.refine, valid_N)]
+        refined_N = valid_N.copy()
+        refined_N[valid_N] = refined_V
+        return [*arrays, _binary_array(codes.refine[refined_V], refined_N)]
 
     def from_arrow(self, rows: pa.Table | pa.RecordBatch) -> tuple[Codes, npt.NDArray[np.bool_]]:
         """Codes of the rows that have a vector, and which rows those are.
 
         Args:
-            rows: N rows with both columns.
+            rows: N rows with code and partition columns, and perhaps the refine code column.
 
         Returns:
-            Codes of the V rows with a vector, in row order, and a bool array (N,) that is True there.
+            Codes of the V rows with a vector, in row order, and a bool array (N,) that is True there. Codes
+            have refine codes if `rows` has the column; these are zeros where a row has none (see `refined`).
 
         Raises:
             TableError: a column is missing or is not of the type this package writes.
@@ -103,11 +133,30 @@ class CodeColumns:
         code_array, partition_array = _one_array(rows[self.code]), _one_array(rows[self.partition])
         valid_N = ~(_nulls(code_array) | _nulls(partition_array))
         partitions_N = partition_array.fill_null(NO_PARTITION).to_numpy(zero_copy_only=False)
-        return Codes(codes=_bytes_of(code_array)[valid_N], partitions=partitions_N[valid_N]), valid_N
+        codes = Codes(codes=_bytes_of(code_array)[valid_N], partitions=partitions_N[valid_N])
+        if self.has_refine(rows.schema):
+            refine_array = _one_array(rows[self.refine])
+            refine_VR = _bytes_of(refine_array)[valid_N]
+            refine_VR = np.where(_nulls(refine_array)[valid_N, None], np.uint8(0), refine_VR)
+            codes = dataclasses.replace(codes, refine=refine_VR)
+        return codes, valid_N
+
+    def has_refine(self, schema: pa.Schema) -> bool:
+        """Whether rows of this schema have the refine code column of the table."""
+        return bool(self.refine_bytes) and self.refine in schema.names
+
+    def refined(
+        self, rows: pa.Table | pa.RecordBatch, valid_N: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Which of the V rows with a vector have a refine code; none if `rows` has no such column."""
+        if not self.has_refine(rows.schema):
+            return np.zeros(int(valid_N.sum()), dtype=bool)
+        return ~_nulls(_one_array(rows[self.refine]))[valid_N]
 
     def require_in(self, schema: pa.Schema, *, code_bytes: int | None = None) -> None:
-        """Raise TableError unless `schema` has both columns, with codes of `code_bytes` bytes."""
-        missing = [name for name in self.names if name not in schema.names]
+        """Raise TableError unless `schema` has code and partition columns, with codes of `code_bytes` bytes,
+        and refine codes, if it has any, of the right size."""
+        missing = [name for name in self.scanned if name not in schema.names]
         if missing:
             raise TableError(
                 f"The table has no column {_quoted(missing)}; expected the codes and partitions of "
@@ -124,6 +173,20 @@ class CodeColumns:
             )
         if partition_type != pa.int32():
             raise TableError(f"Column {self.partition!r} is {partition_type}; expected int32.")
+        if self.has_refine(schema) and schema.field(self.refine).type != self.refine_field.type:
+            raise TableError(
+                f"Column {self.refine!r} is {schema.field(self.refine).type}; its codec writes "
+                f"{self.refine_field.type}. Open the table with the codec it was compressed with, or restore "
+                "an earlier version of it."
+            )
+
+    def require_all_in(self, schema: pa.Schema) -> None:
+        """Raise TableError unless a table of this schema has all columns of `names`."""
+        if self.refine_bytes and self.refine not in schema.names:
+            raise TableError(
+                f"The table has no column {self.refine!r}; expected refine codes of {self.refine_bytes} "
+                "bytes. Was it dropped or renamed? Restore an earlier version of the table."
+            )
 
     def require_absent_from(self, schema: pa.Schema, names: Collection[str] | None = None) -> None:
         """Raise TableError if `schema` has a column with one of `names`, by default both column names."""
@@ -133,6 +196,15 @@ class CodeColumns:
                 f"The table already has column {_quoted(taken)}, which compressing "
                 f"{self.vector_column!r} would write. Is it compressed already? Otherwise rename it first."
             )
+
+
+def _binary_array(codes_VX: npt.NDArray[np.uint8], valid_N: npt.NDArray[np.bool_]) -> pa.Array:
+    """A fixed-size binary column for N rows, null where `valid_N` is False."""
+    rows, width = len(valid_N), codes_VX.shape[1]
+    codes_NX = np.zeros((rows, width), dtype=np.uint8)
+    codes_NX[valid_N] = codes_VX
+    validity = pa.py_buffer(np.packbits(valid_N, bitorder="little").tobytes())
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), rows, [validity, pa.py_buffer(codes_NX)])
 
 
 def _quoted(names: Iterable[str]) -> str:

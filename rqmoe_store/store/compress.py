@@ -2,10 +2,11 @@
 
 Into a new table: pass 1 encodes the vector column into temporary files. Pass 2 takes the other columns in the
 order of partitions and writes them together with the codes, so that the rows of a partition are contiguous.
-Raw vectors to keep follow in the same order, in data files that a scan of the codes never opens.
+Refine codes, and raw vectors to keep, follow in the same order, in data files that a scan of the codes never
+opens.
 
-Shape legend: N rows of the table, B rows of a batch, V of them with a vector, M code bytes, P partitions, P1
-is P + 1.
+Shape legend: N rows of the table, B rows of a batch, V of them with a vector, M code bytes, R bytes of a
+refine code, P partitions, P1 is P + 1.
 """
 
 import math
@@ -63,13 +64,16 @@ _SAMPLED_ROWS = 256
 class CodeSpill:
     """Row ids, codes and partitions of N rows, in temporary files so that memory is bounded."""
 
-    def __init__(self, folder: Path, *, rows: int, code_bytes: int, num_partitions: int) -> None:
+    def __init__(
+        self, folder: Path, *, rows: int, code_bytes: int, num_partitions: int, refine_bytes: int = 0
+    ) -> None:
         self.rows = rows
         """Rows that there is room for."""
         self.filled = 0
         """Rows that have been appended."""
         self._folder = folder
         self._codes_NM = self._file("codes", np.uint8, (rows, code_bytes))
+        self._refine_NR = self._file("refine", np.uint8, (rows, refine_bytes)) if refine_bytes else None
         self._partitions_N = self._file("partitions", np.int32, (rows,))
         self._row_ids_N = self._file("row_ids", np.uint64, (rows,))
         # The last count is of rows without a vector, which follow after all partitions.
@@ -83,6 +87,8 @@ class CodeSpill:
         self._partitions_N[batch] = NO_PARTITION
         self._partitions_N[rows_with_vector] = codes.partitions
         self._codes_NM[rows_with_vector] = codes.codes
+        if self._refine_NR is not None:
+            self._refine_NR[rows_with_vector] = codes.refine
         self._counts_P1 += np.bincount(self._groups(batch), minlength=len(self._counts_P1))
         self.filled = batch.stop
 
@@ -114,7 +120,8 @@ class CodeSpill:
         partitions_B = np.asarray(self._partitions_N[rows_B])
         valid_B = partitions_B != NO_PARTITION
         codes_VM = np.asarray(self._codes_NM[rows_B[valid_B]])
-        return Codes(codes=codes_VM, partitions=partitions_B[valid_B]), valid_B
+        refine_VR = None if self._refine_NR is None else np.asarray(self._refine_NR[rows_B[valid_B]])
+        return Codes(codes_VM, partitions_B[valid_B], refine_VR), valid_B
 
     def _groups(self, rows: slice) -> npt.NDArray[np.int64]:
         partitions_B = self._partitions_N[rows].astype(np.int64)
@@ -157,8 +164,8 @@ def compress_into(
     """Create a table with the columns of `docs` and codes in place of its vectors.
 
     `docs` is read at its present version and never changed. Memory is bounded for tables of any size;
-    temporary files take about M + 20 bytes per row, for codes of M bytes. The new table is grouped by
-    partition. After any failure, including Ctrl-C, there is no table `into`.
+    temporary files take about M + R + 20 bytes per row, for codes of M and refine codes of R bytes. The new
+    table is grouped by partition. After any failure, including Ctrl-C, there is no table `into`.
 
     Args:
         docs: a LanceDB table on disk or in an object store.
@@ -184,7 +191,7 @@ def compress_into(
     """
     require_keep_vectors(keep_vectors)
     _require_precision(codec, keep_vectors)
-    columns = CodeColumns(vector_column)
+    columns = CodeColumns(vector_column, codec.config.refine_bytes)
     kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
     docs = require_local_table(docs)
     source = _pinned(docs)
@@ -263,6 +270,7 @@ def _encode_all(source: Table, codec: Codec, kept: KeptVectors, folder: Path, ad
         rows=source.count_rows(),
         code_bytes=codec.config.code_bytes,
         num_partitions=codec.num_partitions,
+        refine_bytes=codec.config.refine_bytes,
     )
     metric = codec.config.metric
     scan = source.search().select([kept.column]).with_row_id(True)
@@ -290,16 +298,17 @@ def _write(
     bar: Progress,
 ) -> LanceTable:
     """Pass 2: create the new table with all rows and the index on partitions, or nothing."""
-    columns, order = CodeColumns(kept.column), spill.order_by_partition()
-    schema = stored_schema(source.name, source.schema, metadata_of(codec, kept.column, kept.keep))
+    metadata, order = metadata_of(codec, kept.column, kept.keep), spill.order_by_partition()
+    schema, columns = stored_schema(source.name, source.schema, metadata), CodeColumns(kept.column)
     others = user_schema(source.schema, without=(kept.column,)).names
     written = pa.schema([schema.field(name) for name in (*others, *columns.names)])
     advance = _task(bar, "Writing", source)
     batches = _grouped_batches(source, others, written, columns, spill, order, advance)
     vectors = _raw_vectors(source, kept, spill, order, codec.config.metric, bar)
+    separate = [*_refine_codes(metadata.columns, spill, order), *vectors]
     neighbor = cast(LanceTable, registry.save(db, codec))  # before there is a table that needs it
     table = databases.create_atomically(
-        db, into, schema, written.names, batches, neighbor=neighbor, separate=vectors
+        db, into, schema, written.names, batches, neighbor=neighbor, separate=separate
     )
     try:
         databases.require_stable_row_ids(table)
@@ -323,9 +332,23 @@ def _grouped_batches(
     for start in range(0, spill.rows, _TAKE_ROWS):
         rows_B = np.asarray(order[start : start + _TAKE_ROWS])
         taken = take_rows(source, names, spill.row_ids(rows_B))
-        arrays = [*taken, *columns.to_arrow(*spill.codes(rows_B))]
+        codes, valid_B = spill.codes(rows_B)
+        arrays = [*taken, *columns.to_arrow(codes.unrefined, valid_B)]
         yield from pa.Table.from_arrays(arrays, schema=schema).to_batches()
         advance(len(rows_B))
+
+
+def _refine_codes(
+    columns: CodeColumns, spill: CodeSpill, order: npt.NDArray[np.int64]
+) -> list[SeparateColumn]:
+    """The column of refine codes in the order of the new table, if there is one."""
+    if not columns.refine_bytes:
+        return []
+
+    def read(start: int, stop: int) -> pa.Array:
+        return columns.to_arrow(*spill.codes(np.asarray(order[start:stop])))[-1]
+
+    return [SeparateColumn(field=columns.refine_field, read=read, batch_rows=_TAKE_ROWS)]
 
 
 def _raw_vectors(
@@ -335,10 +358,10 @@ def _raw_vectors(
     order: npt.NDArray[np.int64],
     metric: str,
     bar: Progress,
-) -> SeparateColumn | None:
-    """The column of raw vectors in the order of the new table; None if they are not kept."""
+) -> list[SeparateColumn]:
+    """The column of raw vectors in the order of the new table, if they are kept."""
     if not kept.kept:
-        return None
+        return []
     advance = _task(bar, "Keeping vectors", source)
 
     def read(start: int, stop: int) -> pa.Array:
@@ -347,7 +370,7 @@ def _raw_vectors(
         advance(stop - start)
         return kept.raw_array(vectors, valid_B)
 
-    return SeparateColumn(field=kept.field, read=read, batch_rows=rows_per_batch(kept.dim))
+    return [SeparateColumn(field=kept.field, read=read, batch_rows=rows_per_batch(kept.dim))]
 
 
 def _task(bar: Progress, description: str, source: Table) -> Advance:
@@ -378,7 +401,7 @@ def convert_in_place(
         TableError: as `compress`, or the vector column has another type than the table needs.
         InvalidInputError: vectors cannot be encoded; named by row position.
     """
-    table, columns = databases.reopen(docs), CodeColumns(vector_column)
+    table, columns = databases.reopen(docs), CodeColumns(vector_column, codec.config.refine_bytes)
     new = _missing_columns(table, columns, codec.config.code_bytes)
     require_compressible(table, codec, columns, ours=[field.name for field in new])
     kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)

@@ -16,7 +16,6 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import (
-    CodeColumns,
     KeptVectors,
     require_column_names,
     require_keep_vectors,
@@ -93,6 +92,7 @@ class ExpectedSchema:
         if self.config is not None:
             pairs["metric"] = metadata.config.metric, self.config.metric
             pairs["code_bytes"] = metadata.config.code_bytes, self.config.code_bytes
+            pairs["refine_bytes"] = metadata.config.refine_bytes, self.config.refine_bytes
         if self.keep_vectors != "none":
             pairs["keep_vectors"] = metadata.keep_vectors, self.keep_vectors
         other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
@@ -152,7 +152,7 @@ def require_creatable(db: DBConnection, name: str, schema: pa.Schema, metadata: 
     require_keep_vectors(metadata.keep_vectors)
     require_place(db, name)
     require_column_names(schema)
-    CodeColumns(metadata.vector_column).require_absent_from(schema)
+    metadata.columns.require_absent_from(schema)
 
 
 def stored_schema(name: str, schema: pa.Schema, metadata: TableMetadata) -> pa.Schema:
@@ -163,7 +163,7 @@ def stored_schema(name: str, schema: pa.Schema, metadata: TableMetadata) -> pa.S
         schema: the user's columns; the type of the vector column in it does not matter.
         metadata: metadata of the table.
     """
-    columns, column = CodeColumns(metadata.vector_column), metadata.vector_column
+    columns, column = metadata.columns, metadata.vector_column
     others = user_schema(schema, without=(column,))
     vectors = KeptVectors(column=column, keep=metadata.keep_vectors, dim=metadata.dim)
     return pa.schema(
@@ -243,7 +243,11 @@ class RawTable:
         schema = schema if key is None else with_key(schema, key)
         dim = vector_dim(schema, vector_column)
         self.metadata = TableMetadata(
-            vector_column=vector_column, dim=dim, keep_vectors=keep_vectors, config=config
+            vector_column=vector_column,
+            dim=dim,
+            keep_vectors=keep_vectors,
+            config=config,
+            refine_bytes=config.refine_bytes,
         )
         """Metadata of the table."""
         require_creatable(db, name, schema, self.metadata)

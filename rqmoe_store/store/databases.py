@@ -114,7 +114,7 @@ def create_atomically(
     batches: Iterator[pa.RecordBatch],
     *,
     neighbor: LanceTable,
-    separate: SeparateColumn | None = None,
+    separate: Sequence[SeparateColumn] = (),
 ) -> LanceTable:
     """Create table `name` from a stream, with stable row ids and all rows in one commit.
 
@@ -126,21 +126,22 @@ def create_atomically(
         db: the database.
         name: name of the new table.
         schema: columns and metadata of the table.
-        columns: columns of `batches`, in their order; other columns are null, except the separate one.
+        columns: columns of `batches`, in their order; other columns are null, except separate ones.
         batches: rows of the table.
         neighbor: any table of `db`; its location tells where tables of the database are stored, and its
             files have the format version that this release of LanceDB writes.
-        separate: a column to write after the stream, into data files of its own.
+        separate: columns to write after the stream, each into data files of its own.
     """
     stopped = threading.Event()
     failures: list[Exception] = []
     written = pa.schema([schema.field(column) for column in columns])
     reader = pa.RecordBatchReader.from_batches(written, _stoppable_batches(batches, stopped, failures))
-    if separate is not None:
-        separate = dataclasses.replace(separate, read=_stoppable_read(separate.read, stopped))
+    stoppable = [
+        dataclasses.replace(column, read=_stoppable_read(column.read, stopped)) for column in separate
+    ]
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
         writing = pool.submit(
-            _write_beside, cast(LanceDBConnection, db), neighbor, name, schema, reader, separate
+            _write_beside, cast(LanceDBConnection, db), neighbor, name, schema, reader, stoppable
         )
         try:
             writing.result()
@@ -189,7 +190,7 @@ def _write_beside(
     name: str,
     schema: pa.Schema,
     reader: pa.RecordBatchReader,
-    separate: SeparateColumn | None,
+    separate: Sequence[SeparateColumn],
 ) -> None:
     """Write the table into the folder that has `neighbor`."""
     # LanceDB's create_table would treat other lists of numbers as vectors, and refuse or change rows where

@@ -47,14 +47,11 @@ class Handle:
         metadata = codecs.metadata
         self.metadata: TableMetadata = metadata
         """As it was when the table was opened; its `lasting` part never changes."""
-        self.columns = CodeColumns(metadata.vector_column)
-        """Names of the code and partition columns."""
-        self.columns.require_in(table.schema, code_bytes=codecs.code_bytes)
+        metadata.columns.require_in(table.schema, code_bytes=codecs.code_bytes)
+        metadata.columns.require_all_in(table.schema)
         self.kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=codecs.dim)
         """Whether the table keeps its raw vectors, and how."""
         self.kept.require_in(table.schema, table.name)
-        self.conditions = Conditions(self.columns, self.kept.kept)
-        """Reads the conditions and expressions that users write over the table."""
         self.table = table
         """The LanceDB table. Rows written through it directly need their own codes; check versions out by
         `checkout`, not through it. Read directly, it is at the version it was brought to last."""
@@ -62,6 +59,8 @@ class Handle:
         """The version that everything is read from; None for the newest one."""
         self.snapshots = self._follow(snapshots_of(table, codecs))
         """Gives the version that is read."""
+        self.conditions = Conditions(self.columns, self.kept.kept)
+        """Reads the conditions and expressions that users write over the table."""
         self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
         self.drift_watch = DriftWatch()
@@ -86,7 +85,7 @@ class Handle:
         if table is None:
             raise databases.no_such_table(db.uri, name)
         metadata = TableMetadata.read(table.schema, name)
-        CodeColumns(metadata.vector_column).require_in(table.schema)
+        metadata.columns.require_in(table.schema)
         return cls(cast(LanceTable, table), TableCodec.load(db, metadata))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -105,6 +104,11 @@ class Handle:
 
     def __deepcopy__(self, memo: object) -> "Handle":
         return self.__copy__()
+
+    @property
+    def columns(self) -> CodeColumns:
+        """The columns that have codes, in the version that was read last."""
+        return self.snapshots.known.columns
 
     @property
     def codecs(self) -> TableCodec:
@@ -172,7 +176,10 @@ class Handle:
     def summary(self) -> str:
         """Dimension, codes and metric in words; nothing is read for it."""
         config = self.snapshots.known.metadata.config
-        return f"dim {self.dim} as {config.code_bytes} code bytes, {config.kind}, metric {self.metric!r}"
+        size = f"{config.code_bytes} code bytes"
+        if config.refine_bytes:
+            size += f" and {config.refine_bytes} refine bytes"
+        return f"dim {self.dim} as {size}, {config.kind}, metric {self.metric!r}"
 
     def refresh(self) -> Snapshot:
         """Bring this handle to the newest version of the table, and return it.
@@ -246,7 +253,7 @@ class Handle:
                 f"Version {number} of table {self.name!r} is one of {metadata.lasting}; expected "
                 f"{self.metadata.lasting}. Was the table dropped and made again?"
             )
-        CodeColumns(metadata.vector_column).require_in(table.schema, code_bytes=metadata.config.code_bytes)
+        metadata.columns.require_in(table.schema, code_bytes=metadata.config.code_bytes)
         return snapshots_of(table, TableCodec.load(database, metadata, self.snapshots.known), number)
 
     def _follow(self, snapshots: Snapshots) -> Snapshots:

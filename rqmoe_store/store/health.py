@@ -290,7 +290,7 @@ class HealthReport:
 
 def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
     """Measure the newest codec against the rows of `table`: reads its partition ids and notes."""
-    columns = CodeColumns(codecs.metadata.vector_column)
+    columns = codecs.columns
     raw_rows = table.count_rows(columns.raw_filter)
     if codecs.newest is None:
         return HealthReport(
@@ -309,7 +309,7 @@ def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
         rows=drift.sums.rows,
         raw_rows=raw_rows,
         older_rows=int(counts_P[: newest.start].sum()),
-        trained_mse=codecs.newest.report.validation_mse,
+        trained_mse=codecs.newest.report.whole_mse,
         added_mse=drift.sums.mse,
         balance=stability_index(trained_P, counts_P[newest]),
         complete=drift.complete,
@@ -334,7 +334,7 @@ class DriftWatch:
             self._sums = read_drift(table, codecs).sums
         self._sums = self._sums.plus(added)
         assert codecs.newest is not None, "rows were encoded"
-        mse, trained = self._sums.mse, codecs.newest.report.validation_mse
+        mse, trained = self._sums.mse, codecs.newest.report.whole_mse
         if self._warned or self._sums.rows < LEAST_ROWS or mse is None or mse <= WORSE_ERROR * trained:
             return None
         self._warned = True

@@ -18,13 +18,14 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.config import CodecConfig
-from rqmoe_store.errors import TableError
+from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
+from rqmoe_store.store.columns import CodeColumns
 
 Record = TypeVar("Record")
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever an older release of this package could misread a table."""
 
 PREFIX = "rqmoe_store."
@@ -126,6 +127,8 @@ class GenerationMetadata:
     num_partitions: int
     """Number of partition ids that its rows may have, at least 1. The ids of a generation follow those of the
     previous one, so that a row's partition id says which codec it needs."""
+    refine_bytes: int = 0
+    """Bytes of the refine codes of its rows; 0 if they have none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,8 +142,16 @@ class TableMetadata:
     keep_vectors: str
     config: CodecConfig
     """Configuration of the codecs; fields that are None are decided whenever one is trained."""
+    refine_bytes: int = 0
+    """Bytes of the refine codes that the table has a column for; 0 if it has no such column. A table may have
+    the column while its newest codec has no refine codes, or while no row has one yet."""
     generations: tuple[GenerationMetadata, ...] = ()
     """Oldest first. None is ever removed, because partition ids depend on all of them."""
+
+    @property
+    def columns(self) -> CodeColumns:
+        """The columns that have codes."""
+        return CodeColumns(self.vector_column, self.refine_bytes)
 
     @property
     def first_partitions(self) -> tuple[int, ...]:
@@ -180,6 +191,8 @@ class TableMetadata:
                 f"Table {table_name!r} has format version {version}; this release of rqmoe-store "
                 f"reads up to {FORMAT_VERSION}. Upgrade rqmoe-store."
             )
+        if version < FORMAT_VERSION:
+            stored = _BEFORE_REFINE_CODES | stored
         return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
 
     def write(self, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
@@ -194,19 +207,42 @@ class TableMetadata:
             "dim": str(self.dim),
             "keep_vectors": self.keep_vectors,
             "config": json.dumps(self.config.to_dict()),
+            "refine_bytes": str(self.refine_bytes),
             "generations": json.dumps([dataclasses.asdict(each) for each in self.generations]),
         }
         kept = {name: readable_text(getattr(self, name), text, _PARSERS[name]) for name, text in ours.items()}
         return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in kept.items()}
 
     def with_generation(self, generation: GenerationMetadata, config: CodecConfig) -> "TableMetadata":
-        """The metadata of the table with one more codec, of this configuration."""
-        return dataclasses.replace(self, config=config, generations=(*self.generations, generation))
+        """The metadata of the table with one more codec, of this configuration.
+
+        Raises:
+            InvalidInputError: the table has a column for refine codes of another size.
+        """
+        if self.refine_bytes and generation.refine_bytes not in (0, self.refine_bytes):
+            raise InvalidInputError(
+                f"Got a codec with refine codes of {generation.refine_bytes} bytes; the table has a column "
+                f"for {self.refine_bytes}. Retrain with refine_bytes=0, call optimize(), which drops the "
+                "column, and retrain again; or compress into a new table."
+            )
+        return dataclasses.replace(
+            self,
+            format_version=FORMAT_VERSION,
+            config=config,
+            generations=(*self.generations, generation),
+            refine_bytes=self.refine_bytes or generation.refine_bytes,
+        )
 
 
 def _whole_number(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= _LARGEST_ID:
         raise ValueError(f"expected a whole number from 1 to {_LARGEST_ID}")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    if not text.isdecimal() or int(text) > _LARGEST_ID:
+        raise ValueError(f"expected a whole number from 0 to {_LARGEST_ID}")
     return int(text)
 
 
@@ -217,8 +253,10 @@ def _config(text: str) -> CodecConfig:
 def _generations(text: str) -> tuple[GenerationMetadata, ...]:
     generations = tuple(GenerationMetadata(**entry) for entry in json.loads(text))
     for each in generations:
-        count = each.num_partitions
+        count, size = each.num_partitions, each.refine_bytes
         if not isinstance(each.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST_ID:
+            raise ValueError(f"{each} is no generation")
+        if type(size) is not int or not 0 <= size <= _LARGEST_ID:
             raise ValueError(f"{each} is no generation")
     if sum(each.num_partitions for each in generations) > _LARGEST_ID:
         raise ValueError(f"more than {_LARGEST_ID} partition ids in all")
@@ -236,7 +274,10 @@ _PARSERS: dict[str, Any] = {
     "keep_vectors": _name,
     "config": _config,
     "generations": _generations,
+    "refine_bytes": _size,
 }
+_BEFORE_REFINE_CODES = {"refine_bytes": b"0"}
+"""Values of what format version 2 has not."""
 
 
 def _parsed(name: str, value: bytes | None, table_name: str) -> Any:

@@ -111,7 +111,7 @@ def reencoding_steps(table: LanceTable, codecs: TableCodec, advance: Advance) ->
 
 
 def _reencode_fragments(table: LanceTable, codecs: TableCodec, advance: Advance) -> Iterator[Reencoded]:
-    condition = stale_filter(CodeColumns(codecs.metadata.vector_column), codecs)
+    condition = stale_filter(codecs.columns, codecs)
     dataset = table.to_lance()
     for fragment in dataset.get_fragments():
         if count_rows(dataset, fragment, condition):
@@ -129,7 +129,7 @@ class _FragmentStep:
     def __init__(self, table: LanceTable, codecs: TableCodec, fragment_id: int) -> None:
         self._table, self._codecs, self._fragment_id = table, codecs, fragment_id
         metadata = codecs.metadata
-        self._columns = CodeColumns(metadata.vector_column)
+        self._columns = codecs.columns
         self._kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
 
     def run(self, advance: Advance) -> Reencoded:
@@ -181,7 +181,7 @@ class _FragmentStep:
 
     def _encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         vectors_VD, valid_N = self._vectors(batch)
-        codes, coded_N = self._columns.from_arrow(batch)
+        codes, coded_N = self._codecs.read(batch)
         newest = self._codecs.generations[-1].first_partition
         # Codes of the newest codec stay: their raw vectors may be gone, and encoding is slow.
         fresh_N = np.zeros(len(batch), dtype=bool)
@@ -204,7 +204,7 @@ class _FragmentStep:
         raw_VD, raw_N = read_vectors(
             batch[self._columns.vector_column], dim=codecs.dim, metric=codecs.metric, first_row=self._written
         )
-        codes, coded_N = self._columns.from_arrow(batch)
+        codes, coded_N = self._codecs.read(batch)
         vectors_ND = np.zeros((len(batch), codecs.dim), dtype=np.float32)
         decoded_N = coded_N & ~raw_N
         vectors_ND[decoded_N] = codecs.decode(codes[~raw_N[coded_N]])
@@ -232,10 +232,10 @@ class _FragmentStep:
         metric = self._codecs.metric
         vectors_VD = as_vectors(np.stack([vector for _, vector, _ in self._sampled]), metric=metric)
         written = read_written(self._dataset, new, self._columns.names, positions)
-        codes, valid = self._columns.from_arrow(written)
+        codes, valid = self._codecs.read(written)
         # Encoding again would not do: a vector between two codewords may get the other one in another batch.
-        expected = np.concatenate([code.codes for _, _, code in self._sampled])
-        if not valid.all() or not np.array_equal(codes.codes, expected):
+        expected = [concatenated_bytes(code) for _, _, code in self._sampled]
+        if not valid.all() or not np.array_equal(concatenated_bytes(codes), np.concatenate(expected)):
             raise TableError(
                 f"Fragment {self._fragment_id} of table {self._table.name!r} reads back other codes than "
                 "were written. The rows are as they were; check the storage, and try again."
@@ -252,15 +252,23 @@ class _FragmentStep:
         return Reencoded(self._rows, len(positions), squared_error, squared_length)
 
 
+def concatenated_bytes(codes: Codes) -> npt.NDArray[np.uint8]:
+    """All bytes of codes (n, M + R): code bytes, and refine codes if there are any."""
+    return codes.codes if codes.refine is None else np.concatenate([codes.codes, codes.refine], axis=1)
+
+
 def _merged(
     rows: int, old: Codes, coded_N: npt.NDArray[np.bool_], new: Codes, stale_N: npt.NDArray[np.bool_]
 ) -> Codes:
     """Codes of N rows: the new code where a row has one, else the old one, else zeros."""
     codes_NM = np.zeros((rows, new.codes.shape[1]), dtype=np.uint8)
     partitions_N = np.zeros(rows, dtype=np.int32)
+    refine_NR = None if new.refine is None else np.zeros((rows, new.refine.shape[1]), dtype=np.uint8)
     for some, some_N in ((old, coded_N), (new, stale_N)):
         codes_NM[some_N], partitions_N[some_N] = some.codes, some.partitions
-    return Codes(codes_NM, partitions_N)
+        if refine_NR is not None and some.refine is not None:
+            refine_NR[some_N] = some.refine
+    return Codes(codes_NM, partitions_N, refine_NR)
 
 
 class _StoppedError(Exception):
@@ -401,8 +409,7 @@ class BackgroundEncoding(TranslatesErrors):
         newest = databases.reopen(self._table)
         self._codecs, self._left = codecs_of(newest, self._codecs), 0
         if self._codecs.newest is not None:
-            columns = CodeColumns(self._codecs.metadata.vector_column)
-            self._left = newest.count_rows(stale_filter(columns, self._codecs))
+            self._left = newest.count_rows(stale_filter(self._codecs.columns, self._codecs))
         with self._lock:
             self._ended = not (self._left or self._again)
             return not self._ended

@@ -215,7 +215,7 @@ def places_in_use(dataset: lance.LanceDataset, metadata: TableMetadata) -> list[
 
 def _any_in(dataset: lance.LanceDataset, metadata: TableMetadata, first: int, stop: int) -> bool:
     """Whether any row has a partition id from `first` to before `stop`."""
-    column = quoted(CodeColumns(metadata.vector_column).partition)
+    column = quoted(metadata.columns.partition)
     return _any(dataset, f"{column} >= {first} AND {column} < {stop}")
 
 

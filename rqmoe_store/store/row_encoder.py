@@ -14,7 +14,7 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.columns import CodeColumns, KeptVectors, user_schema
+from rqmoe_store.store.columns import KeptVectors, user_schema
 from rqmoe_store.store.embeddings import TableEmbedding, complete_others, source_columns
 from rqmoe_store.store.health import DriftMeter
 from rqmoe_store.store.metadata import TableMetadata
@@ -99,8 +99,8 @@ class RowEncoder:
             encode: True to encode rows with the newest codec, False to store raw vectors for now.
         """
         metadata = codecs.metadata
-        self.columns = CodeColumns(metadata.vector_column)
-        """Names of the code and partition columns."""
+        self.columns = codecs.columns
+        """The columns that have codes."""
         self.kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
         """How the table keeps raw vectors."""
         self.embedding = TableEmbedding.read(schema.metadata, codecs.dim, codecs.metric, table_name)
@@ -121,14 +121,13 @@ class RowEncoder:
 
     @property
     def vector_fields(self) -> list[pa.Field]:
-        """All columns that the table has for the vectors: code, partition, raw vector."""
+        """All columns that the table has for the vectors: those of `columns`, then the raw vector."""
         return [*self.columns.fields(self.codecs.code_bytes), self.kept.field]
 
     @property
     def _written(self) -> list[pa.Field]:
         """The columns for the vectors that get values."""
-        code, partition, vector = self.vector_fields
-        codes = [code, partition] if self._encode else []
+        *codes, vector = self.vector_fields if self._encode else [self.kept.field]
         return [*codes, vector] if not self._encode or self.kept.kept else codes
 
     @property

@@ -34,7 +34,9 @@ class TableStats:
     disk_bytes: int
     """Size of the whole table on disk: all columns, indexes, deletions, older versions."""
     code_disk_bytes: int
-    """Size of its code and partition columns in the data files of the present version."""
+    """Size of its code, partition and refine code columns in the data files of the present version."""
+    refine_disk_bytes: int
+    """The part of it that refine codes take; 0 if there are none."""
     vector_disk_bytes: int
     """Size of its raw vectors there; 0 if there are none."""
     bytes_per_vector: float
@@ -55,7 +57,9 @@ class TableStats:
     codeword_utilisation: float
     """Share of codewords that stored codes use, from 0 to 1, averaged over the steps."""
     resident_bytes: int = 0
-    """Memory of this process that codes and row ids of the table take."""
+    """Memory of this process that codes, refine codes and row ids of the table take."""
+    refine_codes_in: str = "none"
+    """Where searches read refine codes: "memory", "disk", or "none" if there are none."""
 
     def __str__(self) -> str:
         lines = {
@@ -63,6 +67,7 @@ class TableStats:
             "dimension": f"{self.dim:,}",
             "vectors as float32": readable(self.raw_bytes),
             "codes on disk": f"{readable(self.code_disk_bytes)} ({self.bytes_per_vector:.2f} per vector)",
+            "of them refine codes": self._refine_codes(),
             "raw vectors on disk": readable(self.vector_disk_bytes) if self.vector_disk_bytes else "none",
             "compression": f"{self.compression_ratio:.1f} to 1",
             "whole table on disk": readable(self.disk_bytes),
@@ -75,6 +80,11 @@ class TableStats:
         }
         width = max(len(label) for label in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())
+
+    def _refine_codes(self) -> str:
+        if not self.refine_disk_bytes:
+            return "none"
+        return f"{readable(self.refine_disk_bytes)}, read from {self.refine_codes_in}"
 
     def _error(self) -> str:
         if self.mse_estimate is None or self.relative_mse is None:
@@ -96,6 +106,7 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
     rows = table.count_rows()
     raw_bytes = rows * codecs.dim * 4
     code_bytes = column_bytes(table, columns.names)
+    refine_bytes = column_bytes(table, [columns.refine]) if columns.refine_bytes else 0
     bytes_per_vector = code_bytes / rows if rows else 0.0
     in_use = [codecs.generations[place].codec for place in places_in_use(table.to_lance(), codecs.metadata)]
     artifacts = [codec.to_artifact() for codec in in_use]
@@ -109,13 +120,14 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
         raw_bytes=raw_bytes,
         disk_bytes=disk_bytes(table),
         code_disk_bytes=code_bytes,
+        refine_disk_bytes=refine_bytes,
         vector_disk_bytes=column_bytes(table, [columns.vector_column]),
         bytes_per_vector=bytes_per_vector,
         codec_bytes=codec_bytes,
         bytes_per_vector_with_codec=(code_bytes + codec_bytes) / rows if rows else 0.0,
         break_even_rows=math.ceil(codec_bytes / saved) if rows and codec_bytes and saved > 0 else None,
         compression_ratio=raw_bytes / code_bytes if code_bytes else 0.0,
-        mse_estimate=None if report is None else report.validation_mse,
+        mse_estimate=None if report is None else report.whole_mse,
         relative_mse=None if report is None else report.relative_mse,
         codeword_utilisation=_utilisation(table, codecs, columns, in_use),
     )
@@ -140,9 +152,8 @@ def _utilisation(
     sizes = [codec.config.codebook_size for codec in in_use]
     used_MK = np.zeros((codecs.code_bytes, max(sizes, default=1)), dtype=bool)
     steps_M = np.arange(codecs.code_bytes)
-    for batch in table.search().select(list(columns.names)).to_batches(_SCAN_ROWS):
-        codes, _ = columns.from_arrow(batch)
-        codecs.check(codes)
+    for batch in table.search().select(list(columns.scanned)).to_batches(_SCAN_ROWS):
+        codes, _ = codecs.read(batch)
         used_MK[steps_M, codes.codes] = True  # (V, M) indexes, of one codeword in every step
     return float(used_MK.mean())
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable
@@ -19,11 +20,13 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes, check_codes
-from rqmoe_store.codecs.frame import shared_score_units
+from rqmoe_store.codecs.frame import ScoreUnits, shared_score_units
+from rqmoe_store.codecs.refine import RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
+from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
 
 
@@ -74,7 +77,7 @@ def generations_in(db: DBConnection, metadata: TableMetadata) -> list[Generation
 
 def generation_metadata(codec: Codec) -> GenerationMetadata:
     """The entry for a codec in the metadata of a table."""
-    return GenerationMetadata(codec.fingerprint, codec.num_partitions)
+    return GenerationMetadata(codec.fingerprint, codec.num_partitions, codec.config.refine_bytes)
 
 
 def require_match(codec: Codec, generation: GenerationMetadata, metadata: TableMetadata) -> None:
@@ -84,12 +87,14 @@ def require_match(codec: Codec, generation: GenerationMetadata, metadata: TableM
         "metric": metadata.config.metric,
         "code_bytes": metadata.config.code_bytes,
         "num_partitions": generation.num_partitions,
+        "refine_bytes": generation.refine_bytes,
     }
     found = {
         "dim": codec.dim,
         "metric": codec.config.metric,
         "code_bytes": codec.config.code_bytes,
         "num_partitions": codec.num_partitions,
+        "refine_bytes": codec.config.refine_bytes,
     }
     for name, value in expected.items():
         if found[name] != value:
@@ -166,6 +171,11 @@ class TableCodec:
         return self.metadata.config.code_bytes
 
     @property
+    def columns(self) -> CodeColumns:
+        """The columns that have codes."""
+        return self.metadata.columns
+
+    @property
     def newest(self) -> Codec | None:
         """The codec that encodes; None in a table without a codec."""
         return self.generations[-1].codec if self.generations else None
@@ -181,7 +191,7 @@ class TableCodec:
         return max((each.metadata.num_partitions for each in self.generations), default=0)
 
     def encode(self, vectors_nD: Float32Array) -> Codes:
-        """Encode checked vectors with the newest codec.
+        """Encode checked vectors with the newest codec, with refine codes if it has any.
 
         Raises:
             TableError: the table has no codec yet.
@@ -190,21 +200,50 @@ class TableCodec:
             raise TableError("The table has no codec yet; train one with train(), or add rows unencoded.")
         newest = self.generations[-1]
         codes = newest.codec.encode(vectors_nD)
-        return Codes(codes.codes, codes.partitions + np.int32(newest.first_partition))
+        return dataclasses.replace(codes, partitions=codes.partitions + np.int32(newest.first_partition))
 
     def decode(self, codes: Codes) -> Float32Array:
         """Decode each code with the codec that encoded it, to float32 (n, D).
+
+        Codes that have refine codes decode to the refined vectors, where their codec has any.
 
         Raises:
             TableError: no codec of the table has a code or partition id.
         """
         self.check(codes)
-        if len(self.generations) == 1:
-            return _decoded(self.generations[0].codec, codes)
         decoded_nD = np.empty((len(codes), self.dim), dtype=np.float32)
         for generation, rows in self._by_generation(codes):
             decoded_nD[rows] = _decoded(generation.codec, _local(codes[rows], generation))
         return decoded_nD
+
+    def read(self, rows: pa.Table | pa.RecordBatch) -> tuple[Codes, npt.NDArray[np.bool_]]:
+        """Read codes as `CodeColumns.from_arrow` does, and check them.
+
+        Raises:
+            TableError: a column is missing or has another type, no codec of the table has a code or partition
+                id, or a row lacks the refine code that its codec gave it.
+        """
+        codes, valid_N = self.columns.from_arrow(rows)
+        self.check(codes)
+        if codes.refine is not None:
+            self.require_refined(codes, self.columns.refined(rows, valid_N))
+        return codes, valid_N
+
+    def require_refined(self, codes: Codes, refined_n: npt.NDArray[np.bool_]) -> None:
+        """Raise TableError if a stored row lacks the refine code that its codec gave it.
+
+        Args:
+            codes: codes of stored rows, which `check` has accepted.
+            refined_n: which of them have refine codes.
+        """
+        for generation, rows in self._by_generation(codes):
+            lacking = int(np.count_nonzero(~refined_n[rows])) if generation.metadata.refine_bytes else 0
+            if lacking:
+                raise TableError(
+                    f"The table has {lacking:,} rows without the refine code of "
+                    f"{generation.metadata.refine_bytes} bytes that their codec gave them. Delete these rows "
+                    "or restore an earlier version of the table, and write to it through this package only."
+                )
 
     def check(self, codes: Codes) -> None:
         """Raise TableError if a stored code is out of range; it would score as another codeword."""
@@ -221,7 +260,7 @@ class TableCodec:
     def _check_each(self, codes: Codes) -> None:
         if codes.partitions.min() < 0 or codes.partitions.max() >= self.num_partitions:
             check_codes(  # names the partition id
-                codes,
+                codes.unrefined,
                 num_steps=self.code_bytes,
                 codebook_size=256 if self.generations else 0,
                 num_partitions=self.num_partitions,
@@ -230,7 +269,7 @@ class TableCodec:
             config = generation.codec.config
             if codes.codes[rows].max() >= config.codebook_size:
                 check_codes(
-                    _local(codes[rows], generation),
+                    _local(codes[rows], generation).unrefined,
                     num_steps=self.code_bytes,
                     codebook_size=config.codebook_size,
                     num_partitions=config.num_partitions or 0,
@@ -258,6 +297,22 @@ class TableCodec:
             return {}
         units = shared_score_units([each.codec.framed(queries_QD) for each in generations])
         return {each.first_partition: each.codec.lookup_tables(queries_QD, units) for each in generations}
+
+    def refine_tables(
+        self, queries_QD: Float32Array, generations: Sequence[Generation], units: ScoreUnits
+    ) -> Mapping[int, RefineTables]:
+        """First partition of a generation with refine codes -> tables that add them to scores of queries.
+
+        Args:
+            queries_QD: checked queries.
+            generations: generations of `lookup_tables`.
+            units: units of the scores of `lookup_tables`.
+        """
+        return {
+            each.first_partition: each.codec.refine_tables(queries_QD, units)
+            for each in generations
+            if each.metadata.refine_bytes
+        }
 
     def _by_generation(self, codes: Codes) -> "list[tuple[Generation, Any]]":
         """Each generation that has any of the codes, and the index of its codes."""
@@ -291,12 +346,14 @@ def metadata_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMet
         # Open again, as they may have been: a codec trained later will be for other rows.
         config=dataclasses.replace(codec.config, num_partitions=None, hidden_dim=None, expert_dim=None),
         generations=(generation_metadata(codec),),
+        refine_bytes=codec.config.refine_bytes,
     )
 
 
 def _local(codes: Codes, generation: Generation) -> Codes:
-    """Codes with the partition ids of their codec, which begin at 0."""
-    return Codes(codes.codes, codes.partitions - np.int32(generation.first_partition))
+    """Codes with the partition ids of their codec, which begin at 0, and with refine codes if it has any."""
+    codes = codes if generation.metadata.refine_bytes else codes.unrefined
+    return dataclasses.replace(codes, partitions=codes.partitions - np.int32(generation.first_partition))
 
 
 def _decoded(codec: Codec, codes: Codes) -> Float32Array:

@@ -229,7 +229,7 @@ def warn_if_few(rows: int, config: CodecConfig) -> None:
     A codeword is the mean of the vectors that choose it. The mean of n vectors misses the true mean by a
     squared distance of 1/n of their variance: with 64 vectors, by less than 2 %.
     """
-    wanted = _ROWS_PER_CODEWORD * config.codebook_size
+    wanted = 0 if config.is_transform else _ROWS_PER_CODEWORD * config.codebook_size
     if rows < wanted:
         warn_caller(
             f"Training on {rows:,} vectors; codebooks that hold for unseen vectors too need {wanted:,} "

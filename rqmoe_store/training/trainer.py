@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -15,13 +15,14 @@ from torch import Tensor
 from rqmoe_store.codecs.additive import CALIBRATION_ROWS, fit_tables
 from rqmoe_store.codecs.artifact import Artifact, TrainingReport
 from rqmoe_store.codecs.base import Codec, require_storable
+from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor
-from rqmoe_store.codecs.encoding import encode_vectors, encoding_tables
+from rqmoe_store.codecs.encoding import clamp_vectors, encode_block, encode_vectors, encoding_tables
 from rqmoe_store.codecs.frame import Frame, frame_for
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.config import CodecConfig, TrainConfig, TransformKind
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
@@ -29,6 +30,13 @@ from rqmoe_store.training.initialize import check_trainable, fresh_start, resume
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.loss import validation_mse
 from rqmoe_store.training.sampler import count_vectors, sample_vectors, without_outliers
+from rqmoe_store.training.transform import (
+    FITTED_ROWS,
+    fit_refiner,
+    fit_transform,
+    mean_square,
+    refined_mse,
+)
 from rqmoe_store.training.workers import Workers, join_workers
 
 _CALIBRATION_PRESELECT = 4
@@ -133,14 +141,22 @@ def train(
         if workers.is_main:
             warn_if_few(len(training_nD), config)
         training_nD, validation_nD = frame.transform(training_nD), frame.transform(validation_nD)
+        if config.is_transform:
+            progress.stage("fitting the transform code")
+            codec = None
+            if workers.is_main:
+                codec = _fit_transform_codec(
+                    config, frame, training_nD, validation_nD, settings.seed, started
+                )
+            return _share_codec(workers, codec and require_storable(codec))
         vectors = as_tensor(training_nD).to(device), as_tensor(validation_nD).to(device)
         quantizer, rq_mse, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress)
         progress.stage("fitting look-up tables")
         codec = None
         if workers.is_main:
             rows = finishing.rows_within(_seconds_left(settings, started))
-            codec = require_storable(_finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started))
-        return _share_codec(workers, codec)
+            codec = _finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started, settings.seed)
+        return _share_codec(workers, codec and require_storable(codec))
 
 
 def _seconds_left(settings: TrainConfig, started: float) -> float:
@@ -224,16 +240,19 @@ def _finish(
     rq_prefix_mse: tuple[float, ...],
     epochs: float,
     started: float,
+    seed: int,
 ) -> Codec:
     """Finish the codec: round the weights as they are stored, fit look-up tables, and write the report.
 
     Vectors and the errors of plain RQ are in the units of the frame, the report in those of the input.
     """
+    config, validation = quantizer.config, validation_nD.cpu().numpy()
     quantizer.round_weights()
     calibration = _calibration_codes(quantizer, training_nD[:calibration_rows])
     used = [len(np.unique(calibration.codes[:, step])) for step in range(quantizer.num_steps)]
     centered_nD = validation_nD - validation_nD.mean(dim=0)
-    tables = fit_tables(quantizer, calibration)
+    coder = ResidualCoder(quantizer, fit_tables(quantizer, calibration))
+    refiner = fit_refiner(coder, training_nD.cpu().numpy(), seed) if config.refine_bytes else None
     report = TrainingReport(
         rows=len(training_nD),
         epochs=epochs,
@@ -243,14 +262,57 @@ def _finish(
         rq_prefix_mse=tuple(error * frame.square_unit for error in rq_prefix_mse),
         utilisation=float(np.mean(used)) / quantizer.codebook_size,
         seconds=time.monotonic() - started,
+        refined_mse=None if refiner is None else refined_mse(coder, refiner, validation) * frame.square_unit,
     )
-    return Codec(quantizer, tables, calibration, report, frame)
+    return Codec(coder, calibration, report, frame, refiner)
+
+
+def _fit_transform_codec(
+    config: CodecConfig,
+    frame: Frame,
+    training_nD: Float32Array,
+    validation_nD: Float32Array,
+    seed: int,
+    started: float,
+) -> Codec:
+    """Fit a transform code, and a refine code if there is to be one; vectors are in the frame."""
+    kind = cast(TransformKind, config.kind)
+    quantizer = fit_transform(kind, training_nD, num_bytes=config.code_bytes, seed=seed)
+    coder = TransformCoder(config, quantizer)
+    refiner = fit_refiner(coder, training_nD, seed) if config.refine_bytes else None
+    calibration = Codes(quantizer.encode(training_nD[:FITTED_ROWS]), np.zeros(0, np.int32))
+    calibration = Codes(calibration.codes, np.zeros(len(calibration), np.int32))
+    codes_nM = quantizer.encode(validation_nD)
+    errors = [
+        mean_square(validation_nD - quantizer.truncate(count).decode(codes_nM[:, :count]))
+        for count in range(1, config.code_bytes + 1)
+    ]
+    used = [len(np.unique(calibration.codes[:, step])) for step in range(config.code_bytes)]
+    report = TrainingReport(
+        rows=len(training_nD),
+        epochs=0.0,
+        validation_rows=len(validation_nD),
+        variance=mean_square(validation_nD - validation_nD.mean(axis=0)) * frame.square_unit,
+        prefix_mse=tuple(error * frame.square_unit for error in errors),
+        rq_prefix_mse=(),
+        utilisation=float(np.mean(used)) / config.codebook_size,
+        seconds=time.monotonic() - started,
+        refined_mse=None
+        if refiner is None
+        else refined_mse(coder, refiner, validation_nD) * frame.square_unit,
+    )
+    return Codec(coder, calibration, report, frame, refiner)
 
 
 def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Codes:
     """Codes to fit tables on. A beam of 1 is much faster and good enough for that."""
     tables, plain = encoding_tables(quantizer, quantizer.fold()), Frame.plain(quantizer.dim)
-    return encode_vectors(quantizer, tables, plain, vectors_nD, beam=1, preselect=_CALIBRATION_PRESELECT)
+
+    def encode_checked(checked_nD: Float32Array) -> Codes:
+        clamped_nD = clamp_vectors(quantizer, plain, checked_nD)
+        return encode_block(quantizer, tables, clamped_nD, beam=1, preselect=_CALIBRATION_PRESELECT)
+
+    return encode_vectors(vectors_nD, encode_checked, dim=quantizer.dim, metric=quantizer.config.metric)
 
 
 def _share_codec(workers: Workers, codec: Codec | None) -> Codec:

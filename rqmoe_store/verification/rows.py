@@ -21,7 +21,6 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.errors import ArtifactError, TableError
 from rqmoe_store.store import registry
-from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.registry import GRACE, places_in_use, unused_codecs
 from rqmoe_store.store.statistics import readable
@@ -134,6 +133,8 @@ class VerifiedCodec:
     num_partitions: int
     codec: Codec | None
     """None if the codec is missing or damaged."""
+    refine_bytes: int = 0
+    """Bytes of its refine codes; 0 if it has none."""
 
 
 def verify_codecs(
@@ -150,7 +151,8 @@ def verify_codecs(
         with findings.recording(f"codec {place + 1} of {len(generations)}"):
             codec = generation.codec
             _find_damaged_copies(db, codec, findings)
-        verified.append(VerifiedCodec(generation.first_partition, generation.metadata.num_partitions, codec))
+        first, metadata_of = generation.first_partition, generation.metadata
+        verified.append(VerifiedCodec(first, metadata_of.num_partitions, codec, metadata_of.refine_bytes))
     return verified
 
 
@@ -194,13 +196,13 @@ class RowChecks:
     """Checks codes and vectors of rows against the metadata and codecs of their table."""
 
     def __init__(self, metadata: TableMetadata, codecs: Sequence[VerifiedCodec], findings: Findings) -> None:
-        self.columns = CodeColumns(metadata.vector_column)
+        self.columns = metadata.columns
         """Names of the code columns."""
         self._metadata, self._codecs, self._findings = metadata, codecs, findings
 
     @property
     def names(self) -> list[str]:
-        """Columns that a batch must have: code, partition and vector."""
+        """Columns that a batch must have: those with codes, and the vector."""
         return [*self.columns.names, self._metadata.vector_column]
 
     @property
@@ -211,7 +213,8 @@ class RowChecks:
     def check(self, batch: pa.RecordBatch) -> RowCounts:
         """Check N rows that have the columns `names` and `_rowid`, record problems, and return counts."""
         row_ids_N = batch["_rowid"].to_numpy()
-        code_N, partition_N, vector_N = (_valid(batch[name]) for name in self.names)
+        of_code = [_valid(batch[name]) for name in self.columns.scanned]
+        code_N, partition_N, vector_N = *of_code, _valid(batch[self._metadata.vector_column])
         coded_N, raw_N = code_N & partition_N, vector_N & ~code_N & ~partition_N
         self._findings.add_rows(
             "rows have a code without a partition, or a partition without a code",
@@ -223,7 +226,8 @@ class RowChecks:
                 "rows have a code and no vector, which this table keeps", row_ids_N[coded_N & ~vector_N]
             )
         codes, valid_N = self.columns.from_arrow(batch)
-        older, decoded = self._check_codes(codes, row_ids_N[valid_N])
+        refined_C = self.columns.refined(batch, valid_N)
+        older, decoded = self._check_codes(codes, refined_C, row_ids_N[valid_N])
         return RowCounts(
             rows=len(batch), coded=int(coded_N.sum()), raw=int(raw_N.sum()), older=older, decoded=decoded
         )
@@ -242,15 +246,22 @@ class RowChecks:
                 "rows have a vector that is zero, which has no direction", row_ids_V[~vectors_VD.any(axis=1)]
             )
 
-    def _check_codes(self, codes: Codes, row_ids_C: RowIds) -> tuple[int, int]:
+    def _check_codes(self, codes: Codes, refined_C: Mask, row_ids_C: RowIds) -> tuple[int, int]:
         """Check codes. Return how many are of older codecs, and how many were decoded."""
         known_C, decoded = np.zeros(len(codes), dtype=bool), 0
         for verified in self._codecs:
             first, stop = verified.first_partition, verified.first_partition + verified.num_partitions
             own_C = (codes.partitions >= first) & (codes.partitions < stop)
             known_C |= own_C
+            self._findings.add_rows(
+                "rows lack the refine code that their codec gave them"
+                if verified.refine_bytes
+                else "rows have a refine code, and their codec has none",
+                row_ids_C[own_C & (refined_C != bool(verified.refine_bytes))],
+            )
             if verified.codec is not None and own_C.any():
-                local = Codes(codes.codes[own_C], codes.partitions[own_C] - np.int32(first))
+                own = codes[own_C] if verified.refine_bytes else codes.unrefined[own_C]
+                local = dataclasses.replace(own, partitions=own.partitions - np.int32(first))
                 decoded += self._decode(verified, local, row_ids_C[own_C])
         self._findings.add_rows("rows are in a partition that no codec of the table has", row_ids_C[~known_C])
         newest = self._metadata.first_partitions[-2] if self._metadata.generations else 0

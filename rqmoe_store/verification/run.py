@@ -12,7 +12,7 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.store import databases, health, ingest_log
-from rqmoe_store.store.columns import CodeColumns, KeptVectors
+from rqmoe_store.store.columns import KeptVectors
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.keys import key_of
 from rqmoe_store.store.metadata import TableMetadata, TunedSearch
@@ -147,9 +147,9 @@ class _Verification:
         checks = None
         kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
         with self._findings.recording("columns"):
-            CodeColumns(metadata.vector_column).require_in(
-                self._dataset.schema, code_bytes=metadata.config.code_bytes
-            )
+            columns = metadata.columns
+            columns.require_in(self._dataset.schema, code_bytes=metadata.config.code_bytes)
+            columns.require_all_in(self._dataset.schema)
             kept.require_in(self._dataset.schema, self._table.name)
             checks = RowChecks(metadata, codecs, self._findings)
         return checks

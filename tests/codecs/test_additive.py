@@ -41,14 +41,14 @@ def test_scores_rank_like_decoded_distances(codec, metric: str) -> None:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     trained = as_codec(quantizer)
     codes = trained.encode(rows)
-    trained._tables = fit_tables(quantizer, codes)
+    trained._coder.tables = fit_tables(quantizer, codes)
     scores = trained.lookup_tables(rows[:20]).score(codes)
     exact = exact_distances(rows[:20], trained.decode(codes), metric)
     assert np.corrcoef(scores.ravel(), exact.ravel())[0, 1] > 0.95
 
 
 def test_fit_lowers_the_error_of_the_initial_guess(codec) -> None:
-    quantizer = codec._quantizer
+    quantizer = codec._coder.quantizer
     codes = codec.encode(vectors(500, seed=3))
     tables = fit_tables(quantizer, codes)
     decoded = codec.decode(codes)
@@ -108,7 +108,7 @@ CPU = torch.device("cpu")
 
 def undeformed_rows(codec: Codec) -> np.ndarray:
     """Tables (T, D) of the codec without its experts, in float64."""
-    state = {name: value.double().numpy() for name, value in codec._quantizer.state_dict().items()}
+    state = {name: value.double().numpy() for name, value in codec._coder.quantizer.state_dict().items()}
     words_XD = state["codebooks_MKD"].reshape(-1, codec.dim) * state["scale"]
     centroids_PD = state["centroids_PD"] * state["scale"] + state["mean_D"]
     return np.concatenate([centroids_PD if len(centroids_PD) else state["mean_D"][None], words_XD])
@@ -117,7 +117,7 @@ def undeformed_rows(codec: Codec) -> np.ndarray:
 def selection(codec: Codec) -> np.ndarray:
     """Which tables rows (n, T) each calibration code selects."""
     rows_nM = table_rows(codec.calibration, codec.num_partitions, codec.config.codebook_size, CPU).numpy()
-    selected_nT = np.zeros((len(rows_nM), len(codec._tables.rows_TD)))
+    selected_nT = np.zeros((len(rows_nM), len(codec._coder.tables.rows_TD)))
     np.put_along_axis(selected_nT, rows_nM, 1, axis=1)
     return selected_nT
 
@@ -147,13 +147,13 @@ def test_trained_tables_are_as_good_as_a_dense_fit(changes: dict[str, object]) -
         epochs=15, batch_size=250, learning_rate=3e-3, progress=False, device="cpu"
     )  # fmt: skip
     codec = train(curved(2500), config=config, training=training)
-    mine, dense = error(codec, codec._tables.rows_TD.numpy()), error(codec, dense_fit(codec))
+    mine, dense = error(codec, codec._coder.tables.rows_TD.numpy()), error(codec, dense_fit(codec))
     assert error(codec, undeformed_rows(codec)) > 1.5 * dense
     assert mine < 1.01 * dense
 
 
 def test_tables_are_the_dense_fit_whatever_the_kind(codec: Codec) -> None:
-    rows_TD = codec._tables.rows_TD.numpy()
+    rows_TD = codec._coder.tables.rows_TD.numpy()
     scale = np.abs(rows_TD).max()
     np.testing.assert_allclose(rows_TD, dense_fit(codec), atol=0.005 * scale)
 
@@ -161,31 +161,33 @@ def test_tables_are_the_dense_fit_whatever_the_kind(codec: Codec) -> None:
 @pytest.mark.parametrize("shape", ["rq", "rq, partitions"])
 def test_rq_needs_no_fit(shape: str) -> None:
     codec = as_codec(stirred(small_config(**SHAPES[shape])))
-    assert codec._tables.corrections_TW.shape[1] == 0
-    np.testing.assert_allclose(codec._tables.rows_TD.numpy(), undeformed_rows(codec), rtol=1e-6, atol=1e-6)
-    assert error(codec, codec._tables.rows_TD.numpy()) < 1e-10
+    assert codec._coder.tables.corrections_TW.shape[1] == 0
+    np.testing.assert_allclose(
+        codec._coder.tables.rows_TD.numpy(), undeformed_rows(codec), rtol=1e-6, atol=1e-6
+    )
+    assert error(codec, codec._coder.tables.rows_TD.numpy()) < 1e-10
 
 
 def test_corrections_are_as_wide_as_the_network_and_stored_without_loss() -> None:
-    tables = as_codec(stirred(small_config(network_dim=5)))._tables
+    tables = as_codec(stirred(small_config(network_dim=5)))._coder.tables
     assert tables.corrections_TW.shape == (1 + 4 * 16, 5)
     assert torch.equal(tables.corrections_TW.bfloat16().float(), tables.corrections_TW)
 
 
 def fitted(codec: Codec, projection_WD: torch.Tensor) -> AdditiveTables:
-    mixture = codec._quantizer.mixture
+    mixture = codec._coder.quantizer.mixture
     assert mixture is not None and mixture.output_projection_WD is not None
     with torch.no_grad():
         mixture.output_projection_WD.copy_(projection_WD)
-    return fit_tables(codec._quantizer, codec.calibration)
+    return fit_tables(codec._coder.quantizer, codec.calibration)
 
 
 def test_projections_without_an_inverse() -> None:
     """Zero as at the start of training, of lower rank, and with a direction of next to no weight."""
     codec = as_codec(stirred(small_config(network_dim=5)))
-    assert codec._quantizer.mixture is not None
-    projection_WD = codec._quantizer.mixture.output_projection_WD.clone()
-    plain_TD = as_codec(same_as_rq(small_config()))._tables.rows_TD
+    assert codec._coder.quantizer.mixture is not None
+    projection_WD = codec._coder.quantizer.mixture.output_projection_WD.clone()
+    plain_TD = as_codec(same_as_rq(small_config()))._coder.tables.rows_TD
     assert torch.equal(fitted(codec, torch.zeros_like(projection_WD)).rows_TD, plain_TD)
     for factor in (0.0, 1e-12):
         weak_WD = projection_WD.clone()

@@ -17,6 +17,7 @@ from rqmoe_store.codecs import artifact as artifact_module
 from rqmoe_store.codecs.additive import CALIBRATION_ROWS, complete_tables
 from rqmoe_store.codecs.artifact import Artifact, CodecParts, pack, write_artifact
 from rqmoe_store.codecs.base import Codec, load_codec
+from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.kinds import make_quantizer
@@ -194,7 +195,7 @@ def parts_at_random(config: CodecConfig, dim: int) -> CodecParts:
     random = np.random.default_rng(0)
     codes = random.integers(0, config.codebook_size, (CALIBRATION_ROWS, config.code_bytes), dtype=np.uint8)
     partitions = random.integers(0, max(1, quantizer.num_partitions), CALIBRATION_ROWS, dtype=np.int32)
-    return CodecParts(quantizer, tables, Codes(codes, partitions), REPORT, Frame.plain(dim))
+    return CodecParts(ResidualCoder(quantizer, tables), Codes(codes, partitions), REPORT, Frame.plain(dim))
 
 
 @pytest.mark.parametrize(
@@ -211,17 +212,17 @@ def test_artifacts_of_default_codecs_are_small(
 
 def test_saving_a_loaded_codec_gives_the_same_bytes(codec: Codec) -> None:
     """With weights that bfloat16 can hold, as training leaves them, and with such that it cannot."""
-    quantizer = copy.deepcopy(codec._quantizer)
+    quantizer = copy.deepcopy(codec._coder.quantizer)
     quantizer.round_weights()
     rounded = as_codec(quantizer)
     smaller = len(rounded.to_artifact().weights) < len(codec.to_artifact().weights)
     assert smaller == (codec.config.kind != "rq")  # the codebooks are rounded to begin with
     for saved in (codec, rounded):
         loaded = Codec.from_artifact(saved.to_artifact(), device="cpu")
-        for name, value in saved._quantizer.state_dict().items():
-            assert torch.equal(value, loaded._quantizer.state_dict()[name]), name
-        for field in dataclasses.fields(saved._tables):
-            mine, other = getattr(saved._tables, field.name), getattr(loaded._tables, field.name)
+        for name, value in saved._coder.quantizer.state_dict().items():
+            assert torch.equal(value, loaded._coder.quantizer.state_dict()[name]), name
+        for field in dataclasses.fields(saved._coder.tables):
+            mine, other = getattr(saved._coder.tables, field.name), getattr(loaded._coder.tables, field.name)
             assert torch.equal(torch.as_tensor(mine), torch.as_tensor(other)), field.name
         loaded._artifact = None
         assert loaded.to_artifact() == saved.to_artifact()

@@ -41,7 +41,7 @@ def deformed_codebook(quantizer: ResidualQuantizer, step: int, condition_1E: tor
 def test_exhaustive_beam_one_picks_the_argmin_at_every_step(codec: Codec) -> None:
     rows = vectors(25, seed=6)
     codes = codec.encode(rows, beam=1, preselect=None)
-    quantizer = codec._quantizer
+    quantizer = codec._coder.quantizer
     normalized = quantizer.normalize(torch.from_numpy(rows))
     for vector_D, code_M, partition in zip(normalized, codes.codes, codes.partitions, strict=True):
         partitions_1 = torch.tensor([int(partition)])
@@ -58,7 +58,7 @@ def test_exhaustive_beam_one_picks_the_argmin_at_every_step(codec: Codec) -> Non
 
 
 def test_vectors_go_to_the_nearest_partition() -> None:
-    quantizer = BATCHED._quantizer
+    quantizer = BATCHED._coder.quantizer
     normalized = quantizer.normalize(torch.from_numpy(ROWS))
     nearest = torch.cdist(normalized, quantizer.centroids_PD).argmin(dim=1)
     np.testing.assert_array_equal(ALL_CODES.partitions, nearest.numpy())
@@ -143,7 +143,7 @@ def test_nothing_of_batch_times_codebook_times_dimension_exists(preselect: str |
     ).resolve(dim=wide.shape[1], rows=400)
     plain = initialize(torch.from_numpy(wide), config, seed=0, progress=TrainingProgress(visible=False))
     codec = as_codec(with_experts(plain, config, seed=0))
-    rows = chunk_rows(codec._quantizer, beam=2, preselect=None if preselect is None else 2)
+    rows = chunk_rows(codec._coder.quantizer, beam=2, preselect=None if preselect is None else 2)
     with LargestTensor() as largest:  # sees the tensors of this thread, which does one chunk
         codec.encode(wide[:rows], beam=2, preselect=preselect)
     assert largest.elements < rows * config.codebook_size * wide.shape[1]
@@ -160,7 +160,7 @@ def test_long_input_is_encoded_block_by_block(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_exhaustive_chunks_shrink_with_the_work() -> None:
-    quantizer = BATCHED._quantizer
+    quantizer = BATCHED._coder.quantizer
     assert chunk_rows(quantizer, beam=1, preselect=4) > chunk_rows(quantizer, beam=256, preselect=None) >= 1
 
 

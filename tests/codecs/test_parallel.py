@@ -133,4 +133,4 @@ def test_a_codec_goes_on_in_smaller_chunks_when_memory_runs_out(monkeypatch: pyt
     again = codec.encode(rows)
     assert (again.codes == codes.codes).mean() > 0.99  # smaller products may round differently
     np.testing.assert_allclose(codec.decode(codes), decoded, atol=1e-5)
-    assert decoding.chunk_rows(codec._quantizer) > 8
+    assert decoding.chunk_rows(codec._coder.quantizer) > 8

@@ -157,7 +157,7 @@ def test_mean_and_scale_are_inside_the_codec() -> None:
 
 
 def test_rounded_weights_are_bfloat16_numbers_near_the_old_ones(codec: Codec) -> None:
-    quantizer = copy.deepcopy(codec._quantizer)
+    quantizer = copy.deepcopy(codec._coder.quantizer)
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer.round_weights()
     for name, value in quantizer.state_dict().items():

@@ -98,7 +98,7 @@ def test_rounding_the_weights_costs_next_to_nothing(kind: str, monkeypatch: pyte
         patch.setattr(ResidualQuantizer, "round_weights", lambda quantizer: None)
         quantizer = train(
             curved(2500), config=config(kind=kind, num_partitions=4), training=quick(epochs=10)
-        )._quantizer
+        )._coder.quantizer
     held_out_nD = torch.from_numpy(curved(1000, seed=77))
     exact = validation_mse(quantizer, held_out_nD)
     quantizer.round_weights()

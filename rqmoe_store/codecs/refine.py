@@ -1,0 +1,203 @@
+"""Refine codes: a second code of what the first code leaves over, and scores that use both.
+
+    r = x - base(c)             base: the additive approximation that tables score, or the decoded vector
+    y = base(c) + decode(g)     g: the transform code of r
+    <q, y> = <q, base(c)> + sum_b T_b[g_b]
+
+No network runs for an additive base: a row is scored by M look-ups for its code and one per byte of its
+refine code. Cosines and squared distances also need ||y||^2. Its difference from the estimate that look-up
+tables give for the code alone takes the last two bytes of a refine code, as a 16-bit number n: difference =
+center + unit * sinh(STEP * n). That is precise where differences are common, and reaches any size.
+
+Shape legend: n rows, D dimension, M code bytes, K codewords, R bytes of a refine code, B of them for the
+transform code, P partitions, Q queries.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, scaled
+from rqmoe_store.codecs.parallel import compiled
+from rqmoe_store.codecs.transform import Arrays, Bytes, TransformQuantizer
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import Metric, RefineBase
+from rqmoe_store.errors import InvalidInputError
+
+LENGTH_BYTES = 2
+"""Bytes of a refine code for the length of the refined vector; none under "dot", which needs no lengths."""
+
+_STEP = 6e-4
+_LARGEST = 2**15 - 1
+_UNIT = 0.25  # of the standard deviation
+_SMALLEST_UNIT = 1e-30
+
+
+def transform_bytes(refine_bytes: int, metric: Metric) -> int:
+    """Bytes of a refine code that code the residual."""
+    return refine_bytes if metric == "dot" else refine_bytes - LENGTH_BYTES
+
+
+@dataclasses.dataclass(frozen=True)
+class SquareCode:
+    """A 16-bit code for the differences between squared lengths and their estimates."""
+
+    center: float
+    unit: float
+
+    @classmethod
+    def fit(cls, differences_n: npt.NDArray[np.float32]) -> "SquareCode":
+        """The code for differences like these; any other is coded, too, less precisely if it is far off."""
+        spread = float(np.std(differences_n, dtype=np.float64))
+        return cls(float(np.mean(differences_n, dtype=np.float64)), max(_UNIT * spread, _SMALLEST_UNIT))
+
+    def encode(self, differences_n: npt.NDArray[np.float32]) -> Bytes:
+        """Codes, uint8 (n, 2), little-endian."""
+        exact_n = (differences_n.astype(np.float64) - self.center) / self.unit
+        numbers_n = np.rint(np.arcsinh(exact_n) / _STEP).clip(-_LARGEST, _LARGEST)
+        return numbers_n.astype("<i2").view(np.uint8).reshape(-1, LENGTH_BYTES)
+
+    def decode(self, codes_n2: Bytes) -> Float32Array:
+        """Differences (n,)."""
+        numbers_n = np.ascontiguousarray(codes_n2).view("<i2")[:, 0]
+        return (self.center + self.unit * np.sinh(_STEP * numbers_n.astype(np.float64))).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineTables:
+    """What the bytes of refine codes add to the scores of queries, in the units of their look-up tables."""
+
+    products_QBK: Float32Array
+    square_factors_Q: Float32Array
+    """What a squared length of 1 adds to a score; 1 under "cosine", where lengths are no summands."""
+    square_code: SquareCode | None
+
+    def score(self, lookup: LookupTables, query: int, codes: Codes) -> Float32Array:
+        """Refined scores (n,) of one query, for an additive base.
+
+        Args:
+            lookup: look-up tables of the same queries.
+            query: number of the query.
+            codes: codes with refine codes.
+        """
+        by_partition, by_step = lookup.scores_of(query)
+        sums_n = np.empty(len(codes), np.float32)
+        _sum_entries(by_partition, by_step, codes.partitions, codes.codes, sums_n)
+        return self.score_sums(lookup, query, codes, sums_n)
+
+    def score_sums(
+        self, lookup: LookupTables, query: int, codes: Codes, sums_n: Float32Array
+    ) -> Float32Array:
+        """Refined scores (n,), given the sums that the bases have in `lookup`."""
+        assert codes.refine is not None, "has refine codes"
+        num_bytes = self.products_QBK.shape[1]
+        no_partition = np.zeros(len(codes), np.int32)
+        refined_n = np.empty(len(codes), np.float32)
+        _sum_entries(
+            np.zeros(1, np.float32),
+            self.products_QBK[query],
+            no_partition,
+            codes.refine[:, :num_bytes],
+            refined_n,
+        )
+        refined_n += sums_n
+        if self.square_code is None:
+            return refined_n
+        differences_n = self.square_code.decode(codes.refine[:, num_bytes:])
+        if lookup.metric == "l2":
+            return np.asarray(refined_n + differences_n * self.square_factors_Q[query], dtype=np.float32)
+        squares_n = np.empty(len(codes), np.float32)
+        _sum_entries(*lookup.norms, codes.partitions, codes.codes, squares_n)
+        lengths_n = np.sqrt(np.maximum(squares_n + differences_n, SMALLEST_SQUARE))
+        return np.asarray(1 - refined_n / lengths_n, dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refiner:
+    """Encodes residuals of a first code; immutable. Vectors are in the frame of the codec."""
+
+    quantizer: TransformQuantizer
+    base: RefineBase
+    square_code: SquareCode | None
+    """None under "dot"."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a refine code."""
+        return self.quantizer.num_bytes + (LENGTH_BYTES if self.square_code else 0)
+
+    def encode(self, vectors_nD: Float32Array, base_nD: Float32Array, squares_n: Float32Array) -> Bytes:
+        """Refine codes, uint8 (n, R).
+
+        Args:
+            vectors_nD: the vectors.
+            base_nD: what their codes stand for.
+            squares_n: the squared lengths that look-up tables estimate for their codes.
+        """
+        codes_nB = self.quantizer.encode(vectors_nD - base_nD)
+        if self.square_code is None:
+            return codes_nB
+        differences_n = squared_lengths(base_nD + self.quantizer.decode(codes_nB)) - squares_n
+        return np.concatenate([codes_nB, self.square_code.encode(differences_n)], axis=1)
+
+    def decode(self, refine_nR: Bytes, base_nD: Float32Array) -> Float32Array:
+        """Refined vectors (n, D)."""
+        return base_nD + self.quantizer.decode(refine_nR[:, : self.quantizer.num_bytes])
+
+    def tables(self, queries: FramedQueries, units: ScoreUnits) -> RefineTables:
+        """Tables for queries in the codec's frame, with scores in `units`."""
+        of_mean_Q, products_QBK = self.quantizer.products(queries.queries_QD)
+        products_QBK[:, 0] += of_mean_Q[:, None]  # every code has a first byte
+        powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
+        factors_Q = np.ones(len(of_mean_Q), np.float32)
+        if queries.metric == "l2":
+            factors_Q = scaled(factors_Q[:, None], powers_Q1 - queries.exponents_Q[:, None])[:, 0]
+            products_QBK *= -2
+        elif queries.metric == "dot":
+            products_QBK *= -1
+        if queries.metric != "cosine":
+            products_QBK = scaled(products_QBK, powers_Q1[:, :, None])
+        return RefineTables(products_QBK, factors_Q, self.square_code)
+
+    def arrays(self) -> Arrays:
+        """The arrays that define it, by name."""
+        arrays = self.quantizer.arrays()
+        if self.square_code is not None:
+            arrays["squares"] = np.array([self.square_code.center, self.square_code.unit])
+        return arrays
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Arrays, *, dim: int, refine_bytes: int, base: RefineBase, metric: Metric
+    ) -> "Refiner":
+        """Inverse of `arrays`. Raises InvalidInputError if they are not those of such a refiner."""
+        arrays, square_code = dict(arrays), None
+        if metric != "dot":
+            center_unit = arrays.pop("squares")
+            is_code = center_unit.shape == (2,) and center_unit.dtype == np.float64
+            if not is_code or not np.isfinite(center_unit).all() or not center_unit[1] > 0:
+                raise InvalidInputError(f"a code of squared lengths of {center_unit}")
+            square_code = SquareCode(float(center_unit[0]), float(center_unit[1]))
+        num_bytes = transform_bytes(refine_bytes, metric)
+        quantizer = TransformQuantizer.from_arrays(arrays, dim=dim, num_bytes=num_bytes)
+        return cls(quantizer, base, square_code)
+
+
+def squared_lengths(vectors_nD: Float32Array) -> Float32Array:
+    """Squared lengths (n,), summed in float64."""
+    squares_n: npt.NDArray[np.float64] = np.einsum("nd,nd->n", vectors_nD, vectors_nD, dtype=np.float64)
+    return squares_n.astype(np.float32)
+
+
+@compiled
+def _sum_entries(by_partition: Any, by_step_MK: Any, partitions_n: Any, codes_nM: Any, sums_n: Any) -> None:
+    """Fill in the sums of the table entries that codes select."""
+    for row in range(codes_nM.shape[0]):
+        total = by_partition[partitions_n[row]]
+        for step in range(codes_nM.shape[1]):
+            total += by_step_MK[step, codes_nM[row, step]]
+        sums_n[row] = total

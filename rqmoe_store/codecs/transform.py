@@ -1,0 +1,358 @@
+"""Transform coding: an orthogonal transform, and for every byte a codebook over some of the coordinates.
+
+    z = R (x - mean)          every byte b has a group of the coordinates, and codewords C_b over it
+    code_b = argmin_k || z_b - C_b[k] ||^2        x_hat = mean + R^T (C_1[code_1], ..., C_B[code_B], 0, ...)
+
+Groups are disjoint, so that errors and inner products are sums over bytes. One table of 256 entries per byte
+scores a code exactly: <q, x_hat> = <q, mean> + sum_b <(R q)_b, C_b[code_b]>. Scalar quantizers are of this
+form: the codewords of a byte are all combinations of the levels of its coordinates. Coordinates in no group
+decode to the mean.
+
+Everything here is compiled, without torch. A row is computed in the same order whatever rows are computed
+with it, so codes and vectors do not depend on batches.
+
+Shape legend: n vectors, D dimension, C coordinates in groups, B bytes, K = 256 codewords, Q queries, H rounds
+of a fast rotation.
+"""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rqmoe_store.codecs.parallel import compiled, run_chunks_parallel
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.errors import InvalidInputError
+
+Bytes = npt.NDArray[np.uint8]
+Int32Array = npt.NDArray[np.int32]
+Arrays = dict[str, npt.NDArray[Any]]
+
+CODEWORDS = 256
+
+_ROWS_PER_TASK = 1_024
+_FARTHEST = np.float32(2.0**50)
+"""Coordinates are clamped to this size, so that their squares fit float32."""
+
+_ORTHOGONAL = 1e-3
+"""Largest deviation of R R^T from the identity, for a rotation that is read from storage."""
+
+
+class Rotation(Protocol):
+    """An orthogonal transform."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+
+    def apply(self, vectors_nD: Float32Array) -> Float32Array:
+        """Rotated vectors (n, D)."""
+
+    def invert(self, rotated_nD: Float32Array) -> Float32Array:
+        """Inverse of `apply`."""
+
+    def arrays(self) -> Arrays:
+        """The arrays that define it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DenseRotation:
+    """A rotation by a matrix: D^2 multiplications a vector."""
+
+    matrix_DD: Float32Array
+    """Rows are the directions of the coordinates."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return len(self.matrix_DD)
+
+    @functools.cached_property
+    def _transposed_DD(self) -> Float32Array:
+        return np.ascontiguousarray(self.matrix_DD.T)
+
+    def apply(self, vectors_nD: Float32Array) -> Float32Array:
+        """Rotated vectors (n, D)."""
+        return _in_parallel(multiply_rows, vectors_nD, self._transposed_DD)
+
+    def invert(self, rotated_nD: Float32Array) -> Float32Array:
+        """Inverse of `apply`."""
+        return _in_parallel(multiply_rows, rotated_nD, self.matrix_DD)
+
+    def arrays(self) -> Arrays:
+        """The arrays that define it."""
+        return {"rotation": self.matrix_DD}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HadamardRotation:
+    """A pseudorandom rotation in D log D additions a vector: rounds of signs, a permutation and fast
+    Walsh-Hadamard transforms of blocks (Ailon and Chazelle, "The Fast Johnson-Lindenstrauss Transform",
+    2009)."""
+
+    orders_HD: Int32Array
+    """Permutation of every round."""
+    signs_HD: Float32Array
+    """1 or -1, before the permutation."""
+
+    ROUNDS: ClassVar[int] = 3
+
+    @classmethod
+    def draw(cls, dim: int, generator: np.random.Generator) -> "HadamardRotation":
+        """Draw a rotation of vectors whose dimension `hadamard_block` accepts."""
+        orders_HD = np.stack([generator.permutation(dim) for _ in range(cls.ROUNDS)]).astype(np.int32)
+        signs_HD = generator.choice(np.array([-1, 1], np.float32), (cls.ROUNDS, dim))
+        return cls(orders_HD, signs_HD)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return int(self.orders_HD.shape[1])
+
+    def apply(self, vectors_nD: Float32Array) -> Float32Array:
+        """Rotated vectors (n, D)."""
+        return self._run(vectors_nD, inverse=False)
+
+    def invert(self, rotated_nD: Float32Array) -> Float32Array:
+        """Inverse of `apply`."""
+        return self._run(rotated_nD, inverse=True)
+
+    def arrays(self) -> Arrays:
+        """The arrays that define it."""
+        return {"orders": self.orders_HD, "signs": self.signs_HD}
+
+    def _run(self, vectors_nD: Float32Array, *, inverse: bool) -> Float32Array:
+        block = hadamard_block(self.dim)
+        return _in_parallel(_hadamard_rows, vectors_nD, self.orders_HD, self.signs_HD, block, inverse)
+
+
+def hadamard_block(dim: int) -> int:
+    """The largest power of two that divides `dim`: the block of a fast rotation, of little use if small."""
+    return int(dim & -dim)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TransformQuantizer:
+    """A rotation and codebooks; immutable."""
+
+    mean_D: Float32Array
+    rotation: Rotation
+    starts_B1: Int32Array
+    """B + 1 positions: byte b codes the coordinates starts[b] : starts[b + 1]."""
+    codebooks_CK: Float32Array
+    """For every coordinate its value in each of the codewords of its byte."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return len(self.mean_D)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a code, B."""
+        return len(self.starts_B1) - 1
+
+    def encode(self, vectors_nD: Float32Array) -> Bytes:
+        """Nearest codes, uint8 (n, B), of float32 vectors (n, D)."""
+        codes_nB = np.empty((len(vectors_nD), self.num_bytes), np.uint8)
+
+        def encode_rows(start: int, stop: int, _: int) -> None:
+            rotated_nD = self.rotation.apply(vectors_nD[start:stop] - self.mean_D)
+            encode_rows_into(rotated_nD, self.starts_B1, self.codebooks_CK, codes_nB[start:stop])
+
+        run_chunks_parallel(len(vectors_nD), _ROWS_PER_TASK, encode_rows)
+        return codes_nB
+
+    def decode(self, codes_nB: Bytes) -> Float32Array:
+        """Reconstructions (n, D) of codes; a prefix of the bytes decodes, too."""
+        coordinates_nD = np.zeros((len(codes_nB), self.dim), np.float32)
+        decode_rows_into(np.ascontiguousarray(codes_nB), self.starts_B1, self.codebooks_CK, coordinates_nD)
+        return np.asarray(self.rotation.invert(coordinates_nD) + self.mean_D, dtype=np.float32)
+
+    def products(self, queries_QD: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """Inner products of queries with the mean (Q,) and with every codeword (Q, B, K)."""
+        rotated_QD = self.rotation.apply(queries_QD)
+        products_QBK = np.zeros((len(queries_QD), self.num_bytes, CODEWORDS), np.float32)
+        _products_into(rotated_QD, self.starts_B1, self.codebooks_CK, products_QBK)
+        return _row_products(queries_QD, self.mean_D), products_QBK
+
+    def squares(self) -> tuple[float, Float32Array]:
+        """Summands of the squared length of a reconstruction: that of the mean, and (B, K) of codewords."""
+        mean_1D = self.mean_D[None]
+        _, crossed_1BK = self.products(mean_1D)
+        squares_BK = np.stack(
+            [
+                np.square(self.codebooks_CK[start:stop]).sum(axis=0)
+                for start, stop in zip(self.starts_B1[:-1], self.starts_B1[1:], strict=True)
+            ]
+        )
+        return float(np.square(self.mean_D).sum()), squares_BK + 2 * crossed_1BK[0]
+
+    def truncate(self, num_bytes: int) -> "TransformQuantizer":
+        """The quantizer of the first bytes."""
+        starts_B1 = self.starts_B1[: num_bytes + 1]
+        return dataclasses.replace(self, starts_B1=starts_B1, codebooks_CK=self.codebooks_CK[: starts_B1[-1]])
+
+    def arrays(self) -> Arrays:
+        """The arrays that define it, by name."""
+        return {
+            "mean": self.mean_D,
+            "starts": self.starts_B1,
+            "codebooks": self.codebooks_CK,
+            **self.rotation.arrays(),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, *, dim: int, num_bytes: int) -> "TransformQuantizer":
+        """Inverse of `arrays`.
+
+        Raises:
+            InvalidInputError: arrays are missing, of other shapes or types, or not those of a quantizer.
+        """
+        _require_arrays(arrays, {"mean": (dim,), "starts": (num_bytes + 1,)})
+        starts_B1, names = arrays["starts"], set(arrays) - {"mean", "starts", "codebooks"}
+        if starts_B1[0] != 0 or (np.diff(starts_B1) < 1).any() or starts_B1[-1] > dim:
+            raise InvalidInputError(f"groups of coordinates start at {starts_B1.tolist()}, of {dim}")
+        _require_arrays(arrays, {"codebooks": (int(starts_B1[-1]), CODEWORDS)})
+        rotation: Rotation
+        if names == {"rotation"}:
+            rotation = _checked_dense(arrays, dim)
+        elif names == {"orders", "signs"}:
+            rotation = _checked_hadamard(arrays, dim)
+        else:
+            raise InvalidInputError(f"a rotation of {sorted(names)}")
+        return cls(arrays["mean"], rotation, starts_B1, arrays["codebooks"])
+
+
+def _require_arrays(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        array = arrays[name]
+        dtype = np.int32 if name in ("starts", "orders") else np.float32
+        if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
+            raise InvalidInputError(
+                f"{name} is {array.dtype} {array.shape}; expected finite {np.dtype(dtype)} {shape}"
+            )
+
+
+def _checked_dense(arrays: Arrays, dim: int) -> DenseRotation:
+    _require_arrays(arrays, {"rotation": (dim, dim)})
+    matrix_DD = arrays["rotation"]
+    if not np.abs(matrix_DD @ matrix_DD.T - np.eye(dim)).max() < _ORTHOGONAL:
+        raise InvalidInputError("the rotation is not orthogonal")
+    return DenseRotation(matrix_DD)
+
+
+def _checked_hadamard(arrays: Arrays, dim: int) -> HadamardRotation:
+    shape = HadamardRotation.ROUNDS, dim
+    _require_arrays(arrays, {"orders": shape, "signs": shape})
+    if (np.sort(arrays["orders"], axis=1) != np.arange(dim)).any() or (np.abs(arrays["signs"]) != 1).any():
+        raise InvalidInputError("the rotation has no permutations or signs")
+    return HadamardRotation(arrays["orders"], arrays["signs"])
+
+
+def _in_parallel(work: Any, vectors_nD: Float32Array, *arguments: Any) -> Float32Array:
+    """What a compiled function of rows makes of vectors, on all cores if they are many."""
+    made_nD = np.empty((len(vectors_nD), vectors_nD.shape[1]), np.float32)
+    vectors_nD = np.ascontiguousarray(vectors_nD, dtype=np.float32)
+    if len(vectors_nD) <= _ROWS_PER_TASK:
+        work(vectors_nD, *arguments, made_nD)
+        return made_nD
+
+    def make_rows(start: int, stop: int, _: int) -> None:
+        work(vectors_nD[start:stop], *arguments, made_nD[start:stop])
+
+    run_chunks_parallel(len(vectors_nD), _ROWS_PER_TASK, make_rows)
+    return made_nD
+
+
+@compiled
+def multiply_rows(vectors_nD: Any, matrix_DE: Any, products_nE: Any) -> None:
+    """Products of vectors (n, D) with a matrix (D, E). The inner loop runs over E, which compilers
+    vectorize without reordering a sum; several rows share each row of the matrix while it is in cache."""
+    rows, dim = vectors_nD.shape
+    width = matrix_DE.shape[1]
+    for first in range(0, rows, 8):
+        last = min(first + 8, rows)
+        products_nE[first:last] = 0
+        for component in range(dim):
+            for row in range(first, last):
+                factor = vectors_nD[row, component]
+                for column in range(width):
+                    products_nE[row, column] += factor * matrix_DE[component, column]
+
+
+@compiled
+def _hadamard_rows(
+    vectors_nD: Any, orders_HD: Any, signs_HD: Any, block: int, inverse: bool, rotated_nD: Any
+) -> None:
+    rounds, dim = orders_HD.shape
+    moved_D = np.empty(dim, np.float32)
+    norm = np.float32(1 / np.sqrt(block))
+    for row in range(vectors_nD.shape[0]):
+        current_D = rotated_nD[row]
+        current_D[:] = vectors_nD[row]
+        for step in range(rounds):
+            turn = rounds - 1 - step if inverse else step
+            if not inverse:
+                for place in range(dim):
+                    source = orders_HD[turn, place]
+                    moved_D[place] = current_D[source] * signs_HD[turn, source]
+                current_D[:] = moved_D
+            width = 1
+            while width < block:
+                for start in range(0, dim, 2 * width):
+                    for place in range(start, start + width):
+                        first, second = current_D[place], current_D[place + width]
+                        current_D[place], current_D[place + width] = first + second, first - second
+                width *= 2
+            for place in range(dim):
+                current_D[place] *= norm
+            if inverse:
+                for place in range(dim):
+                    source = orders_HD[turn, place]
+                    moved_D[source] = current_D[place] * signs_HD[turn, source]
+                current_D[:] = moved_D
+
+
+@compiled
+def encode_rows_into(rotated_nD: Any, starts_B1: Any, codebooks_CK: Any, codes_nB: Any) -> None:
+    """Fill in the number of the nearest codeword of every byte; of equally near ones, the first."""
+    distances_K = np.empty(codebooks_CK.shape[1], np.float32)
+    for row in range(rotated_nD.shape[0]):
+        for byte in range(codes_nB.shape[1]):
+            distances_K[:] = 0
+            for place in range(starts_B1[byte], starts_B1[byte + 1]):
+                value = min(max(rotated_nD[row, place], -_FARTHEST), _FARTHEST)
+                for codeword in range(distances_K.shape[0]):
+                    difference = value - codebooks_CK[place, codeword]
+                    distances_K[codeword] += difference * difference
+            codes_nB[row, byte] = np.argmin(distances_K)
+
+
+@compiled
+def decode_rows_into(codes_nB: Any, starts_B1: Any, codebooks_CK: Any, coordinates_nD: Any) -> None:
+    """Fill in the coordinates of the chosen codewords."""
+    for row in range(codes_nB.shape[0]):
+        for byte in range(codes_nB.shape[1]):
+            codeword = codes_nB[row, byte]
+            for place in range(starts_B1[byte], starts_B1[byte + 1]):
+                coordinates_nD[row, place] = codebooks_CK[place, codeword]
+
+
+@compiled
+def _products_into(rotated_QD: Any, starts_B1: Any, codebooks_CK: Any, products_QBK: Any) -> None:
+    for query in range(rotated_QD.shape[0]):
+        for byte in range(products_QBK.shape[1]):
+            for place in range(starts_B1[byte], starts_B1[byte + 1]):
+                value = rotated_QD[query, place]
+                for codeword in range(codebooks_CK.shape[1]):
+                    products_QBK[query, byte, codeword] += value * codebooks_CK[place, codeword]
+
+
+def _row_products(queries_QD: Float32Array, vector_D: Float32Array) -> Float32Array:
+    """Inner products (Q,), each computed alone."""
+    products_Q1 = np.empty((len(queries_QD), 1), np.float32)
+    multiply_rows(np.ascontiguousarray(queries_QD), np.ascontiguousarray(vector_D[:, None]), products_Q1)
+    return products_Q1[:, 0]
