@@ -25,7 +25,7 @@ from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery, SearchQuery, TableQuery, VectorSearchQuery
-from rqmoe_store.search.request import batch_length
+from rqmoe_store.search.request import Rerank, batch_length
 from rqmoe_store.search.shards import ShardCall
 from rqmoe_store.search.source import Cache
 from rqmoe_store.search.text import QueryType, TextIndexOptions, TextQuery, is_content
@@ -295,7 +295,7 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         return self
 
     def shortlist(self, shortlist: int) -> Self:
-        """Set the number of rows to decode and rerank per query, for all pages.
+        """Set the number of rows to rerank per query, for all pages.
 
         `VectorSearchQuery.shortlist` says what it takes, returns and raises.
         """
@@ -334,6 +334,14 @@ class AsyncCompressedQuery(AsyncVectorSearchQuery):
 
     def __init__(self, blocking: CompressedQuery) -> None:
         self.blocking = copy.copy(blocking)
+
+    def rerank(self, kind: Rerank) -> Self:
+        """Set what orders the shortlist, and what `_distance` is the distance to.
+
+        `CompressedQuery.rerank` says what it takes, returns and raises.
+        """
+        self.blocking.rerank(kind)
+        return self
 
     def diversify(self, lambda_: float = 0.5) -> Self:
         """Return rows that are near the query and unlike each other: maximal marginal relevance.

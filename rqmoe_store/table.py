@@ -777,9 +777,13 @@ class CompressedTable(TranslatesErrors):
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""
         stats = self.handle.snapshots.read(
-            lambda snapshot: measure(snapshot.table, snapshot.codecs, self.columns)
+            lambda snapshot: measure(snapshot.table, snapshot.codecs, snapshot.codecs.columns)
         )
-        return dataclasses.replace(stats, resident_bytes=self._source.codes.resident_bytes)
+        return dataclasses.replace(
+            stats,
+            resident_bytes=self._source.codes.resident_bytes,
+            refine_codes_in=self._source.refine_codes_in,
+        )
 
     def verify(self, *, progress: bool = True) -> VerifyReport:
         """Read the whole table, as it is now or is checked out, and tell what is wrong with it.

@@ -11,7 +11,7 @@ from rqmoe_store.errors import InvalidInputError
 @pytest.mark.parametrize(
     "fields",
     [
-        {"metric": "manhattan"}, {"kind": "pq"}, {"code_bytes": 0}, {"code_bytes": 1.5},
+        {"metric": "manhattan"}, {"kind": "hnsw"}, {"code_bytes": 0}, {"code_bytes": 1.5},
         {"codebook_size": 1}, {"codebook_size": 257}, {"num_partitions": -1}, {"num_experts": 0},
         {"num_layers": 0}, {"hidden_dim": 0}, {"expert_dim": -3}, {"network_dim": 0}, {"beam": 0},
         {"beam": True}, {"preselect": 2, "beam": 4},

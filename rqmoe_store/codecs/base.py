@@ -205,6 +205,22 @@ class Codec(TranslatesErrors):
         queries = self.framed(queries_QD)
         return self._refiner.tables(queries, shared_score_units([queries]) if units is None else units)
 
+    def refined_scores(
+        self, lookup: LookupTables, refine: RefineTables, query: int, codes: Codes
+    ) -> Float32Array:
+        """Scores (n,) of one query for codes with refine codes, in the units of its tables.
+
+        Args:
+            lookup: result of `lookup_tables`.
+            refine: result of `refine_tables`, with the same queries and units.
+            query: number of the query.
+            codes: checked codes.
+        """
+        if self.config.refine_base == "additive":
+            return refine.score(lookup, query, codes)
+        corrections_nD = refine_base(self._coder, codes.unrefined) - self._coder.approximate(codes)
+        return refine.score(lookup, query, codes, corrections_nD)
+
     def truncate(self, num_steps: int) -> "Codec":
         """The codec of the first `num_steps` bytes, without refine codes. It decodes prefixes of this codec's
         codes.

@@ -72,48 +72,41 @@ class RefineTables:
     """What the bytes of refine codes add to the scores of queries, in the units of their look-up tables."""
 
     products_QBK: Float32Array
+    queries_QD: Float32Array
+    """The queries in the frame of the codec."""
+    product_factors_Q: Float32Array
+    """What an inner product of 1 adds to a score."""
     square_factors_Q: Float32Array
     """What a squared length of 1 adds to a score; 1 under "cosine", where lengths are no summands."""
     square_code: SquareCode | None
 
-    def score(self, lookup: LookupTables, query: int, codes: Codes) -> Float32Array:
-        """Refined scores (n,) of one query, for an additive base.
+    def score(
+        self, lookup: LookupTables, query: int, codes: Codes, corrections_nD: Float32Array | None = None
+    ) -> Float32Array:
+        """Refined scores (n,) of one query.
 
         Args:
             lookup: look-up tables of the same queries.
             query: number of the query.
             codes: codes with refine codes.
+            corrections_nD: differences between the bases of the refine codes and the additive approximations;
+                None for additive bases.
         """
-        by_partition, by_step = lookup.scores_of(query)
-        sums_n = np.empty(len(codes), np.float32)
-        _sum_entries(by_partition, by_step, codes.partitions, codes.codes, sums_n)
-        return self.score_sums(lookup, query, codes, sums_n)
-
-    def score_sums(
-        self, lookup: LookupTables, query: int, codes: Codes, sums_n: Float32Array
-    ) -> Float32Array:
-        """Refined scores (n,), given the sums that the bases have in `lookup`."""
         assert codes.refine is not None, "has refine codes"
-        num_bytes = self.products_QBK.shape[1]
-        no_partition = np.zeros(len(codes), np.int32)
-        refined_n = np.empty(len(codes), np.float32)
-        _sum_entries(
-            np.zeros(1, np.float32),
-            self.products_QBK[query],
-            no_partition,
-            codes.refine[:, :num_bytes],
-            refined_n,
-        )
-        refined_n += sums_n
+        sums_n = _sums(*lookup.scores_of(query), codes.partitions, codes.codes)
+        if corrections_nD is not None:
+            products_n = np.einsum("nd,d->n", corrections_nD, self.queries_QD[query])
+            sums_n += products_n * self.product_factors_Q[query]
+        num_bytes, no_partition_n = self.products_QBK.shape[1], np.zeros(len(codes), np.int32)
+        refine_nB = codes.refine[:, :num_bytes]
+        sums_n += _sums(np.zeros(1, np.float32), self.products_QBK[query], no_partition_n, refine_nB)
         if self.square_code is None:
-            return refined_n
+            return sums_n
         differences_n = self.square_code.decode(codes.refine[:, num_bytes:])
         if lookup.metric == "l2":
-            return np.asarray(refined_n + differences_n * self.square_factors_Q[query], dtype=np.float32)
-        squares_n = np.empty(len(codes), np.float32)
-        _sum_entries(*lookup.norms, codes.partitions, codes.codes, squares_n)
-        lengths_n = np.sqrt(np.maximum(squares_n + differences_n, SMALLEST_SQUARE))
-        return np.asarray(1 - refined_n / lengths_n, dtype=np.float32)
+            return np.asarray(sums_n + differences_n * self.square_factors_Q[query], dtype=np.float32)
+        squares_n = _sums(*lookup.norms, codes.partitions, codes.codes) + differences_n
+        return np.asarray(1 - sums_n / np.sqrt(np.maximum(squares_n, SMALLEST_SQUARE)), dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,15 +146,14 @@ class Refiner:
         of_mean_Q, products_QBK = self.quantizer.products(queries.queries_QD)
         products_QBK[:, 0] += of_mean_Q[:, None]  # every code has a first byte
         powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
-        factors_Q = np.ones(len(of_mean_Q), np.float32)
+        factors_Q = np.full(len(of_mean_Q), {"l2": -2, "dot": -1, "cosine": 1}[queries.metric], np.float32)
+        squares_Q = np.ones(len(of_mean_Q), np.float32)
         if queries.metric == "l2":
-            factors_Q = scaled(factors_Q[:, None], powers_Q1 - queries.exponents_Q[:, None])[:, 0]
-            products_QBK *= -2
-        elif queries.metric == "dot":
-            products_QBK *= -1
+            squares_Q = scaled(squares_Q[:, None], powers_Q1 - queries.exponents_Q[:, None])[:, 0]
         if queries.metric != "cosine":
-            products_QBK = scaled(products_QBK, powers_Q1[:, :, None])
-        return RefineTables(products_QBK, factors_Q, self.square_code)
+            factors_Q = scaled(factors_Q[:, None], powers_Q1)[:, 0]
+        products_QBK = np.asarray(products_QBK * factors_Q[:, None, None], dtype=np.float32)
+        return RefineTables(products_QBK, queries.queries_QD, factors_Q, squares_Q, self.square_code)
 
     def arrays(self) -> Arrays:
         """The arrays that define it, by name."""
@@ -191,6 +183,18 @@ def squared_lengths(vectors_nD: Float32Array) -> Float32Array:
     """Squared lengths (n,), summed in float64."""
     squares_n: npt.NDArray[np.float64] = np.einsum("nd,nd->n", vectors_nD, vectors_nD, dtype=np.float64)
     return squares_n.astype(np.float32)
+
+
+def _sums(
+    by_partition_P: Float32Array,
+    by_step_MK: Float32Array,
+    partitions_n: npt.NDArray[np.int32],
+    codes_nM: Bytes,
+) -> Float32Array:
+    """Sums (n,) of the table entries that codes select."""
+    sums_n = np.empty(len(codes_nM), np.float32)
+    _sum_entries(by_partition_P, by_step_MK, partitions_n, codes_nM, sums_n)
+    return sums_n
 
 
 @compiled

@@ -264,7 +264,7 @@ class DecodedColumn:
 
     def _vectors(self, rows: pa.Table, codecs: TableCodec) -> pa.Array:
         raw = rows[self.columns.vector_column].combine_chunks()
-        codes, coded_N = self.columns.from_arrow(rows)
+        codes, coded_N = codecs.read(rows)
         raw_N = raw.is_valid().to_numpy(zero_copy_only=False)
         decoded_N = coded_N & ~raw_N
         vectors_ND = np.zeros((len(rows), codecs.dim), dtype=np.float32)

@@ -54,7 +54,7 @@ class Execution:
     def __init__(self, request: SearchRequest, state: TableState, columns: CodeColumns, trace: Trace) -> None:
         self._request, self._state, self._trace = request, state, trace
         self._codecs, self._columns = state.snapshot.codecs, columns
-        self._ranking = Ranking(request, state.snapshot, columns, trace)
+        self._ranking = Ranking(request, state, trace)
 
     def run(self) -> list[Hits]:
         """Run the request and return the hits of every query, in result order."""
@@ -88,7 +88,7 @@ class Execution:
 
     def _pages(self) -> list[Hits]:
         """The page of every query, ranked in as many stages as it takes to fill the page."""
-        pages = self._ranking.pages(self.candidates(), self._search_raw())
+        pages = self._ranking.pages(self.candidates(), self._tables, self._search_raw())
         hits = [page.hits for page in pages]
         short = [query for query, page in enumerate(pages) if page.short]
         stages = self._request.parameters.one_more(self._request.stages)

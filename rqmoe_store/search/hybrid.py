@@ -227,7 +227,9 @@ class HybridQuery(VectorSearchQuery):
     def _depths(self) -> tuple[list[int], Iterator[int]]:
         """Numbers of rows of both searches to fuse, one after the other, and an iterator of further ones."""
         rows = self._limit + self._offset
-        parameters = self._options.parameters(self._reader.read_snapshot(lambda snapshot: snapshot.tuned))
+        parameters = self._reader.read_snapshot(
+            lambda snapshot: self._options.parameters(snapshot.codecs, snapshot.tuned)
+        )
         depths, ends = [stage.end for stage in parameters.stages(rows)], parameters.ends()
         return depths, itertools.dropwhile(lambda end: end <= depths[-1], ends)
 

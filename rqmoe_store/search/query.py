@@ -6,7 +6,7 @@ Shape legend: Q queries, D vector dimension.
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import pyarrow as pa
 from lancedb.expr import Expr
@@ -28,6 +28,7 @@ from rqmoe_store.search.columns import (
 )
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.request import (
+    Rerank,
     SearchRequest,
     Trace,
     VectorOptions,
@@ -164,7 +165,7 @@ class TableQuery(TranslatesErrors, ABC):
 
     @property
     def _vectors(self) -> DecodedColumn:
-        """Decodes the vector column of results."""
+        """Decodes the vector column of results; to be asked for once the version to read is known."""
         return DecodedColumn(self._handle.columns, self._handle.kept)
 
     def _result_columns(self, table: LanceTable, *own: str) -> ResultColumns:
@@ -208,20 +209,21 @@ class VectorSearchQuery(SearchQuery):
         return self._set(nprobes=whole_number("nprobes", nprobes, 1))
 
     def shortlist(self, shortlist: int) -> Self:
-        """Set the number of rows to decode and rerank per query, for all pages.
+        """Set the number of rows to rerank per query, for all pages.
 
         The default is the tuned one (see `CompressedTable.tune`) up to the limit it was tuned for, else as
         many rows as the ranking needs for the page.
 
         By default, rows are ranked in stages, which end after 10 rows, 15, 25, 50, 100, 150, 250 and so on. A
-        stage decodes 3 times as many rows, and places the nearest of them that no earlier stage has placed. A
-        search for 10 rows thus decodes 30, and pages continue each other. Within a stage, rows are in the
+        stage decodes 3 times as many rows, or orders 20 times as many by refine codes, and places the nearest
+        of them that no earlier stage has placed. A search for 10 rows thus decodes 30 or orders 200, and
+        pages continue each other. Within a stage, rows are in the
         order of their distances. The next stage may begin with rows that are nearer than the last row of the
         stage before it, because only its longer shortlist has them. If a shortlist is set here, all pages
         are in the order of distances, unless the probed partitions have too few rows.
 
-        A longer shortlist finds more of the nearest decoded vectors, and takes longer. With a lower distance
-        bound, this many rows are kept on either side of it.
+        A longer shortlist finds more of the nearest vectors that codes stand for, and takes longer. With a
+        lower distance bound, this many rows are kept on either side of it.
 
         Raises InvalidInputError below 1; and, when the query runs, below limit + offset times the refine
         factor.
@@ -277,8 +279,9 @@ class VectorSearchQuery(SearchQuery):
 class CompressedQuery(VectorSearchQuery):
     """A vector search of a compressed table, built step by step and run by a `to_...` method.
 
-    Approximate distances from look-up tables select a shortlist, which is decoded and reranked by exact
-    distance to the decoded vectors. That distance is the `_distance` returned, unless `refine_factor` is set.
+    Approximate distances from look-up tables select a shortlist, which is reranked by the distance to the
+    refined or decoded vectors (see `rerank`). That distance is the `_distance` returned, unless
+    `refine_factor` is set.
     """
 
     def __init__(self, reader: TableReader, query: Any, options: VectorOptions | None = None) -> None:
@@ -296,6 +299,26 @@ class CompressedQuery(VectorSearchQuery):
         super().__init__(reader, options or VectorOptions())
         self._queries_QD = as_queries(query, dim=self._handle.dim, metric=self._handle.metric)
         self._diversity: float | None = None
+
+    def rerank(self, kind: Rerank) -> Self:
+        """Set what orders the shortlist, and what `_distance` is the distance to.
+
+        - "refined": the vectors that codes and refine codes stand for, scored by look-up tables. Rows without
+          a refine code are decoded.
+        - "decoded": the vectors that codes alone decode to.
+        - "none": the vectors that look-up tables stand for, which approximate the decoded ones.
+
+        The default is "refined" if the table has refine codes. If it has none, it is "decoded"; or "none" if
+        the newest codec is a transform code, whose tables are exact.
+
+        Raises InvalidInputError for another kind; and, when the query runs, for "refined" without refine
+        codes.
+        """
+        if kind not in get_args(Rerank):
+            raise InvalidInputError(
+                f"Got rerank={kind!r}; expected one of {', '.join(map(repr, get_args(Rerank)))}."
+            )
+        return self._set(rerank=kind)
 
     def diversify(self, lambda_: float = 0.5) -> Self:
         """Return rows that are near the query and unlike each other: maximal marginal relevance.
@@ -353,13 +376,14 @@ class CompressedQuery(VectorSearchQuery):
         hits = Execution(request, state, self._handle.columns, trace).run()
         stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
         with trace.stage("Take", ", ".join(chosen.sources)) as stage:
-            taken = take(state.snapshot.dataset, hits, chosen, self._vectors.to_read(stored))
-            found = chosen.arranged(self._vectors.decode(taken, stored, state.snapshot.codecs))
+            vectors = DecodedColumn(state.snapshot.codecs.columns, self._handle.kept)
+            taken = take(state.snapshot.dataset, hits, chosen, vectors.to_read(stored))
+            found = chosen.arranged(vectors.decode(taken, stored, state.snapshot.codecs))
             stage.rows = found.num_rows
         return found
 
     def _request(self, state: TableState) -> SearchRequest:
-        parameters = self._options.parameters(state.snapshot.tuned)
+        parameters = self._options.parameters(state.snapshot.codecs, state.snapshot.tuned)
         return SearchRequest(
             queries_QD=self._queries_QD,
             where=self._where(state.snapshot.table),

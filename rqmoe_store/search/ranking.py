@@ -18,6 +18,12 @@ from lancedb.table import Table
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
+from rqmoe_store.search.refined import (
+    Tables,
+    rank_by_estimates,
+    rank_by_refine_codes,
+    with_refine_codes,
+)
 from rqmoe_store.search.request import SearchRequest, Trace
 from rqmoe_store.search.rerank import (
     Float64Array,
@@ -30,9 +36,8 @@ from rqmoe_store.search.rerank import (
     within,
 )
 from rqmoe_store.search.segments import Candidates, Mask, Positions
-from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.search.source import TableState
 from rqmoe_store.store.lance import take_rows
-from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_arrays import rows_per_batch
 
 Choose = Callable[[Mask, int], Positions]
@@ -50,17 +55,18 @@ class Page(NamedTuple):
 class Ranking:
     """Ranks the candidates of a request, in one run of it."""
 
-    def __init__(
-        self, request: SearchRequest, snapshot: Snapshot, columns: CodeColumns, trace: Trace
-    ) -> None:
-        self._request, self._snapshot, self._trace = request, snapshot, trace
-        self._codecs, self._columns = snapshot.codecs, columns
+    def __init__(self, request: SearchRequest, state: TableState, trace: Trace) -> None:
+        self._request, self._state, self._trace = request, state, trace
+        self._codecs, self._columns = state.snapshot.codecs, state.snapshot.codecs.columns
 
-    def pages(self, candidates: Sequence[Candidates], raw: Sequence[Hits] | None = None) -> list[Page]:
+    def pages(
+        self, candidates: Sequence[Candidates], tables: Tables, raw: Sequence[Hits] | None = None
+    ) -> list[Page]:
         """Rank the candidates of every query and cut its page.
 
         Args:
             candidates: candidates of every query.
+            tables: look-up tables of all queries, of all generations that candidates are of.
             raw: for every query the nearest of the rows without a code, with their vectors; None if there
                 are no such rows.
         """
@@ -70,7 +76,7 @@ class Ranking:
         return [
             page
             for turn in turns
-            for page in self._rank(request.queries_QD[turn], candidates[turn], raw and raw[turn])
+            for page in self._rank(request.queries_QD[turn], candidates[turn], tables, raw and raw[turn])
         ]
 
     def plan(self) -> None:
@@ -82,12 +88,16 @@ class Ranking:
             self._trace.plan(*self._diversify_stage)
 
     def _rank(
-        self, queries_QD: Float32Array, candidates: Sequence[Candidates], raw: Sequence[Hits] | None
+        self,
+        queries_QD: Float32Array,
+        candidates: Sequence[Candidates],
+        tables: Tables,
+        raw: Sequence[Hits] | None,
     ) -> list[Page]:
         """The pages of some queries."""
         request, diversity = self._request, self._request.diversity
         with self._trace.stage(*self._rerank_stage) as stage:
-            hits = rerank(self._codecs, queries_QD, candidates, with_vectors=diversity is not None)
+            hits = self._rerank(queries_QD, candidates, tables)
             stage.rows = sum(map(len, hits))
         if raw is not None:
             hits = [ordered(coded.joined(exact)) for coded, exact in zip(hits, raw, strict=True)]
@@ -102,6 +112,25 @@ class Ranking:
         if diversity is not None:
             return self._diversify(queries_QD, hits, lasts, diversity)
         return [self._page(found, last_K, first_open) for found, last_K in zip(hits, lasts, strict=True)]
+
+    def _rerank(
+        self, queries_QD: Float32Array, candidates: Sequence[Candidates], tables: Tables
+    ) -> list[Hits]:
+        """The candidates of every query in the order that the request asks for."""
+        kind, codecs = self._request.parameters.rerank, self._codecs
+        if kind == "refined":
+            candidates = with_refine_codes(self._state.snapshot, candidates)
+        if kind == "decoded" or self._request.diversity is not None:
+            # Rows are chosen by their vectors, so that distances may as well be those of vectors.
+            refined = kind == "refined"
+            with_vectors = self._request.diversity is not None
+            return rerank(codecs, queries_QD, candidates, refined=refined, with_vectors=with_vectors)
+        if kind == "none" or not tables:
+            return rank_by_estimates(candidates)
+        units = next(iter(tables.values())).units
+        owners = [each for each in codecs.generations if each.first_partition in tables]
+        refine = codecs.refine_tables(queries_QD, owners, units)
+        return rank_by_refine_codes(codecs, queries_QD, candidates, tables, refine)
 
     def _last_stages(self, hits: Hits, complete: bool) -> list[bool]:
         """Whether a stage is the last one if it has too few rows, because no other row can fill it, (K,).
@@ -129,8 +158,12 @@ class Ranking:
 
     @property
     def _rerank_stage(self) -> tuple[str, str]:
-        kept = self._request.refined or self._kept(self._request.shortlist)
-        return "Rerank", f"{self._codecs.metric} distance to decoded rows, keep {kept}"
+        kept, kind = self._request.refined or self._kept(self._request.shortlist), "decoded rows"
+        if self._request.parameters.rerank == "refined":
+            kind = f"rows with refine codes, {self._state.refine_codes_in}"
+        elif self._request.parameters.rerank == "none" and self._request.diversity is None:
+            kind = "rows by look-up tables alone"
+        return "Rerank", f"{self._codecs.metric} distance to {kind}, keep {kept}"
 
     @property
     def _refine_stage(self) -> tuple[str, str]:
@@ -148,7 +181,7 @@ class Ranking:
 
     def _refine(self, queries_QD: Float32Array, hits: list[Hits]) -> list[Hits]:
         """The nearest rows of every query, in the order of distances to their raw vectors."""
-        request, table = self._request, self._snapshot.table
+        request, table = self._request, self._state.snapshot.table
         with self._trace.stage(*self._refine_stage) as stage:
             counts = [stage.refined or 0 for stage in request.stages]
             near = [rows_to_refine(found, counts, request.lower) for found in hits]

@@ -18,7 +18,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,15 +28,18 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_colum
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.store.metadata import TunedSearch
+from rqmoe_store.store.table_codec import TableCodec
 
 Origin = Literal["asked for", "tuned", "default"]
+Rerank = Literal["refined", "decoded", "none"]
+"""What orders a shortlist: refine codes (rows without are decoded), decoded vectors, or look-up tables."""
 
 DEFAULT_NPROBES = 20
 DEFAULT_SHORTLIST = 30
-SHORTLIST_PER_ROW = 3
-"""A default shortlist has this many times the rows that are ranked after its stage, and at least
-DEFAULT_SHORTLIST. In a tuned table it is the tuned one up to the limit it was tuned for, and the longer of
-the two beyond that."""
+SHORTLIST_PER_ROW: dict[Rerank, int] = {"refined": 20, "decoded": 3, "none": 1}
+"""A default shortlist has this many times the rows that are ranked after its stage. Ordering by refine codes
+costs next to nothing, and finds neighbors that look-up tables place far behind. In a tuned table the
+shortlist is the tuned one up to the limit it was tuned for, and the longer of the two beyond that."""
 
 _STEPS = (10, 15, 25, 50)
 """Where stages end, times powers of ten. No page decodes twice as many rows as it needs. More steps would
@@ -57,10 +60,11 @@ class RankingStage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SearchParameters:
-    """The number of partitions that a query probes, and the shortlists of its stages."""
+    """The number of partitions that a query probes, and the shortlists of its stages and their order."""
 
     nprobes: int
     nprobes_from: Origin
+    rerank: Rerank
     shortlist: int | None = None
     """The shortlist that the query sets for all stages; None for the default of each stage."""
     refine_factor: int | None = None
@@ -103,14 +107,12 @@ class SearchParameters:
 
     def _stage(self, end: int) -> RankingStage:
         refined = None if self.refine_factor is None else self.refine_factor * end
-        least = refined or end
+        least, per_row = refined or end, SHORTLIST_PER_ROW[self.rerank]
         if self.shortlist is not None:
             return RankingStage(end, self.shortlist, "asked for", refined)
         if self.tuned is None:
-            return RankingStage(
-                end, max(SHORTLIST_PER_ROW * end, DEFAULT_SHORTLIST, least), "default", refined
-            )
-        needed = least if end <= self.tuned.limit else max(SHORTLIST_PER_ROW * end, least)
+            return RankingStage(end, max(per_row * end, DEFAULT_SHORTLIST, least), "default", refined)
+        needed = least if end <= self.tuned.limit else max(per_row * end, least)
         if needed <= self.tuned.shortlist:
             return RankingStage(end, self.tuned.shortlist, "tuned", refined)
         return RankingStage(end, needed, "default", refined)
@@ -123,21 +125,51 @@ class VectorOptions:
     nprobes: int | None = None
     """Partitions to probe."""
     shortlist: int | None = None
-    """Rows to decode."""
+    """Rows to rerank."""
     refine_factor: int | None = None
     """Number of rows to order by raw vectors, relative to the rows to rank."""
+    rerank: Rerank | None = None
+    """What orders the shortlist."""
     lower: float | None = None
     """Least distance of a result."""
     upper: float | None = None
     """Upper bound of distances, exclusive."""
 
-    def parameters(self, tuned: TunedSearch | None) -> SearchParameters:
-        """The search parameters in a table with these tuned ones, or with none."""
+    def parameters(self, codecs: TableCodec, tuned: TunedSearch | None) -> SearchParameters:
+        """The search parameters in a table with these codecs and tuned ones, or with none.
+
+        Raises:
+            InvalidInputError: rows are to be ordered by refine codes, and the table has none.
+        """
+        if self.rerank == "refined" and not codecs.columns.refine_bytes:
+            raise InvalidInputError(
+                'Got rerank("refined") in a table without refine codes. Leave it out, or retrain with a '
+                "config of refine_bytes."
+            )
+        nprobes, origin = DEFAULT_NPROBES, "default"
         if self.nprobes is not None:
-            return SearchParameters(self.nprobes, "asked for", self.shortlist, self.refine_factor, tuned)
-        if tuned is not None:
-            return SearchParameters(tuned.nprobes, "tuned", self.shortlist, self.refine_factor, tuned)
-        return SearchParameters(DEFAULT_NPROBES, "default", self.shortlist, self.refine_factor, tuned)
+            nprobes, origin = self.nprobes, "asked for"
+        elif tuned is not None:
+            nprobes, origin = tuned.nprobes, "tuned"
+        return SearchParameters(
+            nprobes,
+            cast(Origin, origin),
+            self.rerank or default_rerank(codecs),
+            self.shortlist,
+            self.refine_factor,
+            tuned,
+        )
+
+
+def default_rerank(codecs: TableCodec) -> Rerank:
+    """What orders shortlists unless a query says otherwise: what is fastest and loses nothing.
+
+    Refine codes are both faster and more precise than decoding. Look-up tables of a transform code are exact.
+    """
+    newest = codecs.generations[-1:]
+    if any(each.metadata.refine_bytes for each in codecs.generations):
+        return "refined"
+    return "none" if newest and newest[0].codec.config.is_transform else "decoded"
 
 
 def stage_ends() -> Iterator[int]:

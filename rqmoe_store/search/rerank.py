@@ -146,6 +146,7 @@ def rerank(
     queries_QD: Float32Array,
     candidates: Sequence[Candidates],
     *,
+    refined: bool = False,
     with_vectors: bool = False,
 ) -> list[Hits]:
     """Decode the candidates of every query and order them by (exact distance, row id).
@@ -157,13 +158,14 @@ def rerank(
         codecs: codecs of the table.
         queries_QD: float32 (Q, D), checked by `as_vectors`.
         candidates: candidates of every query.
+        refined: decode refine codes, too, which the candidates then have.
         with_vectors: keep the decoded vectors; for the queries of one of the `query_turns` at most.
     """
     hits: list[Hits] = []
     for turn in query_turns(candidates):
         filled = [each for each in candidates[turn] if len(each)]
         if filled:
-            row_ids_U, vectors_UD = _decode_union(codecs, filled)
+            row_ids_U, vectors_UD = _decode_union(codecs, filled, refined=refined)
         for query_D, each in zip(queries_QD[turn], candidates[turn], strict=True):
             row_ids_S = each.rows.row_ids_N
             if len(each) == 0:
@@ -203,11 +205,12 @@ def query_turns(candidates: Sequence[Candidates]) -> Iterator[slice]:
 
 
 def _decode_union(
-    codecs: TableCodec, candidates: Sequence[Candidates]
+    codecs: TableCodec, candidates: Sequence[Candidates], *, refined: bool
 ) -> tuple[npt.NDArray[np.uint64], Float32Array]:
     rows = concatenated([each.rows for each in candidates])
     row_ids_U, first_U = np.unique(rows.row_ids_N, return_index=True)
-    return row_ids_U, codecs.decode(rows.codes[first_U])
+    codes = rows.codes if refined else rows.codes.unrefined
+    return row_ids_U, codecs.decode(codes[first_U])
 
 
 def ordered(hits: Hits) -> Hits:

@@ -31,7 +31,7 @@ class DecodedReranker(Reranker):
 
     `_relevance_score` is minus the distance, so that higher is better, and null for rows without a vector,
     which come last. It works in LanceDB's vector, full-text and hybrid queries. A query that selects columns
-    must select the row id, or the vector column and both code columns (`store.columns.names`).
+    must select the row id, or the vector column and all code columns.
     """
 
     @translates_errors
@@ -101,9 +101,10 @@ class DecodedReranker(Reranker):
 
     def _distances(self, query_D: Float32Array, results: pa.Table) -> Float32Array:
         """Distance of every row, (R,); NaN for rows without a vector."""
-        names = [*self._handle.columns.names, self._handle.columns.vector_column]
+        codecs = self._handle.codecs
+        names = [*codecs.columns.names, codecs.columns.vector_column]
         if all(name in results.column_names for name in names):
-            return self._distances_of_rows(query_D, results, self._handle.codecs)
+            return self._distances_of_rows(query_D, results, codecs)
         if ROW_ID not in results.column_names:
             raise InvalidInputError(
                 f"Got a result with neither {ROW_ID} nor the columns {', '.join(names)}; expected either. "
@@ -112,7 +113,8 @@ class DecodedReranker(Reranker):
         row_ids = results[ROW_ID].unique().to_pylist()
 
         def taken(snapshot: Snapshot) -> tuple[pa.Table, TableCodec]:
-            rows = snapshot.table.take_row_ids(row_ids).select(names).with_row_id().to_arrow()
+            read = [*snapshot.codecs.columns.names, snapshot.codecs.columns.vector_column]
+            rows = snapshot.table.take_row_ids(row_ids).select(read).with_row_id().to_arrow()
             return rows, snapshot.codecs
 
         rows, codecs = self._handle.snapshots.read(taken)
@@ -124,7 +126,7 @@ class DecodedReranker(Reranker):
     def _distances_of_rows(self, query_D: Float32Array, rows: pa.Table, codecs: TableCodec) -> Float32Array:
         """Distances to decoded vectors, or to raw vectors of rows that are not encoded yet."""
         handle = self._handle
-        codes, coded_R = handle.columns.from_arrow(rows)
+        codes, coded_R = codecs.read(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)
         distances_R[coded_R] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
         raw = rows[handle.columns.vector_column].filter(pa.array(~coded_R))

@@ -1,4 +1,5 @@
-"""Resident codes: the codes of a table in memory, refreshed row by row when the table changes.
+"""Resident codes: the codes of a table in memory, with refine codes if these fit too, refreshed row by row
+when the table changes.
 
 Shape legend: N rows of a batch.
 """
@@ -40,42 +41,46 @@ _TRACEABLE = (
 a trace."""
 
 
-def read_codes(snapshot: Snapshot, columns: CodeColumns, where: str | None = None) -> Iterator[CodeBatch]:
+def read_codes(
+    snapshot: Snapshot, columns: CodeColumns, where: str | None = None, *, refine: bool = False
+) -> Iterator[CodeBatch]:
     """Yield the codes and row ids of the rows that match `where`; rows without a code are skipped.
+
+    With `refine`, refine codes are read, too, if the table has any.
 
     Raises:
         TableError: the code columns are missing or have another type, or have a code or partition id that no
             codec of the table has.
     """
-    for batch, _ in read_rows(snapshot, columns, where):
+    for batch, _ in read_rows(snapshot, columns, where, refine=refine):
         if len(batch):
             yield batch
 
 
 def read_rows(
-    snapshot: Snapshot, columns: CodeColumns, where: str | None
+    snapshot: Snapshot, columns: CodeColumns, where: str | None, *, refine: bool
 ) -> Iterator[tuple[CodeBatch, RowIds]]:
     """Yield batches as `read_codes` does, each with the ids (N,) of all its rows, with or without a code."""
-    rows = snapshot.table.search().select(list(columns.names)).with_row_id(True)
+    names = snapshot.codecs.columns.names if refine else columns.scanned
+    rows = snapshot.table.search().select(list(names)).with_row_id(True)
     if where is not None:
         rows = rows.where(where)
     for batch in rows.to_batches(_SCAN_ROWS):
-        yield _as_codes(snapshot, columns, batch)
+        yield _as_codes(snapshot, batch)
 
 
 def fragment_codes(snapshot: Snapshot, columns: CodeColumns, fragment: lance.LanceFragment) -> CodeBatch:
     """Read the codes and row ids of one fragment. Raises as `read_codes`."""
     scanner = snapshot.dataset.scanner(
-        columns=list(columns.names), fragments=[fragment], with_row_id=True, batch_size=_SCAN_ROWS
+        columns=list(columns.scanned), fragments=[fragment], with_row_id=True, batch_size=_SCAN_ROWS
     )
     none = no_rows(snapshot.codecs.code_bytes)
-    return concatenated([none, *(_as_codes(snapshot, columns, each)[0] for each in scanner.to_batches())])
+    return concatenated([none, *(_as_codes(snapshot, each)[0] for each in scanner.to_batches())])
 
 
-def _as_codes(snapshot: Snapshot, columns: CodeColumns, batch: pa.RecordBatch) -> tuple[CodeBatch, RowIds]:
+def _as_codes(snapshot: Snapshot, batch: pa.RecordBatch) -> tuple[CodeBatch, RowIds]:
     """The codes of the rows that have one, and the ids of all rows."""
-    codes, valid_N = columns.from_arrow(batch)
-    snapshot.codecs.check(codes)
+    codes, valid_N = snapshot.codecs.read(batch)
     row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
     return CodeBatch(row_ids_N[valid_N], codes), row_ids_N
 
@@ -164,6 +169,8 @@ class Resident:
     """Rows that were loaded together, without those that were removed or updated since."""
     tail: Segment
     """Rows that were added or updated since."""
+    has_refine: bool = False
+    """Whether refine codes are in memory, too."""
     filtered: FilterCache = dataclasses.field(default_factory=FilterCache, compare=False)
 
     @property
@@ -193,21 +200,23 @@ class Resident:
 
 
 def bytes_needed(rows: int, code_bytes: int) -> int:
-    """Bytes of memory that codes and row ids of this many rows take."""
+    """Bytes of memory that codes (with or without refine codes) and row ids of this many rows take."""
     return rows * (code_bytes + np.dtype(np.uint64).itemsize)
 
 
-def refresh(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns) -> Resident:
+def refresh(
+    snapshot: Snapshot, resident: Resident | None, columns: CodeColumns, *, refine: bool = False
+) -> Resident:
     """Load the codes of a version; reads only the rows that differ from `resident` if that is possible.
 
-    Raises as `read_codes`.
+    With `refine`, refine codes are loaded, too. Raises as `read_codes`.
     """
     deleted_N = None if resident is None else _deleted_since(resident.snapshot, snapshot)
-    if resident is None or deleted_N is None:
-        return load(snapshot, columns)
+    if resident is None or deleted_N is None or resident.has_refine != refine:
+        return load(snapshot, columns, refine=refine)
     gone, added = [deleted_N], []
     changed = f"_row_last_updated_at_version > {resident.snapshot.version}"
-    for batch, row_ids_N in read_rows(snapshot, columns, changed):
+    for batch, row_ids_N in read_rows(snapshot, columns, changed, refine=refine):
         gone.append(row_ids_N)  # an updated row loses its old code
         added.append(batch)
     gone_N = np.concatenate(gone)
@@ -216,14 +225,14 @@ def refresh(snapshot: Snapshot, resident: Resident | None, columns: CodeColumns)
     small = max(_SMALL_ROWS, _SMALL_SHARE * len(base.segment))
     if len(later) > small or len(base.segment) - len(base) > small:
         base, later = Selection(_grouped(concatenated([base.rows(), later]), snapshot)), later[:0]
-    return Resident(snapshot, base, _grouped(later, snapshot))
+    return Resident(snapshot, base, _grouped(later, snapshot), refine)
 
 
-def load(snapshot: Snapshot, columns: CodeColumns) -> Resident:
-    """Load all codes of a version. Raises as `read_codes`."""
+def load(snapshot: Snapshot, columns: CodeColumns, *, refine: bool = False) -> Resident:
+    """Load all codes of a version, with refine codes if asked. Raises as `read_codes`."""
     none = no_rows(snapshot.codecs.code_bytes)
-    rows = concatenated([none, *read_codes(snapshot, columns)])
-    return Resident(snapshot, Selection(_grouped(rows, snapshot)), _grouped(none, snapshot))
+    rows = concatenated([none, *read_codes(snapshot, columns, refine=refine)])
+    return Resident(snapshot, Selection(_grouped(rows, snapshot)), _grouped(none, snapshot), refine)
 
 
 def _grouped(rows: CodeBatch, snapshot: Snapshot) -> Segment:

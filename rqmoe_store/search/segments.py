@@ -4,8 +4,8 @@ A segment has codes grouped by partition, so that a probed partition is one run 
 part of a segment that queries may find. A scan turns selections into shortlists, of which candidates for
 reranking are made.
 
-Shape legend: N rows of a segment, X some of them, P partitions, M code bytes, S rows of a shortlist, K stages
-of a ranking.
+Shape legend: N rows of a segment, X some of them, P partitions, M code bytes, R bytes of a refine code, S
+rows of a shortlist, K stages of a ranking.
 """
 
 import dataclasses
@@ -52,11 +52,14 @@ def concatenated(parts: Sequence[CodeBatch]) -> CodeBatch:
     """The rows of at least one batch, batch after batch."""
     if len(parts) == 1:
         return parts[0]
+    # Either all batches that have rows come with refine codes, or none does.
+    refine = [part.codes.refine for part in parts if len(part) and part.codes.refine is not None]
     return CodeBatch(
         row_ids_N=np.concatenate([part.row_ids_N for part in parts]),
         codes=Codes(
             codes=np.concatenate([part.codes.codes for part in parts]),
             partitions=np.concatenate([part.codes.partitions for part in parts]),
+            refine=np.concatenate(refine) if refine else None,
         ),
     )
 
@@ -69,6 +72,8 @@ class Segment:
     row_ids_N: RowIds
     starts_P: Positions
     """P + 1 positions: partition p is the run starts_P[p] : starts_P[p + 1]."""
+    refine_NR: npt.NDArray[np.uint8] | None = None
+    """Refine codes; None if they are not in memory, or the table has none."""
 
     def __len__(self) -> int:
         return len(self.row_ids_N)
@@ -76,12 +81,14 @@ class Segment:
     @property
     def nbytes(self) -> int:
         """Size in memory, in bytes."""
-        return self.codes_NM.nbytes + self.row_ids_N.nbytes + self.starts_P.nbytes
+        refine_bytes = 0 if self.refine_NR is None else self.refine_NR.nbytes
+        return self.codes_NM.nbytes + self.row_ids_N.nbytes + self.starts_P.nbytes + refine_bytes
 
     def rows(self, positions_X: Positions) -> CodeBatch:
         """The rows at some positions."""
         partitions_X = np.searchsorted(self.starts_P, positions_X, side="right") - 1
-        codes = Codes(self.codes_NM[positions_X], partitions_X.astype(np.int32))
+        refine_XR = None if self.refine_NR is None else self.refine_NR[positions_X]
+        codes = Codes(self.codes_NM[positions_X], partitions_X.astype(np.int32), refine_XR)
         return CodeBatch(self.row_ids_N[positions_X], codes)
 
     def of_partitions(self, partitions: slice) -> "Segment":
@@ -90,7 +97,7 @@ class Segment:
             return self
         if partitions.start not in self._views:
             starts_P = self.starts_P[partitions.start : partitions.stop + 1]
-            self._views[partitions.start] = Segment(self.codes_NM, self.row_ids_N, starts_P)
+            self._views[partitions.start] = dataclasses.replace(self, starts_P=starts_P)
         return self._views[partitions.start]
 
     @functools.cached_property
@@ -100,7 +107,8 @@ class Segment:
     def part(self, positions_X: Positions) -> "Segment":
         """A segment with the rows at some positions, which must ascend."""
         starts_P = np.searchsorted(positions_X, self.starts_P)
-        return Segment(self.codes_NM[positions_X], self.row_ids_N[positions_X], starts_P)
+        refine_XR = None if self.refine_NR is None else self.refine_NR[positions_X]
+        return Segment(self.codes_NM[positions_X], self.row_ids_N[positions_X], starts_P, refine_XR)
 
     def positions_of(self, row_ids: RowIds) -> Positions:
         """Ascending positions of the rows that have any of the given row ids."""
@@ -136,7 +144,8 @@ def grouped(batch: CodeBatch, num_partitions: int) -> Segment:
         batch = batch[np.argsort(partitions_N, kind="stable")]
         partitions_N = batch.codes.partitions
     starts_P = np.searchsorted(partitions_N, np.arange(num_partitions + 1))
-    return Segment(np.ascontiguousarray(batch.codes.codes), batch.row_ids_N, starts_P)
+    codes_NM = np.ascontiguousarray(batch.codes.codes)
+    return Segment(codes_NM, batch.row_ids_N, starts_P, batch.codes.refine)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +235,7 @@ class Shortlist:
         if first_partition == 0:
             return self
         codes = self.rows.codes
-        shifted = Codes(codes.codes, codes.partitions + np.int32(first_partition))
+        shifted = dataclasses.replace(codes, partitions=codes.partitions + np.int32(first_partition))
         return Shortlist(self.scores_S, CodeBatch(self.rows.row_ids_N, shifted))
 
     def joined(self, other: "Shortlist") -> "Shortlist":
@@ -285,6 +294,11 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def with_refine(self, refine_SR: npt.NDArray[np.uint8]) -> "Candidates":
+        """The candidates with these refine codes."""
+        codes = dataclasses.replace(self.rows.codes, refine=refine_SR)
+        return dataclasses.replace(self, rows=CodeBatch(self.rows.row_ids_N, codes))
 
     def joined(self, later: "Candidates") -> "Candidates":
         """These candidates and those of later stages, every row once."""

@@ -65,6 +65,13 @@ class TableState:
     remote: RemoteCodes | None = None
     """The codes, if other processes have them."""
 
+    @property
+    def refine_codes_in(self) -> str:
+        """Where searches read refine codes: "memory", "disk", or "none" if the table has none."""
+        if not self.snapshot.codecs.columns.refine_bytes:
+            return "none"
+        return "memory" if self.resident is not None and self.resident.has_refine else "disk"
+
 
 @dataclasses.dataclass(frozen=True)
 class CacheSetting:
@@ -73,8 +80,9 @@ class CacheSetting:
     cache: Cache = "memory"
     """"memory", or "disk" to read the probed partitions for every query."""
     memory_budget: int | None = None
-    """Bytes; codes that would take more are read from disk. None for a quarter of the machine's memory, or 4
-    GiB on Windows, where the size of the memory is unknown."""
+    """Bytes; codes that would take more are read from disk. If only refine codes do not fit, these are read
+    from disk, of shortlisted rows alone. None for a quarter of the machine's memory, or 4 GiB on Windows,
+    where the size of the memory is unknown."""
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError for another cache, or a budget that is not a number of bytes."""
@@ -142,16 +150,26 @@ class LocalCodes:
             snapshot = self._snapshots.current()
             if self._raw is None or self._raw.snapshot is not snapshot:
                 self._raw = self._raw_fragments.of(snapshot)
-            if not cache.allows(residents.bytes_needed(snapshot.rows, snapshot.codecs.code_bytes)):
+            codecs, resident = snapshot.codecs, self.resident
+            if not cache.allows(residents.bytes_needed(snapshot.rows, codecs.code_bytes)):
                 return TableState(snapshot, None, self._raw)
-            if self.resident is None or self.resident.snapshot is not snapshot:
-                self.resident = residents.refresh(snapshot, self.resident, self._columns)
-            return TableState(snapshot, self.resident, self._raw)
+            refine = _keeps_refine_codes(snapshot, cache)
+            if resident is None or resident.snapshot is not snapshot or resident.has_refine < refine:
+                resident = residents.refresh(snapshot, resident, self._columns, refine=refine)
+                self.resident = resident
+            return TableState(snapshot, resident, self._raw)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of this process's memory that codes take now, of any version."""
         return 0 if self.resident is None else self.resident.nbytes
+
+
+def _keeps_refine_codes(snapshot: Snapshot, cache: CacheSetting) -> bool:
+    """Whether refine codes of a version are kept in memory along with its codes."""
+    code_bytes, refine_bytes = snapshot.codecs.code_bytes, snapshot.codecs.columns.refine_bytes
+    needed = residents.bytes_needed(snapshot.rows, code_bytes + refine_bytes)
+    return bool(refine_bytes) and cache.allows(needed)
 
 
 _shared: "weakref.WeakValueDictionary[Snapshots, LocalCodes]" = weakref.WeakValueDictionary()
@@ -230,6 +248,15 @@ class TableSource:
         if self._current[0] is not self._handle.snapshots:
             self._update()
         return self._current[1]
+
+    @property
+    def refine_codes_in(self) -> str:
+        """Where searches read refine codes: "memory", "disk", or "none" if the table has none."""
+        snapshot = self._handle.snapshots.current()
+        if not snapshot.codecs.columns.refine_bytes:
+            return "none"
+        is_local = isinstance(self.codes, LocalCodes)
+        return "memory" if is_local and _keeps_refine_codes(snapshot, self.cache) else "disk"
 
     def use(self, codes_of: Callable[[Snapshots, CodeColumns], CodeSource]) -> None:
         """Get codes in another way from now on.

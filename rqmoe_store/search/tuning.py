@@ -1,6 +1,7 @@
 """Tuning: choose the fastest search parameters that reach a target recall, by measurements on the table.
 
-Recall is measured against an exhaustive search of decoded vectors. It needs no reranking: a row that is among
+Recall is measured against an exhaustive search of decoded vectors, refined ones where there are refine codes.
+It needs no reranking: a row that is among
 the nearest of all rows is among the nearest of any shortlist that has it. What a search finds is therefore
 what its shortlist has, and one long shortlist shows what all shorter ones would find.
 
@@ -22,7 +23,14 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.execution import Execution
-from rqmoe_store.search.request import SearchParameters, SearchRequest, Trace, as_queries, share
+from rqmoe_store.search.request import (
+    SearchParameters,
+    SearchRequest,
+    Trace,
+    as_queries,
+    default_rerank,
+    share,
+)
 from rqmoe_store.search.rerank import Float64Array, exhaustive_search
 from rqmoe_store.search.resident import matching_row_ids, read_codes, row_id_filter
 from rqmoe_store.search.segments import Candidates, CodeBatch, RowIds, concatenated
@@ -87,7 +95,7 @@ def queries_from_rows(
         )
     random = np.random.default_rng(seed)
     chosen = random.choice(row_ids, min(sample, len(row_ids)), replace=False)
-    batches = read_codes(snapshot, columns, row_id_filter(chosen))
+    batches = read_codes(snapshot, columns, row_id_filter(chosen), refine=True)
     rows = concatenated(list(batches))
     rows = rows[np.argsort(rows.row_ids_N)]
     codecs = snapshot.codecs
@@ -183,9 +191,9 @@ class Measures:
 
     def nearest(self, advance: Advance) -> list[CodeBatch]:
         """The nearest rows of every query, by exhaustive search."""
-        resident = self.state.resident
-        if resident is None:
-            batches = read_codes(self.state.snapshot, self.columns)
+        resident, codecs = self.state.resident, self.state.snapshot.codecs
+        if resident is None or resident.has_refine < bool(codecs.columns.refine_bytes):
+            batches = read_codes(self.state.snapshot, self.columns, refine=True)
         else:
             batches = (batch for part in resident.selections for batch in part.batches(_BATCH_ROWS))
         return exhaustive_search(
@@ -208,7 +216,7 @@ class Measures:
         measured = []
         for nprobes in numbers:
             shares_QL = [
-                recalls_of(found, np.array(sizes), truth)
+                recalls_of(found, np.array(sizes), truth, equal_codes=not self._are_refined)
                 for found, truth in zip(self._candidates(nprobes, sizes[-1]), nearest, strict=True)
             ]
             for size, recall in zip(sizes, np.mean(shares_QL, axis=0).tolist(), strict=True):
@@ -231,6 +239,11 @@ class Measures:
             for setting, milliseconds in zip(settings, (1e3 * best).tolist(), strict=True)
         ]
 
+    @property
+    def _are_refined(self) -> bool:
+        """Whether rows have refine codes, so that equal codes may stand for different vectors."""
+        return bool(self.state.snapshot.codecs.columns.refine_bytes)
+
     def _seconds(self, query_D: Float32Array, setting: MeasuredSetting) -> float:
         execution = self._execution(query_D[None], setting.nprobes, setting.shortlist, self.limit)
         started = time.perf_counter()
@@ -247,24 +260,28 @@ class Measures:
         return [found.without(own) for found, own in zip(candidates, own_Q, strict=True)]
 
     def _execution(self, queries_QD: Float32Array, nprobes: int, shortlist: int, limit: int) -> Execution:
-        parameters = SearchParameters(nprobes, "asked for", shortlist)
+        rerank = default_rerank(self.state.snapshot.codecs)
+        parameters = SearchParameters(nprobes, "asked for", rerank, shortlist)
         request = SearchRequest(
             queries_QD=queries_QD, limit=limit, parameters=parameters, stages=parameters.stages(limit)
         )
         return Execution(request, self.state, self.columns, Trace())
 
 
-def recalls_of(found: Candidates, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch) -> Float64Array:
+def recalls_of(
+    found: Candidates, sizes_L: npt.NDArray[np.int64], nearest: CodeBatch, *, equal_codes: bool = True
+) -> Float64Array:
     """Share of the nearest rows among the first `sizes_L` candidates, (L,).
 
-    A row with the same codes as the last of the nearest rows is as near, and counts, too.
+    With `equal_codes`, a row with the same codes as the last of the nearest rows is as near, and counts, too.
     """
     if len(nearest) == 0:  # no row has a distance to this query
         return np.ones(len(sizes_L))
     rows = found.rows
     near_S = np.isin(rows.row_ids_N, nearest.row_ids_N)
     last = nearest.codes[-1:]
-    near_S |= (rows.codes.codes == last.codes).all(axis=1) & (rows.codes.partitions == last.partitions)
+    if equal_codes:
+        near_S |= (rows.codes.codes == last.codes).all(axis=1) & (rows.codes.partitions == last.partitions)
     found_S = np.concatenate([[0], np.cumsum(near_S)])
     found_L = np.minimum(found_S[np.minimum(sizes_L, len(rows))], len(nearest))
     return np.asarray(found_L / len(nearest), dtype=np.float64)

@@ -212,7 +212,7 @@ class TableCodec:
         """
         self.check(codes)
         decoded_nD = np.empty((len(codes), self.dim), dtype=np.float32)
-        for generation, rows in self._by_generation(codes):
+        for generation, rows in self.by_generation(codes):
             decoded_nD[rows] = _decoded(generation.codec, _local(codes[rows], generation))
         return decoded_nD
 
@@ -236,7 +236,7 @@ class TableCodec:
             codes: codes of stored rows, which `check` has accepted.
             refined_n: which of them have refine codes.
         """
-        for generation, rows in self._by_generation(codes):
+        for generation, rows in self.by_generation(codes):
             lacking = int(np.count_nonzero(~refined_n[rows])) if generation.metadata.refine_bytes else 0
             if lacking:
                 raise TableError(
@@ -265,7 +265,7 @@ class TableCodec:
                 codebook_size=256 if self.generations else 0,
                 num_partitions=self.num_partitions,
             )
-        for generation, rows in self._by_generation(codes):
+        for generation, rows in self.by_generation(codes):
             config = generation.codec.config
             if codes.codes[rows].max() >= config.codebook_size:
                 check_codes(
@@ -314,7 +314,7 @@ class TableCodec:
             if each.metadata.refine_bytes
         }
 
-    def _by_generation(self, codes: Codes) -> "list[tuple[Generation, Any]]":
+    def by_generation(self, codes: Codes) -> "list[tuple[Generation, Any]]":
         """Each generation that has any of the codes, and the index of its codes."""
         if len(self.generations) == 1:
             return [(self.generations[0], slice(None))]

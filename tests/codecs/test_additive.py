@@ -193,6 +193,6 @@ def test_projections_without_an_inverse() -> None:
         weak_WD = projection_WD.clone()
         weak_WD[1] = projection_WD[0] + factor * projection_WD[1]
         tables = fitted(codec, weak_WD)
-        codec._prepare()
+        codec._coder._prepare()
         assert float(tables.corrections_TW.abs().max()) < 100
         np.testing.assert_allclose(tables.rows_TD.numpy(), dense_fit(codec), atol=0.02)

@@ -1,0 +1,104 @@
+"""Ranking by refine codes or by look-up tables alone: shortlists in the order of distances that no network
+computes.
+
+Shape legend: Q queries, S rows of one query, U distinct rows, D vector dimension.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.frame import to_float32
+from rqmoe_store.codecs.refine import RefineTables
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.search.rerank import Hits, exact_distances, ordered
+from rqmoe_store.search.segments import Candidates, CodeBatch, concatenated
+from rqmoe_store.store.lance import take_rows
+from rqmoe_store.store.snapshot import Snapshot
+from rqmoe_store.store.table_codec import TableCodec
+
+Tables = Mapping[int, LookupTables]
+"""First partition of a generation -> look-up tables of queries."""
+
+
+def with_refine_codes(snapshot: Snapshot, candidates: Sequence[Candidates]) -> list[Candidates]:
+    """The candidates with refine codes, read from the table in one take unless they come with them."""
+    missing = [each.rows for each in candidates if len(each) and each.rows.codes.refine is None]
+    if not missing:
+        return list(candidates)
+    row_ids_U, refine_UR = _take_refine_codes(snapshot, np.unique(concatenated(missing).row_ids_N))
+    return [
+        each.with_refine(refine_UR[np.searchsorted(row_ids_U, each.rows.row_ids_N)])
+        if len(each) and each.rows.codes.refine is None
+        else each
+        for each in candidates
+    ]
+
+
+def _take_refine_codes(
+    snapshot: Snapshot, row_ids_U: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
+    """Ids of rows, ascending, and their refine codes."""
+    names = list(snapshot.codecs.columns.names)
+    taken = pa.table(take_rows(snapshot.table, names, row_ids_U), names=names)
+    codes, _ = snapshot.codecs.read(taken)
+    assert codes.refine is not None, "the table has refine codes"
+    return row_ids_U, codes.refine
+
+
+def rank_by_refine_codes(
+    codecs: TableCodec,
+    queries_QD: Float32Array,
+    candidates: Sequence[Candidates],
+    lookup: Tables,
+    refine: Mapping[int, RefineTables],
+) -> list[Hits]:
+    """Order candidates, which have refine codes, by (distance to the refined vector, row id).
+
+    Rows whose codec gives no refine codes are decoded. Arguments are of the same queries.
+    """
+    return [
+        ordered(_hits(each, _refined_distances(codecs, query_D, query, each.rows, lookup, refine)))
+        for query, (query_D, each) in enumerate(zip(queries_QD, candidates, strict=True))
+    ]
+
+
+def rank_by_estimates(candidates: Sequence[Candidates]) -> list[Hits]:
+    """Order candidates by (approximate distance of look-up tables, row id)."""
+    return [ordered(_hits(each, to_float32(each.estimates_S))) for each in candidates]
+
+
+def _hits(candidates: Candidates, distances_S: Float32Array) -> Hits:
+    return Hits(
+        candidates.rows.row_ids_N,
+        distances_S,
+        stages_S=candidates.stages_S,
+        estimates_S=candidates.estimates_S,
+    )
+
+
+def _refined_distances(
+    codecs: TableCodec,
+    query_D: Float32Array,
+    query: int,
+    rows: CodeBatch,
+    lookup: Tables,
+    refine: Mapping[int, RefineTables],
+) -> Float32Array:
+    distances_S = np.empty(len(rows), np.float32)
+    for generation, places in codecs.by_generation(rows.codes):
+        codes, first = rows.codes[places], generation.first_partition
+        if first in refine:
+            local = dataclasses.replace(codes, partitions=codes.partitions - np.int32(first))
+            scores_S = generation.codec.refined_scores(lookup[first], refine[first], query, local)
+            (exact_S,) = lookup[first].units.select([query]).distances(scores_S[None])
+            # Rounding may make the distance to a very near vector slightly negative.
+            least = -np.inf if codecs.metric == "dot" else 0.0
+            distances_S[places] = to_float32(np.maximum(exact_S, least))
+        else:
+            distances_S[places] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
+    return distances_S
