@@ -31,7 +31,7 @@ from rqmoe_store.errors import InvalidInputError
 LENGTH_BYTES = 2
 """Bytes of a refine code for the length of the refined vector; none under "dot", which needs no lengths."""
 
-_STEP = 6e-4
+_STEP = 3e-4
 _LARGEST = 2**15 - 1
 _UNIT = 0.25  # of the standard deviation
 _SMALLEST_UNIT = 1e-30

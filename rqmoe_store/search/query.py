@@ -316,7 +316,7 @@ class CompressedQuery(VectorSearchQuery):
         """
         if kind not in get_args(Rerank):
             raise InvalidInputError(
-                f"Got rerank={kind!r}; expected one of {', '.join(map(repr, get_args(Rerank)))}."
+                f"Got kind={kind!r} of rerank; expected one of {', '.join(map(repr, get_args(Rerank)))}."
             )
         return self._set(rerank=kind)
 

@@ -4,16 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.request import RankingStage, SearchParameters, VectorOptions
-from rqmoe_store.store.metadata import TunedSearch
+from rqmoe_store.store.metadata import TableMetadata, TunedSearch
+from rqmoe_store.store.table_codec import TableCodec
 
+CODECS = TableCodec.of(
+    TableMetadata(vector_column="vector", dim=4, keep_vectors="none", config=CodecConfig()), []
+)
 TUNED = TunedSearch(nprobes=7, shortlist=80, limit=10, target_recall=0.95)
 
 
 def parameters_of(nprobes, shortlist, refine_factor, tuned) -> SearchParameters:
     options = VectorOptions(nprobes=nprobes, shortlist=shortlist, refine_factor=refine_factor)
-    return options.parameters(tuned)
+    return options.parameters(CODECS, tuned)
 
 
 def of_page(nprobes, shortlist, page, tuned=None, refine_factor=None) -> tuple:

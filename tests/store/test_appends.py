@@ -159,7 +159,7 @@ def test_both_parts_become_one_table(db, file_format, number, rows_per_file):
         f"{db.uri}/new.lance",
         NEW.append(apart.field),
         rows.to_reader(90),
-        separate=apart,
+        separate=[apart],
         file_format=file_format,
         storage_options=None,
         rows_per_file=rows_per_file,
@@ -196,7 +196,7 @@ def test_columns_that_no_row_has_are_null_and_take_no_space(db, columns, file_fo
         f"{db.uri}/new.lance",
         schema.with_metadata(NEW.metadata),
         rows.to_reader(90),
-        separate=None,
+        separate=[],
         file_format=file_format,
         storage_options=None,
         rows_per_file=300,
@@ -226,7 +226,7 @@ def create(db, apart):
     neighbor = db.create_table("neighbor", [{"id": 1}], exist_ok=True)
     schema, batches = NEW.append(apart.field), iter(rows_of().to_batches())
     return databases.create_atomically(
-        db, "new", schema, NEW.names, batches, neighbor=neighbor, separate=apart
+        db, "new", schema, NEW.names, batches, neighbor=neighbor, separate=[apart]
     )
 
 

@@ -72,7 +72,11 @@ def test_metadata_is_kept_but_not_embedding_functions(db, codec, vectors, docs_t
     assert metadata[b"owner"] == b"ann"
     assert b"embedding_functions" not in metadata
     (generation,) = json.loads(metadata[b"rqmoe_store.generations"])
-    assert generation == {"fingerprint": codec.fingerprint, "num_partitions": codec.num_partitions}
+    assert generation == {
+        "fingerprint": codec.fingerprint,
+        "num_partitions": codec.num_partitions,
+        "refine_bytes": 0,
+    }
     assert metadata[b"rqmoe_store.dim"] == b"16"
     assert store.schema == docs.schema.remove(2).with_metadata({"owner": "ann"})
     assert store.schema.field("text").metadata == {b"language": b"en"}

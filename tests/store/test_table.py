@@ -309,7 +309,7 @@ def generations_text(fingerprint, num_partitions=4):
         ({"config": '{"metric": "far"}'}, TableError, "rqmoe_store.config.*metric='far' is unknown"),
         ({"dim": "17"}, ArtifactError, "codec of dim 17; got .* of dim 16"),
         ({"dim": "wide"}, TableError, "rqmoe_store.dim' of table 'store' is b'wide'"),
-        ({"format_version": "3"}, TableError, "format version 3.*reads up to 2. Upgrade"),
+        ({"format_version": "4"}, TableError, "format version 4.*reads up to 3. Upgrade"),
         ({"vector_column": "emb"}, TableError, "no column 'emb_code', 'emb_partition'"),
     ],
 )
@@ -358,8 +358,17 @@ def test_our_metadata_is_plain_text(store):
         for key, value in store.table.schema.metadata.items()
         if key.startswith(b"rqmoe_store.")
     }
-    assert set(ours) == {
-        f"rqmoe_store.{name}"
-        for name in ("format_version", "vector_column", "dim", "keep_vectors", "config", "generations")
-    }
+    names = (
+        *("format_version", "vector_column", "dim", "keep_vectors", "config", "generations"),
+        "refine_bytes",
+    )
+        "format_version",
+        "vector_column",
+        "dim",
+        "keep_vectors",
+        "config",
+        "generations",
+        "refine_bytes",
+    )
+    assert set(ours) == {f"rqmoe_store.{name}" for name in names}
     assert json.dumps(ours)
