@@ -119,7 +119,8 @@ def test_what_needs_faiss() -> None:
 )
 def test_unknown_names(name) -> None:
     known = (
-        r"rqmoe, qinco, rq, opq, faiss-rq, lsq, int8, binary, faiss-rabitq-1\|2.*, faiss-sq-4\|6\|8, lancedb"
+        r"rqmoe, qinco, rq, pq, saq, turboquant, opq, faiss-rq, lsq, int8, binary, "
+        r"faiss-rabitq-1\|2.*, faiss-sq-4\|6\|8, lancedb"
     )
     with pytest.raises(InvalidInputError, match=known):
         check_names(["rq", name])

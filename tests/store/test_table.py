@@ -358,17 +358,6 @@ def test_our_metadata_is_plain_text(store):
         for key, value in store.table.schema.metadata.items()
         if key.startswith(b"rqmoe_store.")
     }
-    names = (
-        *("format_version", "vector_column", "dim", "keep_vectors", "config", "generations"),
-        "refine_bytes",
-    )
-        "format_version",
-        "vector_column",
-        "dim",
-        "keep_vectors",
-        "config",
-        "generations",
-        "refine_bytes",
-    )
-    assert set(ours) == {f"rqmoe_store.{name}" for name in names}
+    names = ("format_version", "vector_column", "dim", "keep_vectors", "config", "generations")
+    assert set(ours) == {f"rqmoe_store.{name}" for name in (*names, "refine_bytes")}
     assert json.dumps(ours)
