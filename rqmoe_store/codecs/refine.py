@@ -14,6 +14,7 @@ transform code, P partitions, Q queries.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,9 @@ LENGTH_BYTES = 2
 _STEP = 3e-4
 _LARGEST = 2**15 - 1
 _UNIT = 0.25  # of the standard deviation
+_LEAST_UNIT = 1e-9  # of the mean squared length, where training vectors do not differ
 _SMALLEST_UNIT = 1e-30
+_REACH = math.sinh(_STEP * _LARGEST)
 
 
 def transform_bytes(refine_bytes: int, metric: Metric) -> int:
@@ -50,12 +53,21 @@ class SquareCode:
     unit: float
 
     @classmethod
-    def fit(cls, differences_n: npt.NDArray[np.float32]) -> "SquareCode":
-        """The code for differences like these; any other is coded, too, less precisely if it is far off."""
-        spread = float(np.std(differences_n, dtype=np.float64))
-        return cls(float(np.mean(differences_n, dtype=np.float64)), max(_UNIT * spread, _SMALLEST_UNIT))
+    def fit(cls, differences_n: Float32Array, squares_n: Float32Array) -> "SquareCode":
+        """The code for differences like these, of vectors of such squared lengths.
 
-    def encode(self, differences_n: npt.NDArray[np.float32]) -> Bytes:
+        Any other difference is coded, too, less precisely if it is far off.
+        """
+        spread = float(np.std(differences_n, dtype=np.float64))
+        least = max(_LEAST_UNIT * float(np.mean(squares_n, dtype=np.float64)), _SMALLEST_UNIT)
+        return cls(float(np.mean(differences_n, dtype=np.float64)), max(_UNIT * spread, least))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all differences are finite float32 numbers."""
+        return abs(self.center) + self.unit * _REACH < float(np.finfo(np.float32).max)
+
+    def encode(self, differences_n: Float32Array) -> Bytes:
         """Codes, uint8 (n, 2), little-endian."""
         exact_n = (differences_n.astype(np.float64) - self.center) / self.unit
         numbers_n = np.rint(np.arcsinh(exact_n) / _STEP).clip(-_LARGEST, _LARGEST)
@@ -98,8 +110,8 @@ class RefineTables:
             products_n = np.einsum("nd,d->n", corrections_nD, self.queries_QD[query])
             sums_n += products_n * self.product_factors_Q[query]
         num_bytes, no_partition_n = self.products_QBK.shape[1], np.zeros(len(codes), np.int32)
-        refine_nB = codes.refine[:, :num_bytes]
-        sums_n += _sums(np.zeros(1, np.float32), self.products_QBK[query], no_partition_n, refine_nB)
+        no_constant_1, products_BK = np.zeros(1, np.float32), self.products_QBK[query]
+        sums_n += _sums(no_constant_1, products_BK, no_partition_n, codes.refine)
         if self.square_code is None:
             return sums_n
         differences_n = self.square_code.decode(codes.refine[:, num_bytes:])
@@ -139,7 +151,7 @@ class Refiner:
 
     def decode(self, refine_nR: Bytes, base_nD: Float32Array) -> Float32Array:
         """Refined vectors (n, D)."""
-        return base_nD + self.quantizer.decode(refine_nR[:, : self.quantizer.num_bytes])
+        return base_nD + self.quantizer.decode(refine_nR)
 
     def tables(self, queries: FramedQueries, units: ScoreUnits) -> RefineTables:
         """Tables for queries in the codec's frame, with scores in `units`."""
@@ -169,11 +181,12 @@ class Refiner:
         """Inverse of `arrays`. Raises InvalidInputError if they are not those of such a refiner."""
         arrays, square_code = dict(arrays), None
         if metric != "dot":
-            center_unit = arrays.pop("squares")
-            is_code = center_unit.shape == (2,) and center_unit.dtype == np.float64
-            if not is_code or not np.isfinite(center_unit).all() or not center_unit[1] > 0:
+            center_unit = arrays.pop("squares", np.zeros(0))
+            if center_unit.shape != (2,) or center_unit.dtype != np.float64:
                 raise InvalidInputError(f"a code of squared lengths of {center_unit}")
             square_code = SquareCode(float(center_unit[0]), float(center_unit[1]))
+            if not (square_code.unit > 0 and square_code.is_finite):
+                raise InvalidInputError(f"a code of squared lengths without a use: {square_code}")
         num_bytes = transform_bytes(refine_bytes, metric)
         quantizer = TransformQuantizer.from_arrays(arrays, dim=dim, num_bytes=num_bytes)
         return cls(quantizer, base, square_code)
@@ -199,9 +212,9 @@ def _sums(
 
 @compiled
 def _sum_entries(by_partition: Any, by_step_MK: Any, partitions_n: Any, codes_nM: Any, sums_n: Any) -> None:
-    """Fill in the sums of the table entries that codes select."""
+    """Fill in the sums of the table entries that codes select; bytes without a table are ignored."""
     for row in range(codes_nM.shape[0]):
         total = by_partition[partitions_n[row]]
-        for step in range(codes_nM.shape[1]):
+        for step in range(min(codes_nM.shape[1], by_step_MK.shape[0])):
             total += by_step_MK[step, codes_nM[row, step]]
         sums_n[row] = total

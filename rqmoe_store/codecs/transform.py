@@ -1,12 +1,14 @@
 """Transform coding: an orthogonal transform, and for every byte a codebook over some of the coordinates.
 
     z = R (x - mean)          every byte b has a group of the coordinates, and codewords C_b over it
-    code_b = argmin_k || z_b - C_b[k] ||^2        x_hat = mean + R^T (C_1[code_1], ..., C_B[code_B], 0, ...)
+    code_b = argmin_k sum_j w_j (z_j - C_b[k]_j)^2, over the coordinates j of the group
+    x_hat = mean + R^T (C_1[code_1], ..., C_B[code_B], 0, ...)
 
 Groups are disjoint, so that errors and inner products are sums over bytes. One table of 256 entries per byte
 scores a code exactly: <q, x_hat> = <q, mean> + sum_b <(R q)_b, C_b[code_b]>. Scalar quantizers are of this
 form: the codewords of a byte are all combinations of the levels of its coordinates. Coordinates in no group
-decode to the mean.
+decode to the mean. Weights w are 1 where the squared error counts, and larger for coordinates whose errors
+change scores more.
 
 Everything here is compiled, without torch. A row is computed in the same order whatever rows are computed
 with it, so codes and vectors do not depend on batches.
@@ -22,6 +24,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.parallel import compiled, run_chunks_parallel
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
@@ -143,6 +146,8 @@ class TransformQuantizer:
     """B + 1 positions: byte b codes the coordinates starts[b] : starts[b + 1]."""
     codebooks_CK: Float32Array
     """For every coordinate its value in each of the codewords of its byte."""
+    weights_C: Float32Array
+    """How much the squared error of every coordinate counts when a codeword is chosen."""
 
     @property
     def dim(self) -> int:
@@ -154,22 +159,42 @@ class TransformQuantizer:
         """Bytes of a code, B."""
         return len(self.starts_B1) - 1
 
+    @functools.cached_property
+    def _norms_BK(self) -> Float32Array:
+        norms_BK: Float32Array = weighted_norms(self.starts_B1, self.codebooks_CK, self.weights_C)
+        return norms_BK
+
     def encode(self, vectors_nD: Float32Array) -> Bytes:
         """Nearest codes, uint8 (n, B), of float32 vectors (n, D)."""
         codes_nB = np.empty((len(vectors_nD), self.num_bytes), np.uint8)
+        codebooks = self.codebooks_CK, self.weights_C, self._norms_BK
 
         def encode_rows(start: int, stop: int, _: int) -> None:
             rotated_nD = self.rotation.apply(vectors_nD[start:stop] - self.mean_D)
-            encode_rows_into(rotated_nD, self.starts_B1, self.codebooks_CK, codes_nB[start:stop])
+            encode_rows_into(rotated_nD, self.starts_B1, *codebooks, codes_nB[start:stop])
 
         run_chunks_parallel(len(vectors_nD), _ROWS_PER_TASK, encode_rows)
         return codes_nB
 
     def decode(self, codes_nB: Bytes) -> Float32Array:
-        """Reconstructions (n, D) of codes; a prefix of the bytes decodes, too."""
-        coordinates_nD = np.zeros((len(codes_nB), self.dim), np.float32)
-        decode_rows_into(np.ascontiguousarray(codes_nB), self.starts_B1, self.codebooks_CK, coordinates_nD)
+        """Reconstructions (n, D) of codes. A prefix of the bytes decodes, too; further bytes are ignored."""
+        coordinates_nD = self._coordinates(codes_nB)
         return np.asarray(self.rotation.invert(coordinates_nD) + self.mean_D, dtype=np.float32)
+
+    def _coordinates(self, codes_nB: Bytes) -> Float32Array:
+        coordinates_nD = np.zeros((len(codes_nB), self.dim), np.float32)
+        _decode_rows_into(np.ascontiguousarray(codes_nB), self.starts_B1, self.codebooks_CK, coordinates_nD)
+        return coordinates_nD
+
+    def prefix_errors(self, vectors_nD: Float32Array) -> Float64Array:
+        """Mean squared errors (B,) of vectors encoded in the first byte, in the first two, and so on."""
+        rotated_nD = self.rotation.apply(vectors_nD - self.mean_D)
+        left_nD = rotated_nD - self._coordinates(self.encode(vectors_nD))
+        # Errors are sums over coordinates, of which every byte changes its own.
+        whole_D = np.square(rotated_nD, dtype=np.float64).mean(axis=0)
+        saved_D = whole_D - np.square(left_nD, dtype=np.float64).mean(axis=0)
+        saved_C1 = np.concatenate([[0.0], np.cumsum(saved_D)])
+        return np.asarray(whole_D.sum() - saved_C1[self.starts_B1[1:]], dtype=np.float64)
 
     def products(self, queries_QD: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Inner products of queries with the mean (Q,) and with every codeword (Q, B, K)."""
@@ -193,7 +218,13 @@ class TransformQuantizer:
     def truncate(self, num_bytes: int) -> "TransformQuantizer":
         """The quantizer of the first bytes."""
         starts_B1 = self.starts_B1[: num_bytes + 1]
-        return dataclasses.replace(self, starts_B1=starts_B1, codebooks_CK=self.codebooks_CK[: starts_B1[-1]])
+        coded = slice(starts_B1[-1])
+        return dataclasses.replace(
+            self,
+            starts_B1=starts_B1,
+            codebooks_CK=self.codebooks_CK[coded],
+            weights_C=self.weights_C[coded],
+        )
 
     def arrays(self) -> Arrays:
         """The arrays that define it, by name."""
@@ -201,6 +232,7 @@ class TransformQuantizer:
             "mean": self.mean_D,
             "starts": self.starts_B1,
             "codebooks": self.codebooks_CK,
+            "weights": self.weights_C,
             **self.rotation.arrays(),
         }
 
@@ -212,10 +244,14 @@ class TransformQuantizer:
             InvalidInputError: arrays are missing, of other shapes or types, or not those of a quantizer.
         """
         _require_arrays(arrays, {"mean": (dim,), "starts": (num_bytes + 1,)})
-        starts_B1, names = arrays["starts"], set(arrays) - {"mean", "starts", "codebooks"}
-        if starts_B1[0] != 0 or (np.diff(starts_B1) < 1).any() or starts_B1[-1] > dim:
+        starts_B1, names = arrays["starts"], set(arrays) - {"mean", "starts", "codebooks", "weights"}
+        within = (starts_B1 >= 0) & (starts_B1 <= dim)  # first, as differences of other numbers may overflow
+        if not within.all() or starts_B1[0] != 0 or (np.diff(starts_B1) < 1).any():
             raise InvalidInputError(f"groups of coordinates start at {starts_B1.tolist()}, of {dim}")
-        _require_arrays(arrays, {"codebooks": (int(starts_B1[-1]), CODEWORDS)})
+        coded = int(starts_B1[-1])
+        _require_arrays(arrays, {"codebooks": (coded, CODEWORDS), "weights": (coded,)})
+        if not (arrays["weights"] > 0).all():
+            raise InvalidInputError("weights of errors are not positive")
         rotation: Rotation
         if names == {"rotation"}:
             rotation = _checked_dense(arrays, dim)
@@ -223,11 +259,13 @@ class TransformQuantizer:
             rotation = _checked_hadamard(arrays, dim)
         else:
             raise InvalidInputError(f"a rotation of {sorted(names)}")
-        return cls(arrays["mean"], rotation, starts_B1, arrays["codebooks"])
+        return cls(arrays["mean"], rotation, starts_B1, arrays["codebooks"], arrays["weights"])
 
 
 def _require_arrays(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
+        if name not in arrays:
+            raise InvalidInputError(f"there is no {name}")
         array = arrays[name]
         dtype = np.int32 if name in ("starts", "orders") else np.float32
         if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
@@ -270,13 +308,25 @@ def _in_parallel(work: Any, vectors_nD: Float32Array, *arguments: Any) -> Float3
 @compiled
 def multiply_rows(vectors_nD: Any, matrix_DE: Any, products_nE: Any) -> None:
     """Products of vectors (n, D) with a matrix (D, E). The inner loop runs over E, which compilers
-    vectorize without reordering a sum; several rows share each row of the matrix while it is in cache."""
+    vectorize without reordering a sum; several rows share rows of the matrix while these are in cache."""
     rows, dim = vectors_nD.shape
     width = matrix_DE.shape[1]
     for first in range(0, rows, 8):
         last = min(first + 8, rows)
         products_nE[first:last] = 0
-        for component in range(dim):
+        for component in range(0, dim - 3, 4):  # four at a time, for fewer reads and writes of sums
+            for row in range(first, last):
+                factor, second = vectors_nD[row, component], vectors_nD[row, component + 1]
+                third, fourth = vectors_nD[row, component + 2], vectors_nD[row, component + 3]
+                for column in range(width):
+                    products_nE[row, column] = (
+                        products_nE[row, column]
+                        + factor * matrix_DE[component, column]
+                        + second * matrix_DE[component + 1, column]
+                        + third * matrix_DE[component + 2, column]
+                        + fourth * matrix_DE[component + 3, column]
+                    )
+        for component in range(dim - dim % 4, dim):
             for row in range(first, last):
                 factor = vectors_nD[row, component]
                 for column in range(width):
@@ -317,25 +367,85 @@ def _hadamard_rows(
 
 
 @compiled
-def encode_rows_into(rotated_nD: Any, starts_B1: Any, codebooks_CK: Any, codes_nB: Any) -> None:
-    """Fill in the number of the nearest codeword of every byte; of equally near ones, the first."""
-    distances_K = np.empty(codebooks_CK.shape[1], np.float32)
-    for row in range(rotated_nD.shape[0]):
-        for byte in range(codes_nB.shape[1]):
-            distances_K[:] = 0
-            for place in range(starts_B1[byte], starts_B1[byte + 1]):
-                value = min(max(rotated_nD[row, place], -_FARTHEST), _FARTHEST)
-                for codeword in range(distances_K.shape[0]):
-                    difference = value - codebooks_CK[place, codeword]
-                    distances_K[codeword] += difference * difference
-            codes_nB[row, byte] = np.argmin(distances_K)
+def weighted_norms(starts_B1: Any, codebooks_CK: Any, weights_C: Any) -> Any:
+    """Weighted squared lengths (B, K) of the codewords."""
+    norms_BK = np.zeros((len(starts_B1) - 1, codebooks_CK.shape[1]), np.float32)
+    for byte in range(len(starts_B1) - 1):
+        for place in range(starts_B1[byte], starts_B1[byte + 1]):
+            norms_BK[byte] += weights_C[place] * codebooks_CK[place] ** 2
+    return norms_BK
 
 
 @compiled
-def decode_rows_into(codes_nB: Any, starts_B1: Any, codebooks_CK: Any, coordinates_nD: Any) -> None:
+def encode_rows_into(
+    rotated_nD: Any, starts_B1: Any, codebooks_CK: Any, weights_C: Any, norms_BK: Any, codes_nB: Any
+) -> None:
+    """Fill in the number of the nearest codeword of every byte."""
+    scores_X = np.empty(2 * CODEWORDS, np.float32)  # of codewords, then room for `_smallest`
+    for byte in range(codes_nB.shape[1]):
+        start, stop = starts_B1[byte], starts_B1[byte + 1]
+        paired = stop - (stop - start) % 4
+        for row in range(rotated_nD.shape[0]):
+            for codeword in range(CODEWORDS):
+                scores_X[codeword] = norms_BK[byte, codeword]
+            for place in range(start, paired, 4):  # four at a time, for fewer reads and writes of sums
+                first = _factor(rotated_nD, weights_C, row, place)
+                second = _factor(rotated_nD, weights_C, row, place + 1)
+                third = _factor(rotated_nD, weights_C, row, place + 2)
+                fourth = _factor(rotated_nD, weights_C, row, place + 3)
+                for codeword in range(CODEWORDS):
+                    scores_X[codeword] = (
+                        scores_X[codeword]
+                        + first * codebooks_CK[place, codeword]
+                        + second * codebooks_CK[place + 1, codeword]
+                        + third * codebooks_CK[place + 2, codeword]
+                        + fourth * codebooks_CK[place + 3, codeword]
+                    )
+            for place in range(paired, stop):
+                factor = _factor(rotated_nD, weights_C, row, place)
+                for codeword in range(CODEWORDS):
+                    scores_X[codeword] += factor * codebooks_CK[place, codeword]
+            codes_nB[row, byte] = _smallest(scores_X)
+
+
+@compiled
+def _factor(rotated_nD: Any, weights_C: Any, row: int, place: int) -> Any:
+    """What codewords' coordinates are multiplied by: w (z - c)^2 = w c^2 - 2 w z c + (the same for all)."""
+    clamped = min(max(rotated_nD[row, place], -_FARTHEST), _FARTHEST)
+    return np.float32(-2) * weights_C[place] * clamped
+
+
+@compiled
+def _smallest(values_X: Any) -> int:
+    """Position of the smallest of 256 values, followed by room for as many.
+
+    Halves are compared with each other, which compilers vectorize, and the comparisons are traced back.
+    """
+    start, width = 0, CODEWORDS // 2
+    while width >= 8:
+        following = start + 2 * width
+        for place in range(width):
+            left, right = values_X[start + place], values_X[start + width + place]
+            values_X[following + place] = left if left <= right else right
+        start, width = following, width // 2
+    smallest = 0
+    for place in range(1, 8):
+        if values_X[start + place] < values_X[start + smallest]:
+            smallest = place
+    value, width = values_X[start + smallest], 8
+    while width < CODEWORDS:
+        start -= 2 * width
+        if values_X[start + smallest] != value:
+            smallest += width
+        width *= 2
+    return smallest
+
+
+@compiled
+def _decode_rows_into(codes_nB: Any, starts_B1: Any, codebooks_CK: Any, coordinates_nD: Any) -> None:
     """Fill in the coordinates of the chosen codewords."""
     for row in range(codes_nB.shape[0]):
-        for byte in range(codes_nB.shape[1]):
+        for byte in range(min(codes_nB.shape[1], len(starts_B1) - 1)):
             codeword = codes_nB[row, byte]
             for place in range(starts_B1[byte], starts_B1[byte + 1]):
                 coordinates_nD[row, place] = codebooks_CK[place, codeword]

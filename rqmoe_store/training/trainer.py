@@ -282,11 +282,7 @@ def _fit_transform_codec(
     refiner = fit_refiner(coder, training_nD, seed) if config.refine_bytes else None
     calibration = Codes(quantizer.encode(training_nD[:FITTED_ROWS]), np.zeros(0, np.int32))
     calibration = Codes(calibration.codes, np.zeros(len(calibration), np.int32))
-    codes_nM = quantizer.encode(validation_nD)
-    errors = [
-        mean_square(validation_nD - quantizer.truncate(count).decode(codes_nM[:, :count]))
-        for count in range(1, config.code_bytes + 1)
-    ]
+    errors = quantizer.prefix_errors(validation_nD).tolist()
     used = [len(np.unique(calibration.codes[:, step])) for step in range(config.code_bytes)]
     report = TrainingReport(
         rows=len(training_nD),
