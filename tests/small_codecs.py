@@ -11,9 +11,10 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
-from rqmoe_store.config import CodecConfig
+from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, TrainConfig
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.initialize import initialize, with_experts
+from rqmoe_store.training.trainer import train
 
 DIM = 12
 
@@ -90,3 +91,25 @@ def as_codec(quantizer: ResidualQuantizer) -> Codec:
 def same_as_rq(config: CodecConfig) -> ResidualQuantizer:
     """The plain RQ initialized from the same vectors and seed."""
     return untrained(dataclasses.replace(config, kind="rq"))
+
+
+def trained_small(rows: np.ndarray, seed: int = 0, **changes: object) -> Codec:
+    """A codec trained in no time: a transform code, or a residual quantizer of few codewords."""
+    settings: dict[str, object] = {"code_bytes": 4, "kind": "rq", **changes}
+    if settings["kind"] in TRANSFORM_KINDS:
+        config = CodecConfig(**settings)
+    else:
+        few = {"codebook_size": 16, "num_partitions": 0, "hidden_dim": 8, "num_experts": 2, "beam": 2}
+        config = CodecConfig(**{**few, **settings})
+    return train(rows, config=config, training=TrainConfig(epochs=1, progress=False, device="cpu", seed=seed))
+
+
+def exact_distances(queries: np.ndarray, decoded: np.ndarray, metric: str) -> np.ndarray:
+    """Distances (Q, n) in LanceDB's definition, in float64."""
+    queries, decoded = queries.astype(np.float64), decoded.astype(np.float64)
+    products = queries @ decoded.T
+    if metric == "dot":
+        return 1 - products
+    if metric == "cosine":
+        return 1 - products / (np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(decoded, axis=1))
+    return np.square(queries[:, None] - decoded[None]).sum(axis=2)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rqmoe_store.config import CodecConfig, TrainConfig, scored_pairs
+from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, TrainConfig, scored_pairs
 from rqmoe_store.errors import InvalidInputError
 
 
@@ -14,7 +14,9 @@ from rqmoe_store.errors import InvalidInputError
         {"metric": "manhattan"}, {"kind": "hnsw"}, {"code_bytes": 0}, {"code_bytes": 1.5},
         {"codebook_size": 1}, {"codebook_size": 257}, {"num_partitions": -1}, {"num_experts": 0},
         {"num_layers": 0}, {"hidden_dim": 0}, {"expert_dim": -3}, {"network_dim": 0}, {"beam": 0},
-        {"beam": True}, {"preselect": 2, "beam": 4},
+        {"beam": True}, {"preselect": 2, "beam": 4}, {"refine_bytes": -1}, {"refine_bytes": True},
+        {"refine_bytes": 1}, {"refine_bytes": 2, "metric": "cosine"}, {"refine_kind": "rq"},
+        {"refine_base": "exact"}, {"kind": "saq", "num_partitions": 4}, {"kind": "pq", "codebook_size": 16},
     ],
 )  # fmt: skip
 def test_codec_settings_out_of_range(fields: dict[str, object]) -> None:
@@ -64,6 +66,35 @@ def test_resolve_decides_everything_and_only_once() -> None:
 def test_network_wider_than_the_vectors() -> None:
     with pytest.raises(InvalidInputError, match="network_dim=64 is wider"):
         CodecConfig(network_dim=64).resolve(dim=32, rows=10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"kind": "pq", "code_bytes": 33}, 32), ({"refine_bytes": 35}, 34),
+        ({"refine_bytes": 33, "metric": "dot"}, 32), ({"refine_bytes": 35, "metric": "cosine"}, 34),
+    ],
+)  # fmt: skip
+def test_a_transform_code_has_at_most_8_bits_a_dimension(fields: dict[str, object], most: int) -> None:
+    name = "code_bytes" if "code_bytes" in fields else "refine_bytes"
+    with pytest.raises(
+        InvalidInputError, match=f"{name}={most + 1} for vectors of dimension 32.*at most {most}"
+    ):
+        CodecConfig(**fields).resolve(dim=32, rows=1000)
+    CodecConfig(**{**fields, name: most}).resolve(dim=32, rows=1000)
+
+
+def test_dot_needs_no_lengths() -> None:
+    assert CodecConfig(metric="dot", refine_bytes=1).refine_bytes == 1
+    with pytest.raises(InvalidInputError, match="two of which are for lengths; expected 0 or at least 3"):
+        CodecConfig(metric="l2", refine_bytes=2)
+
+
+def test_transform_codes_have_no_partitions() -> None:
+    for kind in TRANSFORM_KINDS:
+        resolved = CodecConfig(kind=kind, num_partitions=None).resolve(dim=32, rows=10**6)
+        assert resolved.num_partitions == 0
+        assert resolved.least_training_rows == 2
 
 
 def test_preselect_none_goes_with_any_beam() -> None:

@@ -252,6 +252,9 @@ class TransformQuantizer:
         _require_arrays(arrays, {"codebooks": (coded, CODEWORDS), "weights": (coded,)})
         if not (arrays["weights"] > 0).all():
             raise InvalidInputError("weights of errors are not positive")
+        for name in ("mean", "codebooks"):
+            if np.abs(arrays[name]).max() > _FARTHEST:
+                raise InvalidInputError(f"{name} has values beyond {_FARTHEST}")
         rotation: Rotation
         if names == {"rotation"}:
             rotation = _checked_dense(arrays, dim)

@@ -336,17 +336,19 @@ def sphere_levels(dim: int, bits: int) -> Float64Array:
 
 
 def lloyd_max(grid_X: Float64Array, density_X: Float64Array, count: int) -> tuple[Float64Array, float]:
-    """The levels (L,) of least squared error for a density on a grid, and that error."""
+    """The levels (L,) of least squared error for a density on an even grid, and that error."""
     weights_X = density_X / density_X.sum()
     # Where levels are many, they are best distributed like the cube root of the density.
     share_X = np.cumsum(np.cbrt(weights_X))
     levels_L = np.interp((np.arange(count) + 0.5) / count * share_X[-1], share_X, grid_X)
-    mass_X = np.concatenate([[0.0], np.cumsum(weights_X)])
-    moment_X = np.concatenate([[0.0], np.cumsum(weights_X * grid_X)])
+    half = (grid_X[1] - grid_X[0]) / 2
+    cells_X1 = np.concatenate([[grid_X[0] - half], grid_X + half])  # a level may get parts of a cell
+    mass_X1 = np.concatenate([[0.0], np.cumsum(weights_X)])
+    moment_X1 = np.concatenate([[0.0], np.cumsum(weights_X * grid_X)])
     for _ in range(_LLOYD_ITERATIONS):
-        edges = np.searchsorted(grid_X, (levels_L[1:] + levels_L[:-1]) / 2)
-        bounds = np.concatenate([[0], edges, [len(grid_X)]])
-        masses_L, moments_L = np.diff(mass_X[bounds]), np.diff(moment_X[bounds])
+        bounds_L1 = np.concatenate([cells_X1[:1], (levels_L[1:] + levels_L[:-1]) / 2, cells_X1[-1:]])
+        masses_L = np.diff(np.interp(bounds_L1, cells_X1, mass_X1))
+        moments_L = np.diff(np.interp(bounds_L1, cells_X1, moment_X1))
         levels_L = np.where(masses_L > 0, moments_L / np.where(masses_L > 0, masses_L, 1), levels_L)
     error = float((weights_X * np.square(grid_X)).sum() - (masses_L * np.square(levels_L)).sum())
     return levels_L, error

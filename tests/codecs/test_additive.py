@@ -5,23 +5,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_codecs import SHAPES, as_codec, curved, same_as_rq, small_config, stirred, untrained, vectors
+from small_codecs import (
+    SHAPES,
+    as_codec,
+    curved,
+    exact_distances,
+    same_as_rq,
+    small_config,
+    stirred,
+    untrained,
+    vectors,
+)
 
 from rqmoe_store.codecs.additive import AdditiveTables, fit_additive, fit_tables, table_rows
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.training.trainer import train
-
-
-def exact_distances(queries: np.ndarray, decoded: np.ndarray, metric: str) -> np.ndarray:
-    products = queries @ decoded.T
-    if metric == "dot":
-        return 1 - products
-    if metric == "cosine":
-        lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(decoded, axis=1)
-        return 1 - products / lengths
-    return np.square(queries[:, None] - decoded[None]).sum(axis=2)
 
 
 @pytest.mark.parametrize("num_partitions", [0, 3])

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
+from small_codecs import SHAPES, as_codec, small_config, stirred, trained_small, vectors
 from small_damage import HOSTILE, damaged
 
 from rqmoe_store.codecs.artifact import CONFIG_FILE, Artifact, read_artifact, require_fingerprint
@@ -35,6 +35,16 @@ TENSORS = safetensors.torch.load(ARTIFACT.weights)
 VECTORS = vectors(20)
 CODES = CODEC.encode(VECTORS)
 DECODED = CODEC.decode(CODES)
+
+REFINED = {
+    "refined": trained_small(vectors(300), kind="rqmoe", metric="cosine", refine_bytes=5),
+    "pq": trained_small(vectors(300), kind="pq", refine_bytes=5, refine_kind="saq"),
+    "turboquant": trained_small(
+        np.random.default_rng(0).standard_normal((90, 1024)), kind="turboquant", code_bytes=2
+    ),
+}
+"""Codecs with refine codes, and transform codes; the last one has a fast rotation."""
+REFINED_TENSORS = {name: safetensors.torch.load(each.to_artifact().weights) for name, each in REFINED.items()}
 
 MOST_MEMORY = 200 * 2**20  # bytes, of which most is what the libraries take on their first use
 
@@ -61,9 +71,15 @@ def is_refused(artifact: Artifact) -> bool:
     except ArtifactError:
         return True
     codes = Codes(np.zeros((3, codec.config.code_bytes), np.uint8), np.zeros(3, np.int32))
+    queries = np.resize(VECTORS, (3, codec.dim))
     codec.decode(codes)
-    codec.lookup_tables(VECTORS[:3]).score(codes)
-    codec.probe(VECTORS[:3], 2)
+    lookup = codec.lookup_tables(queries)
+    lookup.score(codes)
+    codec.probe(queries, 2)
+    if codec.config.refine_bytes:
+        refined = dataclasses.replace(codes, refine=np.full((3, codec.config.refine_bytes), 255, np.uint8))
+        codec.decode(refined)
+        codec.refined_scores(lookup, codec.refine_tables(queries), 0, refined)
     assert isinstance(codec.report.relative_mse, float)
     return False
 
@@ -182,6 +198,77 @@ def test_other_tensors_behind_good_hashes(name: str) -> None:
         changed = tensor.clone()
         changed.view(-1)[-1] = value
         assert is_refused(rehashed(safetensors.torch.save({**others, name: changed}))), value
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (owner, name)
+        for owner, tensors in REFINED_TENSORS.items()
+        for name in sorted(tensors)
+        if name.startswith(("transform.", "refine."))
+    ],
+)
+def test_other_arrays_of_transform_codes_behind_good_hashes(owner: str, name: str) -> None:
+    tensors, description = REFINED_TENSORS[owner], json.loads(REFINED[owner].to_artifact().config_json)
+    tensor, others = tensors[name], {key: value for key, value in tensors.items() if key != name}
+
+    def refuses(changed: dict[str, torch.Tensor]) -> bool:
+        return is_refused(rehashed(safetensors.torch.save({**others, **changed}), description))
+
+    assert not refuses({name: tensor})
+    assert refuses({})
+    assert refuses({name + "s": tensor})
+    assert refuses({name: tensor, name + "s": tensor.clone()})
+    for change, made in CHANGES.items():
+        changed = made(tensor)
+        if changed.shape != tensor.shape or changed.dtype != tensor.dtype:
+            assert refuses({name: changed}), change
+    impossible = [99] if not tensor.is_floating_point() else [float("nan"), float("inf"), -float("inf")]
+    for value in impossible:
+        changed = tensor.clone()
+        changed.view(-1)[-1] = value
+        assert refuses({name: changed}), value
+    if name.endswith((".rotation", ".signs")):
+        assert refuses({name: tensor.float() * 1.01})
+    if name.endswith((".rotation", ".signs", ".orders", ".weights", ".starts", ".squares")):
+        assert refuses({name: torch.zeros_like(tensor)})
+
+
+def test_a_code_of_lengths_that_overflows_is_refused() -> None:
+    description = json.loads(REFINED["refined"].to_artifact().config_json)
+    for squares in ([0.0, 1e31], [1e39, 1.0], [0.0, -1.0]):
+        tensors = {**REFINED_TENSORS["refined"], "refine.squares": torch.tensor(squares, dtype=torch.float64)}
+        assert is_refused(rehashed(safetensors.torch.save(tensors), description))
+
+
+def test_damaged_weights_of_transform_codes_behind_good_hashes() -> None:
+    random = np.random.default_rng(5)
+    for codec in REFINED.values():
+        artifact = codec.to_artifact()
+        description = json.loads(artifact.config_json)
+        refused = sum(
+            is_refused(rehashed(damaged(artifact.weights, random), description)) for _ in range(150)
+        )
+        assert refused > 50
+
+
+@pytest.mark.parametrize(
+    "name", ["refine_bytes", "refine_kind", "refine_base", "code_bytes", "kind", "metric"]
+)
+def test_other_settings_of_codecs_with_refine_codes(name: str) -> None:
+    for codec in REFINED.values():
+        artifact = codec.to_artifact()
+        for value in (*HOSTILE, codec.config.refine_bytes + 1, "pq", "rq", "dot", "decoded"):
+            is_refused(
+                Artifact(
+                    json.dumps(replaced(json.loads(artifact.config_json), ("config", name), value)),
+                    artifact.weights,
+                )
+            )
+        document = json.loads(artifact.config_json)
+        more = replaced(document, ("config", "refine_bytes"), codec.config.refine_bytes + 3)
+        assert is_refused(Artifact(json.dumps(more), artifact.weights))
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])
