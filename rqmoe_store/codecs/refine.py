@@ -7,7 +7,8 @@
 No network runs for an additive base: a row is scored by M look-ups for its code and one per byte of its
 refine code. Cosines and squared distances also need ||y||^2. Its difference from the estimate that look-up
 tables give for the code alone takes the last two bytes of a refine code, as a 16-bit number n: difference =
-center + unit * sinh(STEP * n). That is precise where differences are common, and reaches any size.
+center + unit * sinh(STEP * n). That is precise where differences are common, and reaches 2,000 of their
+standard deviations.
 
 Shape legend: n rows, D dimension, M code bytes, K codewords, R bytes of a refine code, B of them for the
 transform code, P partitions, Q queries.
@@ -35,7 +36,7 @@ LENGTH_BYTES = 2
 _STEP = 3e-4
 _LARGEST = 2**15 - 1
 _UNIT = 0.25  # of the standard deviation
-_LEAST_UNIT = 1e-9  # of the mean squared length, where training vectors do not differ
+_LEAST_UNIT = 1e-5  # of the mean squared length, where training vectors do not differ
 _SMALLEST_UNIT = 1e-30
 _REACH = math.sinh(_STEP * _LARGEST)
 
@@ -54,10 +55,7 @@ class SquareCode:
 
     @classmethod
     def fit(cls, differences_n: Float32Array, squares_n: Float32Array) -> "SquareCode":
-        """The code for differences like these, of vectors of such squared lengths.
-
-        Any other difference is coded, too, less precisely if it is far off.
-        """
+        """The code for differences like these, of vectors of such squared lengths."""
         spread = float(np.std(differences_n, dtype=np.float64))
         least = max(_LEAST_UNIT * float(np.mean(squares_n, dtype=np.float64)), _SMALLEST_UNIT)
         return cls(float(np.mean(differences_n, dtype=np.float64)), max(_UNIT * spread, least))
