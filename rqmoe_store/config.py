@@ -167,9 +167,10 @@ class TrainConfig:
     """
 
     max_minutes: float | None = None
-    """Wall-clock budget of `train`: sampling, codebooks, experts, look-up tables, measuring. Some time is
-    reserved for look-up tables. If needed, codebooks and tables are fitted to fewer vectors (codebooks to at
-    least 16 per codeword). `CompressedTable.train` and `retrain` encode the rows afterwards, on top of it."""
+    """Wall-clock budget of `train`: sampling, codebooks, experts, look-up tables, refine codes, measuring.
+    Some time is reserved for tables and refine codes. If needed, these and codebooks are fitted to fewer
+    vectors (codebooks to at least 16 per codeword). `CompressedTable.train` and `retrain` encode the rows
+    afterwards, on top of it."""
     epochs: int | None = None
     """Passes over the training sample. None means 30, or as many as `max_minutes` allows."""
     batch_size: int = 1024

@@ -48,10 +48,10 @@ _CODEBOOKS = 0.4  # of the time left once vectors are sampled
 
 @dataclasses.dataclass(frozen=True)
 class FinishingTime:
-    """Time needed after training: to fit look-up tables, and to measure the codec."""
+    """Time needed after training: to fit look-up tables and refine codes, and to measure the codec."""
 
     per_row: float = 0.0
-    """Seconds per vector that tables are fitted on."""
+    """Seconds per vector that tables and refine codes are fitted to."""
     measuring: float = 0.0
     """Seconds for measuring the codec."""
 
@@ -64,8 +64,10 @@ class FinishingTime:
         fit_tables(quantizer, _calibration_codes(quantizer, some))
         fitted, few = time.monotonic(), validation_nD[:_TIMED_ROWS]
         validation_mse(quantizer, few)
-        measuring = (time.monotonic() - fitted) / len(few) * len(validation_nD)
-        return cls((fitted - began) / len(some), measuring)
+        per_row, measuring = (fitted - began) / len(some), (time.monotonic() - fitted) / len(few)
+        if quantizer.config.refine_bytes:  # for which vectors are encoded like those that are measured
+            per_row, measuring = per_row + measuring, 2 * measuring
+        return cls(per_row, measuring * len(validation_nD))
 
     def reserved(self, rows: int, max_minutes: float) -> float:
         """Seconds of the budget to reserve, with `rows` training vectors."""
@@ -252,7 +254,9 @@ def _finish(
     used = [len(np.unique(calibration.codes[:, step])) for step in range(quantizer.num_steps)]
     centered_nD = validation_nD - validation_nD.mean(dim=0)
     coder = ResidualCoder(quantizer, fit_tables(quantizer, calibration))
-    refiner = fit_refiner(coder, training_nD.cpu().numpy(), seed) if config.refine_bytes else None
+    refiner = None
+    if config.refine_bytes:
+        refiner = fit_refiner(coder, training_nD[:calibration_rows].cpu().numpy(), seed)
     report = TrainingReport(
         rows=len(training_nD),
         epochs=epochs,

@@ -303,6 +303,9 @@ def test_look_up_tables_are_fitted_on_as_many_vectors_as_there_is_time_for(monke
     monkeypatch.setattr(trainer.FinishingTime, "measured", classmethod(slow))
     codec = train(vectors, config=config, training=TrainConfig(max_minutes=0.5, progress=False))
     assert len(codec.calibration) == trainer._LEAST_CALIBRATION_ROWS
+    refined = dataclasses.replace(config, refine_bytes=6)
+    codec = train(vectors, config=refined, training=TrainConfig(max_minutes=0.5, progress=False))
+    assert codec.report.refined_mse < 0.5 * codec.report.validation_mse
     codec = train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))
     assert len(codec.calibration) == 5400
     time = trainer.FinishingTime(per_row=0.001, measuring=2.0)
