@@ -64,6 +64,14 @@ def decoded(store: CompressedTable) -> dict[int, np.ndarray]:
     return dict(zip(ids.tolist(), store.codecs.decode(codes), strict=True))
 
 
+def squared_error(store: CompressedTable) -> float:
+    """Mean squared error of what coded rows decode to, in the length that codecs give vectors."""
+    made, vectors = decoded(store), VECTORS
+    if store.metric == "cosine":
+        vectors = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+    return float(np.mean([np.square(made[row] - vectors[row]).sum() for row in made]))
+
+
 @pytest.fixture
 def db(tmp_path):
     return lancedb.connect(tmp_path / "db")
@@ -233,6 +241,27 @@ def test_kept_vectors_are_what_a_second_codec_learns_from(db):
     made = decoded(store)
     expected = store.codec.decode(store.codec.encode(VECTORS[:300]))
     np.testing.assert_allclose(np.stack([made[row] for row in range(300)]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_gets_refine_codes_and_loses_them(db, metric):
+    plain, refined = config_of(metric), config_of(metric, refine_bytes=8)
+    store = create_table(db, "docs", rows_of(0, 300), config=plain, keep_vectors="float32")
+    store.train(TRAINING, progress=False)
+    coarse = squared_error(store)
+    store.retrain(TRAINING, config=refined, progress=False)
+    assert squared_error(store) < 0.5 * coarse
+    assert store.stats().refine_disk_bytes >= 300 * 8
+    store.add(rows_of(300, 310), encode=False)
+    # Until `optimize`, the column of refine codes is there, and rows that are encoded have nothing in it.
+    store.retrain(TRAINING, config=plain, progress=False)
+    assert store.columns.refine in store.table.schema.names
+    assert store.table.count_rows(f"{store.columns.refine} IS NOT NULL") == 0
+    store.add(rows_of(310, 320), encode=False)
+    store.optimize(progress=False)
+    assert store.columns.names == ("vector_code", "vector_partition")
+    assert "vector_refine" not in store.table.schema.names
+    assert_nearest(store, decoded(store), metric)
+    assert store.verify(progress=False).ok
 
 
 @pytest.mark.parametrize(

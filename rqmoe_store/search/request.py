@@ -167,7 +167,8 @@ def default_rerank(codecs: TableCodec) -> Rerank:
     Refine codes are both faster and more precise than decoding. Look-up tables of a transform code are exact.
     """
     newest = codecs.generations[-1:]
-    if any(each.metadata.refine_bytes for each in codecs.generations):
+    # Older codecs may have had refine codes that the table has dropped.
+    if codecs.columns.refine_bytes and any(each.metadata.refine_bytes for each in codecs.generations):
         return "refined"
     return "none" if newest and newest[0].codec.config.is_transform else "decoded"
 
