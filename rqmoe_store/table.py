@@ -334,7 +334,8 @@ class CompressedTable(TranslatesErrors):
                 table: vectors that they may have had before they were encoded, which must not find their own
                 rows. Real queries are better: questions are seldom distributed like what answers them.
             target_recall: share of the `limit` nearest rows to find, above 0 and up to 1, mean over the
-                queries. The nearest rows are those of all rows whose decoded vectors are nearest.
+                queries. The nearest rows are those of all rows whose decoded vectors, with refine codes if
+                there are any, are nearest.
             limit: how many nearest rows.
             sample: number of queries to use at most; chosen at random if there are more.
             seed: seed of that choice.
@@ -689,7 +690,9 @@ class CompressedTable(TranslatesErrors):
             training: how to train; None for the defaults of TrainConfig.
             vectors: (n, D) to train on; None for the raw vectors that the table has, "decoded" for what its
                 codes decode to, from which a codec cannot learn what the old one lost.
-            config: of the new codec, with the metric and code bytes of the table; None for the same.
+            config: of the new codec, with the metric and code bytes of the table; None for the same. With
+                `refine_bytes`, rows get refine codes, of the size that other rows have if any do. With
+                `refine_bytes=0` they lose them; `optimize` then drops the column.
             encode: as for `train`.
             progress: show progress bars.
 
@@ -698,7 +701,8 @@ class CompressedTable(TranslatesErrors):
 
         Raises:
             TableError: no vectors to train on.
-            InvalidInputError: as `rqmoe_store.train`, or a config of another metric or code size.
+            InvalidInputError: as `rqmoe_store.train`, or a config of another metric, code size or size of
+                refine codes.
             StorageError: as `train`; rows that were not reached keep the codes that they have.
         """
         return lifecycle.retrain(
@@ -820,8 +824,9 @@ class CompressedTable(TranslatesErrors):
           the user's columns of these rows, in the same order, are beside it in a Parquet file of that name.
         - "codes": a folder that makes do without this table, and without LanceDB. In its folder `rows` are
           Parquet files of the user's columns, `vector_code`, `vector_partition` and `vector_codec` (after the
-          name of the vector column), and `vector` if any row has a raw one. `vector_codec` names the folder,
-          beside `rows`, of the codec of a row; partition ids are those of that codec:
+          name of the vector column), `vector_refine` if the table has refine codes, and `vector` if any row
+          has a raw one. `vector_codec` names the folder, beside `rows`, of the codec of a row; partition ids
+          are those of that codec. Refine codes are the third argument of `Codes`:
 
               rows = pyarrow.parquet.read_table("out/rows").to_pandas()
               for folder, some in rows.groupby("vector_codec"):
@@ -856,14 +861,15 @@ class CompressedTable(TranslatesErrors):
     def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
         """Choose where searches through this handle read codes; returns the table itself.
 
-        In memory, codes take `code_bytes` + 8 bytes per row, once for all handles of this process. The
-        first search loads them, and later ones read what has changed. On disk, every query reads the
-        partitions that it probes. Results are the same.
+        In memory, codes take `code_bytes` + `refine_bytes` + 8 bytes per row, once for all handles of this
+        process. The first search loads them, and later ones read what has changed. On disk, every query reads
+        the partitions that it probes, and the refine codes of its shortlist. Results are the same.
 
         Args:
             cache: "memory" or "disk".
-            memory_budget: bytes; a table whose codes would take more is searched on disk. None for a
-                quarter of the machine's memory.
+            memory_budget: bytes; a table whose codes would take more is searched on disk. If the codes fit
+                and refine codes do not, only the latter are read from disk. None for a quarter of the
+                machine's memory.
 
         Raises:
             InvalidInputError: another `cache`, or a budget that is not a number of bytes.
