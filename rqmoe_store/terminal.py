@@ -69,11 +69,14 @@ def print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 
 def print_trained(codec: "Codec", out: Path) -> None:
     """Print the key figures of a codec that was just saved in `out`."""
-    report = codec.report
-    typer.echo(
-        f"Codec saved in {out}: {codec.config.code_bytes} bytes per vector, validation MSE "
-        f"{report.validation_mse:.6g} (plain RQ: {report.rq_validation_mse:.6g})."
-    )
+    report, config = codec.report, codec.config
+    error = f"{report.validation_mse:.6g}"
+    if not config.is_transform:
+        error += f" (plain RQ: {report.rq_validation_mse:.6g})"
+    if report.refined_mse is not None:
+        error += f", {report.refined_mse:.6g} with refine codes"
+    total = config.code_bytes + config.refine_bytes
+    typer.echo(f"Codec saved in {out}: {total} bytes per vector, validation MSE {error}.")
 
 
 def names_in(text: str) -> list[str]:

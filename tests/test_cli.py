@@ -14,6 +14,7 @@ import rqmoe_store as rqs
 from rqmoe_store.cli import app
 
 ROWS, DIM = 300, 8
+RERANKS = ("refined", "decoded", "none")
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,28 @@ def test_kept_vectors_order_what_is_found(data):
     assert "vector" in json.loads(invoke(*search, "--select", "vector").stdout.splitlines()[0])
     assert "keep_vectors" in fails("search", data / "db", "small", *search[3:])
     assert "'float8'" in fails("compress", data / "db", "docs", *kept[:3], "more", "--keep-vectors", "float8")
+
+
+def test_refine_codes_order_what_is_found(data, tmp_path):
+    codec = tmp_path / "codec"
+    options = ("--kind", "saq", "--bytes", 2, "--refine-bytes", 6, "--refine-kind", "turboquant")
+    trained = invoke("train", data / "db", "docs", "--out", codec, *options)
+    assert trained.exit_code == 0, trained.output
+    assert "8 bytes per vector" in trained.output and "with refine codes" in trained.output
+    assert "plain RQ" not in trained.output
+    config = rqs.load_codec(codec).config
+    assert (config.refine_bytes, config.refine_kind) == (6, "turboquant")
+    compressed = invoke("compress", data / "db", "docs", "--codec", codec, "--into", "small_refined")
+    assert "read from memory" in compressed.output
+    search = ("search", data / "db", "small_refined", "--query", data / "query.npy", "--json", "-n", 3)
+    distances = {
+        kind: [json.loads(line)["_distance"] for line in invoke(*search, *options).stdout.splitlines()]
+        for kind, options in {"default": (), **{kind: ("--rerank", kind) for kind in RERANKS}}.items()
+    }
+    assert distances["default"] == distances["refined"] != distances["decoded"]
+    assert distances["decoded"] == pytest.approx(distances["none"], rel=1e-3, abs=1e-3)
+    assert distances["refined"][0] < distances["decoded"][0]
+    assert "'raw'" in fails(*search, "--rerank", "raw")
 
 
 @pytest.mark.parametrize("form", ["npy", "json", "inline"])
