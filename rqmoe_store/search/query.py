@@ -217,10 +217,10 @@ class VectorSearchQuery(SearchQuery):
         By default, rows are ranked in stages, which end after 10 rows, 15, 25, 50, 100, 150, 250 and so on. A
         stage decodes 3 times as many rows, or orders 20 times as many by refine codes, and places the nearest
         of them that no earlier stage has placed. A search for 10 rows thus decodes 30 or orders 200, and
-        pages continue each other. Within a stage, rows are in the
-        order of their distances. The next stage may begin with rows that are nearer than the last row of the
-        stage before it, because only its longer shortlist has them. If a shortlist is set here, all pages
-        are in the order of distances, unless the probed partitions have too few rows.
+        pages continue each other. Within a stage, rows are in the order of their distances. The next stage
+        may begin with rows that are nearer than the last row of the stage before it, because only its longer
+        shortlist has them. If a shortlist is set here, all pages are in the order of distances, unless the
+        probed partitions have too few rows.
 
         A longer shortlist finds more of the nearest vectors that codes stand for, and takes longer. With a
         lower distance bound, this many rows are kept on either side of it.

@@ -1,9 +1,9 @@
 """Tuning: choose the fastest search parameters that reach a target recall, by measurements on the table.
 
 Recall is measured against an exhaustive search of decoded vectors, refined ones where there are refine codes.
-It needs no reranking: a row that is among
-the nearest of all rows is among the nearest of any shortlist that has it. What a search finds is therefore
-what its shortlist has, and one long shortlist shows what all shorter ones would find.
+It needs no reranking: a row that is among the nearest of all rows is among the nearest of any shortlist that
+has it. What a search finds is therefore what its shortlist has, and one long shortlist shows what all shorter
+ones would find.
 
 Shape legend: Q queries, D vector dimension, S rows of a shortlist, L lengths of shortlists.
 """
