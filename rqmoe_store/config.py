@@ -125,7 +125,7 @@ class CodecConfig:
             raise InvalidInputError(
                 f"network_dim={network_dim} is wider than the vectors ({dim}); use at most {dim}."
             )
-        self._require_bytes_for(dim)
+        self.require_bytes_for(dim)
         num_partitions = 0 if self.is_transform else self.num_partitions
         if num_partitions is None:
             num_partitions = 0 if rows < MIN_ROWS_FOR_PARTITIONS else round(rows**0.5)
@@ -138,7 +138,7 @@ class CodecConfig:
             expert_dim=self.expert_dim or (network_dim if large else min(network_dim, 96)),
         )
 
-    def _require_bytes_for(self, dim: int) -> None:
+    def require_bytes_for(self, dim: int) -> None:
         """Raise InvalidInputError if a transform code has more than 8 bits a dimension."""
         most = {"refine_bytes": dim + self._least_refine_bytes - 1}
         if self.is_transform:

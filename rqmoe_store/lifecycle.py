@@ -18,10 +18,9 @@ from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.store import databases, health, ingest_log, registry
-from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.databases import remove_old_versions
 from rqmoe_store.store.handle import Handle
-from rqmoe_store.store.lance import on_newest, retry_on_conflict, take_rows, to_newest
+from rqmoe_store.store.lance import commit_schema, on_newest, retry_on_conflict, take_rows, to_newest
 from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.reencoding import BackgroundEncoding, Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.registry import RemovedCodecs, remove_unused
@@ -176,7 +175,11 @@ def is_due_for_training(handle: Handle, train_from: int | None) -> bool:
 def _train_codec(
     handle: Handle, training: TrainConfig | None, vectors: Any, config: CodecConfig, progress: bool
 ) -> Codec:
-    """Train a codec on `vectors`, or on a sample of the table's own; the table does not use it yet."""
+    """Train a codec on `vectors`, or on a sample of the table's own; the table does not use it yet.
+
+    Raises as `_require_columns`, before it trains.
+    """
+    _require_columns(handle, config.refine_bytes)
     training = TrainConfig(progress=progress) if training is None else training
     if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
         stored = StoredVectors(handle, decoded=vectors is not None)
@@ -238,79 +241,68 @@ def add_generation(handle: Handle, codec: Codec, config: CodecConfig, *, first: 
         Whether it is the newest codec now.
 
     Raises:
-        InvalidInputError: the codec has another dimension, metric or code bytes.
+        InvalidInputError: the codec has another dimension, metric or code bytes, or refine codes of another
+            size than those that the table has a column for.
+        TableError: the user has a column named as that of refine codes.
     """
     database = databases.database_of(handle.table)
     _require_fit(codec, handle.codecs, handle.name)
+    _require_columns(handle, codec.config.refine_bytes)
     registry.save(database, codec)  # before a table names it
     added = _commit_generation(handle.table, codec, config, first=first)
     handle.refresh()
     return added
 
 
+def _require_columns(handle: Handle, refine_bytes: int) -> None:
+    """Raise unless the table has, or can get, the columns for a codec with refine codes of this size.
+
+    Raises:
+        InvalidInputError: it has a column for refine codes of another size.
+        TableError: the user has a column of that name.
+    """
+    metadata = handle.codecs.metadata
+    columns = metadata.columns_with(refine_bytes)
+    if columns != metadata.columns:
+        columns.require_absent_from(handle.table.schema, [columns.refine])
+
+
 def _commit_generation(table: LanceTable, codec: Codec, config: CodecConfig, *, first: bool) -> bool:
     newest_codec = generation_metadata(codec)
-    while True:
+
+    def commit() -> bool:
         newest = databases.reopen(table)
         metadata = TableMetadata.read(newest.schema, table.name)
         if metadata.generations and (first or metadata.generations[-1] == newest_codec):
             return metadata.generations[-1] == newest_codec
-        dataset = newest.to_lance()
         changed = metadata.with_generation(newest_codec, config)
-        if changed.refine_bytes and not metadata.refine_bytes:
-            _require_refine_column(newest, changed.columns)
-            dataset = databases.reopen(table).to_lance()
-        try:
-            dataset.update_schema_metadata(_as_text(changed))
-        except OSError:
-            # If another process has written the metadata meanwhile, start again.
-            if dataset.latest_version == dataset.version:
-                raise
+        if changed.columns == metadata.columns:
+            newest.to_lance().update_schema_metadata({**_as_text(changed)})
         else:
-            return True
+            changed.columns.require_absent_from(newest.schema, [changed.columns.refine])
+            commit_schema(newest.to_lance(), _as_text(changed), added=changed.columns.refine_field)
+        return True
 
-
-def _require_refine_column(table: LanceTable, columns: CodeColumns) -> None:
-    """Add the column of refine codes to a table that has none; rows are null in it.
-
-    A process that is lost before the metadata names the column leaves it without values, and the next call
-    uses it.
-
-    Raises:
-        TableError: the user has a column of this name.
-    """
-    if columns.refine in table.schema.names:
-        is_left = table.schema.field(columns.refine).type == columns.refine_field.type
-        if not is_left or table.count_rows(f"{quoted(columns.refine)} IS NOT NULL"):
-            columns.require_absent_from(table.schema, [columns.refine])
-        return
-    table.to_lance().add_columns(pa.schema([columns.refine_field]))
+    return retry_on_conflict(commit)
 
 
 def _drop_unused_refine_column(table: LanceTable) -> None:
-    """Drop the column of refine codes if neither the newest codec nor any row has any.
-
-    The metadata is written first: a process that is lost in between leaves a column without values.
-    """
+    """Drop the column of refine codes if neither the newest codec nor any row has any."""
 
     def drop() -> None:
         newest = databases.reopen(table)
         metadata = TableMetadata.read(newest.schema, newest.name)
+        name = metadata.columns.refine
         if not metadata.refine_bytes or metadata.config.refine_bytes:
             return
-        columns = metadata.columns
-        if any(each.refine_bytes for each in metadata.generations[-1:]) or newest.count_rows(
-            f"{quoted(columns.refine)} IS NOT NULL"
-        ):
-            return
-        without = dataclasses.replace(metadata, refine_bytes=0)
-        newest.to_lance().update_schema_metadata(_as_text(without))
-        databases.reopen(table).to_lance().drop_columns([columns.refine])
+        if newest.count_rows(f"{quoted(name)} IS NOT NULL") == 0:
+            without = dataclasses.replace(metadata, refine_bytes=0)
+            commit_schema(newest.to_lance(), _as_text(without), dropped=name)
 
     retry_on_conflict(drop)
 
 
-def _as_text(metadata: TableMetadata) -> dict[str, str | None]:
+def _as_text(metadata: TableMetadata) -> dict[str, str]:
     """The metadata as Lance takes it."""
     return {key.decode(): value.decode() for key, value in metadata.write(None).items()}
 

@@ -22,9 +22,15 @@ def source_table(vectors: np.ndarray) -> pa.Table:
     )
 
 
-def tiny_codec(vectors: np.ndarray, metric: Metric, partitions: int) -> Codec:
+def tiny_codec(vectors: np.ndarray, metric: Metric, partitions: int, refine_bytes: int = 0) -> Codec:
     config = CodecConfig(
-        kind="rq", code_bytes=4, codebook_size=16, num_partitions=partitions, metric=metric, beam=2
+        kind="rq",
+        code_bytes=4,
+        refine_bytes=refine_bytes,
+        codebook_size=16,
+        num_partitions=partitions,
+        metric=metric,
+        beam=2,
     )
     return train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))
 

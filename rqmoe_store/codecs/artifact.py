@@ -163,8 +163,9 @@ class TrainingReport:
 
     @property
     def relative_mse(self) -> float:
-        """Error as a share of the variance; NaN if all held-out vectors were the same."""
-        return self.validation_mse / self.variance if self.variance else math.nan
+        """Error of the whole code, with its refine code if it has one, as a share of the variance; NaN if all
+        held-out vectors were the same."""
+        return self.whole_mse / self.variance if self.variance else math.nan
 
     def truncated(self, num_steps: int) -> "TrainingReport":
         """The report of the codec's first `num_steps` steps."""

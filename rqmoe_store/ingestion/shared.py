@@ -121,6 +121,7 @@ class PartWriter(TranslatesErrors):
 
         Raises:
             InvalidInputError: the part cannot be read, or has a bad row where that is an error.
+            TableError: the table has lost the codec that encodes, or its columns.
             StorageError: the disk or bucket cannot be written to.
         """
         return self._write(part, part.start)
@@ -139,7 +140,10 @@ class PartWriter(TranslatesErrors):
         )
         content, sizes = Content(), list[int]()
         batches = self._batches(reader, piece, content, sizes)
-        written = write_batches(self._handle.table, self._encoder.schema, batches)
+        table = self._handle.table
+        written = write_batches(
+            table, self._encoder.schema, batches, check=lambda: self._encoder.require_codec_in(table)
+        )
         return WrittenPart(
             key=piece.key,
             start=start,

@@ -159,6 +159,15 @@ class LocalCodes:
                 self.resident = resident
             return TableState(snapshot, resident, self._raw)
 
+    def refine_in_memory(self, snapshot: Snapshot, cache: CacheSetting) -> bool:
+        """Whether a search of a version would have refine codes in memory: those that another handle, or an
+        earlier search, has loaded serve searches whose own budget they would exceed."""
+        if not cache.allows(residents.bytes_needed(snapshot.rows, snapshot.codecs.code_bytes)):
+            return False
+        loaded = self.resident
+        has_them = loaded is not None and loaded.snapshot is snapshot and loaded.has_refine
+        return has_them or _keeps_refine_codes(snapshot, cache)
+
     @property
     def resident_bytes(self) -> int:
         """Bytes of this process's memory that codes take now, of any version."""
@@ -255,8 +264,8 @@ class TableSource:
         snapshot = self._handle.snapshots.current()
         if not snapshot.codecs.columns.refine_bytes:
             return "none"
-        is_local = isinstance(self.codes, LocalCodes)
-        return "memory" if is_local and _keeps_refine_codes(snapshot, self.cache) else "disk"
+        is_local = isinstance(self.codes, LocalCodes) and self.codes.refine_in_memory(snapshot, self.cache)
+        return "memory" if is_local else "disk"
 
     def use(self, codes_of: Callable[[Snapshots, CodeColumns], CodeSource]) -> None:
         """Get codes in another way from now on.

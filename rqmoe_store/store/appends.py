@@ -19,7 +19,7 @@ from lance.schema import LanceSchema
 from lancedb.table import LanceTable
 
 from rqmoe_store.storage_errors import translates_errors
-from rqmoe_store.store.lance import record_failures, to_newest
+from rqmoe_store.store.lance import field_ids, record_failures, to_newest
 
 ROWS_PER_FILE = 2**20
 
@@ -105,12 +105,8 @@ def _ids_in(schema: pa.Schema, written: pa.Schema) -> dict[int, int]:
     return {
         old: new
         for field in LanceSchema.from_pyarrow(written).fields()
-        for old, new in zip(_ids_of(field), _ids_of(whole[field.name()]), strict=True)
+        for old, new in zip(field_ids(field), field_ids(whole[field.name()]), strict=True)
     }
-
-
-def _ids_of(field: Any) -> list[int]:
-    return [int(field.id()), *(each for child in field.children() for each in _ids_of(child))]
 
 
 def _renumbered(fragment: FragmentMetadata, ids: Mapping[int, int]) -> FragmentMetadata:
@@ -182,26 +178,34 @@ def append_rows(
         rows: checked and encoded rows.
         properties: transaction properties of the commit; `read_transaction` returns them until the committed
             version is cleaned up.
-        check: called before the commit, with `table` at the version to append to; raises to prevent the
-            commit.
+        check: called before rows are written and before the commit, with `table` at the version to append
+            to; raises to prevent either.
 
     Returns:
         The committed version.
     """
-    written = write_rows(table, rows)
+    written = write_rows(table, rows, check=check)
     check()
     return commit_rows(table, written, properties)
 
 
-def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
+def write_rows(
+    table: LanceTable, rows: pa.RecordBatchReader, *, check: Callable[[], object] = lambda: None
+) -> Transaction:
     """Write `rows` as data files of `table` that belong to no version yet.
 
     Files that are never committed remain until old versions of the table are cleaned up.
+
+    Args:
+        table: the table.
+        rows: checked and encoded rows.
+        check: called with `table` at its newest version; raises if the rows do not fit it.
 
     Returns:
         The transaction for `commit_rows`.
     """
     to_newest(table)
+    check()
     return write_fragments(
         rows,
         table.to_lance(),
@@ -211,12 +215,18 @@ def write_rows(table: LanceTable, rows: pa.RecordBatchReader) -> Transaction:
     )
 
 
-def write_batches(table: LanceTable, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Transaction:
+def write_batches(
+    table: LanceTable,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    *,
+    check: Callable[[], object] = lambda: None,
+) -> Transaction:
     """Write `batches` as `write_rows` does; raises exceptions of `batches` as they are."""
     failures: list[Exception] = []
     try:
         reader = pa.RecordBatchReader.from_batches(schema, record_failures(batches, failures))
-        return write_rows(table, reader)
+        return write_rows(table, reader, check=check)
     except Exception as error:
         if failures:
             raise failures[0] from error

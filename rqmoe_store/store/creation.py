@@ -153,6 +153,7 @@ def require_creatable(db: DBConnection, name: str, schema: pa.Schema, metadata: 
     require_place(db, name)
     require_column_names(schema)
     metadata.columns.require_absent_from(schema)
+    metadata.config.require_bytes_for(metadata.dim)
 
 
 def stored_schema(name: str, schema: pa.Schema, metadata: TableMetadata) -> pa.Schema:

@@ -59,8 +59,6 @@ class Handle:
         """The version that everything is read from; None for the newest one."""
         self.snapshots = self._follow(snapshots_of(table, codecs))
         """Gives the version that is read."""
-        self.conditions = Conditions(self.columns, self.kept.kept)
-        """Reads the conditions and expressions that users write over the table."""
         self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
         self.drift_watch = DriftWatch()
@@ -109,6 +107,11 @@ class Handle:
     def columns(self) -> CodeColumns:
         """The columns that have codes, in the version that was read last."""
         return self.snapshots.known.columns
+
+    @property
+    def conditions(self) -> Conditions:
+        """Reads the conditions and expressions that users write over the table."""
+        return Conditions(self.columns, self.kept.kept)
 
     @property
     def codecs(self) -> TableCodec:

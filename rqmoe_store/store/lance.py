@@ -1,14 +1,16 @@
-"""Lance: retry on commit conflict, freshness of reads, fragments, and takes by row id.
+"""Lance: retry on commit conflict, freshness of reads, fragments, changes of the schema, and takes by row id.
 
 Shape legend: N rows of a fragment, B row ids.
 """
 
 import contextlib
+import dataclasses
 import datetime
+import json
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import lance
 import numpy as np
@@ -16,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, RowIdSequence, write_fragments
+from lance.schema import LanceSchema
 from lancedb.table import LanceTable, Table
 from tenacity import (
     RetryCallState,
@@ -155,8 +158,8 @@ def expire(table: LanceTable) -> None:
 
 def has_column(dataset: lance.LanceDataset, fragment: lance.LanceFragment, name: str) -> bool:
     """Whether a fragment has data of a column; otherwise all of its rows are null there."""
-    field_ids = {field.id() for field in dataset.lance_schema.fields() if field.name() == name}
-    return any(field_ids.intersection(file.fields) for file in fragment.data_files())
+    own = {field.id() for field in dataset.lance_schema.fields() if field.name() == name}
+    return any(own.intersection(file.fields) for file in fragment.data_files())
 
 
 def count_rows(dataset: lance.LanceDataset, fragment: lance.LanceFragment, condition: str) -> int:
@@ -227,6 +230,73 @@ def replace_fragment(
         read_version=dataset.version,
         storage_options=dataset.initial_storage_options,
     )
+
+
+def commit_schema(
+    dataset: lance.LanceDataset,
+    metadata: Mapping[str, str],
+    *,
+    added: pa.Field | None = None,
+    dropped: str | None = None,
+) -> None:
+    """Set metadata of the schema, and add a column of nulls or drop a column, in one commit.
+
+    Lance's own methods take a commit for each, and one that drops a column undoes what another writer has set
+    meanwhile. Rows that other writers append meanwhile are no conflict.
+
+    Args:
+        dataset: the version to change.
+        metadata: entries to set; others stay.
+        added: name and type of a column to add.
+        dropped: name of a column to drop.
+
+    Raises:
+        OSError: other writers have changed the table since; nothing was committed.
+    """
+    rebuilt, (text, *protobufs) = _pickled(dataset.lance_schema)
+    left, pieces = iter(protobufs), []
+    for field in dataset.lance_schema.fields():
+        own = [next(left) for _ in field_ids(field)]
+        pieces += [] if field.name() == dropped else own
+    if added is not None:
+        # Lance numbers fields from 0 on, and no file of the table may have the number of the new one.
+        before = [pa.field(str(number), pa.null()) for number in range(dataset.max_field_id + 1)]
+        pieces.append(_pickled(LanceSchema.from_pyarrow(pa.schema([*before, added])))[1][-1])
+    changed = json.loads(text) | {name: list(value.encode()) for name, value in metadata.items()}
+    schema = rebuilt(json.dumps(changed), *pieces)
+    fragments = _fragments_with(dataset, schema)
+    operation = lance.LanceOperation.Merge(fragments, schema, preserves_nullability=True)
+    lance.LanceDataset.commit(
+        dataset.uri,
+        operation,
+        read_version=dataset.version,
+        storage_options=dataset.initial_storage_options,
+    )
+
+
+def _pickled(schema: LanceSchema) -> tuple[Any, tuple[Any, ...]]:
+    """What a schema is pickled as: a function and its arguments, which are the metadata as JSON and a
+    protobuf for every field and nested field, in order.
+
+    Lance has no other way to change a schema and keep its ids.
+    """
+    pickled: tuple[Any, tuple[Any, ...]] = cast(Any, schema).__reduce__()
+    return pickled
+
+
+def field_ids(field: Any) -> list[int]:
+    """The ids of a field of Lance's schema and of the fields in it, in order."""
+    return [int(field.id()), *(each for child in field.children() for each in field_ids(child))]
+
+
+def _fragments_with(dataset: lance.LanceDataset, schema: LanceSchema) -> list[FragmentMetadata]:
+    """All fragments, without the files of which the schema has no column any more."""
+    kept = {field_id for field in schema.fields() for field_id in field_ids(field)}
+    fragments = [fragment.metadata for fragment in dataset.get_fragments()]
+    return [
+        dataclasses.replace(each, files=[file for file in each.files if kept.intersection(file.fields)])
+        for each in fragments
+    ]
 
 
 def record_failures(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:

@@ -214,24 +214,28 @@ class TableMetadata:
         return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in kept.items()}
 
     def with_generation(self, generation: GenerationMetadata, config: CodecConfig) -> "TableMetadata":
-        """The metadata of the table with one more codec, of this configuration.
-
-        Raises:
-            InvalidInputError: the table has a column for refine codes of another size.
-        """
-        if self.refine_bytes and generation.refine_bytes not in (0, self.refine_bytes):
-            raise InvalidInputError(
-                f"Got a codec with refine codes of {generation.refine_bytes} bytes; the table has a column "
-                f"for {self.refine_bytes}. Retrain with refine_bytes=0, call optimize(), which drops the "
-                "column, and retrain again; or compress into a new table."
-            )
+        """The metadata of the table with one more codec, of this configuration. Raises as `columns_with`."""
         return dataclasses.replace(
             self,
             format_version=FORMAT_VERSION,
             config=config,
             generations=(*self.generations, generation),
-            refine_bytes=self.refine_bytes or generation.refine_bytes,
+            refine_bytes=self.columns_with(generation.refine_bytes).refine_bytes,
         )
+
+    def columns_with(self, refine_bytes: int) -> CodeColumns:
+        """The columns of the table once it has a codec with refine codes of `refine_bytes` bytes, or without.
+
+        Raises:
+            InvalidInputError: the table has a column for refine codes of another size.
+        """
+        if self.refine_bytes and refine_bytes not in (0, self.refine_bytes):
+            raise InvalidInputError(
+                f"Got a codec with refine codes of {refine_bytes} bytes; the table has a column for "
+                f"{self.refine_bytes}. Retrain with refine_bytes=0, call optimize(), which drops the "
+                "column, and retrain again; or compress into a new table. Nothing was written."
+            )
+        return CodeColumns(self.vector_column, self.refine_bytes or refine_bytes)
 
 
 def _whole_number(text: str) -> int:

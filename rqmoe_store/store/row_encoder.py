@@ -139,13 +139,19 @@ class RowEncoder:
         return sources
 
     def require_codec_in(self, table: LanceTable) -> None:
-        """Raise TableError unless the version that `table` is at has the codec that encodes."""
+        """Raise TableError unless the version that `table` is at has the codec that encodes, and its column
+        of refine codes."""
         generations = self.codecs.metadata.generations
-        found = TableMetadata.read(table.schema, table.name).generations
-        if self._encode and found[: len(generations)] != generations:
+        found = TableMetadata.read(table.schema, table.name)
+        if self._encode and found.generations[: len(generations)] != generations:
             raise TableError(
                 f"Table {table.name!r} was restored, while rows were encoded, to a version that lacks "
                 "the codec they were encoded by. Nothing was written; try again."
+            )
+        if self._encode and self.columns.refine_bytes not in (0, found.refine_bytes):
+            raise TableError(
+                f"Table {table.name!r} was given a codec without refine codes, and lost their column, while "
+                "rows were encoded. Nothing was written; try again."
             )
 
     def encoded(self, rows: Any, bad: BadVectors = BAD_VECTORS_RAISE) -> Iterator[pa.Table]:

@@ -1,7 +1,8 @@
-"""Lance itself: writes that are tried again, and rows taken by id."""
+"""Lance itself: writes that are tried again, changes of the schema, and rows taken by id."""
 
 import datetime
 
+import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.lance import on_newest, take_rows
+from rqmoe_store.store.lance import commit_schema, on_newest, take_rows
 
 
 @pytest.fixture
@@ -117,3 +118,75 @@ def test_no_columns_and_missing_rows(docs):
     assert take_rows(docs, [], np.array([0], dtype=np.uint64)) == []
     with pytest.raises(TableError, match="Took 1 of 2 rows of 'docs'"):
         take_rows(docs, ["id"], np.array([ids_of(docs)[3], 10**6], dtype=np.uint64))
+
+
+@pytest.fixture
+def nested(db):
+    """A dataset of two fragments, with nested columns, and numbers of columns that were dropped."""
+    rows = {"a": [1, 2], "s": [{"u": 1, "w": [1.0]}, None], "b": ["x", "y"], "code": [b"ab", None]}
+    docs = db.create_table("nested", pa.table(rows))
+    docs.drop_columns(["a"])
+    docs.add([{"s": {"u": 3, "w": []}, "b": "z", "code": b"cd"}])
+    docs.to_lance().update_schema_metadata({"owner": "Ann Ü.", "k": "1"})
+    return lance.dataset(docs.uri)
+
+
+FIELD = pa.field("added", pa.binary(3))
+
+
+def as_rows(uri):
+    return lance.dataset(uri).to_table().to_pylist()
+
+
+def test_a_column_and_metadata_come_in_one_commit(nested):
+    before, version = as_rows(nested.uri), nested.version
+    commit_schema(nested, {"k": "2", "new": "é"}, added=FIELD)
+    after = lance.dataset(nested.uri)
+    assert after.version == version + 1
+    assert after.schema.metadata == {b"owner": "Ann Ü.".encode(), b"k": b"2", b"new": "é".encode()}
+    assert after.schema.names == [*nested.schema.names, "added"] and after.schema.field("added") == FIELD
+    assert as_rows(nested.uri) == [{**row, "added": None} for row in before]
+    after.insert(pa.Table.from_pylist([{"b": "n", "added": b"xyz"}], schema=after.schema))
+    assert as_rows(nested.uri)[-1] == {"s": None, "b": "n", "code": None, "added": b"xyz"}
+
+
+@pytest.mark.parametrize("dropped", ["s", "b", "code"])
+def test_a_column_goes_and_metadata_come_in_one_commit(nested, dropped):
+    before, version = as_rows(nested.uri), nested.version
+    commit_schema(nested, {"k": "2"}, dropped=dropped)
+    after = lance.dataset(nested.uri)
+    assert after.version == version + 1 and after.schema.metadata[b"k"] == b"2"
+    without = [{name: value for name, value in row.items() if name != dropped} for row in before]
+    assert as_rows(nested.uri) == without
+    after.optimize.compact_files()
+    assert as_rows(nested.uri) == without
+    commit_schema(lance.dataset(nested.uri), {}, added=pa.field(dropped, pa.int32()))
+    assert as_rows(nested.uri) == [{**row, dropped: None} for row in without]
+
+
+def test_files_of_a_column_that_goes_are_no_part_of_the_table(nested):
+    nested.add_columns({"added": "b"})  # which writes it into files of its own
+    with_file = lance.dataset(nested.uri)
+    commit_schema(with_file, {}, dropped="added")
+    files = [len(each.data_files()) for each in with_file.get_fragments()]
+    assert [len(each.data_files()) for each in lance.dataset(nested.uri).get_fragments()] == [1, 1]
+    assert files == [2, 2]
+
+
+WRITES = {
+    "rows are added": lambda dataset: dataset.insert(dataset.to_table().slice(0, 1)),
+    "rows are deleted": lambda dataset: dataset.delete("b = 'x'"),
+    "metadata change": lambda dataset: dataset.update_schema_metadata({"k": "3"}),
+    "a column comes": lambda dataset: dataset.add_columns(pa.schema([pa.field("other", pa.int32())])),
+    "a column goes": lambda dataset: dataset.drop_columns(["code"]),
+}
+
+
+@pytest.mark.parametrize("change", [{"added": FIELD}, {"dropped": "b"}])
+@pytest.mark.parametrize("write", WRITES)
+def test_what_others_write_meanwhile_is_a_conflict(nested, write, change):
+    WRITES[write](lance.dataset(nested.uri))
+    written = as_rows(nested.uri), lance.dataset(nested.uri).schema.metadata
+    with pytest.raises(OSError, match=r"(?i)conflict|concurrent"):
+        commit_schema(nested, {"k": "2"}, **change)
+    assert (as_rows(nested.uri), lance.dataset(nested.uri).schema.metadata) == written
