@@ -47,7 +47,7 @@ class CodecConfig:
     refine_bytes: int = 0
     """Bytes of the refine code, a transform code of what the first code leaves over; 0 for none. Searches
     order a shortlist by both. At most one per dimension, and two more for lengths unless the metric is
-    "dot"."""
+    "dot". `preset(recall=)` estimates how many a recall takes."""
     refine_kind: TransformKind = "pq"
     """Kind of the refine code."""
     refine_base: RefineBase = "additive"
