@@ -16,9 +16,9 @@ _PRESETS: dict[PresetName, dict[str, Any]] = {
     "best": {"max_minutes": 60.0, "beam": 16},
 }
 
-
 _MEASURED: tuple[tuple[int, float], ...] = (
-    (8, 0.53), (16, 0.68), (24, 0.74), (32, 0.79), (48, 0.85), (64, 0.89), (96, 0.935), (128, 0.957), (144, 0.964), (192, 0.978),
+    (8, 0.53), (16, 0.68), (24, 0.74), (32, 0.79), (48, 0.85), (64, 0.89), (96, 0.935), (128, 0.957),
+    (144, 0.964), (192, 0.978),
 )  # fmt: skip
 """Bytes altogether, and the share of the 10 nearest that searches for 10 find, of 60,000 passages embedded in
 384 dimensions (BENCHMARKS.md). From 24 bytes on, `_CODE_BYTES` are the code, and the others a refine code."""
@@ -45,7 +45,7 @@ def preset(
     With `recall`, the codec gets as many bytes as codes of that recall had in the project's benchmark: text
     embeddings of 384 dimensions, under cosine. For other dimensions the bytes are scaled: in proportion to
     the dimension above 384, and to its square root below. **This is an estimate.** Other data, other models
-    and other metrics need more bytes or fewer (embeddings of a static model with 256 dimensions had .93 where
+    and other metrics need more bytes or fewer (embeddings of a static model with 256 dimensions had .94 where
     .95 was asked for), so measure what searches of your own find: `rqmoe bench search`.
 
     Args:

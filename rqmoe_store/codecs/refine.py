@@ -1,7 +1,8 @@
 """Refine codes: a second code of what the first code leaves over, and scores that use both.
 
     r = x - base(c)             base: the additive approximation that tables score, or the decoded vector
-    y = base(c) + decode(g)     g: the transform code of r
+    y = base(c) + decode(g)     g: the transform code of r; beyond 4 bits a dimension in two stages, the
+                                second of which codes what the first leaves over
     <q, y> = <q, base(c)> + sum_b T_b[g_b]
 
 No network runs for an additive base: a row is scored by M look-ups for its code and one per byte of its
@@ -41,9 +42,15 @@ _SMALLEST_UNIT = 1e-30
 _REACH = math.sinh(_STEP * _LARGEST)
 
 
-def transform_bytes(refine_bytes: int, metric: Metric) -> int:
-    """Bytes of a refine code that code the residual."""
-    return refine_bytes if metric == "dot" else refine_bytes - LENGTH_BYTES
+def stage_bytes(refine_bytes: int, dim: int, metric: Metric) -> tuple[int, ...]:
+    """Bytes of each stage that codes a residual.
+
+    Beyond 4 bits a dimension, a byte has room for one coordinate only, and few of its bits are of use. Two
+    stages have a smaller error there.
+    """
+    num_bytes = refine_bytes if metric == "dot" else refine_bytes - LENGTH_BYTES
+    first = (dim + 1) // 2
+    return (num_bytes,) if num_bytes <= first else (first, num_bytes - first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +130,7 @@ class RefineTables:
 class Refiner:
     """Encodes residuals of a first code; immutable. Vectors are in the frame of the codec."""
 
-    quantizer: TransformQuantizer
+    stages: tuple[TransformQuantizer, ...]
     base: RefineBase
     square_code: SquareCode | None
     """None under "dot"."""
@@ -131,7 +138,7 @@ class Refiner:
     @property
     def num_bytes(self) -> int:
         """Bytes of a refine code."""
-        return self.quantizer.num_bytes + (LENGTH_BYTES if self.square_code else 0)
+        return sum(stage.num_bytes for stage in self.stages) + (LENGTH_BYTES if self.square_code else 0)
 
     def encode(self, vectors_nD: Float32Array, base_nD: Float32Array, squares_n: Float32Array) -> Bytes:
         """Refine codes, uint8 (n, R).
@@ -141,23 +148,33 @@ class Refiner:
             base_nD: what their codes stand for.
             squares_n: the squared lengths that look-up tables estimate for their codes.
         """
-        codes_nB = self.quantizer.encode(vectors_nD - base_nD)
-        if self.square_code is None:
-            return codes_nB
-        differences_n = squared_lengths(base_nD + self.quantizer.decode(codes_nB)) - squares_n
-        return np.concatenate([codes_nB, self.square_code.encode(differences_n)], axis=1)
+        codes, refined_nD = [], base_nD
+        for stage in self.stages:
+            codes.append(stage.encode(vectors_nD - refined_nD))
+            refined_nD = refined_nD + stage.decode(codes[-1])
+        if self.square_code is not None:
+            codes.append(self.square_code.encode(squared_lengths(refined_nD) - squares_n))
+        return np.concatenate(codes, axis=1)
 
     def decode(self, refine_nR: Bytes, base_nD: Float32Array) -> Float32Array:
         """Refined vectors (n, D)."""
-        return base_nD + self.quantizer.decode(refine_nR)
+        start = 0
+        for stage in self.stages:
+            base_nD = base_nD + stage.decode(refine_nR[:, start : start + stage.num_bytes])
+            start += stage.num_bytes
+        return base_nD
 
     def tables(self, queries: FramedQueries, units: ScoreUnits) -> RefineTables:
         """Tables for queries in the codec's frame, with scores in `units`."""
-        of_mean_Q, products_QBK = self.quantizer.products(queries.queries_QD)
-        products_QBK[:, 0] += of_mean_Q[:, None]  # every code has a first byte
+        tables = []
+        for stage in self.stages:
+            of_mean_Q, of_stage_QBK = stage.products(queries.queries_QD)
+            of_stage_QBK[:, 0] += of_mean_Q[:, None]  # every code has a first byte
+            tables.append(of_stage_QBK)
+        products_QBK = np.concatenate(tables, axis=1)
         powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
-        factors_Q = np.full(len(of_mean_Q), {"l2": -2, "dot": -1, "cosine": 1}[queries.metric], np.float32)
-        squares_Q = np.ones(len(of_mean_Q), np.float32)
+        factors_Q = np.full(len(products_QBK), {"l2": -2, "dot": -1, "cosine": 1}[queries.metric], np.float32)
+        squares_Q = np.ones(len(products_QBK), np.float32)
         if queries.metric == "l2":
             squares_Q = scaled(squares_Q[:, None], powers_Q1 - queries.exponents_Q[:, None])[:, 0]
         if queries.metric != "cosine":
@@ -167,7 +184,11 @@ class Refiner:
 
     def arrays(self) -> Arrays:
         """The arrays that define it, by name."""
-        arrays = self.quantizer.arrays()
+        arrays = {
+            f"{number}.{name}": array
+            for number, stage in enumerate(self.stages)
+            for name, array in stage.arrays().items()
+        }
         if self.square_code is not None:
             arrays["squares"] = np.array([self.square_code.center, self.square_code.unit])
         return arrays
@@ -185,9 +206,15 @@ class Refiner:
             square_code = SquareCode(float(center_unit[0]), float(center_unit[1]))
             if not (square_code.unit > 0 and square_code.is_finite):
                 raise InvalidInputError(f"a code of squared lengths without a use: {square_code}")
-        num_bytes = transform_bytes(refine_bytes, metric)
-        quantizer = TransformQuantizer.from_arrays(arrays, dim=dim, num_bytes=num_bytes)
-        return cls(quantizer, base, square_code)
+        stages = []
+        for number, num_bytes in enumerate(stage_bytes(refine_bytes, dim, metric)):
+            prefix = f"{number}."
+            names = [name for name in arrays if name.startswith(prefix)]
+            own = {name.removeprefix(prefix): arrays.pop(name) for name in names}
+            stages.append(TransformQuantizer.from_arrays(own, dim=dim, num_bytes=num_bytes))
+        if arrays:
+            raise InvalidInputError(f"unknown arrays {sorted(arrays)}")
+        return cls(tuple(stages), base, square_code)
 
 
 def squared_lengths(vectors_nD: Float32Array) -> Float32Array:

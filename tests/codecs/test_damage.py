@@ -38,12 +38,12 @@ DECODED = CODEC.decode(CODES)
 
 REFINED = {
     "refined": trained_small(vectors(300), kind="rqmoe", metric="cosine", refine_bytes=5),
-    "pq": trained_small(vectors(300), kind="pq", refine_bytes=5, refine_kind="saq"),
+    "pq": trained_small(vectors(300), kind="pq", refine_bytes=10, refine_kind="saq"),
     "turboquant": trained_small(
         np.random.default_rng(0).standard_normal((90, 1024)), kind="turboquant", code_bytes=2
     ),
 }
-"""Codecs with refine codes, and transform codes; the last one has a fast rotation."""
+"""Codecs with refine codes of one stage and of two, and one with a fast rotation."""
 REFINED_TENSORS = {name: safetensors.torch.load(each.to_artifact().weights) for name, each in REFINED.items()}
 
 MOST_MEMORY = 200 * 2**20  # bytes, of which most is what the libraries take on their first use

@@ -12,9 +12,10 @@ from small_codecs import DIM, exact_distances, trained_small, vectors
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import shared_score_units
-from rqmoe_store.codecs.refine import SquareCode
+from rqmoe_store.codecs.refine import SquareCode, stage_bytes
 from rqmoe_store.config import METRICS, REFINE_BASES, TRANSFORM_KINDS
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.training.transform import fit_transform
 
 FRAMES = {"plain": (1.0, 0.0), "far off": (1.0, 3e4), "tiny": (1e-20, 0.0), "huge and far off": (1e12, 1e16)}
 """Factors and offsets of vectors. Codecs compute in frames for all but the first."""
@@ -92,6 +93,29 @@ def test_more_bytes_never_raise_the_error(seed: int, metric: str, kind: str) -> 
         codec = trained_small(rows, metric=metric, refine_bytes=refine_bytes, refine_kind=kind)
         errors.append(float(np.square(rows - codec.decode(codec.encode(rows))).sum(axis=1).mean()))
     assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["pq", "saq"])
+@pytest.mark.parametrize("num_bytes", [8, 9, 11])
+def test_two_stages_have_smaller_errors_beyond_4_bits_a_dimension(num_bytes: int, kind: str) -> None:
+    rows = vectors(3000)
+    codec = trained_small(rows, kind="turboquant", metric="dot", code_bytes=1, refine_kind=kind,
+                          refine_bytes=num_bytes)  # fmt: skip
+    assert stage_bytes(num_bytes, DIM, "dot") == (6, num_bytes - 6)
+    codes = codec.encode(rows)
+    left = rows - codec.decode(codes.unrefined)
+    single = fit_transform(kind, left, num_bytes=num_bytes, seed=0)
+    error = np.square(rows - codec.decode(codes)).sum(axis=1).mean()
+    assert error < 0.9 * np.square(left - single.decode(single.encode(left))).sum(axis=1).mean()
+
+
+def test_stages_share_out_the_bytes_without_lengths() -> None:
+    assert stage_bytes(48, 384, "cosine") == (46,)
+    assert stage_bytes(48, 384, "dot") == (48,)
+    assert stage_bytes(194, 384, "l2") == (192,)
+    assert stage_bytes(200, 384, "l2") == (192, 6)
+    assert stage_bytes(3, 1, "l2") == (1,)
+    assert stage_bytes(5, 3, "l2") == (2, 1)
 
 
 @pytest.mark.parametrize("base", REFINE_BASES)
