@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from rqmoe_store.table import CompressedTable
     from rqmoe_store.tables import compress, create_table, open_table, open_table_async
-    from rqmoe_store.training.trainer import train
+    from rqmoe_store.training.trainer import add_refine_codes, train
 
 __version__ = "0.1.0"
 
@@ -58,6 +58,7 @@ __all__ = [
     "TableNotFoundError",
     "TrainConfig",
     "__version__",
+    "add_refine_codes",
     "all_of",
     "any_of",
     "as_json_value",
@@ -84,6 +85,7 @@ _LAZY = {
     "IngestReport": "rqmoe_store.ingestion.job",
     "JsonField": "rqmoe_store.store.value_conditions",
     "ManagedTable": "rqmoe_store.managed_table",
+    "add_refine_codes": "rqmoe_store.training.trainer",
     "all_of": "rqmoe_store.store.value_conditions",
     "any_of": "rqmoe_store.store.value_conditions",
     "as_json_value": "rqmoe_store.store.value_conditions",

@@ -35,6 +35,14 @@ LEAST_ROWS = 10_000
 _TRAINING_ROWS = 20_000
 
 # Options that several benchmarks have.
+RefineSizes = Annotated[
+    str | None,
+    typer.Option(
+        "--refine-bytes",
+        help="Sizes of refine codes, separated by commas, that our codecs are also measured with.",
+    ),
+]
+RefineKind = Annotated[str, typer.Option("--refine-kind", help="pq, saq or turboquant.")]
 CodeSizes = Annotated[str, typer.Option("--bytes", help="Code sizes, separated by commas.")]
 VectorColumn = Annotated[str, typer.Option(help="Column of the tables that holds the vectors.")]
 MostVectors = Annotated[int, typer.Option(help="Most vectors used: a sample, if there are more.")]
@@ -81,6 +89,8 @@ def bench_codec(
             "been trained on the held-out vectors."
         ),
     ] = "rq,rqmoe",
+    refine_bytes: RefineSizes = None,
+    refine_kind: RefineKind = "pq",
     vector_column: VectorColumn = "vector",
     rows: MostVectors = 200_000,
     held_out: Annotated[
@@ -127,7 +137,8 @@ def bench_codec(
     settings = BenchmarkSettings(
         codecs=tuple(names),
         code_bytes=tuple(numbers_in("--bytes", code_bytes)),
-        config=CodecConfig(metric=metric, num_partitions=partitions),  # type: ignore[arg-type]  # checked
+        refine_bytes=() if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
+        config=CodecConfig(metric=metric, num_partitions=partitions, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
         training=TrainConfig(
             max_minutes=minutes, epochs=epochs, seed=seed, device=device, progress=console.is_terminal
         ),

@@ -221,6 +221,16 @@ class Codec(TranslatesErrors):
         corrections_nD = refine_base(self._coder, codes.unrefined) - self._coder.approximate(codes)
         return refine.score(lookup, query, codes, corrections_nD)
 
+    @property
+    def coder(self) -> ResidualCoder | TransformCoder:
+        """What codes vectors in the frame of the codec."""
+        return self._coder
+
+    @property
+    def frame(self) -> Frame:
+        """The offset and the unit in which the codec computes."""
+        return self._frame
+
     def truncate(self, num_steps: int) -> "Codec":
         """The codec of the first `num_steps` bytes, without refine codes. It decodes prefixes of this codec's
         codes.

@@ -60,6 +60,8 @@ class BenchmarkSettings:
     every size to train, because errors are relative to its error."""
     code_bytes: tuple[int, ...] = (8, 16)
     """Sizes to train. A codec from a folder has its own, and so has one whose size follows from bits."""
+    refine_bytes: tuple[int, ...] = ()
+    """Sizes of refine codes that each of our codecs is also measured with."""
     config: CodecConfig = _WITHOUT_PARTITIONS
     """All other settings of our codecs. Without partitions, codes of all codecs have the same size."""
     training: TrainConfig = _TRAINING
@@ -75,6 +77,8 @@ class BenchmarkSettings:
         check_names(self.codecs)
         for size in self.code_bytes:
             dataclasses.replace(self.config, code_bytes=size)  # checks it
+        for size in self.refine_bytes:
+            dataclasses.replace(self.config, refine_bytes=size)
         if any(count < 1 for count in self.scaling):
             raise InvalidInputError(
                 f"Got scaling={self.scaling}; expected numbers of vectors, at least 1 each."
@@ -84,8 +88,8 @@ class BenchmarkSettings:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
         fields = dataclasses.asdict(self)
-        for name in ("kind", "code_bytes"):
-            del fields["config"][name]  # `codecs` and the other `code_bytes` say that
+        for name in ("kind", "code_bytes", "refine_bytes"):
+            del fields["config"][name]  # `codecs` and the sizes above say that
         return {**fields, "save": None if self.save is None else str(self.save)}
 
 
@@ -127,6 +131,7 @@ def benchmark_codecs(
         training=settings.training,
         dim=dim,
         training_rows=len(vectors_ND) - settings.held_out,
+        refine_bytes=settings.refine_bytes,
     )
     if settings.scaling:
         require_disk(max(settings.scaling), 4 * dim)

@@ -21,7 +21,7 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.machine import require_bench
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.scalar_codecs import BinaryCodec, Int8Codec
-from rqmoe_store.training.trainer import train
+from rqmoe_store.training.trainer import add_refine_codes, train
 
 REFERENCE = "rq"
 """Codec that is always measured, because errors are relative to its error."""
@@ -147,6 +147,7 @@ def plan_contenders(
     training: TrainConfig,
     dim: int,
     training_rows: int,
+    refine_bytes: Sequence[int] = (),
 ) -> list[Contender]:
     """The codecs to measure, ordered by size; `rq` is the first of every size of those that take any.
 
@@ -158,6 +159,8 @@ def plan_contenders(
         training: how to train our codecs.
         dim: dimension of the vectors.
         training_rows: vectors to train on.
+        refine_bytes: sizes of refine codes. Every codec of ours is also measured with each of them, at the
+            total of bytes; it is trained once for all of these.
 
     Raises:
         InvalidInputError: a codec does not fit the data or the metric, or there are too few vectors for a
@@ -184,6 +187,8 @@ def plan_contenders(
                 else _own(dataclasses.replace(chosen, kind=name), training, device)  # type: ignore[arg-type]
             )
         contenders += [contender for contender in loaded if contender.code_bytes == size]
+    own = [each for each in contenders if each.name in CODEC_KINDS or each in loaded]
+    fixed += [_refined(each, size, config) for each in own for size in refine_bytes]
     return sorted([*contenders, *fixed], key=lambda contender: contender.code_bytes)
 
 
@@ -249,10 +254,30 @@ def _lancedb_rq(name: str, family: str, bits: int, metric: Metric, dim: int) -> 
 
 
 def _own(config: CodecConfig, training: TrainConfig, device: torch.device) -> Contender:
+    trained: list[OwnCodec] = []
+
     def prepare(training_ND: Float32Array) -> MeasuredCodec:
-        return OwnCodec(train(training_ND, config=config, training=training))
+        if not trained:  # refine codes are added to the same codec
+            trained.append(OwnCodec(train(training_ND, config=config, training=training)))
+        return trained[0]
 
     return Contender(config.kind, config.code_bytes, True, device, prepare)
+
+
+def _refined(base: Contender, refine_bytes: int, config: CodecConfig) -> Contender:
+    """The contender with refine codes; `prepare` fits these alone, if the contender was measured before."""
+
+    def prepare(training_ND: Float32Array) -> MeasuredCodec:
+        codec = base.prepare(training_ND)
+        assert isinstance(codec, OwnCodec), "only ours have refine codes"
+        kind, where = config.refine_kind, config.refine_base
+        refined = add_refine_codes(
+            codec.codec, training_ND, refine_bytes=refine_bytes, refine_kind=kind, refine_base=where
+        )
+        return OwnCodec(refined)
+
+    name, size = f"{base.name}-{base.code_bytes}+{config.refine_kind}", base.code_bytes + refine_bytes
+    return Contender(name, size, True, base.device, prepare)
 
 
 def load_matching(folder: str, *, dim: int, metric: Metric, device: str) -> Codec:

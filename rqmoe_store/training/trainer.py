@@ -3,6 +3,7 @@
 Shape legend: n training vectors, D dimension.
 """
 
+import copy
 import dataclasses
 import math
 import os
@@ -22,7 +23,7 @@ from rqmoe_store.codecs.encoding import clamp_vectors, encode_block, encode_vect
 from rqmoe_store.codecs.frame import Frame, frame_for
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.config import CodecConfig, TrainConfig, TransformKind
+from rqmoe_store.config import CodecConfig, RefineBase, TrainConfig, TransformKind
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
@@ -159,6 +160,54 @@ def train(
             rows = finishing.rows_within(_seconds_left(settings, started))
             codec = _finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started, settings.seed)
         return _share_codec(workers, codec and require_storable(codec))
+
+
+@translates_errors
+def add_refine_codes(
+    codec: Codec,
+    data: Any,
+    vector_column: str = "vector",
+    *,
+    refine_bytes: int,
+    refine_kind: TransformKind = "pq",
+    refine_base: RefineBase = "additive",
+    seed: int = 0,
+) -> Codec:
+    """Add refine codes to a trained codec, in seconds: its code stays as it is.
+
+    Args:
+        codec: a codec with or without refine codes; it is not changed.
+        data: a LanceDB table, or vectors (rows, D), of which at most 16,384 are fitted to and 5,000 more
+            measured on. They should be of the kind that the codec was trained on.
+        vector_column: the table's column of vectors. Null vectors are skipped.
+        refine_bytes: bytes of a refine code; 0 for a codec without.
+        refine_kind: as in CodecConfig.
+        refine_base: as in CodecConfig.
+        seed: seed of the sample, and of a random rotation.
+
+    Returns:
+        A codec with the same code and these refine codes, under another fingerprint.
+
+    Raises:
+        TableError: the table is empty, or the column is unknown or has another type.
+        InvalidInputError: the vectors are unusable or of another dimension, or the settings do not fit them.
+    """
+    changes = {"refine_bytes": refine_bytes, "refine_kind": refine_kind, "refine_base": refine_base}
+    config = dataclasses.replace(codec.config, **changes).resolve(dim=codec.dim, rows=1)  # type: ignore[arg-type]
+    coder = copy.copy(codec.coder)
+    coder.config = config
+    report = dataclasses.replace(codec.report, refined_mse=None)
+    if not refine_bytes:
+        return Codec(coder, codec.calibration, report, codec.frame)
+    rows, metric = FITTED_ROWS + TrainConfig.validation_rows, config.metric
+    sample = sample_vectors(data, vector_column=vector_column, metric=metric, max_rows=rows, seed=seed)
+    vectors_nD = codec.frame.transform(as_vectors(sample, dim=codec.dim, metric=metric))
+    held = min(TrainConfig.validation_rows, len(vectors_nD) // 10)
+    training_nD, held_out_nD = vectors_nD[: len(vectors_nD) - held], vectors_nD[-held or None :]
+    refiner = fit_refiner(coder, training_nD, seed)
+    error = refined_mse(coder, refiner, held_out_nD) * codec.frame.square_unit
+    report = dataclasses.replace(report, refined_mse=error)
+    return require_storable(Codec(coder, codec.calibration, report, codec.frame, refiner))
 
 
 def _seconds_left(settings: TrainConfig, started: float) -> float:
