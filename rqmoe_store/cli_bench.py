@@ -204,6 +204,8 @@ def bench_search(
     kind: Annotated[
         str, typer.Option(help=f"Kind of our codecs: one of {', '.join(CODEC_KINDS)}.")
     ] = "rqmoe",
+    refine_bytes: RefineSizes = None,
+    refine_kind: RefineKind = "pq",
     vector_column: VectorColumn = "vector",
     rows: MostVectors = 200_000,
     metric: MetricName = "l2",
@@ -252,8 +254,14 @@ def bench_search(
     settings = SearchSettings(
         systems=tuple(names),
         code_bytes=tuple(numbers_in("--bytes", code_bytes)),
+        refine_bytes=() if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
         codecs=codecs,
-        config=CodecConfig(kind=kind, metric=metric, num_partitions=partitions),  # type: ignore[arg-type]
+        config=CodecConfig(
+            kind=kind,  # type: ignore[arg-type]  # all three are checked
+            metric=metric,  # type: ignore[arg-type]
+            num_partitions=partitions,
+            refine_kind=refine_kind,  # type: ignore[arg-type]
+        ),
         training=TrainConfig(
             max_minutes=minutes, epochs=epochs, seed=seed, device=device, progress=console.is_terminal
         ),

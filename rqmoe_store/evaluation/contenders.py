@@ -187,7 +187,9 @@ def plan_contenders(
                 else _own(dataclasses.replace(chosen, kind=name), training, device)  # type: ignore[arg-type]
             )
         contenders += [contender for contender in loaded if contender.code_bytes == size]
-    own = [each for each in contenders if each.name in CODEC_KINDS or each in loaded]
+    # Not plain RQ where it is but the reference.
+    asked = {(name, size) for name in trained for size in code_bytes if name in CODEC_KINDS}
+    own = [each for each in contenders if each in loaded or (each.name, each.code_bytes) in asked]
     fixed += [_refined(each, size, config) for each in own for size in refine_bytes]
     return sorted([*contenders, *fixed], key=lambda contender: contender.code_bytes)
 

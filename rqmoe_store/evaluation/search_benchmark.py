@@ -43,7 +43,7 @@ from rqmoe_store.evaluation.search_measurement import (
 )
 from rqmoe_store.evaluation.search_scaling import measure_synthetic, require_room
 from rqmoe_store.evaluation.search_systems import build_own
-from rqmoe_store.training.trainer import train
+from rqmoe_store.training.trainer import add_refine_codes, train
 
 _TABLES = 2
 """Most space that the temporary database takes, as a multiple of the raw vectors' size."""
@@ -60,6 +60,8 @@ class SearchSettings:
     systems: tuple[str, ...] = SYSTEMS
     code_bytes: tuple[int, ...] = (8, 16, 32)
     """Code sizes. That of LanceDB's IVF_RQ follows from the dimension."""
+    refine_bytes: tuple[int, ...] = ()
+    """Sizes of refine codes that each of our codecs is also searched with."""
     codecs: Path | None = None
     """Folder of our codecs, `{kind}-{bytes}` each; None to train them on the vectors."""
     config: CodecConfig = _DEFAULT_CONFIG
@@ -84,6 +86,8 @@ class SearchSettings:
             raise InvalidInputError(f"Got systems {list(self.systems)}; choose some of {', '.join(SYSTEMS)}.")
         for size in self.code_bytes:
             dataclasses.replace(self.config, code_bytes=size)  # checks it
+        for size in self.refine_bytes:
+            dataclasses.replace(self.config, refine_bytes=size)
         for name, least in (("nprobes", 1), ("shortlists", NEIGHBORS)):
             numbers = getattr(self, name)
             if not numbers or min(numbers) < least:
@@ -127,7 +131,8 @@ class SearchSettings:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
         fields = dataclasses.asdict(self)
-        del fields["config"]["code_bytes"]  # the other `code_bytes` says that
+        for name in ("code_bytes", "refine_bytes"):
+            del fields["config"][name]  # the sizes above say that
         return {**fields, "codecs": None if self.codecs is None else str(self.codecs)}
 
 
@@ -240,8 +245,10 @@ def _plan(settings: SearchSettings, corpus: Corpus, codecs: dict[int, Codec]) ->
     systems = settings.systems
     for size in sorted(set(settings.code_bytes)):
         if OURS in systems:
-            kind = settings.config.kind
-            yield f"{kind}, {size} bytes", functools.partial(_own, settings, corpus, codecs.get(size), size)
+            trained = functools.cache(functools.partial(_codec, settings, corpus, codecs.get(size), size))
+            for refine_bytes in (0, *settings.refine_bytes):
+                name = f"{settings.config.kind}, {size} and {refine_bytes} bytes"
+                yield name, functools.partial(_own, settings, corpus, trained, refine_bytes)
         if LANCEDB_PQ in systems:
             yield f"{LANCEDB_PQ}, {size} bytes", functools.partial(build_lancedb_pq, corpus, size)
         for form, name in (("pq", FAISS_PQ), ("rq", FAISS_RQ)):
@@ -251,10 +258,27 @@ def _plan(settings: SearchSettings, corpus: Corpus, codecs: dict[int, Codec]) ->
         yield LANCEDB_RQ, functools.partial(build_lancedb_rq, corpus)
 
 
-def _own(settings: SearchSettings, corpus: Corpus, loaded: Codec | None, code_bytes: int) -> SearchedIndex:
-    codec, seconds = loaded, 0.0
-    if codec is None:
-        codec, seconds = train_codec(settings, corpus.vectors_ND, code_bytes, corpus.num_partitions)
+def _codec(
+    settings: SearchSettings, corpus: Corpus, loaded: Codec | None, code_bytes: int
+) -> tuple[Codec, float]:
+    """The codec of a size, loaded or trained, and the seconds that training took."""
+    if loaded is not None:
+        return loaded, 0.0
+    return train_codec(settings, corpus.vectors_ND, code_bytes, corpus.num_partitions)
+
+
+def _own(
+    settings: SearchSettings,
+    corpus: Corpus,
+    trained: Callable[[], tuple[Codec, float]],
+    refine_bytes: int,
+) -> SearchedIndex:
+    codec, seconds = trained()
+    if refine_bytes:
+        started = time.perf_counter()
+        kind = settings.config.refine_kind
+        codec = add_refine_codes(codec, corpus.vectors_ND, refine_bytes=refine_bytes, refine_kind=kind)
+        seconds += time.perf_counter() - started
     return build_own(corpus, codec, shortlists=settings.shortlists, training_seconds=seconds)
 
 
@@ -332,7 +356,8 @@ def train_codec(
     settings: SearchSettings, vectors_ND: Float32Array, code_bytes: int, num_partitions: int
 ) -> tuple[Codec, float]:
     """Train a codec on the vectors; returns it and the seconds that it took."""
-    partitions = num_partitions if num_partitions > 1 else 0  # one partition is the same as none
+    # One partition is the same as none, and a transform code has none.
+    partitions = 0 if settings.config.is_transform or num_partitions == 1 else num_partitions
     config = dataclasses.replace(settings.config, code_bytes=code_bytes, num_partitions=partitions)
     started = time.perf_counter()
     codec = train(vectors_ND, config=config, training=settings.training)

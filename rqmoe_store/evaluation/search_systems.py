@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import CodecConfig
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.search_measurement import (
     ID,
@@ -40,10 +40,9 @@ class Reconstructions:
     def __init__(self, store: CompressedTable) -> None:
         """Read the codes of a table with a code in every row and positions in the column ID."""
         rows = store.table.search().select([ID, *store.columns.names]).to_arrow()
-        codes, _ = store.columns.from_arrow(rows)
-        order_N = np.argsort(rows[ID].to_numpy())
+        codes, _ = store.codecs.read(rows)
         self._codecs = store.codecs
-        self._codes = Codes(codes=codes.codes[order_N], partitions=codes.partitions[order_N])
+        self._codes = codes[np.argsort(rows[ID].to_numpy())]
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -60,11 +59,12 @@ def build_own(
     Args:
         corpus: the vectors.
         codec: a codec that fits the vectors and the metric.
-        shortlists: shortlists to search with, at least NEIGHBORS each.
+        shortlists: shortlists to search with, at least NEIGHBORS each. With refine codes, the default is
+            measured, too.
         training_seconds: time that training the codec took; 0 if it was loaded.
     """
     started = time.perf_counter()
-    name = f"codes_{codec.config.code_bytes}"
+    name, refined = f"codes_{_code_bytes(codec)}", codec.config.refine_bytes > 0
     store = compress(corpus.docs, codec, into=name, vector_column=VECTOR, progress=False)
     seconds = training_seconds + time.perf_counter() - started
 
@@ -82,7 +82,7 @@ def build_own(
         result=_result(store, seconds),
         settings=[
             SearchSetting(nprobes=nprobes, shortlist=shortlist)
-            for shortlist in shortlists
+            for shortlist in (*shortlists, *([None] if refined else []))
             for nprobes in (probe_counts(corpus.nprobes, codec.num_partitions) if partitioned else [None])
         ],
         search=search,
@@ -112,12 +112,23 @@ def _scan(codecs: TableCodec, selections: Sequence[Selection]) -> Scan:
     return prepare
 
 
+def name_of(config: CodecConfig) -> str:
+    """The kind of a codec; with the size of its first code and the kind of its refine code, if it has one."""
+    refine = f"-{config.code_bytes}+{config.refine_kind}" if config.refine_bytes else ""
+    return f"{config.kind}{refine}"
+
+
+def _code_bytes(codec: Codec) -> int:
+    """Bytes of a code and its refine code."""
+    return codec.config.code_bytes + codec.config.refine_bytes
+
+
 def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
     stats = store.stats()
     index_bytes = stats.code_disk_bytes + sum(index.size_bytes or 0 for index in store.table.list_indices())
     return IndexResult(
-        system=store.codec.config.kind,
-        code_bytes=store.codec.config.code_bytes,
+        system=name_of(store.codec.config),
+        code_bytes=_code_bytes(store.codec),
         num_partitions=store.codec.config.num_partitions or 0,
         build_seconds=build_seconds,
         index_bytes=index_bytes / stats.rows,

@@ -51,6 +51,32 @@ def test_a_folder_has_a_size_of_its_own(folder) -> None:
     assert planned(["rqmoe", folder], sizes=[4]) == [("rq", 4), ("rqmoe", 4), (folder, 4)]
 
 
+def test_codecs_of_ours_are_measured_with_refine_codes_too(folder) -> None:
+    contenders = plan_contenders(
+        ["rq", folder, "binary"],
+        [2],
+        config=CONFIG,
+        training=TrainConfig(epochs=0, progress=False, device="cpu"),
+        dim=DIM,
+        training_rows=300,
+        refine_bytes=[3, 5],
+    )
+    names = [(each.name, each.code_bytes) for each in contenders]
+    refined = [("rq-2+pq", 5), ("rq-2+pq", 7), (f"{folder}-4+pq", 7), (f"{folder}-4+pq", 9)]
+    assert sorted(names) == sorted([("rq", 2), ("rq", 4), (folder, 4), ("binary", 2), *refined])
+    rows = np.random.default_rng(0).normal(size=(300, DIM)).astype(np.float32)
+    plain = next(each for each in contenders if each.name == "rq" and each.code_bytes == 2).prepare(rows)
+    found = next(each for each in contenders if each.name == "rq-2+pq").prepare(rows)
+    assert isinstance(plain, OwnCodec) and isinstance(found, OwnCodec)
+    assert found.settings == {**plain.settings, "refine_bytes": 3}
+    # Trained once: the first code is the same.
+    np.testing.assert_array_equal(found.encode(rows).codes, plain.encode(rows).codes)
+    assert (
+        np.square(rows - found.decode(found.encode(rows))).sum()
+        < np.square(rows - plain.decode(plain.encode(rows))).sum()
+    )
+
+
 def test_a_folder_is_loaded_and_not_trained(folder) -> None:
     _, contender = plan_contenders(
         [folder], [8], config=CONFIG, training=TrainConfig(device="cpu"), dim=DIM, training_rows=300

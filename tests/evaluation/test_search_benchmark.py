@@ -59,6 +59,19 @@ def test_every_system_at_every_size(report) -> None:
     assert {index.num_partitions for index in report.indexes} == {PARTITIONS}
 
 
+def test_refine_codes_are_searched_at_the_total_of_bytes() -> None:
+    report = benchmark(clustered(), systems=("ours",), code_bytes=(2,), refine_bytes=(6, DIM))
+    names = [(index.system, index.code_bytes) for index in report.indexes]
+    assert names == [("rq", 2), ("rq-2+pq", 8), ("rq-2+pq", 2 + DIM)]
+    exhaustive = [index.exhaustive_recall for index in report.indexes]
+    assert exhaustive == sorted(exhaustive)
+    shortlists = {r.setting.shortlist for r in report.results if r.system == "rq-2+pq"}
+    assert shortlists == {10, 600, None}
+    # A shortlist of all rows finds what an exhaustive search finds.
+    found = max(r.recall for r in report.results if r.code_bytes == 2 + DIM and r.setting.shortlist == 600)
+    assert found == pytest.approx(exhaustive[-1], abs=0.02)
+
+
 def best(report, system, size, factor=None) -> float:
     wanted = system, size, factor
     return max(

@@ -1,5 +1,7 @@
 """Fitting transform codes: bits, levels and codebooks are as good as they can be."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from small_codecs import DIM, trained_small, vectors
 from rqmoe_store.codecs.transform import CODEWORDS
 from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.training.trainer import train
+from rqmoe_store.training.trainer import add_refine_codes, train
 from rqmoe_store.training.transform import (
     balance_groups,
     fit_transform,
@@ -206,3 +208,27 @@ def test_bytes_beyond_8_bits_a_dimension_are_refused_before_training() -> None:
 def test_vectors_that_are_all_the_same_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="All 18 training vectors are the same"):
         trained_small(np.ones((20, DIM), np.float32), kind="pq")
+
+
+def test_refine_codes_are_added_to_a_trained_codec() -> None:
+    rows = vectors(600)
+    codec = trained_small(rows)
+    refined = add_refine_codes(codec, rows, refine_bytes=6)
+    assert refined.config == dataclasses.replace(codec.config, refine_bytes=6)
+    assert codec.config.refine_bytes == 0 and codec.encode(rows[:5]).refine is None
+    plain, whole = codec.encode(rows), refined.encode(rows)
+    np.testing.assert_array_equal(plain.codes, whole.codes)
+    assert whole.refine is not None and whole.refine.shape == (600, 6)
+    errors = [float(np.square(rows - c.decode(x)).sum()) for c, x in ((codec, plain), (refined, whole))]
+    assert errors[1] < 0.7 * errors[0]
+    assert refined.report.refined_mse < refined.report.validation_mse
+    again = add_refine_codes(refined, rows, refine_bytes=0)
+    assert again.config == codec.config and again.report == codec.report
+    np.testing.assert_array_equal(again.decode(plain), codec.decode(plain))
+
+
+def test_refine_codes_of_other_vectors_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=f"expected {DIM}"):
+        add_refine_codes(trained_small(vectors(600)), np.ones((50, DIM + 1), np.float32), refine_bytes=6)
+    with pytest.raises(InvalidInputError, match="refine_bytes"):
+        add_refine_codes(trained_small(vectors(600)), vectors(50), refine_bytes=DIM + 3)
