@@ -88,9 +88,10 @@ def test_memory_disk_and_a_budget_without_refine_codes_find_the_same(db, codecs)
     codec = codecs["cosine", "rq", "additive"]
     compressed(db, codec).add([{"id": 1000 + row, "vector": vector} for row, vector in enumerate(QUERIES)])
     settings = {
-        "memory": {"cache": "memory"},
-        "disk": {"cache": "disk"},
+        # First, because handles share what is in memory.
         "disk of shortlists": {"cache": "memory", "memory_budget": (ROWS + 8) * (2 + 8) + 100},
+        "disk": {"cache": "disk"},
+        "memory": {"cache": "memory"},
     }
     results = {}
     for where, setting in settings.items():
@@ -107,8 +108,9 @@ def test_memory_disk_and_a_budget_without_refine_codes_find_the_same(db, codecs)
         assert f"rows with refine codes, {place}" in queries[0].explain_plan()
         assert store.stats().refine_codes_in == place
     assert results["memory"] == results["disk"] == results["disk of shortlists"]
-    resident = {where: rqs.open_table(db, "coded", **setting) for where, setting in settings.items()}
-    assert "memory, keep" in resident["disk of shortlists"].search(QUERIES[0]).explain_plan()
+    shared = rqs.open_table(db, "coded", **settings["disk of shortlists"])
+    assert "refine codes, memory" in shared.search(QUERIES[0]).explain_plan()
+    assert shared.stats().refine_codes_in == "memory"
 
 
 def test_what_orders_the_shortlist(db, codecs) -> None:
