@@ -90,7 +90,6 @@ TOP_LEVEL = {
     "MANIFEST.in",
     "Makefile",
     "README.md",
-    "benchmarks",
     "constraints.txt",
     "docs",
     "examples",

@@ -57,7 +57,7 @@ class BenchmarkSettings:
 
     codecs: tuple[str, ...] = ("rq", "rqmoe")
     """Kinds of our codecs, names of other codecs, and folders of trained codecs. Plain "rq" is measured at
-    every size to train, because errors are relative to its error."""
+    every size to train, because errors are relative to its error, except where only transform codes are."""
     code_bytes: tuple[int, ...] = (8, 16)
     """Sizes to train. A codec from a folder has its own, and so has one whose size follows from bits."""
     refine_bytes: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ import torch
 from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import CODEC_KINDS, CodecConfig, Metric, TrainConfig
+from rqmoe_store.config import CODEC_KINDS, TRANSFORM_KINDS, CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.machine import require_bench
 from rqmoe_store.evaluation.recall import Indices
@@ -149,7 +149,8 @@ def plan_contenders(
     training_rows: int,
     refine_bytes: Sequence[int] = (),
 ) -> list[Contender]:
-    """The codecs to measure, ordered by size; `rq` is the first of every size of those that take any.
+    """The codecs to measure, ordered by size; `rq` is the first of every size of those that take any, except
+    where transform codes are the only ones.
 
     Args:
         names: kinds of our codecs, names of other codecs, and folders of trained codecs, as `check_names`
@@ -178,7 +179,10 @@ def plan_contenders(
     sizes = {*(code_bytes if trained else ()), *(contender.code_bytes for contender in loaded)}
     contenders = []
     for size in sorted(sizes):
-        wanted = [REFERENCE, *(name for name in trained if name != REFERENCE and size in code_bytes)]
+        wanted = [name for name in trained if name != REFERENCE and size in code_bytes]
+        # Transform codes take seconds, plain RQ of many bytes minutes.
+        if not wanted or REFERENCE in trained or not set(wanted) <= set(TRANSFORM_KINDS):
+            wanted = [REFERENCE, *wanted]
         for name in wanted:
             chosen = dataclasses.replace(config, code_bytes=size)
             contenders.append(

@@ -45,6 +45,12 @@ def test_plain_rq_is_the_first_of_every_size() -> None:
     assert planned(["qinco", "qinco"], sizes=[2, 2]) == [("rq", 2), ("qinco", 2)]
 
 
+def test_transform_codes_alone_are_measured_without_plain_rq() -> None:
+    config = CodecConfig()
+    assert planned(["pq", "saq"], config=config) == [("pq", 2), ("saq", 2), ("pq", 8), ("saq", 8)]
+    assert planned(["pq", "rqmoe"], [2], config=config) == [("rq", 2), ("pq", 2), ("rqmoe", 2)]
+
+
 def test_a_folder_has_a_size_of_its_own(folder) -> None:
     assert planned([folder]) == [("rq", 4), (folder, 4)]
     assert planned(["rqmoe", folder], sizes=[2]) == [("rq", 2), ("rqmoe", 2), ("rq", 4), (folder, 4)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "embed_documentation.py"
+SCRIPT = Path(__file__).parents[2] / "docs" / "benchmarks" / "embed_documentation.py"
 
 PAGE = """# Keeping vectors small
 

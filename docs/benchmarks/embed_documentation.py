@@ -1,7 +1,7 @@
 """Embeddings of documentation by a static model from PyPI: a data set for benchmarks that anybody can make.
 
     pip install wordllama safetensors tokenizers
-    python benchmarks/embed_documentation.py --texts ~/projects
+    python docs/benchmarks/embed_documentation.py --texts ~/projects
 
 Writes base.npy (passages) and queries.npy (headings), float32, of unit length, in random order. A passage is
 a paragraph of 50 to 600 characters in a docstring or in a file in Markdown or reStructuredText. Headings are
