@@ -85,8 +85,8 @@ def bench_codec(
             "codecs whose size follows from bits per component, whatever --bytes says: int8,binary, "
             "faiss-rabitq-1 (to 9 bits), faiss-eden-1 (to 8), faiss-turboquant-1 (2, 3, 4, 8; under cosine), "
             "faiss-sq-4 (6, 8), lancedb-ivf-rq-1 (to 9); and folders of trained codecs, separated by commas. "
-            "rq is measured at every size of --bytes that a codec other than pq, saq and turboquant takes. The codec in a folder must not have "
-            "been trained on the held-out vectors."
+            "rq is measured at every size of --bytes that a codec other than pq, saq and turboquant takes. "
+            "The codec in a folder must not have been trained on the held-out vectors."
         ),
     ] = "rq,rqmoe",
     refine_bytes: RefineSizes = None,
