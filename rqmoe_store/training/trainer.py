@@ -177,7 +177,7 @@ def add_refine_codes(
 
     Args:
         codec: a codec with or without refine codes; it is not changed.
-        data: a LanceDB table, or vectors (rows, D), of which at most 16,384 are fitted to and 5,000 more
+        data: a LanceDB table, or vectors (rows, D), of which at most 20,480 are fitted to and 5,000 more
             measured on. They should be of the kind that the codec was trained on.
         vector_column: the table's column of vectors. Null vectors are skipped.
         refine_bytes: bytes of a refine code; 0 for a codec without.
