@@ -73,6 +73,8 @@ _WIDE = 1_024
 """Dimension from which on a random rotation is a fast one, if a large power of two divides the dimension."""
 
 _LEAST_BLOCK = 64
+_ROTATION_STREAM = int.from_bytes(b"rotation")
+"""Part of the seed of a rotation: a number that nobody else seeds a generator with."""
 
 
 def fit_transform(
@@ -150,7 +152,8 @@ def _fit_turboquant(vectors_nD: Float32Array, num_bytes: int, seed: int) -> Tran
 
 def random_rotation(dim: int, seed: int) -> Rotation:
     """A random rotation; a fast one for wide vectors."""
-    generator = np.random.default_rng(seed)
+    # Vectors drawn by a generator of the same seed must not be what the rotation is made of.
+    generator = np.random.default_rng([_ROTATION_STREAM, seed])
     if dim >= _WIDE and hadamard_block(dim) >= _LEAST_BLOCK:
         return HadamardRotation.draw(dim, generator)
     matrix_DD, triangle_DD = np.linalg.qr(generator.standard_normal((dim, dim)))

@@ -131,6 +131,14 @@ def test_fits_repeat_and_take_only_the_first_rows(kind: str) -> None:
     assert same == (kind != "turboquant")
 
 
+@pytest.mark.parametrize("dim", [32, 1024])
+def test_a_rotation_is_not_made_of_vectors_drawn_with_its_seed(dim: int) -> None:
+    rows = np.random.default_rng(5).normal(size=(40, dim)).astype(np.float32)
+    quantizer = fit_transform("turboquant", rows, num_bytes=dim // 2, seed=5)
+    error = np.square(rows - quantizer.decode(quantizer.encode(rows))).sum() / np.square(rows).sum()
+    assert error == pytest.approx(gaussian_distortion_of(4), rel=0.3)
+
+
 def test_turboquant_takes_nothing_but_a_length_from_the_data() -> None:
     rows = decaying(500, DIM)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
