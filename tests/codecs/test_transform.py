@@ -10,6 +10,7 @@ from small_codecs import DIM, exact_distances, trained_small, vectors
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.transform import (
     CODEWORDS,
+    DenseRotation,
     HadamardRotation,
     TransformQuantizer,
     hadamard_block,
@@ -88,6 +89,17 @@ def test_codes_and_vectors_do_not_depend_on_the_batch(seed: int, count: int, fac
         np.testing.assert_array_equal(quantizer.encode(rows[some]), codes[some])
         np.testing.assert_array_equal(quantizer.decode(codes[some]), decoded[some])
     assert np.isfinite(decoded).all()
+
+
+@pytest.mark.parametrize("far", [1e6, 1e30, 3e38])
+def test_far_vectors_get_the_outermost_codewords(far: float) -> None:
+    """Also where products of their components would leave float32's range."""
+    random, ones = np.random.default_rng(0), np.ones(2, np.float32)
+    codebooks = (100 * random.standard_normal((2, CODEWORDS))).astype(np.float32)
+    rotation = DenseRotation(np.eye(2, dtype=np.float32))
+    quantizer = TransformQuantizer(0 * ones, rotation, np.array([0, 1, 2], np.int32), codebooks, ones)
+    codes = quantizer.encode(np.array([[far, far], [-far, -far]], np.float32))
+    np.testing.assert_array_equal(codes, [codebooks.argmax(axis=1), codebooks.argmin(axis=1)])
 
 
 def test_codes_do_not_depend_on_the_number_of_threads() -> None:

@@ -151,12 +151,13 @@ def test_turboquant_takes_nothing_but_a_length_from_the_data() -> None:
         np.testing.assert_allclose(array, others_arrays[name], rtol=1e-5)
 
 
-def test_errors_count_more_where_queries_are_long() -> None:
+@pytest.mark.parametrize("kind", ["pq", "saq"])
+def test_errors_count_more_where_queries_are_long(kind: str) -> None:
     rows = np.random.default_rng(0).standard_normal((4000, DIM)).astype(np.float32)
     queries = np.random.default_rng(1).standard_normal((4000, DIM)).astype(np.float32)
     queries[:, 0] *= 30
-    plain = fit_transform("pq", rows, num_bytes=3, seed=0)
-    weighted = fit_transform("pq", rows, num_bytes=3, seed=0, queries_nD=queries)
+    plain = fit_transform(kind, rows, num_bytes=3, seed=0)
+    weighted = fit_transform(kind, rows, num_bytes=3, seed=0, queries_nD=queries)
     errors = [np.square(rows - each.decode(each.encode(rows))).mean(axis=0) for each in (plain, weighted)]
     assert errors[1][0] < 0.7 * errors[0][0]
     assert errors[1].sum() > errors[0].sum()
