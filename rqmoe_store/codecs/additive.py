@@ -67,7 +67,7 @@ class LookupTables:
         """Code bytes that the tables score."""
         return int(self.scores_QT.shape[1] - self.num_partitions) // self.codebook_size
 
-    def select(self, queries: Sequence[int]) -> "LookupTables":
+    def select(self, queries: Sequence[int] | slice) -> "LookupTables":
         """The tables of some of the queries."""
         return dataclasses.replace(
             self,

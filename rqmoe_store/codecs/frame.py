@@ -187,7 +187,7 @@ class ScoreUnits:
         """Units in which scores are distances."""
         return cls(np.zeros(queries), np.zeros(queries, dtype=np.int64))
 
-    def select(self, queries: Sequence[int]) -> "ScoreUnits":
+    def select(self, queries: Sequence[int] | slice) -> "ScoreUnits":
         """The units of some of the queries."""
         return ScoreUnits(self.shifts_Q[queries], self.exponents_Q[queries])
 

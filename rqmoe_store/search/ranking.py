@@ -117,20 +117,16 @@ class Ranking:
         self, queries_QD: Float32Array, candidates: Sequence[Candidates], tables: Tables
     ) -> list[Hits]:
         """The candidates of every query in the order that the request asks for."""
-        kind, codecs = self._request.parameters.rerank, self._codecs
-        if kind == "refined":
-            candidates = with_refine_codes(self._state.snapshot, candidates)
-        if kind == "decoded" or self._request.diversity is not None:
-            # Rows are chosen by their vectors, so that distances may as well be those of vectors.
+        kind, diverse = self._request.parameters.rerank, self._request.diversity is not None
+        if kind == "decoded" or diverse:
+            # Diverse rows are chosen by their vectors, so that distances may as well be those of vectors.
             refined = kind == "refined"
-            with_vectors = self._request.diversity is not None
-            return rerank(codecs, queries_QD, candidates, refined=refined, with_vectors=with_vectors)
+            if refined:
+                candidates = with_refine_codes(self._state.snapshot, candidates)
+            return rerank(self._codecs, queries_QD, candidates, refined=refined, with_vectors=diverse)
         if kind == "none" or not tables:
             return rank_by_estimates(candidates)
-        units = next(iter(tables.values())).units
-        owners = [each for each in codecs.generations if each.first_partition in tables]
-        refine = codecs.refine_tables(queries_QD, owners, units)
-        return rank_by_refine_codes(codecs, queries_QD, candidates, tables, refine)
+        return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables)
 
     def _last_stages(self, hits: Hits, complete: bool) -> list[bool]:
         """Whether a stage is the last one if it has too few rows, because no other row can fill it, (K,).

@@ -15,7 +15,7 @@ from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.refine import RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.rerank import Hits, exact_distances, ordered
+from rqmoe_store.search.rerank import Hits, exact_distances, ordered, query_turns
 from rqmoe_store.search.segments import Candidates, CodeBatch, concatenated
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.snapshot import Snapshot
@@ -51,16 +51,34 @@ def _take_refine_codes(
 
 
 def rank_by_refine_codes(
-    codecs: TableCodec,
-    queries_QD: Float32Array,
-    candidates: Sequence[Candidates],
-    lookup: Tables,
-    refine: Mapping[int, RefineTables],
+    snapshot: Snapshot, queries_QD: Float32Array, candidates: Sequence[Candidates], lookup: Tables
 ) -> list[Hits]:
-    """Order candidates, which have refine codes, by (distance to the refined vector, row id).
+    """Order candidates by (distance to the refined vector, row id).
 
-    Rows whose codec gives no refine codes are decoded. Arguments are of the same queries.
+    Rows whose codec gives no refine codes are decoded. Refine codes are read, and tables for them made, in turns
+    of queries, so that memory is bounded.
+
+    Args:
+        snapshot: the version that has the rows.
+        queries_QD: checked queries.
+        candidates: candidates of every query.
+        lookup: look-up tables of the queries, for at least one generation.
     """
+    hits: list[Hits] = []
+    for turn in query_turns(candidates):
+        refined = with_refine_codes(snapshot, candidates[turn])
+        tables = {first: each.select(turn) for first, each in lookup.items()}
+        hits += _ranked(snapshot.codecs, queries_QD[turn], refined, tables)
+    return hits
+
+
+def _ranked(
+    codecs: TableCodec, queries_QD: Float32Array, candidates: Sequence[Candidates], lookup: Tables
+) -> list[Hits]:
+    """The candidates of some queries, which have refine codes and look-up tables, in order."""
+    generations = [each for each in codecs.generations if each.first_partition in lookup]
+    units = next(iter(lookup.values())).units
+    refine = codecs.refine_tables(queries_QD, generations, units)
     return [
         ordered(_hits(each, _refined_distances(codecs, query_D, query, each.rows, lookup, refine)))
         for query, (query_D, each) in enumerate(zip(queries_QD, candidates, strict=True))
