@@ -55,8 +55,8 @@ def rank_by_refine_codes(
 ) -> list[Hits]:
     """Order candidates by (distance to the refined vector, row id).
 
-    Rows whose codec gives no refine codes are decoded. Refine codes are read, and tables for them made, in turns
-    of queries, so that memory is bounded.
+    Rows whose codec gives no refine codes are decoded. Refine codes are read, and tables for them made, in
+    turns of queries, so that memory is bounded.
 
     Args:
         snapshot: the version that has the rows.
