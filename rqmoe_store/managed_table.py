@@ -408,7 +408,9 @@ class ManagedTable(TranslatesErrors):
         asked, made = self._config, table.codecs.metadata.config
         if asked is None:
             return
-        differing = [name for name in ("metric", "code_bytes") if getattr(asked, name) != getattr(made, name)]
+        # A table may get refine codes later, which a store that asks for none uses, too.
+        names = ["metric", "code_bytes"] + (["refine_bytes"] if asked.refine_bytes else [])
+        differing = [name for name in names if getattr(asked, name) != getattr(made, name)]
         if differing:
             wanted = " and ".join(f"{name} {getattr(asked, name)!r}" for name in differing)
             there = ", ".join(f"{name}={getattr(made, name)!r}" for name in differing)

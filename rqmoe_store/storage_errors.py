@@ -32,7 +32,7 @@ _REMEDIES = {
 """Text in an error -> what to do about it."""
 
 _MISSING = ("Not found: ", "was not found", "no longer exists", "No such file or directory")
-_DAMAGED = ("LanceError(IO)", "corrupt", "External error", "panic")
+_DAMAGED = ("LanceError(IO)", "corrupt", "External error", "panic", "not appear to be a Lance file")
 _PANIC = "PanicException"  # of Rust: not an `Exception`, and its class cannot be imported
 _LIBRARIES = ("lance", "lancedb")
 

@@ -826,14 +826,18 @@ class CompressedTable(TranslatesErrors):
           Parquet files of the user's columns, `vector_code`, `vector_partition` and `vector_codec` (after the
           name of the vector column), `vector_refine` if the table has refine codes, and `vector` if any row
           has a raw one. `vector_codec` names the folder, beside `rows`, of the codec of a row; partition ids
-          are those of that codec. Refine codes are the third argument of `Codes`:
+          are those of that codec. Rows have refine codes if it has any:
+
+              def as_array(codes):
+                  return numpy.stack([numpy.frombuffer(code, "uint8") for code in codes])
 
               rows = pyarrow.parquet.read_table("out/rows").to_pandas()
               for folder, some in rows.groupby("vector_codec"):
-                  codes = numpy.stack([numpy.frombuffer(code, "uint8") for code in some["vector_code"]])
-                  partitions = some["vector_partition"].to_numpy("int32")
                   codec = rqmoe_store.load_codec(f"out/{folder}")
-                  vectors = codec.decode(rqmoe_store.Codes(codes, partitions))
+                  partitions = some["vector_partition"].to_numpy("int32")
+                  refine = as_array(some["vector_refine"]) if codec.config.refine_bytes else None
+                  codes = rqmoe_store.Codes(as_array(some["vector_code"]), partitions, refine)
+                  vectors = codec.decode(codes)
 
         Args:
             path: on this machine; the folder it is in must exist.

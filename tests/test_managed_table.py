@@ -1,6 +1,7 @@
 """Tables for framework adapters: created by their first rows, trained when they are due, used by many."""
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -454,6 +455,10 @@ def test_another_dimension(tmp_path: Path) -> None:
             CodecConfig(metric="cosine", code_bytes=8),
             r"code_bytes 8, but .*\(code_bytes=4\)\. Leave config out",
         ),
+        (
+            CodecConfig(metric="cosine", code_bytes=4, refine_bytes=6),
+            r"refine_bytes 6, but .*\(refine_bytes=0\)\. Leave config out",
+        ),
     ],
 )
 def test_another_codec(tmp_path: Path, config: CodecConfig, message: str) -> None:
@@ -462,6 +467,17 @@ def test_another_codec(tmp_path: Path, config: CodecConfig, message: str) -> Non
         managed(tmp_path, config=config).open()
     assert managed(tmp_path, config=None).open() is not None
     assert managed(tmp_path, config=CodecConfig(metric="cosine", code_bytes=4)).open() is not None
+
+
+def test_refine_codes(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, refine_bytes=6)
+    managed(tmp_path, config=config).add(many(0, 30))
+    store = opened(managed(tmp_path, config=config))
+    assert store.train(QUICKLY, progress=False).config.refine_bytes == store.columns.refine_bytes == 6
+    managed(tmp_path, config=config).add(many(30, 40))
+    store.refresh()
+    assert store.table.count_rows("vector_refine IS NOT NULL") == 40
+    assert managed(tmp_path, config=SMALL).open() is not None, "a store that asks for none uses them, too"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from costly_examples import number_of_examples
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import TableError
@@ -23,9 +23,11 @@ from rqmoe_store.tables import compress, open_table
 DIM, PARTITIONS, FIRST_ROWS = 8, 3, 12
 POOL = np.random.default_rng(5).normal(size=(60, DIM)).astype(np.float32)
 """Vectors that rows may have."""
-CODEC = tiny_codec(POOL, "l2", PARTITIONS)
-DECODED = CODEC.decode(CODEC.encode(POOL))
-CODES = [code.tobytes() for code in CODEC.encode(POOL).codes]
+CODECS = [tiny_codec(POOL, "l2", PARTITIONS), tiny_codec(POOL, "l2", PARTITIONS, refine_bytes=6)]
+"""Without and with refine codes."""
+DECODED = [codec.decode(codec.encode(POOL)) for codec in CODECS]
+CODES = [[code.tobytes() for code in codec.encode(POOL).codes] for codec in CODECS]
+REFINE = [code.tobytes() for code in CODECS[1].encode(POOL).refine]
 QUERY = POOL[0] + np.float32(0.1)
 
 
@@ -38,11 +40,10 @@ class Row:
     """Its place in POOL."""
     raw: bool = False
 
-    @property
-    def distance(self) -> float:
-        """From the query, as a search is to find it."""
+    def distance(self, decoded: np.ndarray) -> float:
+        """From the query, as a search is to find it, given what all vectors decode to."""
         assert self.vector is not None
-        vector_D = POOL[self.vector] if self.raw else DECODED[self.vector]
+        vector_D = POOL[self.vector] if self.raw else decoded[self.vector]
         return float(np.square(QUERY - vector_D, dtype=np.float32).sum())
 
 
@@ -65,20 +66,27 @@ def among(rows: Iterable[int]) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def template(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A database to begin with, copied for every run."""
-    folder = tmp_path_factory.mktemp("template")
-    docs = lancedb.connect(folder).create_table("docs", source_table(POOL[:FIRST_ROWS]))
-    compress(docs, CODEC, "table", key="id", progress=False)
-    TableBesideDictionary.template = folder
+    """Databases to begin with, one of which is copied for every run."""
+    TableBesideDictionary.templates = []
+    for codec in CODECS:
+        folder = tmp_path_factory.mktemp("template")
+        docs = lancedb.connect(folder).create_table("docs", source_table(POOL[:FIRST_ROWS]))
+        compress(docs, codec, "table", key="id", progress=False)
+        TableBesideDictionary.templates.append(folder)
 
 
 class TableBesideDictionary(RuleBasedStateMachine):
-    template: Path
+    templates: list[Path]
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        shutil.copytree(self.template, self.folder.name, dirs_exist_ok=True)
+
+    @initialize(refined=st.booleans())
+    def begin(self, refined: bool) -> None:
+        """With a table that has refine codes, or none."""
+        self.refined = refined
+        shutil.copytree(self.templates[refined], self.folder.name, dirs_exist_ok=True)
         self.handles = [self.opened(), self.opened()]
         self.rows = {row: Row(f"text {row}", row) for row in range(FIRST_ROWS)}
         self.shown = self.rows
@@ -230,19 +238,20 @@ class TableBesideDictionary(RuleBasedStateMachine):
 
     # What is to hold.
 
+    def codes_of(self, row: Row) -> tuple[bytes | None, bytes | None]:
+        if row.raw or row.vector is None:
+            return None, None
+        return CODES[self.refined][row.vector], REFINE[row.vector] if self.refined else None
+
     @invariant()
     def rows_are_the_same(self) -> None:
-        stored = (
-            self.store.table.search().select(["id", "text", "vector", "vector_code"]).limit(None).to_arrow()
-        )
+        names = ["id", "text", "vector", "vector_code", *(["vector_refine"] if self.refined else [])]
+        stored = self.store.table.search().select(names).limit(None).to_arrow()
         found = {
-            row["id"]: (row["text"], row["vector_code"], row["vector"] is not None)
+            row["id"]: (row["text"], row["vector_code"], row.get("vector_refine"), row["vector"] is not None)
             for row in stored.to_pylist()
         }
-        wanted = {
-            row: (value.text, None if value.raw or value.vector is None else CODES[value.vector], value.raw)
-            for row, value in self.shown.items()
-        }
+        wanted = {row: (value.text, *self.codes_of(value), value.raw) for row, value in self.shown.items()}
         assert found == wanted and stored.num_rows == len(wanted) == self.store.count_rows()
 
     @invariant()
@@ -253,7 +262,10 @@ class TableBesideDictionary(RuleBasedStateMachine):
         assert {hit["id"]: hit["text"] for hit in hits} == {row: value.text for row, value in wanted.items()}
         assert len(hits) == len(wanted)
         for hit in hits:
-            np.testing.assert_allclose(hit["_distance"], wanted[hit["id"]].distance, rtol=1e-4, atol=1e-5)
+            distance = wanted[hit["id"]].distance(DECODED[self.refined])
+            # The length of a refined vector is kept in two bytes.
+            close = {"rtol": 1e-3, "atol": 1e-2} if self.refined else {"rtol": 1e-4, "atol": 1e-5}
+            np.testing.assert_allclose(hit["_distance"], distance, **close)
 
 
 TestTableBesideDictionary = pytest.mark.costly(TableBesideDictionary.TestCase)

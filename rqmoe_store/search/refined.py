@@ -108,6 +108,8 @@ def _refined_distances(
     refine: Mapping[int, RefineTables],
 ) -> Float32Array:
     distances_S = np.empty(len(rows), np.float32)
+    if len(rows) == 0:  # for which no refine codes were read
+        return distances_S
     for generation, places in codecs.by_generation(rows.codes):
         codes, first = rows.codes[places], generation.first_partition
         if first in refine:

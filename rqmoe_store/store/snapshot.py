@@ -59,10 +59,13 @@ class Snapshot:
             place: where the table is.
             known: the codecs of another version, which are not loaded again.
 
-        Raises as `TableMetadata.read` and `TableCodec.load`.
+        Raises as `TableMetadata.read` and `TableCodec.load`, and TableError if the column of refine codes is
+        gone.
         """
         schema = dataset.schema
-        codecs = TableCodec.load(database, TableMetadata.read(schema, place.name), known)
+        metadata = TableMetadata.read(schema, place.name)
+        metadata.columns.require_all_in(schema)
+        codecs = TableCodec.load(database, metadata, known)
         return cls(dataset, database, place.name, place.branch, schema, _transaction(dataset), codecs)
 
     @property

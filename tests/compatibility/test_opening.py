@@ -1,5 +1,6 @@
 """Codecs and tables that earlier commits wrote open, are searched and can be changed."""
 
+import dataclasses
 import datetime
 import json
 import shutil
@@ -9,6 +10,7 @@ import lancedb
 import numpy as np
 import pytest
 import word_embedding
+from brute_force import plain_distances
 
 import rqmoe_store as rqs
 from rqmoe_store.codecs.base import load_codec
@@ -39,6 +41,11 @@ def second(tmp_path: Path) -> Path:
     return Path(shutil.copytree(Path(__file__).parent / "second", tmp_path / "second"))
 
 
+@pytest.fixture
+def third(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(Path(__file__).parent / "third", tmp_path / "third"))
+
+
 def opened(written: Path, name: str) -> CompressedTable:
     return open_table(lancedb.connect(written / "database"), name)
 
@@ -55,7 +62,7 @@ def test_there_are_some() -> None:
 def test_codecs(written: Path) -> None:
     codec, stored = load_codec(written / "codec", device="cpu"), np.load(written / "codes.npz")
     vectors, decoded = np.load(written / "vectors.npy"), np.load(written / "decoded.npy")
-    codes = Codes(stored["codes"], stored["partitions"])
+    codes = Codes(stored["codes"], stored["partitions"], stored.get("refine"))
     np.testing.assert_allclose(codec.decode(codes), decoded, **CLOSE)
     again = codec.decode(codec.encode(vectors))
     errors, errors_then = (np.square(each - vectors).sum() for each in (again, decoded))
@@ -86,6 +93,50 @@ def test_tables_go_on(written: Path) -> None:
     store.optimize(progress=False)
     assert store.table.count_rows(store.columns.raw_filter) == 0
     assert len(opened(written, "docs")) == 61
+    assert store.verify(progress=False).ok
+
+
+def test_tables_get_refine_codes(written: Path) -> None:
+    store, vectors = opened(written, "docs"), np.load(written / "vectors.npy")
+    config, before = store.codecs.metadata.config, vectors_of(store)
+    config = dataclasses.replace(config, refine_bytes=store.columns.refine_bytes or 6)
+    training = np.tile(vectors, (3, 1))
+    codec = store.retrain(TRAINING, vectors=training, config=config, encode=False, progress=False)
+    np.testing.assert_allclose(vectors_of(store), before, **CLOSE)
+    store.add([{"id": 60, "text": "new", "vector": vectors[0]}])
+    store.optimize(progress=False)
+    assert store.table.count_rows(f"{store.columns.refine} IS NOT NULL") == 61
+    (hit,) = store.search(vectors[0]).where("id = 60").to_list()
+    exact = plain_distances(store.metric, vectors[0], codec.decode(codec.encode(vectors[:1])))
+    assert hit["_distance"] == pytest.approx(exact[0], rel=1e-3, abs=1e-2)
+    again = opened(written, "docs")
+    assert len(again) == 61 and again.verify(progress=False).ok
+
+
+def test_refine_codes(third: Path) -> None:
+    """Rows 0 to 49 have some, of 6 bytes; the codec of rows 55 to 59 gives none."""
+    store, vectors = opened(third, "docs"), np.load(third / "vectors.npy")
+    rows = store.table.search().select(["id", "vector_refine"]).limit(None).to_list()
+    assert {row["id"] for row in rows if row["vector_refine"] is not None} == set(range(50))
+    assert {len(row["vector_refine"]) for row in rows if row["vector_refine"] is not None} == {6}
+    stored = np.load(third / "codes.npz")
+    codec, codes = load_codec(third / "codec", device="cpu"), Codes(stored["codes"], stored["partitions"])
+    refined = np.square(np.load(third / "decoded.npy") - vectors).sum()
+    assert refined < 0.5 * np.square(codec.decode(codes) - vectors).sum()
+    plan = store.search(vectors[0]).limit(5).explain_plan()
+    assert "rows with refine codes, memory" in plan
+    assert store.search(vectors[0]).limit(1).nprobes(2).to_list()[0]["id"] == 0
+    store.optimize(progress=False)
+    assert "vector_refine" not in store.table.schema.names and store.verify(progress=False).ok
+
+
+@pytest.mark.parametrize("kind", ["pq", "saq", "turboquant"])
+def test_transform_codes(third: Path, kind: str) -> None:
+    store, vectors = opened(third, kind), np.load(third / "vectors.npy")
+    assert store.codec.config.kind == kind and len(store) == 20
+    np.testing.assert_allclose(vectors_of(store), np.load(third / f"{kind}_vectors.npy"), **CLOSE)
+    assert store.search(vectors[7]).limit(1).to_list()[0]["id"] == 7
+    store.add([{"id": 20, "text": "new", "vector": vectors[20]}])
     assert store.verify(progress=False).ok
 
 

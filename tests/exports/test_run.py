@@ -1,5 +1,6 @@
 """Exports hold what the table holds, in every format, and can be used without it."""
 
+import dataclasses
 import datetime
 import decimal
 import json
@@ -36,14 +37,17 @@ def db(tmp_path):
     return lancedb.connect(tmp_path / "db")
 
 
-@pytest.fixture(params=["none", "float16"])
+@pytest.fixture(params=[("none", 6), ("float16", 0)], ids=["refine codes", "kept vectors"])
 def store(db, request, monkeypatch):
-    """Rows of two codecs, raw ones and one without a vector, a few of them at a time."""
+    """Rows of two codecs, the second of which may have refine codes, raw ones and one without a vector, a few
+    of them at a time."""
     monkeypatch.setattr(vector_arrays, "BATCH_BYTES", 4 * DIM * 16)
+    (keep, refine_bytes) = request.param
     config = CodecConfig(kind="rq", code_bytes=4, codebook_size=16, num_partitions=2, beam=1)
-    store = create_table(db, "docs", rows_of(0, 100), config=config, keep_vectors=request.param)
+    store = create_table(db, "docs", rows_of(0, 100), config=config, keep_vectors=keep)
     store.train(training(0), progress=False)
-    store.retrain(training(1), vectors=VECTORS, encode=False, progress=False)
+    config = dataclasses.replace(config, refine_bytes=refine_bytes)
+    store.retrain(training(1), vectors=VECTORS, config=config, encode=False, progress=False)
     store.add([*rows_of(100, 120), {"id": 1000, "text": None, "vector": None}])
     store.add(rows_of(120, 140), encode=False)
     store.delete("id in (3, 130)")
@@ -123,13 +127,15 @@ import numpy, pyarrow.parquet
 sys.modules["lancedb"] = sys.modules["lance"] = None
 import rqmoe_store
 folder = sys.argv[1]
+def as_array(codes):
+    return numpy.stack([numpy.frombuffer(code, "uint8") for code in codes])
 rows = pyarrow.parquet.read_table(f"{folder}/rows").to_pandas()
 made = {}
 for name, some in rows.groupby("vector_codec"):
-    codes = numpy.stack([numpy.frombuffer(code, "uint8") for code in some["vector_code"]])
-    partitions = some["vector_partition"].to_numpy("int32")
     codec = rqmoe_store.load_codec(f"{folder}/{name}")
-    vectors = codec.decode(rqmoe_store.Codes(codes, partitions))
+    partitions = some["vector_partition"].to_numpy("int32")
+    refine = as_array(some["vector_refine"]) if codec.config.refine_bytes else None
+    vectors = codec.decode(rqmoe_store.Codes(as_array(some["vector_code"]), partitions, refine))
     made |= {str(row): vector for row, vector in zip(some["id"], vectors)}
 numpy.savez(f"{folder}.npz", **made)
 """
@@ -142,8 +148,11 @@ def test_codes_are_used_without_lancedb(store, tmp_path, monkeypatch):
     assert run.returncode == 0, run.stderr
     decoded, rows = np.load(tmp_path / "out.npz"), expected(store, decoded=True)
     table = pq.read_table(tmp_path / "out" / "rows")
-    ours = ["vector_code", "vector_partition", "vector_codec", "vector"]
+    ours = [*store.columns.names, "vector_codec", "vector"]
     assert table.schema.names == ["id", "text", *ours]
+    if store.columns.refine_bytes:
+        assert table.schema.field("vector_refine").type == pa.binary(6)
+        assert table["vector_refine"].null_count == 139 - 20
     assert table.schema.field("vector_code").type == pa.binary(4)
     vectors = [
         decoded[str(row["id"])] if row["vector_code"] is not None else row["vector"]
@@ -303,10 +312,8 @@ def test_nothing_is_left_of_an_export_that_fails(store, tmp_path, monkeypatch, f
 @pytest.mark.parametrize("format", FORMATS)
 def test_damage_is_told_of(store, db, tmp_path, format):
     schema = store.table.schema.remove(store.table.schema.get_field_index("vector"))
-    bad = pa.table(
-        {"id": [1], "text": [""], "vector_code": [b"\xff\0\0\0"], "vector_partition": [0]}, schema=schema
-    )
-    store.table.add(bad)
+    bad = {"id": 1, "text": "", "vector_code": b"\xff\0\0\0", "vector_partition": 0}
+    store.table.add(pa.Table.from_pylist([bad], schema=schema))
     with pytest.raises(TableError, match="Got code 255"):
         exported(store, tmp_path, format)
     store.delete("id = 1 AND text = ''")

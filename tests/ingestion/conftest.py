@@ -18,7 +18,8 @@ from rqmoe_store.table import CompressedTable
 
 @pytest.fixture(scope="session")
 def codec() -> Codec:
-    return _codec("l2")
+    """With refine codes."""
+    return _codec("l2", refine_bytes=8)
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +27,9 @@ def cosine_codec() -> Codec:
     return _codec("cosine")
 
 
-def _codec(metric: Any) -> Codec:
+def _codec(metric: Any, refine_bytes: int = 0) -> Codec:
     vectors = np.random.default_rng(7).normal(size=(400, DIM)).astype(np.float32)
-    return tiny_codec(vectors, metric, partitions=3)
+    return tiny_codec(vectors, metric, partitions=3, refine_bytes=refine_bytes)
 
 
 @pytest.fixture

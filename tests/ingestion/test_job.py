@@ -38,6 +38,7 @@ def encoded_as_by_add(store, codec, count):
     assert table["text"].to_pylist() == rows_of(count)["text"].to_pylist()
     assert table["vector_code"].to_pylist() == [bytes(code) for code in codes.codes]
     assert table["vector_partition"].to_pylist() == codes.partitions.tolist()
+    assert table["vector_refine"].to_pylist() == [bytes(code) for code in codes.refine]
     assert table["vector"].null_count == count
 
 

@@ -94,7 +94,11 @@ def _assert_vectors(store: CompressedTable, stored: pa.Table, contents: Contents
     if coded_N.any():
         right_C = np.zeros(len(codes), dtype=bool)
         for made in _possible_codes(store.codecs, vectors_ND[coded_N]):
-            right_C |= (made.codes == codes.codes).all(axis=1) & (made.partitions == codes.partitions)
+            same_C = (made.codes == codes.codes).all(axis=1) & (made.partitions == codes.partitions)
+            if codes.refine is not None:  # zeros where a row has none
+                refine_CR = np.zeros_like(codes.refine) if made.refine is None else made.refine
+                same_C &= (refine_CR == codes.refine).all(axis=1)
+            right_C |= same_C
         assert right_C.all(), np.array(list(contents))[coded_N][~right_C]
         vectors_ND[coded_N] = store.codecs.decode(codes)
     return vectors_ND
@@ -110,7 +114,7 @@ def _possible_codes(codecs: TableCodec, vectors_ND: np.ndarray) -> list[Codes]:
         made = [codec.encode(version_ND) for version_ND in versions]
         versions += [codec.decode(each) for each in made]
         first = np.int32(generation.first_partition)
-        possible += [Codes(each.codes, each.partitions + first) for each in made]
+        possible += [Codes(each.codes, each.partitions + first, each.refine) for each in made]
     return possible
 
 

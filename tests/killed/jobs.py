@@ -128,13 +128,15 @@ class CompressInto(Operation):
 class Train(Operation):
     """The first codec of a table, and all rows encoded by it."""
 
-    def __init__(self, name: str, *, keep_vectors: str = "none") -> None:
+    def __init__(self, name: str, *, keep_vectors: str = "none", refine_bytes: int = 0) -> None:
         self.name, self._keep = name, keep_vectors
+        self._refine_bytes = refine_bytes
+        """Of the refine codes of the first codec."""
 
     generations: ClassVar[int] = 1
 
     def prepare(self, folder: Path) -> None:
-        db, config = database(folder), small_config(num_partitions=2)
+        db, config = database(folder), small_config(num_partitions=2, refine_bytes=self._refine_bytes)
         schema = rows_of({}).schema
         store = create_table(db, TABLE, schema=schema, config=config, keep_vectors=self._keep)
         for number in range(3):
@@ -168,6 +170,28 @@ class Retrain(Train):
     def _train(self, target: CompressedTable) -> None:
         vectors = None if self._keep != "none" else "decoded"
         target.retrain(ANOTHER, vectors=vectors, progress=False)
+
+
+class RetrainWithAndWithout(Retrain):
+    """A second codec with refine codes where the first has none, or without any where it has some; then their
+    column is dropped."""
+
+    REFINE_BYTES: ClassVar[int] = 8
+
+    def _train(self, target: CompressedTable) -> None:
+        refine_bytes = self.REFINE_BYTES - self._refine_bytes
+        config = dataclasses.replace(target.codecs.metadata.config, refine_bytes=refine_bytes)
+        target.retrain(ANOTHER, vectors="decoded", config=config, progress=False)
+
+    def call(self, target: CompressedTable, number: int) -> None:
+        super().call(target, number)
+        target.optimize(progress=False)
+
+    def check_done(self, folder: Path, calls: int) -> None:
+        super().check_done(folder, calls)
+        store = open_table(database(folder), TABLE)
+        assert store.columns.refine_bytes == self.REFINE_BYTES - self._refine_bytes
+        assert ("vector_refine" in store.table.schema.names) == bool(store.columns.refine_bytes)
 
 
 class RetrainInBackground(Retrain):

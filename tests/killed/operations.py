@@ -2,7 +2,16 @@
 
 from killed.codecs import Register, Save
 from killed.ingestion import Ingest, IngestNew
-from killed.jobs import CompressInPlace, CompressInto, Create, Optimize, Retrain, RetrainInBackground, Train
+from killed.jobs import (
+    CompressInPlace,
+    CompressInto,
+    Create,
+    Optimize,
+    Retrain,
+    RetrainInBackground,
+    RetrainWithAndWithout,
+    Train,
+)
 from killed.operation import Operation
 from killed.rows import Add, Delete, Merge, Update
 
@@ -26,6 +35,8 @@ VARIANTS: list[Operation] = [
     CompressInPlace("compress in place, row ids not stable", stable=False),
     Retrain("retrain, vectors kept", keep_vectors="float16"),
     RetrainInBackground("retrain in the background"),
+    RetrainWithAndWithout("retrain, refine codes come"),
+    RetrainWithAndWithout("retrain, refine codes go", refine_bytes=RetrainWithAndWithout.REFINE_BYTES),
     IngestNew("ingest into a new table"),
 ]
 """Operations that go the same way as others of them, for the most part."""

@@ -11,7 +11,8 @@ from rqmoe_store.codecs.base import Codec
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return tiny_codec(VECTORS, "l2", 4)
+    """With refine codes."""
+    return tiny_codec(VECTORS, "l2", 4, refine_bytes=6)
 
 
 @pytest.fixture(scope="module")

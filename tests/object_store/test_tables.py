@@ -1,5 +1,6 @@
 """What a table goes through in a bucket, step by step, beside the same in a folder."""
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Iterator
@@ -75,6 +76,20 @@ def growing_table(db: DBConnection, again: DBConnection) -> Iterator[Step]:
     yield "found coded", (found(store), found(other))
     store.retrain(TRAINING, progress=False, vectors=VECTORS[:300])
     yield "retrained", (found(store), found(other))
+    refined = dataclasses.replace(CONFIG, refine_bytes=6)
+    store.retrain(TRAINING, progress=False, vectors=VECTORS[:300], config=refined, encode=False)
+    other.add(MORE)
+    yield "given refine codes", (found(store), found(other), store.verify(progress=False).ok)
+    yield (
+        "encoded with refine codes",
+        (other.optimize(progress=False).encoded.rows, found(store), found(other)),
+    )
+    store.retrain(TRAINING, progress=False, vectors=VECTORS[:300])
+    other.retrain(TRAINING, progress=False, vectors=VECTORS[:300], config=CONFIG)
+    yield (
+        "relieved of them",
+        (store.optimize(progress=False).raw_rows, found(store), found(other), other.columns),
+    )
 
 
 def table_in_place(db: DBConnection, again: DBConnection, codec: Codec) -> Iterator[Step]:

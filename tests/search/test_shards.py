@@ -56,10 +56,12 @@ def rows_of(first, count):
 
 
 def build(folder, metric):
-    """Four fragments with codes, one of them with rows deleted, and two with raw rows."""
+    """Four fragments with codes (and refine codes, by most metrics), one of them with rows deleted, and two
+    with raw rows."""
     db = lancedb.connect(folder)
     docs = db.create_table("docs", source_table(vectors_of(ROWS)))
-    store = rqs.compress(docs, tiny_codec(vectors_of(ROWS), metric, 4), into="coded", progress=False)
+    codec = tiny_codec(vectors_of(ROWS), metric, 4, refine_bytes=0 if metric == "dot" else 8)
+    store = rqs.compress(docs, codec, into="coded", progress=False)
     for first in (1000, 2000, 3000):
         store.add(rows_of(first, 40))
     store.delete("id > 2010 AND id < 2020")

@@ -391,6 +391,16 @@ def test_where_they_are_read_from(store: CompressedTable) -> None:
     assert places == ["disk", "memory", "disk", "memory"]
 
 
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_queries_that_find_nothing(store: CompressedTable, cache: Any) -> None:
+    """Alone, and beside others that find something."""
+    store.use_cache(cache)
+    assert store.search(VECTORS[1]).where("id < 0").to_list() == []
+    assert store.search(VECTORS[1]).where("id < 0").select(["id", "vector"]).to_list() == []
+    far = store.search(np.stack([VECTORS[1], VECTORS[1] + 1e6])).distance_range(None, 1000.0).limit(5)
+    assert {row["query_index"] for row in far.to_list()} == {0}
+
+
 def test_only_the_shortlist_is_read_from_disk(store: CompressedTable) -> None:
     """Whatever is wrong with the refine codes of other rows."""
     vector = VECTORS[1]

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import re
 from pathlib import Path
 
 import lance
@@ -11,16 +12,19 @@ import pyarrow as pa
 import pytest
 from lance.fragment import RowIdSequence
 from lancedb.index import FTS, BTree
+from small_tables import source_table
 
 from rqmoe_store.errors import TableError
 from rqmoe_store.store import registry
 from rqmoe_store.store.lance import write_fragment
-from rqmoe_store.tables import create_table
+from rqmoe_store.tables import compress, create_table, open_table
 from rqmoe_store.verification import rows as keys
 from rqmoe_store.verification.report import RowCounts, VerifyReport
 from rqmoe_store.verification.run import verify
 
 DIM = 16
+VECTORS = np.random.default_rng(4).normal(size=(60, DIM)).astype(np.float32)
+VECTOR = VECTORS[0]
 NOW = datetime.timedelta(0)
 
 
@@ -177,6 +181,66 @@ def test_codes_and_partitions(store):
     assert "2 rows have a code that their codec does not have" in found
     assert "2 rows are in a partition that no codec of the table has" in found
     assert verified(store).counts.rows == 106
+
+
+@pytest.fixture
+def refined(make_store):
+    """A table with refine codes of 8 bytes."""
+    return make_store("refined", refine_bytes=8)
+
+
+def test_refine_codes(refined, training, rows):
+    assert_healthy(refined, rows=100, coded=90, raw=10)
+    code = {"vector_code": [b"\0\0\0\0"] * 2, "vector_partition": [0] * 2}
+    append(refined, id=[1, 2], **code, vector_refine=[b"\0" * 8, None])
+    assert "1 rows lack the refine code that their codec gave them: _rowid" in problems(refined)
+    for query in (refined.search(VECTOR), refined.search().select(["vector"])):
+        with pytest.raises(TableError, match="1 rows without the refine code of 8 bytes"):
+            query.limit(200).to_list()
+
+
+def test_refine_codes_of_a_codec_that_has_none(refined, training):
+    plain = dataclasses.replace(refined.codec.config, refine_bytes=0)
+    refined.retrain(training(3), vectors="decoded", config=plain, encode=False, progress=False)
+    assert_healthy(refined, rows=100, coded=90, raw=10, older=90)
+    append(refined, id=[1], vector_code=[b"\0\0\0\0"], vector_partition=[2], vector_refine=[b"\0" * 8])
+    assert "1 rows have a refine code, and their codec has none: _rowid" in problems(refined)
+
+
+@pytest.mark.parametrize("damage", ["gone", "other width", "truncated", "other file"])
+def test_damaged_refine_codes(db, refined, damage):
+    dataset = refined.table.to_lance()
+    if damage in ("gone", "other width"):
+        dataset.drop_columns(["vector_refine"])
+        if damage == "other width":
+            dataset = lance.dataset(dataset.uri)
+            dataset.add_columns(pa.schema([pa.field("vector_refine", pa.binary(5))]))
+        expected = {
+            "gone": "no column 'vector_refine'",
+            "other width": "'vector_refine' is fixed_size_binary\\[5",
+        }
+        assert re.search(
+            f"columns: .*{expected[damage]}", "\n".join(verify(db, "refined", progress=False).problems)
+        )
+        with pytest.raises(TableError, match=expected[damage]):
+            open_table(db, "refined")
+        with pytest.raises(TableError, match=expected[damage]):
+            refined.search(VECTOR).to_list()
+        return
+    docs = db.create_table("docs", source_table(VECTORS))
+    store = compress(docs, refined.codec, "grouped", progress=False)
+    dataset = lance.dataset(store.table.uri)
+    (place,) = [field.id() for field in dataset.lance_schema.fields() if field.name() == "vector_refine"]
+    (fragment,) = dataset.get_fragments()
+    (name,) = [file.path for file in fragment.data_files() if list(file.fields) == [place]]
+    path = Path(dataset.uri) / "data" / name
+    if damage == "truncated":
+        truncate(path)
+    else:
+        path.write_bytes((Path(dataset.uri) / "data" / fragment.data_files()[0].path).read_bytes())
+    assert "codes and vectors cannot be read" in "\n".join(verify(db, "grouped", progress=False).problems)
+    with pytest.raises(TableError):
+        open_table(db, "grouped").search(VECTOR).limit(5).to_list()
 
 
 def test_the_rows_are_named(store):

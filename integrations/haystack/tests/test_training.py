@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,7 +13,7 @@ from comparisons import assert_same_documents, same_direction
 from haystack.dataclasses import Document
 from haystack.document_stores.errors import DocumentStoreError
 from haystack.document_stores.types import DuplicatePolicy
-from small_stores import new_store
+from small_stores import SMALL_CODEC, new_store
 
 import rqmoe_store as rqs
 
@@ -39,6 +40,18 @@ def test_trains_when_there_are_enough_embeddings(database: str) -> None:
     found = store.filter_documents({"field": "embedding", "operator": "!=", "value": None})
     assert_same_documents(found, _documents(0, 50), same_direction)
     assert store.count_documents() == 70
+
+
+def test_refine_codes(database: str) -> None:
+    config = dataclasses.replace(SMALL_CODEC, refine_bytes=6)
+    store = new_store(database, config=config, train_from=40)
+    store.write_documents(_documents(0, 40))
+    store.write_documents(_documents(40, 50))
+    assert store.table is not None and store.table.columns.refine_bytes == 6
+    assert store.table.table.count_rows(f"{store.table.columns.refine} IS NOT NULL") == 50
+    assert [found.id for found in store.embedding_retrieval(VECTORS[3].tolist(), top_k=1)] == ["3"]
+    again = type(store).from_dict(store.to_dict())
+    assert again.table is not None and again.table.columns.refine_bytes == 6
 
 
 @pytest.mark.asyncio

@@ -175,6 +175,18 @@ def test_a_table_that_has_grown_is_trained(tmp_path):
     assert len(again.max_marginal_relevance_search("5 5", k=5)) == 5
 
 
+def test_refine_codes(tmp_path):
+    config = CodecConfig(kind="rq", metric="l2", code_bytes=2, codebook_size=16, refine_bytes=6)
+    settings = {"config": config, "training": TrainConfig(epochs=0, progress=False), "train_from": 100}
+    store = RQMoEVectorStore(PointEmbedding(), uri=tmp_path, **settings)
+    texts = [f"{n % 10} {n // 10}" for n in range(110)]
+    store.add_texts(texts[:100], ids=texts[:100])
+    store.add_texts(texts[100:], ids=texts[100:])
+    assert store.table.columns.refine_bytes == 6
+    assert store.table.table.count_rows("vector_refine IS NOT NULL") == 110
+    assert ids_of(store.similarity_search("3 4", k=1)) == ["3 4"]
+
+
 def test_many_threads_train_once(tmp_path):
     config, training = (
         CodecConfig(kind="rq", metric="l2", code_bytes=2, codebook_size=16),

@@ -1,9 +1,12 @@
 """Queries of a table whose embeddings codes have replaced."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 from llama_index.vector_stores.rqmoe import RQMoEVectorStore
-from small_nodes import asked, many_nodes, where
+from small_nodes import QUICKLY, SMALL_CODEC, asked, many_nodes, where
 
 
 def test_embeddings_of_codes_are_decoded_ones(coded: RQMoEVectorStore) -> None:
@@ -22,6 +25,19 @@ def test_embeddings_of_codes_are_decoded_ones(coded: RQMoEVectorStore) -> None:
         assert one.model_copy(update={"embedding": None}) == given_nodes[
             int(one.metadata["place"])
         ].model_copy(update={"embedding": None})
+
+
+def test_refine_codes(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL_CODEC, refine_bytes=6)
+    store = RQMoEVectorStore(uri=str(tmp_path), config=config, training=QUICKLY, train_from=100)
+    nodes = many_nodes(110)
+    store.add(nodes[:100])
+    store.add(nodes[100:])
+    assert store.table.columns.refine_bytes == 6
+    assert store.table.table.count_rows("vector_refine IS NOT NULL") == 110
+    assert store.query(asked(nodes[7].embedding, top=1)).ids == ["n7"]
+    again = RQMoEVectorStore.from_dict(store.to_dict())
+    assert again.table.columns.refine_bytes == 6
 
 
 @pytest.mark.parametrize("mode", ["default", "mmr", "hybrid", "text_search"])

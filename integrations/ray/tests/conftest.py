@@ -34,7 +34,8 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def codec() -> rqs.Codec:
-    config = rqs.CodecConfig(kind="rq", code_bytes=4, codebook_size=16, num_partitions=4)
+    """With refine codes."""
+    config = rqs.CodecConfig(kind="rq", code_bytes=4, refine_bytes=8, codebook_size=16, num_partitions=4)
     training = rqs.TrainConfig(epochs=0, progress=False, device="cpu")
     return rqs.train(vectors_of(600), config=config, training=training)
 
