@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.additive import complete_tables
-from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder
+from rqmoe_store.codecs.coder import Coder, ResidualCoder, TransformCoder
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.frame import Frame
@@ -204,7 +204,7 @@ class TrainingReport:
 class CodecParts:
     """The parts that make up a codec."""
 
-    coder: ResidualCoder | TransformCoder
+    coder: Coder
     calibration: Codes
     """Codes of training vectors, to which `truncate` fits new tables."""
     report: TrainingReport
@@ -223,7 +223,7 @@ def pack(parts: CodecParts) -> Artifact:
         tensors |= {_WEIGHT + name: value for name, value in coder.quantizer.state_dict().items()}
         fitted = coder.tables.corrections_TW, coder.tables.norms_T1
         tensors |= zip(_TABLES, fitted, strict=True)
-    else:
+    elif isinstance(coder, TransformCoder):
         tensors |= _with_prefix(_TRANSFORM, coder.quantizer.arrays())
     if parts.refiner is not None:
         tensors |= _with_prefix(_REFINE, parts.refiner.arrays())

@@ -23,7 +23,7 @@ from rqmoe_store.codecs.artifact import (
     unpack,
     write_artifact,
 )
-from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder, refine_base
+from rqmoe_store.codecs.coder import Coder, refine_base
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.device import Precision, check_precision, select_device
 from rqmoe_store.codecs.encoding import encode_vectors
@@ -46,7 +46,7 @@ class Codec(TranslatesErrors):
 
     def __init__(
         self,
-        coder: ResidualCoder | TransformCoder,
+        coder: Coder,
         calibration: Codes,
         report: TrainingReport,
         frame: Frame | None = None,
@@ -222,7 +222,7 @@ class Codec(TranslatesErrors):
         return refine.score(lookup, query, codes, corrections_nD)
 
     @property
-    def coder(self) -> ResidualCoder | TransformCoder:
+    def coder(self) -> Coder:
         """What codes vectors in the frame of the codec."""
         return self._coder
 

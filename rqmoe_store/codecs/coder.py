@@ -5,6 +5,7 @@ Vectors are in the frame of a codec, which has one coder.
 Shape legend: n vectors, D dimension, M code bytes, K codewords, P partitions, Q queries, T table rows.
 """
 
+import copy
 from typing import Protocol, Self
 
 import numpy as np
@@ -67,6 +68,9 @@ class Coder(Protocol):
 
     def truncate(self, config: CodecConfig, calibration: Codes) -> "Coder":
         """The coder of the first bytes, given codes of so many bytes to fit tables to."""
+
+    def with_config(self, config: CodecConfig) -> "Coder":
+        """The same coder for another configuration, which may differ in refine codes only."""
 
     def to(self, device: torch.device) -> Self:
         """Move to a device, and return self."""
@@ -167,6 +171,12 @@ class ResidualCoder:
         quantizer.to(self.device)
         return ResidualCoder(quantizer, fit_tables(quantizer, calibration))
 
+    def with_config(self, config: CodecConfig) -> "ResidualCoder":
+        """The same coder for another configuration, which may differ in refine codes only."""
+        other = copy.copy(self)
+        other.config = config
+        return other
+
     def to(self, device: torch.device) -> Self:
         """Move the weights to a device."""
         self.quantizer.to(device)
@@ -229,13 +239,17 @@ class TransformCoder:
         """The coder of the first bytes."""
         return TransformCoder(config, self.quantizer.truncate(config.code_bytes))
 
+    def with_config(self, config: CodecConfig) -> "TransformCoder":
+        """The same coder for another configuration, which may differ in refine codes only."""
+        return TransformCoder(config, self.quantizer)
+
     def to(self, device: torch.device) -> Self:
         """Scan codes on a device from now on."""
         self.device = device
         return self
 
 
-def refine_base(coder: ResidualCoder | TransformCoder, codes: Codes) -> Float32Array:
+def refine_base(coder: Coder, codes: Codes) -> Float32Array:
     """The vectors (n, D) that the refine codes of a codec are added to."""
     if coder.config.refine_base == "additive":
         return coder.approximate(codes)

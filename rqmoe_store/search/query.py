@@ -308,8 +308,8 @@ class CompressedQuery(VectorSearchQuery):
         - "decoded": the vectors that codes alone decode to.
         - "none": the vectors that look-up tables stand for, which approximate the decoded ones.
 
-        The default is "refined" if the table has refine codes. If it has none, it is "decoded"; or "none" if
-        the newest codec is a transform code, whose tables are exact.
+        The default is "refined" if the table has refine codes. Otherwise it is "decoded", or "none" if the
+        table's only codec is a transform code, whose tables are exact.
 
         Raises InvalidInputError for another kind; and, when the query runs, for "refined" without refine
         codes.

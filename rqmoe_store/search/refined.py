@@ -1,5 +1,4 @@
-"""Ranking by refine codes or by look-up tables alone: shortlists in the order of distances that no network
-computes.
+"""Rank shortlists by refine codes, or by look-up tables alone.
 
 Shape legend: Q queries, S rows of one query, U distinct rows, D vector dimension.
 """
@@ -26,7 +25,7 @@ Tables = Mapping[int, LookupTables]
 
 
 def with_refine_codes(snapshot: Snapshot, candidates: Sequence[Candidates]) -> list[Candidates]:
-    """The candidates with refine codes, read from the table in one take unless they come with them."""
+    """The candidates with refine codes; those that are not in memory are read from the table in one take."""
     missing = [each.rows for each in candidates if len(each) and each.rows.codes.refine is None]
     if not missing:
         return list(candidates)

@@ -164,13 +164,16 @@ class VectorOptions:
 def default_rerank(codecs: TableCodec) -> Rerank:
     """What orders shortlists unless a query says otherwise: what is fastest and loses nothing.
 
-    Refine codes are both faster and more precise than decoding. Look-up tables of a transform code are exact.
+    Refine codes are both faster and more precise than decoding. Look-up tables of a transform code are exact;
+    those of codecs that the table had before may not be.
     """
-    newest = codecs.generations[-1:]
+    if not codecs.generations:
+        return "decoded"
     # Older codecs may have had refine codes that the table has dropped.
     if codecs.columns.refine_bytes and any(each.metadata.refine_bytes for each in codecs.generations):
         return "refined"
-    return "none" if newest and newest[0].codec.config.is_transform else "decoded"
+    (*older, newest) = codecs.generations
+    return "none" if not older and newest.codec.config.is_transform else "decoded"
 
 
 def stage_ends() -> Iterator[int]:

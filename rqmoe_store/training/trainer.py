@@ -3,7 +3,6 @@
 Shape legend: n training vectors, D dimension.
 """
 
-import copy
 import dataclasses
 import math
 import os
@@ -194,8 +193,7 @@ def add_refine_codes(
     """
     changes = {"refine_bytes": refine_bytes, "refine_kind": refine_kind, "refine_base": refine_base}
     config = dataclasses.replace(codec.config, **changes).resolve(dim=codec.dim, rows=1)  # type: ignore[arg-type]
-    coder = copy.copy(codec.coder)
-    coder.config = config
+    coder = codec.coder.with_config(config)
     report = dataclasses.replace(codec.report, refined_mse=None)
     if not refine_bytes:
         return Codec(coder, codec.calibration, report, codec.frame)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder, refine_base
+from rqmoe_store.codecs.coder import Coder, refine_base
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import Float64Array, Frame
 from rqmoe_store.codecs.parallel import compiled, run_parallel
@@ -358,7 +358,7 @@ def lloyd_max(grid_X: Float64Array, density_X: Float64Array, count: int) -> tupl
     return levels_L, error
 
 
-def fit_refiner(coder: ResidualCoder | TransformCoder, vectors_nD: Float32Array, seed: int) -> Refiner:
+def fit_refiner(coder: Coder, vectors_nD: Float32Array, seed: int) -> Refiner:
     """Fit refine codes to what the code of a coder leaves of vectors.
 
     The vectors are in random order, and in the frame of the codec.
@@ -386,7 +386,7 @@ def fit_refiner(coder: ResidualCoder | TransformCoder, vectors_nD: Float32Array,
     return Refiner(tuple(stages), config.refine_base, square_code)
 
 
-def refined_mse(coder: ResidualCoder | TransformCoder, refiner: Refiner, vectors_nD: Float32Array) -> float:
+def refined_mse(coder: Coder, refiner: Refiner, vectors_nD: Float32Array) -> float:
     """Mean squared error of vectors, in the frame of the codec, with refine codes."""
     clamped_nD = coder.clamp(Frame.plain(coder.dim), vectors_nD)
     codes = _encode(coder, clamped_nD)
@@ -400,7 +400,7 @@ def mean_square(errors_nD: Float32Array) -> float:
     return float(np.square(errors_nD, dtype=np.float64).sum(axis=1).mean())
 
 
-def _encode(coder: ResidualCoder | TransformCoder, clamped_nD: Float32Array) -> Codes:
+def _encode(coder: Coder, clamped_nD: Float32Array) -> Codes:
     """Encode as the codec does by default."""
     config = coder.config
     return coder.encode(clamped_nD, beam=config.beam, preselect=scored_pairs(config.beam, config.preselect))
