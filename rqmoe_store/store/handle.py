@@ -59,6 +59,8 @@ class Handle:
         """The version that everything is read from; None for the newest one."""
         self.snapshots = self._follow(snapshots_of(table, codecs))
         """Gives the version that is read."""
+        if self.snapshots.known.metadata != metadata:  # another handle, of an older version, shares them
+            self.snapshots.current()
         self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
         """The LanceDB embedding function its vectors come from; None when there is none."""
         self.drift_watch = DriftWatch()

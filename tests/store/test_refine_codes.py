@@ -506,6 +506,19 @@ def test_others_write_while_the_column_comes_or_goes(
     assert store.verify(progress=False).ok
 
 
+def test_a_handle_knows_the_columns_once_it_is_open(
+    store: CompressedTable, db: lancedb.DBConnection, plain: Codec
+) -> None:
+    """Also if another handle of the process, whose versions it shares, has not looked since they changed."""
+    other = open_table(
+        lancedb.connect(db.uri, read_consistency_interval=datetime.timedelta(hours=1)), "store"
+    )
+    give(other, plain)
+    other.optimize(progress=False)
+    assert store.columns.refine_bytes == REFINE_BYTES
+    assert open_table(db, "store").columns.refine_bytes == 0
+
+
 # Whoever reads.
 
 
