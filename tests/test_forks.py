@@ -38,7 +38,9 @@ PATIENCE = 120
 
 VECTORS = np.random.default_rng(5).normal(size=(ROWS, DIM)).astype(np.float32)
 TRAINING = rqs.TrainConfig(epochs=1, batch_size=64, progress=True, device="cpu")
-CONFIG = rqs.CodecConfig(kind="rqmoe", code_bytes=2, codebook_size=8, num_partitions=2, num_experts=2)
+CONFIG = rqs.CodecConfig(
+    kind="rqmoe", code_bytes=2, refine_bytes=6, codebook_size=8, num_partitions=2, num_experts=2
+)
 
 
 def in_child(work: Callable[[], Any]) -> None:
@@ -72,7 +74,7 @@ def in_child(work: Callable[[], Any]) -> None:
 def store(tmp_path: Path) -> rqs.CompressedTable:
     """A table that this process has made and searched, also from event loops."""
     docs = lancedb.connect(tmp_path).create_table("docs", source_table(VECTORS))
-    store = rqs.compress(docs, tiny_codec(VECTORS, "l2", 4), "small", progress=False)
+    store = rqs.compress(docs, tiny_codec(VECTORS, "l2", 4, refine_bytes=8), "small", progress=False)
     store.search(VECTORS[:64]).limit(10).to_arrow()
     asyncio.run(rqs.AsyncCompressedTable(store).vector_search(VECTORS[3]).to_list())
     return store
@@ -194,7 +196,7 @@ def compute(codec: rqs.Codec) -> None:
 
 
 def test_codecs_work_in_children(tmp_path: Path) -> None:
-    codec = tiny_codec(VECTORS, "l2", 4)
+    codec = tiny_codec(VECTORS, "l2", 4, refine_bytes=8)
     compute(codec)
     in_child(lambda: (compute(codec), in_child(lambda: compute(codec))))
     compute(codec)

@@ -22,7 +22,7 @@ SECRET = {"aws_secret_access_key": "very-secret"}
 @pytest.fixture
 def store(tmp_path: Path) -> rqs.CompressedTable:
     docs = lancedb.connect(tmp_path).create_table("docs", source_table(VECTORS))
-    rqs.compress(docs, tiny_codec(VECTORS, "l2", 4), "small", progress=False)
+    rqs.compress(docs, tiny_codec(VECTORS, "l2", 4, refine_bytes=8), "small", progress=False)
     db = lancedb.connect(tmp_path, read_consistency_interval=datetime.timedelta(seconds=7))
     return rqs.open_table(db, "small", memory_budget=10**6)
 
