@@ -286,6 +286,7 @@ def test_functions(
         "preset": lambda: {"name": "fast"},
         "words_query": lambda: {"text": "words", "column": "text"},
         "train": lambda: {"data": VECTORS, "config": CONFIG, "training": TRAINING},
+        "add_refine_codes": lambda: {"codec": codec, "data": VECTORS, "refine_bytes": 4},
     }
     create_table(place, "opened", source_table(VECTORS))
     public = {name: getattr(rqmoe_store, name) for name in rqmoe_store.__all__}

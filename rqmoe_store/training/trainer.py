@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.additive import CALIBRATION_ROWS, fit_tables
 from rqmoe_store.codecs.artifact import Artifact, TrainingReport
 from rqmoe_store.codecs.base import Codec, require_storable
@@ -191,6 +192,7 @@ def add_refine_codes(
         TableError: the table is empty, or the column is unknown or has another type.
         InvalidInputError: the vectors are unusable or of another dimension, or the settings do not fit them.
     """
+    seed = whole_number("seed", seed, 0)
     changes = {"refine_bytes": refine_bytes, "refine_kind": refine_kind, "refine_base": refine_base}
     config = dataclasses.replace(codec.config, **changes).resolve(dim=codec.dim, rows=1)  # type: ignore[arg-type]
     coder = codec.coder.with_config(config)
