@@ -173,9 +173,10 @@ class ResidualCoder:
 
     def with_config(self, config: CodecConfig) -> "ResidualCoder":
         """The same coder for another configuration, which may differ in refine codes only."""
-        other = copy.copy(self)
-        other.config = config
-        return other
+        # A copy, because moving a coder to another device moves its weights.
+        quantizer = copy.deepcopy(self.quantizer)
+        quantizer.config = config
+        return ResidualCoder(quantizer, self.tables)
 
     def to(self, device: torch.device) -> Self:
         """Move the weights to a device."""
@@ -241,7 +242,7 @@ class TransformCoder:
 
     def with_config(self, config: CodecConfig) -> "TransformCoder":
         """The same coder for another configuration, which may differ in refine codes only."""
-        return TransformCoder(config, self.quantizer)
+        return TransformCoder(config, self.quantizer).to(self.device)
 
     def to(self, device: torch.device) -> Self:
         """Scan codes on a device from now on."""

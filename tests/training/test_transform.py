@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import DIM, trained_small, vectors
@@ -234,6 +235,20 @@ def test_refine_codes_are_added_to_a_trained_codec() -> None:
     again = add_refine_codes(refined, rows, refine_bytes=0)
     assert again.config == codec.config and again.report == codec.report
     np.testing.assert_array_equal(again.decode(plain), codec.decode(plain))
+
+
+def test_a_codec_shares_no_weights_with_the_one_that_it_was_refined_from() -> None:
+    """Moving one of them to a GPU must not move half of the other."""
+    rows = vectors(600)
+    codec = trained_small(rows, kind="rqmoe")
+    before = codec.encode(rows), codec.decode(codec.encode(rows))
+    refined = add_refine_codes(codec, rows, refine_bytes=6)
+    refined.coder.quantizer.double()
+    np.testing.assert_array_equal(codec.encode(rows).codes, before[0].codes)
+    np.testing.assert_array_equal(codec.decode(before[0]), before[1])
+    scalar = trained_small(rows, kind="pq")
+    scalar.coder.device = torch.device("cuda")  # where its codes are scanned; it computes on the CPU
+    assert add_refine_codes(scalar, rows, refine_bytes=0).device.type == "cuda"
 
 
 def test_refine_codes_of_other_vectors_are_refused() -> None:
