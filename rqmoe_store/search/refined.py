@@ -3,7 +3,6 @@
 Shape legend: Q queries, S rows of one query, U distinct rows, D vector dimension.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,7 +17,7 @@ from rqmoe_store.search.rerank import Hits, exact_distances, ordered, query_turn
 from rqmoe_store.search.segments import Candidates, CodeBatch, concatenated
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.snapshot import Snapshot
-from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.table_codec import TableCodec, local_codes
 
 Tables = Mapping[int, LookupTables]
 """First partition of a generation -> look-up tables of queries."""
@@ -112,7 +111,7 @@ def _refined_distances(
     for generation, places in codecs.by_generation(rows.codes):
         codes, first = rows.codes[places], generation.first_partition
         if first in refine:
-            local = dataclasses.replace(codes, partitions=codes.partitions - np.int32(first))
+            local = local_codes(codes, generation)
             scores_S = generation.codec.refined_scores(lookup[first], refine[first], query, local)
             (exact_S,) = lookup[first].units.select([query]).distances(scores_S[None])
             # Rounding may make the distance to a very near vector slightly negative.

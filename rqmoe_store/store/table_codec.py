@@ -213,7 +213,7 @@ class TableCodec:
         self.check(codes)
         decoded_nD = np.empty((len(codes), self.dim), dtype=np.float32)
         for generation, rows in self.by_generation(codes):
-            decoded_nD[rows] = _decoded(generation.codec, _local(codes[rows], generation))
+            decoded_nD[rows] = _decoded(generation.codec, local_codes(codes[rows], generation))
         return decoded_nD
 
     def read(self, rows: pa.Table | pa.RecordBatch) -> tuple[Codes, npt.NDArray[np.bool_]]:
@@ -269,7 +269,7 @@ class TableCodec:
             config = generation.codec.config
             if codes.codes[rows].max() >= config.codebook_size:
                 check_codes(
-                    _local(codes[rows], generation).unrefined,
+                    local_codes(codes[rows], generation).unrefined,
                     num_steps=self.code_bytes,
                     codebook_size=config.codebook_size,
                     num_partitions=config.num_partitions or 0,
@@ -350,7 +350,7 @@ def metadata_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMet
     )
 
 
-def _local(codes: Codes, generation: Generation) -> Codes:
+def local_codes(codes: Codes, generation: Generation) -> Codes:
     """Codes with the partition ids of their codec, which begin at 0, and with refine codes if it has any."""
     codes = codes if generation.metadata.refine_bytes else codes.unrefined
     return dataclasses.replace(codes, partitions=codes.partitions - np.int32(generation.first_partition))
