@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rqmoe_store.async_table import AsyncCompressedTable
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
+    from rqmoe_store.codecs.parallel import num_threads, set_num_threads
     from rqmoe_store.ingestion.job import IngestReport, ingest
     from rqmoe_store.managed_table import ManagedTable
     from rqmoe_store.search.reranker import DecodedReranker
@@ -69,9 +70,11 @@ __all__ = [
     "json_field",
     "load_codec",
     "none_of",
+    "num_threads",
     "open_table",
     "open_table_async",
     "preset",
+    "set_num_threads",
     "train",
     "words_query",
 ]
@@ -96,6 +99,8 @@ _LAZY = {
     "json_field": "rqmoe_store.store.value_conditions",
     "load_codec": "rqmoe_store.codecs.base",
     "none_of": "rqmoe_store.store.value_conditions",
+    "num_threads": "rqmoe_store.codecs.parallel",
+    "set_num_threads": "rqmoe_store.codecs.parallel",
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.tables",
     "train": "rqmoe_store.training.trainer",

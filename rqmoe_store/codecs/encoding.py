@@ -168,8 +168,11 @@ def encode_block(
         codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
         partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
 
-    each_chunk = run_chunks_parallel if device.type == "cpu" else run_chunks
-    each_chunk(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    rows = chunk_rows(quantizer, beam=beam, preselect=preselect)
+    if device.type == "cpu":
+        run_chunks_parallel(len(vectors_nD), rows, encode_chunk, one_core=True)
+    else:
+        run_chunks(len(vectors_nD), rows, encode_chunk)
     return Codes(codes_nM, partitions_n)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rqmoe_store.codecs.parallel import compiled
+from rqmoe_store.codecs.parallel import compiled, num_threads
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig
 
@@ -191,7 +191,7 @@ class ExpertMixture(nn.Module):
 
 def loop_is_faster(num_codes: int) -> bool:
     """Whether the compiled loop, on one core, is faster than matrix products, on all cores."""
-    return num_codes < _MANY_CODES or torch.get_num_threads() == 1
+    return num_codes < _MANY_CODES or num_threads() == 1
 
 
 def summed_deformations(

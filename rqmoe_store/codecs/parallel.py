@@ -1,15 +1,22 @@
-"""Parallel work: threads on a CPU, chunks that fit the memory, compiled loops, and forked processes.
+"""Parallel work: one pool of threads, chunks that fit the memory, compiled loops, and forked processes.
+
+All work on a CPU is divided into tasks that need nothing of each other, each for one thread of a pool. The
+pool serves all callers, so many calls at a time use no more cores than one does. A team of threads, which
+torch has behind an operation, works differently: its threads wait for each other at the end of every
+operation. As soon as another program takes a core, all of them wait for the thread that lost it. So torch
+computes on one core in the pool's threads. In the user's threads it keeps the user's settings.
 
 A forked process has the memory of its parent but only one of its threads. A lock that another thread held is
 never released there. torch's threads are gone, so the first operation that torch distributes to them would
-wait forever. This module resets locks and torch's thread count after a fork, so that codecs work in forked
-processes. LanceDB cannot work there: once its parent has used it, writing in a forked process mostly crashes
-or waits forever, and reading sometimes does.
+wait forever. This module resets locks, the pool and torch's thread count after a fork, so that codecs work in
+forked processes. LanceDB cannot work there: once its parent has used it, writing in a forked process mostly
+crashes or waits forever, and reading sometimes does.
 """
 
 import concurrent.futures
 import contextlib
 import functools
+import math
 import os
 import sys
 import threading
@@ -20,10 +27,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import numba
-import torch
 from numba.core.compiler_lock import global_compiler_lock
 from rich.console import Console
 
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError, TableError
 
 Result = TypeVar("Result")
@@ -56,34 +63,157 @@ class Lock:
         self._lock = threading.Lock()
 
 
+MAX_THREADS = 1_024
+"""Most threads that the pool can have."""
+
+_VARIABLES = ("RQMOE_NUM_THREADS", "OMP_NUM_THREADS")
+"""Environment variables with the number of threads, the first one that is set counts."""
+
+_QUOTAS = Path("/sys/fs/cgroup")
+
 _thread_count_lock = Lock()
 
 
-def run_parallel(tasks: Iterable[Callable[[], Result]]) -> list[Result]:
-    """Run tasks on as many threads as torch may use; returns their results in order.
+class _Pool:
+    """The threads of this process that compute; none is started before there is work."""
 
-    Each of several tasks has one core, also for what torch computes in it. A single task has all cores.
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._size: int | None = None
+        self._executor: concurrent.futures.ThreadPoolExecutor | None = None
+
+    @property
+    def size(self) -> int:
+        if self._size is None:
+            self._size = default_threads()
+        return self._size
+
+    def resize(self, size: int) -> None:
+        with self._lock:
+            if size != self._size and self._executor is not None:
+                self._executor.shutdown(wait=False)  # what it was given before is still done
+                self._executor = None
+            self._size = size
+
+    def submit(self, tasks: list[Callable[[], Result]]) -> "list[concurrent.futures.Future[Result]]":
+        size = self.size
+        with self._lock:
+            if self._executor is None:
+                self._executor = concurrent.futures.ThreadPoolExecutor(
+                    size, thread_name_prefix="rqmoe-compute", initializer=_enter_pool
+                )
+            return [self._executor.submit(task) for task in tasks]
+
+    def forget(self) -> None:
+        """Have no threads, in a forked process."""
+        self._executor = None
+
+
+_pool = _Pool()
+_here = threading.local()
+
+
+def _enter_pool() -> None:
+    _here.in_pool = True
+
+
+def num_threads() -> int:
+    """Threads that this package computes with on a CPU, all calls of the process together.
+
+    Unless `set_num_threads` was called, the environment variable RQMOE_NUM_THREADS decides, else
+    OMP_NUM_THREADS, else the number of cores that this process may use: by its affinity, and by the CPU quota
+    of its container.
+    """
+    return _pool.size
+
+
+def set_num_threads(count: int) -> None:
+    """Set how many threads this package computes with on a CPU, all calls of the process together.
+
+    Training, encoding, decoding and searches share these threads. Settings of torch stay as they are.
+
+    Args:
+        count: 1 to 1024. With 1, searches compute in the thread that calls them.
+
+    Raises:
+        InvalidInputError: another number.
+    """
+    _pool.resize(whole_number("count", count, 1, MAX_THREADS))
+
+
+def default_threads() -> int:
+    """Number of threads by environment variables, or else the cores that this process may use."""
+    for name in _VARIABLES:
+        # OMP_NUM_THREADS may be a list, one number for each level of nested teams.
+        value = os.environ.get(name, "").partition(",")[0].strip()
+        if value.isdecimal() and 1 <= int(value) <= MAX_THREADS:
+            return int(value)
+        if value and name == _VARIABLES[0]:
+            raise InvalidInputError(
+                f"Got {name}={value!r} in the environment; expected a number of threads from 1 to "
+                f"{MAX_THREADS}."
+            )
+    has_affinity = hasattr(os, "sched_getaffinity")  # Linux only
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = container_cores(_QUOTAS)
+    return max(1, min(cores if quota is None else min(cores, math.ceil(quota)), MAX_THREADS))
+
+
+def container_cores(folder: Path) -> float | None:
+    """CPU quota of this container, in cores, by the control groups (version 2 or 1) in a folder; None for no
+    quota. Threads beyond it would be stopped in turn, while others wait for them."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu" / "cpu.cfs_period_us").read_text()
+        return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError):  # not Linux, or no such control group
+        return None
+
+
+def run_parallel(tasks: Iterable[Callable[[], Result]], *, one_core: bool = False) -> list[Result]:
+    """Run tasks on the threads of the pool; returns their results in order.
+
+    A single task runs in the calling thread, as does every task if the pool has a single thread. So do tasks
+    that a task of the pool runs in its turn.
+
+    Args:
+        tasks: functions that need nothing of each other. After one has failed, those that have not begun are
+            not run.
+        one_core: have torch compute each task on one core. Then even a single task runs on the pool.
     """
     tasks = list(tasks)
-    if len(tasks) == 1 or torch.get_num_threads() == 1:
+    if one_core:
+        tasks = [functools.partial(_compute_on_one_core, task) for task in tasks]
+    if getattr(_here, "in_pool", False) or (not one_core and (len(tasks) < 2 or num_threads() == 1)):
         return [task() for task in tasks]
-    return list(_thread_pool(os.getpid()).map(lambda task: task(), tasks))
+    futures = _pool.submit(tasks)
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
 
 
-@functools.cache
-def _thread_pool(process: int) -> concurrent.futures.ThreadPoolExecutor:
-    """The thread pool of a process; a forked process has none of its parent's threads."""
-    return concurrent.futures.ThreadPoolExecutor(
-        torch.get_num_threads(), thread_name_prefix="rqmoe-compute", initializer=_use_one_core
-    )
+def run_on_one_core(task: Callable[[], Result]) -> Result:
+    """Run a task on a thread of the pool, where torch computes on one core; returns its result."""
+    (result,) = run_parallel([task], one_core=True)
+    return result
 
 
-def _use_one_core() -> None:
-    """Make torch compute on one core in this thread.
+def _compute_on_one_core(task: Callable[[], Result]) -> Result:
+    if not getattr(_here, "torch_has_one_core", False):
+        _give_torch_one_core()
+        _here.torch_has_one_core = True
+    return task()
 
-    Threads that share an operation wait for each other at its end. As soon as another program takes a core,
-    all of them wait for the thread that lost it.
-    """
+
+def _give_torch_one_core() -> None:
+    """Make torch compute on one core in this thread, and in no other one."""
+    import torch
+
     with _thread_count_lock:
         usual = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -106,26 +236,35 @@ def run_chunks(total: int, rows: int, work: Callable[[int, int, int], None]) -> 
         stop = min(start + rows, total)
         try:
             work(start, stop, rows)
-        except torch.OutOfMemoryError as error:
+        except _out_of_memory() as error:
             if rows == 1:
                 raise InvalidInputError(
                     f"The GPU ran out of memory with a single vector (after {start} of {total}): {error} "
                     "Free memory on it, or move the codec to the CPU with codec.to('cpu')."
                 ) from error
             rows = (rows + 1) // 2
-            torch.cuda.empty_cache()
+            sys.modules["torch"].cuda.empty_cache()
         else:
             start = stop
 
 
-def run_chunks_parallel(total: int, rows: int, work: Callable[[int, int, int], None]) -> None:
-    """Call `work` as `run_chunks` does, on a CPU and for several chunks at once, each on its own core.
+def _out_of_memory() -> tuple[type[BaseException], ...]:
+    """What torch raises when a GPU runs out of memory; nothing if torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.OutOfMemoryError,)
+
+
+def run_chunks_parallel(
+    total: int, rows: int, work: Callable[[int, int, int], None], *, one_core: bool = False
+) -> None:
+    """Call `work` as `run_chunks` does, on a CPU and for several chunks at once, by `run_parallel`.
 
     Unlike `run_chunks`, this repeats nothing when memory runs out.
     """
-    run_parallel(
+    chunks = (
         functools.partial(work, start, min(start + rows, total), rows) for start in range(0, total, rows)
     )
+    run_parallel(chunks, one_core=one_core)
 
 
 def rows_in_budget(budget_bytes: int, floats_per_row: int, most: int) -> int:
@@ -190,7 +329,10 @@ def _detect_lance_threads() -> None:
 def _reset_after_fork() -> None:
     """Free the locks of a forked process, and keep torch from waiting for threads that are gone."""
     _LanceDBState.lost, _LanceDBState.used = _LanceDBState.lost or _LanceDBState.used, False
-    torch.set_num_threads(1)
+    _pool.forget()
+    vars(_here).clear()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     for lock in list(_locks):
         lock.reset()
     for name, module in list(sys.modules.items()):

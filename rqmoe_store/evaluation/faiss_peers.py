@@ -1,6 +1,6 @@
 """FAISS codecs and indexes to compare with. Needs `faiss-cpu`, from the extra `bench`.
 
-FAISS runs on the CPU, with as many threads as torch. It answers a single query on one thread.
+FAISS runs on the CPU, with as many threads as this package. It answers a single query on one thread.
 
 Shape suffixes: N vectors, Q queries, K neighbors, P probed partitions, D vector dimension, M code bytes.
 """
@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
-import torch
 
+from rqmoe_store.codecs.parallel import num_threads
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError
@@ -106,7 +106,7 @@ def train_peer(name: str, training_ND: Float32Array, *, code_bytes: int, beam: i
         code_bytes: number of codebooks.
         beam: partial encodings that "faiss-rq" keeps per vector when it encodes.
     """
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.omp_set_num_threads(num_threads())
     makers = {"opq": _train_opq, "faiss-rq": _train_rq, "lsq": _train_lsq}
     return makers[name](training_ND, code_bytes, beam)
 
@@ -186,7 +186,7 @@ def train_with_bits(
         training_ND: vectors to train on, which takes seconds.
         metric: what RaBitQ searches by.
     """
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.omp_set_num_threads(num_threads())
     index = bits_index(family, bits, training_ND.shape[1], metric)
     index.train(training_ND)
     settings = {"factory": _FACTORY[family].format(bits)}
@@ -222,7 +222,7 @@ def build_faiss(corpus: Corpus, form: Literal["pq", "rq"], code_bytes: int) -> S
         form: "pq" or "rq".
         code_bytes: number of codebooks.
     """
-    faiss.omp_set_num_threads(torch.get_num_threads())
+    faiss.omp_set_num_threads(num_threads())
     started = time.perf_counter()
     index = _train_ivf_pq(corpus, code_bytes) if form == "pq" else _train_ivf_rq(corpus, code_bytes)
     index.add(corpus.vectors_ND)

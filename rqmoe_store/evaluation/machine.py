@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from rqmoe_store import __version__
+from rqmoe_store.codecs.parallel import num_threads
 from rqmoe_store.errors import RQMoEError
 
 _INTERVAL_SECONDS = 0.01
@@ -35,7 +36,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
+        "threads": num_threads(),
         "versions": {"rqmoe-store": __version__, **_versions("torch", "numpy", "lancedb", "faiss-cpu")},
     }
 

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import torch
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.parallel import num_threads
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.evaluation.contenders import LANCEDB_RQ, cyclic, time_call
@@ -252,14 +252,14 @@ def measure_latency(search: Callable[[Float32Array], Any], queries_QD: Float32Ar
 
 
 def measure_scan(scan: Scan, index: IndexResult, queries_QD: Float32Array) -> Iterator[ScanResult]:
-    """Measure a scan by share of partitions, with one thread and with as many as torch has.
+    """Measure a scan by share of partitions, with one thread and with as many as the package uses.
 
     Args:
         scan: the scan to time, after one run to warm up.
         index: the index whose codes it scores.
         queries_QD: queries, of which the first 16 are scanned for in one call.
     """
-    for threads in dict.fromkeys((1, torch.get_num_threads())):
+    for threads in dict.fromkeys((1, num_threads())):
         for share in SHARES:
             work = scan(queries_QD[:_QUERIES], share, threads)
             work()

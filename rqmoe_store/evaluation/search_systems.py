@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.parallel import num_threads, set_num_threads
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.evaluation.recall import Indices
@@ -98,13 +98,13 @@ def _scan(codecs: TableCodec, selections: Sequence[Selection]) -> Scan:
         rows = sum(int((probed_QP * np.diff(each.segment.starts_P)).sum()) for each in selections)
 
         def work() -> int:
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
+            before = num_threads()
+            set_num_threads(threads)
             try:
                 tables = codecs.lookup_tables(queries_QD, codecs.generations)
                 scan(selections, tables, probed_QP, DEFAULT_SHORTLIST)
             finally:
-                torch.set_num_threads(before)
+                set_num_threads(before)
             return rows
 
         return work

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
-from rqmoe_store.codecs.parallel import compiled, run_parallel
+from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
 from rqmoe_store.search.segments import (
     Mask,
     Positions,
@@ -153,7 +153,7 @@ class _Task(NamedTuple):
 
 def _tasks(selection: Selection, probed_QP: Mask, num_sides: int) -> Iterator[_Task]:
     """The tasks to run in parallel: every query and side, in parts if there are more threads than these."""
-    parts_wanted = -(-torch.get_num_threads() // (len(probed_QP) * num_sides))
+    parts_wanted = -(-num_threads() // (len(probed_QP) * num_sides))
     for query, probed_P in enumerate(probed_QP):
         partitions_R = np.flatnonzero(probed_P)
         starts_P = selection.segment.starts_P

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rqmoe_store.codecs import encoding
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.encoding import chunk_rows
+from rqmoe_store.codecs.parallel import num_threads, set_num_threads
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
@@ -88,12 +89,12 @@ def test_codes_do_not_depend_on_batch_size(cuts: list[int]) -> None:
 @pytest.mark.parametrize("cores", [1, 3])
 def test_codes_do_not_depend_on_the_number_of_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
     monkeypatch.setattr(encoding, "chunk_rows", lambda *_, **__: 16)
-    before = torch.get_num_threads()
-    torch.set_num_threads(cores)
+    before = num_threads()
+    set_num_threads(cores)
     try:
         codes, lone_chunk = BATCHED.encode(ROWS), BATCHED.encode(ROWS[40:56])
     finally:
-        torch.set_num_threads(before)
+        set_num_threads(before)
     np.testing.assert_array_equal(codes.codes, ALL_CODES.codes)
     np.testing.assert_array_equal(codes.partitions, ALL_CODES.partitions)
     np.testing.assert_array_equal(lone_chunk.codes, ALL_CODES.codes[40:56])

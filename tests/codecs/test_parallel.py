@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,13 +12,29 @@ from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
 
 from rqmoe_store.codecs import decoding, encoding, parallel
-from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks, run_chunks_parallel, run_parallel
+from rqmoe_store.codecs.parallel import (
+    num_threads,
+    rows_in_budget,
+    run_chunks,
+    run_chunks_parallel,
+    run_on_one_core,
+    run_parallel,
+    set_num_threads,
+)
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.errors import InvalidInputError
 
 
 @pytest.fixture
 def two_threads():
+    before = num_threads()
+    set_num_threads(2)
+    yield
+    set_num_threads(before)
+
+
+@pytest.fixture
+def torch_has_two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -33,27 +50,135 @@ def test_two_tasks_run_at_the_same_time(two_threads):
     assert sorted(run_parallel([together.wait, together.wait])) == [0, 1]
 
 
-def test_each_of_several_tasks_has_torch_use_one_thread(two_threads):
-    parallel._thread_pool.cache_clear()  # those that earlier tests have used are settled
-    together = threading.Barrier(2, timeout=30)
+def test_no_more_tasks_run_at_a_time_than_there_are_threads(two_threads):
+    """However many callers there are."""
+    running, most, lock = 0, 0, threading.Lock()
 
-    def threads_of_torch() -> int:
-        together.wait()  # so that each of the two threads does one
-        return torch.get_num_threads()
+    def task() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
 
-    assert run_parallel([threads_of_torch] * 2) == [1, 1]
+    with concurrent.futures.ThreadPoolExecutor(8) as callers:
+        for _ in callers.map(lambda _: run_parallel([task] * 5), range(8)):
+            pass
+    assert most == 2
+
+
+def test_tasks_of_tasks_run_where_these_do(two_threads):
+    def outer() -> bool:
+        return run_parallel([threading.current_thread] * 3) == [threading.current_thread()] * 3
+
+    assert run_parallel([outer] * 4) == [True] * 4
+
+
+def test_torch_has_one_core_on_the_pool_and_its_own_threads_elsewhere(torch_has_two_threads):
+    before = num_threads()
+    set_num_threads(3)  # new threads, which nothing has settled yet
+    try:
+        together = threading.Barrier(3, timeout=30)
+
+        def threads_of_torch() -> int:
+            together.wait()  # so that each of the threads does one
+            return torch.get_num_threads()
+
+        assert run_parallel([threads_of_torch] * 3, one_core=True) == [1, 1, 1]
+        assert run_on_one_core(torch.get_num_threads) == 1
+    finally:
+        set_num_threads(before)
     with concurrent.futures.ThreadPoolExecutor(1) as others:
         assert others.submit(torch.get_num_threads).result() == 2
     assert torch.get_num_threads() == 2
 
 
-def test_a_single_task_has_torch_use_all_threads(two_threads):
-    assert run_parallel([torch.get_num_threads]) == [2]
+def test_a_single_task_runs_where_it_is_called(two_threads):
+    assert run_parallel([threading.current_thread]) == [threading.current_thread()]
+    assert run_on_one_core(threading.current_thread) != threading.current_thread()
 
 
 def test_one_thread_does_everything_itself(two_threads):
-    torch.set_num_threads(1)
+    set_num_threads(1)
     assert run_parallel([threading.current_thread] * 3) == [threading.current_thread()] * 3
+
+
+def test_the_number_of_threads_can_change_while_tasks_run(two_threads):
+    def resized(count: int) -> int:
+        set_num_threads(1 + count % 3)
+        return sum(run_parallel([lambda: count] * 5))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as callers:
+        assert list(callers.map(resized, range(60))) == [5 * count for count in range(60)]
+
+
+@pytest.mark.parametrize("count", [0, -1, 1025, 2.5, True, "2", None])
+def test_numbers_of_threads_out_of_range_are_refused(count) -> None:
+    before = num_threads()
+    with pytest.raises(InvalidInputError, match="count"):
+        set_num_threads(count)
+    assert num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"RQMOE_NUM_THREADS": "7", "OMP_NUM_THREADS": "3"}, 7),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "3,2"}, 3),
+    ],
+)
+def test_the_environment_decides_the_number_of_threads(monkeypatch, environment, threads) -> None:
+    for name in ("RQMOE_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert parallel.default_threads() == threads
+
+
+@pytest.mark.parametrize("value", ["none", "0", "-2", "1.5", "4096"])
+def test_a_wrong_number_in_the_environment_is_an_error(monkeypatch, value) -> None:
+    monkeypatch.setenv("RQMOE_NUM_THREADS", value)
+    with pytest.raises(InvalidInputError, match=f"RQMOE_NUM_THREADS='{value}'"):
+        parallel.default_threads()
+
+
+def test_threads_keep_to_the_cores_of_the_container(monkeypatch, tmp_path) -> None:
+    for name in ("RQMOE_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(parallel, "_QUOTAS", tmp_path)
+    every_core = parallel.default_threads()
+    assert parallel.container_cores(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert parallel.container_cores(tmp_path) is None and parallel.default_threads() == every_core
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert parallel.container_cores(tmp_path) == 0.5 and parallel.default_threads() == 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert parallel.container_cores(tmp_path) is None
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("250000\n")
+    assert parallel.container_cores(tmp_path) == 2.5
+
+
+def test_tasks_that_have_not_begun_are_dropped_when_one_fails(two_threads):
+    begun = []
+
+    def fail() -> None:
+        raise ValueError("broken")
+
+    def other() -> None:
+        begun.append(None)
+        time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="broken"):
+        run_parallel([fail, *[other] * 200])
+    dropped_at = len(begun)
+    run_parallel([lambda: None] * 4)
+    assert len(begun) <= dropped_at + 2 < 200
 
 
 def test_a_failure_is_raised(two_threads):
@@ -81,17 +206,17 @@ def test_every_row_is_done_once_whatever_fits(total: int, rows: int, fits: int) 
 @pytest.mark.parametrize("threads", [1, 2])
 @given(total=st.integers(0, 200), rows=st.integers(1, 50))
 def test_every_row_is_done_once_in_parallel(threads: int, total: int, rows: int) -> None:
-    before, done = torch.get_num_threads(), np.zeros(total, dtype=int)
+    before, done = num_threads(), np.zeros(total, dtype=int)
 
     def work(start: int, stop: int, size: int) -> None:
         assert 0 < stop - start <= size == rows
         done[start:stop] += 1
 
-    torch.set_num_threads(threads)
+    set_num_threads(threads)
     try:
         run_chunks_parallel(total, rows, work)
     finally:
-        torch.set_num_threads(before)
+        set_num_threads(before)
     assert (done == 1).all()
 
 
@@ -127,7 +252,10 @@ def test_a_codec_goes_on_in_smaller_chunks_when_memory_runs_out(monkeypatch: pyt
             raise torch.OutOfMemoryError("out of memory")
         return real_decode(quantizer, codes_BM, partitions_B, folded)
 
-    monkeypatch.setattr(encoding, "run_chunks_parallel", run_chunks)  # as on a GPU
+    def run_as_on_a_gpu(total, rows, work, *, one_core):
+        run_chunks(total, rows, work)
+
+    monkeypatch.setattr(encoding, "run_chunks_parallel", run_as_on_a_gpu)
     monkeypatch.setattr(encoding, "encode", encode_if_it_fits)
     monkeypatch.setattr(ResidualQuantizer, "decode", decode_if_it_fits)
     again = codec.encode(rows)

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import DIM, exact_distances, trained_small, vectors
@@ -12,6 +11,7 @@ from small_codecs import DIM, exact_distances, trained_small, vectors
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import shared_score_units
+from rqmoe_store.codecs.parallel import num_threads, set_num_threads
 from rqmoe_store.codecs.refine import SquareCode, stage_bytes
 from rqmoe_store.config import METRICS, REFINE_BASES, TRANSFORM_KINDS
 from rqmoe_store.errors import InvalidInputError
@@ -130,12 +130,12 @@ def test_codes_do_not_depend_on_batches_or_threads(base: str) -> None:
         np.testing.assert_array_equal(part.codes, codes.codes[start:stop])
         np.testing.assert_array_equal(part.refine, codes.refine[start:stop])
         np.testing.assert_allclose(codec.decode(part), decoded[start:stop], atol=1e-6)
-    usual = torch.get_num_threads()
+    usual = num_threads()
     try:
-        torch.set_num_threads(2)
+        set_num_threads(2)
         np.testing.assert_array_equal(codec.encode(rows).refine, codes.refine)
     finally:
-        torch.set_num_threads(usual)
+        set_num_threads(usual)
 
 
 def test_codes_follow_their_rows() -> None:

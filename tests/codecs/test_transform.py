@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import DIM, exact_distances, trained_small, vectors
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.parallel import num_threads, set_num_threads
 from rqmoe_store.codecs.transform import (
     CODEWORDS,
     DenseRotation,
@@ -104,17 +104,17 @@ def test_far_vectors_get_the_outermost_codewords(far: float) -> None:
 
 def test_codes_do_not_depend_on_the_number_of_threads() -> None:
     quantizer, rows = quantizer_at_random(5), vectors(5000)
-    usual = torch.get_num_threads()
+    usual = num_threads()
     try:
-        torch.set_num_threads(1)
+        set_num_threads(1)
         alone = quantizer.encode(rows)
-        torch.set_num_threads(2)
+        set_num_threads(2)
         together = quantizer.encode(rows)
         decoded = quantizer.decode(together)
-        torch.set_num_threads(1)
+        set_num_threads(1)
         np.testing.assert_array_equal(quantizer.decode(alone), decoded)
     finally:
-        torch.set_num_threads(usual)
+        set_num_threads(usual)
     np.testing.assert_array_equal(alone, together)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rqmoe_store import __version__
+from rqmoe_store.codecs.parallel import num_threads
 from rqmoe_store.errors import RQMoEError
 from rqmoe_store.evaluation.machine import (
     MemoryOverTime,
@@ -25,7 +26,7 @@ def test_what_is_described() -> None:
     assert machine["versions"]["rqmoe-store"] == __version__
     assert machine["versions"]["numpy"] == np.__version__
     assert machine["versions"]["torch"] == torch.__version__
-    assert machine["threads"] == torch.get_num_threads()
+    assert machine["threads"] == num_threads()
     assert machine["cpu"] and machine["logical_cores"] >= 1
     assert machine["device"] == "cpu" and machine["gpu"] is None
 

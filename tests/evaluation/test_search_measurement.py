@@ -6,11 +6,11 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_searches import clustered, index_result, small_corpus
 
+from rqmoe_store.evaluation import search_measurement
 from rqmoe_store.evaluation.search_measurement import (
     NEIGHBORS,
     SHARES,
@@ -80,7 +80,7 @@ def test_latency_uses_queries_in_turn() -> None:
 
 
 def test_every_share_is_timed_with_one_thread_and_with_all(monkeypatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(search_measurement, "num_threads", lambda: 3)
     prepared, runs = [], []
 
     def scan(queries, share, threads):
@@ -104,7 +104,7 @@ def test_every_share_is_timed_with_one_thread_and_with_all(monkeypatch) -> None:
 
 
 def test_one_thread_is_timed_once(monkeypatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(search_measurement, "num_threads", lambda: 1)
     results = list(measure_scan(lambda *_: lambda: 1, index_result("rqmoe", 8), clustered(2)))
     assert [result.threads for result in results] == [1] * len(SHARES)
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 from small_searches import ROWS, clustered, small_codec, small_corpus
 
+from rqmoe_store.codecs.parallel import num_threads
 from rqmoe_store.evaluation.recall import exact_neighbors
 from rqmoe_store.evaluation.search_measurement import SearchSetting
 from rqmoe_store.evaluation.search_systems import build_own
@@ -59,8 +59,8 @@ def test_without_partitions_there_is_nothing_to_probe(tmp_path) -> None:
 
 def test_a_scan_scores_its_share_of_the_rows(tmp_path) -> None:
     index = build_own(small_corpus(tmp_path), small_codec(), shortlists=(50,), training_seconds=0)
-    threads = torch.get_num_threads()
+    threads = num_threads()
     assert index.scan(QUERIES, 1.0, 1)() == 30 * ROWS
     half = index.scan(QUERIES, 0.5, threads + 1)
     assert 0 < half() < 30 * ROWS
-    assert torch.get_num_threads() == threads
+    assert num_threads() == threads

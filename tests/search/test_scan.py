@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_scans import PARTITIONS, STEPS, best, ids_of, rows_of, selections_of, tables_of
 
-from rqmoe_store.codecs import parallel
+from rqmoe_store.codecs.parallel import num_threads, set_num_threads
 from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Selection, grouped
 
@@ -67,10 +66,12 @@ def test_threads_do_not_change_a_shortlist(threads, monkeypatch) -> None:
     probed = np.array([[True, False, True], [True, True, True]])
     alone = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
     monkeypatch.setattr("rqmoe_store.search.scan._ROWS_PER_TASK", 100)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    parallel._thread_pool.cache_clear()
-    shared = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
-    parallel._thread_pool.cache_clear()
+    usual = num_threads()
+    try:
+        set_num_threads(threads)
+        shared = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
+    finally:
+        set_num_threads(usual)
     assert [ids_of(shortlist) for shortlist in shared] == [ids_of(shortlist) for shortlist in alone]
 
 
