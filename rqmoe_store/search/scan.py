@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
 from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
+from rqmoe_store.search.row_ids import row_id_at
 from rqmoe_store.search.segments import (
     Mask,
     Positions,
@@ -170,7 +171,7 @@ def _scan_task(selection: Selection, tables: LookupTables, task: _Task, side: Si
     norms_P, norms_MK = tables.norms
     scores_S, positions_S = nearest_rows(
         segment.codes_NM,
-        segment.row_ids_N,
+        segment.row_id_map.arrays,
         np.empty(0, dtype=bool) if selection.allowed_N is None else selection.allowed_N,
         runs.starts_R,
         runs.stops_R,
@@ -187,11 +188,11 @@ def _scan_task(selection: Selection, tables: LookupTables, task: _Task, side: Si
 
 
 @compiled
-def _is_worse(scores_S: Any, positions_S: Any, row_ids_N: Any, first: int, second: int) -> bool:
+def _is_worse(scores_S: Any, positions_S: Any, row_ids: Any, first: int, second: int) -> bool:
     """Whether heap entry `first` follows entry `second` in the order of (score, row id)."""
     if scores_S[first] != scores_S[second]:
         return bool(scores_S[first] > scores_S[second])
-    return bool(row_ids_N[positions_S[first]] > row_ids_N[positions_S[second]])
+    return bool(row_id_at(row_ids, positions_S[first]) > row_id_at(row_ids, positions_S[second]))
 
 
 @compiled
@@ -201,25 +202,25 @@ def _swap(scores_S: Any, positions_S: Any, first: int, second: int) -> None:
 
 
 @compiled
-def _sift_up(scores_S: Any, positions_S: Any, row_ids_N: Any, entry: int) -> None:
+def _sift_up(scores_S: Any, positions_S: Any, row_ids: Any, entry: int) -> None:
     while entry > 0:
         parent = (entry - 1) >> 1
-        if not _is_worse(scores_S, positions_S, row_ids_N, entry, parent):
+        if not _is_worse(scores_S, positions_S, row_ids, entry, parent):
             break
         _swap(scores_S, positions_S, entry, parent)
         entry = parent
 
 
 @compiled
-def _sift_down(scores_S: Any, positions_S: Any, row_ids_N: Any, filled: int) -> None:
+def _sift_down(scores_S: Any, positions_S: Any, row_ids: Any, filled: int) -> None:
     entry = 0
     while True:
         child = 2 * entry + 1
         if child >= filled:
             break
-        if child + 1 < filled and _is_worse(scores_S, positions_S, row_ids_N, child + 1, child):
+        if child + 1 < filled and _is_worse(scores_S, positions_S, row_ids, child + 1, child):
             child += 1
-        if not _is_worse(scores_S, positions_S, row_ids_N, child, entry):
+        if not _is_worse(scores_S, positions_S, row_ids, child, entry):
             break
         _swap(scores_S, positions_S, child, entry)
         entry = child
@@ -228,7 +229,7 @@ def _sift_down(scores_S: Any, positions_S: Any, row_ids_N: Any, filled: int) -> 
 @compiled
 def nearest_rows(
     codes_NM: Any,
-    row_ids_N: Any,
+    row_ids: Any,
     allowed_N: Any,
     starts_R: Any,
     stops_R: Any,
@@ -245,7 +246,7 @@ def nearest_rows(
 
     Args:
         codes_NM: uint8 (N, M), contiguous.
-        row_ids_N: uint64 (N,); they decide between equal scores.
+        row_ids: arrays of the segment's RowIdMap; row ids decide between equal scores.
         allowed_N: bool (N,), or empty if all rows may be found.
         starts_R: int64 (R,), first rows of runs within one partition.
         stops_R: int64 (R,), ends of the runs.
@@ -284,13 +285,13 @@ def nearest_rows(
             score *= sign
             if filled < size:
                 kept_scores[filled], kept_positions[filled] = score, row
-                _sift_up(kept_scores, kept_positions, row_ids_N, filled)
+                _sift_up(kept_scores, kept_positions, row_ids, filled)
                 filled += 1
             elif score < kept_scores[0] or (
-                score == kept_scores[0] and row_ids_N[row] < row_ids_N[kept_positions[0]]
+                score == kept_scores[0] and row_id_at(row_ids, row) < row_id_at(row_ids, kept_positions[0])
             ):
                 kept_scores[0], kept_positions[0] = score, row
-                _sift_down(kept_scores, kept_positions, row_ids_N, filled)
+                _sift_down(kept_scores, kept_positions, row_ids, filled)
     return kept_scores[:filled], kept_positions[:filled]
 
 

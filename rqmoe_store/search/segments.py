@@ -19,9 +19,10 @@ import numpy.typing as npt
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import Float64Array, ScoreUnits
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.search.row_ids import Positions as Positions
+from rqmoe_store.search.row_ids import RowIdMap
+from rqmoe_store.search.row_ids import RowIds as RowIds
 
-RowIds = npt.NDArray[np.uint64]
-Positions = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _DENSE = 4
@@ -66,30 +67,34 @@ def concatenated(parts: Sequence[CodeBatch]) -> CodeBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows in the order of their partitions; immutable."""
+    """Rows in the order of (partition, row id); immutable."""
 
     codes_NM: npt.NDArray[np.uint8]
-    row_ids_N: RowIds
+    row_id_map: RowIdMap
     starts_P: Positions
     """P + 1 positions: partition p is the run starts_P[p] : starts_P[p + 1]."""
     refine_NR: npt.NDArray[np.uint8] | None = None
     """Refine codes; None if they are not in memory, or the table has none."""
 
     def __len__(self) -> int:
-        return len(self.row_ids_N)
+        return len(self.codes_NM)
 
     @property
     def nbytes(self) -> int:
         """Size in memory, in bytes."""
         refine_bytes = 0 if self.refine_NR is None else self.refine_NR.nbytes
-        return self.codes_NM.nbytes + self.row_ids_N.nbytes + self.starts_P.nbytes + refine_bytes
+        return self.codes_NM.nbytes + self.row_id_map.nbytes + self.starts_P.nbytes + refine_bytes
+
+    def row_ids(self, positions_X: Positions) -> RowIds:
+        """The row ids (X,) at some positions."""
+        return self.row_id_map.at(positions_X)
 
     def rows(self, positions_X: Positions) -> CodeBatch:
         """The rows at some positions."""
         partitions_X = np.searchsorted(self.starts_P, positions_X, side="right") - 1
         refine_XR = None if self.refine_NR is None else self.refine_NR[positions_X]
         codes = Codes(self.codes_NM[positions_X], partitions_X.astype(np.int32), refine_XR)
-        return CodeBatch(self.row_ids_N[positions_X], codes)
+        return CodeBatch(self.row_ids(positions_X), codes)
 
     def of_partitions(self, partitions: slice) -> "Segment":
         """A view of the rows of some partitions, in which partition ids begin at 0."""
@@ -108,44 +113,29 @@ class Segment:
         """A segment with the rows at some positions, which must ascend."""
         starts_P = np.searchsorted(positions_X, self.starts_P)
         refine_XR = None if self.refine_NR is None else self.refine_NR[positions_X]
-        return Segment(self.codes_NM[positions_X], self.row_ids_N[positions_X], starts_P, refine_XR)
+        row_id_map = RowIdMap.of(self.row_ids(positions_X))
+        return Segment(self.codes_NM[positions_X], row_id_map, starts_P, refine_XR)
 
     def positions_of(self, row_ids: RowIds) -> Positions:
-        """Ascending positions of the rows that have any of the given row ids."""
-        # Rows that were added later have higher ids; dropping those first may save the sort below.
-        row_ids = row_ids[row_ids <= self._highest]
-        if len(row_ids) == 0:
-            return np.empty(0, np.int64)
-        order_N = self._order_N
-        sorted_N = self.row_ids_N if order_N is None else self.row_ids_N[order_N]
-        places = np.minimum(np.searchsorted(sorted_N, row_ids), len(self) - 1)
-        places = places[sorted_N[places] == row_ids]
-        return np.sort(places if order_N is None else order_N[places])
-
-    @functools.cached_property
-    def _highest(self) -> int:
-        return int(self.row_ids_N.max()) if len(self) else -1
-
-    @functools.cached_property
-    def _order_N(self) -> Positions | None:
-        """Positions in the order of row ids; None if the rows already are in that order.
-
-        They are in a table to which nothing was added since it was compressed.
-        """
-        if len(self) < 2 or bool((self.row_ids_N[1:] > self.row_ids_N[:-1]).all()):
-            return None
-        return np.argsort(self.row_ids_N)
+        """Ascending positions, each once, of the rows that have any of the given row ids."""
+        return self.row_id_map.positions_of(row_ids)
 
 
 def grouped(batch: CodeBatch, num_partitions: int) -> Segment:
-    """A segment with the rows of a batch; within a partition they keep their order."""
-    partitions_N = batch.codes.partitions
-    if len(batch) > 1 and bool((partitions_N[1:] < partitions_N[:-1]).any()):
-        batch = batch[np.argsort(partitions_N, kind="stable")]
-        partitions_N = batch.codes.partitions
-    starts_P = np.searchsorted(partitions_N, np.arange(num_partitions + 1))
+    """A segment with the rows of a batch, in the order of (partition, row id)."""
+    if not _is_grouped(batch):
+        batch = batch[np.lexsort((batch.row_ids_N, batch.codes.partitions))]
+    starts_P = np.searchsorted(batch.codes.partitions, np.arange(num_partitions + 1))
     codes_NM = np.ascontiguousarray(batch.codes.codes)
-    return Segment(codes_NM, batch.row_ids_N, starts_P, batch.codes.refine)
+    return Segment(codes_NM, RowIdMap.of(batch.row_ids_N), starts_P, batch.codes.refine)
+
+
+def _is_grouped(batch: CodeBatch) -> bool:
+    """Whether rows are in the order of (partition, row id)."""
+    partitions_N, row_ids_N = batch.codes.partitions, batch.row_ids_N
+    ascending_N = row_ids_N[1:] > row_ids_N[:-1]
+    ascending_N &= partitions_N[1:] == partitions_N[:-1]
+    return bool((ascending_N | (partitions_N[1:] > partitions_N[:-1])).all())
 
 
 @dataclasses.dataclass(frozen=True)
