@@ -15,11 +15,13 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.rerank import Hits
-from rqmoe_store.search.resident import row_id_filter
+from rqmoe_store.search.row_ids import RowIds
+from rqmoe_store.search.segments import Mask
 from rqmoe_store.storage_errors import is_gone
 from rqmoe_store.store.columns import CodeColumns, KeptVectors
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.handle import Handle
+from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.sql import quoted, tokens_of
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import rows_per_batch
@@ -31,6 +33,8 @@ ROW_ID = "_rowid"
 QUERY_INDEX = "query_index"
 _EXPRESSION = "expression of "  # prefix that keeps names of expressions different from those of columns
 
+_TAKEN_ROWS = 8_192
+"""Most rows to take in one call, which returns them in one batch."""
 
 Selected = dict[str, str | Expr]
 """Name of a result column -> name of a column, path into a struct, or SQL."""
@@ -95,13 +99,13 @@ class ResultColumns:
 
 
 def result_columns(
-    selected: Selected | None, table: LanceTable, handle: Handle, own: Sequence[str]
+    selected: Selected | None, snapshot: Snapshot, handle: Handle, own: Sequence[str]
 ) -> ResultColumns:
     """The columns that a query returns from a version of a table.
 
     Args:
         selected: result of `check_selection`; None for all user columns.
-        table: LanceDB's table at that version.
+        snapshot: that version.
         handle: of the table.
         own: columns that the query adds.
 
@@ -109,7 +113,7 @@ def result_columns(
         InvalidInputError: a column is unknown, or LanceDB does not accept an expression.
     """
     hidden = handle.hidden_columns
-    users = [name for name in table.schema.names if name not in hidden]
+    users = [name for name in snapshot.schema.names if name not in hidden]
     if selected is None:
         return ResultColumns({name: name for name in users}, {})
     known, sources, expressions = [*users, *hidden, *own], {}, {}
@@ -125,15 +129,14 @@ def result_columns(
         _require_own(name, column)
         sources[name] = _EXPRESSION + name
         expressions[_EXPRESSION + name] = handle.conditions.expression(
-            table, source, called=f"select[{name!r}]"
+            snapshot.table, source, called=f"select[{name!r}]"
         )
-    _require_expressions(table, selected, expressions)
+    if expressions:
+        _require_expressions(snapshot.table, selected, expressions)
     return ResultColumns(sources, expressions)
 
 
 def _require_expressions(table: LanceTable, selected: Selected, expressions: dict[str, str]) -> None:
-    if not expressions:
-        return
     try:
         table.search().select(dict(expressions)).with_row_id(True).output_schema()
     except Exception as error:  # LanceDB panics on some, with a plain Exception
@@ -206,16 +209,10 @@ def take(
     queries_H = np.repeat(
         np.arange(len(hits_of_queries), dtype=np.int32), [len(hits) for hits in hits_of_queries]
     )
-    # The scan runs even without stored columns, because its row ids tell which rows still exist.
-    wanted = np.unique(row_ids_H)
-    condition = row_id_filter(wanted) if len(wanted) else "false"
-    taken = dataset.scanner(columns=chosen.to_scan(stored), filter=condition, with_row_id=True).to_table()
-    taken_ids = taken[ROW_ID].to_numpy().astype(np.uint64, copy=False)
-    # Lance returns each row once and in an order of its own.
-    order = np.argsort(taken_ids)
-    exists_H = np.isin(row_ids_H, taken_ids)
-    places_H = order[np.searchsorted(taken_ids, row_ids_H[exists_H], sorter=order)]
-    rows = taken.take(pa.array(places_H))
+    # Rows are read even without stored columns, because their row ids tell which rows still exist.
+    wanted = row_ids_H if len(hits_of_queries) == 1 else np.unique(row_ids_H)
+    taken = _take_rows(dataset, wanted, chosen.to_scan([*stored, ROW_ID]))
+    rows, exists_H = _aligned(taken, row_ids_H)
     own = {
         QUERY_INDEX: (pa.field(QUERY_INDEX, pa.int32(), nullable=False), queries_H),
         DISTANCE: (pa.field(DISTANCE, pa.float32()), distances_H),
@@ -225,6 +222,28 @@ def take(
     fields = [own[name][0] if name in own else taken.schema.field(name) for name in names]
     arrays = [pa.array(own[name][1][exists_H]) if name in own else rows[name] for name in names]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _take_rows(dataset: lance.LanceDataset, row_ids: RowIds, columns: Any) -> pa.Table:
+    """The rows with these ids that exist, in this order.
+
+    A filter on row ids would find the same rows. Planning it takes longer than reading the rows of a page.
+    """
+    starts = range(0, max(1, len(row_ids)), _TAKEN_ROWS)
+    return pa.concat_tables(
+        dataset._take_rows(row_ids[start : start + _TAKEN_ROWS].tolist(), columns) for start in starts
+    )
+
+
+def _aligned(taken: pa.Table, row_ids_H: RowIds) -> tuple[pa.Table, Mask]:
+    """The rows that exist in the order of `row_ids_H`, which may have ids twice, and which these are."""
+    taken_ids = taken[ROW_ID].to_numpy()
+    if np.array_equal(taken_ids, row_ids_H):
+        return taken, np.ones(len(row_ids_H), bool)
+    order = np.argsort(taken_ids)
+    exists_H = np.isin(row_ids_H, taken_ids)
+    places_H = order[np.searchsorted(taken_ids, row_ids_H[exists_H], sorter=order)]
+    return taken.take(pa.array(places_H)), exists_H
 
 
 @dataclasses.dataclass(frozen=True)

@@ -243,7 +243,7 @@ class HybridQuery(VectorSearchQuery):
         """The vector search and the full-text search for the first `depth` rows."""
         vector, text = terms
         chosen = self._reader.read_snapshot(
-            lambda snapshot: self._result_columns(snapshot.table, RELEVANCE, ROW_ID)
+            lambda snapshot: self._result_columns(snapshot, RELEVANCE, ROW_ID)
         )
         selected = self._selected or {name: name for name in chosen.sources}
         both = {name: source for name, source in selected.items() if name not in (RELEVANCE, ROW_ID)}

@@ -112,7 +112,7 @@ class PlainQuery(TableQuery):
     def _read(self, snapshot: Snapshot, length: int | None) -> pa.RecordBatchReader:
         """A reader of the rows of one version. The query is planned now, and runs as rows are read."""
         vectors = self._vectors
-        chosen = self._result_columns(snapshot.table, ROW_ID)
+        chosen = self._result_columns(snapshot, ROW_ID)
         if self._with_row_id:
             chosen = chosen.with_last(ROW_ID)
         stored = list(dict.fromkeys([*chosen.stored(ROW_ID), *self._require_sortable(snapshot.schema)]))
@@ -120,7 +120,7 @@ class PlainQuery(TableQuery):
             columns=chosen.to_scan(vectors.to_read(stored)),
             # Lance cannot scan for expressions alone.
             with_row_id=chosen.reads(ROW_ID) or bool(chosen.expressions),
-            filter=self._where(snapshot.table),
+            filter=self._where(snapshot),
             limit=self._limit,
             offset=self._offset or None,
             batch_size=rows_per_batch(snapshot.codecs.dim) if vectors.is_in(stored) else None,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 import pyarrow as pa
 from lancedb.expr import Expr
-from lancedb.table import LanceTable
 
 from rqmoe_store.arguments import whole_number
 from rqmoe_store.errors import InvalidInputError
@@ -43,6 +42,7 @@ from rqmoe_store.search.source import TableReader, TableState
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.handle import Handle
+from rqmoe_store.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,9 +153,11 @@ class TableQuery(TranslatesErrors, ABC):
         frame: pl.DataFrame = polars.from_arrow(self.to_arrow())
         return frame
 
-    def _where(self, table: LanceTable) -> str | None:
+    def _where(self, snapshot: Snapshot) -> str | None:
         """All conditions as one, checked; None if there are none. Raises as `Conditions.checked`."""
-        checked = [self._handle.conditions.checked(table, condition) for condition in self._conditions]
+        checked = [
+            self._handle.conditions.checked(snapshot.table, condition) for condition in self._conditions
+        ]
         return conjunction(checked)
 
     @property
@@ -168,13 +170,13 @@ class TableQuery(TranslatesErrors, ABC):
         """Decodes the vector column of results; to be asked for once the version to read is known."""
         return DecodedColumn(self._handle.columns, self._handle.kept)
 
-    def _result_columns(self, table: LanceTable, *own: str) -> ResultColumns:
+    def _result_columns(self, snapshot: Snapshot, *own: str) -> ResultColumns:
         """The columns to return from a version of the table.
 
         Columns named in `own` are added by the query and not stored. Raises InvalidInputError for unknown
         columns, and for expressions that LanceDB does not accept.
         """
-        return result_columns(self._selected, table, self._handle, own)
+        return result_columns(self._selected, snapshot, self._handle, own)
 
 
 class SearchQuery(TableQuery):
@@ -386,7 +388,7 @@ class CompressedQuery(VectorSearchQuery):
         parameters = self._options.parameters(state.snapshot.codecs, state.snapshot.tuned)
         return SearchRequest(
             queries_QD=self._queries_QD,
-            where=self._where(state.snapshot.table),
+            where=self._where(state.snapshot),
             where_text=self._where_text,
             prefilter=self._prefilter,
             limit=self._limit,
@@ -401,7 +403,7 @@ class CompressedQuery(VectorSearchQuery):
     def _columns_of(self, state: TableState) -> ResultColumns:
         batched = len(self._queries_QD) > 1  # LanceDB counts a batch of one as a single query
         own = [DISTANCE, ROW_ID, QUERY_INDEX] if batched else [DISTANCE, ROW_ID]
-        chosen = self._result_columns(state.snapshot.table, *own)
+        chosen = self._result_columns(state.snapshot, *own)
         return in_lancedb_order(chosen, with_row_id=self._with_row_id, batched=batched)
 
 

@@ -245,46 +245,43 @@ class TextQuery(SearchQuery):
 
     def explain_plan(self) -> str:
         """LanceDB's plan of the search, the last stage first, without running it. Raises as `to_arrow`."""
-        return self._reader.read_snapshot(lambda snapshot: self._lancedb_plan(snapshot.table, "explain_plan"))
+        return self._reader.read_snapshot(lambda snapshot: self._lancedb_plan(snapshot, "explain_plan"))
 
     def analyze_plan(self) -> str:
         """Run the search and return LanceDB's plan with rows and times. Raises as `to_arrow`."""
-        return self._reader.read_snapshot(lambda snapshot: self._lancedb_plan(snapshot.table, "analyze_plan"))
+        return self._reader.read_snapshot(lambda snapshot: self._lancedb_plan(snapshot, "analyze_plan"))
 
-    def _lancedb_plan(self, table: LanceTable, plan: str) -> str:
-        lancedb_plan: str = self._call_lancedb(
-            table, self._builder(table, self._columns_of(table)), plan
-        ).rstrip()
+    def _lancedb_plan(self, snapshot: Snapshot, plan: str) -> str:
+        builder = self._builder(snapshot, self._columns_of(snapshot))
+        lancedb_plan: str = self._call_lancedb(snapshot.table, builder, plan).rstrip()
         if self._reranker is None:
             return lancedb_plan
         return f"Rerank: {type(self._reranker).__name__}\n{indented(lancedb_plan)}"
 
     def _search(self, snapshot: Snapshot) -> pa.Table:
-        chosen = self._columns_of(snapshot.table)
-        found: pa.Table = self._call_lancedb(
-            snapshot.table, self._builder(snapshot.table, chosen), "to_arrow"
-        )
+        chosen = self._columns_of(snapshot)
+        found: pa.Table = self._call_lancedb(snapshot.table, self._builder(snapshot, chosen), "to_arrow")
         stored = chosen.stored(SCORE, ROW_ID)
         rows = self._vectors.decode(found.replace_schema_metadata(None), stored, snapshot.codecs)
         return chosen.arranged(rows)
 
-    def _columns_of(self, table: LanceTable) -> ResultColumns:
+    def _columns_of(self, snapshot: Snapshot) -> ResultColumns:
         """The selected columns, `_score` last unless it is selected elsewhere, and `_rowid` if requested."""
-        chosen = self._result_columns(table, SCORE, ROW_ID)
+        chosen = self._result_columns(snapshot, SCORE, ROW_ID)
         chosen = chosen if SCORE in chosen.sources else chosen.with_last(SCORE)
         return chosen.with_last(ROW_ID) if self._with_row_id or self._reranker is not None else chosen
 
-    def _builder(self, table: LanceTable, chosen: ResultColumns) -> LanceFtsQueryBuilder:
+    def _builder(self, snapshot: Snapshot, chosen: ResultColumns) -> LanceFtsQueryBuilder:
         """LanceDB's query for these columns."""
         to_read = [*self._vectors.to_read(chosen.stored(SCORE, ROW_ID)), SCORE]
-        columns = text_columns(table.schema, self._columns) if self._columns else None
-        builder = table.search(self._query, query_type="fts", fts_columns=columns)
+        columns = text_columns(snapshot.schema, self._columns) if self._columns else None
+        builder = snapshot.table.search(self._query, query_type="fts", fts_columns=columns)
         builder.select(chosen.to_scan(to_read))
         builder.limit(self._limit).offset(self._offset).phrase_query(self._phrase)
         builder.with_row_id(chosen.reads(ROW_ID))
         if self._fast:
             builder.fast_search()
-        where = self._where(table)
+        where = self._where(snapshot)
         if where is not None:
             builder.where(where, self._prefilter)
         return builder
