@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import torch
 
-from rqmoe_store.codecs.additive import fit_tables
+from rqmoe_store.codecs.additive_fit import fit_tables
 from rqmoe_store.codecs.artifact import TrainingReport
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, TrainConfig
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.initialize import initialize, with_experts
@@ -85,7 +86,8 @@ def as_codec(quantizer: ResidualQuantizer) -> Codec:
         rows=500, epochs=0.0, validation_rows=50, variance=1.0, prefix_mse=errors,
         rq_prefix_mse=errors, utilisation=1.0, seconds=0.0,
     )  # fmt: skip
-    return Codec(ResidualCoder(quantizer, fit_tables(quantizer, codes)), codes, report)
+    coder = ResidualCoder(QuantizerWeights.of(quantizer), fit_tables(quantizer, codes))
+    return Codec(coder, codes, report)
 
 
 def same_as_rq(config: CodecConfig) -> ResidualQuantizer:

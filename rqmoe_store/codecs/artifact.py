@@ -13,25 +13,29 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from rqmoe_store.codecs.additive import complete_tables
 from rqmoe_store.codecs.coder import Coder, ResidualCoder, TransformCoder
 from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.frame import Frame
-from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.refine import Refiner
 from rqmoe_store.codecs.transform import Arrays, TransformQuantizer
+from rqmoe_store.codecs.weights import QuantizerWeights, weight_shapes
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import ArtifactError, InvalidInputError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AnyArray = npt.NDArray[Any]
 
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (2, FORMAT_VERSION)
@@ -41,8 +45,10 @@ CONFIG_FILE = "config.json"
 WEIGHTS_PREFIX = "weights-"
 WEIGHTS_SUFFIX = ".safetensors"
 
-_BAD_TENSORS = (KeyError, ValueError, RuntimeError, AssertionError)
-"""Errors that safetensors passes on when a tensor's type is unknown to torch or its bytes do not fill it."""
+_BFLOAT16 = "BF16"
+_TYPES = {"F32": np.float32, "F64": np.float64, "U8": np.uint8, "I32": np.int32, _BFLOAT16: np.uint16}
+"""Types that tensors are stored as, by their names in safetensors files. numpy lacks bfloat16: its bits are
+read as integers."""
 
 _WEIGHT = "quantizer."  # prefix of the quantizer's tensors
 _OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
@@ -61,14 +67,11 @@ class Artifact:
     """Tensors in safetensors format."""
 
     @classmethod
-    def build(cls, description: dict[str, Any], tensors: dict[str, Tensor]) -> "Artifact":
+    def build(cls, description: dict[str, Any], arrays: Arrays) -> "Artifact":
         """Build an artifact from a description and its tensors."""
-        weights = safetensors.torch.save(
-            {
-                name: _as_bfloat16_if_exact(tensor.detach()).cpu().contiguous()
-                for name, tensor in tensors.items()
-            }
-        )
+        import safetensors.torch
+
+        weights = safetensors.torch.save({name: _stored_form(array) for name, array in arrays.items()})
         document = {
             **description,
             "format_version": FORMAT_VERSION,
@@ -81,7 +84,7 @@ class Artifact:
         """SHA-256 (hex) of the description, which covers the weights through their hash."""
         return hashlib.sha256(self.config_json.encode()).hexdigest()
 
-    def unpack(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def unpack(self) -> tuple[dict[str, Any], Arrays]:
         """The description and the tensors, verified.
 
         Raises:
@@ -102,24 +105,39 @@ class Artifact:
                 "Restore them from a copy."
             )
         try:
-            tensors = safetensors.torch.load(self.weights)
-        except (safetensors.SafetensorError, *_BAD_TENSORS) as error:
+            return description, _read_arrays(self.weights)
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise ArtifactError(
                 f"The codec's weights are not readable ({type(error).__name__}: {error}). "
                 "Restore them from a copy."
             ) from error
-        return description, {
-            name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-            for name, tensor in tensors.items()
-        }
 
 
-def _as_bfloat16_if_exact(tensor: Tensor) -> Tensor:
-    """The tensor as bfloat16 if it is float32 and loses nothing, else as it is."""
+def _stored_form(array: AnyArray) -> "Tensor":
+    """The array as a tensor of bfloat16 if it is float32 and loses nothing, else as it is."""
+    import torch
+
+    tensor = as_tensor(array).contiguous()
     if tensor.dtype != torch.float32:
         return tensor
     short = tensor.bfloat16()
     return short if torch.equal(short.float(), tensor) else tensor
+
+
+def _read_arrays(weights: bytes) -> Arrays:
+    """The tensors of a safetensors file.
+
+    Raises:
+        SafetensorError, KeyError, ValueError: it is no such file, or a tensor has another type than the bytes
+            it has.
+    """
+    arrays: Arrays = {}
+    for name, tensor in safetensors.deserialize(weights):  # type: ignore[no-untyped-call]
+        bits = np.frombuffer(tensor["data"], np.dtype(_TYPES[tensor["dtype"]]).newbyteorder("<"))
+        if tensor["dtype"] == _BFLOAT16:
+            bits = (bits.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = bits.reshape(tensor["shape"])
+    return arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,18 +233,16 @@ class CodecParts:
 def pack(parts: CodecParts) -> Artifact:
     """Pack the parts of a codec into an artifact."""
     coder = parts.coder
-    tensors = {
-        "calibration.codes": as_tensor(parts.calibration.codes),
-        "calibration.partitions": as_tensor(parts.calibration.partitions),
-    }
+    arrays: Arrays = dict(
+        zip(_CALIBRATION, (parts.calibration.codes, parts.calibration.partitions), strict=True)
+    )
     if isinstance(coder, ResidualCoder):
-        tensors |= {_WEIGHT + name: value for name, value in coder.quantizer.state_dict().items()}
-        fitted = coder.tables.corrections_TW, coder.tables.norms_T1
-        tensors |= zip(_TABLES, fitted, strict=True)
+        arrays |= _with_prefix(_WEIGHT, coder.weights.arrays)
+        arrays |= zip(_TABLES, (coder.tables.corrections_TW, coder.tables.norms_T1), strict=True)
     elif isinstance(coder, TransformCoder):
-        tensors |= _with_prefix(_TRANSFORM, coder.quantizer.arrays())
+        arrays |= _with_prefix(_TRANSFORM, coder.quantizer.arrays())
     if parts.refiner is not None:
-        tensors |= _with_prefix(_REFINE, parts.refiner.arrays())
+        arrays |= _with_prefix(_REFINE, parts.refiner.arrays())
     description: dict[str, Any] = {
         "config": coder.config.to_dict(),
         "dim": coder.dim,
@@ -234,19 +250,19 @@ def pack(parts: CodecParts) -> Artifact:
     }
     if not parts.frame.is_plain:
         # A release without frames finds an unknown tensor and refuses the codec.
-        tensors[_OFFSET] = as_tensor(parts.frame.offset_D)
+        arrays[_OFFSET] = parts.frame.offset_D
         description[_EXPONENT] = parts.frame.exponent
-    return Artifact.build(description, tensors)
+    return Artifact.build(description, arrays)
 
 
-def _with_prefix(prefix: str, arrays: Arrays) -> dict[str, Tensor]:
-    return {prefix + name: as_tensor(array) for name, array in arrays.items()}
+def _with_prefix(prefix: str, arrays: Mapping[str, AnyArray]) -> Arrays:
+    return {prefix + name: array for name, array in arrays.items()}
 
 
-def _pop_arrays(prefix: str, tensors: dict[str, Tensor]) -> Arrays:
-    """Remove the arrays whose names begin with `prefix` from the tensors, and return them."""
-    names = [name for name in tensors if name.startswith(prefix)]
-    return {name.removeprefix(prefix): tensors.pop(name).numpy() for name in names}
+def _pop_arrays(prefix: str, arrays: Arrays) -> Arrays:
+    """Remove the arrays whose names begin with `prefix`, and return them."""
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays.pop(name) for name in names}
 
 
 def unpack(artifact: Artifact) -> CodecParts:
@@ -259,42 +275,41 @@ def unpack(artifact: Artifact) -> CodecParts:
         ArtifactError: the artifact is damaged, has another format version, or has parts that do not fit
             together.
     """
-    description, tensors = artifact.unpack()
+    description, arrays = artifact.unpack()
     try:
         config, dim = CodecConfig(**description["config"]), description["dim"]
-        _require_config(config, dim, tensors)
-        frame = _frame(description, tensors.pop(_OFFSET, None), dim)
-        codes, partitions = (tensors.pop(name) for name in _CALIBRATION)
-        calibration = Codes(codes.numpy(), partitions.numpy())
+        _require_config(config, dim, arrays)
+        frame = _frame(description, arrays.pop(_OFFSET, None), dim)
+        calibration = Codes(*(arrays.pop(name) for name in _CALIBRATION))
         report = TrainingReport.from_dict(description["report"])
         _require_fitting(config, calibration, report)
-        refiner = _refiner(config, dim, _pop_arrays(_REFINE, tensors))
+        refiner = _refiner(config, dim, _pop_arrays(_REFINE, arrays))
         unpack_coder = _transform_coder if config.is_transform else _residual_coder
-        return CodecParts(unpack_coder(config, dim, tensors), calibration, report, frame, refiner)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        return CodecParts(unpack_coder(config, dim, arrays), calibration, report, frame, refiner)
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"The codec's parts do not fit together ({type(error).__name__}: {error}). "
             "Restore it from a copy."
         ) from error
 
 
-def _frame(description: dict[str, Any], offset_D: Tensor | None, dim: Any) -> Frame:
+def _frame(description: dict[str, Any], offset_D: AnyArray | None, dim: Any) -> Frame:
     """The frame of a codec; the plain one if it was packed without a frame."""
     if offset_D is None and _EXPONENT not in description:
         return Frame.plain(dim)
     if offset_D is None:
         raise InvalidInputError(f"the codec has {_EXPONENT}, but no {_OFFSET}")
-    return Frame.checked(offset_D.numpy(), description[_EXPONENT], dim)
+    return Frame.checked(offset_D, description[_EXPONENT], dim)
 
 
-def _require_config(config: CodecConfig, dim: object, tensors: dict[str, Tensor]) -> None:
+def _require_config(config: CodecConfig, dim: object, arrays: Arrays) -> None:
     """Raise InvalidInputError unless the configuration is complete and the tensors are finite."""
     if type(dim) is not int or dim < 1:
         raise InvalidInputError(f"dim={dim!r}, expected a number of components")
     if config.resolve(dim=dim, rows=1) != config:
         raise InvalidInputError(f"{config} leaves something undecided")
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidInputError(f"{name} has NaN or infinite values")
 
 
@@ -308,35 +323,33 @@ def _refiner(config: CodecConfig, dim: int, arrays: Arrays) -> Refiner | None:
     )
 
 
-def _transform_coder(config: CodecConfig, dim: int, tensors: dict[str, Tensor]) -> TransformCoder:
-    arrays = _pop_arrays(_TRANSFORM, tensors)
-    if tensors:
-        raise InvalidInputError(f"unknown tensors {sorted(tensors)}")
-    return TransformCoder(
-        config, TransformQuantizer.from_arrays(arrays, dim=dim, num_bytes=config.code_bytes)
-    )
+def _transform_coder(config: CodecConfig, dim: int, arrays: Arrays) -> TransformCoder:
+    own = _pop_arrays(_TRANSFORM, arrays)
+    if arrays:
+        raise InvalidInputError(f"unknown tensors {sorted(arrays)}")
+    return TransformCoder(config, TransformQuantizer.from_arrays(own, dim=dim, num_bytes=config.code_bytes))
 
 
-def _residual_coder(config: CodecConfig, dim: int, tensors: dict[str, Tensor]) -> ResidualCoder:
-    width = tensors[_WEIGHT + "mean_D"].numel()
-    if dim != width:
-        raise InvalidInputError(f"dim={dim!r}, but the mean has {width} components")
-    corrections_TW, norms_T1 = (tensors.pop(name) for name in _TABLES)
-    for name, tensor in tensors.items():
-        if name.startswith(_WEIGHT) and tensor.dtype != torch.float32:
-            raise InvalidInputError(f"{name} is {tensor.dtype}, expected {torch.float32}")
-    with torch.device("meta"):  # shapes without memory, as the configuration may ask for any size
-        quantizer = make_quantizer(config, dim)
-    weights = {name.removeprefix(_WEIGHT): tensor for name, tensor in tensors.items()}
-    quantizer.load_state_dict(weights, assign=True)
-    if not quantizer.scale > 0:
-        raise InvalidInputError(f"the scale is {quantizer.scale.item()}, expected a positive number")
-    rows = max(1, quantizer.num_partitions) + quantizer.num_steps * quantizer.codebook_size
-    found = corrections_TW.shape, norms_T1.shape, corrections_TW.dtype, norms_T1.dtype
-    expected = (rows, quantizer.deformation_dim), (rows, 1), torch.float32, torch.float32
-    if found != expected:
-        raise InvalidInputError(f"look-up tables of shapes and types {found}, expected {expected}")
-    return ResidualCoder(quantizer, complete_tables(quantizer, corrections_TW, norms_T1))
+def _residual_coder(config: CodecConfig, dim: int, arrays: Arrays) -> ResidualCoder:
+    weights = QuantizerWeights(config, _pop_arrays(_WEIGHT, arrays))
+    _require_arrays(weights.arrays, weight_shapes(config, dim))
+    if not weights.scale > 0:
+        raise InvalidInputError(f"the scale is {weights.scale}, expected a positive number")
+    rows = max(1, weights.num_partitions) + config.code_bytes * config.codebook_size
+    shapes = (rows, weights.deformation_dim), (rows, 1)
+    _require_arrays(arrays, dict(zip(_TABLES, shapes, strict=True)))
+    return ResidualCoder(weights, complete_tables(weights, *(arrays[name] for name in _TABLES)))
+
+
+def _require_arrays(arrays: Mapping[str, AnyArray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InvalidInputError unless the arrays have these names and shapes, and are float32."""
+    if arrays.keys() != shapes.keys():
+        raise InvalidInputError(f"tensors {sorted(arrays)}, expected {sorted(shapes)}")
+    for name, array in arrays.items():
+        if array.shape != shapes[name] or array.dtype != np.float32:
+            raise InvalidInputError(
+                f"{name} is {array.dtype} of shape {array.shape}, expected float32 of shape {shapes[name]}"
+            )
 
 
 def _require_fitting(config: CodecConfig, calibration: Codes, report: TrainingReport) -> None:

@@ -6,11 +6,10 @@ Shape legend: n vectors, D dimension, Q queries, P partitions, M steps, K codewo
 import dataclasses
 import functools
 import os
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.additive import LookupTables
@@ -24,15 +23,17 @@ from rqmoe_store.codecs.artifact import (
     write_artifact,
 )
 from rqmoe_store.codecs.coder import Coder, refine_base
-from rqmoe_store.codecs.codes import Codes, check_codes
-from rqmoe_store.codecs.device import Precision, check_precision, select_device
-from rqmoe_store.codecs.encoding import encode_vectors
+from rqmoe_store.codecs.codes import Codes, check_codes, encode_vectors
+from rqmoe_store.codecs.device import Precision, check_precision, device_name
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, shared_score_units
 from rqmoe_store.codecs.refine import Refiner, RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Preselect, scored_pairs
 from rqmoe_store.errors import ArtifactError, InvalidInputError
 from rqmoe_store.storage_errors import TranslatesErrors, translates_errors
+
+if TYPE_CHECKING:
+    import torch
 
 _SAMPLED_CODES = 64
 _ROUNDING = 1e-3  # of the largest component: the two codecs may compute on different hardware
@@ -86,9 +87,16 @@ class Codec(TranslatesErrors):
         return self.to_artifact().fingerprint
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         """The device on which codes are scanned, encoded and decoded. Transform codes, and with them refine
         codes, are encoded and decoded on the CPU."""
+        import torch
+
+        return torch.device(self._coder.device)
+
+    @property
+    def device_name(self) -> str:
+        """The name of `device`, such as "cpu" or "cuda:0". torch is not loaded to tell it."""
         return self._coder.device
 
     def __repr__(self) -> str:
@@ -248,7 +256,12 @@ class Codec(TranslatesErrors):
 
     def to(self, device: str) -> "Codec":
         """Move the codec to "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one), and return it."""
-        self._coder = self._coder.to(select_device(device))
+        name = device_name(device)
+        if name == "cuda":
+            import torch
+
+            name = f"cuda:{torch.cuda.current_device()}"
+        self._coder = self._coder.to(name)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -304,7 +317,7 @@ def require_storable(codec: Codec) -> Codec:
         InvalidInputError: the artifact does not load, decodes to something else, or not to finite numbers.
     """
     try:
-        require_equal(codec, Codec.from_artifact(codec.to_artifact(), device=str(codec.device)))
+        require_equal(codec, Codec.from_artifact(codec.to_artifact(), device=codec.device_name))
     except ArtifactError as error:
         raise InvalidInputError(
             f"The codec is of no use: {error} Nothing was written. Look at the vectors it was trained on, "

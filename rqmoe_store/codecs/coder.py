@@ -1,29 +1,32 @@
 """Coders: what turns vectors into code bytes and back, by a residual quantizer or by transform coding.
 
-Vectors are in the frame of a codec, which has one coder.
+Vectors are in the frame of a codec, which has one coder. Look-up tables are arrays, so that queries need no
+torch. What encodes and decodes with torch is made when it is first needed.
 
-Shape legend: n vectors, D dimension, M code bytes, K codewords, P partitions, Q queries, T table rows.
+Shape legend: n vectors, D dimension, M code bytes, K codewords, P partitions, Q queries, T table rows, C
+chosen ones of X values.
 """
 
-import copy
-from typing import Protocol, Self
+import functools
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from rqmoe_store.codecs.additive import AdditiveTables, LookupTables, fit_tables, tables_of_products
+from rqmoe_store.codecs.additive import AdditiveTables, LookupTables, tables_of_products
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.decoding import GraphedDecoder, decode
-from rqmoe_store.codecs.device import Precision, as_tensor
-from rqmoe_store.codecs.encoding import clamp_vectors, encode_block, encoding_tables
-from rqmoe_store.codecs.experts import FoldedExperts
-from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits
-from rqmoe_store.codecs.kinds import make_quantizer
-from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.device import Precision
+from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, clamp_vectors
+from rqmoe_store.codecs.parallel import Lock
+from rqmoe_store.codecs.products import product
 from rqmoe_store.codecs.transform import CODEWORDS, TransformQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import CodecConfig
+
+if TYPE_CHECKING:
+    from rqmoe_store.codecs.prepared import PreparedQuantizer
+    from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
 
 class Coder(Protocol):
@@ -42,8 +45,8 @@ class Coder(Protocol):
         """Partitions; 0 without any."""
 
     @property
-    def device(self) -> torch.device:
-        """The device on which codes are scanned, and experts computed."""
+    def device(self) -> str:
+        """The device on which codes are scanned, and experts computed: "cpu" or "cuda:<number>"."""
 
     def clamp(self, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
         """Checked vectors in the frame, moved nearer if they are too far off to be coded."""
@@ -72,62 +75,54 @@ class Coder(Protocol):
     def with_config(self, config: CodecConfig) -> "Coder":
         """The same coder for another configuration, which may differ in refine codes only."""
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: str) -> Self:
         """Move to a device, and return self."""
 
 
 class ResidualCoder:
     """Codes by a residual quantizer; look-up tables approximate what it decodes."""
 
-    def __init__(self, quantizer: ResidualQuantizer, tables: AdditiveTables) -> None:
-        self.config: CodecConfig = quantizer.config
-        self.quantizer = quantizer.eval().requires_grad_(False)
-        self.tables = tables
-        self._prepare()
-
-    @torch.no_grad()
-    def _prepare(self) -> None:
-        """Compute once, on the device of the weights, the tables that follow from them."""
-        folded = self.quantizer.fold()
-        self._encoding_tables = encoding_tables(self.quantizer, folded)
-        self._folded: dict[Precision, FoldedExperts | None] = {"float32": folded}
-        self._graphed: dict[Precision, GraphedDecoder] = {}
+    def __init__(self, weights: QuantizerWeights, tables: AdditiveTables, device: str = "cpu") -> None:
+        self.config: CodecConfig = weights.config
+        self.weights, self.tables, self.device = weights, tables, device
+        self._prepared: PreparedQuantizer | None = None
+        self._lock = Lock()
 
     @property
     def dim(self) -> int:
         """Dimension of the vectors."""
-        return self.quantizer.dim
+        return self.weights.dim
 
     @property
     def num_partitions(self) -> int:
         """Partitions; 0 without any."""
-        return self.quantizer.num_partitions
+        return self.weights.num_partitions
 
     @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.quantizer.codebooks_MKD.device
+    def quantizer(self) -> "ResidualQuantizer":
+        """The quantizer on the device of the coder."""
+        return self._ready().quantizer
+
+    def _ready(self) -> "PreparedQuantizer":
+        """What encodes and decodes, made at its first use."""
+        from rqmoe_store.codecs.prepared import PreparedQuantizer
+
+        with self._lock:
+            if self._prepared is None:
+                self._prepared = PreparedQuantizer.of(self.weights, self.device)
+            return self._prepared
 
     def clamp(self, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
         """Checked vectors in the frame, clamped to a maximum distance from the mean."""
-        return clamp_vectors(self.quantizer, frame, vectors_nD)
+        return clamp_vectors(vectors_nD, frame, self.weights.mean_D, float(self.weights.scale))
 
     def encode(self, vectors_nD: Float32Array, *, beam: int, preselect: int | None) -> Codes:
         """Encode clamped vectors."""
-        return encode_block(self.quantizer, self._encoding_tables, vectors_nD, beam=beam, preselect=preselect)
+        return self._ready().encode(vectors_nD, beam=beam, preselect=preselect)
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes."""
-        if precision not in self._folded:
-            exact = self._folded["float32"]
-            self._folded[precision] = None if exact is None else exact.to(torch.bfloat16)
-        folded = self._folded[precision]
-        if self.device.type == "cuda" and precision not in self._graphed:
-            self._graphed[precision] = GraphedDecoder(self.quantizer, folded)
-        decoded_nD = decode(
-            self.quantizer, folded, codes, sequential=sequential, graphed=self._graphed.get(precision)
-        )
-        return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
+        return self._ready().decode(codes, sequential=sequential, precision=precision)
 
     def approximate(self, codes: Codes) -> Float32Array:
         """The sums of the table rows that codes select."""
@@ -137,7 +132,12 @@ class ResidualCoder:
         """The sums of the table entries of squared lengths."""
         return self.tables.estimate_squares(codes)
 
-    @torch.inference_mode()
+    @functools.cached_property
+    def _centroids(self) -> tuple[Float32Array, Float32Array]:
+        """The centroids, one below the other (D, P), and their squared lengths (P,)."""
+        centroids_PD = self.weights.centroids_PD
+        return np.ascontiguousarray(centroids_PD.T), np.square(centroids_PD).sum(axis=1)
+
     def nearest_partitions(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.int64]:
         """The partitions (Q, count) nearest to checked queries, nearest first."""
         if not self.num_partitions:
@@ -146,44 +146,41 @@ class ResidualCoder:
             queries_QD = FramedQueries.of(queries_QD, frame, "dot").queries_QD
         else:
             queries_QD = self.clamp(frame, queries_QD)
-        centroids_PD = self.quantizer.denormalize(self.quantizer.centroids_PD)
-        scores_QP = -2 * as_tensor(queries_QD).to(self.device) @ centroids_PD.T
+        centroids_DP, squares_P = self._centroids
+        scores_QP = -2 * product(np.ascontiguousarray(queries_QD), centroids_DP)
         if self.config.metric != "dot":
-            scores_QP += centroids_PD.square().sum(dim=1)
-        nearest_QP = scores_QP.topk(min(count, self.num_partitions), dim=1, largest=False).indices
-        return np.asarray(nearest_QP.cpu().numpy(), dtype=np.int64)
+            scores_QP += squares_P
+        return smallest(scores_QP, min(count, self.num_partitions))
 
-    @torch.inference_mode()
     def lookup_tables(self, queries: FramedQueries, units: ScoreUnits) -> LookupTables:
         """Look-up tables for queries in the frame, with scores in `units`."""
         return self.tables.for_queries(queries, units)
 
     def truncate(self, config: CodecConfig, calibration: Codes) -> "ResidualCoder":
         """The coder of the first steps, with tables fitted to the calibration codes."""
-        quantizer = make_quantizer(config, self.dim)
-        shapes = {name: tensor.shape for name, tensor in quantizer.state_dict().items()}
-        kept = {
-            name: tensor[: shapes[name][0]] if shapes[name] != tensor.shape else tensor
-            for name, tensor in self.quantizer.state_dict().items()
-            if name in shapes
-        }
-        quantizer.load_state_dict(kept)
-        quantizer.to(self.device)
-        return ResidualCoder(quantizer, fit_tables(quantizer, calibration))
+        from rqmoe_store.codecs.prepared import fit_coder
+
+        return fit_coder(self.weights.truncate(config), calibration, self.device)
 
     def with_config(self, config: CodecConfig) -> "ResidualCoder":
         """The same coder for another configuration, which may differ in refine codes only."""
-        # A copy, because moving a coder to another device moves its weights.
-        quantizer = copy.deepcopy(self.quantizer)
-        quantizer.config = config
-        return ResidualCoder(quantizer, self.tables)
+        return ResidualCoder(QuantizerWeights(config, self.weights.arrays), self.tables, self.device)
 
-    def to(self, device: torch.device) -> Self:
-        """Move the weights to a device."""
-        self.quantizer.to(device)
-        self.tables = self.tables.to(device)
-        self._prepare()
+    def to(self, device: str) -> Self:
+        """Encode and decode on a device from now on."""
+        with self._lock:
+            self.device, self._prepared = device, None
         return self
+
+
+def smallest(values_QX: Float32Array, count: int) -> npt.NDArray[np.int64]:
+    """Columns (Q, C) of the `count` smallest values of every row, in order, equal ones by column."""
+    smallest_QC = np.empty((len(values_QX), count), np.int64)
+    for row, values_X in enumerate(values_QX):
+        bound = np.partition(values_X, count - 1)[count - 1]
+        near = np.flatnonzero(values_X <= bound)
+        smallest_QC[row] = near[np.argsort(values_X[near], kind="stable")[:count]]
+    return smallest_QC
 
 
 class TransformCoder:
@@ -193,7 +190,7 @@ class TransformCoder:
         self.config = config
         self.quantizer = quantizer
         self.num_partitions = 0
-        self.device = torch.device("cpu")
+        self.device = "cpu"
         squared_mean, squares_BK = quantizer.squares()
         self._squares_T = np.concatenate([[np.float32(squared_mean)], squares_BK.ravel()])
 
@@ -244,7 +241,7 @@ class TransformCoder:
         """The same coder for another configuration, which may differ in refine codes only."""
         return TransformCoder(config, self.quantizer).to(self.device)
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: str) -> Self:
         """Scan codes on a device from now on."""
         self.device = device
         return self

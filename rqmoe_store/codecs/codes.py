@@ -1,16 +1,21 @@
-"""Codes: the value type of encoded vectors.
+"""Codes: the value type of encoded vectors, filled block by block.
 
-Shape legend: n vectors, M steps, m steps of a prefix, R bytes of a refine code.
+Shape legend: n vectors, D dimension, M steps, m steps of a prefix, R bytes of a refine code.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense, is_tensor
+from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError
+
+_BLOCK_ROWS = 8_192
+"""Rows checked and converted at a time, so that a memory-mapped input is never in memory as a whole."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +37,7 @@ class Codes:
     def __post_init__(self) -> None:
         for name in ("codes", "partitions", "refine"):
             given = getattr(self, name)
-            if isinstance(given, torch.Tensor):
+            if is_tensor(given):
                 given = given.detach().cpu().numpy()
             if given is not None:
                 object.__setattr__(self, name, np.asarray(given))
@@ -52,6 +57,39 @@ class Codes:
     def unrefined(self) -> "Codes":
         """These codes without refine codes."""
         return self if self.refine is None else Codes(self.codes, self.partitions)
+
+
+def encode_vectors(
+    vectors: Any, encode_checked: Callable[[Float32Array], Codes], *, dim: int, metric: Metric
+) -> Codes:
+    """Encode whatever `as_vectors` accepts, block by block, with a function of checked vectors (n, D).
+
+    Codes must not depend on how rows are batched. There is one exception: after a GPU has run out of memory,
+    chunks are smaller, and of two candidates that are equal up to the last bits, the other one may win.
+    """
+    if not is_dense(vectors) or vectors.ndim != 2 or len(vectors) <= _BLOCK_ROWS:
+        return encode_checked(as_vectors(vectors, dim=dim, metric=metric))
+    filled: Codes | None = None
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        rows = slice(start, start + len(block))
+        checked_nD = as_vectors(block, dim=dim, metric=metric, positions=np.arange(rows.start, rows.stop))
+        part = encode_checked(checked_nD)
+        filled = _room_for(len(vectors), part) if filled is None else filled
+        filled.codes[rows], filled.partitions[rows] = part.codes, part.partitions
+        if filled.refine is not None and part.refine is not None:
+            filled.refine[rows] = part.refine
+    assert filled is not None, "has rows"
+    return filled
+
+
+def _room_for(rows: int, part: Codes) -> Codes:
+    """Codes of so many rows, of the same widths as a part of them, to be filled in."""
+    return Codes(
+        np.empty((rows, part.codes.shape[1]), np.uint8),
+        np.empty(rows, np.int32),
+        None if part.refine is None else np.empty((rows, part.refine.shape[1]), np.uint8),
+    )
 
 
 def check_codes(

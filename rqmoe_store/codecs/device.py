@@ -1,46 +1,88 @@
 """Devices and precision: where tensors live, and the number format in which experts compute."""
 
+import ctypes
 import re
-from typing import Any, Literal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from rqmoe_store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
 
 _NAMES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
+_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
+_AMD_GPUS = Path("/dev/kfd")
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str) -> "torch.device":
     """The torch device for "auto" (CUDA if there is one, else CPU), "cpu", "cuda" or "cuda:1".
 
     Raises:
         InvalidInputError: the name is unknown, or there is no such GPU.
     """
+    import torch
+
+    return torch.device(device_name(name))
+
+
+def device_name(name: str) -> str:
+    """The name of the device that `select_device` selects, without loading torch for a CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "cuda" if may_have_gpu() and _torch_has_cuda() else "cpu"
     if not isinstance(name, str) or not _NAMES.fullmatch(name):
         raise InvalidInputError(f"device={name!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:<number>'.")
+    if name != "cpu":
+        _require_gpu(name)
+    return name
+
+
+def may_have_gpu() -> bool:
+    """Whether torch might find a GPU: it is there already, or this machine has the driver of one."""
+    return "torch" in sys.modules or _AMD_GPUS.exists() or any(map(_can_be_loaded, _DRIVERS))
+
+
+def _can_be_loaded(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _torch_has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _require_gpu(name: str) -> None:
+    import torch
+
     found = torch.cuda.device_count()
-    if name != "cpu" and int(name.removeprefix("cuda").removeprefix(":") or 0) >= found:
+    if int(name.removeprefix("cuda").removeprefix(":") or 0) >= found:
         built = "" if torch.backends.cuda.is_built() else " by this build of torch, which has no CUDA"
         raise InvalidInputError(
             f"device={name!r} is not there: {found} CUDA devices found{built}. "
             "Use device='auto' to run on what there is."
         )
-    return torch.device(name)
 
 
-def as_tensor(array: npt.NDArray[Any]) -> Tensor:
+def as_tensor(array: npt.NDArray[Any]) -> "Tensor":
     """The array as a tensor on the CPU, in the same memory if torch can use it, else in a copy.
 
     torch cannot use reversed axes, numbers in foreign byte order, or read-only memory, such as that of a
     memory-mapped file.
     """
+    import torch
+
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     if not native.flags.writeable or any(stride < 0 for stride in native.strides):
         native = np.array(native, order="C")

@@ -12,8 +12,6 @@ E conditioning width, S steps with experts, F first-layer features, G gated hidd
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +20,9 @@ from torch import Tensor
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.experts import FoldedExperts
-from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks, run_chunks_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
-from rqmoe_store.config import Metric
-
-_BLOCK_ROWS = 8_192
-"""Rows checked and converted at a time, so that a memory-mapped input is never in memory as a whole."""
-
-_FARTHEST = 2.0**12
-"""Largest distance of a vector from the mean, in units of the scale. Beyond it, float32 would give the same
-distance to all codewords."""
+from rqmoe_store.codecs.vectors import Float32Array
 
 _CPU_BYTES, _GPU_BYTES = 2**24, 2**31
 """Memory for one chunk: about a CPU's last-level cache, a small part of a GPU's memory."""
@@ -93,57 +82,6 @@ def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) 
         codebooks_MKD, norms_MK, folded, contract_SGW @ mixing_WW.T, subspace_DW.T.contiguous()
     )
     return dataclasses.replace(tables, codebooks_MKX=tables.transform(codebooks_MKD))
-
-
-def encode_vectors(
-    vectors: Any, encode_checked: Callable[[Float32Array], Codes], *, dim: int, metric: Metric
-) -> Codes:
-    """Encode whatever `as_vectors` accepts, block by block, with a function of checked vectors (n, D).
-
-    Codes must not depend on how rows are batched. There is one exception: after a GPU has run out of memory,
-    chunks are smaller, and of two candidates that are equal up to the last bits, the other one may win.
-    """
-    if not is_dense(vectors) or vectors.ndim != 2 or len(vectors) <= _BLOCK_ROWS:
-        return encode_checked(as_vectors(vectors, dim=dim, metric=metric))
-    filled: Codes | None = None
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
-        rows = slice(start, start + len(block))
-        checked_nD = as_vectors(block, dim=dim, metric=metric, positions=np.arange(rows.start, rows.stop))
-        part = encode_checked(checked_nD)
-        filled = _room_for(len(vectors), part) if filled is None else filled
-        filled.codes[rows], filled.partitions[rows] = part.codes, part.partitions
-        if filled.refine is not None and part.refine is not None:
-            filled.refine[rows] = part.refine
-    assert filled is not None, "has rows"
-    return filled
-
-
-def _room_for(rows: int, part: Codes) -> Codes:
-    """Codes of so many rows, of the same widths as a part of them, to be filled in."""
-    return Codes(
-        np.empty((rows, part.codes.shape[1]), np.uint8),
-        np.empty(rows, np.int32),
-        None if part.refine is None else np.empty((rows, part.refine.shape[1]), np.uint8),
-    )
-
-
-def clamp_vectors(quantizer: ResidualQuantizer, frame: Frame, vectors_nD: Float32Array) -> Float32Array:
-    """Checked vectors in the codec's frame, clamped to a maximum distance from the mean.
-
-    Clamping keeps a vector's direction from the mean, so that what is nearest to it stays nearest.
-    """
-    mean_D, scale = quantizer.mean_D.cpu().numpy(), float(quantizer.scale)
-    entered_nD = frame.transform(vectors_nD)
-    limit = float(np.abs(mean_D).max()) + _FARTHEST * scale
-    far_n = np.maximum(entered_nD.max(axis=1), -entered_nD.min(axis=1)) > limit
-    if not far_n.any():
-        return entered_nD
-    away_XD = frame.transform_exactly(vectors_nD[far_n]) - mean_D
-    away_XD *= _FARTHEST * scale / np.linalg.norm(away_XD, axis=1, keepdims=True)
-    drawn_nD = entered_nD.copy()
-    drawn_nD[far_n] = mean_D + away_XD
-    return drawn_nD
 
 
 def encode_block(

@@ -36,6 +36,10 @@ _COMMON = 32.0
 """Vectors this many times closer to each other than to zero get an offset, their median."""
 
 _MOST_EXPONENT = 256
+_FARTHEST = 2.0**12
+"""Largest distance of a vector from the mean, in units of the scale. Beyond it, float32 would give the same
+distance to all codewords."""
+
 _LARGEST_ENTRY = 2.0**100
 """Bound of table entries, so that sums of any number of them fit float32."""
 
@@ -90,6 +94,23 @@ class Frame:
         if self.is_plain:
             return vectors_nD
         return to_float32(np.ldexp(vectors_nD.astype(np.float64), self.exponent) + self.offset_D)
+
+
+def clamp_vectors(vectors_nD: Float32Array, frame: Frame, mean_D: Float32Array, scale: float) -> Float32Array:
+    """Checked vectors in a codec's frame, clamped to a maximum distance from its mean.
+
+    Clamping keeps a vector's direction from the mean, so that what is nearest to it stays nearest.
+    """
+    entered_nD = frame.transform(vectors_nD)
+    limit = float(np.abs(mean_D).max()) + _FARTHEST * scale
+    far_n = np.maximum(entered_nD.max(axis=1), -entered_nD.min(axis=1)) > limit
+    if not far_n.any():
+        return entered_nD
+    away_XD = frame.transform_exactly(vectors_nD[far_n]) - mean_D
+    away_XD *= _FARTHEST * scale / np.linalg.norm(away_XD, axis=1, keepdims=True)
+    drawn_nD = entered_nD.copy()
+    drawn_nD[far_n] = mean_D + away_XD
+    return drawn_nD
 
 
 def frame_for(vectors_nD: Float32Array) -> Frame:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.parallel import compiled, run_chunks_parallel
+from rqmoe_store.codecs.products import multiply_rows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 
@@ -306,34 +307,6 @@ def _in_parallel(work: Any, vectors_nD: Float32Array, *arguments: Any) -> Float3
 
     run_chunks_parallel(len(vectors_nD), _ROWS_PER_TASK, make_rows)
     return made_nD
-
-
-@compiled
-def multiply_rows(vectors_nD: Any, matrix_DE: Any, products_nE: Any) -> None:
-    """Products of vectors (n, D) with a matrix (D, E). The inner loop runs over E, which compilers
-    vectorize without reordering a sum; several rows share rows of the matrix while these are in cache."""
-    rows, dim = vectors_nD.shape
-    width = matrix_DE.shape[1]
-    for first in range(0, rows, 8):
-        last = min(first + 8, rows)
-        products_nE[first:last] = 0
-        for component in range(0, dim - 3, 4):  # four at a time, for fewer reads and writes of sums
-            for row in range(first, last):
-                factor, second = vectors_nD[row, component], vectors_nD[row, component + 1]
-                third, fourth = vectors_nD[row, component + 2], vectors_nD[row, component + 3]
-                for column in range(width):
-                    products_nE[row, column] = (
-                        products_nE[row, column]
-                        + factor * matrix_DE[component, column]
-                        + second * matrix_DE[component + 1, column]
-                        + third * matrix_DE[component + 2, column]
-                        + fourth * matrix_DE[component + 3, column]
-                    )
-        for component in range(dim - dim % 4, dim):
-            for row in range(first, last):
-                factor = vectors_nD[row, component]
-                for column in range(width):
-                    products_nE[row, column] += factor * matrix_DE[component, column]
 
 
 @compiled

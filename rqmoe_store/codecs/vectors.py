@@ -1,14 +1,17 @@
 """Vectors: whatever a user passes as vectors, checked and converted to a float32 array."""
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import torch
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -72,11 +75,19 @@ def as_vectors(
     return np.asarray(vectors / norms, dtype=np.float32)
 
 
+def is_tensor(data: Any) -> "TypeGuard[torch.Tensor]":
+    """Whether `data` is a tensor of torch, which is not loaded for the question: without it there is none."""
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)  # another thread may be loading torch
+    return kind is not None and isinstance(data, kind)
+
+
 def is_dense(data: Any) -> bool:
     """Whether `data` is an array or tensor whose rows can be read one part at a time."""
-    return isinstance(data, np.ndarray) or (
-        isinstance(data, torch.Tensor) and data.layout == torch.strided and not data.is_quantized
-    )
+    if is_tensor(data):
+        import torch
+
+        return data.layout == torch.strided and not data.is_quantized
+    return isinstance(data, np.ndarray)
 
 
 def from_torch(data: Any) -> Any:
@@ -87,9 +98,11 @@ def from_torch(data: Any) -> Any:
     Raises:
         TypeError: complex numbers, or tensors that are sparse or of different lengths.
     """
-    is_list = isinstance(data, list | tuple) and data and all(isinstance(row, torch.Tensor) for row in data)
-    if not is_list and not isinstance(data, torch.Tensor):
+    is_list = isinstance(data, list | tuple) and data and all(is_tensor(row) for row in data)
+    if not is_list and not is_tensor(data):
         return data
+    import torch  # loaded already, as there is a tensor
+
     try:
         tensor = torch.stack([row.detach() for row in data]) if is_list else data.detach()
         if tensor.is_complex():

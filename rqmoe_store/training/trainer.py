@@ -13,16 +13,17 @@ import numpy as np
 from torch import Tensor
 
 from rqmoe_store.arguments import whole_number
-from rqmoe_store.codecs.additive import CALIBRATION_ROWS, fit_tables
+from rqmoe_store.codecs.additive_fit import CALIBRATION_ROWS, fit_tables
 from rqmoe_store.codecs.artifact import Artifact, TrainingReport
 from rqmoe_store.codecs.base import Codec, require_storable
 from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder
-from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.codes import Codes, encode_vectors
 from rqmoe_store.codecs.device import as_tensor
-from rqmoe_store.codecs.encoding import clamp_vectors, encode_block, encode_vectors, encoding_tables
-from rqmoe_store.codecs.frame import Frame, frame_for
+from rqmoe_store.codecs.encoding import encode_block, encoding_tables
+from rqmoe_store.codecs.frame import Frame, clamp_vectors, frame_for
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import CodecConfig, RefineBase, TrainConfig, TransformKind
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.storage_errors import translates_errors
@@ -302,7 +303,8 @@ def _finish(
     calibration = _calibration_codes(quantizer, training_nD[:calibration_rows])
     used = [len(np.unique(calibration.codes[:, step])) for step in range(quantizer.num_steps)]
     centered_nD = validation_nD - validation_nD.mean(dim=0)
-    coder = ResidualCoder(quantizer, fit_tables(quantizer, calibration))
+    weights, device = QuantizerWeights.of(quantizer), str(training_nD.device)
+    coder = ResidualCoder(weights, fit_tables(quantizer, calibration), device)
     refiner = None
     if config.refine_bytes:
         refiner = fit_refiner(coder, training_nD[:calibration_rows].cpu().numpy(), seed)
@@ -356,9 +358,10 @@ def _fit_transform_codec(
 def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Codes:
     """Codes to fit tables on. A beam of 1 is much faster and good enough for that."""
     tables, plain = encoding_tables(quantizer, quantizer.fold()), Frame.plain(quantizer.dim)
+    mean_D, scale = quantizer.mean_D.cpu().numpy(), float(quantizer.scale)
 
     def encode_checked(checked_nD: Float32Array) -> Codes:
-        clamped_nD = clamp_vectors(quantizer, plain, checked_nD)
+        clamped_nD = clamp_vectors(checked_nD, plain, mean_D, scale)
         return encode_block(quantizer, tables, clamped_nD, beam=1, preselect=_CALIBRATION_PRESELECT)
 
     return encode_vectors(vectors_nD, encode_checked, dim=quantizer.dim, metric=quantizer.config.metric)

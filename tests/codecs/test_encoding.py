@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from small_codecs import as_codec, small_config, stirred, vectors
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rqmoe_store.codecs import codes as codes_module
 from rqmoe_store.codecs import encoding
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.encoding import chunk_rows
@@ -151,7 +152,7 @@ def test_nothing_of_batch_times_codebook_times_dimension_exists(preselect: str |
 
 
 def test_long_input_is_encoded_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(codes_module, "_BLOCK_ROWS", 7)
     np.testing.assert_array_equal(BATCHED.encode(ROWS).codes, ALL_CODES.codes)
     np.testing.assert_array_equal(BATCHED.encode(torch.from_numpy(ROWS)).codes, ALL_CODES.codes)
     broken = ROWS.copy()

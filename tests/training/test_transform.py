@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import DIM, trained_small, vectors
@@ -247,7 +246,7 @@ def test_a_codec_shares_no_weights_with_the_one_that_it_was_refined_from() -> No
     np.testing.assert_array_equal(codec.encode(rows).codes, before[0].codes)
     np.testing.assert_array_equal(codec.decode(before[0]), before[1])
     scalar = trained_small(rows, kind="pq")
-    scalar.coder.device = torch.device("cuda")  # where its codes are scanned; it computes on the CPU
+    scalar.coder.device = "cuda:0"  # where its codes are scanned; it computes on the CPU
     assert add_refine_codes(scalar, rows, refine_bytes=0).device.type == "cuda"
 
 

@@ -1,0 +1,70 @@
+"""Prepared quantizers: residual quantizers that encode and decode on a device, with torch.
+
+Shape legend: n vectors, D dimension.
+"""
+
+from typing import Self
+
+import numpy as np
+import torch
+
+from rqmoe_store.codecs.additive_fit import fit_tables
+from rqmoe_store.codecs.coder import ResidualCoder
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.decoding import GraphedDecoder, decode
+from rqmoe_store.codecs.device import Precision, as_tensor
+from rqmoe_store.codecs.encoding import encode_block, encoding_tables
+from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.kinds import make_quantizer
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.codecs.weights import QuantizerWeights
+
+
+class PreparedQuantizer:
+    """A quantizer, and the tables that follow from its weights, computed once on their device."""
+
+    @torch.no_grad()
+    def __init__(self, quantizer: ResidualQuantizer) -> None:
+        self.quantizer = quantizer.eval().requires_grad_(False)
+        folded = quantizer.fold()
+        self._encoding_tables = encoding_tables(quantizer, folded)
+        self._folded: dict[Precision, FoldedExperts | None] = {"float32": folded}
+        self._graphed: dict[Precision, GraphedDecoder] = {}
+
+    @classmethod
+    def of(cls, weights: QuantizerWeights, device: str) -> Self:
+        """Prepare a quantizer with the given weights. On a CPU it has them in the same memory."""
+        return cls(quantizer_of(weights).to(device))
+
+    def encode(self, vectors_nD: Float32Array, *, beam: int, preselect: int | None) -> Codes:
+        """Encode clamped vectors."""
+        return encode_block(self.quantizer, self._encoding_tables, vectors_nD, beam=beam, preselect=preselect)
+
+    def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
+        """Decode checked codes to vectors (n, D)."""
+        if precision not in self._folded:
+            exact = self._folded["float32"]
+            self._folded[precision] = None if exact is None else exact.to(torch.bfloat16)
+        folded = self._folded[precision]
+        if self.quantizer.codebooks_MKD.is_cuda and precision not in self._graphed:
+            self._graphed[precision] = GraphedDecoder(self.quantizer, folded)
+        decoded_nD = decode(
+            self.quantizer, folded, codes, sequential=sequential, graphed=self._graphed.get(precision)
+        )
+        return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
+
+
+def quantizer_of(weights: QuantizerWeights) -> ResidualQuantizer:
+    """A quantizer on the CPU with the given weights, in the same memory."""
+    with torch.device("meta"):  # shapes without memory
+        quantizer = make_quantizer(weights.config, weights.dim)
+    state = {name: as_tensor(array) for name, array in weights.arrays.items()}
+    quantizer.load_state_dict(state, assign=True)
+    return quantizer
+
+
+def fit_coder(weights: QuantizerWeights, calibration: Codes, device: str) -> ResidualCoder:
+    """A coder of the weights, with look-up tables fitted to the calibration codes."""
+    tables = fit_tables(quantizer_of(weights).to(device), calibration)
+    return ResidualCoder(weights, tables, device)
