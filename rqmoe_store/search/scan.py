@@ -4,13 +4,14 @@ A row's score is the sum of one table entry per step, an approximate distance. R
 id), a total order, so that a shortlist depends neither on how rows are divided into segments nor on the
 number of threads nor on the device.
 
-On a CPU, a compiled loop reads codes in place and keeps the S best rows in a heap, so that nothing is sorted
-and there is no array of scores. It releases the interpreter's lock: queries of several threads, and the parts
-of one query, run in parallel. On a GPU, the same look-ups are array operations over codes that stay on the
-device, summed in the same order as on a CPU.
+On a CPU, a compiled loop reads codes in place and keeps a few times the S best rows at most, so that nothing
+is sorted and there is no array of scores. It releases the interpreter's lock: queries of several threads, and
+the parts of one query, run in parallel. On a GPU, the same look-ups are array operations over codes that stay
+on the device, summed in the same order as on a CPU.
 
-Shape legend: Q queries, P partitions, N rows of a segment, R runs of rows, C rows of a chunk, M code bytes,
-K codewords, S rows kept, G sides (ranges of scores).
+Shape legend: Q queries, P partitions, N rows of a segment, R runs of rows, B rows of a block, C rows of a
+chunk, M code bytes, W words of eight code bytes, K codewords, T table entries, S rows kept, X rows in a
+buffer, G sides (ranges of scores).
 """
 
 import dataclasses
@@ -21,11 +22,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
+from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms, squares_of, sum_norms
 from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import MAX_CODEBOOK_SIZE
 from rqmoe_store.search.row_ids import row_id_at
 from rqmoe_store.search.segments import (
     Mask,
@@ -42,7 +47,14 @@ CPU = torch.device("cpu")
 
 _ONE = np.float32(1)
 
-_ROWS_PER_TASK = 65_536
+_BLOCK = 512
+"""Rows scored at a time: their scores stay in the core's nearest cache."""
+
+_WORD = 8
+_BYTE = np.uint64(255)
+_LAST_ROW_ID = np.uint64(2**64 - 1)
+
+_ROWS_PER_TASK = 2**18
 """Least rows of a part of a query; smaller parts would cost more in handing out work than they save."""
 
 _SCORES = 2**26
@@ -168,17 +180,17 @@ def _tasks(selection: Selection, probed_QP: Mask, num_sides: int) -> Iterator[_T
 def _scan_task(selection: Selection, tables: LookupTables, task: _Task, side: Side, size: int) -> Shortlist:
     segment, runs = selection.segment, task.runs
     by_partition, by_step = tables.scores_of(task.query)
-    norms_P, norms_MK = tables.norms
     scores_S, positions_S = nearest_rows(
         segment.codes_NM,
+        words_of(segment.codes_NM),
         segment.row_id_map.arrays,
-        np.empty(0, dtype=bool) if selection.allowed_N is None else selection.allowed_N,
+        _EVERY_ROW if selection.allowed_N is None else selection.allowed_N,
         runs.starts_R,
         runs.stops_R,
         by_partition[runs.partitions_R],
-        by_step,
-        norms_P[runs.partitions_R] if len(norms_P) else norms_P,
-        norms_MK,
+        _in_full_steps(by_step),
+        _norms_of(segment, tables),
+        int(segment.starts_P[0]),
         tables.units.score_of(task.query, side.low),
         tables.units.score_of(task.query, side.high),
         side.sign,
@@ -187,56 +199,56 @@ def _scan_task(selection: Selection, tables: LookupTables, task: _Task, side: Si
     return Shortlist(scores_S, segment.rows(positions_S))
 
 
-@compiled
-def _is_worse(scores_S: Any, positions_S: Any, row_ids: Any, first: int, second: int) -> bool:
-    """Whether heap entry `first` follows entry `second` in the order of (score, row id)."""
-    if scores_S[first] != scores_S[second]:
-        return bool(scores_S[first] > scores_S[second])
-    return bool(row_id_at(row_ids, positions_S[first]) > row_id_at(row_ids, positions_S[second]))
+_EVERY_ROW = np.empty(0, dtype=bool)
+_NO_NORMS: Norms = np.empty(0, np.uint16)
+
+_norms: "weakref.WeakKeyDictionary[Segment, Norms]" = weakref.WeakKeyDictionary()
+"""Norms of all segments that were scanned under cosine. Codecs never change, so these stay right."""
 
 
-@compiled
-def _swap(scores_S: Any, positions_S: Any, first: int, second: int) -> None:
-    scores_S[first], scores_S[second] = scores_S[second], scores_S[first]
-    positions_S[first], positions_S[second] = positions_S[second], positions_S[first]
+def _norms_of(segment: Segment, tables: LookupTables) -> Norms:
+    """Norms of the rows of a segment that are in any of the tables' partitions; none unless under cosine."""
+    if tables.metric != "cosine":
+        return _NO_NORMS
+    norms_N = _norms.get(segment)
+    if norms_N is None:
+        norms_N = _norms[segment] = sum_norms(*tables.norms, segment.starts_P, segment.codes_NM)
+    return norms_N
 
 
-@compiled
-def _sift_up(scores_S: Any, positions_S: Any, row_ids: Any, entry: int) -> None:
-    while entry > 0:
-        parent = (entry - 1) >> 1
-        if not _is_worse(scores_S, positions_S, row_ids, entry, parent):
-            break
-        _swap(scores_S, positions_S, entry, parent)
-        entry = parent
+def words_of(codes_NM: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """The code bytes of every row in words of eight, in the same memory; without the bytes that remain."""
+    rows, code_bytes = codes_NM.shape
+    if code_bytes < _WORD or rows == 0:
+        return np.empty((rows, 0), np.uint64)
+    if code_bytes % _WORD == 0:
+        return codes_NM.view(np.uint64)
+    shape, strides = (rows, code_bytes // _WORD), (code_bytes, _WORD)
+    return np.ndarray(shape, np.uint64, buffer=codes_NM, strides=strides)
 
 
-@compiled
-def _sift_down(scores_S: Any, positions_S: Any, row_ids: Any, filled: int) -> None:
-    entry = 0
-    while True:
-        child = 2 * entry + 1
-        if child >= filled:
-            break
-        if child + 1 < filled and _is_worse(scores_S, positions_S, row_ids, child + 1, child):
-            child += 1
-        if not _is_worse(scores_S, positions_S, row_ids, child, entry):
-            break
-        _swap(scores_S, positions_S, child, entry)
-        entry = child
+def _in_full_steps(scores_MK: Float32Array) -> Float32Array:
+    """The entries of all steps one after the other, 256 of each step."""
+    steps, codewords = scores_MK.shape
+    if codewords == MAX_CODEBOOK_SIZE:
+        return scores_MK.ravel()
+    padded_MK = np.zeros((steps, MAX_CODEBOOK_SIZE), np.float32)
+    padded_MK[:, :codewords] = scores_MK
+    return padded_MK.ravel()
 
 
 @compiled
 def nearest_rows(
     codes_NM: Any,
+    codes_NW: Any,
     row_ids: Any,
     allowed_N: Any,
     starts_R: Any,
     stops_R: Any,
     scores_R: Any,
-    scores_MK: Any,
-    norms_R: Any,
-    norms_MK: Any,
+    entries_T: Any,
+    norms_N: Any,
+    first_norm: int,
     low: Any,
     high: Any,
     sign: Any,
@@ -244,55 +256,133 @@ def nearest_rows(
 ) -> tuple[Any, Any]:
     """The `size` rows with the smallest sign * score among rows with low <= score < high.
 
+    Rows are scored block by block. Those that may be among the best gather in a buffer, of which all but the
+    best are dropped when it is full; the worst of these bounds the rows that are gathered from then on.
+
     Args:
         codes_NM: uint8 (N, M), contiguous.
+        codes_NW: uint64 (N, M // 8), the same bytes in words.
         row_ids: arrays of the segment's RowIdMap; row ids decide between equal scores.
         allowed_N: bool (N,), or empty if all rows may be found.
         starts_R: int64 (R,), first rows of runs within one partition.
         stops_R: int64 (R,), ends of the runs.
         scores_R: float32 (R,), initial score of the rows of a run.
-        scores_MK: float32 (M, K), what a codeword adds to the score.
-        norms_R: float32 (R,), initial squared length of the rows of a run, or empty.
-        norms_MK: float32 (M, K), what a codeword adds to the squared length, or empty; if given, the score
-            is 1 - sum / sqrt(sum of norms).
+        entries_T: float32 (256 M,), what the codewords of each step add to the score.
+        norms_N: uint16, squared lengths of rows as in `norms`; or empty. If given, the score is
+            1 - sum / length.
+        first_norm: the row that has the first norm.
         low: float32, least score.
         high: float32, upper bound of scores.
         sign: float32, 1 or -1.
-        size: most rows to keep.
+        size: most rows to keep, at least 1.
 
     Returns:
         Signed scores float32 and positions int64 of the rows, in no particular order.
     """
-    kept_scores, kept_positions, filled = np.empty(size, np.float32), np.empty(size, np.int64), 0
-    num_steps, by_length = codes_NM.shape[1], norms_MK.shape[0] > 0
+    room, filled = 4 * size, 0
+    kept_scores, kept_positions = np.empty(room + _BLOCK, np.float32), np.empty(room + _BLOCK, np.int64)
+    scores_B, bits_B = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    squares_B, worst = bits_B.view(np.float32), np.float32(np.inf)
     for run in range(starts_R.shape[0]):
-        for row in range(starts_R[run], stops_R[run]):
-            if allowed_N.shape[0] and not allowed_N[row]:
-                continue
-            score = scores_R[run]
-            if by_length:
-                square = norms_R[run]
-                for step in range(num_steps):
-                    code = codes_NM[row, step]
-                    score += scores_MK[step, code]
-                    square += norms_MK[step, code]
-                score = _ONE - score / np.sqrt(max(square, SMALLEST_SQUARE))
-            else:
-                for step in range(num_steps):
-                    score += scores_MK[step, codes_NM[row, step]]
-            if not (low <= score < high):  # also passes over NaN
-                continue
-            score *= sign
-            if filled < size:
-                kept_scores[filled], kept_positions[filled] = score, row
-                _sift_up(kept_scores, kept_positions, row_ids, filled)
-                filled += 1
-            elif score < kept_scores[0] or (
-                score == kept_scores[0] and row_id_at(row_ids, row) < row_id_at(row_ids, kept_positions[0])
-            ):
-                kept_scores[0], kept_positions[0] = score, row
-                _sift_down(kept_scores, kept_positions, row_ids, filled)
-    return kept_scores[:filled], kept_positions[:filled]
+        for start in range(starts_R[run], stops_R[run], _BLOCK):
+            stop = min(start + _BLOCK, stops_R[run])
+            _sum_words(codes_NW, start, stop, entries_T, scores_R[run], scores_B)
+            if _WORD * codes_NW.shape[1] < codes_NM.shape[1]:
+                _add_bytes(codes_NM, _WORD * codes_NW.shape[1], start, stop, entries_T, scores_B)
+            if norms_N.shape[0]:
+                _divide_by_lengths(norms_N, start - first_norm, stop - start, bits_B, squares_B, scores_B)
+            for row in range(start, stop):
+                score = scores_B[row - start]
+                if not (score * sign <= worst and low <= score < high):  # passes over NaN
+                    continue
+                if allowed_N.shape[0] == 0 or allowed_N[row]:
+                    kept_scores[filled], kept_positions[filled] = score * sign, row
+                    filled += 1
+            if filled >= room:
+                worst = _keep_best(kept_scores, kept_positions, row_ids, filled, size)
+                filled = size
+    if filled > size:
+        _keep_best(kept_scores, kept_positions, row_ids, filled, size)
+        filled = size
+    return kept_scores[:filled].copy(), kept_positions[:filled].copy()
+
+
+@compiled
+def _sum_words(codes_NW: Any, start: int, stop: int, entries_T: Any, initial: Any, scores_B: Any) -> None:
+    """Fill in the sums of entries for whole words of code bytes. A word is loaded at once, and its entries
+    are added in pairs, so that no addition waits for all of those before it."""
+    for row in range(start, stop):
+        score = initial
+        for word in range(codes_NW.shape[1]):
+            value, table = codes_NW[row, word], np.uint64(2048 * word)
+            first = (
+                entries_T[table + (value & _BYTE)]
+                + entries_T[table + np.uint64(256) + ((value >> np.uint64(8)) & _BYTE)]
+            )
+            second = (
+                entries_T[table + np.uint64(512) + ((value >> np.uint64(16)) & _BYTE)]
+                + entries_T[table + np.uint64(768) + ((value >> np.uint64(24)) & _BYTE)]
+            )
+            third = (
+                entries_T[table + np.uint64(1024) + ((value >> np.uint64(32)) & _BYTE)]
+                + entries_T[table + np.uint64(1280) + ((value >> np.uint64(40)) & _BYTE)]
+            )
+            fourth = (
+                entries_T[table + np.uint64(1536) + ((value >> np.uint64(48)) & _BYTE)]
+                + entries_T[table + np.uint64(1792) + (value >> np.uint64(56))]
+            )
+            score += (first + second) + (third + fourth)
+        scores_B[row - start] = score
+
+
+@compiled
+def _add_bytes(codes_NM: Any, step: int, start: int, stop: int, entries_T: Any, scores_B: Any) -> None:
+    """Add the entries of the steps from `step` on."""
+    for row in range(start, stop):
+        score = scores_B[row - start]
+        for later in range(step, codes_NM.shape[1]):
+            score += entries_T[256 * later + codes_NM[row, later]]
+        scores_B[row - start] = score
+
+
+@compiled
+def _divide_by_lengths(
+    norms_N: Any, first: int, rows: int, bits_B: Any, squares_B: Any, scores_B: Any
+) -> None:
+    """Make cosine distances of inner products. `bits_B` and `squares_B` are the same memory."""
+    for row in range(rows):
+        bits_B[row] = (np.int32(norms_N[first + row]) << np.int32(DROPPED_BITS)) + np.int32(LEAST_BITS)
+    for row in range(rows):
+        scores_B[row] = _ONE - scores_B[row] / np.sqrt(squares_B[row])
+
+
+@compiled
+def _keep_best(scores_X: Any, positions_X: Any, row_ids: Any, filled: int, size: int) -> Any:
+    """Move the `size` best of the first `filled` rows to the front; returns the worst score of these.
+
+    Of rows with that score, those with the smallest row ids are kept.
+    """
+    worst = np.partition(scores_X[:filled], size - 1)[size - 1]
+    better = equal = 0
+    for place in range(filled):
+        better += scores_X[place] < worst
+        equal += scores_X[place] == worst
+    last = _LAST_ROW_ID
+    if better + equal > size:
+        ids, found = np.empty(equal, np.uint64), 0
+        for place in range(filled):
+            if scores_X[place] == worst:
+                ids[found] = row_id_at(row_ids, positions_X[place])
+                found += 1
+        last = np.partition(ids, size - better - 1)[size - better - 1]
+    kept = 0
+    for place in range(filled):
+        if scores_X[place] < worst or (
+            scores_X[place] == worst and row_id_at(row_ids, positions_X[place]) <= last
+        ):
+            scores_X[kept], positions_X[kept] = scores_X[place], positions_X[place]
+            kept += 1
+    return worst
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +391,8 @@ class _Copy:
 
     codes_NM: Tensor
     partitions_N: Tensor
+    squares_N: Tensor
+    """Squared lengths, as they are rounded on a CPU; empty unless under cosine."""
 
 
 _copies: "weakref.WeakKeyDictionary[Segment, _Copy]" = weakref.WeakKeyDictionary()
@@ -312,7 +404,7 @@ def fits(segment: Segment, device: torch.device) -> bool:
     if segment in _copies or device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
-    return (segment.codes_NM.nbytes + 4 * len(segment)) * _SHARE_OF_FREE_MEMORY <= free
+    return (segment.codes_NM.nbytes + 8 * len(segment)) * _SHARE_OF_FREE_MEMORY <= free
 
 
 @torch.inference_mode()
@@ -333,13 +425,14 @@ def nearest_on(
     if len(rows_N) == 0:
         return
     bounds = [_bounds_of(side, tables, device) for side in sides]
-    copy, scorer = _copy_of(selection.segment, device), _Scorer(tables, probed_QP, device)
+    copy, scorer = _copy_of(selection.segment, tables, device), _Scorer(tables, probed_QP, device)
     step = max(1, _SCORES // len(probed_QP))
     bounds_GQ = torch.full((len(sides), len(probed_QP)), torch.inf, device=device)
     for start in range(0, len(rows_N), step):
         rows_C = rows_N[start : start + step]
         places_C = torch.from_numpy(rows_C).to(device)
-        scores_QC = scorer.scores(copy.codes_NM[places_C], copy.partitions_N[places_C])
+        squares_C = copy.squares_N[places_C] if len(copy.squares_N) else None
+        scores_QC = scorer.scores(copy.codes_NM[places_C], copy.partitions_N[places_C], squares_C)
         for index, side in enumerate(sides):
             low_Q1, high_Q1 = bounds[index]
             inside_QC = (scores_QC >= low_Q1) & (scores_QC < high_Q1)
@@ -368,14 +461,21 @@ def _probed_rows(selection: Selection, probed_QP: Mask) -> Positions:
     return rows_N if selection.allowed_N is None else rows_N[selection.allowed_N[rows_N]]
 
 
-def _copy_of(segment: Segment, device: torch.device) -> _Copy:
+def _copy_of(segment: Segment, tables: LookupTables, device: torch.device) -> _Copy:
     copy = _copies.get(segment)
     if copy is None or copy.codes_NM.device != device:
         starts_P = segment.starts_P
         filled_N = np.zeros(len(segment), dtype=np.int32)  # rows of other codecs are never probed
         filled_N[starts_P[0] : starts_P[-1]] = np.repeat(np.arange(len(starts_P) - 1), np.diff(starts_P))
-        partitions_N = torch.from_numpy(filled_N)
-        copy = _Copy(torch.from_numpy(segment.codes_NM).to(device), partitions_N.to(device))
+        norms_N, squares_N = _norms_of(segment, tables), np.zeros(0, np.float32)
+        if len(norms_N):
+            squares_N = np.ones(len(segment), np.float32)
+            squares_N[starts_P[0] : starts_P[-1]] = squares_of(norms_N)
+        copy = _Copy(
+            torch.from_numpy(segment.codes_NM).to(device),
+            torch.from_numpy(filled_N).to(device),
+            torch.from_numpy(squares_N).to(device),
+        )
         _copies[segment] = copy
     return copy
 
@@ -387,22 +487,22 @@ class _Scorer:
         each = [tables.scores_of(query) for query in range(len(probed_QP))]
         self.scores_QP = torch.from_numpy(np.stack([by_partition for by_partition, _ in each])).to(device)
         self.scores_MQK = torch.from_numpy(np.stack([by_step for _, by_step in each], axis=1)).to(device)
-        norms_P, norms_MK = tables.norms
-        self.norms_P = torch.from_numpy(norms_P).to(device)
-        self.norms_MK = torch.from_numpy(norms_MK).to(device)
         self.probed_QP = torch.from_numpy(probed_QP).to(device)
 
-    def scores(self, codes_CM: Tensor, partitions_C: Tensor) -> Tensor:
+    def scores(self, codes_CM: Tensor, partitions_C: Tensor, squares_C: Tensor | None) -> Tensor:
         """Scores (Q, C); infinite in partitions that a query does not probe."""
         scores_QC = self.scores_QP[:, partitions_C]
-        codes_MC = codes_CM.T.int()
-        for scores_QK, codes_C in zip(self.scores_MQK, codes_MC, strict=True):
-            scores_QC += scores_QK[:, codes_C]
-        if len(self.norms_P):
-            squares_C = self.norms_P[partitions_C]
-            for norms_K, codes_C in zip(self.norms_MK, codes_MC, strict=True):
-                squares_C += norms_K[codes_C]
-            scores_QC = 1 - scores_QC / squares_C.clamp_min(float(SMALLEST_SQUARE)).sqrt()
+        entries = [
+            scores_QK[:, codes_C]
+            for scores_QK, codes_C in zip(self.scores_MQK, codes_CM.T.int(), strict=True)
+        ]
+        while len(entries) >= _WORD:
+            first, second, third, fourth = (entries.pop(0) + entries.pop(0) for _ in range(_WORD // 2))
+            scores_QC += (first + second) + (third + fourth)
+        for entries_QC in entries:
+            scores_QC += entries_QC
+        if squares_C is not None:
+            scores_QC = 1 - scores_QC / squares_C.sqrt()
         return scores_QC.masked_fill_(~self.probed_QP[:, partitions_C], torch.inf)
 
 

@@ -6,9 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_scans import PARTITIONS, STEPS, best, ids_of, rows_of, selections_of, tables_of
 
+from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.frame import ScoreUnits
 from rqmoe_store.codecs.parallel import num_threads, set_num_threads
 from rqmoe_store.search.scan import scan
-from rqmoe_store.search.segments import Selection, grouped
+from rqmoe_store.search.segments import CodeBatch, Selection, grouped
 
 everything = np.ones((1, PARTITIONS), dtype=bool)
 
@@ -87,3 +90,30 @@ def test_scan_of_nothing() -> None:
         found = scan([], {0: tables_of(0, 2)}, np.ones((2, PARTITIONS), bool), 5, lower)
         assert [len(shortlist) for shortlist in found] == [0, 0]
         assert found[0].rows.codes.codes.shape == (0, STEPS)
+
+
+@pytest.mark.parametrize(("steps", "codewords"), [(8, 256), (16, 4), (19, 256), (4, 7), (1, 256)])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 2_000), size=st.integers(1, 60))
+def test_codes_of_any_length_are_summed(steps, codewords, metric, seed, count, size) -> None:
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, codewords, (count, steps)).astype(np.uint8)
+    height = 1 + steps * codewords
+    norms = random.uniform(0.5, 1.5, height if metric == "cosine" else 0) / steps
+    tables = LookupTables(
+        metric,
+        random.normal(size=(1, height)).astype(np.float32),
+        norms.astype(np.float32),
+        np.zeros(1, np.float32),
+        1,
+        codewords,
+        ScoreUnits.plain(1),
+    )
+    rows = CodeBatch(random.permutation(count).astype(np.uint64), Codes(codes, np.zeros(count, np.int32)))
+    (found,) = scan([Selection(grouped(rows, 1))], {0: tables}, np.ones((1, 1), dtype=bool), size)
+    (scores,) = tables.score(rows.codes)
+    kept = scores[np.argsort(rows.row_ids_N)][found.rows.row_ids_N.astype(np.int64)]
+    np.testing.assert_allclose(found.scores_S, kept, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.sort(found.scores_S), np.sort(scores)[:size], rtol=1e-3, atol=1e-3)
+    assert len(set(found.rows.row_ids_N.tolist())) == min(size, count)

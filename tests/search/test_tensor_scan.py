@@ -67,10 +67,10 @@ def test_rows_without_a_score_are_passed_over() -> None:
 
 
 def test_a_segment_is_copied_once_and_forgotten_with_it() -> None:
-    segment = grouped(rows_of(2, 30), PARTITIONS)
+    segment, tables = grouped(rows_of(2, 30), PARTITIONS), tables_of(2, 1, "cosine")
     before = len(scanning._copies)
-    first = scanning._copy_of(segment, CPU)
-    assert scanning._copy_of(segment, CPU) is first
+    first = scanning._copy_of(segment, tables, CPU)
+    assert scanning._copy_of(segment, tables, CPU) is first
     assert len(scanning._copies) == before + 1
     del segment
     gc.collect()
