@@ -29,8 +29,6 @@ from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.statistics import disk_bytes, readable
 from rqmoe_store.store.table_codec import TableCodec, generation_metadata
 from rqmoe_store.store.vector_arrays import read_vectors
-from rqmoe_store.training.sampler import draw_sample
-from rqmoe_store.training.trainer import train as train_codec
 
 ROWS_TO_TRAIN = 10_000
 """Raw rows from which `optimize` trains the first codec of a table."""
@@ -179,6 +177,10 @@ def _train_codec(
 
     Raises as `_require_columns`, before it trains.
     """
+    # Imported here, since tables are opened and searched without torch.
+    from rqmoe_store.training.sampler import draw_sample
+    from rqmoe_store.training.trainer import train as train_codec
+
     _require_columns(handle, config.refine_bytes)
     training = TrainConfig(progress=progress) if training is None else training
     if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):

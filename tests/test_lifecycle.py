@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from brute_force import plain_distances
 
-from rqmoe_store import lifecycle
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -16,6 +15,7 @@ from rqmoe_store.store import reencoding
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress, create_table, open_table
+from rqmoe_store.training import trainer
 
 DIM, ROWS = 16, 600
 random = np.random.default_rng(3)
@@ -169,16 +169,16 @@ def test_training_is_due_once_there_are_enough_raw_rows(db):
 def test_whoever_trains_the_first_codec_is_first(db, monkeypatch, call):
     """A codec trained at the same time must not replace it: rows would be encoded twice, and lose twice."""
     store = create_table(db, "docs", rows_of(0, 300), config=config_of())
-    learn, firsts = lifecycle.train_codec, []
+    learn, firsts = trainer.train, []
 
     def beaten(*arguments, **settings):
-        monkeypatch.setattr(lifecycle, "train_codec", learn)
+        monkeypatch.setattr(trainer, "train", learn)
         others = TrainConfig(epochs=0, seed=5, progress=False)
         firsts.append(open_table(db, "docs").train(others, progress=False))
         store.refresh()  # as another thread would that uses the same handle
         return learn(*arguments, **settings)
 
-    monkeypatch.setattr(lifecycle, "train_codec", beaten)
+    monkeypatch.setattr(trainer, "train", beaten)
     if call == "train":
         with pytest.raises(
             TableError, match="was given a codec by another process while this one was trained"

@@ -21,10 +21,9 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
-import torch
 
 from rqmoe_store.arguments import whole_number
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_columns, listed
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_columns, is_tensor, listed
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.store.metadata import TunedSearch
@@ -222,7 +221,7 @@ def as_queries(query: Any, *, dim: int, metric: Metric) -> Float32Array:
     """
     query = listed(query)
     if _is_single(query):
-        query = query[None] if isinstance(query, torch.Tensor) else [query]
+        query = query[None] if is_tensor(query) else [query]
     queries_QD = as_vectors(query, dim=dim, metric=metric)
     if len(queries_QD) == 0:
         raise InvalidInputError("Got an empty batch of queries; expected at least one vector.")
@@ -263,7 +262,7 @@ def require_installed(module: str) -> ModuleType:
 
 
 def _is_single(query: Any) -> bool:
-    if isinstance(query, (torch.Tensor, np.ndarray)):
+    if is_tensor(query) or isinstance(query, np.ndarray):
         return query.ndim == 1
     if isinstance(query, str) or has_named_columns(query) or not hasattr(query, "__len__") or len(query) == 0:
         return False

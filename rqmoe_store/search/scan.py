@@ -6,8 +6,7 @@ number of threads nor on the device.
 
 On a CPU, a compiled loop reads codes in place and keeps a few times the S best rows at most, so that nothing
 is sorted and there is no array of scores. It releases the interpreter's lock: queries of several threads, and
-the parts of one query, run in parallel. On a GPU, the same look-ups are array operations over codes that stay
-on the device, summed in the same order as on a CPU.
+the parts of one query, run in parallel. `tensor_scan` does the same on a GPU.
 
 Shape legend: Q queries, P partitions, N rows of a segment, R runs of rows, B rows of a block, C rows of a
 chunk, M code bytes, W words of eight code bytes, K codewords, T table entries, S rows kept, X rows in a
@@ -23,11 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms, squares_of, sum_norms
+from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms, sum_norms
 from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import MAX_CODEBOOK_SIZE
@@ -43,8 +40,6 @@ from rqmoe_store.search.segments import (
     sides_of,
 )
 
-CPU = torch.device("cpu")
-
 _ONE = np.float32(1)
 
 _BLOCK = 512
@@ -57,12 +52,6 @@ _LAST_ROW_ID = np.uint64(2**64 - 1)
 _ROWS_PER_TASK = 2**18
 """Least rows of a part of a query; smaller parts would cost more in handing out work than they save."""
 
-_SCORES = 2**26
-"""Most scores held at a time on a GPU (256 MiB)."""
-
-_SHARE_OF_FREE_MEMORY = 2
-"""A segment is copied to a GPU if it takes at most one part in this many of the free memory there."""
-
 
 def scan(
     selections: Iterable[Selection],
@@ -70,7 +59,7 @@ def scan(
     probed_QP: Mask,
     size: int,
     lower: float | None = None,
-    device: torch.device = CPU,
+    device: str = "cpu",
 ) -> list[Shortlist]:
     """Scan for the shortlist of every query: the `size` rows of smallest approximate distance.
 
@@ -98,7 +87,7 @@ def scan_sides(
     probed_QP: Mask,
     size: int,
     lower: float | None = None,
-    device: torch.device = CPU,
+    device: str = "cpu",
 ) -> list[list[Shortlist]]:
     """Scan as `scan` does; returns a shortlist for either side of `lower`, or a single one without it."""
     sides = sides_of(lower)
@@ -120,12 +109,15 @@ def _parts(
     probed_QP: Mask,
     sides: list[Side],
     size: int,
-    device: torch.device,
+    device: str,
 ) -> Iterator[tuple[int, int, Shortlist]]:
     """Yield queries, sides and rows of a selection that include the best ones."""
-    if device.type != "cpu" and fits(selection.segment, device):
-        yield from nearest_on(device, selection, tables, probed_QP, sides, size)
-        return
+    if device != "cpu":
+        from rqmoe_store.search import tensor_scan  # which loads torch
+
+        if tensor_scan.fits(selection.segment, device):
+            yield from tensor_scan.nearest_on(device, selection, tables, probed_QP, sides, size)
+            return
     tasks = list(_tasks(selection, probed_QP, len(sides)))
     found = run_parallel(
         functools.partial(_scan_task, selection, tables, task, sides[task.side], size) for task in tasks
@@ -189,7 +181,7 @@ def _scan_task(selection: Selection, tables: LookupTables, task: _Task, side: Si
         runs.stops_R,
         by_partition[runs.partitions_R],
         _in_full_steps(by_step),
-        _norms_of(segment, tables),
+        norms_of(segment, tables),
         int(segment.starts_P[0]),
         tables.units.score_of(task.query, side.low),
         tables.units.score_of(task.query, side.high),
@@ -206,7 +198,7 @@ _norms: "weakref.WeakKeyDictionary[Segment, Norms]" = weakref.WeakKeyDictionary(
 """Norms of all segments that were scanned under cosine. Codecs never change, so these stay right."""
 
 
-def _norms_of(segment: Segment, tables: LookupTables) -> Norms:
+def norms_of(segment: Segment, tables: LookupTables) -> Norms:
     """Norms of the rows of a segment that are in any of the tables' partitions; none unless under cosine."""
     if tables.metric != "cosine":
         return _NO_NORMS
@@ -383,135 +375,3 @@ def _keep_best(scores_X: Any, positions_X: Any, row_ids: Any, filled: int, size:
             scores_X[kept], positions_X[kept] = scores_X[place], positions_X[place]
             kept += 1
     return worst
-
-
-@dataclasses.dataclass(frozen=True)
-class _Copy:
-    """A copy of a segment on a device."""
-
-    codes_NM: Tensor
-    partitions_N: Tensor
-    squares_N: Tensor
-    """Squared lengths, as they are rounded on a CPU; empty unless under cosine."""
-
-
-_copies: "weakref.WeakKeyDictionary[Segment, _Copy]" = weakref.WeakKeyDictionary()
-"""All copies on devices; a copy is freed together with its segment."""
-
-
-def fits(segment: Segment, device: torch.device) -> bool:
-    """Whether the segment is on the device, or has room there."""
-    if segment in _copies or device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    return (segment.codes_NM.nbytes + 8 * len(segment)) * _SHARE_OF_FREE_MEMORY <= free
-
-
-@torch.inference_mode()
-def nearest_on(
-    device: torch.device,
-    selection: Selection,
-    tables: LookupTables,
-    probed_QP: Mask,
-    sides: list[Side],
-    size: int,
-) -> Iterator[tuple[int, int, Shortlist]]:
-    """Yield queries, sides and rows of the selection that include the `size` best ones, by array operations.
-
-    Of every chunk it yields the rows that are at least as good as the worst one that may be kept, including
-    equal ones. `Shortlist.best` decides by row id which of these are kept, as on a CPU.
-    """
-    rows_N = _probed_rows(selection, probed_QP)
-    if len(rows_N) == 0:
-        return
-    bounds = [_bounds_of(side, tables, device) for side in sides]
-    copy, scorer = _copy_of(selection.segment, tables, device), _Scorer(tables, probed_QP, device)
-    step = max(1, _SCORES // len(probed_QP))
-    bounds_GQ = torch.full((len(sides), len(probed_QP)), torch.inf, device=device)
-    for start in range(0, len(rows_N), step):
-        rows_C = rows_N[start : start + step]
-        places_C = torch.from_numpy(rows_C).to(device)
-        squares_C = copy.squares_N[places_C] if len(copy.squares_N) else None
-        scores_QC = scorer.scores(copy.codes_NM[places_C], copy.partitions_N[places_C], squares_C)
-        for index, side in enumerate(sides):
-            low_Q1, high_Q1 = bounds[index]
-            inside_QC = (scores_QC >= low_Q1) & (scores_QC < high_Q1)
-            signed_QC = torch.where(inside_QC, scores_QC * float(side.sign), torch.inf)
-            worst_Q = signed_QC.topk(min(size, len(rows_C)), dim=1, largest=False).values[:, -1]
-            if size <= len(rows_C):
-                bounds_GQ[index] = torch.minimum(bounds_GQ[index], worst_Q)
-            kept_QC = inside_QC & (signed_QC <= bounds_GQ[index, :, None])
-            for query, part in _split(kept_QC, signed_QC, rows_C, selection.segment):
-                yield query, index, part
-
-
-def _bounds_of(side: Side, tables: LookupTables, device: torch.device) -> list[Tensor]:
-    """Low and high bounds (Q, 1) of a side, in the units of every query's scores."""
-    queries = range(len(tables.scores_QT))
-    bounds_2Q = [[tables.units.score_of(query, each) for query in queries] for each in (side.low, side.high)]
-    return [torch.from_numpy(np.array(bounds_Q)[:, None]).to(device) for bounds_Q in bounds_2Q]
-
-
-def _probed_rows(selection: Selection, probed_QP: Mask) -> Positions:
-    """Positions of the rows in partitions that any query probes."""
-    partitions = np.flatnonzero(probed_QP.any(axis=0))
-    starts_P = selection.segment.starts_P
-    runs = [np.arange(starts_P[partition], starts_P[partition + 1]) for partition in partitions]
-    rows_N = np.concatenate(runs) if runs else np.empty(0, np.int64)
-    return rows_N if selection.allowed_N is None else rows_N[selection.allowed_N[rows_N]]
-
-
-def _copy_of(segment: Segment, tables: LookupTables, device: torch.device) -> _Copy:
-    copy = _copies.get(segment)
-    if copy is None or copy.codes_NM.device != device:
-        starts_P = segment.starts_P
-        filled_N = np.zeros(len(segment), dtype=np.int32)  # rows of other codecs are never probed
-        filled_N[starts_P[0] : starts_P[-1]] = np.repeat(np.arange(len(starts_P) - 1), np.diff(starts_P))
-        norms_N, squares_N = _norms_of(segment, tables), np.zeros(0, np.float32)
-        if len(norms_N):
-            squares_N = np.ones(len(segment), np.float32)
-            squares_N[starts_P[0] : starts_P[-1]] = squares_of(norms_N)
-        copy = _Copy(
-            torch.from_numpy(segment.codes_NM).to(device),
-            torch.from_numpy(filled_N).to(device),
-            torch.from_numpy(squares_N).to(device),
-        )
-        _copies[segment] = copy
-    return copy
-
-
-class _Scorer:
-    """Computes scores of rows for all queries at once."""
-
-    def __init__(self, tables: LookupTables, probed_QP: Mask, device: torch.device) -> None:
-        each = [tables.scores_of(query) for query in range(len(probed_QP))]
-        self.scores_QP = torch.from_numpy(np.stack([by_partition for by_partition, _ in each])).to(device)
-        self.scores_MQK = torch.from_numpy(np.stack([by_step for _, by_step in each], axis=1)).to(device)
-        self.probed_QP = torch.from_numpy(probed_QP).to(device)
-
-    def scores(self, codes_CM: Tensor, partitions_C: Tensor, squares_C: Tensor | None) -> Tensor:
-        """Scores (Q, C); infinite in partitions that a query does not probe."""
-        scores_QC = self.scores_QP[:, partitions_C]
-        entries = [
-            scores_QK[:, codes_C]
-            for scores_QK, codes_C in zip(self.scores_MQK, codes_CM.T.int(), strict=True)
-        ]
-        while len(entries) >= _WORD:
-            first, second, third, fourth = (entries.pop(0) + entries.pop(0) for _ in range(_WORD // 2))
-            scores_QC += (first + second) + (third + fourth)
-        for entries_QC in entries:
-            scores_QC += entries_QC
-        if squares_C is not None:
-            scores_QC = 1 - scores_QC / squares_C.sqrt()
-        return scores_QC.masked_fill_(~self.probed_QP[:, partitions_C], torch.inf)
-
-
-def _split(
-    kept_QC: Tensor, scores_QC: Tensor, rows_C: Positions, segment: Segment
-) -> Iterator[tuple[int, Shortlist]]:
-    """Yield the kept rows, query by query."""
-    queries, columns = (places.cpu().numpy() for places in kept_QC.nonzero(as_tuple=True))
-    scores = scores_QC[kept_QC].cpu().numpy()
-    for query in np.unique(queries):
-        own = slice(*np.searchsorted(queries, [query, query + 1]))
-        yield int(query), Shortlist(scores[own], segment.rows(rows_C[columns[own]]))

@@ -464,7 +464,7 @@ def _store_codec(table: LanceTable, codec: Codec, sample_VD: Float32Array) -> Co
     """
     database = databases.database_of(table)
     registry.save(database, codec)
-    stored = registry.load(database, codec.fingerprint).to(str(codec.device))
+    stored = registry.load(database, codec.fingerprint).to(codec.device_name)
     if not np.isfinite(stored.decode(stored.encode(sample_VD))).all():
         raise InvalidInputError(
             f"The codec decodes vectors of {table.name!r} to NaN or infinite values. Nothing was changed; "

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
@@ -181,9 +180,9 @@ class TableCodec:
         return self.generations[-1].codec if self.generations else None
 
     @property
-    def device(self) -> torch.device:
-        """Device of the newest codec."""
-        return torch.device("cpu") if self.newest is None else self.newest.device
+    def device(self) -> str:
+        """Name of the newest codec's device."""
+        return "cpu" if self.newest is None else self.newest.device_name
 
     @property
     def most_partitions(self) -> int:

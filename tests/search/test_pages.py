@@ -9,7 +9,6 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from costly_examples import costly_examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from word_embedding import WORDS
 import rqmoe_store as rqs
 from rqmoe_store.async_table import AsyncCompressedQuery
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search import execution, scan
+from rqmoe_store.search import execution, scan, tensor_scan
 from rqmoe_store.search.ranking import first_open, rank_in_stages
 from rqmoe_store.search.shards import Shard
 from rqmoe_store.store.databases import TablePlace
@@ -76,7 +75,7 @@ class Sources:
 
 
 def on_tensors(selection, tables, probed, sides, size, device):
-    return scan.nearest_on(torch.device("cpu"), selection, tables, probed, sides, size)
+    return tensor_scan.nearest_on("cpu", selection, tables, probed, sides, size)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +169,7 @@ def test_pages_are_those_of_one_ranking(
             patch.setattr(execution, "_MANY_ROWS", 0)
         if source == "tensors":
             patch.setattr(scan, "_parts", on_tensors)
-            patch.setattr(scan, "_copies", weakref.WeakKeyDictionary())
+            patch.setattr(tensor_scan, "_copies", weakref.WeakKeyDictionary())
 
         def search():
             return world.search(source, tuned, queries)
