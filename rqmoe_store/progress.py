@@ -1,5 +1,10 @@
 """Progress bars of training, ingestion and other long work."""
 
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -27,6 +32,39 @@ def progress_bar(visible: bool) -> Progress:
         disable=not visible,
         console=progress_console(),
     )
+
+
+_LATE_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def late_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Provide a function that advances a progress bar, for work that is usually done in a moment.
+
+    The bar appears on the error output, if that is a terminal, when the work is not done after 2 seconds. It
+    disappears at the end.
+    """
+    console = Console(stderr=True)  # a console of its own may show a bar beside another one
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task, started = bar.add_task(description, total=total), time.monotonic()
+
+    def advance(amount: int) -> None:
+        bar.advance(task, amount)
+        if not bar.live.is_started and time.monotonic() - started > _LATE_SECONDS:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
 class TrainingProgress:

@@ -865,9 +865,9 @@ class CompressedTable(TranslatesErrors):
     def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
         """Choose where searches through this handle read codes; returns the table itself.
 
-        In memory, codes take `code_bytes` + `refine_bytes` + 8 bytes per row, once for all handles of this
-        process. The first search loads them, and later ones read what has changed. On disk, every query reads
-        the partitions that it probes, and the refine codes of its shortlist. Results are the same.
+        In memory, codes take `code_bytes` + `refine_bytes` + at most 6 bytes per row, once for all handles of
+        this process. The first search loads them, and later ones read what has changed. On disk, every query
+        reads the partitions that it probes, and the refine codes of its shortlist. Results are the same.
 
         Args:
             cache: "memory" or "disk".

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rqmoe_store.search.loading import load_segment, merged
 from rqmoe_store.search.segments import CodeBatch, RowIds, Segment, Selection, concatenated, grouped, no_rows
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.snapshot import Snapshot
@@ -200,8 +201,9 @@ class Resident:
 
 
 def bytes_needed(rows: int, code_bytes: int) -> int:
-    """Bytes of memory that codes (with or without refine codes) and row ids of this many rows take."""
-    return rows * (code_bytes + np.dtype(np.uint64).itemsize)
+    """Most bytes of memory that this many rows take: codes (with or without refine codes), and for each row 4
+    bytes of row id and 2 bytes of length under cosine."""
+    return rows * (code_bytes + 6)
 
 
 def refresh(
@@ -224,15 +226,22 @@ def refresh(
     later = concatenated([Selection(resident.tail).without(gone_N).rows(), *added])
     small = max(_SMALL_ROWS, _SMALL_SHARE * len(base.segment))
     if len(later) > small or len(base.segment) - len(base) > small:
-        base, later = Selection(_grouped(concatenated([base.rows(), later]), snapshot)), later[:0]
+        segment = merged(
+            [base, Selection(_grouped(later, snapshot))],
+            num_partitions=snapshot.codecs.num_partitions,
+            code_bytes=snapshot.codecs.code_bytes,
+            refine_bytes=snapshot.codecs.columns.refine_bytes if refine else None,
+        )
+        base, later = Selection(segment), later[:0]
     return Resident(snapshot, base, _grouped(later, snapshot), refine)
 
 
 def load(snapshot: Snapshot, columns: CodeColumns, *, refine: bool = False) -> Resident:
     """Load all codes of a version, with refine codes if asked. Raises as `read_codes`."""
-    none = no_rows(snapshot.codecs.code_bytes)
-    rows = concatenated([none, *read_codes(snapshot, columns, refine=refine)])
-    return Resident(snapshot, Selection(_grouped(rows, snapshot)), _grouped(none, snapshot), refine)
+    segment = load_segment(snapshot, columns, refine=refine)
+    return Resident(
+        snapshot, Selection(segment), _grouped(no_rows(snapshot.codecs.code_bytes), snapshot), refine
+    )
 
 
 def _grouped(rows: CodeBatch, snapshot: Snapshot) -> Segment:

@@ -19,7 +19,7 @@ from rqmoe_store.codecs.parallel import compiled
 RowIds = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
 
-_OFFSETS = 2**32
+OFFSET_SPAN = 2**32
 """Row ids that span fewer than this are kept as offsets."""
 
 _BITS_PER_ROW = 8
@@ -68,7 +68,7 @@ class RowIdMap:
         """The smallest map of these row ids, which are distinct."""
         runs = _count_runs(row_ids_N)
         lowest = row_ids_N.min() if len(row_ids_N) else np.uint64(0)
-        small = len(row_ids_N) > 0 and int(row_ids_N.max()) - int(lowest) < _OFFSETS
+        small = len(row_ids_N) > 0 and int(row_ids_N.max()) - int(lowest) < OFFSET_SPAN
         if _runs_bytes(runs) <= (4 if small else 8) * len(row_ids_N):
             return cls._of_runs(np.uint64(0), row_ids_N, runs)
         if small:
