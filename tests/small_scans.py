@@ -7,7 +7,8 @@ import numpy as np
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import ScoreUnits
-from rqmoe_store.search.segments import CodeBatch, Selection, Shortlist, grouped
+from rqmoe_store.search.segments import CodeBatch, Selection, grouped
+from rqmoe_store.search.shortlists import Shortlists
 
 STEPS, CODEWORDS, PARTITIONS = 3, 4, 3
 
@@ -46,5 +47,11 @@ def best(scores: np.ndarray, row_ids: np.ndarray, some: np.ndarray, count: int) 
     return sorted(row_ids[places[order]].tolist())
 
 
-def ids_of(shortlist: Shortlist) -> list[int]:
-    return sorted(shortlist.rows.row_ids_N.tolist())
+def ids_of(shortlists: Shortlists) -> list[int]:
+    """Row ids of all queries."""
+    return sorted(shortlists.rows.row_ids_N.tolist())
+
+
+def each_query(shortlists: Shortlists, queries: int) -> list[Shortlists]:
+    """The shortlist of every query."""
+    return [shortlists[np.flatnonzero(shortlists.queries_H == query)] for query in range(queries)]

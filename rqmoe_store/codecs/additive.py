@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, constants_in_units, scaled, to_float32
@@ -21,7 +22,7 @@ from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.codecs.products import product
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.codecs.weights import QuantizerWeights
-from rqmoe_store.config import Metric
+from rqmoe_store.config import MAX_CODEBOOK_SIZE, Metric
 
 SMALLEST_SQUARE = np.float32(1e-12)
 """Lower bound of squared lengths: they are sums of approximations and may come out negative."""
@@ -48,9 +49,24 @@ class LookupTables:
         sums_Qn = self._sums(self.scores_QT, codes) + self.constants_Q[:, None]
         if self.metric != "cosine":
             return to_float32(self.units.distances(sums_Qn))
-        squares_1n = self._sums(self.norms_T[None], codes)
-        lengths_1n = np.sqrt(np.maximum(squares_1n, SMALLEST_SQUARE))
-        return np.asarray(1 - sums_Qn / lengths_1n, dtype=np.float32)
+        lengths_n = np.sqrt(np.maximum(self.squares(codes), SMALLEST_SQUARE))
+        return np.asarray(1 - sums_Qn / lengths_n, dtype=np.float32)
+
+    def squares(self, codes: Codes) -> Float32Array:
+        """Approximate squared lengths (n,) of codes; under "cosine" only."""
+        norms_1T = self.norms_T[None]
+        by_partition_1P, by_codeword_1T = norms_1T[:, : self.num_partitions], self._in_full_steps(norms_1T)
+        squares_n, first_n = np.empty(len(codes), np.float32), np.zeros(len(codes), np.int64)
+        sum_entries(by_partition_1P, by_codeword_1T, first_n, codes.partitions, codes.codes, squares_n)
+        return squares_n
+
+    def score_each(self, queries_n: npt.NDArray[np.int64], codes: Codes) -> Float32Array:
+        """Approximate distances (n,), in the queries' units, of codes each to a query of its own."""
+        sums_n = np.empty(len(codes), np.float32)
+        sum_entries(self.by_partition, self.by_codeword, queries_n, codes.partitions, codes.codes, sums_n)
+        if self.metric != "cosine":
+            return sums_n
+        return np.asarray(1 - sums_n / np.sqrt(np.maximum(self.squares(codes), SMALLEST_SQUARE)))
 
     @property
     def num_steps(self) -> int:
@@ -66,10 +82,25 @@ class LookupTables:
             units=self.units.select(queries),
         )
 
-    def scores_of(self, query: int) -> tuple[Float32Array, Float32Array]:
-        """A query's contributions of partitions (P,), with its constant, and of codewords (M, K)."""
-        by_partition, by_step = self._by_step(self.scores_QT[query])
-        return by_partition + self.constants_Q[query], by_step
+    @property
+    def by_partition(self) -> Float32Array:
+        """The contributions of partitions (Q, P), with the constants of the queries."""
+        return np.asarray(self.scores_QT[:, : self.num_partitions] + self.constants_Q[:, None])
+
+    @property
+    def by_codeword(self) -> Float32Array:
+        """The contributions of codewords (Q, 256 M), those of each step at 256 places, whether or not it has
+        as many codewords."""
+        return self._in_full_steps(self.scores_QT)
+
+    def _in_full_steps(self, scores_XT: Float32Array) -> Float32Array:
+        """The entries of codewords, in contiguous rows with 256 places for each step."""
+        by_step_XT = scores_XT[:, self.num_partitions :]
+        if self.codebook_size == MAX_CODEBOOK_SIZE:
+            return np.ascontiguousarray(by_step_XT)
+        padded_XMK = np.zeros((len(scores_XT), self.num_steps, MAX_CODEBOOK_SIZE), np.float32)
+        padded_XMK[:, :, : self.codebook_size] = by_step_XT.reshape(len(scores_XT), -1, self.codebook_size)
+        return padded_XMK.reshape(len(scores_XT), -1)
 
     @property
     def norms(self) -> tuple[Float32Array, Float32Array]:
@@ -86,6 +117,19 @@ class LookupTables:
             start = self.num_partitions + step * self.codebook_size
             sums_Xn += np.take(scores_XT[:, start : start + self.codebook_size], codes.codes[:, step], axis=1)
         return sums_Xn
+
+
+@compiled
+def sum_entries(
+    by_partition_QP: Any, by_codeword_QT: Any, queries_n: Any, partitions_n: Any, codes_nM: Any, sums_n: Any
+) -> None:
+    """Fill in the sums of the table entries that codes select in the tables of their queries."""
+    for row in range(len(codes_nM)):
+        query = queries_n[row]
+        total = by_partition_QP[query, partitions_n[row]]
+        for step in range(codes_nM.shape[1]):
+            total += by_codeword_QT[query, 256 * step + codes_nM[row, step]]
+        sums_n[row] = total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,20 +214,20 @@ class Codec(TranslatesErrors):
         return self._refiner.tables(queries, shared_score_units([queries]) if units is None else units)
 
     def refined_scores(
-        self, lookup: LookupTables, refine: RefineTables, query: int, codes: Codes
+        self, lookup: LookupTables, refine: RefineTables, queries_n: npt.NDArray[np.int64], codes: Codes
     ) -> Float32Array:
-        """Scores (n,) of one query for codes with refine codes, in the units of its tables.
+        """Scores (n,) of codes with refine codes, each for a query of its own, in the units of its tables.
 
         Args:
             lookup: result of `lookup_tables`.
             refine: result of `refine_tables`, with the same queries and units.
-            query: number of the query.
+            queries_n: int64 numbers of the queries.
             codes: checked codes.
         """
         if self.config.refine_base == "additive":
-            return refine.score(lookup, query, codes)
+            return refine.score(lookup, queries_n, codes)
         corrections_nD = refine_base(self._coder, codes.unrefined) - self._coder.approximate(codes)
-        return refine.score(lookup, query, codes, corrections_nD)
+        return refine.score(lookup, queries_n, codes, corrections_nD)
 
     @property
     def coder(self) -> Coder:

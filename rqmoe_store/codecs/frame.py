@@ -212,17 +212,21 @@ class ScoreUnits:
         """The units of some of the queries."""
         return ScoreUnits(self.shifts_Q[queries], self.exponents_Q[queries])
 
-    def score_of(self, query: int, distance: np.float32) -> np.float32:
-        """The score of a query for a distance, which may be infinite."""
+    def scores_of(self, distance: np.float32) -> Float32Array:
+        """The scores (Q,) of all queries for a distance, which may be infinite."""
         with np.errstate(over="ignore"):
-            shifted = float(distance) - self.shifts_Q[query]
-            return np.float32(np.ldexp(shifted, -self.exponents_Q[query]))
+            return np.ldexp(float(distance) - self.shifts_Q, -self.exponents_Q).astype(np.float32)
 
     def distances(self, scores_Qn: Float32Array) -> Float64Array:
         """Distances for scores (Q, n)."""
         return np.asarray(
             np.ldexp(scores_Qn.astype(np.float64), self.exponents_Q[:, None]) + self.shifts_Q[:, None]
         )
+
+    def distances_of(self, queries_n: npt.NDArray[np.int64], scores_n: Float32Array) -> Float64Array:
+        """Distances (n,) for scores, each of a query of its own."""
+        exponents_n, shifts_n = self.exponents_Q[queries_n], self.shifts_Q[queries_n]
+        return np.asarray(np.ldexp(scores_n.astype(np.float64), exponents_n) + shifts_n)
 
 
 def shared_score_units(queries: Sequence[FramedQueries]) -> ScoreUnits:

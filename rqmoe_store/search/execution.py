@@ -25,8 +25,9 @@ from rqmoe_store.search.resident import (
     read_codes,
     row_id_filter,
 )
-from rqmoe_store.search.scan import scan_sides
-from rqmoe_store.search.segments import Candidates, Mask, RowIds, Selection, Shortlist, grouped
+from rqmoe_store.search.scan import scan
+from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
+from rqmoe_store.search.shortlists import Candidates, Shortlists, candidates_of
 from rqmoe_store.search.source import TableState
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.table_codec import Generation
@@ -34,9 +35,9 @@ from rqmoe_store.store.table_codec import Generation
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """Function from the partitions (P,) that any query probes to the rows to scan."""
 
-Scan = Callable[[Mapping[int, LookupTables], Mask, int], list[list[Shortlist]]]
+Scan = Callable[[Mapping[int, LookupTables], Mask, int], list[Shortlists]]
 """Function from look-up tables, the partitions (Q, P) that queries probe and a number of rows to shortlists
-of that many rows, per query and side."""
+of that many rows per query, for every side."""
 
 _WIDER = 4
 """If the probed partitions have too few rows, the scan is repeated with this many times as many."""
@@ -151,11 +152,11 @@ class Execution:
             return functools.partial(remote.scan, where, request.lower)
         rows_of, device = self._rows_of(where), self._codecs.device
 
-        def scan(tables: Mapping[int, LookupTables], probed_QP: Mask, size: int) -> list[list[Shortlist]]:
+        def scan_rows(tables: Mapping[int, LookupTables], probed_QP: Mask, size: int) -> list[Shortlists]:
             rows = rows_of(np.logical_or.reduce(probed_QP))
-            return scan_sides(rows, tables, probed_QP, size, request.lower, device)
+            return scan(rows, tables, probed_QP, size, request.lower, device)
 
-        return scan
+        return scan_rows
 
     def _rows_of(self, where: str | None) -> RowsOf:
         resident = self._state.resident
@@ -184,39 +185,38 @@ class Execution:
         served, again = [0] * len(found), list(range(len(found)))
         nprobes = min(request.parameters.nprobes, most)
         while again:
-            shortlists = self._scan_once(scan, again, nprobes, request.shortlist)
-            for query, sides in zip(again, shortlists, strict=True):
-                rows = sum(map(len, sides))
-                last = len(ends) if nprobes == most else bisect.bisect_right(ends, rows)
-                stages, units = range(served[query], last), self._units(query)
-                wider = Candidates.of(sides, self._sizes, stages, units)
-                exhausted = nprobes == most and rows < request.shortlist
-                found[query] = dataclasses.replace(found[query].joined(wider), exhausted=exhausted)
-                served[query] = last
+            sides = self._scan_once(scan, again, nprobes, request.shortlist)
+            rows_Q = np.sum([side.counts(len(again)) for side in sides], axis=0).tolist()
+            lasts = [len(ends) if nprobes == most else bisect.bisect_right(ends, rows) for rows in rows_Q]
+            stages = [range(served[query], last) for query, last in zip(again, lasts, strict=True)]
+            exhausted = [nprobes == most and rows < request.shortlist for rows in rows_Q]
+            wider = candidates_of(sides, self._sizes, stages, self._units(again), exhausted)
+            for query, last, more in zip(again, lasts, wider, strict=True):
+                found[query], served[query] = found[query].joined(more), last
             again = [query for query in again if served[query] < len(ends)]
             nprobes = min(_WIDER * nprobes, most)
         return found
 
-    def _units(self, query: int) -> ScoreUnits:
-        """Units of the scores of a query, the same for all codecs."""
-        return next(iter(self._tables.values())).units.select([query])
+    def _units(self, queries: list[int]) -> ScoreUnits:
+        """Units of the scores of some queries, the same for all codecs."""
+        return next(iter(self._tables.values())).units.select(queries)
 
     @property
     def _sizes(self) -> list[int]:
         """Number of rows in the shortlist of every stage."""
         return [stage.shortlist for stage in self._request.stages]
 
-    def _scan_once(self, scan: Scan, queries: list[int], nprobes: int, size: int) -> list[list[Shortlist]]:
-        """Scan for some of the queries; returns shortlists per query and side."""
+    def _scan_once(self, scan: Scan, queries: list[int], nprobes: int, size: int) -> list[Shortlists]:
+        """Scan for some of the queries; returns shortlists for every side."""
         with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
             queries_QD, tables = self._request.queries_QD, self._tables
             if len(queries) < len(queries_QD):
                 queries_QD = queries_QD[queries]
                 tables = {first: each.select(queries) for first, each in tables.items()}
             probed_QP = self._codecs.probed(queries_QD, nprobes, self._generations)
-            shortlists = scan(tables, probed_QP, size)
-            stage.rows = sum(len(side) for sides in shortlists for side in sides)
-        return shortlists
+            sides = scan(tables, probed_QP, size)
+            stage.rows = sum(map(len, sides))
+        return sides
 
     def _scan_and_postfilter(self, where: str) -> list[Candidates] | None:
         """Scan without the filter for longer shortlists, and filter those; None if that cannot work.
@@ -236,18 +236,16 @@ class Execution:
             return None
         all_queries = list(range(len(request.queries_QD)))
         nprobes = min(request.parameters.nprobes, self._codecs.most_partitions)
-        longer = self._scan_once(self._scan_of(None), all_queries, nprobes, size)
+        (longer,) = self._scan_once(self._scan_of(None), all_queries, nprobes, size)
         with self._trace.stage("Filter", f"{self._request.where_text}, of the rows kept") as stage:
-            matching = self._matching([side.rows.row_ids_N for (side,) in longer], where)
-            matched = [side.only(matching) for (side,) in longer]
-            stage.rows = sum(map(len, matched))
-        if any(len(shortlist) < request.shortlist for shortlist in matched):
+            matched = longer.only(self._matching([longer.rows.row_ids_N], where))
+            stage.rows = len(matched)
+        if (matched.counts(len(all_queries)) < request.shortlist).any():
             return None
-        stages = range(len(request.stages))
-        return [
-            Candidates.of([shortlist], self._sizes, stages, self._units(query))
-            for query, shortlist in enumerate(matched)
-        ]
+        stages = [range(len(request.stages))] * len(all_queries)
+        return candidates_of(
+            [matched], self._sizes, stages, self._units(all_queries), [False] * len(all_queries)
+        )
 
     def _filter_results(self, pages: list[Hits], where: str) -> list[Hits]:
         """The results that match."""

@@ -35,7 +35,8 @@ from rqmoe_store.search.rerank import (
     rerank,
     within,
 )
-from rqmoe_store.search.segments import Candidates, Mask, Positions
+from rqmoe_store.search.segments import Mask, Positions
+from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.search.source import TableState
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.vector_arrays import rows_per_batch
@@ -125,7 +126,7 @@ class Ranking:
                 candidates = with_refine_codes(self._state.snapshot, candidates)
             return rerank(self._codecs, queries_QD, candidates, refined=refined, with_vectors=diverse)
         if kind == "none" or not tables:
-            return rank_by_estimates(candidates)
+            return rank_by_estimates(self._codecs, candidates, tables)
         return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables)
 
     def _last_stages(self, hits: Hits, complete: bool) -> list[bool]:

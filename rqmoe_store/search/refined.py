@@ -1,6 +1,7 @@
 """Rank shortlists by refine codes, or by look-up tables alone.
 
-Shape legend: Q queries, S rows of one query, U distinct rows, D vector dimension.
+Shape legend: Q queries, S rows of one query, H rows of all queries, X some of them, U distinct rows, D vector
+dimension.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.refine import RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.rerank import Hits, exact_distances, ordered, query_turns
-from rqmoe_store.search.segments import Candidates, CodeBatch, concatenated
+from rqmoe_store.search.row_ids import Positions
+from rqmoe_store.search.segments import CodeBatch, concatenated
+from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table_codec import TableCodec, local_codes
@@ -77,46 +81,81 @@ def _ranked(
     generations = [each for each in codecs.generations if each.first_partition in lookup]
     units = next(iter(lookup.values())).units
     refine = codecs.refine_tables(queries_QD, generations, units)
+    rows, queries_H = _flattened(candidates)
+    return _in_order(candidates, _refined_distances(codecs, queries_QD, queries_H, rows, lookup, refine))
+
+
+def rank_by_estimates(codecs: TableCodec, candidates: Sequence[Candidates], lookup: Tables) -> list[Hits]:
+    """Order candidates by (approximate distance of look-up tables, row id).
+
+    Distances are computed anew: under cosine, the scan rounds lengths.
+    """
+    rows, queries_H = _flattened(candidates)
+    distances_H = np.empty(len(rows), np.float32)
+    for generation, places in codecs.by_generation(rows.codes) if len(rows) else ():
+        tables, queries_X = lookup[generation.first_partition], queries_H[places]
+        scores_X = tables.score_each(queries_X, local_codes(rows.codes[places], generation))
+        distances_H[places] = to_float32(tables.units.distances_of(queries_X, scores_X))
+    return _in_order(candidates, distances_H)
+
+
+def _flattened(candidates: Sequence[Candidates]) -> tuple[CodeBatch, Positions]:
+    """The rows of all queries, and the numbers of their queries."""
+    counts_Q = [len(each) for each in candidates]
+    return concatenated([each.rows for each in candidates]), np.repeat(np.arange(len(counts_Q)), counts_Q)
+
+
+def _in_order(candidates: Sequence[Candidates], distances_H: Float32Array) -> list[Hits]:
+    """The candidates of all queries as hits in the order of (distance, row id)."""
+    ends = np.cumsum([len(each) for each in candidates]).tolist()
     return [
-        ordered(_hits(each, _refined_distances(codecs, query_D, query, each.rows, lookup, refine)))
-        for query, (query_D, each) in enumerate(zip(queries_QD, candidates, strict=True))
+        ordered(
+            Hits(
+                each.rows.row_ids_N,
+                distances_H[end - len(each) : end],
+                stages_S=each.stages_S,
+                estimates_S=each.estimates_S,
+            )
+        )
+        for each, end in zip(candidates, ends, strict=True)
     ]
-
-
-def rank_by_estimates(candidates: Sequence[Candidates]) -> list[Hits]:
-    """Order candidates by (approximate distance of look-up tables, row id)."""
-    return [ordered(_hits(each, to_float32(each.estimates_S))) for each in candidates]
-
-
-def _hits(candidates: Candidates, distances_S: Float32Array) -> Hits:
-    return Hits(
-        candidates.rows.row_ids_N,
-        distances_S,
-        stages_S=candidates.stages_S,
-        estimates_S=candidates.estimates_S,
-    )
 
 
 def _refined_distances(
     codecs: TableCodec,
-    query_D: Float32Array,
-    query: int,
+    queries_QD: Float32Array,
+    queries_H: Positions,
     rows: CodeBatch,
     lookup: Tables,
     refine: Mapping[int, RefineTables],
 ) -> Float32Array:
-    distances_S = np.empty(len(rows), np.float32)
+    """The distances (H,) of rows, each to a query of its own."""
+    distances_H = np.empty(len(rows), np.float32)
     if len(rows) == 0:  # for which no refine codes were read
-        return distances_S
+        return distances_H
     for generation, places in codecs.by_generation(rows.codes):
-        codes, first = rows.codes[places], generation.first_partition
+        codes, queries_X, first = rows.codes[places], queries_H[places], generation.first_partition
         if first in refine:
-            local = local_codes(codes, generation)
-            scores_S = generation.codec.refined_scores(lookup[first], refine[first], query, local)
-            (exact_S,) = lookup[first].units.select([query]).distances(scores_S[None])
+            local, tables = local_codes(codes, generation), lookup[first]
+            scores_X = generation.codec.refined_scores(tables, refine[first], queries_X, local)
+            exact_X = tables.units.distances_of(queries_X, scores_X)
             # Rounding may make the distance to a very near vector slightly negative.
             least = -np.inf if codecs.metric == "dot" else 0.0
-            distances_S[places] = to_float32(np.maximum(exact_S, least))
+            distances_H[places] = to_float32(np.maximum(exact_X, least))
         else:
-            distances_S[places] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
-    return distances_S
+            distances_H[places] = _decoded_distances(codecs, queries_QD, queries_X, codes)
+    return distances_H
+
+
+def _decoded_distances(
+    codecs: TableCodec, queries_QD: Float32Array, queries_X: Positions, codes: Codes
+) -> Float32Array:
+    """The exact distances (X,) of decoded codes, each to a query of its own; queries ascend."""
+    decoded_XD = codecs.decode(codes)
+    ends = np.searchsorted(queries_X, np.arange(len(queries_QD) + 1)).tolist()
+    return np.concatenate(
+        [
+            exact_distances(query_D, decoded_XD[start:stop], codecs.metric)
+            for query_D, start, stop in zip(queries_QD, ends[:-1], ends[1:], strict=True)
+        ]
+    )

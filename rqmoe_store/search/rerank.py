@@ -19,7 +19,8 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import LARGEST, to_float32
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.search.segments import Candidates, CodeBatch, Positions, RowIds, concatenated
+from rqmoe_store.search.segments import CodeBatch, Positions, RowIds, concatenated
+from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.store.table_codec import TableCodec
 
 Float64Array = npt.NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Scan by look-up tables, on CPU or GPU: codes in, a shortlist of promising rows per query out.
+"""Scan by look-up tables: codes in, a shortlist of promising rows per query out.
 
 A row's score is the sum of one table entry per step, an approximate distance. Rows are ordered by (score, row
 id), a total order, so that a shortlist depends neither on how rows are divided into segments nor on the
@@ -6,14 +6,12 @@ number of threads nor on the device.
 
 On a CPU, a compiled loop reads codes in place and keeps a few times the S best rows at most, so that nothing
 is sorted and there is no array of scores. It releases the interpreter's lock: queries of several threads, and
-the parts of one query, run in parallel. `tensor_scan` does the same on a GPU.
+the parts of one query, run in parallel. For GPUs, see `tensor_scan`.
 
-Shape legend: Q queries, P partitions, N rows of a segment, R runs of rows, B rows of a block, C rows of a
-chunk, M code bytes, W words of eight code bytes, K codewords, T table entries, S rows kept, X rows in a
-buffer, G sides (ranges of scores).
+Shape legend: Q queries, P partitions, N rows of a segment, B rows of a block, M code bytes, W words of eight
+code bytes, K codewords, T table entries, S rows kept for a query, H rows of all queries, X rows in a buffer.
 """
 
-import dataclasses
 import functools
 import itertools
 import weakref
@@ -26,28 +24,22 @@ import numpy.typing as npt
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms, sum_norms
 from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
-from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import MAX_CODEBOOK_SIZE
 from rqmoe_store.search.row_ids import row_id_at
-from rqmoe_store.search.segments import (
-    Mask,
-    Positions,
-    Segment,
-    Selection,
-    Shortlist,
-    Side,
-    no_rows,
-    sides_of,
-)
+from rqmoe_store.search.segments import Mask, Segment, Selection
+from rqmoe_store.search.shortlists import Shortlists, Side, sides_of
 
 _ONE = np.float32(1)
 
 _BLOCK = 512
 """Rows scored at a time: their scores stay in the core's nearest cache."""
 
-_WORD = 8
+WORD = 8
+"""Code bytes that are loaded, and whose entries are added, at a time."""
 _BYTE = np.uint64(255)
 _LAST_ROW_ID = np.uint64(2**64 - 1)
+
+_MOST_KEPT = 2**20
+"""Most rows that a task keeps, of all its queries, unless a single query needs more."""
 
 _ROWS_PER_TASK = 2**18
 """Least rows of a part of a query; smaller parts would cost more in handing out work than they save."""
@@ -60,11 +52,11 @@ def scan(
     size: int,
     lower: float | None = None,
     device: str = "cpu",
-) -> list[Shortlist]:
+) -> list[Shortlists]:
     """Scan for the shortlist of every query: the `size` rows of smallest approximate distance.
 
-    With `lower`, the shortlist has the `size` nearest rows beyond that distance and the `size` farthest rows
-    within it: scores are approximate, and exact distances decide later on which side a row is.
+    With `lower`, there are two shortlists, of the `size` nearest rows beyond that distance and of the `size`
+    farthest rows within it: scores are approximate, and exact distances decide later on which side a row is.
 
     Args:
         selections: rows to scan; read once, so that they may come from a stream.
@@ -75,31 +67,20 @@ def scan(
         device: device to scan on; segments are copied to a GPU once, as far as they fit.
 
     Returns:
-        One shortlist per query.
+        The shortlists of all queries, best first, for either side of `lower`, or for a single side without.
     """
-    found = scan_sides(selections, tables, probed_QP, size, lower, device)
-    return [functools.reduce(Shortlist.joined, parts) for parts in found]
-
-
-def scan_sides(
-    selections: Iterable[Selection],
-    tables: Mapping[int, LookupTables],
-    probed_QP: Mask,
-    size: int,
-    lower: float | None = None,
-    device: str = "cpu",
-) -> list[list[Shortlist]]:
-    """Scan as `scan` does; returns a shortlist for either side of `lower`, or a single one without it."""
     sides = sides_of(lower)
     (num_steps,) = {each.num_steps for each in tables.values()}
-    none = Shortlist(np.empty(0, np.float32), no_rows(num_steps))
-    best = [[none for _ in sides] for _ in probed_QP]
+    best = [Shortlists.none(num_steps) for _ in sides]
     for selection in selections:
         for first, each in tables.items():
             partitions = slice(first, first + each.num_partitions)
             seen, probed = selection.of_partitions(partitions), probed_QP[:, partitions]
-            for query, side, part in _parts(seen, each, probed, sides, size, device):
-                best[query][side] = best[query][side].joined(part.shifted(first)).best(size)
+            for side, parts in enumerate(_parts(seen, each, probed, sides, size, device)):
+                found = [part.shifted(first) for part in parts if len(part)]
+                if found:
+                    earlier = [best[side]] if len(best[side]) else []
+                    best[side] = Shortlists.joined([*earlier, *found]).best(size)
     return best
 
 
@@ -110,85 +91,67 @@ def _parts(
     sides: list[Side],
     size: int,
     device: str,
-) -> Iterator[tuple[int, int, Shortlist]]:
-    """Yield queries, sides and rows of a selection that include the best ones."""
+) -> list[list[Shortlists]]:
+    """For every side, rows of a selection that include the best ones."""
     if device != "cpu":
-        from rqmoe_store.search import tensor_scan  # which loads torch
+        from rqmoe_store.search import tensor_scan
 
         if tensor_scan.fits(selection.segment, device):
-            yield from tensor_scan.nearest_on(device, selection, tables, probed_QP, sides, size)
-            return
-    tasks = list(_tasks(selection, probed_QP, len(sides)))
-    found = run_parallel(
-        functools.partial(_scan_task, selection, tables, task, sides[task.side], size) for task in tasks
-    )
-    for task, part in zip(tasks, found, strict=True):
-        yield task.query, task.side, part
-
-
-@dataclasses.dataclass(frozen=True)
-class _Runs:
-    """Runs of consecutive rows, each within one partition."""
-
-    starts_R: Positions
-    stops_R: Positions
-    partitions_R: Positions
-
-    @property
-    def rows(self) -> int:
-        return int((self.stops_R - self.starts_R).sum())
-
-    def cut(self, parts: int) -> "Iterator[_Runs]":
-        """Divide the rows into parts of about equal size."""
-        ends_R = np.cumsum(self.stops_R - self.starts_R)
-        before_R = ends_R - (self.stops_R - self.starts_R)
-        edges = [self.rows * part // parts for part in range(parts + 1)]
-        for low, high in itertools.pairwise(edges):
-            starts_R = self.starts_R + np.maximum(low - before_R, 0)
-            stops_R = self.stops_R - np.maximum(ends_R - high, 0)
-            some = starts_R < stops_R
-            yield _Runs(starts_R[some], stops_R[some], self.partitions_R[some])
+            return tensor_scan.nearest(device, selection, tables, probed_QP, sides, size)
+    scan_one = functools.partial(_scan_task, selection, tables, probed_QP, size)
+    tasks = list(_tasks(len(selection.segment), len(probed_QP), sides, size))
+    found = run_parallel(functools.partial(scan_one, task) for task in tasks)
+    return [[part for task, part in zip(tasks, found, strict=True) if task.side is side] for side in sides]
 
 
 class _Task(NamedTuple):
-    query: int
-    side: int
-    runs: _Runs
+    """Some queries, for which a thread scans a part of the rows."""
+
+    queries: slice
+    side: Side
+    first_row: int
+    last_row: int
 
 
-def _tasks(selection: Selection, probed_QP: Mask, num_sides: int) -> Iterator[_Task]:
-    """The tasks to run in parallel: every query and side, in parts if there are more threads than these."""
-    parts_wanted = -(-num_threads() // (len(probed_QP) * num_sides))
-    for query, probed_P in enumerate(probed_QP):
-        partitions_R = np.flatnonzero(probed_P)
-        starts_P = selection.segment.starts_P
-        runs = _Runs(starts_P[partitions_R], starts_P[partitions_R + 1], partitions_R)
-        parts = min(parts_wanted, 1 + runs.rows // _ROWS_PER_TASK)
-        for part in runs.cut(parts):
-            for side in range(num_sides):
-                yield _Task(query, side, part)
+def _tasks(rows: int, queries: int, sides: list[Side], size: int) -> Iterator[_Task]:
+    """The tasks to run in parallel: of some queries each, or of parts of the rows if queries are fewer than
+    threads."""
+    threads = num_threads()
+    parts = max(1, min(-(-threads // (queries * len(sides))), rows // _ROWS_PER_TASK))
+    edges = [rows * part // parts for part in range(parts + 1)]
+    # A few tasks for every thread, as some end sooner than others; and bounded arrays of rows.
+    step = max(1, min(-(-queries // (4 * threads)) if threads > 1 else queries, _MOST_KEPT // size))
+    for start in range(0, queries, step):
+        for side in sides:
+            for low, high in itertools.pairwise(edges):
+                yield _Task(slice(start, min(start + step, queries)), side, low, high)
 
 
-def _scan_task(selection: Selection, tables: LookupTables, task: _Task, side: Side, size: int) -> Shortlist:
-    segment, runs = selection.segment, task.runs
-    by_partition, by_step = tables.scores_of(task.query)
-    scores_S, positions_S = nearest_rows(
+def _scan_task(
+    selection: Selection, tables: LookupTables, probed_QP: Mask, size: int, task: _Task
+) -> Shortlists:
+    segment, side, few = selection.segment, task.side, tables.select(task.queries)
+    scores_QP, entries_QT = few.by_partition, few.by_codeword
+    scores_QS, positions_QS, counts_Q = nearest_rows(
         segment.codes_NM,
         words_of(segment.codes_NM),
         segment.row_id_map.arrays,
         _EVERY_ROW if selection.allowed_N is None else selection.allowed_N,
-        runs.starts_R,
-        runs.stops_R,
-        by_partition[runs.partitions_R],
-        _in_full_steps(by_step),
+        segment.starts_P,
+        probed_QP[task.queries],
+        task.first_row,
+        task.last_row,
+        scores_QP,
+        entries_QT,
         norms_of(segment, tables),
-        int(segment.starts_P[0]),
-        tables.units.score_of(task.query, side.low),
-        tables.units.score_of(task.query, side.high),
+        few.units.scores_of(side.low),
+        few.units.scores_of(side.high),
         side.sign,
-        min(size, runs.rows),
+        min(size, len(segment)),
     )
-    return Shortlist(scores_S, segment.rows(positions_S))
+    kept_QS = np.arange(scores_QS.shape[1]) < counts_Q[:, None]
+    queries_H = np.repeat(np.arange(task.queries.start, task.queries.stop), counts_Q)
+    return Shortlists(queries_H, scores_QS[kept_QS], segment.rows(positions_QS[kept_QS]))
 
 
 _EVERY_ROW = np.empty(0, dtype=bool)
@@ -211,22 +174,12 @@ def norms_of(segment: Segment, tables: LookupTables) -> Norms:
 def words_of(codes_NM: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """The code bytes of every row in words of eight, in the same memory; without the bytes that remain."""
     rows, code_bytes = codes_NM.shape
-    if code_bytes < _WORD or rows == 0:
+    if code_bytes < WORD or rows == 0:
         return np.empty((rows, 0), np.uint64)
-    if code_bytes % _WORD == 0:
+    if code_bytes % WORD == 0:
         return codes_NM.view(np.uint64)
-    shape, strides = (rows, code_bytes // _WORD), (code_bytes, _WORD)
+    shape, strides = (rows, code_bytes // WORD), (code_bytes, WORD)
     return np.ndarray(shape, np.uint64, buffer=codes_NM, strides=strides)
-
-
-def _in_full_steps(scores_MK: Float32Array) -> Float32Array:
-    """The entries of all steps one after the other, 256 of each step."""
-    steps, codewords = scores_MK.shape
-    if codewords == MAX_CODEBOOK_SIZE:
-        return scores_MK.ravel()
-    padded_MK = np.zeros((steps, MAX_CODEBOOK_SIZE), np.float32)
-    padded_MK[:, :codewords] = scores_MK
-    return padded_MK.ravel()
 
 
 @compiled
@@ -235,18 +188,19 @@ def nearest_rows(
     codes_NW: Any,
     row_ids: Any,
     allowed_N: Any,
-    starts_R: Any,
-    stops_R: Any,
-    scores_R: Any,
-    entries_T: Any,
+    starts_P: Any,
+    probed_QP: Any,
+    first_row: int,
+    last_row: int,
+    scores_QP: Any,
+    entries_QT: Any,
     norms_N: Any,
-    first_norm: int,
-    low: Any,
-    high: Any,
+    lows_Q: Any,
+    highs_Q: Any,
     sign: Any,
     size: int,
-) -> tuple[Any, Any]:
-    """The `size` rows with the smallest sign * score among rows with low <= score < high.
+) -> tuple[Any, Any, Any]:
+    """For every query, the `size` rows with the smallest sign * score among rows with low <= score < high.
 
     Rows are scored block by block. Those that may be among the best gather in a buffer, of which all but the
     best are dropped when it is full; the worst of these bounds the rows that are gathered from then on.
@@ -256,47 +210,81 @@ def nearest_rows(
         codes_NW: uint64 (N, M // 8), the same bytes in words.
         row_ids: arrays of the segment's RowIdMap; row ids decide between equal scores.
         allowed_N: bool (N,), or empty if all rows may be found.
-        starts_R: int64 (R,), first rows of runs within one partition.
-        stops_R: int64 (R,), ends of the runs.
-        scores_R: float32 (R,), initial score of the rows of a run.
-        entries_T: float32 (256 M,), what the codewords of each step add to the score.
-        norms_N: uint16, squared lengths of rows as in `norms`; or empty. If given, the score is
-            1 - sum / length.
-        first_norm: the row that has the first norm.
-        low: float32, least score.
-        high: float32, upper bound of scores.
+        starts_P: int64 (P + 1,), positions at which partitions start.
+        probed_QP: bool (Q, P), the partitions whose rows a query may find.
+        first_row: position of the first row to scan.
+        last_row: position behind the last row to scan.
+        scores_QP: float32 (Q, P), initial scores of the rows of a partition.
+        entries_QT: float32 (Q, 256 M), what the codewords of each step add to scores.
+        norms_N: uint16, squared lengths of the rows from starts_P[0] on, as in `norms`; or empty. If given,
+            the score is 1 - sum / length.
+        lows_Q: float32 (Q,), least scores.
+        highs_Q: float32 (Q,), upper bounds of scores.
         sign: float32, 1 or -1.
-        size: most rows to keep, at least 1.
+        size: most rows to keep.
 
     Returns:
-        Signed scores float32 and positions int64 of the rows, in no particular order.
+        Signed scores float32 (Q, S), positions int64 (Q, S) and number (Q,) of the rows kept, in no
+        particular order.
     """
-    room, filled = 4 * size, 0
-    kept_scores, kept_positions = np.empty(room + _BLOCK, np.float32), np.empty(room + _BLOCK, np.int64)
+    queries, room = len(probed_QP), 4 * size
+    scores_QS, positions_QS = np.empty((queries, size), np.float32), np.empty((queries, size), np.int64)
+    counts_Q = np.empty(queries, np.int64)
+    buffer = np.empty(room + _BLOCK, np.float32), np.empty(room + _BLOCK, np.int64)
     scores_B, bits_B = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
-    squares_B, worst = bits_B.view(np.float32), np.float32(np.inf)
-    for run in range(starts_R.shape[0]):
-        for start in range(starts_R[run], stops_R[run], _BLOCK):
-            stop = min(start + _BLOCK, stops_R[run])
-            _sum_words(codes_NW, start, stop, entries_T, scores_R[run], scores_B)
-            if _WORD * codes_NW.shape[1] < codes_NM.shape[1]:
-                _add_bytes(codes_NM, _WORD * codes_NW.shape[1], start, stop, entries_T, scores_B)
-            if norms_N.shape[0]:
-                _divide_by_lengths(norms_N, start - first_norm, stop - start, bits_B, squares_B, scores_B)
-            for row in range(start, stop):
-                score = scores_B[row - start]
-                if not (score * sign <= worst and low <= score < high):  # passes over NaN
-                    continue
-                if allowed_N.shape[0] == 0 or allowed_N[row]:
-                    kept_scores[filled], kept_positions[filled] = score * sign, row
-                    filled += 1
-            if filled >= room:
-                worst = _keep_best(kept_scores, kept_positions, row_ids, filled, size)
-                filled = size
-    if filled > size:
-        _keep_best(kept_scores, kept_positions, row_ids, filled, size)
-        filled = size
-    return kept_scores[:filled].copy(), kept_positions[:filled].copy()
+    squares_B = bits_B.view(np.float32)
+    for query in range(queries):
+        low, high, worst, filled = lows_Q[query], highs_Q[query], np.float32(np.inf), 0
+        for partition in range(len(starts_P) - 1):
+            if not probed_QP[query, partition]:
+                continue
+            begin, end = max(starts_P[partition], first_row), min(starts_P[partition + 1], last_row)
+            for start in range(begin, end, _BLOCK):
+                stop = min(start + _BLOCK, end)
+                initial = scores_QP[query, partition]
+                _sum_words(codes_NW, start, stop, entries_QT[query], initial, scores_B)
+                if WORD * codes_NW.shape[1] < codes_NM.shape[1]:
+                    _add_bytes(codes_NM, WORD * codes_NW.shape[1], start, stop, entries_QT[query], scores_B)
+                if len(norms_N):
+                    first = start - starts_P[0]
+                    _divide_by_lengths(norms_N, first, stop - start, bits_B, squares_B, scores_B)
+                filled = _gather(
+                    scores_B, start, stop, allowed_N, low, high, sign, worst, buffer[0], buffer[1], filled
+                )
+                if filled >= room:
+                    worst = _keep_best(buffer[0], buffer[1], row_ids, filled, size)
+                    filled = size
+        if filled > size:
+            _keep_best(buffer[0], buffer[1], row_ids, filled, size)
+        counts_Q[query] = min(filled, size)
+        scores_QS[query] = buffer[0][:size]
+        positions_QS[query] = buffer[1][:size]
+    return scores_QS, positions_QS, counts_Q
+
+
+@compiled
+def _gather(
+    scores_B: Any,
+    start: int,
+    stop: int,
+    allowed_N: Any,
+    low: Any,
+    high: Any,
+    sign: Any,
+    worst: Any,
+    scores_X: Any,
+    positions_X: Any,
+    filled: int,
+) -> int:
+    """Append the rows of a block that may be among the best to the buffer; returns how many it has."""
+    for row in range(start, stop):
+        score = scores_B[row - start]
+        if not (score * sign <= worst and low <= score < high):  # passes over NaN
+            continue
+        if len(allowed_N) == 0 or allowed_N[row]:
+            scores_X[filled], positions_X[filled] = score * sign, row
+            filled += 1
+    return filled
 
 
 @compiled

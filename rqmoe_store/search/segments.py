@@ -1,8 +1,7 @@
-"""Segments and shortlists: the rows that a scan reads, and those that it finds.
+"""Segments: rows with their codes, as a scan reads them.
 
 A segment has codes grouped by partition, so that a probed partition is one run of rows. A selection is the
-part of a segment that queries may find. A scan turns selections into shortlists, of which candidates for
-reranking are made.
+part of a segment that queries may find.
 
 Shape legend: N rows of a segment, X some of them, P partitions, M code bytes, R bytes of a refine code, S
 rows of a shortlist, K stages of a ranking.
@@ -11,14 +10,11 @@ rows of a shortlist, K stages of a ranking.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.frame import Float64Array, ScoreUnits
-from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.row_ids import Positions as Positions
 from rqmoe_store.search.row_ids import RowIdMap
 from rqmoe_store.search.row_ids import RowIds as RowIds
@@ -188,130 +184,3 @@ class Selection:
         if self.allowed_N is None:
             return self.segment.rows(np.arange(len(self.segment)))
         return self.segment.rows(np.flatnonzero(self.allowed_N))
-
-
-class Side(NamedTuple):
-    """A range of scores to search, low <= score < high, in the order of sign * score."""
-
-    low: np.float32
-    high: np.float32
-    sign: np.float32
-
-
-@dataclasses.dataclass(frozen=True)
-class Shortlist:
-    """The most promising rows of one query, in any order, with their signed scores (smaller is better)."""
-
-    scores_S: Float32Array
-    rows: CodeBatch
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def best(self, size: int) -> "Shortlist":
-        """The rows with the `size` smallest scores; of equal scores, those with the smallest row ids."""
-        if len(self) <= size:
-            return self
-        best_S = np.lexsort((self.rows.row_ids_N, self.scores_S))[:size]
-        return Shortlist(self.scores_S[best_S], self.rows[best_S])
-
-    def only(self, row_ids: RowIds) -> "Shortlist":
-        """The rows that have any of the given ids."""
-        kept_S = np.flatnonzero(np.isin(self.rows.row_ids_N, row_ids))
-        return Shortlist(self.scores_S[kept_S], self.rows[kept_S])
-
-    def shifted(self, first_partition: int) -> "Shortlist":
-        """The same rows with partition ids that begin at `first_partition`."""
-        if first_partition == 0:
-            return self
-        codes = self.rows.codes
-        shifted = dataclasses.replace(codes, partitions=codes.partitions + np.int32(first_partition))
-        return Shortlist(self.scores_S, CodeBatch(self.rows.row_ids_N, shifted))
-
-    def joined(self, other: "Shortlist") -> "Shortlist":
-        """The rows of both shortlists."""
-        if not len(other):
-            return self
-        scores_S = np.concatenate([self.scores_S, other.scores_S])
-        return Shortlist(scores_S, concatenated([self.rows, other.rows]))
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """The rows of one query to decode, each with the first stage of the ranking that considers it.
-
-    The rows of a stage are in the order of their estimated distances.
-    """
-
-    rows: CodeBatch
-    estimates_S: Float64Array
-    """Approximate distances, from look-up tables."""
-    stages_S: Positions
-    """First stage that considers the row."""
-    exhausted: bool = False
-    """Whether no other row could be a candidate."""
-
-    @classmethod
-    def none(cls, code_bytes: int, *, exhausted: bool = False) -> "Candidates":
-        """No rows."""
-        return cls(no_rows(code_bytes), np.empty(0), np.empty(0, np.int64), exhausted)
-
-    @classmethod
-    def of(
-        cls, sides: Sequence[Shortlist], sizes_K: Sequence[int], stages: range, units: ScoreUnits
-    ) -> "Candidates":
-        """The candidates of some stages, out of the shortlists of a scan.
-
-        Args:
-            sides: shortlists of the scan, one for each side of a distance or a single one.
-            sizes_K: rows of the shortlist of every stage, per side, ascending; the scan kept the last number.
-            stages: stages whose candidates come from this scan.
-            units: units of the query's scores.
-        """
-        parts: list[CodeBatch] = []
-        scores_of_parts: list[Float32Array] = []
-        stages_of_parts: list[Positions] = []
-        for side, sign in zip(sides, (1, -1), strict=False):
-            order_S = np.lexsort((side.rows.row_ids_N, side.scores_S))
-            # The shortlist of a stage is the beginning of all longer ones.
-            first_S = np.searchsorted(sizes_K, np.arange(len(side)), side="right").clip(stages.start)
-            kept = int(np.searchsorted(first_S, stages.stop))
-            parts.append(side.rows[order_S[:kept]])
-            scores_of_parts.append(np.float32(sign) * side.scores_S[order_S[:kept]])
-            stages_of_parts.append(first_S[:kept])
-        (estimates_S,) = units.distances(np.concatenate(scores_of_parts)[None])
-        return cls(concatenated(parts), estimates_S, np.concatenate(stages_of_parts))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def with_refine(self, refine_SR: npt.NDArray[np.uint8]) -> "Candidates":
-        """The candidates with these refine codes."""
-        codes = dataclasses.replace(self.rows.codes, refine=refine_SR)
-        return dataclasses.replace(self, rows=CodeBatch(self.rows.row_ids_N, codes))
-
-    def joined(self, later: "Candidates") -> "Candidates":
-        """These candidates and those of later stages, every row once."""
-        if not len(self):
-            return later
-        new_S = np.flatnonzero(~np.isin(later.rows.row_ids_N, self.rows.row_ids_N))
-        return Candidates(
-            concatenated([self.rows, later.rows[new_S]]),
-            np.concatenate([self.estimates_S, later.estimates_S[new_S]]),
-            np.concatenate([self.stages_S, later.stages_S[new_S]]),
-            later.exhausted,
-        )
-
-    def without(self, row_id: np.uint64) -> "Candidates":
-        """The candidates without one row."""
-        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
-        return Candidates(self.rows[kept_S], self.estimates_S[kept_S], self.stages_S[kept_S], self.exhausted)
-
-
-def sides_of(lower: float | None) -> list[Side]:
-    """The range of all scores, or the two ranges on either side of a lower distance bound."""
-    everything = np.float32(-np.inf), np.float32(np.inf)
-    if lower is None:
-        return [Side(*everything, np.float32(1))]
-    bound = np.float32(lower)
-    return [Side(bound, everything[1], np.float32(1)), Side(everything[0], bound, np.float32(-1))]

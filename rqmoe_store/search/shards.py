@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import lance
-import numpy as np
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.additive import LookupTables
@@ -21,8 +20,9 @@ from rqmoe_store.search.raw_rows import RawFragments, RawRows, with_stages
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.resident import FilterCache, fragment_codes
-from rqmoe_store.search.scan import scan_sides
-from rqmoe_store.search.segments import Mask, Segment, Selection, Shortlist, grouped, no_rows, sides_of
+from rqmoe_store.search.scan import scan
+from rqmoe_store.search.segments import Mask, Segment, Selection, grouped
+from rqmoe_store.search.shortlists import Shortlists, sides_of
 from rqmoe_store.search.source import CacheSetting, TableState
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
@@ -73,8 +73,8 @@ class Shard:
         tables: Mapping[int, LookupTables],
         probed_QP: Mask,
         size: int,
-    ) -> list[list[Shortlist]]:
-        """Scan the rows of a part that match a checked condition, as `scan_sides` does.
+    ) -> list[Shortlists]:
+        """Scan the rows of a part that match a checked condition, as `scan.scan` does.
 
         Raises:
             OSError: the version is gone.
@@ -82,7 +82,7 @@ class Shard:
         """
         snapshot = self._at(part)
         selections = self._selections(snapshot, part, where)
-        return scan_sides(selections, tables, probed_QP, size, lower, snapshot.codecs.device)
+        return scan(selections, tables, probed_QP, size, lower, snapshot.codecs.device)
 
     def nearest_raw(self, part: ShardPart, request: SearchRequest) -> list[Hits]:
         """Find the rows of a part that have no code and are nearest to every query. Raises as `scan`."""
@@ -156,15 +156,11 @@ class Shards:
         tables: Mapping[int, LookupTables],
         probed_QP: Mask,
         size: int,
-    ) -> list[list[Shortlist]]:
-        """Scan the rows that match a checked condition, as `scan_sides` does."""
+    ) -> list[Shortlists]:
+        """Scan the rows that match a checked condition, as `scan.scan` does."""
         found = self.call("scan", self.parts, (where, lower, tables, probed_QP, size))
-        none = Shortlist(np.empty(0, np.float32), no_rows(self.snapshot.codecs.code_bytes))
-        merged = [[none for _ in sides_of(lower)] for _ in probed_QP]
-        for of_shard in found:
-            for best, of_query in zip(merged, of_shard, strict=True):
-                best[:] = [each.joined(more).best(size) for each, more in zip(best, of_query, strict=True)]
-        return merged
+        none = [Shortlists.none(self.snapshot.codecs.code_bytes)] * len(sides_of(lower))
+        return [Shortlists.joined(parts).best(size) for parts in zip(none, *found, strict=True)]
 
     def __bool__(self) -> bool:
         return any(part.raw for part in self.parts.values())

@@ -14,7 +14,8 @@ from rqmoe_store.search.raw_rows import RawFragments, RawRows
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.resident import Resident
-from rqmoe_store.search.segments import Mask, Shortlist
+from rqmoe_store.search.segments import Mask
+from rqmoe_store.search.shortlists import Shortlists
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.snapshot import Snapshot, Snapshots
@@ -39,8 +40,8 @@ class RemoteCodes(Protocol):
         tables: Mapping[int, LookupTables],
         probed_QP: Mask,
         size: int,
-    ) -> list[list[Shortlist]]:
-        """Scan the rows that match a checked condition, as `scan.scan_sides` does."""
+    ) -> list[Shortlists]:
+        """Scan the rows that match a checked condition, as `scan.scan` does."""
 
 
 class RawSearch(Protocol):

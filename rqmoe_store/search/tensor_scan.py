@@ -1,13 +1,13 @@
-"""Scan on a GPU: the look-ups of `scan` as array operations over codes that stay on the device.
+"""Scan on a GPU by look-up tables: array operations over codes that stay on the device.
 
-Entries are summed in the same order as on a CPU, so that shortlists are the same.
+Scores are summed in the same order as in the compiled loop for CPUs, and shortlists are the same.
 
-Shape legend: as in `scan`.
+Shape legend: Q queries, P partitions, N rows of a segment, C rows of a chunk, M code bytes, K codewords,
+G sides (ranges of scores).
 """
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.norms import squares_of
-from rqmoe_store.search.scan import norms_of
-from rqmoe_store.search.segments import Mask, Positions, Segment, Selection, Shortlist, Side
-
-_WORD = 8  # entries that a CPU adds together
+from rqmoe_store.search.row_ids import Positions
+from rqmoe_store.search.scan import WORD, norms_of
+from rqmoe_store.search.segments import Mask, Segment, Selection
+from rqmoe_store.search.shortlists import Shortlists, Side
 
 _SCORES = 2**26
-"""Most scores held at a time on a GPU (256 MiB)."""
+"""Most scores held at a time (256 MiB)."""
 
 _SHARE_OF_FREE_MEMORY = 2
 """A segment is copied to a GPU if it takes at most one part in this many of the free memory there."""
@@ -41,31 +41,32 @@ _copies: "weakref.WeakKeyDictionary[Segment, _Copy]" = weakref.WeakKeyDictionary
 """All copies on devices; a copy is freed together with its segment."""
 
 
-def fits(segment: Segment, device: str) -> bool:
-    """Whether the segment is on the device, or has room there."""
-    if segment in _copies or not device.startswith("cuda"):
+def fits(segment: Segment, name: str) -> bool:
+    """Whether the segment is on the device of this name, or has room there."""
+    if segment in _copies or not name.startswith("cuda"):
         return True
-    free, _ = torch.cuda.mem_get_info(device)
+    free, _ = torch.cuda.mem_get_info(name)
     return (segment.codes_NM.nbytes + 8 * len(segment)) * _SHARE_OF_FREE_MEMORY <= free
 
 
 @torch.inference_mode()
-def nearest_on(
-    device: str,
+def nearest(
+    name: str,
     selection: Selection,
     tables: LookupTables,
     probed_QP: Mask,
     sides: list[Side],
     size: int,
-) -> Iterator[tuple[int, int, Shortlist]]:
-    """Yield queries, sides and rows of the selection that include the `size` best ones, by array operations.
+) -> list[list[Shortlists]]:
+    """For every side, rows of the selection that include the `size` best ones of every query.
 
-    Of every chunk it yields the rows that are at least as good as the worst one that may be kept, including
-    equal ones. `Shortlist.best` decides by row id which of these are kept, as on a CPU.
+    Of every chunk these are the rows that are at least as good as the worst one that may be kept, including
+    equal ones. `Shortlists.best` decides by row id which of these are kept, as on a CPU.
     """
-    rows_N = _probed_rows(selection, probed_QP)
+    found: list[list[Shortlists]] = [[] for _ in sides]
+    device, rows_N = torch.device(name), _probed_rows(selection, probed_QP)
     if len(rows_N) == 0:
-        return
+        return found
     bounds = [_bounds_of(side, tables, device) for side in sides]
     copy, scorer = _copy_of(selection.segment, tables, device), _Scorer(tables, probed_QP, device)
     step = max(1, _SCORES // len(probed_QP))
@@ -83,15 +84,16 @@ def nearest_on(
             if size <= len(rows_C):
                 bounds_GQ[index] = torch.minimum(bounds_GQ[index], worst_Q)
             kept_QC = inside_QC & (signed_QC <= bounds_GQ[index, :, None])
-            for query, part in _split(kept_QC, signed_QC, rows_C, selection.segment):
-                yield query, index, part
+            queries_H, columns_H = (places.cpu().numpy() for places in kept_QC.nonzero(as_tuple=True))
+            scores_H = signed_QC[kept_QC].cpu().numpy()
+            found[index].append(Shortlists(queries_H, scores_H, selection.segment.rows(rows_C[columns_H])))
+    return found
 
 
-def _bounds_of(side: Side, tables: LookupTables, device: str) -> list[Tensor]:
+def _bounds_of(side: Side, tables: LookupTables, device: torch.device) -> list[Tensor]:
     """Low and high bounds (Q, 1) of a side, in the units of every query's scores."""
-    queries = range(len(tables.scores_QT))
-    bounds_2Q = [[tables.units.score_of(query, each) for query in queries] for each in (side.low, side.high)]
-    return [torch.from_numpy(np.array(bounds_Q)[:, None]).to(device) for bounds_Q in bounds_2Q]
+    bounds = tables.units.scores_of(side.low), tables.units.scores_of(side.high)
+    return [torch.from_numpy(bounds_Q[:, None]).to(device) for bounds_Q in bounds]
 
 
 def _probed_rows(selection: Selection, probed_QP: Mask) -> Positions:
@@ -103,9 +105,9 @@ def _probed_rows(selection: Selection, probed_QP: Mask) -> Positions:
     return rows_N if selection.allowed_N is None else rows_N[selection.allowed_N[rows_N]]
 
 
-def _copy_of(segment: Segment, tables: LookupTables, device: str) -> _Copy:
+def _copy_of(segment: Segment, tables: LookupTables, device: torch.device) -> _Copy:
     copy = _copies.get(segment)
-    if copy is None or copy.codes_NM.device != torch.device(device):
+    if copy is None or copy.codes_NM.device != device:
         starts_P = segment.starts_P
         filled_N = np.zeros(len(segment), dtype=np.int32)  # rows of other codecs are never probed
         filled_N[starts_P[0] : starts_P[-1]] = np.repeat(np.arange(len(starts_P) - 1), np.diff(starts_P))
@@ -125,10 +127,11 @@ def _copy_of(segment: Segment, tables: LookupTables, device: str) -> _Copy:
 class _Scorer:
     """Computes scores of rows for all queries at once."""
 
-    def __init__(self, tables: LookupTables, probed_QP: Mask, device: str) -> None:
-        each = [tables.scores_of(query) for query in range(len(probed_QP))]
-        self.scores_QP = torch.from_numpy(np.stack([by_partition for by_partition, _ in each])).to(device)
-        self.scores_MQK = torch.from_numpy(np.stack([by_step for _, by_step in each], axis=1)).to(device)
+    def __init__(self, tables: LookupTables, probed_QP: Mask, device: torch.device) -> None:
+        queries, steps = len(probed_QP), tables.num_steps
+        entries_QMK = tables.by_codeword.reshape(queries, steps, -1)
+        self.scores_QP = torch.from_numpy(tables.by_partition).to(device)
+        self.scores_MQK = torch.from_numpy(np.ascontiguousarray(entries_QMK.swapaxes(0, 1))).to(device)
         self.probed_QP = torch.from_numpy(probed_QP).to(device)
 
     def scores(self, codes_CM: Tensor, partitions_C: Tensor, squares_C: Tensor | None) -> Tensor:
@@ -138,22 +141,11 @@ class _Scorer:
             scores_QK[:, codes_C]
             for scores_QK, codes_C in zip(self.scores_MQK, codes_CM.T.int(), strict=True)
         ]
-        while len(entries) >= _WORD:
-            first, second, third, fourth = (entries.pop(0) + entries.pop(0) for _ in range(_WORD // 2))
+        while len(entries) >= WORD:
+            first, second, third, fourth = (entries.pop(0) + entries.pop(0) for _ in range(WORD // 2))
             scores_QC += (first + second) + (third + fourth)
         for entries_QC in entries:
             scores_QC += entries_QC
         if squares_C is not None:
             scores_QC = 1 - scores_QC / squares_C.sqrt()
         return scores_QC.masked_fill_(~self.probed_QP[:, partitions_C], torch.inf)
-
-
-def _split(
-    kept_QC: Tensor, scores_QC: Tensor, rows_C: Positions, segment: Segment
-) -> Iterator[tuple[int, Shortlist]]:
-    """Yield the kept rows, query by query."""
-    queries, columns = (places.cpu().numpy() for places in kept_QC.nonzero(as_tuple=True))
-    scores = scores_QC[kept_QC].cpu().numpy()
-    for query in np.unique(queries):
-        own = slice(*np.searchsorted(queries, [query, query + 1]))
-        yield int(query), Shortlist(scores[own], segment.rows(rows_C[columns[own]]))

@@ -33,7 +33,8 @@ from rqmoe_store.search.request import (
 )
 from rqmoe_store.search.rerank import Float64Array, exhaustive_search
 from rqmoe_store.search.resident import matching_row_ids, read_codes, row_id_filter
-from rqmoe_store.search.segments import Candidates, CodeBatch, RowIds, concatenated
+from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
+from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.search.source import TableSource, TableState
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import TunedSearch

@@ -79,7 +79,7 @@ def is_refused(artifact: Artifact) -> bool:
     if codec.config.refine_bytes:
         refined = dataclasses.replace(codes, refine=np.full((3, codec.config.refine_bytes), 255, np.uint8))
         codec.decode(refined)
-        codec.refined_scores(lookup, codec.refine_tables(queries), 0, refined)
+        codec.refined_scores(lookup, codec.refine_tables(queries), np.arange(3), refined)
     assert isinstance(codec.report.relative_mse, float)
     return False
 

@@ -35,7 +35,10 @@ def refined_distances(codec: Codec, queries: np.ndarray, codes: Codes, others: l
     """Distances (Q, n) by refined scores, in units that other codecs share."""
     units = shared_score_units([each.framed(queries) for each in (codec, *others)])
     lookup, refine = codec.lookup_tables(queries, units), codec.refine_tables(queries, units)
-    scores = [codec.refined_scores(lookup, refine, query, codes) for query in range(len(queries))]
+    scores = [
+        codec.refined_scores(lookup, refine, np.full(len(codes), query), codes)
+        for query in range(len(queries))
+    ]
     return units.distances(np.stack(scores)) if codec.config.metric != "cosine" else np.stack(scores)
 
 

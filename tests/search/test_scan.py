@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_scans import PARTITIONS, STEPS, best, ids_of, rows_of, selections_of, tables_of
+from small_scans import PARTITIONS, STEPS, best, each_query, ids_of, rows_of, selections_of, tables_of
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.codes import Codes
@@ -28,28 +28,29 @@ everything = np.ones((1, PARTITIONS), dtype=bool)
 def test_shortlists_are_the_smallest_scores(metric, seed, count, queries, size, cuts) -> None:
     rows, tables = rows_of(seed, count), tables_of(seed, queries, metric)
     probed = np.random.default_rng(seed).random((queries, PARTITIONS)) < 0.6
-    found = scan(selections_of(rows, cuts), {0: tables}, probed, size)
+    (found,) = scan(selections_of(rows, cuts), {0: tables}, probed, size)
     scores = tables.score(rows.codes)
-    assert len(found) == queries
-    for query, shortlist in enumerate(found):
+    for query, shortlist in enumerate(each_query(found, queries)):
         some = probed[query][rows.codes.partitions]
         assert ids_of(shortlist) == best(scores[query], rows.row_ids_N, some, size)
         place = {row_id: index for index, row_id in enumerate(rows.row_ids_N.tolist())}
         at = [place[row_id] for row_id in shortlist.rows.row_ids_N.tolist()]
         assert (shortlist.rows.codes.codes == rows.codes.codes[at]).all()
         assert (shortlist.rows.codes.partitions == rows.codes.partitions[at]).all()
-        np.testing.assert_allclose(shortlist.scores_S, scores[query][at], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(shortlist.scores_H, scores[query][at], rtol=1e-6, atol=1e-6)
+        order = np.lexsort((shortlist.rows.row_ids_N, shortlist.scores_H))
+        np.testing.assert_array_equal(order, np.arange(len(shortlist)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 20), lower=st.integers(-4, 4))
 def test_a_lower_bound_keeps_rows_on_both_sides(seed, size, lower) -> None:
     rows, tables = rows_of(seed, 60), tables_of(seed, 1)
-    (found,) = scan(selections_of(rows, [20]), {0: tables}, everything, size, float(lower))
+    found = scan(selections_of(rows, [20]), {0: tables}, everything, size, float(lower))
     (scores,) = tables.score(rows.codes)
     beyond = best(scores, rows.row_ids_N, scores >= lower, size)
     within = best(-scores, rows.row_ids_N, scores < lower, size)
-    assert ids_of(found) == sorted(beyond + within)
+    assert [ids_of(side) for side in found] == [beyond, within]
 
 
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
@@ -67,15 +68,16 @@ def test_rows_that_are_not_allowed_are_passed_over(seed, share) -> None:
 def test_threads_do_not_change_a_shortlist(threads, monkeypatch) -> None:
     rows, tables = rows_of(5, 2_000), tables_of(5, 2)
     probed = np.array([[True, False, True], [True, True, True]])
-    alone = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
+    (alone,) = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
     monkeypatch.setattr("rqmoe_store.search.scan._ROWS_PER_TASK", 100)
     usual = num_threads()
     try:
         set_num_threads(threads)
-        shared = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
+        (shared,) = scan([Selection(grouped(rows, PARTITIONS))], {0: tables}, probed, 50)
     finally:
         set_num_threads(usual)
-    assert [ids_of(shortlist) for shortlist in shared] == [ids_of(shortlist) for shortlist in alone]
+    np.testing.assert_array_equal(shared.rows.row_ids_N, alone.rows.row_ids_N)
+    np.testing.assert_array_equal(shared.queries_H, alone.queries_H)
 
 
 def test_rows_without_a_score_are_passed_over() -> None:
@@ -88,7 +90,7 @@ def test_rows_without_a_score_are_passed_over() -> None:
 def test_scan_of_nothing() -> None:
     for lower in (None, 1.0):
         found = scan([], {0: tables_of(0, 2)}, np.ones((2, PARTITIONS), bool), 5, lower)
-        assert [len(shortlist) for shortlist in found] == [0, 0]
+        assert [len(side) for side in found] == ([0] if lower is None else [0, 0])
         assert found[0].rows.codes.codes.shape == (0, STEPS)
 
 
@@ -114,6 +116,6 @@ def test_codes_of_any_length_are_summed(steps, codewords, metric, seed, count, s
     (found,) = scan([Selection(grouped(rows, 1))], {0: tables}, np.ones((1, 1), dtype=bool), size)
     (scores,) = tables.score(rows.codes)
     kept = scores[np.argsort(rows.row_ids_N)][found.rows.row_ids_N.astype(np.int64)]
-    np.testing.assert_allclose(found.scores_S, kept, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(np.sort(found.scores_S), np.sort(scores)[:size], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.scores_H, kept, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.sort(found.scores_H), np.sort(scores)[:size], rtol=1e-3, atol=1e-3)
     assert len(set(found.rows.row_ids_N.tolist())) == min(size, count)

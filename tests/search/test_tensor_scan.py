@@ -7,28 +7,32 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_scans import PARTITIONS, ids_of, rows_of, selections_of, tables_of
+from small_scans import PARTITIONS, STEPS, ids_of, rows_of, selections_of, tables_of
 
 from rqmoe_store.search import tensor_scan as scanning
 from rqmoe_store.search.scan import scan
-from rqmoe_store.search.segments import Selection, grouped, sides_of
+from rqmoe_store.search.segments import Selection, grouped
+from rqmoe_store.search.shortlists import Shortlists, sides_of
 
-CPU = "cpu"
+CPU = torch.device("cpu")
 
 
 def best_on(device, selections, tables, probed, size, lower):
-    """Row ids of every query and side, by array operations on a device."""
+    """The shortlists of every side, by array operations on a device."""
     sides = sides_of(lower)
-    found = {(query, side): None for query in range(len(probed)) for side in range(len(sides))}
+    found = [[Shortlists.none(STEPS)] for _ in sides]
     for selection in selections:
-        for query, side, part in scanning.nearest_on(device, selection, tables, probed, sides, size):
-            before = found[query, side]
-            found[query, side] = (part if before is None else before.joined(part)).best(size)
-    kept = [(query, shortlist) for (query, _), shortlist in found.items() if shortlist is not None]
-    return [
-        sorted(row_id for owner, shortlist in kept if owner == query for row_id in ids_of(shortlist))
-        for query in range(len(probed))
-    ]
+        parts = scanning.nearest(device, selection, tables, probed, sides, size)
+        for side, more in zip(found, parts, strict=True):
+            side += more
+    return [Shortlists.joined(side).best(size) for side in found]
+
+
+def require_equal(found, wanted) -> None:
+    for side, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(side.queries_H, other.queries_H)
+        np.testing.assert_array_equal(side.rows.row_ids_N, other.rows.row_ids_N)
+        np.testing.assert_allclose(side.scores_H, other.scores_H, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
@@ -53,17 +57,16 @@ def test_results_are_those_of_the_compiled_scan(
     selections = [selection.only(allowed_ids) for selection in selections_of(rows, cuts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scanning, "_SCORES", chunk)
-        found = best_on(CPU, selections, tables, probed, size, lower)
-    wanted = scan(selections, {0: tables}, probed, size, lower)
-    assert found == [ids_of(shortlist) for shortlist in wanted]
+        found = best_on("cpu", selections, tables, probed, size, lower)
+    require_equal(found, scan(selections, {0: tables}, probed, size, lower))
 
 
 def test_rows_without_a_score_are_passed_over() -> None:
     rows, tables = rows_of(1, 40), tables_of(1, 1)
     tables.scores_QT[0, PARTITIONS] = np.nan  # the first codeword of the first step
     everything = np.ones((1, PARTITIONS), dtype=bool)
-    (found,) = best_on(CPU, selections_of(rows, []), tables, everything, 100, None)
-    assert found == sorted(rows.row_ids_N[rows.codes.codes[:, 0] != 0].tolist())
+    (found,) = best_on("cpu", selections_of(rows, []), tables, everything, 100, None)
+    assert ids_of(found) == sorted(rows.row_ids_N[rows.codes.codes[:, 0] != 0].tolist())
 
 
 def test_a_segment_is_copied_once_and_forgotten_with_it() -> None:
@@ -80,22 +83,22 @@ def test_a_segment_is_copied_once_and_forgotten_with_it() -> None:
 
 def test_other_devices_than_the_cpu_use_array_operations(monkeypatch) -> None:
     """As far as that shows without a GPU: the scan hands the device on, and asks whether codes fit."""
-    asked, on_device = [], scanning.nearest_on
+    asked, on_device = [], scanning.nearest
 
-    def nearest_on(device, *arguments):
+    def nearest(device, *arguments):
         asked.append(device)
-        return on_device(CPU, *arguments)
+        return on_device("cpu", *arguments)
 
-    monkeypatch.setattr(scanning, "nearest_on", nearest_on)
+    monkeypatch.setattr(scanning, "nearest", nearest)
     rows, tables = rows_of(3, 50), tables_of(3, 2)
     everything = np.ones((2, PARTITIONS), dtype=bool)
     selections = [Selection(grouped(rows, PARTITIONS))]
-    wanted = [ids_of(shortlist) for shortlist in scan(selections, {0: tables}, everything, 9)]
-    found = scan(selections, {0: tables}, everything, 9, device="meta")
-    assert [ids_of(shortlist) for shortlist in found] == wanted and asked == ["meta"]
+    wanted = scan(selections, {0: tables}, everything, 9)
+    require_equal(scan(selections, {0: tables}, everything, 9, device="meta"), wanted)
+    assert asked == ["meta"]
     monkeypatch.setattr(scanning, "fits", lambda segment, device: False)
-    found = scan(selections, {0: tables}, everything, 9, device="meta")
-    assert [ids_of(shortlist) for shortlist in found] == wanted and asked == ["meta"]
+    require_equal(scan(selections, {0: tables}, everything, 9, device="meta"), wanted)
+    assert asked == ["meta"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -104,5 +107,4 @@ def test_a_gpu_finds_what_the_cpu_does() -> None:
     probed = np.random.default_rng(4).random((3, PARTITIONS)) < 0.7
     selections = selections_of(rows, [1_000])
     wanted = scan(selections, {0: tables}, probed, 50)
-    found = scan(selections, {0: tables}, probed, 50, device="cuda")
-    assert [ids_of(shortlist) for shortlist in found] == [ids_of(shortlist) for shortlist in wanted]
+    require_equal(scan(selections, {0: tables}, probed, 50, device="cuda"), wanted)

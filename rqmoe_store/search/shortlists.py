@@ -1,0 +1,180 @@
+"""Shortlists: the rows that a scan finds for its queries, and the candidates for reranking made of them.
+
+Shape legend: Q queries, H rows of all queries, S rows of one query, K stages of a ranking, G sides (ranges of
+scores), R bytes of a refine code.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rqmoe_store.codecs.frame import Float64Array, ScoreUnits
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.search.row_ids import Positions, RowIds
+from rqmoe_store.search.segments import CodeBatch, concatenated, no_rows
+
+
+class Side(NamedTuple):
+    """A range of scores to search, low <= score < high, in the order of sign * score."""
+
+    low: np.float32
+    high: np.float32
+    sign: np.float32
+
+
+def sides_of(lower: float | None) -> list[Side]:
+    """The range of all scores, or the two ranges on either side of a lower distance bound."""
+    everything = np.float32(-np.inf), np.float32(np.inf)
+    if lower is None:
+        return [Side(*everything, np.float32(1))]
+    bound = np.float32(lower)
+    return [Side(bound, everything[1], np.float32(1)), Side(everything[0], bound, np.float32(-1))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortlists:
+    """The most promising rows of several queries, with their signed scores (smaller is better)."""
+
+    queries_H: Positions
+    """Numbers of the queries."""
+    scores_H: Float32Array
+    rows: CodeBatch
+
+    @classmethod
+    def none(cls, code_bytes: int) -> "Shortlists":
+        """No rows."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.float32), no_rows(code_bytes))
+
+    def __len__(self) -> int:
+        return len(self.queries_H)
+
+    def __getitem__(self, rows: Positions) -> "Shortlists":
+        return Shortlists(self.queries_H[rows], self.scores_H[rows], self.rows[rows])
+
+    def best(self, size: int) -> "Shortlists":
+        """The rows with the `size` smallest scores of every query, query after query, best first.
+
+        Of equal scores, those with the smallest row ids come first.
+        """
+        order_H = np.lexsort((self.rows.row_ids_N, self.scores_H, self.queries_H))
+        return self[order_H[_places_of(self.queries_H[order_H]) < size]]
+
+    def only(self, row_ids: RowIds) -> "Shortlists":
+        """The rows that have any of the given ids."""
+        return self[np.flatnonzero(np.isin(self.rows.row_ids_N, row_ids))]
+
+    def counts(self, num_queries: int) -> Positions:
+        """Number of rows of every query (Q,)."""
+        return np.bincount(self.queries_H, minlength=num_queries)
+
+    def shifted(self, first_partition: int) -> "Shortlists":
+        """The same rows with partition ids that begin at `first_partition`."""
+        if first_partition == 0:
+            return self
+        codes = self.rows.codes
+        shifted = dataclasses.replace(codes, partitions=codes.partitions + np.int32(first_partition))
+        return dataclasses.replace(self, rows=CodeBatch(self.rows.row_ids_N, shifted))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Shortlists]") -> "Shortlists":
+        """The rows of at least one part, part after part."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.queries_H for part in parts]),
+            np.concatenate([part.scores_H for part in parts]),
+            concatenated([part.rows for part in parts]),
+        )
+
+
+def _places_of(queries_H: Positions) -> Positions:
+    """The place of every row among the rows of its query; queries ascend."""
+    return np.arange(len(queries_H)) - np.searchsorted(queries_H, queries_H)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The rows of one query to decode, each with the first stage of the ranking that considers it.
+
+    The rows of a stage are in the order of their estimated distances.
+    """
+
+    rows: CodeBatch
+    estimates_S: Float64Array
+    """Approximate distances, from look-up tables."""
+    stages_S: Positions
+    """First stage that considers the row."""
+    exhausted: bool = False
+    """Whether no other row could be a candidate."""
+
+    @classmethod
+    def none(cls, code_bytes: int, *, exhausted: bool = False) -> "Candidates":
+        """No rows."""
+        return cls(no_rows(code_bytes), np.empty(0), np.empty(0, np.int64), exhausted)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def with_refine(self, refine_SR: npt.NDArray[np.uint8]) -> "Candidates":
+        """The candidates with these refine codes."""
+        codes = dataclasses.replace(self.rows.codes, refine=refine_SR)
+        return dataclasses.replace(self, rows=CodeBatch(self.rows.row_ids_N, codes))
+
+    def joined(self, later: "Candidates") -> "Candidates":
+        """These candidates and those of later stages, every row once."""
+        if not len(self):
+            return later
+        new_S = np.flatnonzero(~np.isin(later.rows.row_ids_N, self.rows.row_ids_N))
+        return Candidates(
+            concatenated([self.rows, later.rows[new_S]]),
+            np.concatenate([self.estimates_S, later.estimates_S[new_S]]),
+            np.concatenate([self.stages_S, later.stages_S[new_S]]),
+            later.exhausted,
+        )
+
+    def without(self, row_id: np.uint64) -> "Candidates":
+        """The candidates without one row."""
+        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
+        return Candidates(self.rows[kept_S], self.estimates_S[kept_S], self.stages_S[kept_S], self.exhausted)
+
+
+def candidates_of(
+    sides: Sequence[Shortlists],
+    sizes_K: Sequence[int],
+    stages: Sequence[range],
+    units: ScoreUnits,
+    exhausted: Sequence[bool],
+) -> list[Candidates]:
+    """The candidates of some stages of every query, out of the shortlists of a scan.
+
+    Args:
+        sides: the scan's shortlists for each side of a distance or a single one, best first.
+        sizes_K: rows of the shortlist of every stage, per side, ascending; the scan kept the last number.
+        stages: for every query, the stages whose candidates come from this scan.
+        units: units of the queries' scores.
+        exhausted: for every query, whether no other row could be a candidate.
+    """
+    begin_Q, end_Q = (np.array([getattr(each, name) for each in stages]) for name in ("start", "stop"))
+    parts, stages_of_parts = [], []
+    for side, sign in zip(sides, (1, -1), strict=False):
+        queries_H = side.queries_H
+        # The shortlist of a stage is the beginning of all longer ones.
+        first_H = np.searchsorted(sizes_K, _places_of(queries_H), side="right")
+        first_H = np.maximum(first_H, begin_Q[queries_H])
+        kept_H = np.flatnonzero(first_H < end_Q[queries_H])
+        part = side if len(kept_H) == len(side) else side[kept_H]
+        parts.append(part if sign == 1 else dataclasses.replace(part, scores_H=-part.scores_H))
+        stages_of_parts.append(first_H[kept_H])
+    found, stages_H = Shortlists.joined(parts), np.concatenate(stages_of_parts)
+    if len(parts) > 1:
+        order_H = np.argsort(found.queries_H, kind="stable")
+        found, stages_H = found[order_H], stages_H[order_H]
+    estimates_H = units.distances_of(found.queries_H, found.scores_H)
+    ends = np.searchsorted(found.queries_H, np.arange(len(stages) + 1)).tolist()
+    return [
+        Candidates(found.rows[start:stop], estimates_H[start:stop], stages_H[start:stop], is_exhausted)
+        for start, stop, is_exhausted in zip(ends[:-1], ends[1:], exhausted, strict=True)
+    ]
