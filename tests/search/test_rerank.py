@@ -8,7 +8,8 @@ from rqmoe_store.config import Metric
 from rqmoe_store.search import rerank as distances
 from rqmoe_store.search import rerank as module
 from rqmoe_store.search.rerank import Hits, exact_distances, rerank, within
-from rqmoe_store.search.segments import Candidates, CodeBatch
+from rqmoe_store.search.segments import CodeBatch
+from rqmoe_store.search.shortlists import Candidates
 
 QUERY = np.array([3.0, 4.0], np.float32)
 VECTORS = np.array([[3, 4], [0, 0], [-3, -4], [4, -3], [6, 8]], np.float32)
