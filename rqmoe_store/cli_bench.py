@@ -322,6 +322,64 @@ def _show_search(report: "SearchReport", plot: Path | None) -> None:
         save_search_plot(report, plot)
 
 
+@bench_app.command("latency")
+def bench_latency(
+    vectors: Annotated[str, typer.Option(metavar="FILE|TABLE", help="Vectors to search.")],
+    queries: Annotated[str, typer.Option(metavar="FILE|TABLE", help="Query vectors, at least 64.")],
+    codec: Annotated[Path, typer.Option(help="Folder of a trained codec, under l2 or cosine.")],
+    refine_bytes: Annotated[
+        int | None, typer.Option(help="Size of refine codes that the codec gets, if it has none.")
+    ] = None,
+    vector_column: VectorColumn = "vector",
+    rows: MostVectors = 200_000,
+    nprobes: Annotated[int | None, typer.Option(help="Partitions that our table probes.")] = None,
+    peer_nprobes: Annotated[int | None, typer.Option(help="Partitions that LanceDB probes.")] = None,
+    timed_queries: Annotated[int, typer.Option(help="Queries timed one at a time.")] = 300,
+    rounds: Annotated[int, typer.Option(help="Batches of 64 that are timed.")] = 10,
+    busy: Annotated[int, typer.Option(help="Processes that keep cores busy in the last part.")] = 3,
+    seed: Seed = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Time searches in turn with LanceDB's IVF_RQ and turbovec: alone, in batches, in threads, on busy cores.
+
+    Example: [bold]rqmoe bench latency --vectors docs.npy --queries queries.npy --codec codec/[/bold]
+
+    The tables are in a temporary database that is removed at the end.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    """
+    _require_libraries()
+    _check_outputs(json_out, None)
+    _require_rows(rows)
+    from rqmoe_store.codecs.base import load_codec
+    from rqmoe_store.evaluation.latency_benchmark import (
+        LatencySettings,
+        benchmark_latency,
+        print_latency_report,
+    )
+    from rqmoe_store.training.trainer import add_refine_codes
+
+    settings = LatencySettings(
+        nprobes=nprobes,
+        peer_nprobes=peer_nprobes,
+        timed_queries=timed_queries,
+        rounds=rounds,
+        busy_processes=busy,
+    )
+    console, ours = Console(stderr=True), load_codec(codec)
+    most = rows, MAX_SEARCH_QUERIES
+    vectors_ND, queries_QD, data = _read(
+        vectors, queries, vector_column, most, metric=ours.config.metric, seed=seed
+    )
+    assert vectors_ND is not None, "read, as there is a place to read them from"
+    if refine_bytes is not None:
+        ours = add_refine_codes(ours, vectors_ND, refine_bytes=refine_bytes)
+    report = benchmark_latency(
+        vectors_ND, queries_QD, ours, settings, lambda part: console.print(part.capitalize(), highlight=False)
+    )
+    _write_report(json_out, {"data": data, **report.to_dict()})
+    print_latency_report(report)
+
+
 @bench_app.command("ingest")
 def bench_ingest(
     rows: Annotated[int, typer.Option(help="Rows to ingest.")] = 50_000,

@@ -75,7 +75,7 @@ class Sources:
 
 
 def on_tensors(selection, tables, probed, sides, size, device):
-    return tensor_scan.nearest_on("cpu", selection, tables, probed, sides, size)
+    return tensor_scan.nearest("cpu", selection, tables, probed, sides, size)
 
 
 @pytest.fixture(scope="module")
