@@ -107,6 +107,23 @@ if child:
 """
 
 
+ADD = """
+import sys, lancedb, numpy as np
+import rqmoe_store as rqs
+
+store = rqs.open_table(lancedb.connect(sys.argv[1]), "pq")
+vector = np.arange(store.dim, dtype=np.float32)
+store.add([{"id": 1000, "lang": "fr", "text": "new", "vector": vector}])
+(found,) = store.search(vector).where("lang = 'fr'").select(["id", "vector"]).to_list()
+assert found["id"] == 1000 and len(found["vector"]) == store.dim
+assert "torch" not in sys.modules
+"""
+
+
+def test_transform_codes_are_written_and_decoded_without_torch(database: Path) -> None:
+    run_fresh(ADD, database)
+
+
 def test_torch_is_loaded_when_a_code_is_decoded(database: Path, tmp_path: Path) -> None:
     """Also by several threads at once, and in a process that was forked before."""
     rqs.open_table(lancedb.connect(database), "plain").codec.save(tmp_path)

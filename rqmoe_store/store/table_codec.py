@@ -283,8 +283,10 @@ class TableCodec:
         """
         probed_QP = np.ones((len(queries_QD), self.num_partitions), dtype=bool)
         for generation in generations:
+            if nprobes >= generation.metadata.num_partitions:
+                continue  # all of them, in whatever order
             probed_QP[:, generation.partitions] = False
-            nearest = generation.codec.probe(queries_QD, min(nprobes, generation.metadata.num_partitions))
+            nearest = generation.codec.probe(queries_QD, nprobes)
             np.put_along_axis(probed_QP, nearest + generation.first_partition, True, axis=1)
         return probed_QP
 
