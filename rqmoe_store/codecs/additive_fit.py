@@ -11,6 +11,7 @@ from rqmoe_store.codecs.additive import AdditiveTables, complete_tables, undefor
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import decode
 from rqmoe_store.codecs.device import as_tensor
+from rqmoe_store.codecs.encoding import encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.weights import QuantizerWeights
 
@@ -26,7 +27,7 @@ _WEAKEST_DIRECTION = 1e-4  # relative to the strongest; an inverse would only am
 def fit_tables(quantizer: ResidualQuantizer, calibration: Codes) -> AdditiveTables:
     """Fit tables whose selected rows sum to the reconstructions of the calibration codes."""
     weights = QuantizerWeights.of(quantizer)
-    reconstructions_nD = decode(quantizer, quantizer.fold(), calibration)
+    reconstructions_nD = decode(quantizer, encoding_tables(quantizer, quantizer.fold()), calibration)
     norms_n1 = reconstructions_nD.square().sum(dim=1, keepdim=True)
     num_partitions = max(1, quantizer.num_partitions)
     rows_nM = table_rows(calibration, num_partitions, quantizer.codebook_size, norms_n1.device)

@@ -116,8 +116,9 @@ class Codec(TranslatesErrors):
     ) -> Codes:
         """Encode vectors; the codes do not depend on how rows are batched.
 
-        The same machine gives the same codes again. Another processor, GPU or number of threads rounds
-        differently: a vector halfway between two codewords may get the other one there, at the same error.
+        The same machine gives the same codes again, with any number of threads. Another processor or a GPU
+        rounds differently: a vector halfway between two codewords may get the other one there, at the same
+        error.
 
         Args:
             vectors: (n, D), of any type that casts to float32. Under "cosine" they are normalized here.

@@ -1,4 +1,5 @@
-"""Decoding: any number of codes in bounded memory, small batches on a GPU by CUDA graphs.
+"""Decoding: any number of codes in bounded memory, on a CPU in compiled loops, small batches on a GPU by CUDA
+graphs.
 
 Shape legend: n codes, B codes of one chunk, M steps, D dimension.
 """
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor
+from rqmoe_store.codecs.encoding import EncodingTables
 from rqmoe_store.codecs.experts import FoldedExperts
-from rqmoe_store.codecs.parallel import Lock, rows_in_budget, run_chunks
+from rqmoe_store.codecs.parallel import Lock, rows_in_budget, run_chunks, run_chunks_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.errors import warn_caller
 
@@ -29,24 +31,42 @@ _WARM_UPS = 3  # runs before recording, so that libraries have chosen their kern
 @torch.inference_mode()
 def decode(
     quantizer: ResidualQuantizer,
-    folded: FoldedExperts | None,
+    tables: EncodingTables,
     codes: Codes,
     *,
     sequential: bool = False,
+    converted: FoldedExperts | None = None,
     graphed: "GraphedDecoder | None" = None,
 ) -> Tensor:
     """Decode checked codes to reconstructions (n, D), float32, on the quantizer's device.
 
     Args:
         quantizer: the codec's parameters.
-        folded: its folded experts; their number format is that of the experts' matrix products.
+        tables: its encoding tables.
         codes: checked codes.
         sequential: decode one step after the other, as the definition reads, instead of all at once.
+        converted: its folded experts in another number format than float32, to compute in that.
         graphed: decodes the small batches; CUDA only.
     """
+    if quantizer.codebooks_MKD.device.type == "cpu" and not sequential and converted is None:
+        return torch.from_numpy(tables.compiled.decode(codes))
+    folded = tables.folded if converted is None else converted
+    return decode_with_torch(quantizer, folded, codes, sequential=sequential, graphed=graphed)
+
+
+def decode_with_torch(
+    quantizer: ResidualQuantizer,
+    folded: FoldedExperts | None,
+    codes: Codes,
+    *,
+    sequential: bool = False,
+    graphed: "GraphedDecoder | None" = None,
+) -> Tensor:
+    """Decode checked codes chunk by chunk; the number format of `folded` is that of matrix products."""
     device = quantizer.codebooks_MKD.device
     decoded_nD = torch.empty(len(codes), quantizer.dim, device=device)
 
+    @torch.inference_mode()  # a setting of every thread
     def decode_chunk(start: int, stop: int, _: int) -> None:
         codes_BM = as_tensor(codes.codes[start:stop]).to(device).long()
         partitions_B = as_tensor(codes.partitions[start:stop]).to(device).long()
@@ -58,7 +78,10 @@ def decode(
             decoded_BD = quantizer.decode(codes_BM, partitions_B, folded)
         decoded_nD[start:stop] = decoded_BD
 
-    run_chunks(len(codes), chunk_rows(quantizer), decode_chunk)
+    if device.type == "cpu":
+        run_chunks_parallel(len(codes), chunk_rows(quantizer), decode_chunk, one_core=True)
+    else:
+        run_chunks(len(codes), chunk_rows(quantizer), decode_chunk)
     return decoded_nD
 
 

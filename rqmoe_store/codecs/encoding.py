@@ -12,15 +12,18 @@ E conditioning width, S steps with experts, F first-layer features, G gated hidd
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from rqmoe_store.codecs.beam_search import CodecArrays, CompiledQuantizer
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.deformation import ExpertArrays
 from rqmoe_store.codecs.experts import FoldedExperts
-from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks, run_chunks_parallel
+from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 
@@ -43,6 +46,7 @@ class EncodingTables:
     ever widened to D. Without a projection X = D = W.
     """
 
+    quantizer: ResidualQuantizer
     codebooks_MKX: Tensor
     norms_MK: Tensor
     """Squared lengths of the codewords."""
@@ -51,6 +55,11 @@ class EncodingTables:
     """Maps gated hidden units to the coordinates that deformations change."""
     subspace_WD: Tensor | None
     """Orthonormal rows that span the deformations; None if these fill the whole space."""
+
+    @functools.cached_property
+    def compiled(self) -> CompiledQuantizer:
+        """The quantizer on a CPU, whose weights must be there."""
+        return _compiled_quantizer(self)
 
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors (..., D) in the encoder's coordinates (..., X)."""
@@ -72,16 +81,68 @@ def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) 
     codebooks_MKD = quantizer.codebooks_MKD.detach()
     norms_MK = codebooks_MKD.square().sum(dim=2)
     if folded is None:
-        return EncodingTables(codebooks_MKD, norms_MK, None, None, None)
+        return EncodingTables(quantizer, codebooks_MKD, norms_MK, None, None, None)
     contract_SGW = folded.contracting(slice(None))
     if folded.output_projection_WD is None:
-        return EncodingTables(codebooks_MKD, norms_MK, folded, contract_SGW, None)
+        return EncodingTables(quantizer, codebooks_MKD, norms_MK, folded, contract_SGW, None)
     # With Q^T = O R, O orthonormal, g V Q = (g V R^T) O^T: the rows of O^T are a basis of the subspace.
     subspace_DW, mixing_WW = torch.linalg.qr(folded.output_projection_WD.T)
     tables = EncodingTables(
-        codebooks_MKD, norms_MK, folded, contract_SGW @ mixing_WW.T, subspace_DW.T.contiguous()
+        quantizer, codebooks_MKD, norms_MK, folded, contract_SGW @ mixing_WW.T, subspace_DW.T.contiguous()
     )
     return dataclasses.replace(tables, codebooks_MKX=tables.transform(codebooks_MKD))
+
+
+@torch.inference_mode()
+def _compiled_quantizer(tables: EncodingTables) -> CompiledQuantizer:
+    """A quantizer on the CPU, as arrays; they share the memory of its weights where they can."""
+    quantizer, folded = tables.quantizer, tables.folded
+    num_steps, codebook_size, width = tables.codebooks_MKX.shape
+    components_MKE, narrow_XE = torch.empty(num_steps, codebook_size, 0), torch.empty(width, 0)
+    partitions_P = torch.arange(max(1, quantizer.num_partitions))
+    conditions_PE = quantizer.initial_condition(partitions_P) if folded else torch.empty(len(partitions_P), 0)
+    if folded is not None and quantizer.condition_follows_codewords:
+        narrow_XE = quantizer.condition_increment(0, partitions_P, tables.inverse_transform(torch.eye(width)))
+    elif folded is not None:
+        indices_K = torch.arange(codebook_size)
+        components_MKE = torch.stack(
+            [quantizer.condition_increment(step, indices_K, None) for step in range(num_steps)]
+        )
+    return CompiledQuantizer(
+        CodecArrays(
+            _expert_arrays(quantizer, tables),
+            as_array(tables.codebooks_MKX),
+            as_array(components_MKE),
+            as_array(narrow_XE),
+        ),
+        as_array(quantizer.mean_D),
+        np.float32(float(quantizer.scale)),
+        as_array(quantizer.partition_offset(partitions_P)),
+        as_array(conditions_PE),
+        None if tables.subspace_WD is None else as_array(tables.subspace_WD),
+    )
+
+
+def as_array(tensor: Tensor) -> Float32Array:
+    """A tensor on the CPU as a contiguous array, in the same memory if it is contiguous."""
+    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
+
+
+def _expert_arrays(quantizer: ResidualQuantizer, tables: EncodingTables) -> ExpertArrays:
+    folded, output_SGW = tables.folded, tables.contract_SGW
+    if folded is None or output_SGW is None:
+        none = np.empty((0, 0, 0), np.float32)
+        return ExpertArrays(0, 1, none, none, none, none, none[..., None])
+    num_experts = folded.contract_SLNHW.shape[2]
+    return ExpertArrays(
+        quantizer.first_expert_step,
+        num_experts,
+        as_array(folded.codeword_SKF),
+        as_array(folded.condition_SEF),
+        as_array(output_SGW),
+        as_array(folded.contracting(slice(None))),
+        as_array(folded.expand_SLNHW[:, 1:].flatten(1, 2).transpose(2, 3)),
+    )
 
 
 def encode_block(
@@ -92,7 +153,21 @@ def encode_block(
     beam: int,
     preselect: int | None,
 ) -> Codes:
-    """Encode clamped vectors in the frame of the codec."""
+    """Encode clamped vectors in the frame of the codec: in compiled loops on a CPU, with torch on a GPU."""
+    if quantizer.codebooks_MKD.device.type == "cpu":
+        return tables.compiled.encode(vectors_nD, beam=beam, preselect=preselect)
+    return encode_with_torch(quantizer, tables, vectors_nD, beam=beam, preselect=preselect)
+
+
+def encode_with_torch(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    vectors_nD: Float32Array,
+    *,
+    beam: int,
+    preselect: int | None,
+) -> Codes:
+    """Encode clamped vectors chunk by chunk, each padded to one size."""
     device = quantizer.codebooks_MKD.device
     codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
     partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
@@ -106,19 +181,15 @@ def encode_block(
         codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
         partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
 
-    rows = chunk_rows(quantizer, beam=beam, preselect=preselect)
-    if device.type == "cpu":
-        run_chunks_parallel(len(vectors_nD), rows, encode_chunk, one_core=True)
-    else:
-        run_chunks(len(vectors_nD), rows, encode_chunk)
+    run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
     return Codes(codes_nM, partitions_n)
 
 
 def chunk_rows(quantizer: ResidualQuantizer, *, beam: int, preselect: int | None) -> int:
-    """Vectors encoded at once: as many as fit the device's memory budget, a power of two.
+    """Vectors that torch encodes at once: as many as fit the device's memory budget, a power of two.
 
-    Every chunk is padded to this size. Matrix products may round differently for different shapes, and the
-    padding makes codes independent of how the caller batches.
+    On a GPU, every chunk is padded to this size. Matrix products may round differently for different shapes,
+    and the padding makes codes independent of how the caller batches.
     """
     budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
     pairs = beam * quantizer.codebook_size

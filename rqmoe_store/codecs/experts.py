@@ -22,18 +22,11 @@ F = G + N first-layer features.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rqmoe_store.codecs.parallel import compiled, num_threads
-from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig
-
-_MANY_CODES = 256
-"""For fewer codes, several cores spend more time waiting for each other than they save."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +91,10 @@ class FoldedExperts:
 
     def summed_deformations(self, features_SBF: Tensor) -> Tensor:
         """Deformations (B, D) summed over the first S steps, without gradient or an S x B x D tensor."""
+        # One product over steps and hidden units: one GPU launch, and one rounding in bfloat16.
+        gated_SBG = self.gated(features_SBF, 0)
         contract_SGW = self.contracting(slice(len(features_SBF)))
-        on_cpu = features_SBF.device.type == "cpu" and features_SBF.dtype == torch.float32
-        if on_cpu and self.contract_SLNHW.shape[1] == 1 and loop_is_faster(features_SBF.shape[1]):
-            summed_BW = torch.from_numpy(
-                summed_deformations(features_SBF.numpy(), contract_SGW.numpy(), self.contract_SLNHW.shape[2])
-            )
-        else:
-            # One product over steps and hidden units: one GPU launch, one rounding in bfloat16, all cores.
-            gated_SBG = self.gated(features_SBF, 0)
-            summed_BW = gated_SBG.transpose(0, 1).flatten(1) @ contract_SGW.flatten(0, 1)
-        return self.widen(summed_BW)
+        return self.widen(gated_SBG.transpose(0, 1).flatten(1) @ contract_SGW.flatten(0, 1))
 
     def widen(self, deformations_SBW: Tensor) -> Tensor:
         """Deformations (..., W) in the width of the vectors (..., D)."""
@@ -187,96 +173,3 @@ class ExpertMixture(nn.Module):
         if self.output_projection_WD is None:
             return delta_BW
         return delta_BW @ self.output_projection_WD
-
-
-def loop_is_faster(num_codes: int) -> bool:
-    """Whether the compiled loop, on one core, is faster than matrix products, on all cores."""
-    return num_codes < _MANY_CODES or num_threads() == 1
-
-
-def summed_deformations(
-    features_SBF: Float32Array, contract_SGW: Float32Array, num_experts: int
-) -> Float32Array:
-    """Deformations (B, W), float32, of experts with one layer, summed over the steps in a compiled loop.
-
-    About four of five rectified units are zero. A matrix product multiplies by them; the loop skips them and
-    takes half the time on one core. It never stores a tensor of gates or of gated units either.
-
-    Args:
-        features_SBF: first-layer features: the hidden units of every expert before rectification (G of
-            them), then one gate logit per expert.
-        contract_SGW: contribution of every hidden unit.
-        num_experts: a divisor of G.
-    """
-    summed_BW = np.zeros((features_SBF.shape[1], contract_SGW.shape[2]), dtype=np.float32)
-    _add_deformations(features_SBF, contract_SGW, num_experts, summed_BW)
-    return summed_BW
-
-
-@compiled
-def _add_deformations(features_SBF: Any, contract_SGW: Any, num_experts: int, summed_BW: Any) -> None:
-    num_steps, num_hidden = contract_SGW.shape[0], contract_SGW.shape[1]
-    gated_G, used_G = np.empty(num_hidden, np.float32), np.empty(num_hidden, np.int64)
-    gates_N = np.empty(num_experts, np.float32)
-    for step in range(num_steps):  # the outer loop, so that a step's weights are read from memory once
-        for row in range(len(summed_BW)):
-            features_F = features_SBF[step, row]
-            _softmax(features_F[num_hidden:], gates_N)
-            used = _gate(features_F, gates_N, gated_G, used_G)
-            _add_rows(gated_G, used_G, used, contract_SGW[step], summed_BW[row])
-
-
-@compiled
-def _softmax(logits_N: Any, gates_N: Any) -> None:
-    total = np.float32(0)
-    top = logits_N.max()
-    for expert in range(len(logits_N)):
-        gates_N[expert] = np.exp(logits_N[expert] - top)
-        total += gates_N[expert]
-    for expert in range(len(logits_N)):
-        gates_N[expert] /= total
-
-
-@compiled
-def _gate(features_F: Any, gates_N: Any, gated_G: Any, used_G: Any) -> int:
-    """Write the gated units, not rectified, and the places of the positive ones; return their count."""
-    hidden_dim = len(gated_G) // len(gates_N)
-    for expert in range(len(gates_N)):
-        gate = gates_N[expert]
-        for unit in range(expert * hidden_dim, (expert + 1) * hidden_dim):
-            gated_G[unit] = features_F[unit] * gate
-    used = 0
-    for unit in range(len(gated_G)):
-        used_G[used] = unit
-        used += not gated_G[unit] <= 0  # no branch to mispredict; NaN counts, as it must show in the result
-    return used
-
-
-@compiled
-def _add_rows(factors_G: Any, used_G: Any, used: int, rows_GW: Any, total_W: Any) -> None:
-    """Add the rows in the first `used` places, times their factors. Four at a time save memory traffic."""
-    first = 0
-    while first + 4 <= used:
-        place0, place1, place2, place3 = (
-            used_G[first],
-            used_G[first + 1],
-            used_G[first + 2],
-            used_G[first + 3],
-        )
-        factor0, factor1, factor2, factor3 = (
-            factors_G[place0],
-            factors_G[place1],
-            factors_G[place2],
-            factors_G[place3],
-        )
-        row0_W, row1_W, row2_W, row3_W = rows_GW[place0], rows_GW[place1], rows_GW[place2], rows_GW[place3]
-        for column in range(len(total_W)):
-            total = total_W[column] + factor0 * row0_W[column]
-            total += factor1 * row1_W[column]
-            total += factor2 * row2_W[column]
-            total_W[column] = total + factor3 * row3_W[column]
-        first += 4
-    for place in used_G[first:used]:
-        factor, row_W = factors_G[place], rows_GW[place]
-        for column in range(len(total_W)):
-            total_W[column] += factor * row_W[column]

@@ -27,9 +27,8 @@ class PreparedQuantizer:
     @torch.no_grad()
     def __init__(self, quantizer: ResidualQuantizer) -> None:
         self.quantizer = quantizer.eval().requires_grad_(False)
-        folded = quantizer.fold()
-        self._encoding_tables = encoding_tables(quantizer, folded)
-        self._folded: dict[Precision, FoldedExperts | None] = {"float32": folded}
+        self._tables = encoding_tables(quantizer, quantizer.fold())
+        self._converted: dict[Precision, FoldedExperts | None] = {"float32": None}
         self._graphed: dict[Precision, GraphedDecoder] = {}
 
     @classmethod
@@ -39,18 +38,23 @@ class PreparedQuantizer:
 
     def encode(self, vectors_nD: Float32Array, *, beam: int, preselect: int | None) -> Codes:
         """Encode clamped vectors."""
-        return encode_block(self.quantizer, self._encoding_tables, vectors_nD, beam=beam, preselect=preselect)
+        return encode_block(self.quantizer, self._tables, vectors_nD, beam=beam, preselect=preselect)
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes to vectors (n, D)."""
-        if precision not in self._folded:
-            exact = self._folded["float32"]
-            self._folded[precision] = None if exact is None else exact.to(torch.bfloat16)
-        folded = self._folded[precision]
+        exact = self._tables.folded
+        if precision not in self._converted:
+            self._converted[precision] = None if exact is None else exact.to(torch.bfloat16)
+        converted = self._converted[precision]
         if self.quantizer.codebooks_MKD.is_cuda and precision not in self._graphed:
-            self._graphed[precision] = GraphedDecoder(self.quantizer, folded)
+            self._graphed[precision] = GraphedDecoder(self.quantizer, converted or exact)
         decoded_nD = decode(
-            self.quantizer, folded, codes, sequential=sequential, graphed=self._graphed.get(precision)
+            self.quantizer,
+            self._tables,
+            codes,
+            sequential=sequential,
+            converted=converted,
+            graphed=self._graphed.get(precision),
         )
         return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
 

@@ -212,7 +212,7 @@ class TableCodec:
         self.check(codes)
         decoded_nD = np.empty((len(codes), self.dim), dtype=np.float32)
         for generation, rows in self.by_generation(codes):
-            decoded_nD[rows] = _decoded(generation.codec, local_codes(codes[rows], generation))
+            decoded_nD[rows] = generation.codec.decode(local_codes(codes[rows], generation))
         return decoded_nD
 
     def read(self, rows: pa.Table | pa.RecordBatch) -> tuple[Codes, npt.NDArray[np.bool_]]:
@@ -355,13 +355,3 @@ def local_codes(codes: Codes, generation: Generation) -> Codes:
     """Codes with the partition ids of their codec, which begin at 0, and with refine codes if it has any."""
     codes = codes if generation.metadata.refine_bytes else codes.unrefined
     return dataclasses.replace(codes, partitions=codes.partitions - np.int32(generation.first_partition))
-
-
-def _decoded(codec: Codec, codes: Codes) -> Float32Array:
-    """Decode so that results do not depend on the number of codes.
-
-    A matrix product with a single row may be rounded differently from one with several rows.
-    """
-    if len(codes) == 1:
-        return codec.decode(codes[np.zeros(2, np.int64)])[:1]
-    return codec.decode(codes)

@@ -11,10 +11,8 @@ from small_codecs import as_codec, small_config, stirred, vectors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rqmoe_store.codecs import codes as codes_module
-from rqmoe_store.codecs import encoding
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.encoding import chunk_rows
-from rqmoe_store.codecs.parallel import num_threads, set_num_threads
+from rqmoe_store.codecs.encoding import chunk_rows, encode_with_torch, encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
@@ -87,20 +85,6 @@ def test_codes_do_not_depend_on_batch_size(cuts: list[int]) -> None:
         np.testing.assert_array_equal(part.partitions, ALL_CODES.partitions[start:stop])
 
 
-@pytest.mark.parametrize("cores", [1, 3])
-def test_codes_do_not_depend_on_the_number_of_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-    monkeypatch.setattr(encoding, "chunk_rows", lambda *_, **__: 16)
-    before = num_threads()
-    set_num_threads(cores)
-    try:
-        codes, lone_chunk = BATCHED.encode(ROWS), BATCHED.encode(ROWS[40:56])
-    finally:
-        set_num_threads(before)
-    np.testing.assert_array_equal(codes.codes, ALL_CODES.codes)
-    np.testing.assert_array_equal(codes.partitions, ALL_CODES.partitions)
-    np.testing.assert_array_equal(lone_chunk.codes, ALL_CODES.codes[40:56])
-
-
 def test_encoding_twice_gives_the_same_codes(codec: Codec) -> None:
     np.testing.assert_array_equal(codec.encode(ROWS).codes, codec.encode(ROWS).codes)
 
@@ -144,10 +128,11 @@ def test_nothing_of_batch_times_codebook_times_dimension_exists(preselect: str |
         code_bytes=3, codebook_size=128, num_partitions=0, num_experts=2, hidden_dim=16, network_dim=96
     ).resolve(dim=wide.shape[1], rows=400)
     plain = initialize(torch.from_numpy(wide), config, seed=0, progress=TrainingProgress(visible=False))
-    codec = as_codec(with_experts(plain, config, seed=0))
-    rows = chunk_rows(codec._coder.quantizer, beam=2, preselect=None if preselect is None else 2)
-    with LargestTensor() as largest:  # sees the tensors of this thread, which does one chunk
-        codec.encode(wide[:rows], beam=2, preselect=preselect)
+    quantizer = with_experts(plain, config, seed=0).requires_grad_(False)
+    tables, scored = encoding_tables(quantizer, quantizer.fold()), None if preselect is None else 2
+    rows = chunk_rows(quantizer, beam=2, preselect=scored)
+    with LargestTensor() as largest:
+        encode_with_torch(quantizer, tables, wide[:rows], beam=2, preselect=scored)
     assert largest.elements < rows * config.codebook_size * wide.shape[1]
 
 
