@@ -36,28 +36,28 @@ def product(rows_nD: Float32Array, matrix_DE: Float32Array) -> Float32Array:
 
 
 @compiled
-def multiply_columns(rows_nD: Any, matrix_DE: Any, first: int, last: int, products_nE: Any) -> None:
-    """Fill in the columns from `first` to `last` of the product."""
-    dim, last = rows_nD.shape[1], min(last, matrix_DE.shape[1])
-    products_nE[:, first:last] = 0
-    if len(rows_nD) == 1:
-        _add_one(rows_nD, 0, matrix_DE, 0, dim, first, last, products_nE)
-        return
-    in_fours = len(rows_nD) - len(rows_nD) % 4
-    for left in range(first, last, _BLOCK_COLUMNS):
-        right = min(left + _BLOCK_COLUMNS, last)
-        for start in range(0, dim, _BLOCK_COMPONENTS):
-            stop = min(start + _BLOCK_COMPONENTS, dim)
-            for row in range(0, in_fours, 4):
-                _add_four(rows_nD, row, matrix_DE, start, stop, left, right, products_nE)
-            for row in range(in_fours, len(rows_nD)):
-                _add_one(rows_nD, row, matrix_DE, start, stop, left, right, products_nE)
-
-
-@compiled
 def multiply_rows(rows_nD: Any, matrix_DE: Any, products_nE: Any) -> None:
     """Fill in the whole product."""
     multiply_columns(rows_nD, matrix_DE, 0, matrix_DE.shape[1], products_nE)
+
+
+@compiled
+def multiply_columns(rows_nD: Any, matrix_DE: Any, first: int, last: int, products_nE: Any) -> None:
+    """Fill in the columns from `first` to `last` of the product."""
+    rows, dim = rows_nD.shape
+    last = min(last, matrix_DE.shape[1])
+    products_nE[:, first:last] = 0
+    in_fours = rows - rows % 4
+    # A single row uses the matrix once, whatever stays in the cache.
+    width, height = (_BLOCK_COLUMNS, _BLOCK_COMPONENTS) if rows > 1 else (last - first, dim)
+    for left in range(first, last, max(1, width)):
+        right = min(left + width, last)
+        for start in range(0, dim, height):
+            stop = min(start + height, dim)
+            for row in range(0, in_fours, 4):
+                _add_four(rows_nD, row, matrix_DE, start, stop, left, right, products_nE)
+            for row in range(in_fours, rows):
+                _add_one(rows_nD, row, matrix_DE, start, stop, left, right, products_nE)
 
 
 # Columns are sliced from whole rows, whose layout tells the compiler that they are contiguous.

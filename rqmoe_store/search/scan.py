@@ -24,6 +24,7 @@ import numpy.typing as npt
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms, sum_norms
 from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
+from rqmoe_store.codecs.selection import nth_smallest
 from rqmoe_store.search.row_ids import row_id_at
 from rqmoe_store.search.segments import Mask, Segment, Selection
 from rqmoe_store.search.shortlists import Shortlists, Side, sides_of
@@ -342,7 +343,7 @@ def _keep_best(scores_X: Any, positions_X: Any, row_ids: Any, filled: int, size:
 
     Of rows with that score, those with the smallest row ids are kept.
     """
-    worst = np.partition(scores_X[:filled], size - 1)[size - 1]
+    worst = nth_smallest(scores_X[:filled].copy(), size - 1)
     better = equal = 0
     for place in range(filled):
         better += scores_X[place] < worst
@@ -354,7 +355,7 @@ def _keep_best(scores_X: Any, positions_X: Any, row_ids: Any, filled: int, size:
             if scores_X[place] == worst:
                 ids[found] = row_id_at(row_ids, positions_X[place])
                 found += 1
-        last = np.partition(ids, size - better - 1)[size - better - 1]
+        last = nth_smallest(ids, size - better - 1)
     kept = 0
     for place in range(filled):
         if scores_X[place] < worst or (
