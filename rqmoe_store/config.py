@@ -196,7 +196,7 @@ class TrainConfig:
     device: str = "auto"
     """"auto" (a GPU if there is one; several processes get one each), "cpu", "cuda" or "cuda:1", ..."""
     precision: TrainingPrecision = "auto"
-    """Number format of the experts' matrix products in training. "float32"; "bfloat16" (torch's autocast),
+    """Number format of the matrix products in training. "float32"; "bfloat16" (torch's autocast),
     which rounds more and is faster only on hardware that supports it; or "auto", which is bfloat16 on such
     hardware and float32 elsewhere. Weights and optimizer stay in float32, and the trained codec encodes in
     float32 in any case."""

@@ -3,6 +3,9 @@
 Shape legend: as in `additive`.
 """
 
+import functools
+import math
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -10,7 +13,7 @@ from torch import Tensor
 from rqmoe_store.codecs.additive import AdditiveTables, complete_tables, undeformed_rows
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import decode
-from rqmoe_store.codecs.device import as_tensor
+from rqmoe_store.codecs.device import as_tensor, run_on_device
 from rqmoe_store.codecs.encoding import encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.weights import QuantizerWeights
@@ -19,6 +22,7 @@ CALIBRATION_ROWS = 32_768
 """Codes kept inside a codec, to which `truncate` fits the tables of the shorter code."""
 
 _ITERATIONS = 24
+_COLUMNS = 256  # fitted at a time on a CPU; fewer take longer, as rows are read as often
 _RIDGE = 1.0  # pseudo-observations of the initial value per row: rows of rare codewords stay close to it
 _WEAKEST_DIRECTION = 1e-4  # relative to the strongest; an inverse would only amplify rounding errors below it
 
@@ -36,7 +40,8 @@ def fit_tables(quantizer: ResidualQuantizer, calibration: Codes) -> AdditiveTabl
     deformations_nW = _in_network_width(quantizer, reconstructions_nD - undeformed_nD)
     initial_TX = undeformed_TD.new_zeros(len(undeformed_TD), quantizer.deformation_dim + 1)
     initial_TX[:num_partitions, -1] = norms_n1.mean()
-    fitted_TX = fit_additive(rows_nM, torch.cat([deformations_nW, norms_n1], dim=1), initial_TX)
+    targets_nX = torch.cat([deformations_nW, norms_n1], dim=1)
+    fitted_TX = _fit_in_parts(rows_nM, targets_nX, initial_TX)
     # Round here, not only in the artifact, so that saved and loaded codecs are equal.
     corrections_TW = fitted_TX[:, :-1].bfloat16().float()
     norms_T1 = fitted_TX[:, -1:].contiguous()
@@ -65,6 +70,15 @@ def table_rows(codes: Codes, num_partitions: int, codebook_size: int, device: to
     return rows_nM
 
 
+def _fit_in_parts(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Tensor:
+    """`fit_additive`, on a CPU with some of the columns, which are independent, on each core."""
+    count = 1 if initial_TX.is_cuda else math.ceil(initial_TX.shape[1] / _COLUMNS)
+    parts = zip(targets_nX.tensor_split(count, dim=1), initial_TX.tensor_split(count, dim=1), strict=True)
+    fits = [functools.partial(fit_additive, rows_nM, *map(Tensor.contiguous, part)) for part in parts]
+    return torch.cat(run_on_device(initial_TX.device, fits), dim=1)
+
+
+@torch.inference_mode()
 def fit_additive(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Tensor:
     """Fit a table (T, X) whose selected rows sum to the targets in the least-squares sense.
 

@@ -3,12 +3,14 @@
 import ctypes
 import re
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from rqmoe_store.codecs.parallel import run_parallel
 from rqmoe_store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
+
+Result = TypeVar("Result")
 
 _NAMES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
@@ -73,6 +77,13 @@ def _require_gpu(name: str) -> None:
             f"device={name!r} is not there: {found} CUDA devices found{built}. "
             "Use device='auto' to run on what there is."
         )
+
+
+def run_on_device(device: "torch.device", tasks: Iterable[Callable[[], Result]]) -> list[Result]:
+    """Results of tasks that compute on a device: on a CPU in parallel, each on one core; on a GPU in turn."""
+    if device.type == "cpu":
+        return run_parallel(tasks, one_core=True)
+    return [task() for task in tasks]
 
 
 def as_tensor(array: npt.NDArray[Any]) -> "Tensor":

@@ -271,9 +271,8 @@ def encode(
 def _candidates(tables: EncodingTables, state: _Beam, step: int, count: int | None) -> _Candidates:
     """The best `count` continuations by their undeformed codewords; None for all of them."""
     codebook_KX, size = tables.codebooks_MKX[step], tables.codebooks_MKX.shape[1]
-    distance_PK = torch.addmm(
-        tables.norms_MK[step], state.residual_BRX.flatten(0, 1), codebook_KX.T, alpha=-2
-    )
+    products_PK = state.residual_BRX.flatten(0, 1) @ codebook_KX.T  # training may compute it in bfloat16
+    distance_PK = torch.add(tables.norms_MK[step], products_PK, alpha=-2)
     distance_BP = distance_PK.add_(state.distance_BR.view(-1, 1)).view(len(state.residual_BRX), -1)
     if count is None:
         pairs_BA = torch.arange(distance_BP.shape[1], device=distance_BP.device).expand_as(distance_BP)
@@ -345,7 +344,7 @@ def _deformed(
     rest_BA: Tensor | float = 0.0
     if tables.subspace_WD is not None:
         rest_BA = block.distance_BA - left_BAW.square().sum(dim=2)
-    left_BAW.flatten(0, 1).addmm_(gated_1XG[0], contract_GW, alpha=-1)
+    left_BAW.flatten(0, 1).sub_(gated_1XG[0] @ contract_GW)
     distance_BA = torch.linalg.vector_norm(left_BAW, dim=2).square() + rest_BA
     return dataclasses.replace(block, distance_BA=distance_BA), left_BAW
 

@@ -141,8 +141,8 @@ class RQMoE(ResidualQuantizer):
         if self.mixture is None or folded is None or num_steps <= first:
             return chosen_MBD
         features_SBF = self._features(codes_BM, partitions_B, folded)
-        delta_SBD = folded.deform(features_SBF, first_step=0)
-        return torch.cat([chosen_MBD[:first], chosen_MBD[first:] + delta_SBD])
+        chosen_MBD[first:] += folded.deform(features_SBF, first_step=0)
+        return chosen_MBD
 
     def summed_codewords(
         self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None

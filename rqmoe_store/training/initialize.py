@@ -5,13 +5,15 @@ P partitions, X empty centroids.
 """
 
 import dataclasses
+import functools
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from rqmoe_store.codecs.encoding import assign_partitions
+from rqmoe_store.codecs.device import run_on_device
 from rqmoe_store.codecs.kinds import RQ, make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
@@ -27,7 +29,8 @@ FULL_ROWS = 65_536
 
 _ITERATIONS = 10  # of k-means
 _START = 0.3  # centroids start at this share of the way from the mean to a vector
-_CHUNK = 65_536  # vectors that look for their nearest centroid at a time
+_GPU_CHUNK, _CPU_CHUNK = 65_536, 1_024  # vectors that look for their nearest centroid at a time
+_MOST_PARTS = 16  # of the vectors, each with sums of its own
 
 _ROWS_PER_PARTITION = 40
 _ROWS_PER_CODEWORD = 64  # fewer cause a warning
@@ -165,12 +168,12 @@ def initialize(
     if quantizer.num_partitions:
         progress.stage(f"k-means for {quantizer.num_partitions} partitions")
         quantizer.centroids_PD.copy_(kmeans(residual_nD, quantizer.num_partitions, generator=generator))
-        residual_nD = residual_nD - quantizer.partition_offset(assign_partitions(quantizer, residual_nD))
+        residual_nD = residuals(residual_nD, quantizer.centroids_PD)
     for step in range(quantizer.num_steps):
         progress.stage(f"residual codebook {step + 1} of {quantizer.num_steps}")
         codebook_KD = kmeans(residual_nD, quantizer.codebook_size, generator=generator)
         quantizer.codebooks_MKD[step] = codebook_KD
-        residual_nD = residual_nD - codebook_KD[nearest(residual_nD, codebook_KD)]
+        residual_nD = residuals(residual_nD, codebook_KD)
     # Training is compared with plain RQ, and falls back on it, as it would be stored.
     quantizer.round_weights()
     return quantizer
@@ -203,7 +206,7 @@ def with_experts(plain: RQ, config: CodecConfig, *, seed: int) -> ResidualQuanti
         quantizer = make_quantizer(config, plain.dim).to(plain.codebooks_MKD.device)
     shared = plain.state_dict()
     quantizer.load_state_dict({**quantizer.state_dict(), **shared})
-    quantizer.start_experts()
+    run_on_device(plain.codebooks_MKD.device, [quantizer.start_experts])
     return quantizer
 
 
@@ -251,9 +254,7 @@ def kmeans(
     start_K = torch.randperm(len(vectors_nD), generator=generator)[:count].to(vectors_nD.device)
     centroids_KD = vectors_nD.mean(dim=0).lerp(vectors_nD[start_K], _START)
     for _ in range(iterations):
-        assignment_n = nearest(vectors_nD, centroids_KD)
-        sizes_K = torch.bincount(assignment_n, minlength=count)
-        sums_KD = torch.zeros_like(centroids_KD).index_add_(0, assignment_n, vectors_nD)
+        sums_KD, sizes_K = _sums_of_nearest(vectors_nD, centroids_KD)
         centroids_KD = torch.where(
             sizes_K[:, None] > 0, sums_KD / sizes_K.clamp_min(1)[:, None], centroids_KD
         )
@@ -261,11 +262,50 @@ def kmeans(
     return centroids_KD
 
 
+def _sums_of_nearest(vectors_nD: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (K, D) and numbers (K,) of the vectors that each centroid is nearest to."""
+
+    def sums(part_nD: Tensor) -> tuple[Tensor, Tensor]:
+        assignment_n = _nearest_in_chunks(part_nD, centroids_KD)
+        sums_KD = torch.zeros_like(centroids_KD).index_add_(0, assignment_n, part_nD)
+        return sums_KD, torch.bincount(assignment_n, minlength=len(centroids_KD))
+
+    parts = [functools.partial(sums, part_nD) for part_nD in _parts(vectors_nD)]
+    (sums_KD, sizes_K), *others = run_on_device(vectors_nD.device, parts)
+    for other_KD, other_K in others:
+        sums_KD += other_KD
+        sizes_K += other_K
+    return sums_KD, sizes_K
+
+
 def nearest(vectors_nD: Tensor, centroids_KD: Tensor) -> Tensor:
     """Index (n,), int64, of the centroid nearest to each vector."""
+    parts = [functools.partial(_nearest_in_chunks, part_nD, centroids_KD) for part_nD in _parts(vectors_nD)]
+    return torch.cat(run_on_device(vectors_nD.device, parts))
+
+
+def residuals(vectors_nD: Tensor, centroids_KD: Tensor) -> Tensor:
+    """The vectors less their nearest centroids."""
+
+    def subtract(part_nD: Tensor) -> Tensor:
+        return part_nD - centroids_KD[_nearest_in_chunks(part_nD, centroids_KD)]
+
+    parts = [functools.partial(subtract, part_nD) for part_nD in _parts(vectors_nD)]
+    return torch.cat(run_on_device(vectors_nD.device, parts))
+
+
+def _parts(vectors_nD: Tensor) -> Sequence[Tensor]:
+    """The vectors in as many parts as there may be threads to work on them, whatever their number is."""
+    parts = min(_MOST_PARTS, math.ceil(len(vectors_nD) / _CPU_CHUNK))
+    return vectors_nD.tensor_split(parts if vectors_nD.device.type == "cpu" else 1)
+
+
+def _nearest_in_chunks(vectors_nD: Tensor, centroids_KD: Tensor) -> Tensor:
     norms_K = centroids_KD.square().sum(dim=1)
+    rows = _CPU_CHUNK if vectors_nD.device.type == "cpu" else _GPU_CHUNK
     chunks = [
-        (norms_K - 2 * chunk_BD @ centroids_KD.T).argmin(dim=1) for chunk_BD in vectors_nD.split(_CHUNK)
+        torch.addmm(norms_K, chunk_BD, centroids_KD.T, alpha=-2).argmin(dim=1)
+        for chunk_BD in vectors_nD.split(rows)
     ]
     return torch.cat(chunks)
 

@@ -4,6 +4,7 @@ Shape legend: n training vectors, B batch, M steps, K codewords, D dimension, X 
 """
 
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -17,21 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rqmoe_store.codecs.device import run_on_device
 from rqmoe_store.codecs.kinds import RQMoE
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import InvalidInputError, warn_caller
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.checkpoint import BestWeights, Checkpoint, write_checkpoint
+from rqmoe_store.training.gradients import GradientComputation
 from rqmoe_store.training.initialize import Start
-from rqmoe_store.training.loss import TrainingLoss, batch_loss, quick_mse
+from rqmoe_store.training.loss import TrainingLoss, quick_mse
+from rqmoe_store.training.optimizer import Optimizer
 from rqmoe_store.training.sampler import Batches, derived_seed
 from rqmoe_store.training.workers import Workers
 
 _DEFAULT_EPOCHS = 30
 _FIRST_RATE = 0.005  # of the peak learning rate; not zero, so that the first step moves
 _FINAL_RATE = 0.02  # of the peak learning rate
-_CODEWORD_RATE = 10.0  # times the learning rate of the networks
 _MIN_STEPS_BETWEEN_VALIDATIONS = 50
 _MAX_RECOVERIES = 5  # by then the learning rate is down to a 32nd, and not the cause
 _NOISE = 1e-2  # of the codebook's spread: enough to separate the two halves of a split
@@ -163,10 +166,11 @@ class TrainingLoop:
             settings, steps_per_epoch=self.batches.per_epoch, started=started, reserved=reserved
         )
         self.parameters = list(self.quantizer.parameters())
-        self.optimizer = make_optimizer(self.quantizer, settings)
-        self.loss_of = TrainingLoss(
+        self.optimizer = Optimizer(self.quantizer, settings)
+        loss_of = TrainingLoss(
             training_nD, self.quantizer.config.metric, seed=settings.seed, sum_=workers.sum_
         )
+        self.gradients = GradientComputation(self.quantizer, loss_of, settings.precision)
         shape = (self.quantizer.num_steps, self.quantizer.codebook_size)
         self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
         self.utilisation: float | None = None
@@ -212,26 +216,21 @@ class TrainingLoop:
         return decision.interrupted or decision.share >= 1 or out_of_patience
 
     def _train_step(self, share: float) -> None:
-        batch_BD = self.batches.at(self.step)
+        (batch_BD,) = run_on_device(self.workers.device, [functools.partial(self.batches.at, self.step)])
         own_BD = self.workers.slice_of(batch_BD)
-        set_learning_rate(self.optimizer, self.schedule.learning_rate(share))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = batch_BD.new_zeros(())
-        if len(own_BD):
-            loss, codes_BM = batch_loss(self.quantizer, own_BD, self.loss_of, self.settings.precision)
-            loss.backward()
-            self._count_codes(codes_BM)
-        else:
-            self.loss_of.reduce_empty_part()
-        loss = self.workers.average_gradients(self.parameters, loss, len(own_BD) / len(batch_BD))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        self.loss = float(loss)
+        gradient = self.gradients.of_batch(own_BD)
+        for parameter, own in zip(self.parameters, gradient.of_parameters, strict=True):
+            parameter.grad = own
+        share_of_batch = len(own_BD) / len(batch_BD)
+        self.loss = float(self.workers.average_gradients(self.parameters, gradient.loss, share_of_batch))
+        norm = self.optimizer.gradient_norm()
+        self._count_codes(gradient.codes_BM)
         if not math.isfinite(self.loss):
             self._roll_back(f"training loss became {self.loss}")
         elif not math.isfinite(norm):
-            self._roll_back(f"norm of the gradient became {float(norm)}")
+            self._roll_back(f"norm of the gradient became {norm}")
         else:
-            self.optimizer.step()
+            self.optimizer.step(self.schedule.learning_rate(share), gradient_norm=norm)
 
     def _roll_back(self, problem: str) -> None:
         """Return to the best weights after a failed step, and continue at half the learning rate."""
@@ -243,7 +242,7 @@ class TrainingLoop:
         self.recoveries += 1
         self.schedule.rate_factor /= 2
         self.quantizer.load_state_dict(self.best.weights)
-        self.optimizer.state.clear()
+        self.optimizer.clear()
         if self.workers.is_main:
             warn_caller(
                 f"The {problem} at step {self.step}; went back to the weights of step {self.best.step}, "
@@ -280,15 +279,18 @@ class TrainingLoop:
         self.best.offer(self.quantizer, self.newest_mse, self.step)
 
     def _count_codes(self, codes_BM: Tensor) -> None:
-        for step, indices_B in enumerate(codes_BM.unbind(dim=1)):
-            self.usage_MK[step] += torch.bincount(indices_B, minlength=self.quantizer.codebook_size)
+        numbers_BM = codes_BM + self.usage_MK.shape[1] * torch.arange(
+            len(self.usage_MK), device=codes_BM.device
+        )
+        counts = torch.bincount(numbers_BM.flatten(), minlength=self.usage_MK.numel())
+        self.usage_MK += counts.view_as(self.usage_MK)
 
     def snapshot(self, identity: dict[str, Any]) -> Checkpoint:
         """The state of the run, from which `restore` continues."""
         groups = {
             "weights": self.quantizer.state_dict(),
             "best": self.best.weights,
-            "optimizer": optimizer_tensors(self.optimizer),
+            "optimizer": self.optimizer.tensors(),
             "usage": {"counts": self.workers.sum_(self.usage_MK.clone())},
         }
         tensors = {
@@ -304,7 +306,7 @@ class TrainingLoop:
         counters = checkpoint.counters
         self.best.restore(counters, checkpoint.group("best"))
         self.schedule.restore(counters)
-        restore_optimizer(self.optimizer, checkpoint.group("optimizer"))
+        self.optimizer.restore(checkpoint.group("optimizer"))
         if self.workers.is_main:  # the counts are the sum over all processes, which will be summed again
             self.usage_MK.copy_(checkpoint.group("usage")["counts"])
         for name in _COUNTERS:
@@ -317,58 +319,10 @@ class TrainingLoop:
         self.last_checkpoint = time.monotonic()
 
 
-def make_optimizer(quantizer: ResidualQuantizer, settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on the experts only: codewords have no reason to shrink.
-
-    Codewords and expert components learn faster than the networks. Only the few vectors of a batch that chose
-    a codeword train it, and it has a long way to go from its k-means centroid.
-    """
-    experts = [] if quantizer.mixture is None else list(quantizer.mixture.parameters())
-    decayed = {id(parameter) for parameter in experts}
-    others = [parameter for parameter in quantizer.parameters() if id(parameter) not in decayed]
-    groups = [{"params": others, "weight_decay": 0.0, "rate_factor": _CODEWORD_RATE}]
-    if experts:
-        groups.append({"params": experts, "weight_decay": settings.weight_decay, "rate_factor": 1.0})
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the experts' learning rate to `rate`, and that of codewords to a multiple of it."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate_factor"]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state.items()
-        for name, value in values.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` returned into an optimizer of the same parameters."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def reset_moments(optimizer: torch.optim.Optimizer, stack_MKX: Tensor, step: int, rows_X: Tensor) -> None:
-    """Zero the optimizer's moments of some codewords of one step, as if they were new."""
-    for name in ("exp_avg", "exp_avg_sq"):
-        moment = optimizer.state.get(stack_MKX, {}).get(name)
-        if moment is not None:
-            moment[step, rows_X] = 0
-
-
 @torch.no_grad()
 def revive_dead(
     quantizer: ResidualQuantizer,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     usage_MK: Tensor,
     generator: torch.Generator,
 ) -> int:
@@ -392,6 +346,6 @@ def revive_dead(
             noise_XX = torch.randn(len(dead_X), codewords_KX.shape[1], generator=generator)
             spread = codewords_KX.std() * _NOISE
             codewords_KX[dead_X] = codewords_KX[crowded_X] + noise_XX.to(codewords_KX.device) * spread
-            reset_moments(optimizer, stack_MKX, step, dead_X)
+            optimizer.reset_moments(stack_MKX, step, dead_X)
         revived += len(dead_X)
     return revived

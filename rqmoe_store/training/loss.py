@@ -11,15 +11,20 @@ vector to vector does, and reconstructions that are too short by different lengt
 Shape legend: n training vectors, B batch, M steps, D dimension, Q sample queries.
 """
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rqmoe_store.codecs import encoding
-from rqmoe_store.codecs.encoding import encoding_tables
+from rqmoe_store.codecs.device import run_on_device
+from rqmoe_store.codecs.encoding import EncodingTables, encoding_tables
+from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import Metric, TrainingPrecision, scored_pairs
 
@@ -35,8 +40,26 @@ _EPSILON = 1e-6
 _QUICK_ROWS = 2048
 
 
+@dataclasses.dataclass(frozen=True)
+class LossShare:
+    """What the loss needs of some vectors of a batch, before it knows the statistics of the whole batch."""
+
+    prefix_loss: Tensor
+    """The first term of the loss."""
+    final_loss: Tensor
+    """The second one, without its weight."""
+    distance_errors_BQ: Tensor
+    sums_3Q: Tensor
+    """Per query, the sum and the sum of squares of the distance errors, and their number."""
+
+
 class TrainingLoss:
-    """The loss of normalized vectors, given their chosen deformed codewords."""
+    """The loss of normalized vectors, given their chosen deformed codewords.
+
+    A batch is divided into shares. Each share is measured alone (`measure`), their sums are added
+    (`statistics`), and every share then has a loss of its own (`of_share`). The loss of the batch is the mean
+    of these, weighted by the number of vectors.
+    """
 
     def __init__(
         self,
@@ -55,48 +78,94 @@ class TrainingLoss:
         self.queries_QD = vectors_nD[chosen_Q.to(vectors_nD.device)]
         self.metric, self._sum = metric, sum_
 
-    def __call__(self, vectors_BD: Tensor, first_residual_BD: Tensor, chosen_MBD: Tensor) -> Tensor:
-        """The loss (a scalar); `first_residual_BD` are the vectors less their partition centroids."""
-        errors_BD = first_residual_BD - chosen_MBD.sum(dim=0)
+    def measure(self, vectors_BD: Tensor, first_residual_BD: Tensor, chosen_MBD: Tensor) -> LossShare:
+        """The loss's parts that a share has alone; `first_residual_BD` are the vectors less their partition
+        centroids."""
+        prefix_loss, errors_BD = normalized_residual_loss(first_residual_BD, chosen_MBD)
+        errors_BQ = distance_errors(vectors_BD, errors_BD, self.queries_QD, self.metric)
+        # In double precision, because the variance is a difference of large sums.
         final_B = torch.log(errors_BD.square().sum(dim=1) + _EPSILON)
-        distance_errors_BQ = distance_errors(vectors_BD, errors_BD, self.queries_QD, self.metric)
-        mean_Q, variance = self._statistics(distance_errors_BQ.detach())
-        # The gradient of log V, with mean and variance of the whole batch as constants.
-        around = (distance_errors_BQ - mean_Q).square().mean() / variance
-        return (
-            normalized_residual_loss(first_residual_BD, chosen_MBD)
-            + _FINAL_WEIGHT * final_B.mean()
-            + _DISTANCE_WEIGHT * (variance.log() + around - around.detach())
-        )
+        exact_BQ = errors_BQ.detach().double()
+        counts_Q = torch.full_like(exact_BQ[0], len(exact_BQ))
+        sums_3Q = torch.stack([exact_BQ.sum(dim=0), exact_BQ.square().sum(dim=0), counts_Q])
+        return LossShare(prefix_loss, final_B.mean(), errors_BQ, sums_3Q)
 
-    def reduce_empty_part(self) -> None:
-        """Take part in the sums with an empty part of the batch, so that other processes need not wait."""
-        self._statistics(self.queries_QD.new_empty(0, len(self.queries_QD)))
-
-    def _statistics(self, distance_errors_BQ: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean per query (Q,), and variance over vectors averaged over queries, of the whole batch."""
-        distance_errors_BQ = distance_errors_BQ.double()  # the variance is a difference of large sums
-        counts_Q = torch.full_like(self.queries_QD[:, 0], len(distance_errors_BQ), dtype=torch.float64)
-        sums_3Q = self._sum(
-            torch.stack([distance_errors_BQ.sum(dim=0), distance_errors_BQ.square().sum(dim=0), counts_Q])
-        )
+    def statistics(self, shares: Sequence[LossShare]) -> tuple[Tensor, Tensor]:
+        """Mean distance error per query (Q,), and variance over vectors averaged over queries, of the whole
+        batch. A process without a share of a small batch takes part in the sums, too."""
+        sums_3Q = self.queries_QD.new_zeros(3, len(self.queries_QD), dtype=torch.float64)
+        for share in shares:
+            sums_3Q += share.sums_3Q
+        self._sum(sums_3Q)
         means_Q, squares_Q = sums_3Q[:2] / sums_3Q[2].clamp_min(1)
         variance = (squares_Q - means_Q.square()).mean().clamp_min(0) + _EPSILON
         return means_Q.float(), variance.float()
 
+    def of_share(
+        self, share: LossShare, mean_Q: Tensor, variance: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a share with the statistics of the whole batch, and its derivatives with respect to the
+        differentiable parts of the share.
 
-def normalized_residual_loss(first_residual_BD: Tensor, chosen_MBD: Tensor) -> Tensor:
-    """Mean over vectors of sum_m log(1 + ||r^{m+1}||^2 / ||r^m||^2), denominators without gradient.
+        Automatic differentiation goes on from there: its sums have one order only if one thread has recorded
+        all that it goes through.
+        """
+        loss = share.prefix_loss + _FINAL_WEIGHT * share.final_loss + _DISTANCE_WEIGHT * variance.log()
+        distance_errors_BQ = share.distance_errors_BQ.detach()
+        return loss.detach(), {
+            "prefix_loss": torch.ones_like(share.prefix_loss),
+            "final_loss": torch.full_like(share.final_loss, _FINAL_WEIGHT),
+            # The gradient of log V, with mean and variance of the whole batch as constants.
+            "distance_errors_BQ": (distance_errors_BQ - mean_Q)
+            * (2 * _DISTANCE_WEIGHT / (distance_errors_BQ.numel() * variance)),
+        }
+
+
+class _NormalizedResidualLoss(torch.autograd.Function):
+    """`normalized_residual_loss`, whose backward pass is a running sum, too.
+
+    With r^{m+1} = r^1 - sum of the first m codewords, the derivative with respect to codeword j is the sum of
+    w_m r^{m+1} over m >= j, w_m = -2 / (||r^m||^2 + ||r^{m+1}||^2). Step after step needs no M x B x D tensor
+    besides the codewords and their gradient.
+    """
+
+    @staticmethod
+    def forward(context: Any, first_residual_BD: Tensor, chosen_MBD: Tensor) -> tuple[Tensor, Tensor]:
+        residual_BD = first_residual_BD.clone()
+        before_B = torch.linalg.vecdot(residual_BD, residual_BD)
+        total_B, weights = torch.zeros_like(before_B), []
+        for chosen_BD in chosen_MBD:
+            residual_BD -= chosen_BD
+            after_B = torch.linalg.vecdot(residual_BD, residual_BD)
+            before_B = before_B + _EPSILON
+            total_B += torch.log1p(after_B / before_B)
+            weights.append(-2 / (before_B + after_B))
+            before_B = after_B
+        context.save_for_backward(chosen_MBD, residual_BD, torch.stack(weights))
+        return total_B.mean(), residual_BD
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, of_loss: Tensor, of_errors_BD: Tensor) -> tuple[None, Tensor]:
+        chosen_MBD, errors_BD, weights_MB = context.saved_tensors
+        weights_MB1 = (weights_MB * (of_loss / len(errors_BD))).unsqueeze(2)
+        residual_BD, total_BD = errors_BD.clone(), -of_errors_BD
+        gradient_MBD = torch.empty_like(chosen_MBD)
+        for step in reversed(range(len(chosen_MBD))):
+            total_BD = torch.addcmul(total_BD, residual_BD, weights_MB1[step], out=gradient_MBD[step])
+            residual_BD += chosen_MBD[step]
+        return None, gradient_MBD
+
+
+def normalized_residual_loss(first_residual_BD: Tensor, chosen_MBD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over vectors of sum_m log(1 + ||r^{m+1}||^2 / ||r^m||^2), and the last residuals (B, D).
 
     Dividing by the residual before the step gives late steps, whose residuals are small, the same weight as
-    early ones (RQ-MoE, arXiv 2605.14359, training objective). Gradients reach every step's codeword through
-    all later residuals.
+    early ones (RQ-MoE, arXiv 2605.14359, training objective). The denominators carry no gradient. Gradients
+    reach every step's codeword through all later residuals.
     """
-    residuals_MBD = first_residual_BD - chosen_MBD.cumsum(dim=0)
-    after_MB = residuals_MBD.square().sum(dim=2)
-    before_MB = torch.cat([first_residual_BD.square().sum(dim=1).unsqueeze(0), after_MB[:-1]])
-    ratio_MB = after_MB / (before_MB.detach() + _EPSILON)
-    return torch.log1p(ratio_MB).sum(dim=0).mean()
+    loss, errors_BD = _NormalizedResidualLoss.apply(first_residual_BD, chosen_MBD)  # type: ignore[no-untyped-call]
+    return loss, errors_BD
 
 
 def distance_errors(vectors_BD: Tensor, errors_BD: Tensor, queries_QD: Tensor, metric: Metric) -> Tensor:
@@ -111,24 +180,6 @@ def distance_errors(vectors_BD: Tensor, errors_BD: Tensor, queries_QD: Tensor, m
         lengths_B = (vectors_BD - errors_BD).square().sum(dim=1) - vectors_BD.square().sum(dim=1)
         distance_errors_BQ = distance_errors_BQ + lengths_B.unsqueeze(1)
     return distance_errors_BQ
-
-
-def batch_loss(
-    quantizer: ResidualQuantizer, batch_BD: Tensor, loss_of: TrainingLoss, precision: TrainingPrecision
-) -> tuple[Tensor, Tensor]:
-    """The differentiable loss of normalized vectors, and their codes (B, M)."""
-    with mixed_precision(batch_BD.device, precision):
-        folded = quantizer.fold()
-    with torch.no_grad():
-        constant = None if folded is None else folded.detached()
-        tables = encoding_tables(quantizer, constant)
-        codes_BM, partitions_B = encoding.encode(
-            quantizer, tables, batch_BD, beam=TRAINING_BEAM, preselect=TRAINING_BEAM
-        )
-    with mixed_precision(batch_BD.device, precision):
-        chosen_MBD = quantizer.chosen_codewords(codes_BM, partitions_B, folded)
-    first_residual_BD = batch_BD - quantizer.partition_offset(partitions_B)
-    return loss_of(batch_BD, first_residual_BD, chosen_MBD.float()), codes_BM
 
 
 def mixed_precision(device: torch.device, precision: TrainingPrecision) -> AbstractContextManager[Any]:
@@ -146,21 +197,33 @@ def has_bfloat16_units(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-@torch.inference_mode()
 def prefix_mse(
     quantizer: ResidualQuantizer, normalized_nD: Tensor, *, beam: int, preselect: int | None
 ) -> tuple[float, ...]:
     """Mean squared error of every code prefix (1 to M steps), in normalized units."""
-    folded = quantizer.fold()
-    tables = encoding_tables(quantizer, folded)
-    rows = encoding.chunk_rows(quantizer, beam=beam, preselect=preselect)
-    total_M = torch.zeros(quantizer.num_steps, dtype=torch.float64)
-    for chunk_BD in normalized_nD.split(rows):
+    device = quantizer.codebooks_MKD.device
+
+    @torch.inference_mode()
+    def prepare() -> tuple[FoldedExperts | None, EncodingTables]:
+        folded = quantizer.fold()
+        return folded, encoding_tables(quantizer, folded)
+
+    ((folded, tables),) = run_on_device(device, [prepare])
+
+    @torch.inference_mode()
+    def measure(chunk_BD: Tensor) -> Tensor:
         codes_BM, partitions_B = encoding.encode(quantizer, tables, chunk_BD, beam=beam, preselect=preselect)
         chosen_MBD = quantizer.chosen_codewords(codes_BM, partitions_B, folded)
-        first_residual_BD = chunk_BD - quantizer.partition_offset(partitions_B)
-        errors_MBD = first_residual_BD - chosen_MBD.cumsum(dim=0)
-        total_M += errors_MBD.square().sum(dim=2).double().sum(dim=1).cpu()
+        residual_BD = chunk_BD - quantizer.partition_offset(partitions_B)
+        totals = []
+        for chosen_BD in chosen_MBD:  # a running sum needs no M x B x D tensor more
+            residual_BD = residual_BD - chosen_BD
+            totals.append(residual_BD.square().sum(dim=1).double().sum())
+        return torch.stack(totals).cpu()
+
+    rows = encoding.chunk_rows(quantizer, beam=beam, preselect=preselect)
+    chunks = [functools.partial(measure, chunk_BD) for chunk_BD in normalized_nD.split(rows)]
+    total_M = torch.stack(run_on_device(device, chunks)).sum(dim=0)
     return tuple((total_M / len(normalized_nD)).tolist())
 
 

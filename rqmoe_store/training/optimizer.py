@@ -1,0 +1,106 @@
+"""Optimizer: AdamW with clipped gradients, on a CPU one parameter per task.
+
+Shape legend: M steps, K codewords, X some codewords of a step, or their components.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from rqmoe_store.codecs.device import run_on_device
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.config import TrainConfig
+
+_CODEWORD_RATE = 10.0  # times the learning rate of the networks
+
+
+class Optimizer:
+    """AdamW with weight decay on the experts only: codewords have no reason to shrink.
+
+    Codewords and expert components learn faster than the networks. Only the few vectors of a batch that chose
+    a codeword train it, and it has a long way to go from its k-means centroid.
+    """
+
+    def __init__(self, quantizer: ResidualQuantizer, settings: TrainConfig) -> None:
+        self.clip_norm, self.device = settings.clip_norm, quantizer.codebooks_MKD.device
+        experts = [] if quantizer.mixture is None else list(quantizer.mixture.parameters())
+        decayed = {id(parameter) for parameter in experts}
+        codewords = [parameter for parameter in quantizer.parameters() if id(parameter) not in decayed]
+        self._parameters = [*codewords, *experts]  # by their place here, `tensors` names them
+        self._algorithms: list[torch.optim.AdamW] = []
+        for place, parameter in enumerate(self._parameters):
+            is_expert = place >= len(codewords)
+            group = {
+                "params": [parameter],
+                "weight_decay": settings.weight_decay if is_expert else 0.0,
+                "rate_factor": 1.0 if is_expert else _CODEWORD_RATE,
+            }
+            self._algorithms.append(torch.optim.AdamW([group], lr=settings.learning_rate, fused=True))
+
+    def gradient_norm(self) -> float:
+        """Length of the gradient of all parameters together."""
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        norms = run_on_device(
+            self.device, [functools.partial(torch.linalg.vector_norm, gradient) for gradient in gradients]
+        )
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+    def step(self, rate: float, *, gradient_norm: float) -> None:
+        """Move the parameters against their gradients, which are scaled down to `clip_norm`.
+
+        Args:
+            rate: the experts' learning rate. That of codewords is a multiple of it.
+            gradient_norm: as `gradient_norm` returns it.
+        """
+        factor = min(1.0, self.clip_norm / (gradient_norm + 1e-6))
+        # The largest first, so that no core is left with one of them at the end.
+        sizes = [parameter.numel() for parameter in self._parameters]
+        order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
+        run_on_device(self.device, [functools.partial(self._step, place, rate, factor) for place in order])
+
+    def _step(self, place: int, rate: float, factor: float) -> None:
+        gradient, algorithm = self._parameters[place].grad, self._algorithms[place]
+        if gradient is None:
+            return
+        if factor < 1.0:
+            gradient.mul_(factor)
+        for group in algorithm.param_groups:
+            group["lr"] = rate * group["rate_factor"]
+        algorithm.step()
+
+    def clear(self) -> None:
+        """Forget all moments, as if training began."""
+        for algorithm in self._algorithms:
+            algorithm.state.clear()
+
+    def moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The moments of a parameter by their names; none before the first step."""
+        found = [algorithm.state[parameter] for algorithm in self._algorithms if parameter in algorithm.state]
+        return {name: found[0][name] for name in ("exp_avg", "exp_avg_sq")} if found else {}
+
+    def reset_moments(self, stack_MKX: Tensor, step: int, rows_X: Tensor) -> None:
+        """Zero the moments of some codewords of one step, as if they were new."""
+        for moment in self.moments(stack_MKX).values():
+            moment[step, rows_X] = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors."""
+        return {
+            f"{place}.{name}": torch.as_tensor(value)
+            for place, (parameter, algorithm) in enumerate(
+                zip(self._parameters, self._algorithms, strict=True)
+            )
+            for name, value in algorithm.state.get(parameter, {}).items()
+        }
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Load what `tensors` returned into an optimizer of the same parameters."""
+        for place, algorithm in enumerate(self._algorithms):
+            prefix = f"{place}."
+            state = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+            algorithm.load_state_dict({**algorithm.state_dict(), "state": {0: state} if state else {}})
