@@ -25,19 +25,31 @@ from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms, sum_norms
 from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
 from rqmoe_store.codecs.selection import nth_smallest
+from rqmoe_store.search.lanes import (
+    LANES,
+    MAX_CODE_BYTES,
+    bounds_of_sums,
+    empty_lanes,
+    fill_lanes,
+    find_within,
+    sum_lanes,
+)
 from rqmoe_store.search.row_ids import row_id_at
 from rqmoe_store.search.segments import Mask, Segment, Selection
 from rqmoe_store.search.shortlists import Shortlists, Side, sides_of
 
 _ONE = np.float32(1)
 
-_BLOCK = 512
-"""Rows scored at a time: their scores stay in the core's nearest cache."""
+_BLOCK = 2_048
+"""Rows scored at a time: what is computed of them stays in the caches of the core."""
 
 WORD = 8
 """Code bytes that are loaded, and whose entries are added, at a time."""
 _BYTE = np.uint64(255)
 _LAST_ROW_ID = np.uint64(2**64 - 1)
+
+_LEAST_LANES = 8
+"""Fewest queries that are scanned together; for fewer it would take longer."""
 
 _MOST_KEPT = 2**20
 """Most rows that a task keeps, of all its queries, unless a single query needs more."""
@@ -120,8 +132,8 @@ def _tasks(rows: int, queries: int, sides: list[Side], size: int) -> Iterator[_T
     threads = num_threads()
     parts = max(1, min(-(-threads // (queries * len(sides))), rows // _ROWS_PER_TASK))
     edges = [rows * part // parts for part in range(parts + 1)]
-    # A few tasks for every thread, as some end sooner than others; and bounded arrays of rows.
-    step = max(1, min(-(-queries // (4 * threads)) if threads > 1 else queries, _MOST_KEPT // size))
+    # Queries that are scanned together share the work, as far as they leave some for every thread.
+    step = max(1, min(LANES, max(-(-queries // threads), _LEAST_LANES), _MOST_KEPT // size))
     for start in range(0, queries, step):
         for side in sides:
             for low, high in itertools.pairwise(edges):
@@ -203,8 +215,9 @@ def nearest_rows(
 ) -> tuple[Any, Any, Any]:
     """For every query, the `size` rows with the smallest sign * score among rows with low <= score < high.
 
-    Rows are scored block by block. Those that may be among the best gather in a buffer, of which all but the
-    best are dropped when it is full; the worst of these bounds the rows that are gathered from then on.
+    Rows are scored block by block, for many queries at a time by bounds in `lanes`. Rows that may be among
+    the best of a query gather in its buffer, of which all but the best are dropped when it is full. The worst
+    of these bounds the rows that are gathered from then on.
 
     Args:
         codes_NM: uint8 (N, M), contiguous.
@@ -228,72 +241,123 @@ def nearest_rows(
         Signed scores float32 (Q, S), positions int64 (Q, S) and number (Q,) of the rows kept, in no
         particular order.
     """
-    queries, room = len(probed_QP), 4 * size
-    scores_QS, positions_QS = np.empty((queries, size), np.float32), np.empty((queries, size), np.int64)
-    counts_Q = np.empty(queries, np.int64)
-    buffer = np.empty(room + _BLOCK, np.float32), np.empty(room + _BLOCK, np.int64)
-    scores_B, bits_B = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
-    squares_B = bits_B.view(np.float32)
-    for query in range(queries):
-        low, high, worst, filled = lows_Q[query], highs_Q[query], np.float32(np.inf), 0
-        for partition in range(len(starts_P) - 1):
-            if not probed_QP[query, partition]:
-                continue
-            begin, end = max(starts_P[partition], first_row), min(starts_P[partition + 1], last_row)
-            for start in range(begin, end, _BLOCK):
-                stop = min(start + _BLOCK, end)
-                initial = scores_QP[query, partition]
-                _sum_words(codes_NW, start, stop, entries_QT[query], initial, scores_B)
-                if WORD * codes_NW.shape[1] < codes_NM.shape[1]:
-                    _add_bytes(codes_NM, WORD * codes_NW.shape[1], start, stop, entries_QT[query], scores_B)
-                if len(norms_N):
-                    first = start - starts_P[0]
-                    _divide_by_lengths(norms_N, first, stop - start, bits_B, squares_B, scores_B)
-                filled = _gather(
-                    scores_B, start, stop, allowed_N, low, high, sign, worst, buffer[0], buffer[1], filled
+    queries, code_bytes, room = len(probed_QP), codes_NM.shape[1], 2 * size
+    scores_QX = np.empty((queries, room + _BLOCK), np.float32)
+    positions_QX = np.empty((queries, room + _BLOCK), np.int64)
+    filled_Q, worst_Q = np.zeros(queries, np.int64), np.full(queries, np.inf, np.float32)
+    limits = lows_Q, highs_Q, worst_Q, sign
+    kept = scores_QX, positions_QX, filled_Q
+    norms = _Norms(norms_N, starts_P[0], np.empty(_BLOCK if len(norms_N) else 0, np.int32))
+    in_lanes = queries >= _LEAST_LANES and code_bytes <= MAX_CODE_BYTES
+    lanes = empty_lanes(entries_QT.shape[1] if in_lanes else 0, _BLOCK)
+    if in_lanes:
+        in_lanes = fill_lanes(entries_QT, -sign if len(norms_N) else sign, lanes)
+    for partition in range(len(starts_P) - 1):
+        probing = np.flatnonzero(probed_QP[:, partition])
+        if len(probing) == 0:
+            continue
+        begin, end = max(starts_P[partition], first_row), min(starts_P[partition + 1], last_row)
+        for start in range(begin, end, _BLOCK):
+            rows_B = np.arange(start, min(start + _BLOCK, end))
+            block = codes_NM, codes_NW, rows_B, _squares(norms, start, len(rows_B))
+            # Without a bound of the rows to keep, all rows would be scored twice.
+            if in_lanes and len(probing) >= _LEAST_LANES and worst_Q[probing].max() < np.inf:
+                _scan_together(
+                    block, probing, scores_QP[:, partition], entries_QT, lanes, allowed_N, limits, kept
                 )
-                if filled >= room:
-                    worst = _keep_best(buffer[0], buffer[1], row_ids, filled, size)
-                    filled = size
-        if filled > size:
-            _keep_best(buffer[0], buffer[1], row_ids, filled, size)
-        counts_Q[query] = min(filled, size)
-        scores_QS[query] = buffer[0][:size]
-        positions_QS[query] = buffer[1][:size]
-    return scores_QS, positions_QS, counts_Q
+            else:
+                for query in probing:
+                    _scan_for(
+                        query, block, scores_QP[query, partition], entries_QT[query], allowed_N, limits, kept
+                    )
+            for query in probing:
+                if filled_Q[query] >= room:
+                    worst_Q[query] = _keep_best(query, kept, row_ids, size)
+    for query in np.flatnonzero(filled_Q > size):
+        _keep_best(query, kept, row_ids, size)
+    return scores_QX[:, :size], positions_QX[:, :size], np.minimum(filled_Q, size)
+
+
+class _Norms(NamedTuple):
+    """The norms of all rows, and room for the squared lengths of a block."""
+
+    norms_N: Norms
+    first_row: int
+    """The row that has the first norm."""
+    bits_B: npt.NDArray[np.int32]
 
 
 @compiled
-def _gather(
-    scores_B: Any,
-    start: int,
-    stop: int,
+def _squares(norms: Any, start: int, rows: int) -> Any:
+    """The squared lengths of the rows of a block; empty without norms."""
+    for row in range(min(len(norms.bits_B), rows)):
+        bits = np.int32(norms.norms_N[start - norms.first_row + row]) << np.int32(DROPPED_BITS)
+        norms.bits_B[row] = bits + np.int32(LEAST_BITS)
+    return norms.bits_B[:rows].view(np.float32)
+
+
+@compiled
+def _scan_together(
+    block: Any,
+    probing: Any,
+    scores_Q: Any,
+    entries_QT: Any,
+    lanes: Any,
     allowed_N: Any,
-    low: Any,
-    high: Any,
-    sign: Any,
-    worst: Any,
-    scores_X: Any,
-    positions_X: Any,
-    filled: int,
-) -> int:
-    """Append the rows of a block that may be among the best to the buffer; returns how many it has."""
-    for row in range(start, stop):
-        score = scores_B[row - start]
+    limits: Any,
+    kept: Any,
+) -> None:
+    """Find the rows of a block that each query may keep by bounds of all queries at once, and score these."""
+    codes_NM, codes_NW, rows_B, squares_B = block
+    _, _, worst_Q, sign = limits
+    lengths_B = np.sqrt(squares_B) if len(squares_B) else np.ones(len(rows_B), np.float32)
+    highest_L, slopes_L = bounds_of_sums(lanes, probing, scores_Q, worst_Q, sign, len(squares_B) > 0)
+    sum_lanes(codes_NM, rows_B[0], rows_B[0] + len(rows_B), lanes.entries_TL, lanes.sums_BL)
+    places_X = find_within(lanes.sums_BL, lengths_B, highest_L, slopes_L)
+    for query in probing:
+        highest, slope, places_Y = highest_L[query], slopes_L[query], np.empty(len(places_X), np.int64)
+        found = 0
+        for place in places_X:
+            places_Y[found] = place
+            found += np.float32(lanes.sums_BL[place, query]) <= highest + slope * lengths_B[place]
+        if found:
+            own_Y = places_Y[:found]
+            squares_Y = squares_B[own_Y] if len(squares_B) else squares_B
+            own = codes_NM, codes_NW, rows_B[own_Y], squares_Y
+            _scan_for(query, own, scores_Q[query], entries_QT[query], allowed_N, limits, kept)
+
+
+@compiled
+def _scan_for(
+    query: int, block: Any, initial: Any, entries_T: Any, allowed_N: Any, limits: Any, kept: Any
+) -> None:
+    """Score rows for one query, and keep those that may be among its best."""
+    codes_NM, codes_NW, rows_B, squares_B = block
+    lows_Q, highs_Q, worst_Q, sign = limits
+    scores_QX, positions_QX, filled_Q = kept
+    scores_B = _sums_of_words(codes_NW, rows_B, entries_T, initial)
+    if WORD * codes_NW.shape[1] < codes_NM.shape[1]:
+        _add_bytes(codes_NM, WORD * codes_NW.shape[1], rows_B, entries_T, scores_B)
+    if len(squares_B):
+        scores_B = _ONE - scores_B / np.sqrt(squares_B)
+    low, high, worst, filled = lows_Q[query], highs_Q[query], worst_Q[query], filled_Q[query]
+    for place in range(len(rows_B)):
+        score, row = scores_B[place], rows_B[place]
         if not (score * sign <= worst and low <= score < high):  # passes over NaN
             continue
         if len(allowed_N) == 0 or allowed_N[row]:
-            scores_X[filled], positions_X[filled] = score * sign, row
+            scores_QX[query, filled], positions_QX[query, filled] = score * sign, row
             filled += 1
-    return filled
+    filled_Q[query] = filled
 
 
 @compiled
-def _sum_words(codes_NW: Any, start: int, stop: int, entries_T: Any, initial: Any, scores_B: Any) -> None:
-    """Fill in the sums of entries for whole words of code bytes. A word is loaded at once, and its entries
-    are added in pairs, so that no addition waits for all of those before it."""
-    for row in range(start, stop):
-        score = initial
+def _sums_of_words(codes_NW: Any, rows_B: Any, entries_T: Any, initial: Any) -> Any:
+    """The sums of entries for whole words of code bytes. A word is loaded at once, and its entries are added
+    in pairs, so that no addition waits for all of those before it."""
+    scores_B = np.empty(len(rows_B), np.float32)
+    for place in range(len(rows_B)):
+        score, row = initial, rows_B[place]
         for word in range(codes_NW.shape[1]):
             value, table = codes_NW[row, word], np.uint64(2048 * word)
             first = (
@@ -313,36 +377,28 @@ def _sum_words(codes_NW: Any, start: int, stop: int, entries_T: Any, initial: An
                 + entries_T[table + np.uint64(1792) + (value >> np.uint64(56))]
             )
             score += (first + second) + (third + fourth)
-        scores_B[row - start] = score
+        scores_B[place] = score
+    return scores_B
 
 
 @compiled
-def _add_bytes(codes_NM: Any, step: int, start: int, stop: int, entries_T: Any, scores_B: Any) -> None:
+def _add_bytes(codes_NM: Any, step: int, rows_B: Any, entries_T: Any, scores_B: Any) -> None:
     """Add the entries of the steps from `step` on."""
-    for row in range(start, stop):
-        score = scores_B[row - start]
+    for place in range(len(rows_B)):
+        score, row = scores_B[place], rows_B[place]
         for later in range(step, codes_NM.shape[1]):
             score += entries_T[256 * later + codes_NM[row, later]]
-        scores_B[row - start] = score
+        scores_B[place] = score
 
 
 @compiled
-def _divide_by_lengths(
-    norms_N: Any, first: int, rows: int, bits_B: Any, squares_B: Any, scores_B: Any
-) -> None:
-    """Make cosine distances of inner products. `bits_B` and `squares_B` are the same memory."""
-    for row in range(rows):
-        bits_B[row] = (np.int32(norms_N[first + row]) << np.int32(DROPPED_BITS)) + np.int32(LEAST_BITS)
-    for row in range(rows):
-        scores_B[row] = _ONE - scores_B[row] / np.sqrt(squares_B[row])
-
-
-@compiled
-def _keep_best(scores_X: Any, positions_X: Any, row_ids: Any, filled: int, size: int) -> Any:
-    """Move the `size` best of the first `filled` rows to the front; returns the worst score of these.
+def _keep_best(query: int, kept: Any, row_ids: Any, size: int) -> Any:
+    """Keep the `size` best of the rows of a query, of which it has more; returns the worst score of these.
 
     Of rows with that score, those with the smallest row ids are kept.
     """
+    scores_QX, positions_QX, filled_Q = kept
+    scores_X, positions_X, filled = scores_QX[query], positions_QX[query], filled_Q[query]
     worst = nth_smallest(scores_X[:filled].copy(), size - 1)
     better = equal = 0
     for place in range(filled):
@@ -356,11 +412,12 @@ def _keep_best(scores_X: Any, positions_X: Any, row_ids: Any, filled: int, size:
                 ids[found] = row_id_at(row_ids, positions_X[place])
                 found += 1
         last = nth_smallest(ids, size - better - 1)
-    kept = 0
+    left = 0
     for place in range(filled):
         if scores_X[place] < worst or (
             scores_X[place] == worst and row_id_at(row_ids, positions_X[place]) <= last
         ):
-            scores_X[kept], positions_X[kept] = scores_X[place], positions_X[place]
-            kept += 1
+            scores_X[left], positions_X[left] = scores_X[place], positions_X[place]
+            left += 1
+    filled_Q[query] = size
     return worst

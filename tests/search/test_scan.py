@@ -16,6 +16,22 @@ from rqmoe_store.search.segments import CodeBatch, Selection, grouped
 everything = np.ones((1, PARTITIONS), dtype=bool)
 
 
+def tables_at_random(
+    random: np.random.Generator, metric: str, queries: int, steps: int, codewords: int, partitions: int
+) -> LookupTables:
+    height = partitions + steps * codewords
+    norms = random.uniform(0.5, 1.5, height if metric == "cosine" else 0) / steps
+    return LookupTables(
+        metric,
+        (random.normal(size=(queries, height)) * 10.0 ** random.integers(-3, 4)).astype(np.float32),
+        norms.astype(np.float32),
+        random.normal(size=queries).astype(np.float32) * np.float32(10.0 ** random.integers(-3, 4)),
+        partitions,
+        codewords,
+        ScoreUnits.plain(queries),
+    )
+
+
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 @settings(max_examples=60, deadline=None)
 @given(
@@ -101,21 +117,59 @@ def test_scan_of_nothing() -> None:
 def test_codes_of_any_length_are_summed(steps, codewords, metric, seed, count, size) -> None:
     random = np.random.default_rng(seed)
     codes = random.integers(0, codewords, (count, steps)).astype(np.uint8)
-    height = 1 + steps * codewords
-    norms = random.uniform(0.5, 1.5, height if metric == "cosine" else 0) / steps
-    tables = LookupTables(
-        metric,
-        random.normal(size=(1, height)).astype(np.float32),
-        norms.astype(np.float32),
-        np.zeros(1, np.float32),
-        1,
-        codewords,
-        ScoreUnits.plain(1),
-    )
+    tables = tables_at_random(random, metric, 1, steps, codewords, 1)
     rows = CodeBatch(random.permutation(count).astype(np.uint64), Codes(codes, np.zeros(count, np.int32)))
     (found,) = scan([Selection(grouped(rows, 1))], {0: tables}, np.ones((1, 1), dtype=bool), size)
     (scores,) = tables.score(rows.codes)
     kept = scores[np.argsort(rows.row_ids_N)][found.rows.row_ids_N.astype(np.int64)]
-    np.testing.assert_allclose(found.scores_H, kept, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(np.sort(found.scores_H), np.sort(scores)[:size], rtol=1e-3, atol=1e-3)
+    close = 1e-3 * max(1.0, float(np.abs(scores).max()))
+    np.testing.assert_allclose(found.scores_H, kept, rtol=1e-3, atol=close)
+    np.testing.assert_allclose(np.sort(found.scores_H), np.sort(scores)[:size], rtol=1e-3, atol=close)
     assert len(set(found.rows.row_ids_N.tolist())) == min(size, count)
+
+
+@pytest.mark.parametrize(("steps", "codewords"), [(16, 256), (3, 2), (19, 7)])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 9_000),
+    queries=st.integers(8, 70),
+    size=st.integers(1, 60),
+    share=st.sampled_from([0.1, 0.5, 1.0]),
+    lower=st.sampled_from([None, 0.7]),
+    filtered=st.booleans(),
+)
+def test_many_queries_find_what_each_finds_alone(
+    steps, codewords, metric, seed, count, queries, size, share, lower, filtered
+) -> None:
+    random = np.random.default_rng(seed)
+    tables = tables_at_random(random, metric, queries, steps, codewords, PARTITIONS)
+    codes = random.integers(0, codewords, (count, steps)).astype(np.uint8)
+    partitions = random.integers(0, PARTITIONS, count).astype(np.int32)
+    rows = CodeBatch(random.permutation(count).astype(np.uint64), Codes(codes, partitions))
+    selection = Selection(grouped(rows, PARTITIONS))
+    if filtered:
+        selection = selection.only(rows.row_ids_N[random.random(count) < 0.6])
+    probed = random.random((queries, PARTITIONS)) < share
+    found = scan([selection], {0: tables}, probed, size, lower)
+    for query in range(queries):
+        alone = scan([selection], {0: tables.select([query])}, probed[[query]], size, lower)
+        for side, expected in zip(found, alone, strict=True):
+            own = each_query(side, queries)[query]
+            np.testing.assert_array_equal(own.rows.row_ids_N, expected.rows.row_ids_N)
+            np.testing.assert_array_equal(own.scores_H, expected.scores_H)
+
+
+def test_queries_with_entries_that_are_not_finite_find_what_each_finds_alone() -> None:
+    random = np.random.default_rng(3)
+    tables = tables_at_random(random, "l2", 9, 4, 8, 1)
+    tables.scores_QT[4, 5] = np.nan
+    tables.scores_QT[5, 7] = np.inf
+    codes = random.integers(0, 8, (9_000, 4)).astype(np.uint8)
+    rows = CodeBatch(np.arange(9_000, dtype=np.uint64), Codes(codes, np.zeros(9_000, np.int32)))
+    every = np.ones((9, 1), dtype=bool)
+    (found,) = scan([Selection(grouped(rows, 1))], {0: tables}, every, 20)
+    for query in range(9):
+        (alone,) = scan([Selection(grouped(rows, 1))], {0: tables.select([query])}, every[:1], 20)
+        np.testing.assert_array_equal(each_query(found, 9)[query].rows.row_ids_N, alone.rows.row_ids_N)
