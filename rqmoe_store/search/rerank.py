@@ -121,11 +121,14 @@ class Hits:
         return len(self.row_ids_S)
 
     def __getitem__(self, rows: slice | npt.NDArray[np.bool_ | np.integer]) -> "Hits":
-        columns: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            column = getattr(self, field.name)
-            columns[field.name] = None if column is None else column[rows]
-        return Hits(**columns)
+        return Hits(
+            self.row_ids_S[rows],
+            self.distances_S[rows],
+            None if self.vectors_SD is None else self.vectors_SD[rows],
+            None if self.tie_breaks_S is None else self.tie_breaks_S[rows],
+            None if self.stages_S is None else self.stages_S[rows],
+            None if self.estimates_S is None else self.estimates_S[rows],
+        )
 
     def joined(self, other: "Hits") -> "Hits":
         """These hits followed by others, which must have vectors, stages and estimates if these have them."""
@@ -216,7 +219,9 @@ def _decode_union(
 
 def ordered(hits: Hits) -> Hits:
     """The hits in the order of (distance, row id), without those whose distance is undefined."""
-    hits = hits[~np.isnan(hits.distances_S)]
+    undefined_S = np.isnan(hits.distances_S)
+    if undefined_S.any():
+        hits = hits[~undefined_S]
     if hits.tie_breaks_S is None:
         return hits[np.lexsort((hits.row_ids_S, hits.distances_S))]
     return hits[np.lexsort((hits.row_ids_S, hits.tie_breaks_S, hits.distances_S))]

@@ -1,5 +1,6 @@
 """Tasks on several threads, and chunks that fit the memory."""
 
+import _thread
 import concurrent.futures
 import threading
 import time
@@ -163,6 +164,23 @@ def test_threads_keep_to_the_cores_of_the_container(monkeypatch, tmp_path) -> No
     assert parallel.container_cores(tmp_path) is None
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("250000\n")
     assert parallel.container_cores(tmp_path) == 2.5
+
+
+def test_an_interrupted_call_drops_its_tasks_and_leaves_the_pool_to_others(two_threads):
+    begun = []
+
+    def task() -> None:
+        begun.append(None)
+        if len(begun) == 3:
+            _thread.interrupt_main()
+        time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_parallel([task] * 500)
+    assert run_parallel([lambda: 1, lambda: 2]) == [1, 2]
+    ended_at = len(begun)
+    assert run_parallel([lambda: 3, lambda: 4]) == [3, 4]
+    assert 3 <= len(begun) == ended_at < 500
 
 
 def test_tasks_that_have_not_begun_are_dropped_when_one_fails(two_threads):
