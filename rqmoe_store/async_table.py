@@ -885,6 +885,7 @@ class AsyncCompressedTable:
         vectors: Any | Literal["decoded"] = None,
         config: CodecConfig | None = None,
         encode: Encode = True,
+        start: Codec | Literal["auto"] | None = "auto",
         progress: bool = True,
     ) -> Codec:
         """Train another codec and encode all rows with it, part by part; searches find every row
@@ -894,7 +895,7 @@ class AsyncCompressedTable:
         """
         return await in_thread(
             lambda: self.blocking.retrain(
-                training, vectors=vectors, config=config, encode=encode, progress=progress
+                training, vectors=vectors, config=config, encode=encode, start=start, progress=progress
             )
         )
 

@@ -3,6 +3,7 @@
 Modules that need torch or LanceDB are imported inside the commands, so that `--help` answers at once.
 """
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -13,13 +14,15 @@ from rich.console import Console
 
 from rqmoe_store import __version__
 from rqmoe_store.cli_bench import bench_app
-from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS, TRANSFORM_KINDS
+from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS, TRANSFORM_KINDS, CodecConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.presets import preset
 from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query, require_new_folder
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
+
+    from rqmoe_store.codecs.base import Codec
 
 app = typer.Typer(
     cls=Commands,
@@ -63,6 +66,7 @@ def main(
 
 @app.command()
 def train(
+    context: typer.Context,
     database: Database,
     table: TableName,
     out: Annotated[Path, typer.Option("--out", help="Folder to write the codec to.")],
@@ -88,6 +92,9 @@ def train(
     checkpoint_dir: Annotated[
         str | None, typer.Option(help="Folder for checkpoints. Ctrl-C then saves the best codec so far.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of a codec to go on from, if it is better than a new start.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the codec in --out.")] = False,
 ) -> None:
     """Train a codec on a sample of a table's vectors.
@@ -96,8 +103,10 @@ def train(
 
     More bytes keep more of each vector. More minutes make better use of the bytes. The table is only read.
     --refine-bytes 48 makes searches near-lossless without raw vectors. pq, saq and turboquant take seconds.
+    --start goes on from a codec of the same shape, which --kind, --metric and --bytes then default to.
     On several GPUs: [bold]accelerate launch --multi_gpu --num_processes 4 -m rqmoe_store train ...[/bold]
     """
+    from rqmoe_store.codecs.base import load_codec
     from rqmoe_store.training.trainer import train as train_codec
     from rqmoe_store.training.workers import is_main_process, leave_workers
 
@@ -110,11 +119,23 @@ def train(
         settings["max_minutes"] = minutes
     config, training = preset(preset_name, **settings)  # type: ignore[arg-type]  # names the choices
     docs = open_existing(connect(database), table)
-    codec = train_codec(docs, vector_column, config=config, training=training)
+    begin = None if start is None else load_codec(start)
+    if begin is not None:
+        config = _with_shape_of(begin, config, context)
+    codec = train_codec(docs, vector_column, config=config, training=training, start=begin)
     if is_main_process():
         codec.save(out)
         print_trained(codec, out)
     leave_workers()
+
+
+def _with_shape_of(start: "Codec", config: CodecConfig, context: typer.Context) -> CodecConfig:
+    """The config for going on from a codec: what options did not set is as there."""
+    named = {"kind", "metric", "code_bytes"}
+    sources = {name: context.get_parameter_source(name) for name in named}
+    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    changing = {"beam", "preselect", "refine_bytes", "refine_kind"}
+    return dataclasses.replace(start.config, **{name: getattr(config, name) for name in given | changing})
 
 
 @app.command()

@@ -37,6 +37,9 @@ ROWS_TO_TRAIN = 10_000
 Encode = bool | Literal["background"]
 """Whether a training encodes the rows that are there before it returns, in the background, or not at all."""
 
+StartOfTraining = Codec | Literal["auto"] | None
+"""What a training starts from: a codec, the table's own if it is of the right shape, or plain RQ."""
+
 _NEVER = datetime.timedelta(days=36_500)
 
 
@@ -98,6 +101,7 @@ def retrain(
     vectors: Any,
     config: CodecConfig | None,
     encode: Encode,
+    start: StartOfTraining,
     progress: bool,
 ) -> Codec:
     """See `CompressedTable.retrain`."""
@@ -110,7 +114,7 @@ def retrain(
             "and encoded by the new one, which adds its own error to what the old one lost."
         )
     _require_encode(encode)
-    codec = _train_codec(handle, training, vectors, config, progress)
+    codec = _train_codec(handle, training, vectors, config, progress, start=start)
     add_generation(handle, codec, config, first=False)
     _encode(handle, encode, progress)
     return codec
@@ -171,23 +175,36 @@ def is_due_for_training(handle: Handle, train_from: int | None) -> bool:
 
 
 def _train_codec(
-    handle: Handle, training: TrainConfig | None, vectors: Any, config: CodecConfig, progress: bool
+    handle: Handle,
+    training: TrainConfig | None,
+    vectors: Any,
+    config: CodecConfig,
+    progress: bool,
+    start: StartOfTraining = None,
 ) -> Codec:
     """Train a codec on `vectors`, or on a sample of the table's own; the table does not use it yet.
 
-    Raises as `_require_columns`, before it trains.
+    Raises as `_require_columns`, and for a start of another shape, before it trains.
     """
     # Imported here, since tables are opened and searched without torch.
     from rqmoe_store.training.sampler import draw_sample
     from rqmoe_store.training.trainer import train as train_codec
+    from rqmoe_store.training.warm_start import can_start_from, starting_config
 
     _require_columns(handle, config.refine_bytes)
+    if isinstance(start, str) and start != "auto":
+        raise InvalidInputError(f"Got start={start!r}; expected a codec, 'auto' or None.")
+    if not isinstance(start, str):
+        starting_config(start, config)
     training = TrainConfig(progress=progress) if training is None else training
     if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
         stored = StoredVectors(handle, decoded=vectors is not None)
         vectors = draw_sample(stored, max_rows=training.max_rows, seed=training.seed)
     checked = as_vectors(vectors, dim=handle.dim, metric=handle.metric)
-    return train_codec(checked, config=config, training=training)
+    if isinstance(start, str):
+        own = handle.codecs.newest
+        start = own if own is not None and can_start_from(own, config, len(checked)) else None
+    return train_codec(checked, config=config, training=training, start=start)
 
 
 class StoredVectors:

@@ -678,6 +678,7 @@ class CompressedTable(TranslatesErrors):
         vectors: Any | Literal["decoded"] = None,
         config: CodecConfig | None = None,
         encode: Encode = True,
+        start: Codec | Literal["auto"] | None = "auto",
         progress: bool = True,
     ) -> Codec:
         """Train another codec and encode all rows with it, part by part; searches find every row meanwhile.
@@ -694,6 +695,9 @@ class CompressedTable(TranslatesErrors):
                 `refine_bytes`, rows get refine codes, of the size that other rows have if any do. With
                 `refine_bytes=0` they lose them; `optimize` then drops the column.
             encode: as for `train`.
+            start: what training starts from. "auto": the table's codec if it has the shape of the new one and
+                a lower validation error than plain RQ, else plain RQ; None: plain RQ in any case; or a codec,
+                as in `rqmoe_store.train`. `report.started_from` of the new codec tells.
             progress: show progress bars.
 
         Returns:
@@ -702,11 +706,17 @@ class CompressedTable(TranslatesErrors):
         Raises:
             TableError: no vectors to train on.
             InvalidInputError: as `rqmoe_store.train`, or a config of another metric, code size or size of
-                refine codes.
+                refine codes, or a start of another shape.
             StorageError: as `train`; rows that were not reached keep the codes that they have.
         """
         return lifecycle.retrain(
-            self.handle, training, vectors=vectors, config=config, encode=encode, progress=progress
+            self.handle,
+            training,
+            vectors=vectors,
+            config=config,
+            encode=encode,
+            start=start,
+            progress=progress,
         )
 
     def encode_in_background(self) -> BackgroundEncoding:

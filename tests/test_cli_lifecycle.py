@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
+from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.tables import create_table, open_table
 from rqmoe_store.training.trainer import train
@@ -63,3 +64,20 @@ def test_compressing_in_place(db, tmp_path):
     assert open_table(db, "plain").stats().raw_rows == 0
     result = invoke("compress", db.uri, "plain", "--codec", tmp_path / "codec")
     assert result.exit_code == 1 and "the name of a new table, or in_place" in result.stderr
+
+
+def test_training_goes_on_from_a_codec(db, tmp_path):
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.ravel()), DIM)
+    db.create_table("plain", pa.table({"id": np.arange(ROWS), "vector": vectors}))
+    config = CodecConfig(kind="rqmoe", metric="cosine", code_bytes=2, codebook_size=16, hidden_dim=8)
+    start = train(VECTORS, config=config, training=TrainConfig(epochs=20, progress=False))
+    start.save(tmp_path / "start")
+    base = ["train", db.uri, "plain", "--start", tmp_path / "start", "--epochs", 0]
+    result = invoke(*base, "--out", tmp_path / "further", "--refine-bytes", 4)
+    assert result.exit_code == 0, result.output
+    assert f"Training went on from codec {start.fingerprint[:12]}." in result.stdout
+    further = load_codec(tmp_path / "further")
+    assert (further.config.metric, further.config.code_bytes, further.config.hidden_dim) == ("cosine", 2, 8)
+    assert further.config.refine_bytes == 4
+    result = invoke(*base, "--out", tmp_path / "other", "--bytes", 16)
+    assert result.exit_code == 1 and "code_bytes=2 instead of 16" in result.output.replace("\n", " ")

@@ -165,6 +165,8 @@ class TrainingReport:
     """Wall-clock time of the call to `train`, codebook initialization included."""
     refined_mse: float | None = None
     """Error of the whole code with its refine code; None without refine codes."""
+    started_from: str | None = None
+    """Fingerprint of the codec that training went on from; None if it began with plain RQ."""
 
     @property
     def validation_mse(self) -> float:
@@ -217,6 +219,8 @@ class TrainingReport:
         figures += [] if report.refined_mse is None else [report.refined_mse]
         if not all(type(figure) in (int, float) for figure in figures):
             raise InvalidInputError(f"Got {report}; expected numbers.")
+        if not isinstance(report.started_from, str | None):
+            raise InvalidInputError(f"Got {report}; expected a fingerprint, or none.")
         return report
 
 

@@ -82,12 +82,19 @@ def _digest(state: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def run_identity(training_nD: Tensor, config: CodecConfig, settings: TrainConfig) -> dict[str, Any]:
-    """Everything that must not change for a checkpoint to be resumed, by the names that users know."""
+def run_identity(
+    training_nD: Tensor, config: CodecConfig, settings: TrainConfig, start: str | None = None
+) -> dict[str, Any]:
+    """Everything that must not change for a checkpoint to be resumed, by the names that users know.
+
+    `start` is the fingerprint of the codec to start from, if there is one.
+    """
     identity = {f"CodecConfig.{name}": value for name, value in config.to_dict().items()}
     for name, value in dataclasses.asdict(settings).items():
         if name not in _MAY_CHANGE:
             identity[f"TrainConfig.{name}"] = value
+    if start is not None:
+        identity["start"] = start
     identity["training vectors"] = hashlib.sha256(training_nD.cpu().contiguous().numpy().data).hexdigest()
     return identity
 

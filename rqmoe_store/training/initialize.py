@@ -22,6 +22,7 @@ from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.checkpoint import Checkpoint
 from rqmoe_store.training.loss import quick_mse, validation_mse
 from rqmoe_store.training.sampler import enlarged
+from rqmoe_store.training.warm_start import WarmStart
 from rqmoe_store.training.workers import Workers
 
 FULL_ROWS = 65_536
@@ -54,6 +55,8 @@ class Start:
     """Validation error of plain RQ with the training encoder, in normalized units."""
     mixing: bool
     """Whether to train on mixtures of vectors."""
+    continued: str | None = None
+    """Fingerprint of the codec that the quantizer comes from; None if it comes from plain RQ."""
 
 
 def fresh_start(
@@ -65,6 +68,7 @@ def fresh_start(
     workers: Workers,
     progress: TrainingProgress,
     seconds: float = math.inf,
+    warm: WarmStart | None = None,
 ) -> Start:
     """Initialize a quantizer, and measure plain RQ's errors to compare with.
 
@@ -76,14 +80,20 @@ def fresh_start(
 
     `seconds` limits the time: k-means uses fewer vectors, and mixtures are tried only if the first codebooks
     took at most half of the time.
+
+    A trained quantizer (`warm`) is the start instead if its validation error is lower than that of plain RQ.
     """
     began, most_rows = time.monotonic(), kmeans_rows_within(seconds / 2, training_nD, config)
     plain = best = initialize(training_nD, config, seed=seed, progress=progress, most_rows=most_rows)
     is_late = time.monotonic() - began > seconds / 2
     normalized_nD = plain.normalize(validation_nD)
     rq_mse = quick_mse(plain, normalized_nD)
+    if warm is not None and not workers.broadcast_json(_is_better(warm.quantizer, plain, validation_nD)):
+        warm = None
     if is_late:
         mixing = False
+    elif warm is not None:
+        mixing = config.kind != "rq" and mixtures_help(training_nD, validation_nD, config, seed)
     elif config.kind != "rq" and len(training_nD) < _FEW_ROWS:
         progress.stage("again with mixtures")
         with_mixtures = initialize(
@@ -94,13 +104,22 @@ def fresh_start(
     else:
         many = len(training_nD) >= _ENOUGH_PER_CODEWORD * config.codebook_size
         mixing = config.kind != "rq" and not many and mixtures_help(training_nD, validation_nD, config, seed)
-    quantizer = with_experts(best, config, seed=seed)
+    quantizer = with_experts(best, config, seed=seed) if warm is None else warm.quantizer
     # Processes may round differently but must start from the same weights.
     workers.broadcast_(quantizer.state_dict().values())
     rq_prefix_mse, rq_mse, mixing = workers.broadcast_json(
         [validation_mse(plain, validation_nD), rq_mse, mixing]
     )
-    return Start(quantizer, tuple(rq_prefix_mse), rq_mse, mixing)
+    rq_mse *= float(plain.scale / quantizer.scale) ** 2  # in the units of the quantizer
+    return Start(quantizer, tuple(rq_prefix_mse), rq_mse, mixing, None if warm is None else warm.fingerprint)
+
+
+def _is_better(first: ResidualQuantizer, second: ResidualQuantizer, validation_nD: Tensor) -> bool:
+    """Whether the first one has the lower validation error, with the training encoder; NaN is never lower."""
+    errors = [
+        quick_mse(each, each.normalize(validation_nD)) * float(each.scale) ** 2 for each in (first, second)
+    ]
+    return errors[0] < errors[1]
 
 
 def resumed_start(checkpoint: Checkpoint, config: CodecConfig, training_nD: Tensor) -> Start:
@@ -108,7 +127,9 @@ def resumed_start(checkpoint: Checkpoint, config: CodecConfig, training_nD: Tens
     quantizer = make_quantizer(config, training_nD.shape[1]).to(training_nD.device)
     quantizer.load_state_dict(checkpoint.group("weights"))
     kept = checkpoint.counters
-    return Start(quantizer, tuple(kept["rq_prefix_mse"]), kept["rq_mse"], kept["mixing"])
+    return Start(
+        quantizer, tuple(kept["rq_prefix_mse"]), kept["rq_mse"], kept["mixing"], kept.get("continued")
+    )
 
 
 def mixtures_help(training_nD: Tensor, validation_nD: Tensor, config: CodecConfig, seed: int) -> bool:

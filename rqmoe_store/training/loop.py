@@ -297,7 +297,9 @@ class TrainingLoop:
             f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()
         }
         counters = {name: getattr(self, name) for name in _COUNTERS}
-        baseline = {name: getattr(self.start, name) for name in ("rq_prefix_mse", "rq_mse", "mixing")}
+        baseline = {
+            name: getattr(self.start, name) for name in ("rq_prefix_mse", "rq_mse", "mixing", "continued")
+        }
         counters |= {**baseline, **self.best.counters(), **self.schedule.counters()}
         return Checkpoint(identity, counters, tensors)
 

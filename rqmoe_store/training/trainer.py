@@ -28,7 +28,7 @@ from rqmoe_store.config import CodecConfig, RefineBase, TrainConfig, TransformKi
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
-from rqmoe_store.training.initialize import check_trainable, fresh_start, resumed_start, warn_if_few
+from rqmoe_store.training.initialize import Start, check_trainable, fresh_start, resumed_start, warn_if_few
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.loss import validation_mse
 from rqmoe_store.training.sampler import count_vectors, sample_vectors, without_outliers
@@ -39,6 +39,7 @@ from rqmoe_store.training.transform import (
     mean_square,
     refined_mse,
 )
+from rqmoe_store.training.warm_start import WarmStart, require_dim, starting_config
 from rqmoe_store.training.workers import Workers, join_workers
 
 _CALIBRATION_PRESELECT = 4
@@ -92,15 +93,19 @@ def train(
     config: CodecConfig | None = None,
     training: TrainConfig | None = None,
     validation: Any = None,
+    start: Codec | None = None,
 ) -> Codec:
     """Train a codec on the vectors of a LanceDB table or array.
 
     Args:
         data: a LanceDB table, or an array-like or torch tensor of shape (rows, D), of any castable type.
         vector_column: the table's column of vectors. Null vectors are skipped.
-        config: shape of the codec. None means the defaults of CodecConfig.
+        config: shape of the codec. None means the defaults of CodecConfig, or the shape of `start`.
         training: how to train. None means the defaults of TrainConfig.
         validation: vectors (rows, D) to measure on. None means to hold out some of the sample.
+        start: a codec to go on from, if its validation error is lower than that of the plain RQ from which
+            training starts otherwise; `report.started_from` tells. Its shape must be the config's; refine
+            codes, `beam` and `preselect` may differ. It is not changed.
 
     Returns:
         The codec with the lowest validation error seen. At worst that is the error of the plain RQ from
@@ -112,8 +117,8 @@ def train(
     Raises:
         TableError: the table is empty, or the column is unknown or has another type.
         InvalidInputError: the vectors are unusable (NaN, infinite, zero under cosine, all the same) or fewer
-            than codewords, the settings do not fit them, the device does not exist, or training keeps
-            failing at this learning rate.
+            than codewords, the settings or `start` do not fit them, the device does not exist, or training
+            keeps failing at this learning rate.
         ArtifactError: the checkpoint is damaged or belongs to another run.
         KeyboardInterrupt: Ctrl-C without a `checkpoint_dir`.
 
@@ -123,9 +128,8 @@ def train(
             back to its best weights.
     """
     started = time.monotonic()
-    config, settings = config or CodecConfig(), training or TrainConfig()
+    config, settings = starting_config(start, config), training or TrainConfig()
     workers = join_workers(settings.device)
-    device = workers.device
     with TrainingProgress(visible=settings.progress and workers.is_main) as progress:
         progress.stage("sampling vectors")
         sample_nD = sample_vectors(
@@ -135,6 +139,7 @@ def train(
             max_rows=settings.max_rows,
             seed=settings.seed,
         )
+        require_dim(start, sample_nD.shape[1])
         config = config.resolve(dim=sample_nD.shape[1], rows=count_vectors(data))
         training_nD, validation_nD = _split(sample_nD, validation, config, settings)
         frame = Frame.plain(sample_nD.shape[1])
@@ -153,13 +158,14 @@ def train(
                     config, frame, training_nD, validation_nD, settings.seed, started
                 )
             return _share_codec(workers, codec and require_storable(codec))
-        vectors = as_tensor(training_nD).to(device), as_tensor(validation_nD).to(device)
-        quantizer, rq_mse, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress)
+        vectors = as_tensor(training_nD).to(workers.device), as_tensor(validation_nD).to(workers.device)
+        warm = None if start is None else WarmStart.of(start, config, frame, workers.device)
+        begun, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress, warm)
         progress.stage("fitting look-up tables")
         codec = None
         if workers.is_main:
             rows = finishing.rows_within(_seconds_left(settings, started))
-            codec = _finish(quantizer, frame, *vectors, rows, rq_mse, epochs, started, settings.seed)
+            codec = _finish(begun, frame, *vectors, rows, epochs, started, settings.seed)
         return _share_codec(workers, codec and require_storable(codec))
 
 
@@ -241,9 +247,10 @@ def _fit(
     started: float,
     workers: Workers,
     progress: TrainingProgress,
-) -> tuple[ResidualQuantizer, tuple[float, ...], float, FinishingTime]:
-    """Train a quantizer; returns it, the prefix errors of plain RQ, the epochs, and the time to finish it."""
-    identity = run_identity(training_nD, config, settings)
+    warm: WarmStart | None,
+) -> tuple[Start, float, FinishingTime]:
+    """Train a quantizer; returns what it started as, the epochs, and the time to finish it."""
+    identity = run_identity(training_nD, config, settings, None if warm is None else warm.fingerprint)
     workers.require_same(identity, "settings or vectors")
     checkpoint = None
     if settings.checkpoint_dir is not None:
@@ -258,6 +265,7 @@ def _fit(
             workers=workers,
             progress=progress,
             seconds=_CODEBOOKS * max(0.0, _seconds_left(settings, started)),
+            warm=warm,
         )
     else:
         start = resumed_start(checkpoint, config, training_nD)
@@ -266,7 +274,7 @@ def _fit(
         progress.stage("timing look-up tables")
         finishing = FinishingTime.measured(start.quantizer, training_nD, validation_nD)
     if start.quantizer.mixture is None:
-        return start.quantizer, start.rq_prefix_mse, 0.0, finishing
+        return start, 0.0, finishing
     loop = TrainingLoop(
         start,
         start.quantizer.normalize(training_nD),
@@ -280,16 +288,15 @@ def _fit(
     if checkpoint is not None:
         loop.restore(checkpoint)
     loop.run(identity)
-    return start.quantizer, start.rq_prefix_mse, loop.epochs, finishing
+    return start, loop.epochs, finishing
 
 
 def _finish(
-    quantizer: ResidualQuantizer,
+    start: Start,
     frame: Frame,
     training_nD: Tensor,
     validation_nD: Tensor,
     calibration_rows: int,
-    rq_prefix_mse: tuple[float, ...],
     epochs: float,
     started: float,
     seed: int,
@@ -298,6 +305,7 @@ def _finish(
 
     Vectors and the errors of plain RQ are in the units of the frame, the report in those of the input.
     """
+    quantizer = start.quantizer
     config, validation = quantizer.config, validation_nD.cpu().numpy()
     quantizer.round_weights()
     calibration = _calibration_codes(quantizer, training_nD[:calibration_rows])
@@ -314,10 +322,11 @@ def _finish(
         validation_rows=len(validation_nD),
         variance=float(centered_nD.square().sum(dim=1).mean()) * frame.square_unit,
         prefix_mse=tuple(error * frame.square_unit for error in validation_mse(quantizer, validation_nD)),
-        rq_prefix_mse=tuple(error * frame.square_unit for error in rq_prefix_mse),
+        rq_prefix_mse=tuple(error * frame.square_unit for error in start.rq_prefix_mse),
         utilisation=float(np.mean(used)) / quantizer.codebook_size,
         seconds=time.monotonic() - started,
         refined_mse=None if refiner is None else refined_mse(coder, refiner, validation) * frame.square_unit,
+        started_from=start.continued,
     )
     return Codec(coder, calibration, report, frame, refiner)
 
