@@ -20,6 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from rqmoe_store.codecs.parallel import compiled
+from rqmoe_store.codecs.vectors import Float32Array
 
 LANES = 32
 """Queries whose tables are side by side."""
@@ -43,25 +44,27 @@ class Lanes(NamedTuple):
     steps_L: npt.NDArray[np.float64]
     """Sizes of the steps."""
     sums_BL: npt.NDArray[np.uint16]
+    is_finite: bool
+    """Whether all entries are finite. If not, the lanes are of no use."""
+
+    @classmethod
+    def of(cls, entries_QT: Float32Array, factor: np.float32, block: int) -> "Lanes":
+        """Round the tables of queries, times a factor of 1 or -1.
+
+        Args:
+            entries_QT: exact entries, of at most LANES queries.
+            factor: 1 or -1.
+            block: most rows of a block.
+        """
+        entries_TL = np.zeros((entries_QT.shape[1], LANES), np.uint8)
+        lowest_L, steps_L = np.zeros(LANES), np.ones(LANES)
+        is_finite = _fill_lanes(entries_QT, factor, entries_TL, lowest_L, steps_L)
+        return cls(entries_TL, lowest_L, steps_L, np.empty((block, LANES), np.uint16), is_finite)
 
 
 @compiled
-def empty_lanes(num_entries: int, block: int) -> Any:
-    """Lanes to be filled in."""
-    return Lanes(
-        np.zeros((num_entries, LANES), np.uint8),
-        np.zeros(LANES),
-        np.ones(LANES),
-        np.empty((block, LANES), np.uint16),
-    )
-
-
-@compiled
-def fill_lanes(entries_QT: Any, factor: Any, lanes: Any) -> bool:
-    """Round the tables of queries, times a factor of 1 or -1, and fill them in.
-
-    Returns whether all entries are finite. If not, the lanes are of no use.
-    """
+def _fill_lanes(entries_QT: Any, factor: Any, entries_TL: Any, lowest_L: Any, steps_L: Any) -> bool:
+    """Fill in the parts of lanes; returns whether all entries are finite."""
     num_steps = entries_QT.shape[1] // _CODEWORDS
     for query in range(len(entries_QT)):
         lowest, widest = 0.0, 0.0
@@ -71,25 +74,32 @@ def fill_lanes(entries_QT: Any, factor: Any, lanes: Any) -> bool:
                 return False
             lowest, widest = lowest + least, max(widest, most - least)
         size = max(widest, _SMALLEST) / _STEPS
-        lanes.lowest_L[query], lanes.steps_L[query] = lowest, size
+        lowest_L[query], steps_L[query] = lowest, size
         for step in range(num_steps):
             least, _ = _bounds_of(entries_QT[query], step, factor)
             for entry in range(_CODEWORDS * step, _CODEWORDS * (step + 1)):
                 steps = (entries_QT[query, entry] * factor - least) / size
-                lanes.entries_TL[entry, query] = np.uint8(min(steps, _STEPS))
+                entries_TL[entry, query] = np.uint8(min(steps, _STEPS))
     return True
 
 
 @compiled
 def bounds_of_sums(
-    lanes: Any, probing: Any, initial_Q: Any, worst_Q: Any, sign: Any, by_length: bool
+    lanes: Any,
+    probing_Q: Any,
+    initial_QP: Any,
+    partition: int,
+    worst_Q: Any,
+    sign: Any,
+    by_length: bool,
 ) -> tuple[Any, Any]:
     """Largest sums of rounded entries of rows that a query may keep: highest + slope * length.
 
     Args:
         lanes: rounded tables of the queries.
-        probing: the queries; all others keep nothing.
-        initial_Q: float32 (Q,), initial scores of the rows.
+        probing_Q: some of the queries; all others keep nothing.
+        initial_QP: float32 (Q, P), initial scores of the rows of each partition.
+        partition: the partition of the rows.
         worst_Q: float32 (Q,), largest signed scores to keep.
         sign: float32, 1 or -1; a signed score is the score times it.
         by_length: whether a score is 1 - sum / length, else it is the sum. Lanes then have the negative sums.
@@ -97,10 +107,13 @@ def bounds_of_sums(
     Returns:
         float32 (L,) and (L,).
     """
-    highest_L, slopes_L = np.full(LANES, -np.inf, np.float32), np.zeros(LANES, np.float32)
-    for query in probing:
+    highest_L, slopes_L = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for lane in range(LANES):
+        highest_L[lane], slopes_L[lane] = -np.inf, 0.0
+    for query in probing_Q:
         step, worst = lanes.steps_L[query], np.float64(worst_Q[query])
-        initial = np.float64(-sign * initial_Q[query] if by_length else sign * initial_Q[query])
+        initial = np.float64(sign * initial_QP[query, partition])
+        initial = -initial if by_length else initial
         # Exact scores are sums of float32 numbers, which may be rounded down.
         largest = abs(worst) + abs(initial) + abs(lanes.lowest_L[query]) + 1.0
         spare = 2.0 + _ROUNDING * largest / step
@@ -166,13 +179,13 @@ def sum_lanes(codes_NM: Any, start: int, stop: int, entries_TL: Any, sums_BL: An
 
 
 @compiled
-def find_within(sums_BL: Any, lengths_B: Any, highest_L: Any, slopes_L: Any) -> Any:
-    """The places of the rows whose sum is within the bounds of any query."""
-    places_B, found = np.empty(len(lengths_B), np.int64), 0
+def find_within(sums_BL: Any, lengths_B: Any, highest_L: Any, slopes_L: Any, places_B: Any) -> int:
+    """Fill in the places of the rows whose sum is within the bounds of any query; returns how many are."""
+    found = 0
     for row in range(len(lengths_B)):
         length, within = lengths_B[row], 0
         for lane in range(LANES):
             within += np.float32(sums_BL[row, lane]) <= highest_L[lane] + slopes_L[lane] * length
         places_B[found] = row
         found += within > 0
-    return places_B[:found]
+    return found

@@ -16,7 +16,8 @@ from torch import Tensor
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.norms import squares_of
 from rqmoe_store.search.row_ids import Positions
-from rqmoe_store.search.scan import WORD, norms_of
+from rqmoe_store.search.scan import norms_of
+from rqmoe_store.search.scan_loops import WORD
 from rqmoe_store.search.segments import Mask, Segment, Selection
 from rqmoe_store.search.shortlists import Shortlists, Side
 
