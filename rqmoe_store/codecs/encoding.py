@@ -30,7 +30,8 @@ from rqmoe_store.codecs.vectors import Float32Array
 _CPU_BYTES, _GPU_BYTES = 2**24, 2**31
 """Memory for one chunk: about a CPU's last-level cache, a small part of a GPU's memory."""
 
-_MOST_ROWS = 2**14
+_MOST_ROWS = 2**13
+"""As many as `codes.encode_vectors` passes at a time: larger chunks would be padding for the most part."""
 
 _BLOCK = 32
 """Candidates per vector that the experts score at a time."""

@@ -184,9 +184,12 @@ def append_rows(
     Returns:
         The committed version.
     """
-    written = write_rows(table, rows, check=check)
+    to_newest(table)
     check()
-    return commit_rows(table, written, properties)
+    dataset = table.to_lance()  # once: opening takes longer than writing a few rows
+    written = _write_files(dataset, rows)
+    check()
+    return _commit(table, dataset, written, properties)
 
 
 def write_rows(
@@ -206,12 +209,12 @@ def write_rows(
     """
     to_newest(table)
     check()
+    return _write_files(table.to_lance(), rows)
+
+
+def _write_files(dataset: lance.LanceDataset, rows: pa.RecordBatchReader) -> Transaction:
     return write_fragments(
-        rows,
-        table.to_lance(),
-        mode="append",
-        max_rows_per_file=ROWS_PER_FILE,
-        return_transaction=True,
+        rows, dataset, mode="append", max_rows_per_file=ROWS_PER_FILE, return_transaction=True
     )
 
 
@@ -253,7 +256,13 @@ def fragments_of(written: Transaction) -> list[str]:
 
 def commit_rows(table: LanceTable, transaction: Transaction, properties: Mapping[str, str]) -> int:
     """Commit rows that `write_rows` has written, as `append_rows` does, and return the committed version."""
+    return _commit(table, table.to_lance(), transaction, properties)
+
+
+def _commit(
+    table: LanceTable, dataset: lance.LanceDataset, transaction: Transaction, properties: Mapping[str, str]
+) -> int:
     transaction.transaction_properties = dict(properties)
-    dataset = lance.LanceDataset.commit(table.to_lance(), transaction)
+    committed = lance.LanceDataset.commit(dataset, transaction)
     to_newest(table)
-    return int(dataset.version)
+    return int(committed.version)

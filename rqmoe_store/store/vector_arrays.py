@@ -18,8 +18,12 @@ BATCH_BYTES = 32 * 2**20
 
 
 def rows_per_batch(dim: int) -> int:
-    """Number of rows to hold in memory at a time: their float32 vectors take about 32 MB."""
-    return int(np.clip(BATCH_BYTES // (4 * dim), 256, 16_384))
+    """Number of rows to hold in memory at a time: their float32 vectors take at most 32 MB.
+
+    A power of two, as are the chunks that GPUs encode: no chunk but the last one is padded.
+    """
+    rows = int(np.clip(BATCH_BYTES // (4 * dim), 256, 16_384))
+    return int(2 ** (rows.bit_length() - 1))
 
 
 def is_vector_type(data_type: pa.DataType) -> bool:
