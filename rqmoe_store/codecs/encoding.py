@@ -60,7 +60,8 @@ class EncodingTables:
     @functools.cached_property
     def compiled(self) -> CompiledQuantizer:
         """The quantizer on a CPU, whose weights must be there."""
-        return _compiled_quantizer(self)
+        with torch.autocast("cpu", enabled=False):  # in float32, whatever context the caller is in
+            return _compiled_quantizer(self)
 
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors (..., D) in the encoder's coordinates (..., X)."""
@@ -182,7 +183,8 @@ def encode_with_torch(
         codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
         partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
 
-    run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    with torch.autocast(device.type, enabled=False):  # codes do not follow a context of the caller
+        run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
     return Codes(codes_nM, partitions_n)
 
 
