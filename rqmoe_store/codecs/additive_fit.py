@@ -16,6 +16,7 @@ from rqmoe_store.codecs.decoding import decode
 from rqmoe_store.codecs.device import as_tensor, run_on_device
 from rqmoe_store.codecs.encoding import encoding_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.rounding import round_rows
 from rqmoe_store.codecs.weights import QuantizerWeights
 
 CALIBRATION_ROWS = 32_768
@@ -24,6 +25,7 @@ CALIBRATION_ROWS = 32_768
 _ITERATIONS = 24
 _COLUMNS = 256  # fitted at a time on a CPU; fewer take longer, as rows are read as often
 _RIDGE = 1.0  # pseudo-observations of the initial value per row: rows of rare codewords stay close to it
+_CORRECTION_STEPS = 8  # grid steps per root mean square
 _WEAKEST_DIRECTION = 1e-4  # relative to the strongest; an inverse would only amplify rounding errors below it
 
 
@@ -43,9 +45,8 @@ def fit_tables(quantizer: ResidualQuantizer, calibration: Codes) -> AdditiveTabl
     targets_nX = torch.cat([deformations_nW, norms_n1], dim=1)
     fitted_TX = _fit_in_parts(rows_nM, targets_nX, initial_TX)
     # Round here, not only in the artifact, so that saved and loaded codecs are equal.
-    corrections_TW = fitted_TX[:, :-1].bfloat16().float()
-    norms_T1 = fitted_TX[:, -1:].contiguous()
-    return complete_tables(weights, corrections_TW.cpu().numpy(), norms_T1.cpu().numpy())
+    corrections_TW = round_rows(fitted_TX[:, :-1].cpu().numpy(), _CORRECTION_STEPS)
+    return complete_tables(weights, corrections_TW, fitted_TX[:, -1:].cpu().contiguous().numpy())
 
 
 def _in_network_width(quantizer: ResidualQuantizer, deformations_nD: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Artifact: a codec on disk, as a JSON description and a safetensors file that hashes bind together.
 
 The fingerprint is the hash of the description. The description contains the hash of the weights, so the
-fingerprint identifies the whole codec. A float32 tensor of bfloat16 numbers is stored as bfloat16, in half
-the bytes, and is read as the float32 tensor that it was.
+fingerprint identifies the whole codec. A float32 tensor of rounded rows is stored packed, in five to six bits
+a number, and one of bfloat16 numbers as bfloat16. Both are read as the float32 tensors that they were.
 
 Shape legend: D dimension, T table rows, W width of the experts' deformations.
 """
@@ -27,6 +27,7 @@ from rqmoe_store.codecs.codes import Codes, check_codes
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.refine import Refiner
+from rqmoe_store.codecs.rounding import pack_rows, unpack_rows
 from rqmoe_store.codecs.transform import Arrays, TransformQuantizer
 from rqmoe_store.codecs.weights import QuantizerWeights, weight_shapes
 from rqmoe_store.config import CodecConfig
@@ -37,16 +38,19 @@ if TYPE_CHECKING:
 
 AnyArray = npt.NDArray[Any]
 
-FORMAT_VERSION = 3
-READABLE_VERSIONS = (2, FORMAT_VERSION)
-"""Version 2 has no refine codes and no transform codes."""
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
+"""Version 2 has no refine codes and no transform codes. Version 3 has no packed rows."""
 
 CONFIG_FILE = "config.json"
 WEIGHTS_PREFIX = "weights-"
 WEIGHTS_SUFFIX = ".safetensors"
 
 _BFLOAT16 = "BF16"
-_TYPES = {"F32": np.float32, "F64": np.float64, "U8": np.uint8, "I32": np.int32, _BFLOAT16: np.uint16}
+_TYPES = {
+    **{"F32": np.float32, "F64": np.float64, _BFLOAT16: np.uint16},
+    **{"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I8": np.int8, "I32": np.int32},
+}
 """Types that tensors are stored as, by their names in safetensors files. numpy lacks bfloat16: its bits are
 read as integers."""
 
@@ -55,6 +59,8 @@ _OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
 _TRANSFORM, _REFINE = "transform.", "refine."  # prefixes of the arrays of transform codes
 _CALIBRATION = ("calibration.codes", "calibration.partitions")
 _TABLES = ("tables.corrections", "tables.norms")
+_EXPONENTS = ".exponents"
+"""Ends the name of the exponents of a packed tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +77,10 @@ class Artifact:
         """Build an artifact from a description and its tensors."""
         import safetensors.torch
 
-        weights = safetensors.torch.save({name: _stored_form(array) for name, array in arrays.items()})
+        stored: dict[str, Tensor] = {}
+        for name, array in arrays.items():
+            stored |= _shortest_form(name, array)
+        weights = safetensors.torch.save(stored)
         document = {
             **description,
             "format_version": FORMAT_VERSION,
@@ -95,7 +104,7 @@ class Artifact:
         if description.get("format_version") not in READABLE_VERSIONS:
             raise ArtifactError(
                 f"Got a codec of format version {description.get('format_version')!r}; this release reads "
-                f"versions {' and '.join(map(str, READABLE_VERSIONS))}. Upgrade rqmoe-store, or train again."
+                f"versions {READABLE_VERSIONS[0]} to {FORMAT_VERSION}. Upgrade rqmoe-store, or train again."
             )
         digest = hashlib.sha256(self.weights).hexdigest()
         if digest != description.get("weights_sha256"):
@@ -105,7 +114,7 @@ class Artifact:
                 "Restore them from a copy."
             )
         try:
-            return description, _read_arrays(self.weights)
+            return description, _restored(_read_arrays(self.weights))
         except (safetensors.SafetensorError, KeyError, ValueError) as error:
             raise ArtifactError(
                 f"The codec's weights are not readable ({type(error).__name__}: {error}). "
@@ -113,15 +122,32 @@ class Artifact:
             ) from error
 
 
-def _stored_form(array: AnyArray) -> "Tensor":
-    """The array as a tensor of bfloat16 if it is float32 and loses nothing, else as it is."""
+def _shortest_form(name: str, array: AnyArray) -> "dict[str, Tensor]":
+    """The array as it is stored: packed or as bfloat16 if it is float32 and loses nothing, else as it is."""
     import torch
 
     tensor = as_tensor(array).contiguous()
     if tensor.dtype != torch.float32:
-        return tensor
+        return {name: tensor}
     short = tensor.bfloat16()
-    return short if torch.equal(short.float(), tensor) else tensor
+    if not torch.equal(short.float(), tensor):
+        return {name: tensor}
+    packed = pack_rows(tensor.numpy())
+    if packed is None or sum(part.nbytes for part in packed) >= short.nbytes:
+        return {name: short}
+    return {name: as_tensor(packed[0]), name + _EXPONENTS: as_tensor(packed[1])}
+
+
+def _restored(stored: Arrays) -> Arrays:
+    """Arrays as they were before `_shortest_form` packed some of them.
+
+    Raises:
+        InvalidInputError: packed rows are damaged.
+    """
+    packed = [name for name in stored if name + _EXPONENTS in stored]
+    rows = {name: unpack_rows(stored[name], stored[name + _EXPONENTS]) for name in packed}
+    parts = {*packed, *(name + _EXPONENTS for name in packed)}
+    return {name: array for name, array in stored.items() if name not in parts} | rows
 
 
 def _read_arrays(weights: bytes) -> Arrays:
@@ -239,9 +265,8 @@ class CodecParts:
 def pack(parts: CodecParts) -> Artifact:
     """Pack the parts of a codec into an artifact."""
     coder = parts.coder
-    arrays: Arrays = dict(
-        zip(_CALIBRATION, (parts.calibration.codes, parts.calibration.partitions), strict=True)
-    )
+    calibration = parts.calibration.codes, _in_fewest_bytes(parts.calibration.partitions)
+    arrays: Arrays = dict(zip(_CALIBRATION, calibration, strict=True))
     if isinstance(coder, ResidualCoder):
         arrays |= _with_prefix(_WEIGHT, coder.weights.arrays)
         arrays |= zip(_TABLES, (coder.tables.corrections_TW, coder.tables.norms_T1), strict=True)
@@ -259,6 +284,11 @@ def pack(parts: CodecParts) -> Artifact:
         arrays[_OFFSET] = parts.frame.offset_D
         description[_EXPONENT] = parts.frame.exponent
     return Artifact.build(description, arrays)
+
+
+def _in_fewest_bytes(partitions_n: npt.NDArray[np.int32]) -> AnyArray:
+    """Partition ids as integers of the shortest unsigned type."""
+    return partitions_n.astype(np.min_scalar_type(int(partitions_n.max(initial=0))))
 
 
 def _with_prefix(prefix: str, arrays: Mapping[str, AnyArray]) -> Arrays:
@@ -286,7 +316,8 @@ def unpack(artifact: Artifact) -> CodecParts:
         config, dim = CodecConfig(**description["config"]), description["dim"]
         _require_config(config, dim, arrays)
         frame = _frame(description, arrays.pop(_OFFSET, None), dim)
-        calibration = Codes(*(arrays.pop(name) for name in _CALIBRATION))
+        codes, partitions = (arrays.pop(name) for name in _CALIBRATION)
+        calibration = Codes(codes, _partition_ids(partitions))
         report = TrainingReport.from_dict(description["report"])
         _require_fitting(config, calibration, report)
         refiner = _refiner(config, dim, _pop_arrays(_REFINE, arrays))
@@ -297,6 +328,13 @@ def unpack(artifact: Artifact) -> CodecParts:
             f"The codec's parts do not fit together ({type(error).__name__}: {error}). "
             "Restore it from a copy."
         ) from error
+
+
+def _partition_ids(stored_n: AnyArray) -> npt.NDArray[np.int32]:
+    """Partition ids from the type in which `pack` stores them; up to version 3 that was int32."""
+    if stored_n.dtype.name not in ("uint8", "uint16", "uint32", "int32"):
+        raise InvalidInputError(f"calibration partitions are {stored_n.dtype}, expected unsigned integers")
+    return stored_n.astype(np.int32)
 
 
 def _frame(description: dict[str, Any], offset_D: AnyArray | None, dim: Any) -> Frame:
@@ -369,8 +407,6 @@ def _require_fitting(config: CodecConfig, calibration: Codes, report: TrainingRe
     )
     if calibration.codes.shape[1] != num_steps or len(calibration) == 0:
         raise InvalidInputError(f"calibration codes of shape {calibration.codes.shape}")
-    if calibration.partitions.dtype != np.int32:
-        raise InvalidInputError(f"calibration partitions are {calibration.partitions.dtype}, expected int32")
     errors = (len(report.prefix_mse), len(report.rq_prefix_mse))
     if errors != (num_steps, 0 if config.is_transform else num_steps):
         raise InvalidInputError(f"the report does not have an error for each of {num_steps} code bytes")

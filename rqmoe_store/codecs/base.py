@@ -116,7 +116,6 @@ class Codec(TranslatesErrors):
     ) -> Codes:
         """Encode vectors; the codes do not depend on how rows are batched.
 
-        Encoding computes in float32, also where the hardware or a context of torch offers less precision.
         The same machine gives the same codes again, with any number of threads. Another processor or a GPU
         rounds differently: a vector halfway between two codewords may get the other one there, at the same
         error.

@@ -60,8 +60,7 @@ class EncodingTables:
     @functools.cached_property
     def compiled(self) -> CompiledQuantizer:
         """The quantizer on a CPU, whose weights must be there."""
-        with torch.autocast("cpu", enabled=False):  # in float32, whatever context the caller is in
-            return _compiled_quantizer(self)
+        return _compiled_quantizer(self)
 
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors (..., D) in the encoder's coordinates (..., X)."""
@@ -183,8 +182,7 @@ def encode_with_torch(
         codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
         partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
 
-    with torch.autocast(device.type, enabled=False):  # codes do not follow a context of the caller
-        run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
     return Codes(codes_nM, partitions_n)
 
 

@@ -28,6 +28,9 @@ from torch import Tensor, nn
 
 from rqmoe_store.config import CodecConfig
 
+_LARGEST_CONDITION = 1e3
+"""Condition number above which an inverse would amplify rounding errors visibly."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FoldedExperts:
@@ -135,6 +138,25 @@ class ExpertMixture(nn.Module):
         if self.input_projection_WD is None:
             return vectors
         return vectors @ self.input_projection_WD.T
+
+    @torch.no_grad()
+    def absorb_codeword_weights(self) -> None:
+        """Turn codeword weights W_c into identities, which take no space in an artifact; c~ stays the same.
+
+        With z' = W_c^-1 z, U z = (U W_c) z' and G z = (G W_c) z'. Only a single layer reads z through U and
+        G alone. A step whose W_c has no accurate inverse keeps it.
+        """
+        if self.num_layers > 1:
+            return
+        weight_SWW = self.codeword_weight_SWW.cpu().double()
+        steps = torch.linalg.cond(weight_SWW) < _LARGEST_CONDITION
+        weight_SWW = weight_SWW[steps]
+        for read in (self.expand_SLNHW, self.gate_SNW):
+            rows_SRW = read[steps].cpu().double().flatten(1, -2)
+            read[steps] = (rows_SRW @ weight_SWW).view_as(read[steps]).to(read)
+        for part in (self.condition_weight_SWE, self.bias_SW.unsqueeze(2)):
+            part[steps] = torch.linalg.solve(weight_SWW, part[steps].cpu().double()).to(part)
+        self.codeword_weight_SWW[steps] = torch.eye(self.width, device=self.bias_SW.device)
 
     def fold(self, codebooks_SKD: Tensor) -> FoldedExperts:
         """The networks of the first `len(codebooks_SKD)` steps, folded with their codebooks."""

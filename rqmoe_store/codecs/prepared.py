@@ -27,8 +27,7 @@ class PreparedQuantizer:
     @torch.no_grad()
     def __init__(self, quantizer: ResidualQuantizer) -> None:
         self.quantizer = quantizer.eval().requires_grad_(False)
-        with torch.autocast(quantizer.codebooks_MKD.device.type, enabled=False):  # the caller may be in one
-            self._tables = encoding_tables(quantizer, quantizer.fold())
+        self._tables = encoding_tables(quantizer, quantizer.fold())
         self._converted: dict[Precision, FoldedExperts | None] = {"float32": None}
         self._graphed: dict[Precision, GraphedDecoder] = {}
 

@@ -314,7 +314,10 @@ def print_result(console: Console, result: DemoResult, directory: Path) -> None:
             "[yellow]Training found nothing better than plain RQ in this time, so the codec is plain RQ. "
             "Try --minutes 3, or a less busy machine.[/yellow]"
         )
-    if result.disk_bytes_after > result.disk_bytes_before:
+    sizes = _megabytes(result.disk_bytes_before), _megabytes(result.disk_bytes_after)
+    if result.disk_bytes_after < result.disk_bytes_before:
+        console.print(f"The database shrank from {sizes[0]} to {sizes[1]}, codec included.")
+    else:
         console.print(
             f"[yellow]With {result.rows:,} rows the codec is larger than the space that codes save. "
             f"It pays for itself: {result.break_even}.[/yellow]"

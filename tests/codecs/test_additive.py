@@ -21,6 +21,7 @@ from rqmoe_store.codecs.additive import AdditiveTables
 from rqmoe_store.codecs.additive_fit import fit_additive, fit_tables, table_rows
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.rounding import pack_rows, unpack_rows
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.training.trainer import train
 
@@ -179,7 +180,7 @@ def test_trained_tables_are_as_good_as_a_dense_fit(changes: dict[str, object]) -
 def test_tables_are_the_dense_fit_whatever_the_kind(codec: Codec) -> None:
     rows_TD = codec._coder.tables.rows_TD
     scale = np.abs(rows_TD).max()
-    np.testing.assert_allclose(rows_TD, dense_fit(codec), atol=0.005 * scale)
+    np.testing.assert_allclose(rows_TD, dense_fit(codec), atol=0.05 * scale)  # the fit is rounded
 
 
 @pytest.mark.parametrize("shape", ["rq", "rq, partitions"])
@@ -193,8 +194,9 @@ def test_rq_needs_no_fit(shape: str) -> None:
 def test_corrections_are_as_wide_as_the_network_and_stored_without_loss() -> None:
     tables = as_codec(stirred(small_config(network_dim=5)))._coder.tables
     assert tables.corrections_TW.shape == (1 + 4 * 16, 5)
-    rounded_TW = torch.from_numpy(tables.corrections_TW).bfloat16().float().numpy()
-    np.testing.assert_array_equal(rounded_TW, tables.corrections_TW)
+    packed = pack_rows(tables.corrections_TW)
+    assert packed is not None
+    np.testing.assert_array_equal(unpack_rows(*packed), tables.corrections_TW)
 
 
 def fitted(codec: Codec, projection_WD: torch.Tensor) -> AdditiveTables:
@@ -218,4 +220,4 @@ def test_projections_without_an_inverse() -> None:
         tables = fitted(codec, weak_WD)
         codec.to("cpu")  # to fold the experts anew
         assert float(np.abs(tables.corrections_TW).max()) < 100
-        np.testing.assert_allclose(tables.rows_TD, dense_fit(codec), atol=0.02)
+        np.testing.assert_allclose(tables.rows_TD, dense_fit(codec), atol=0.1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
+from small_codecs import as_codec, small_config, stirred, vectors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rqmoe_store.codecs import codes as codes_module
@@ -87,20 +87,6 @@ def test_codes_do_not_depend_on_batch_size(cuts: list[int]) -> None:
 
 def test_encoding_twice_gives_the_same_codes(codec: Codec) -> None:
     np.testing.assert_array_equal(codec.encode(ROWS).codes, codec.encode(ROWS).codes)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_codes_are_chosen_in_float32_whatever_context_the_caller_is_in(shape: str) -> None:
-    quantizer = stirred(small_config(**SHAPES[shape]))
-    tables = encoding_tables(quantizer, quantizer.fold())
-    expected = as_codec(quantizer).encode(ROWS)
-    of_torch = encode_with_torch(quantizer, tables, ROWS, beam=4, preselect=12)
-    codec = as_codec(quantizer)  # another one, which is prepared in the context
-    with torch.autocast("cpu", torch.bfloat16):
-        codes = codec.encode(ROWS)
-        again = encode_with_torch(quantizer, tables, ROWS, beam=4, preselect=12)
-    np.testing.assert_array_equal(codes.codes, expected.codes)
-    np.testing.assert_array_equal(again.codes, of_torch.codes)
 
 
 def test_encoding_nothing() -> None:

@@ -13,7 +13,6 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-import safetensors.torch
 from launched import ROWS, train_small
 from small_codecs import DIM, curved
 
@@ -56,7 +55,7 @@ def of_both(folder: Path, name: str) -> Codec:
 
 def weights(codec: Codec) -> np.ndarray:
     """All that training changes, one after the other."""
-    tensors = safetensors.torch.load(codec.to_artifact().weights)
+    _, tensors = codec.to_artifact().unpack()
     return np.concatenate(
         [tensors[name].double().numpy().ravel() for name in sorted(tensors) if name.startswith("quantizer.")]
     )
