@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import lancedb
@@ -6,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import rqmoe_store as rqs
-from rqmoe_store.demo.run import QUESTIONS, DemoSettings, run
+from rqmoe_store.demo.run import QUESTIONS, DemoSettings, print_result, run
 from rqmoe_store.demo.texts import collect, embed_cached
 
 WORDS = ["tree", "leaf", "file", "archive", "thread", "matrix", "socket", "clock", "queue", "color", "event"]
@@ -64,12 +65,23 @@ def test_whole_demo(settings, source):
     assert result.codec_bytes < result.disk_bytes_after
     assert result.break_even_rows == store.stats().break_even_rows
     assert f"from about {result.break_even_rows:,} rows" in output
+    assert result.disk_bytes_after > result.disk_bytes_before  # 408 rows of 96 bytes do not pay for a codec
+    assert "With 408 rows the codec is larger than the space that codes save." in output
 
     # A second run would find all its embeddings in the cache.
     texts = [document.text for document in collect([source], limit=settings.limit)]
     vectors, cached = embed_cached([*texts, *QUESTIONS], settings.cache_dir, lambda: word_embedding)
     assert cached
     assert len(vectors) == 420 + len(QUESTIONS)
+
+
+def test_a_database_that_shrank_is_reported_with_its_sizes(settings, source):
+    result, _ = run_small(settings, source)
+    smaller = dataclasses.replace(result, disk_bytes_before=15_900_000, disk_bytes_after=6_800_000)
+    output = io.StringIO()
+    print_result(Console(file=output, width=200), smaller, settings.directory)
+    assert "The database shrank from 15.9 MB to 6.8 MB, codec included." in output.getvalue()
+    assert "larger than the space" not in output.getvalue()
 
 
 def test_folder_with_something_else_is_left_alone(settings, source):
