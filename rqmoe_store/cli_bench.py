@@ -230,7 +230,8 @@ def bench_search(
         str | None,
         typer.Option(
             help="Numbers of rows, such as 1000000,10000000, of tables of random codes that are also opened "
-            "and searched, with every codec of --codecs."
+            "and searched, in memory and on disk: with every codec of --codecs, or else with one of random "
+            "vectors for every size, whose partitions suit the largest table."
         ),
     ] = None,
     json_out: JsonOut = None,

@@ -41,7 +41,7 @@ from rqmoe_store.evaluation.search_measurement import (
     measure_scan,
     measure_search,
 )
-from rqmoe_store.evaluation.search_scaling import measure_synthetic, require_room
+from rqmoe_store.evaluation.search_scaling import measure_synthetic, random_codec, require_room
 from rqmoe_store.evaluation.search_systems import build_own
 from rqmoe_store.training.trainer import add_refine_codes, train
 
@@ -78,7 +78,8 @@ class SearchSettings:
     timed_queries: int = 500
     """Queries run one at a time, to measure latency."""
     synthetic: tuple[int, ...] = ()
-    """Rows of tables of random codes that are also opened and searched, with every codec of `codecs`."""
+    """Rows of tables of random codes that are also opened and searched, with every codec of `codecs`, or else
+    with a codec of every size made from random vectors. Its partitions suit the largest of these tables."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.systems if name not in SYSTEMS]
@@ -98,11 +99,8 @@ class SearchSettings:
             raise InvalidInputError(
                 f"Got batch={self.batch}, timed_queries={self.timed_queries}; expected at least 1 of each."
             )
-        if self.synthetic and (self.codecs is None or min(self.synthetic) < 1):
-            raise InvalidInputError(
-                f"Got synthetic={self.synthetic}, codecs={self.codecs}; expected numbers of rows from 1, and "
-                "a folder of codecs to draw codes for."
-            )
+        if self.synthetic and min(self.synthetic) < 1:
+            raise InvalidInputError(f"Got synthetic={self.synthetic}; expected numbers of rows from 1.")
         select_device(self.training.device)
 
     def partitions(self, rows: int) -> int:
@@ -169,7 +167,7 @@ def benchmark_search(
     if bench.vectors_ND is not None:
         _compare(bench, bench.vectors_ND, settings, report, console, on_done)
     for result in measure_synthetic(
-        list(bench.codecs.values()) if settings.synthetic else [],
+        _codecs_to_scale(bench, settings),
         bench.queries_QD,
         rows=settings.synthetic,
         nprobes=settings.nprobes,
@@ -180,6 +178,18 @@ def benchmark_search(
         report.synthetic.append(result)
         on_done(report)
     return report
+
+
+def _codecs_to_scale(bench: "_Bench", settings: SearchSettings) -> list[Codec]:
+    """The codecs that tables of random codes have."""
+    if not settings.synthetic or bench.codecs:
+        return list(bench.codecs.values()) if settings.synthetic else []
+    partitions = settings.partitions(max(settings.synthetic))
+    configs = [
+        dataclasses.replace(settings.config, code_bytes=size, num_partitions=partitions)
+        for size in settings.code_bytes
+    ]
+    return [random_codec(each, bench.queries_QD.shape[1], settings.training.seed) for each in configs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +220,7 @@ def _checked(vectors: Any | None, queries: Any, settings: SearchSettings) -> _Be
         require_disk(len(vectors_ND), _TABLES * 4 * dim)
     codecs = load_codecs(settings, dim)
     if settings.synthetic:
-        require_room(codecs.values(), settings.synthetic)
+        require_room(settings.code_bytes, settings.synthetic)
     return _Bench(vectors_ND, queries_QD, codecs)
 
 

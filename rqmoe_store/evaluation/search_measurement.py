@@ -124,14 +124,20 @@ class SyntheticResult:
     code_bytes: int
     rows: int
     nprobes: int | None
+    cache: str
+    """Where searches read codes: "memory" or "disk"."""
     table_bytes: float
     """Bytes of codes and partitions on disk per row."""
     open_ms: float
     """Time to open the table, its codec included."""
     first_query_ms: float
-    """Time of the process's first query, with the first of all nprobes."""
+    """Time of the process's first query, with the first of all nprobes: in memory, it loads the codes."""
+    load_growth_bytes: int
+    """Largest growth of memory during that query."""
     p50_ms: float
     p99_ms: float
+    refresh_ms: float
+    """Median time of the first query after a row was added."""
     memory_bytes: int
     """Resident memory of the whole process after these queries, without pages that mirror files."""
     memory_growth_bytes: int

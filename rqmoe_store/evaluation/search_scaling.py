@@ -2,7 +2,7 @@
 
 A new process opens and searches each table, by the command
 
-    python -m rqmoe_store.evaluation.search_scaling '{"folder": ..., "name": ..., "nprobes": [...], ...}'
+    python -m rqmoe_store.evaluation.search_scaling '{"folder": ..., "name": ..., "cache": ..., ...}'
 
 The folder is a database that also contains the file queries.npy. The command prints a JSON list with an
 object for every number of partitions searched.
@@ -12,10 +12,12 @@ Shape suffixes: B rows of one batch, P partitions, Q queries, D vector dimension
 
 import functools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +26,7 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from lancedb.db import DBConnection
 from lancedb.index import BTree
 from lancedb.table import LanceTable
@@ -31,9 +34,10 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import RQMoEError
 from rqmoe_store.evaluation.codec_measurement import require_disk
-from rqmoe_store.evaluation.machine import resident_bytes
+from rqmoe_store.evaluation.machine import PeakMemory, resident_bytes
 from rqmoe_store.evaluation.search_measurement import (
     ID,
     NEIGHBORS,
@@ -42,6 +46,7 @@ from rqmoe_store.evaluation.search_measurement import (
     measure_latency,
     probe_counts,
 )
+from rqmoe_store.search.source import Cache
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.creation import stored_schema
@@ -49,10 +54,17 @@ from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import open_table
+from rqmoe_store.training.trainer import train
 
 _BATCH_ROWS = 131_072
 _PAYLOAD_BYTES = 32
 """Most bytes of a row on disk besides its code: position, partition, index."""
+
+_TRAINING_ROWS = 1.2
+"""Vectors for every partition that a random codec is made from, some of which are held out."""
+
+_REFRESHES = 5
+"""Rows added one after the other to time the query after each."""
 
 
 def ids_only(ids_B: npt.NDArray[np.int64]) -> pa.RecordBatch:
@@ -93,10 +105,19 @@ def create_random_table(
     return CompressedTable(Handle(table, TableCodec.of(metadata, [codec])))
 
 
-def require_room(codecs: Iterable[Codec], rows: Sequence[int]) -> None:
+def random_codec(config: CodecConfig, dim: int, seed: int) -> Codec:
+    """A codec of `config`, which names its partitions, made from random vectors without training steps."""
+    rows = 1_000 + int(_TRAINING_ROWS * (config.num_partitions or 0))
+    vectors_BD = np.random.default_rng(seed).standard_normal((rows, dim), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of too few vectors
+        return train(vectors_BD, config=config, training=TrainConfig(epochs=0, seed=seed, progress=False))
+
+
+def require_room(code_bytes: Iterable[int], rows: Sequence[int]) -> None:
     """Raise InvalidInputError unless the temporary folder has space for every table of random codes."""
-    for codec in codecs:
-        require_disk(max(rows), codec.config.code_bytes + _PAYLOAD_BYTES)
+    for size in code_bytes:
+        require_disk(max(rows), size + _PAYLOAD_BYTES)
 
 
 def measure_synthetic(
@@ -111,7 +132,8 @@ def measure_synthetic(
 ) -> Iterator[SyntheticResult]:
     """Create, open and search a table of random codes for every codec and number of rows, smallest first.
 
-    Each table is opened in a new process, to measure its memory and its first query alone. Tables are removed
+    Each table is opened in a new process, to measure its memory and its first query alone, and in another one
+    that searches codes on disk. Tables are removed
     as soon as they have been measured.
 
     Args:
@@ -134,9 +156,12 @@ def measure_synthetic(
                 store = create_random_table(lancedb.connect(folder), "random", codec, count, seed=seed)
                 table_bytes = store.stats().bytes_per_vector
                 np.save(Path(folder) / "queries.npy", queries_QD)
-                opened = _open_in_new_process(
-                    Path(folder), probe_counts(nprobes, codec.num_partitions), timed_queries
-                )
+                probes = probe_counts(nprobes, codec.num_partitions)
+                opened = [
+                    figures
+                    for cache in ("memory", "disk")
+                    for figures in _open_in_new_process(Path(folder), cache, probes, timed_queries)
+                ]
             for figures in opened:
                 yield SyntheticResult(
                     system=codec.config.kind,
@@ -166,10 +191,15 @@ def _random_batches(
         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _open_in_new_process(folder: Path, nprobes: Sequence[int], timed_queries: int) -> list[dict[str, Any]]:
+def _open_in_new_process(
+    folder: Path, cache: str, nprobes: Sequence[int], timed_queries: int
+) -> list[dict[str, Any]]:
     """Run `measure_opening` on the table "random" in a new process."""
     command = [sys.executable, "-m", "rqmoe_store.evaluation.search_scaling"]
-    settings = {"folder": str(folder), "name": "random", "nprobes": nprobes, "timed_queries": timed_queries}
+    settings = {
+        "folder": str(folder), "name": "random", "cache": cache, "nprobes": nprobes,
+        "timed_queries": timed_queries,
+    }  # fmt: skip
     run = subprocess.run([*command, json.dumps(settings)], capture_output=True, text=True, check=False)
     if run.returncode:
         raise RQMoEError(f"Searching a table of random codes in a new process failed:\n{run.stderr}")
@@ -178,41 +208,57 @@ def _open_in_new_process(folder: Path, nprobes: Sequence[int], timed_queries: in
 
 
 def measure_opening(
-    folder: Path, name: str, nprobes: Sequence[int], timed_queries: int
+    folder: Path, name: str, cache: Cache, nprobes: Sequence[int], timed_queries: int
 ) -> list[dict[str, Any]]:
     """Measure the fields of `SyntheticResult` that only the process that opens the table can measure.
 
     Args:
         folder: a database, with queries (Q, D) in queries.npy.
-        name: name of the table.
+        name: name of the table, to which some rows are added at the end.
+        cache: where searches read codes.
         nprobes: at least one number of partitions; the first query uses the first one.
         timed_queries: queries timed with every number of partitions.
     """
     queries_QD: Float32Array = np.load(folder / "queries.npy", allow_pickle=False)
     before = resident_bytes()
     started = time.perf_counter()
-    store = open_table(lancedb.connect(folder), name)
+    store = open_table(lancedb.connect(folder), name, cache=cache)
     open_seconds = time.perf_counter() - started
-    first_seconds, found = None, []
+    with PeakMemory(torch.device("cpu")) as peak:
+        started = time.perf_counter()
+        _search(store, nprobes[0], queries_QD[:1])
+        first_seconds = time.perf_counter() - started
+    found = []
     for probes in nprobes:
         search = functools.partial(_search, store, probes)
-        started = time.perf_counter()
-        search(queries_QD[:1])
-        first_seconds = first_seconds or time.perf_counter() - started
         latency = measure_latency(search, queries_QD, timed_queries)
         memory = resident_bytes()
         found.append(
             {
                 "nprobes": probes if store.codec.num_partitions > 1 else None,
+                "cache": cache,
                 "open_ms": 1e3 * open_seconds,
                 "first_query_ms": 1e3 * first_seconds,
+                "load_growth_bytes": peak.growth_bytes,
                 "p50_ms": latency.p50_ms,
                 "p99_ms": latency.p99_ms,
                 "memory_bytes": memory,
                 "memory_growth_bytes": memory - before,
             }
         )
-    return found
+    refresh_ms = _refresh_ms(store, nprobes[0], queries_QD[:1])
+    return [{**figures, "refresh_ms": refresh_ms} for figures in found]
+
+
+def _refresh_ms(store: CompressedTable, nprobes: int, query_QD: Float32Array) -> float:
+    """Median time of the first query after a row was added."""
+    seconds = []
+    for _ in range(_REFRESHES):
+        store.add([{ID: -1, VECTOR: query_QD[0]}])
+        started = time.perf_counter()
+        _search(store, nprobes, query_QD)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(seconds)
 
 
 def _search(store: CompressedTable, nprobes: int, query_QD: Float32Array) -> None:

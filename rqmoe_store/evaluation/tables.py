@@ -55,7 +55,8 @@ def search_done_line(report: SearchReport) -> str:
     if report.synthetic:
         row = report.synthetic[-1]
         probes = "" if row.nprobes is None else f", nprobes {row.nprobes}"
-        return f"{row.system}, {row.code_bytes} bytes, {row.rows:,} rows{probes}: {row.p50_ms:.1f} ms"
+        rows = f"{row.rows:,} rows, codes in {row.cache}{probes}"
+        return f"{row.system}, {row.code_bytes} bytes, {rows}: {row.p50_ms:.1f} ms"
     index = report.indexes[-1]
     best = max(results_of(report, index), key=lambda result: result.recall)
     return (
@@ -304,22 +305,26 @@ def _scans(report: SearchReport) -> Table:
 def _synthetic(report: SearchReport) -> Table:
     shown = table_of(
         "Scaling: tables of random codes, each opened in a new process",
-        "system; bytes; rows; nprobes; disk bytes/row; open ms; first query ms; p50 ms; p99 ms; process MB; "
-        "growth MB",
-        caption="Growth: memory of the process, less its memory before the table was opened.",
+        "system; bytes; rows; codes in; nprobes; disk bytes/row; open ms; first query ms; p50 ms; p99 ms; "
+        "refresh ms; process MB; growth MB; loading MB",
+        caption="Refresh: first query after a row was added. Growth: memory of the process, less its memory "
+        "before the table was opened. Loading: largest growth during the first query.",
     )
     for row in report.synthetic:
         shown.add_row(
             row.system,
             str(row.code_bytes),
             f"{row.rows:,}",
+            row.cache,
             format_optional(row.nprobes, "{:,}"),
             f"{row.table_bytes:.1f}",
             f"{row.open_ms:,.0f}",
             f"{row.first_query_ms:,.0f}",
             f"{row.p50_ms:,.2f}",
             f"{row.p99_ms:,.2f}",
+            f"{row.refresh_ms:,.1f}",
             f"{row.memory_bytes / 1e6:,.0f}",
             f"{row.memory_growth_bytes / 1e6:,.0f}",
+            f"{row.load_growth_bytes / 1e6:,.0f}",
         )
     return shown

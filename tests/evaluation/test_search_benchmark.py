@@ -202,8 +202,7 @@ def test_training(partitions, expected) -> None:
         ({"shortlists": (9,)}, "at least 10"),
         ({"batch": 0}, "batch=0"),
         ({"timed_queries": 0}, "timed_queries=0"),
-        ({"synthetic": (1000,)}, "a folder of codecs"),
-        ({"synthetic": (0,), "codecs": Path(".")}, "numbers of rows from 1"),
+        ({"synthetic": (0,)}, "numbers of rows from 1"),
     ],
 )
 def test_refused(changes, message) -> None:

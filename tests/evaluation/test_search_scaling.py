@@ -15,6 +15,7 @@ from rqmoe_store.evaluation.search_scaling import (
     create_random_table,
     measure_opening,
     measure_synthetic,
+    random_codec,
     require_room,
 )
 from rqmoe_store.tables import open_table
@@ -62,13 +63,22 @@ def test_a_table_is_measured_and_removed(tmp_path, monkeypatch) -> None:
     settings = {"rows": (1000,), "nprobes": (1, 50), "timed_queries": 4, "seed": 0}
     results = list(measure_synthetic([CODEC], QUERIES, **settings, on_start=said.append))
     assert said == ["rq, 4 bytes: 1,000 rows of random codes"]
-    assert [result.nprobes for result in results] == [1, PARTITIONS]
+    assert [result.nprobes for result in results] == [1, PARTITIONS] * 2
+    assert [result.cache for result in results] == ["memory"] * 2 + ["disk"] * 2
     for result in results:
         assert (result.system, result.code_bytes, result.rows) == ("rq", 4, 1000)
         assert 2 < result.table_bytes < 12  # LanceDB packs codes of 16 codewords
         assert result.open_ms > 0 and result.first_query_ms > 0 and 0 < result.p50_ms <= result.p99_ms
         assert 0 < result.memory_growth_bytes < result.memory_bytes
+        assert result.load_growth_bytes >= 0 and result.refresh_ms > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_codec_of_random_vectors(tmp_path) -> None:
+    config = dataclasses.replace(CODEC.config, num_partitions=30)
+    codec = random_codec(config, DIM, seed=4)
+    assert (codec.num_partitions, codec.dim, codec.config.code_bytes) == (30, DIM, 4)
+    assert len(create_random_table(lancedb.connect(tmp_path), "random", codec, 50, seed=0)) == 50
 
 
 @pytest.mark.slow
@@ -81,9 +91,9 @@ def test_a_failure_in_the_other_process_is_told(tmp_path, monkeypatch) -> None:
 
 
 def test_no_room() -> None:
-    require_room([CODEC], (1000,))
+    require_room([4], (1000,))
     with pytest.raises(InvalidInputError, match="TMPDIR"):
-        require_room([CODEC], (10, 10**15))
+        require_room([4], (10, 10**15))
 
 
 @pytest.mark.parametrize(("partitions", "probes"), [(2, [1, 2]), (0, [None, None])])
@@ -92,7 +102,7 @@ def test_fields_are_those_of_a_result(partitions, probes, tmp_path) -> None:
         lancedb.connect(tmp_path), "random", small_codec(num_partitions=partitions), 500, seed=0
     )
     np.save(tmp_path / "queries.npy", clustered(3))
-    found = measure_opening(tmp_path, "random", [1, 2], 5)
+    found = measure_opening(tmp_path, "random", "memory", [1, 2], 5)
     assert [figures["nprobes"] for figures in found] == probes
     known = {"system", "code_bytes", "rows", "table_bytes"}
     fields = {field.name for field in dataclasses.fields(SyntheticResult)}
