@@ -75,9 +75,11 @@ def test_random_codes_alone(data) -> None:
     assert run.exit_code == 0, run.output
     assert "Random codes of dimension 16; 20 queries" in run.stdout
     assert "Scaling" in run.stdout and "Cost" not in run.stdout
-    assert "rq, 4 bytes, 500 rows, nprobes 2" in run.stderr
+    assert "rq, 4 bytes, 500 rows, disk, nprobes 2" in run.stderr
     written = json.loads((data / "out.json").read_text())["synthetic"]
-    assert [(row["rows"], row["nprobes"]) for row in written] == [(400, 1), (400, 2), (500, 1), (500, 2)]
+    assert [(row["rows"], row["cache"], row["nprobes"]) for row in written] == [
+        (rows, cache, nprobes) for rows in (400, 500) for cache in ("memory", "disk") for nprobes in (1, 2)
+    ]
 
 
 def test_mistakes_are_found_before_measuring(data) -> None:

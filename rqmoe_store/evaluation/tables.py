@@ -55,7 +55,7 @@ def search_done_line(report: SearchReport) -> str:
     if report.synthetic:
         row = report.synthetic[-1]
         probes = "" if row.nprobes is None else f", nprobes {row.nprobes}"
-        rows = f"{row.rows:,} rows, codes in {row.cache}{probes}"
+        rows = f"{row.rows:,} rows, {row.cache}{probes}"
         return f"{row.system}, {row.code_bytes} bytes, {rows}: {row.p50_ms:.1f} ms"
     index = report.indexes[-1]
     best = max(results_of(report, index), key=lambda result: result.recall)

@@ -174,9 +174,9 @@ def test_empty_tables_are_left_out(capsys) -> None:
 
 def test_a_line_when_a_search_is_done() -> None:
     report = small_search_report()
-    assert search_done_line(report) == "rqmoe, 8 bytes, 10,000,000 rows, codes in memory: 45.7 ms"
+    assert search_done_line(report) == "rqmoe, 8 bytes, 10,000,000 rows, memory: 45.7 ms"
     report.synthetic.pop()
-    assert search_done_line(report) == "rqmoe, 8 bytes, 1,000,000 rows, codes in memory, nprobes 20: 12.3 ms"
+    assert search_done_line(report) == "rqmoe, 8 bytes, 1,000,000 rows, memory, nprobes 20: 12.3 ms"
     report.synthetic.pop()
     expected = "lancedb-ivf-pq, 8 bytes: indexed in 12 s, 10-recall@10 0.700 at 3.5 ms"
     assert search_done_line(report) == expected
