@@ -152,7 +152,9 @@ def _scan_task(
         scan_each(rows, scored, kept, size)
     kept_QX = np.arange(shape[1]) < kept.filled_Q[:, None]
     queries_H = np.repeat(np.arange(task.queries.start, task.queries.stop), kept.filled_Q)
-    return Shortlists(queries_H, kept.scores_QX[kept_QX], segment.rows(kept.positions_QX[kept_QX]))
+    scores_H, positions_H = kept.scores_QX[kept_QX], kept.positions_QX[kept_QX]
+    order_H = np.lexsort((segment.row_id_map.at(positions_H), scores_H, queries_H))
+    return Shortlists(queries_H[order_H], scores_H[order_H], segment.rows(positions_H[order_H]))
 
 
 _EVERY_ROW = np.empty(0, dtype=bool)

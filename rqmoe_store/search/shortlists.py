@@ -59,8 +59,20 @@ class Shortlists:
 
         Of equal scores, those with the smallest row ids come first.
         """
+        if self._are_in_order and (_places_of(self.queries_H) < size).all():
+            return self
         order_H = np.lexsort((self.rows.row_ids_N, self.scores_H, self.queries_H))
         return self[order_H[_places_of(self.queries_H[order_H]) < size]]
+
+    @property
+    def _are_in_order(self) -> bool:
+        queries_H, scores_H, row_ids_H = self.queries_H, self.scores_H, self.rows.row_ids_N
+        is_next_H = (scores_H[1:] > scores_H[:-1]) | (
+            (scores_H[1:] == scores_H[:-1]) & (row_ids_H[1:] > row_ids_H[:-1])
+        )
+        return bool(
+            ((queries_H[1:] > queries_H[:-1]) | ((queries_H[1:] == queries_H[:-1]) & is_next_H)).all()
+        )
 
     def only(self, row_ids: RowIds) -> "Shortlists":
         """The rows that have any of the given ids."""
