@@ -81,19 +81,16 @@ def fresh_start(
     `seconds` limits the time: k-means uses fewer vectors, and mixtures are tried only if the first codebooks
     took at most half of the time.
 
-    A trained quantizer (`warm`) is the start instead if its validation error is lower than that of plain RQ.
+    A trained quantizer (`warm`) is the start instead if its validation error is lower than that of the
+    codebooks.
     """
     began, most_rows = time.monotonic(), kmeans_rows_within(seconds / 2, training_nD, config)
     plain = best = initialize(training_nD, config, seed=seed, progress=progress, most_rows=most_rows)
     is_late = time.monotonic() - began > seconds / 2
     normalized_nD = plain.normalize(validation_nD)
     rq_mse = quick_mse(plain, normalized_nD)
-    if warm is not None and not workers.broadcast_json(_is_better(warm.quantizer, plain, validation_nD)):
-        warm = None
     if is_late:
         mixing = False
-    elif warm is not None:
-        mixing = config.kind != "rq" and mixtures_help(training_nD, validation_nD, config, seed)
     elif config.kind != "rq" and len(training_nD) < _FEW_ROWS:
         progress.stage("again with mixtures")
         with_mixtures = initialize(
@@ -104,6 +101,8 @@ def fresh_start(
     else:
         many = len(training_nD) >= _ENOUGH_PER_CODEWORD * config.codebook_size
         mixing = config.kind != "rq" and not many and mixtures_help(training_nD, validation_nD, config, seed)
+    if warm is not None and not workers.broadcast_json(_is_better(warm.quantizer, best, validation_nD)):
+        warm = None
     quantizer = with_experts(best, config, seed=seed) if warm is None else warm.quantizer
     # Processes may round differently but must start from the same weights.
     workers.broadcast_(quantizer.state_dict().values())
