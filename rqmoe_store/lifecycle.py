@@ -38,7 +38,7 @@ Encode = bool | Literal["background"]
 """Whether a training encodes the rows that are there before it returns, in the background, or not at all."""
 
 StartOfTraining = Codec | Literal["auto"] | None
-"""What a training starts from: a codec, the table's own if it is of the right shape, or plain RQ."""
+"""What a training starts from: a codec, the table's own if it is of the right shape, or new codebooks."""
 
 _NEVER = datetime.timedelta(days=36_500)
 

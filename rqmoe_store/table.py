@@ -696,8 +696,8 @@ class CompressedTable(TranslatesErrors):
                 `refine_bytes=0` they lose them; `optimize` then drops the column.
             encode: as for `train`.
             start: what training starts from. "auto": the table's codec if it has the shape of the new one and
-                a lower validation error than plain RQ, else plain RQ; None: plain RQ in any case; or a codec,
-                as in `rqmoe_store.train`. `report.started_from` of the new codec tells.
+                a lower validation error than new codebooks, else these; None: new codebooks in any case; or a
+                codec, as in `rqmoe_store.train`. `report.started_from` of the new codec tells.
             progress: show progress bars.
 
         Returns:

@@ -103,9 +103,9 @@ def train(
         config: shape of the codec. None means the defaults of CodecConfig, or the shape of `start`.
         training: how to train. None means the defaults of TrainConfig.
         validation: vectors (rows, D) to measure on. None means to hold out some of the sample.
-        start: a codec to go on from, if its validation error is lower than that of the plain RQ from which
-            training starts otherwise; `report.started_from` tells. Its shape must be the config's; refine
-            codes, `beam` and `preselect` may differ. It is not changed.
+        start: a codec to go on from, if its validation error is lower than that of the new codebooks
+            from which training starts otherwise; `report.started_from` tells. Its shape must be the
+            config's; refine codes, `beam` and `preselect` may differ. It is not changed.
 
     Returns:
         The codec with the lowest validation error seen. At worst that is the error of the plain RQ from
