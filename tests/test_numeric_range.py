@@ -112,6 +112,13 @@ def test_any_vectors_are_found_or_left_alone(tmp_path, scale, center, outlier, k
         assert (np.diff(exact) >= -rounding).all()
 
 
+@pytest.mark.parametrize("kind", ["rq", "rqmoe"])
+def test_directions_that_differ_by_less_than_float32_can_square_are_refused(kind) -> None:
+    vectors = in_float32((ORDINARY + 1.7e9) * 10.0 ** np.array([7, 33, 5, 12, -32, -27]))
+    with pytest.raises(InvalidInputError, match="differ so little"):
+        rqmoe_store.train(vectors, config=config(kind, "cosine", 0), training=TRAINING)
+
+
 def recalls_of(vectors, metric, kind, folder):
     docs = docs_of(vectors, folder)
     codec = rqmoe_store.train(docs, config=config(kind, metric), training=TRAINING)

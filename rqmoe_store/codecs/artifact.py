@@ -430,10 +430,16 @@ def write_artifact(artifact: Artifact, directory: str | os.PathLike[str]) -> Non
     weights_name = _weights_name(artifact)
     document = json.loads(artifact.config_json)
     outer = {"fingerprint": artifact.fingerprint, "weights_file": weights_name, "codec": document}
+    is_new = not (folder / weights_name).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / weights_name, artifact.weights)
-        write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
+        try:
+            write_atomically(folder / CONFIG_FILE, json.dumps(outer, indent=2, sort_keys=True).encode())
+        except OSError:
+            if is_new:  # no codec needs these weights
+                (folder / weights_name).unlink()
+            raise
         for stale in folder.glob(f"{WEIGHTS_PREFIX}*{WEIGHTS_SUFFIX}"):
             if stale.name != weights_name:
                 stale.unlink()

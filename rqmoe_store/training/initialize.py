@@ -178,6 +178,11 @@ def initialize(
     quantizer = RQ(config, vectors_nD.shape[1]).to(vectors_nD.device)
     quantizer.mean_D.copy_(vectors_nD.mean(dim=0))
     quantizer.scale.copy_((vectors_nD - quantizer.mean_D).square().mean().sqrt())
+    if not quantizer.scale > 0:
+        raise InvalidInputError(
+            f"The {len(vectors_nD)} training vectors differ so little that squares of their differences are "
+            "zero in float32. Check how the embeddings were made."
+        )
     wanted = max(FULL_ROWS, _ROWS_PER_PARTITION * quantizer.num_partitions)
     wanted = wanted if most_rows is None else min(wanted, most_rows)
     chosen_n = torch.randperm(len(vectors_nD), generator=generator)[:wanted].to(vectors_nD.device)

@@ -49,7 +49,7 @@ def contents(store: CompressedTable) -> list[dict]:
 def test_a_codec_that_does_not_fit_leaves_the_one_there_was(
     disk: SmallDisk, codec: Codec, leave: int
 ) -> None:
-    other = tiny_codec(np.tile(VECTORS, 16), "l2", 64)  # of about 30 kB
+    other = tiny_codec(np.tile(VECTORS, 16), "l2", 64)
     codec.save(disk.path / "codec")
     with (
         disk.filled(min(leave, 24_576)),

@@ -55,10 +55,8 @@ def of_both(folder: Path, name: str) -> Codec:
 
 def weights(codec: Codec) -> np.ndarray:
     """All that training changes, one after the other."""
-    _, tensors = codec.to_artifact().unpack()
-    return np.concatenate(
-        [tensors[name].double().numpy().ravel() for name in sorted(tensors) if name.startswith("quantizer.")]
-    )
+    tensors = codec.coder.quantizer.state_dict()
+    return np.concatenate([tensors[name].double().numpy().ravel() for name in sorted(tensors)])
 
 
 def assert_close(codec: Codec, other: Codec, untrained: Codec, *, share: float = 0.1) -> None:
