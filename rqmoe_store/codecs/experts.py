@@ -23,6 +23,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -148,14 +149,16 @@ class ExpertMixture(nn.Module):
         """
         if self.num_layers > 1:
             return
-        weight_SWW = self.codeword_weight_SWW.cpu().double()
-        steps = torch.linalg.cond(weight_SWW) < _LARGEST_CONDITION
-        weight_SWW = weight_SWW[steps]
+        weight_SWW = self.codeword_weight_SWW.cpu().double().numpy()
+        # By NumPy: torch solves a batch in a team of threads, which has failed with wrong pivots.
+        steps = torch.from_numpy(np.linalg.cond(weight_SWW) < _LARGEST_CONDITION)
+        weight_SWW = weight_SWW[steps.numpy()]
         for read in (self.expand_SLNHW, self.gate_SNW):
-            rows_SRW = read[steps].cpu().double().flatten(1, -2)
-            read[steps] = (rows_SRW @ weight_SWW).view_as(read[steps]).to(read)
+            rows_SRW = read[steps].cpu().double().flatten(1, -2).numpy()
+            read[steps] = torch.from_numpy(rows_SRW @ weight_SWW).view_as(read[steps]).to(read)
         for part in (self.condition_weight_SWE, self.bias_SW.unsqueeze(2)):
-            part[steps] = torch.linalg.solve(weight_SWW, part[steps].cpu().double()).to(part)
+            solved = np.linalg.solve(weight_SWW, part[steps].cpu().double().numpy())
+            part[steps] = torch.from_numpy(solved).to(part)
         self.codeword_weight_SWW[steps] = torch.eye(self.width, device=self.bias_SW.device)
 
     def fold(self, codebooks_SKD: Tensor) -> FoldedExperts:
