@@ -46,3 +46,23 @@ def test_codeword_weights_that_cannot_be_absorbed_stay() -> None:
         experts.absorb_codeword_weights()
         assert torch.equal(experts.codeword_weight_SWW[kept], weights_SWW[kept])
         np.testing.assert_allclose(deformations(experts), before, rtol=1e-3, atol=1e-3)
+
+
+def test_absorption_does_not_depend_on_the_threads_of_torch() -> None:
+    """A batch of wide weights, which torch would solve in a team of threads."""
+    config = CodecConfig(hidden_dim=2, network_dim=384, num_experts=1).resolve(dim=384, rows=100)
+    experts = ExpertMixture(config, dim=384, num_steps=4, condition_dim=64).requires_grad_(False)
+    generator = torch.Generator().manual_seed(2)
+    noise_SWW = torch.randn(4, 384, 384, generator=generator)
+    experts.codeword_weight_SWW.copy_(torch.eye(384) + 0.02 * noise_SWW)
+    experts.condition_weight_SWE.normal_(generator=generator)
+    expected = np.linalg.solve(
+        experts.codeword_weight_SWW.double().numpy(), experts.condition_weight_SWE.double().numpy()
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        experts.absorb_codeword_weights()
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(experts.condition_weight_SWE, expected, rtol=1e-4, atol=1e-4)
