@@ -197,12 +197,6 @@ def run_parallel(tasks: Iterable[Callable[[], Result]], *, one_core: bool = Fals
             future.cancel()
 
 
-def run_on_one_core(task: Callable[[], Result]) -> Result:
-    """Run a task on a thread of the pool, where torch computes on one core; returns its result."""
-    (result,) = run_parallel([task], one_core=True)
-    return result
-
-
 def _compute_on_one_core(task: Callable[[], Result]) -> Result:
     if not getattr(_here, "torch_has_one_core", False):
         _give_torch_one_core()

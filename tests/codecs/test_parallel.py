@@ -19,7 +19,6 @@ from rqmoe_store.codecs.parallel import (
     rows_in_budget,
     run_chunks,
     run_chunks_parallel,
-    run_on_one_core,
     run_parallel,
     set_num_threads,
 )
@@ -89,7 +88,7 @@ def test_torch_has_one_core_on_the_pool_and_its_own_threads_elsewhere(torch_has_
             return torch.get_num_threads()
 
         assert run_parallel([threads_of_torch] * 3, one_core=True) == [1, 1, 1]
-        assert run_on_one_core(torch.get_num_threads) == 1
+        assert run_parallel([torch.get_num_threads], one_core=True) == [1]
     finally:
         set_num_threads(before)
     with concurrent.futures.ThreadPoolExecutor(1) as others:
@@ -99,7 +98,7 @@ def test_torch_has_one_core_on_the_pool_and_its_own_threads_elsewhere(torch_has_
 
 def test_a_single_task_runs_where_it_is_called(two_threads):
     assert run_parallel([threading.current_thread]) == [threading.current_thread()]
-    assert run_on_one_core(threading.current_thread) != threading.current_thread()
+    assert run_parallel([threading.current_thread], one_core=True) != [threading.current_thread()]
 
 
 def test_one_thread_does_everything_itself(two_threads):
