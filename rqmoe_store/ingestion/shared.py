@@ -141,9 +141,7 @@ class PartWriter(TranslatesErrors):
         content, sizes = Content(), list[int]()
         batches = self._batches(reader, piece, content, sizes)
         table = self._handle.table
-        written = write_batches(
-            table, self._encoder.schema, batches, check=lambda: self._encoder.require_codec_in(table)
-        )
+        written = write_batches(table, self._encoder.schema, batches, check=self._encoder.require_codec_in)
         return WrittenPart(
             key=piece.key,
             start=start,

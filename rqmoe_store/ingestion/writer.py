@@ -114,7 +114,7 @@ class Committer:
             TableError: another process ingests the same source, or the table was restored.
         """
         self._claim.require_held()
-        self.require_codec()
+        self.require_codec_in(self._table.schema)
         # The quarantine comes first: no later call reads rows again that the table has logged.
         if self._quarantine is not None:
             self._quarantine.add(content.bad, content.pieces)
@@ -130,9 +130,9 @@ class Committer:
         if self._commits % _COMMITS_PER_FOLD == 0:
             self.fold_notes()
 
-    def require_codec(self) -> None:
-        """Raise TableError unless the table has the codec that encodes rows, and its columns."""
-        self._encoder.require_codec_in(self._table)
+    def require_codec_in(self, schema: pa.Schema) -> None:
+        """Raise TableError unless a version of the table has the codec that encodes rows, and its columns."""
+        self._encoder.require_codec_in(schema)
 
     def fold_notes(self) -> None:
         """Move the ingestion logs into the tables' metadata, where they outlive old versions."""
@@ -172,7 +172,7 @@ class CommitWriter:
         while (first := next(waiting, None)) is not None:
             content = Content()
             batches = pa.RecordBatchReader.from_batches(self._schema, self._fill(content, first, waiting))
-            written = write_rows(self._table, batches, check=self._committer.require_codec)
+            written = write_rows(self._table, batches, check=self._committer.require_codec_in)
             self._committer.commit(content, written)
         self._committer.fold_notes()
 

@@ -161,15 +161,20 @@ def _write_column(
     return extended
 
 
+SchemaCheck = Callable[[pa.Schema], object]
+"""Called with the schema of the newest version of a table; raises if rows do not fit it."""
+
+
 @translates_errors
 def append_rows(
     table: LanceTable,
     rows: pa.RecordBatchReader,
     properties: Mapping[str, str],
     *,
-    check: Callable[[], object] = lambda: None,
+    dataset: lance.LanceDataset | None = None,
+    check: SchemaCheck = lambda schema: None,
 ) -> int:
-    """Append `rows` to the newest version of `table` in one commit, which `table` is at afterwards.
+    """Append `rows` to the newest version of a table in one commit, which `table` is at afterwards.
 
     Columns that `rows` lacks are null and take no space.
 
@@ -178,22 +183,28 @@ def append_rows(
         rows: checked and encoded rows.
         properties: transaction properties of the commit; `read_transaction` returns them until the committed
             version is cleaned up.
-        check: called before rows are written and before the commit, with `table` at the version to append
-            to; raises to prevent either.
+        dataset: the table at any version, which is brought to the newest; None to open it, which takes about
+            as long as to append a row.
+        check: called before rows are written and before the commit.
 
     Returns:
         The committed version.
     """
-    to_newest(table)
-    check()
-    dataset = table.to_lance()  # once: opening takes longer than writing a few rows
+    dataset = table.to_lance() if dataset is None else dataset
+    _to_newest(dataset)
+    check(dataset.schema)
     written = _write_files(dataset, rows)
-    check()
+    _to_newest(dataset)  # Lance appends rows to a schema that lacks their columns, and drops the values
+    check(dataset.schema)
     return _commit(table, dataset, written, properties)
 
 
+def _to_newest(dataset: lance.LanceDataset) -> None:
+    dataset.checkout_latest()  # type: ignore[no-untyped-call]  # pylance leaves it unannotated
+
+
 def write_rows(
-    table: LanceTable, rows: pa.RecordBatchReader, *, check: Callable[[], object] = lambda: None
+    table: LanceTable, rows: pa.RecordBatchReader, *, check: SchemaCheck = lambda schema: None
 ) -> Transaction:
     """Write `rows` as data files of `table` that belong to no version yet.
 
@@ -202,13 +213,13 @@ def write_rows(
     Args:
         table: the table.
         rows: checked and encoded rows.
-        check: called with `table` at its newest version; raises if the rows do not fit it.
+        check: called before rows are written.
 
     Returns:
         The transaction for `commit_rows`.
     """
     to_newest(table)
-    check()
+    check(table.schema)
     return _write_files(table.to_lance(), rows)
 
 
@@ -223,7 +234,7 @@ def write_batches(
     schema: pa.Schema,
     batches: Iterator[pa.RecordBatch],
     *,
-    check: Callable[[], object] = lambda: None,
+    check: SchemaCheck = lambda schema: None,
 ) -> Transaction:
     """Write `batches` as `write_rows` does; raises exceptions of `batches` as they are."""
     failures: list[Exception] = []

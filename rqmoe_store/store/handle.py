@@ -187,7 +187,13 @@ class Handle:
         return f"dim {self.dim} as {size}, {config.kind}, metric {self.metric!r}"
 
     def refresh(self) -> Snapshot:
-        """Bring this handle to the newest version of the table, and return it.
+        """Bring this handle to the newest version of the table, and return it. Raises as `newest`."""
+        snapshot = self.newest()
+        to_newest(self.table)
+        return snapshot
+
+    def newest(self) -> Snapshot:
+        """The newest version of the table, without bringing `table` to it, which takes as long again.
 
         Raises:
             TableError: an earlier version is checked out; the table was dropped, or made again as one that
@@ -200,19 +206,18 @@ class Handle:
                 "Call checkout_latest() to go on with the newest version, or restore() to make this one it."
             )
         self.snapshots.freshness.expire()
-        snapshot = self.snapshots.current()
-        to_newest(self.table)
-        return snapshot
+        return self.snapshots.current()
 
-    def encoder(self, encode: bool | None = None) -> RowEncoder:
-        """Bring the handle to the newest version, and make an encoder of rows for it.
+    def encoder(self, snapshot: Snapshot, encode: bool | None = None) -> RowEncoder:
+        """An encoder of rows for a version of the table.
 
         Args:
+            snapshot: the version, from `newest` or `refresh`.
             encode: whether rows get codes; None if the table has a codec.
 
-        Raises as `refresh`, and TableError if there is no codec to encode with.
+        Raises:
+            TableError: there is no codec to encode with.
         """
-        snapshot = self.refresh()
         if encode is None:
             encode = snapshot.codecs.newest is not None
         if encode:

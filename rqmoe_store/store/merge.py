@@ -127,7 +127,7 @@ class MergeInsert(TranslatesErrors):
             TableError: an earlier version is checked out, or others change the same rows all the time.
             StorageError: the disk or bucket refuses a write; nothing was changed.
         """
-        bad, encoder = BadVectors(on_bad_vectors, fill_value), self._handle.encoder()
+        bad, encoder = BadVectors(on_bad_vectors, fill_value), self._handle.encoder(self._handle.refresh())
         if not (self._update or self._insert or self._delete):
             raise InvalidInputError(
                 "Got a merge without any action; expected when_matched_update_all(), "
@@ -263,8 +263,8 @@ class MergeInsert(TranslatesErrors):
         def merge() -> MergeResult:
             nonlocal attempts
             attempts += 1
-            encoder.require_codec_in(table)
             dataset = table.to_lance()
+            encoder.require_codec_in(dataset.schema)
             # Not by LanceDB's own merge, which refuses rows with a null in another vector column.
             merge = self._configured(dataset, on, wheres).conflict_retries(0)
             nothing = encoder.others.empty_table().select(on)

@@ -6,6 +6,7 @@ value is parsed again before it is written: what this release writes, it can rea
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -177,9 +178,12 @@ class TableMetadata:
         Raises:
             TableError: there is none, a value is missing or cannot be read, or a newer release wrote it.
         """
-        stored = {
-            key.decode(errors="replace").removeprefix(PREFIX): value for key, value in _ours(schema).items()
-        }
+        return cls._read(frozenset(_ours(schema).items()), table_name)
+
+    @classmethod
+    @functools.lru_cache(maxsize=256)  # read whenever rows are written
+    def _read(cls, ours: frozenset[tuple[bytes, bytes]], table_name: str) -> Self:
+        stored = {key.decode(errors="replace").removeprefix(PREFIX): value for key, value in ours}
         if "format_version" not in stored:
             raise TableError(
                 f"Table {table_name!r} is not a compressed table; make one with "

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -138,20 +137,20 @@ class RowEncoder:
             sources[self.columns.vector_column] = self.embedding.source_column
         return sources
 
-    def require_codec_in(self, table: LanceTable) -> None:
-        """Raise TableError unless the version that `table` is at has the codec that encodes, and its column
-        of refine codes."""
+    def require_codec_in(self, schema: pa.Schema) -> None:
+        """Raise TableError unless a version of the table with this schema has the codec that encodes, and its
+        column of refine codes."""
         generations = self.codecs.metadata.generations
-        found = TableMetadata.read(table.schema, table.name)
+        found = TableMetadata.read(schema, self._table_name)
         if self._encode and found.generations[: len(generations)] != generations:
             raise TableError(
-                f"Table {table.name!r} was restored, while rows were encoded, to a version that lacks "
+                f"Table {self._table_name!r} was restored, while rows were encoded, to a version that lacks "
                 "the codec they were encoded by. Nothing was written; try again."
             )
         if self._encode and self.columns.refine_bytes not in (0, found.refine_bytes):
             raise TableError(
-                f"Table {table.name!r} was given a codec without refine codes, and lost their column, while "
-                "rows were encoded. Nothing was written; try again."
+                f"Table {self._table_name!r} was given a codec without refine codes, and lost their "
+                "column, while rows were encoded. Nothing was written; try again."
             )
 
     def encoded(self, rows: Any, bad: BadVectors = BAD_VECTORS_RAISE) -> Iterator[pa.Table]:

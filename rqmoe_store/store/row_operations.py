@@ -1,5 +1,6 @@
 """Row operations: adding, updating, deleting, counting and reading the rows of a table."""
 
+import copy
 import datetime
 import decimal
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ def add_rows(
             f"Got mode={mode!r}; expected 'append'. To replace all rows, delete('true') them and add the "
             "new ones."
         )
-    bad, encoder = BadVectors(on_bad_vectors, fill_value), handle.encoder(encode)
+    bad, snapshot = BadVectors(on_bad_vectors, fill_value), handle.newest()
+    encoder = handle.encoder(snapshot, encode)
     # No row is written before all of them have been checked.
     with spool(encoder.encoded(rows, bad)) as encoded:
         drift = encoder.drift.take() if encoder.drift else None
@@ -48,7 +50,8 @@ def add_rows(
                 handle.table,
                 encoded.reader(),
                 properties,
-                check=lambda: encoder.require_codec_in(handle.table),
+                dataset=copy.copy(snapshot.dataset),
+                check=encoder.require_codec_in,
             )
     return encoded.count
 
@@ -60,7 +63,7 @@ def update_rows(
     values_sql: Mapping[str, str] | None,
 ) -> Any:
     """See `CompressedTable.update`."""
-    encoder = handle.encoder()
+    encoder = handle.encoder(handle.refresh())
     if (not values) == (not values_sql):
         raise InvalidInputError(
             f"Got values={values!r} and values_sql={values_sql!r}; expected one of them, with a column at "
@@ -75,7 +78,7 @@ def update_rows(
         changes = {"values_sql": _expressions(handle, encoder, values_sql or {})}
 
     def update() -> Any:
-        encoder.require_codec_in(handle.table)
+        encoder.require_codec_in(handle.table.schema)
         return handle.table.update(where=condition, **changes)
 
     try:

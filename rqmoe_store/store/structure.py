@@ -69,7 +69,7 @@ def add_columns(
 
 def alter_columns(handle: Handle, *alterations: Mapping[str, Any]) -> None:
     """See `CompressedTable.alter_columns`."""
-    encoder = handle.encoder()
+    encoder = handle.encoder(handle.refresh())
     for change in alterations:
         if not isinstance(change, Mapping):
             raise InvalidInputError(

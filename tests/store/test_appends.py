@@ -85,6 +85,29 @@ def test_nothing_is_added_when_rows_fail(table):
     assert lance.dataset(table.uri).version == 1
 
 
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_column_that_goes_while_files_are_written(db, table, opened):
+    """Lance would commit the rows, and drop the values of the column."""
+    other, seen = db.open_table("rows"), []
+
+    def rows():
+        yield pa.record_batch([[1], ["row 1"]], schema=SCHEMA)
+        other.drop_columns(["text"])
+
+    def require_text(schema):
+        seen.append(schema.names)
+        if "text" not in schema.names:
+            raise TableError("the column is gone")
+
+    dataset = table.to_lance() if opened else None
+    with pytest.raises(TableError, match="the column is gone"):
+        append_rows(
+            table, pa.RecordBatchReader.from_batches(SCHEMA, rows()), {}, dataset=dataset, check=require_text
+        )
+    assert seen == [["id", "text"], ["id"]]
+    assert db.open_table("rows").count_rows() == 0
+
+
 def test_what_batches_raise_is_raised(table):
     def failing():
         yield pa.record_batch([[1], ["row 1"]], schema=SCHEMA)

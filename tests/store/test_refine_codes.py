@@ -442,7 +442,7 @@ def test_a_column_that_comes_while_rows_are_encoded(
 
 def test_files_that_were_written_before_the_column_came(plain_store: CompressedTable, refined: Codec) -> None:
     store = plain_store
-    (rows,) = store.handle.encoder().encoded(new_rows(0, 10))
+    (rows,) = store.handle.encoder(store.refresh()).encoded(new_rows(0, 10))
     written = write_rows(store.table, rows.to_reader())
     give(store, refined)
     commit_rows(store.table, written, {})
