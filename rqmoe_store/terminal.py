@@ -77,6 +77,8 @@ def print_trained(codec: "Codec", out: Path) -> None:
         error += f", {report.refined_mse:.6g} with refine codes"
     total = config.code_bytes + config.refine_bytes
     typer.echo(f"Codec saved in {out}: {total} bytes per vector, validation MSE {error}.")
+    if not config.is_transform:
+        typer.echo(f"It encodes in {report.encoding_precision}.")
     if report.started_from is not None:
         typer.echo(f"Training went on from codec {report.started_from[:12]}.")
 

@@ -87,6 +87,7 @@ def test_train_compress_search(data, tmp_path):
     codec = tmp_path / "codec"
     trained = invoke("train", data / "db", "docs", "--out", codec, "--bytes", 4, "--kind", "rq")
     assert trained.exit_code == 0, trained.output
+    assert "encodes in float32" in trained.output
     assert "4 bytes per vector" in trained.output
     assert rqs.load_codec(codec).config.code_bytes == 4
     compressed = invoke("compress", data / "db", "docs", "--codec", codec, "--into", tmp_path.name)
@@ -126,7 +127,7 @@ def test_refine_codes_order_what_is_found(data, tmp_path):
     trained = invoke("train", data / "db", "docs", "--out", codec, *options)
     assert trained.exit_code == 0, trained.output
     assert "8 bytes per vector" in trained.output and "with refine codes" in trained.output
-    assert "plain RQ" not in trained.output
+    assert "plain RQ" not in trained.output and "encodes in" not in trained.output
     config = rqs.load_codec(codec).config
     assert (config.refine_bytes, config.refine_kind) == (6, "turboquant")
     compressed = invoke("compress", data / "db", "docs", "--codec", codec, "--into", "small_refined")

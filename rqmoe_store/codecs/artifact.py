@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -193,6 +193,9 @@ class TrainingReport:
     """Error of the whole code with its refine code; None without refine codes."""
     started_from: str | None = None
     """Fingerprint of the codec that training went on from; None if it began with plain RQ."""
+    encoding_precision: Literal["float32"] = "float32"
+    """Number format in which codes are chosen. It depends neither on the hardware nor on the precision of
+    training."""
 
     @property
     def validation_mse(self) -> float:
@@ -247,6 +250,11 @@ class TrainingReport:
             raise InvalidInputError(f"Got {report}; expected numbers.")
         if not isinstance(report.started_from, str | None):
             raise InvalidInputError(f"Got {report}; expected a fingerprint, or none.")
+        if report.encoding_precision != "float32":
+            raise InvalidInputError(
+                f"Got encoding_precision={report.encoding_precision!r}; this release encodes in 'float32', "
+                "which may choose other codes. Upgrade rqmoe-store."
+            )
         return report
 
 

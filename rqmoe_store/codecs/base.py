@@ -116,9 +116,10 @@ class Codec(TranslatesErrors):
     ) -> Codes:
         """Encode vectors; the codes do not depend on how rows are batched.
 
-        The same machine gives the same codes again, with any number of threads. Another processor or a GPU
-        rounds differently: a vector halfway between two codewords may get the other one there, at the same
-        error.
+        Encoding computes in float32 (`report.encoding_precision`), also where the hardware or a setting of
+        torch offers less precision. The same machine gives the same codes again, with any number of threads.
+        Another processor or a GPU rounds differently: a vector halfway between two codewords may get the
+        other one there, at the same error.
 
         Args:
             vectors: (n, D), of any type that casts to float32. Under "cosine" they are normalized here.

@@ -11,6 +11,7 @@ entries, A candidates, W network width, X width of the encoder's coordinates (se
 E conditioning width, S steps with experts, F first-layer features, G gated hidden units.
 """
 
+import copy
 import dataclasses
 import functools
 
@@ -74,7 +75,7 @@ class EncodingTables:
         if self.subspace_WD is None:
             return vectors
         dim = self.subspace_WD.shape[1]
-        return vectors[..., :dim] + vectors[..., dim:] @ self.subspace_WD
+        return vectors[..., :dim] + vectors[..., dim:] @ self.subspace_WD.to(vectors.dtype)
 
 
 def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> EncodingTables:
@@ -94,6 +95,37 @@ def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) 
     return dataclasses.replace(tables, codebooks_MKX=tables.transform(codebooks_MKD))
 
 
+@torch.no_grad()
+def exact_tables(quantizer: ResidualQuantizer) -> EncodingTables:
+    """The encoding tables of a quantizer that stays as it is, computed in float64 and rounded to float32.
+
+    No setting of the caller changes float64. `torch.autocast` and `torch.set_float32_matmul_precision` have
+    float32 matrices multiplied in bfloat16, and codes would follow.
+    """
+    exact = copy.deepcopy(quantizer).double()
+    tables = encoding_tables(exact, exact.fold())
+    if tables.folded is None or quantizer.mixture is None:
+        return encoding_tables(quantizer, None)
+    mixture = quantizer.mixture
+    folded = FoldedExperts(
+        tables.folded.codeword_SKF.float(),
+        tables.folded.condition_SEF.float(),
+        mixture.contract_SLNHW.detach(),
+        mixture.expand_SLNHW.detach(),
+        None if mixture.output_projection_WD is None else mixture.output_projection_WD.detach(),
+    )
+    if tables.subspace_WD is None or tables.contract_SGW is None:
+        return encoding_tables(quantizer, folded)  # which multiplies no matrices, and shares memory
+    return EncodingTables(
+        quantizer,
+        tables.codebooks_MKX.float(),
+        tables.norms_MK.float(),
+        folded,
+        tables.contract_SGW.float(),
+        tables.subspace_WD.float(),
+    )
+
+
 @torch.inference_mode()
 def _compiled_quantizer(tables: EncodingTables) -> CompiledQuantizer:
     """A quantizer on the CPU, as arrays; they share the memory of its weights where they can."""
@@ -103,7 +135,10 @@ def _compiled_quantizer(tables: EncodingTables) -> CompiledQuantizer:
     partitions_P = torch.arange(max(1, quantizer.num_partitions))
     conditions_PE = quantizer.initial_condition(partitions_P) if folded else torch.empty(len(partitions_P), 0)
     if folded is not None and quantizer.condition_follows_codewords:
-        narrow_XE = quantizer.condition_increment(0, partitions_P, tables.inverse_transform(torch.eye(width)))
+        exact = copy.deepcopy(quantizer).double()  # as in `exact_tables`
+        conditions_PE = exact.initial_condition(partitions_P)
+        identity_XX = torch.eye(width, dtype=torch.float64)
+        narrow_XE = exact.condition_increment(0, partitions_P, tables.inverse_transform(identity_XX))
     elif folded is not None:
         indices_K = torch.arange(codebook_size)
         components_MKE = torch.stack(
@@ -126,7 +161,7 @@ def _compiled_quantizer(tables: EncodingTables) -> CompiledQuantizer:
 
 def as_array(tensor: Tensor) -> Float32Array:
     """A tensor on the CPU as a contiguous array, in the same memory if it is contiguous."""
-    return np.ascontiguousarray(tensor.detach().numpy(), dtype=np.float32)
+    return np.ascontiguousarray(tensor.detach().float().numpy())
 
 
 def _expert_arrays(quantizer: ResidualQuantizer, tables: EncodingTables) -> ExpertArrays:
@@ -182,7 +217,8 @@ def encode_with_torch(
         codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
         partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
 
-    run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
+    with torch.autocast(device.type, enabled=False):  # codes do not follow a context of the caller
+        run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
     return Codes(codes_nM, partitions_n)
 
 

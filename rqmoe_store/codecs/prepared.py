@@ -13,7 +13,7 @@ from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import GraphedDecoder, decode
 from rqmoe_store.codecs.device import Precision, as_tensor
-from rqmoe_store.codecs.encoding import encode_block, encoding_tables
+from rqmoe_store.codecs.encoding import encode_block, exact_tables
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -27,7 +27,7 @@ class PreparedQuantizer:
     @torch.no_grad()
     def __init__(self, quantizer: ResidualQuantizer) -> None:
         self.quantizer = quantizer.eval().requires_grad_(False)
-        self._tables = encoding_tables(quantizer, quantizer.fold())
+        self._tables = exact_tables(quantizer)
         self._converted: dict[Precision, FoldedExperts | None] = {"float32": None}
         self._graphed: dict[Precision, GraphedDecoder] = {}
 

@@ -19,7 +19,7 @@ from rqmoe_store.codecs.base import Codec, require_storable
 from rqmoe_store.codecs.coder import ResidualCoder, TransformCoder
 from rqmoe_store.codecs.codes import Codes, encode_vectors
 from rqmoe_store.codecs.device import as_tensor
-from rqmoe_store.codecs.encoding import encode_block, encoding_tables
+from rqmoe_store.codecs.encoding import encode_block, exact_tables
 from rqmoe_store.codecs.frame import Frame, clamp_vectors, frame_for
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
@@ -366,7 +366,7 @@ def _fit_transform_codec(
 
 def _calibration_codes(quantizer: ResidualQuantizer, vectors_nD: Tensor) -> Codes:
     """Codes to fit tables on. A beam of 1 is much faster and good enough for that."""
-    tables, plain = encoding_tables(quantizer, quantizer.fold()), Frame.plain(quantizer.dim)
+    tables, plain = exact_tables(quantizer), Frame.plain(quantizer.dim)
     mean_D, scale = quantizer.mean_D.cpu().numpy(), float(quantizer.scale)
 
     def encode_checked(checked_nD: Float32Array) -> Codes:

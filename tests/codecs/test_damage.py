@@ -306,7 +306,8 @@ def test_other_values_in_the_description(path: tuple[str, ...]) -> None:
     without = {key: value for key, value in owner.items() if key != path[-1]}
     description = replaced(DESCRIPTION, path[:-1], without) if path[1:] else without
     # A setting that is not there has its default. A codec may have no refine codes, and no start.
-    optional = (path[0] == "config" and len(path) > 1) or path[1:] in (("refined_mse",), ("started_from",))
+    added = ("refined_mse", "started_from", "encoding_precision")
+    optional = (path[0] == "config" and len(path) > 1) or (path[0] == "report" and path[-1] in added)
     refused = is_refused(Artifact(json.dumps(description, sort_keys=True), ARTIFACT.weights))
     assert refused or optional
 

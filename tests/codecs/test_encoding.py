@@ -1,18 +1,20 @@
 """Properties of the encoder."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_codecs import as_codec, small_config, stirred, vectors
+from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rqmoe_store.codecs import codes as codes_module
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.encoding import chunk_rows, encode_with_torch, encoding_tables
+from rqmoe_store.codecs.encoding import chunk_rows, encode_with_torch, encoding_tables, exact_tables
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
@@ -87,6 +89,77 @@ def test_codes_do_not_depend_on_batch_size(cuts: list[int]) -> None:
 
 def test_encoding_twice_gives_the_same_codes(codec: Codec) -> None:
     np.testing.assert_array_equal(codec.encode(ROWS).codes, codec.encode(ROWS).codes)
+
+
+@contextlib.contextmanager
+def lowered_precision(setting: str) -> Iterator[None]:
+    """A setting of torch that the user may have made for other work."""
+    if setting == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+        return
+    try:
+        if setting == "medium":
+            torch.set_float32_matmul_precision(setting)
+        else:
+            torch.set_default_dtype(getattr(torch, setting))
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("setting", ["autocast", "medium", "float64", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_codes_are_chosen_in_float32_whatever_torch_is_set_to(shape: str, setting: str) -> None:
+    quantizer = stirred(small_config(**SHAPES[shape]))
+    codec = as_codec(quantizer)
+    expected = codec.encode(ROWS)
+    decoded = codec.decode(expected)
+    stored = codec.to_artifact()
+    assert codec.report.encoding_precision == "float32"
+    with lowered_precision(setting):
+        loaded = Codec.from_artifact(stored, device="cpu")  # prepared within the setting
+        codes = loaded.encode(ROWS)
+        again = loaded.decode(codes)
+    np.testing.assert_array_equal(codes.codes, expected.codes)
+    np.testing.assert_array_equal(codes.partitions, expected.partitions)
+    np.testing.assert_array_equal(again, decoded)
+
+
+class Products(TorchDispatchMode):
+    """Notes the number formats in which matrices are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formats: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "baddbmm", "linear"):
+            self.formats |= {each.dtype for each in args if isinstance(each, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torch_multiplies_no_float32_matrices_for_encoding(shape: str) -> None:
+    """So processors that would round these to bfloat16 choose the same codes."""
+    quantizer = stirred(small_config(**SHAPES[shape]))
+    expected = as_codec(quantizer).encode(ROWS)
+    with Products() as products:
+        codes = exact_tables(quantizer).compiled.encode(ROWS, beam=4, preselect=12)
+    np.testing.assert_array_equal(codes.codes, expected.codes)
+    assert products.formats == ({torch.float64} if quantizer.mixture is not None else set())
+    with Products() as products:
+        encoding_tables(quantizer, quantizer.fold())
+    assert (torch.float32 in products.formats) == (quantizer.mixture is not None)  # it would have been noted
+
+
+def test_encoding_with_torch_ignores_autocast() -> None:
+    tables = exact_tables(BATCHED._coder.quantizer)
+    expected = encode_with_torch(tables.quantizer, tables, ROWS, beam=4, preselect=12)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = encode_with_torch(tables.quantizer, tables, ROWS, beam=4, preselect=12)
+    np.testing.assert_array_equal(again.codes, expected.codes)
 
 
 def test_encoding_nothing() -> None:
