@@ -969,12 +969,17 @@ class AsyncCompressedTable:
             lambda: self.blocking.export(path, format=format, overwrite=overwrite, progress=progress)
         )
 
-    def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
-        """Choose where searches through this handle read codes; returns the table itself.
+    def use_cache(
+        self,
+        cache: Cache = "memory",
+        memory_budget: int | None = None,
+        cache_columns: Sequence[str] | None = None,
+    ) -> Self:
+        """Choose what searches through this handle read from memory; returns the table itself.
 
         `CompressedTable.use_cache` says what it takes, returns and raises.
         """
-        self.blocking.use_cache(cache, memory_budget)
+        self.blocking.use_cache(cache, memory_budget, cache_columns)
         return self
 
     def use_shards(self, shards: int, call: ShardCall) -> Self:

@@ -21,6 +21,7 @@ from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.exports import ExportReport, FormatName, export
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
+from rqmoe_store.search.cached_columns import check_cache_columns
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
@@ -793,10 +794,16 @@ class CompressedTable(TranslatesErrors):
         stats = self.handle.snapshots.read(
             lambda snapshot: measure(snapshot.table, snapshot.codecs, snapshot.codecs.columns)
         )
+        stats = dataclasses.replace(stats, refine_codes_in=self._source.refine_codes_in)
+        resident = self._source.codes.resident
+        if resident is None:
+            return stats
         return dataclasses.replace(
             stats,
-            resident_bytes=self._source.codes.resident_bytes,
-            refine_codes_in=self._source.refine_codes_in,
+            resident_bytes=resident.nbytes,
+            norm_bytes=resident.norm_bytes,
+            cached_columns=tuple(resident.cached.names),
+            cached_column_bytes=resident.cached.nbytes,
         )
 
     def verify(self, *, progress: bool = True) -> VerifyReport:
@@ -872,8 +879,13 @@ class CompressedTable(TranslatesErrors):
             progress=progress,
         )
 
-    def use_cache(self, cache: Cache = "memory", memory_budget: int | None = None) -> Self:
-        """Choose where searches through this handle read codes; returns the table itself.
+    def use_cache(
+        self,
+        cache: Cache = "memory",
+        memory_budget: int | None = None,
+        cache_columns: Sequence[str] | None = None,
+    ) -> Self:
+        """Choose what searches through this handle read from memory; returns the table itself.
 
         In memory, codes take `code_bytes` + `refine_bytes` + at most 6 bytes per row, once for all handles of
         this process. The first search loads them, and later ones read what has changed. On disk, every query
@@ -884,11 +896,21 @@ class CompressedTable(TranslatesErrors):
             memory_budget: bytes; a table whose codes would take more is searched on disk. If the codes fit
                 and refine codes do not, only the latter are read from disk. None for a quarter of the
                 machine's memory.
+            cache_columns: columns, such as ["id"], whose values are kept in memory along with the codes and
+                are brought up to date with them. A vector search that returns no other columns takes nothing
+                from the table, which saves a read for every query. These are columns of numbers, texts,
+                bytes, times or booleans. If all of them do not fit the memory budget beside codes and refine
+                codes, results are taken from the table, as they are of columns that the table loses later.
+                Columns in memory serve all handles, and are freed with the last one. Processes that scan for
+                this handle (`use_shards`) have none. None for no columns.
 
         Raises:
-            InvalidInputError: another `cache`, or a budget that is not a number of bytes.
+            InvalidInputError: another `cache`, or a budget that is not a number of bytes; `cache_columns`
+                that are no list of columns of the table, have other values, or come with cache="disk".
         """
-        self._source.cache = CacheSetting(cache, memory_budget)
+        setting = CacheSetting(cache, memory_budget, check_cache_columns(cache_columns))
+        self._source.require_cacheable(setting.columns)
+        self._source.cache = setting
         return self
 
     def use_shards(self, shards: int, call: ShardCall) -> Self:
@@ -933,4 +955,6 @@ class CompressedTable(TranslatesErrors):
 
 def _table_of(kind: type[Opened], handle: Handle, cache: CacheSetting) -> Opened:
     """A table like one that was copied or pickled."""
-    return kind(handle).use_cache(cache.cache, cache.memory_budget)
+    table = kind(handle)
+    table._source.cache = cache
+    return table

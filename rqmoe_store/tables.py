@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import lancedb
@@ -256,7 +257,12 @@ def _begun(docs: LanceTable, codec: Codec) -> CompressedTable | None:
 
 @translates_errors
 def open_table(
-    db: DBConnection, name: str, *, cache: Cache = "memory", memory_budget: int | None = None
+    db: DBConnection,
+    name: str,
+    *,
+    cache: Cache = "memory",
+    memory_budget: int | None = None,
+    cache_columns: Sequence[str] | None = None,
 ) -> CompressedTable:
     """Open the compressed table `name`; its codec is read from the same database.
 
@@ -265,15 +271,16 @@ def open_table(
             read may be; None, like zero, for never older than the newest version. (LanceDB's own tables never
             look for a newer one with None.)
         name: the table.
-        cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
+        cache, memory_budget, cache_columns: what searches read from memory; see `CompressedTable.use_cache`.
 
     Raises:
         TableNotFoundError: no such table.
         TableError: not a compressed one.
         ArtifactError: its codec is not in the database, is damaged, or is another one.
-        InvalidInputError: an unknown `cache` or a budget that is not a number of bytes.
+        InvalidInputError: an unknown `cache`, a budget that is not a number of bytes, or columns that cannot
+            be cached.
     """
-    return CompressedTable.open(db, name).use_cache(cache, memory_budget)
+    return CompressedTable.open(db, name).use_cache(cache, memory_budget, cache_columns)
 
 
 _NOT_ON_DISK = ("memory:", "db:")
@@ -285,19 +292,21 @@ async def open_table_async(
     *,
     cache: Cache = "memory",
     memory_budget: int | None = None,
+    cache_columns: Sequence[str] | None = None,
 ) -> AsyncCompressedTable:
     """Open the compressed table `name` for use in event loops; its codec is read from the same database.
 
     Args:
         db: the database, as opened by `lancedb.connect_async` or `lancedb.connect`.
         name: the table.
-        cache, memory_budget: where searches read codes; see `CompressedTable.use_cache`.
+        cache, memory_budget, cache_columns: what searches read from memory; see `CompressedTable.use_cache`.
 
     Raises:
         TableNotFoundError: no such table.
         TableError: not a compressed one.
         ArtifactError: its codec is not in the database, is damaged, or is another one.
-        InvalidInputError: not a connection, an unknown `cache`, or a budget that is not a number of bytes.
+        InvalidInputError: not a connection, an unknown `cache`, a budget that is not a number of bytes, or
+            columns that cannot be cached.
     """
     databases.require_table_name(name)
     if isinstance(db, AsyncConnection):
@@ -307,7 +316,9 @@ async def open_table_async(
             f"Got {db!r} as the database; expected what lancedb.connect(...) or await "
             "lancedb.connect_async(...) returns."
         )
-    opened = functools.partial(open_table, db, name, cache=cache, memory_budget=memory_budget)
+    opened = functools.partial(
+        open_table, db, name, cache=cache, memory_budget=memory_budget, cache_columns=cache_columns
+    )
     return AsyncCompressedTable(await in_thread(opened))
 
 

@@ -82,10 +82,10 @@ class TableBesideDictionary(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
 
-    @initialize(refined=st.booleans())
-    def begin(self, refined: bool) -> None:
-        """With a table that has refine codes, or none."""
-        self.refined = refined
+    @initialize(refined=st.booleans(), cached=st.booleans())
+    def begin(self, refined: bool, cached: bool) -> None:
+        """With a table that has refine codes or none, and with columns in memory or without."""
+        self.refined, self.cache_columns = refined, ["id", "text"] if cached else None
         shutil.copytree(self.templates[refined], self.folder.name, dirs_exist_ok=True)
         self.handles = [self.opened(), self.opened()]
         self.rows = {row: Row(f"text {row}", row) for row in range(FIRST_ROWS)}
@@ -98,7 +98,7 @@ class TableBesideDictionary(RuleBasedStateMachine):
         return self.handles[0]
 
     def opened(self) -> CompressedTable:
-        return open_table(lancedb.connect(self.folder.name), "table")
+        return open_table(lancedb.connect(self.folder.name), "table", cache_columns=self.cache_columns)
 
     def teardown(self) -> None:
         self.folder.cleanup()

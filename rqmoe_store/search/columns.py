@@ -14,6 +14,7 @@ from lancedb.expr import Expr
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.search.cached_columns import CachedColumns
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.row_ids import RowIds
 from rqmoe_store.search.segments import Mask
@@ -197,29 +198,38 @@ def in_lancedb_order(chosen: ResultColumns, *, with_row_id: bool, batched: bool)
 
 
 def take(
-    dataset: lance.LanceDataset, hits_of_queries: Sequence[Hits], chosen: ResultColumns, stored: Sequence[str]
+    dataset: lance.LanceDataset,
+    hits_of_queries: Sequence[Hits],
+    chosen: ResultColumns,
+    stored: Sequence[str],
+    cached: CachedColumns | None = None,
 ) -> pa.Table:
     """Take the columns of a result for every hit, query after query, in result order.
 
     These are the columns `stored`, all expressions, and the columns that the search adds. Rows that are no
-    longer in the table are left out.
+    longer in the table are left out. Nothing is read if all columns are `cached`.
     """
     row_ids_H = np.concatenate([hits.row_ids_S for hits in hits_of_queries])
     distances_H = np.concatenate([hits.distances_S for hits in hits_of_queries])
     queries_H = np.repeat(
         np.arange(len(hits_of_queries), dtype=np.int32), [len(hits) for hits in hits_of_queries]
     )
-    # Rows are read even without stored columns, because their row ids tell which rows still exist.
-    wanted = row_ids_H if len(hits_of_queries) == 1 else np.unique(row_ids_H)
-    taken = _take_rows(dataset, wanted, chosen.to_scan([*stored, ROW_ID]))
-    rows, exists_H = _aligned(taken, row_ids_H)
+    if cached is not None and not chosen.expressions and cached.has(stored):
+        rows, exists_H = cached.take(row_ids_H, stored)
+        schema = cached.schema
+    else:
+        # Rows are read even without stored columns, because their row ids tell which rows still exist.
+        wanted = row_ids_H if len(hits_of_queries) == 1 else np.unique(row_ids_H)
+        taken = _take_rows(dataset, wanted, chosen.to_scan([*stored, ROW_ID]))
+        rows, exists_H = _aligned(taken, row_ids_H)
+        schema = taken.schema
     own = {
         QUERY_INDEX: (pa.field(QUERY_INDEX, pa.int32(), nullable=False), queries_H),
         DISTANCE: (pa.field(DISTANCE, pa.float32()), distances_H),
         ROW_ID: (pa.field(ROW_ID, pa.uint64()), row_ids_H),
     }
     names = [*own, *stored, *chosen.expressions]
-    fields = [own[name][0] if name in own else taken.schema.field(name) for name in names]
+    fields = [own[name][0] if name in own else schema.field(name) for name in names]
     arrays = [pa.array(own[name][1][exists_H]) if name in own else rows[name] for name in names]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 

@@ -41,14 +41,14 @@ def load_segment(snapshot: Snapshot, columns: CodeColumns, *, refine: bool) -> S
     codecs, counts = snapshot.codecs, _Counts(snapshot.codecs.num_partitions)
     names = list(codecs.columns.names if refine else columns.scanned)
     with late_progress("Loading codes", 2 * snapshot.rows) as advance:
-        for batch in _batches(snapshot, [columns.partition], advance):
+        for batch in scan_batches(snapshot, [columns.partition], advance):
             partitions = batch[columns.partition]
             valid_B = partitions.is_valid().to_numpy(zero_copy_only=False)
-            counts.add(partitions.drop_null().to_numpy(), _row_ids(batch)[valid_B])
+            counts.add(partitions.drop_null().to_numpy(), row_ids_of(batch)[valid_B])
         loader = _Loader(counts, codecs.code_bytes, codecs.columns.refine_bytes if refine else None)
-        for batch in _batches(snapshot, names, advance):
+        for batch in scan_batches(snapshot, names, advance):
             codes, valid_B = codecs.read(batch)
-            loader.place(CodeBatch(_row_ids(batch)[valid_B], codes))
+            loader.place(CodeBatch(row_ids_of(batch)[valid_B], codes))
         return loader.segment()
 
 
@@ -69,9 +69,16 @@ def _rows_of(selections: Sequence[Selection]) -> Iterator[CodeBatch]:
     return itertools.chain.from_iterable(selection.batches(_BATCH_ROWS) for selection in selections)
 
 
-def _batches(
+def scan_batches(
     snapshot: Snapshot, names: Sequence[str], advance: Callable[[int], None]
 ) -> Iterator[pa.RecordBatch]:
+    """Yield columns and row ids of all rows in batches, little of which is read ahead.
+
+    Args:
+        snapshot: the version.
+        names: the columns.
+        advance: called with the number of rows of every batch that was used.
+    """
     scanner = snapshot.dataset.scanner(
         columns=list(names),
         with_row_id=True,
@@ -84,7 +91,8 @@ def _batches(
         advance(batch.num_rows)
 
 
-def _row_ids(batch: pa.RecordBatch) -> RowIds:
+def row_ids_of(batch: pa.RecordBatch) -> RowIds:
+    """The row ids of a batch that was read with them."""
     return np.asarray(batch["_rowid"].to_numpy(zero_copy_only=False), np.uint64)
 
 

@@ -379,7 +379,7 @@ class CompressedQuery(VectorSearchQuery):
         stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
         with trace.stage("Take", ", ".join(chosen.sources)) as stage:
             vectors = DecodedColumn(state.snapshot.codecs.columns, self._handle.kept)
-            taken = take(state.snapshot.dataset, hits, chosen, vectors.to_read(stored))
+            taken = take(state.snapshot.dataset, hits, chosen, vectors.to_read(stored), state.cached)
             found = chosen.arranged(vectors.decode(taken, stored, state.snapshot.codecs))
             stage.rows = found.num_rows
         return found

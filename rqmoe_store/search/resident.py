@@ -1,5 +1,5 @@
-"""Resident codes: the codes of a table in memory, with refine codes if these fit too, refreshed row by row
-when the table changes.
+"""Resident codes: the codes of a table in memory, with refine codes and cached columns if these fit too,
+refreshed row by row when the table changes.
 
 Shape legend: N rows of a batch.
 """
@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rqmoe_store.search.loading import load_segment, merged
+from rqmoe_store.search.cached_columns import CachedColumns
+from rqmoe_store.search.loading import load_segment, merged, row_ids_of
+from rqmoe_store.search.scan import norm_bytes
 from rqmoe_store.search.segments import CodeBatch, RowIds, Segment, Selection, concatenated, grouped, no_rows
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.snapshot import Snapshot
@@ -53,21 +55,21 @@ def read_codes(
         TableError: the code columns are missing or have another type, or have a code or partition id that no
             codec of the table has.
     """
-    for batch, _ in read_rows(snapshot, columns, where, refine=refine):
-        if len(batch):
-            yield batch
+    for batch in _read_rows(snapshot, columns, where, refine=refine):
+        codes = _as_codes(snapshot, batch)
+        if len(codes):
+            yield codes
 
 
-def read_rows(
-    snapshot: Snapshot, columns: CodeColumns, where: str | None, *, refine: bool
-) -> Iterator[tuple[CodeBatch, RowIds]]:
-    """Yield batches as `read_codes` does, each with the ids (N,) of all its rows, with or without a code."""
+def _read_rows(
+    snapshot: Snapshot, columns: CodeColumns, where: str | None, *, refine: bool, others: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """Yield code columns, other columns and row ids of all rows that match, with or without a code."""
     names = snapshot.codecs.columns.names if refine else columns.scanned
-    rows = snapshot.table.search().select(list(names)).with_row_id(True)
+    rows = snapshot.table.search().select([*names, *others]).with_row_id(True)
     if where is not None:
         rows = rows.where(where)
-    for batch in rows.to_batches(_SCAN_ROWS):
-        yield _as_codes(snapshot, batch)
+    yield from rows.to_batches(_SCAN_ROWS)
 
 
 def fragment_codes(snapshot: Snapshot, columns: CodeColumns, fragment: lance.LanceFragment) -> CodeBatch:
@@ -76,14 +78,13 @@ def fragment_codes(snapshot: Snapshot, columns: CodeColumns, fragment: lance.Lan
         columns=list(columns.scanned), fragments=[fragment], with_row_id=True, batch_size=_SCAN_ROWS
     )
     none = no_rows(snapshot.codecs.code_bytes)
-    return concatenated([none, *(_as_codes(snapshot, each)[0] for each in scanner.to_batches())])
+    return concatenated([none, *(_as_codes(snapshot, each) for each in scanner.to_batches())])
 
 
-def _as_codes(snapshot: Snapshot, batch: pa.RecordBatch) -> tuple[CodeBatch, RowIds]:
-    """The codes of the rows that have one, and the ids of all rows."""
+def _as_codes(snapshot: Snapshot, batch: pa.RecordBatch) -> CodeBatch:
+    """The codes of the rows that have one."""
     codes, valid_N = snapshot.codecs.read(batch)
-    row_ids_N = batch["_rowid"].to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
-    return CodeBatch(row_ids_N[valid_N], codes), row_ids_N
+    return CodeBatch(row_ids_of(batch)[valid_N], codes)
 
 
 _NONDETERMINISTIC = re.compile(r"\b(now|today|random|uuid|current_\w+|local\w*)\b", re.IGNORECASE)
@@ -172,6 +173,8 @@ class Resident:
     """Rows that were added or updated since."""
     has_refine: bool = False
     """Whether refine codes are in memory, too."""
+    cached: CachedColumns = dataclasses.field(default_factory=CachedColumns.none)
+    """Columns whose values are in memory, too."""
     filtered: FilterCache = dataclasses.field(default_factory=FilterCache, compare=False)
 
     @property
@@ -197,7 +200,13 @@ class Resident:
     def nbytes(self) -> int:
         """Size in memory, in bytes."""
         mask = 0 if self.base.allowed_N is None else self.base.allowed_N.nbytes
-        return self.base.segment.nbytes + mask + self.tail.nbytes
+        codes = self.base.segment.nbytes + mask + self.tail.nbytes
+        return codes + self.norm_bytes + self.cached.nbytes
+
+    @property
+    def norm_bytes(self) -> int:
+        """The part of it that lengths of codes take, which scans under cosine sum up."""
+        return norm_bytes(self.base.segment) + norm_bytes(self.tail)
 
 
 def bytes_needed(rows: int, code_bytes: int) -> int:
@@ -211,17 +220,17 @@ def refresh(
 ) -> Resident:
     """Load the codes of a version; reads only the rows that differ from `resident` if that is possible.
 
-    With `refine`, refine codes are loaded, too. Raises as `read_codes`.
+    With `refine`, refine codes are loaded, too. Cached columns of `resident` are kept if their changes are
+    known and few. Raises as `read_codes`.
     """
     deleted_N = None if resident is None else _deleted_since(resident.snapshot, snapshot)
     if resident is None or deleted_N is None or resident.has_refine != refine:
         return load(snapshot, columns, refine=refine)
-    gone, added = [deleted_N], []
-    changed = f"_row_last_updated_at_version > {resident.snapshot.version}"
-    for batch, row_ids_N in read_rows(snapshot, columns, changed, refine=refine):
-        gone.append(row_ids_N)  # an updated row loses its old code
-        added.append(batch)
-    gone_N = np.concatenate(gone)
+    later_than = f"_row_last_updated_at_version > {resident.snapshot.version}"
+    cached = resident.cached
+    changed = list(_read_rows(snapshot, columns, later_than, refine=refine, others=cached.names))
+    added = [_as_codes(snapshot, batch) for batch in changed]
+    gone_N = np.concatenate([deleted_N, *map(row_ids_of, changed)])  # updated rows lose their old codes
     base = resident.base.without(gone_N)
     later = concatenated([Selection(resident.tail).without(gone_N).rows(), *added])
     small = max(_SMALL_ROWS, _SMALL_SHARE * len(base.segment))
@@ -233,7 +242,8 @@ def refresh(
             refine_bytes=snapshot.codecs.columns.refine_bytes if refine else None,
         )
         base, later = Selection(segment), later[:0]
-    return Resident(snapshot, base, _grouped(later, snapshot), refine)
+    up_to_date = cached.updated(snapshot, changed) or CachedColumns.none()
+    return Resident(snapshot, base, _grouped(later, snapshot), refine, up_to_date)
 
 
 def load(snapshot: Snapshot, columns: CodeColumns, *, refine: bool = False) -> Resident:
@@ -248,6 +258,12 @@ def _grouped(rows: CodeBatch, snapshot: Snapshot) -> Segment:
     return grouped(rows, snapshot.codecs.num_partitions)
 
 
+def _is_traceable(operation: lance.LanceOperation.BaseOperation) -> bool:
+    """Whether Lance can list the rows that an operation changed."""
+    rewrites_columns = isinstance(operation, lance.LanceOperation.Update) and operation.fields_modified
+    return isinstance(operation, _TRACEABLE) and not rewrites_columns
+
+
 def _deleted_since(earlier: Snapshot, snapshot: Snapshot) -> RowIds | None:
     """Ids of the rows deleted since an earlier version; None if the changes since then are unknown."""
     # A copy, because no other thread may use a dataset while its transactions are read.
@@ -260,7 +276,7 @@ def _deleted_since(earlier: Snapshot, snapshot: Snapshot) -> RowIds | None:
     *later, first = known  # newest first
     if first.uuid != earlier.transaction:
         return None
-    if not all(isinstance(transaction.operation, _TRACEABLE) for transaction in later):
+    if not all(_is_traceable(transaction.operation) for transaction in later):
         return None
     deleted = dataset.delta(compared_against=earlier.version).get_deleted_row_ids()
     return np.concatenate([np.empty(0, np.uint64), *(batch["_rowid"].to_numpy() for batch in deleted)])

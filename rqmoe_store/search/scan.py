@@ -174,6 +174,11 @@ def norms_of(segment: Segment, tables: LookupTables) -> Norms:
     return norms_N
 
 
+def norm_bytes(segment: Segment) -> int:
+    """Bytes of memory that norms of a segment take now."""
+    return sum(_norms[each].nbytes for each in (segment, *segment.views) if each in _norms)
+
+
 def words_of(codes_NM: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """The code bytes of every row in words of eight, in the same memory; without the bytes that remain."""
     rows, code_bytes = codes_NM.shape

@@ -101,6 +101,11 @@ class Segment:
             self._views[partitions.start] = dataclasses.replace(self, starts_P=starts_P)
         return self._views[partitions.start]
 
+    @property
+    def views(self) -> "list[Segment]":
+        """The views of this segment that are kept."""
+        return list(self._views.values())
+
     @functools.cached_property
     def _views(self) -> "dict[int, Segment]":
         return {}

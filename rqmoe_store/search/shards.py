@@ -207,9 +207,8 @@ class ShardedCodes:
             return TableState(snapshot, None, raw=self._distributed, remote=self._distributed)
 
     @property
-    def resident_bytes(self) -> int:
-        """Zero, since no codes are in this process."""
-        return 0
+    def resident(self) -> None:
+        """None, since no codes are in this process."""
 
     def _parts(self, snapshot: Snapshot) -> dict[int, ShardPart]:
         """Assign fragments to shards: old ones stay, new ones go to the shard with fewest rows."""

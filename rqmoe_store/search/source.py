@@ -3,13 +3,14 @@
 import dataclasses
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search import resident as residents
+from rqmoe_store.search.cached_columns import CachedColumns, cacheable, require_cacheable
 from rqmoe_store.search.raw_rows import RawFragments, RawRows
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits
@@ -67,6 +68,11 @@ class TableState:
     """The codes, if other processes have them."""
 
     @property
+    def cached(self) -> CachedColumns | None:
+        """The columns whose values are in memory, if the codes are there."""
+        return None if self.resident is None else self.resident.cached
+
+    @property
     def refine_codes_in(self) -> str:
         """Where searches read refine codes: "memory", "disk", or "none" if the table has none."""
         if not self.snapshot.codecs.columns.refine_bytes:
@@ -84,26 +90,48 @@ class CacheSetting:
     """Bytes; codes that would take more are read from disk. If only refine codes do not fit, these are read
     from disk, of shortlisted rows alone. None for a quarter of the machine's memory, or 4 GiB on Windows,
     where the size of the memory is unknown."""
+    columns: tuple[str, ...] = ()
+    """Columns whose values are kept in memory along with the codes, if all of them fit the budget, too."""
 
     def __post_init__(self) -> None:
-        """Raise InvalidInputError for another cache, or a budget that is not a number of bytes."""
+        """Raise InvalidInputError for another cache, for one on disk with columns in memory, or for a budget
+        that is not a number of bytes."""
         cache, budget = self.cache, self.memory_budget
         if cache not in ("memory", "disk"):
             raise InvalidInputError(f"Got cache={cache!r}; expected 'memory' or 'disk'.")
+        if cache == "disk" and self.columns:
+            raise InvalidInputError(
+                f"Got cache_columns={list(self.columns)} with cache='disk'; columns are kept in memory along "
+                "with codes alone. Leave one of them out."
+            )
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
             raise InvalidInputError(f"Got memory_budget={budget!r}; expected a number of bytes, or None.")
 
     def allows(self, needed: int) -> bool:
         """Whether codes that take `needed` bytes may be in memory."""
-        return self.cache == "memory" and needed <= self._allowed
+        return self.cache == "memory" and needed <= self.most_bytes
 
     @property
-    def _allowed(self) -> int:
+    def most_bytes(self) -> int:
+        """Most bytes that may be in memory."""
         if self.memory_budget is not None:
             return self.memory_budget
         if not hasattr(os, "sysconf"):
             return _MEMORY_UNKNOWN
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _SHARE_OF_MEMORY
+
+
+@dataclasses.dataclass(frozen=True)
+class _TooLarge:
+    """An attempt to load columns that did not fit, which is not made again before it can succeed."""
+
+    names: frozenset[str]
+    rows: int
+    room: int
+
+    def exceeds(self, other: "_TooLarge") -> bool:
+        """Whether these columns cannot fit either: as many, of as many rows, in as little room."""
+        return self.names >= other.names and self.rows >= other.rows and self.room <= other.room
 
 
 class CodeSource(Protocol):
@@ -120,8 +148,8 @@ class CodeSource(Protocol):
         """
 
     @property
-    def resident_bytes(self) -> int:
-        """Bytes of this process's memory that codes take now, of any version."""
+    def resident(self) -> Resident | None:
+        """The codes that are in this process's memory now, of any version."""
 
 
 class LocalCodes:
@@ -142,6 +170,7 @@ class LocalCodes:
         self._raw_fragments = RawFragments(columns)
         self._lock = Lock()
         self._raw: RawRows | None = None
+        self._too_large: _TooLarge | None = None
         self.resident: Resident | None = None
         """The codes that are in memory now, of any version."""
 
@@ -157,8 +186,26 @@ class LocalCodes:
             refine = _keeps_refine_codes(snapshot, cache)
             if resident is None or resident.snapshot is not snapshot or resident.has_refine < refine:
                 resident = residents.refresh(snapshot, resident, self._columns, refine=refine)
-                self.resident = resident
+            if cache.columns:
+                resident = self._with_columns(resident, cache)
+            self.resident = resident
             return TableState(snapshot, resident, self._raw)
+
+    def _with_columns(self, resident: Resident, cache: CacheSetting) -> Resident:
+        """Codes of a version with the columns that `cache` names and the version has, if they fit."""
+        snapshot, cached = resident.snapshot, resident.cached
+        codecs = snapshot.codecs
+        refine_bytes = codecs.columns.refine_bytes if resident.has_refine else 0
+        room = cache.most_bytes - residents.bytes_needed(snapshot.rows, codecs.code_bytes + refine_bytes)
+        if resident is not self.resident and cached.nbytes > room:
+            cached = CachedColumns.none()
+        wanted = list(dict.fromkeys([*cached.names, *cacheable(cache.columns, snapshot.schema)]))
+        tried = _TooLarge(frozenset(wanted), snapshot.rows, room)
+        if wanted != cached.names and not (self._too_large and tried.exceeds(self._too_large)):
+            loaded = CachedColumns.load(snapshot, wanted, room)
+            self._too_large = tried if loaded is None else None
+            cached = loaded or cached
+        return resident if cached is resident.cached else dataclasses.replace(resident, cached=cached)
 
     def refine_in_memory(self, snapshot: Snapshot, cache: CacheSetting) -> bool:
         """Whether a search of a version would have refine codes in memory: those that another handle, or an
@@ -168,11 +215,6 @@ class LocalCodes:
         loaded = self.resident
         has_them = loaded is not None and loaded.snapshot is snapshot and loaded.has_refine
         return has_them or _keeps_refine_codes(snapshot, cache)
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of this process's memory that codes take now, of any version."""
-        return 0 if self.resident is None else self.resident.nbytes
 
 
 def _keeps_refine_codes(snapshot: Snapshot, cache: CacheSetting) -> bool:
@@ -267,6 +309,13 @@ class TableSource:
             return "none"
         is_local = isinstance(self.codes, LocalCodes) and self.codes.refine_in_memory(snapshot, self.cache)
         return "memory" if is_local else "disk"
+
+    def require_cacheable(self, columns: Sequence[str]) -> None:
+        """Raise InvalidInputError unless the table has these columns, and their values can be cached."""
+        snapshots, hidden = self._handle.snapshots, self._handle.hidden_columns
+        if len(cacheable(columns, snapshots.last.schema)) < len(columns):
+            snapshots.current()  # others may have added them since
+        require_cacheable(columns, snapshots.last.schema, hidden)
 
     def use(self, codes_of: Callable[[Snapshots, CodeColumns], CodeSource]) -> None:
         """Get codes in another way from now on.

@@ -145,6 +145,11 @@ class Snapshots:
             return self._pinned
 
     @property
+    def last(self) -> Snapshot:
+        """The version that was read last."""
+        return self._pinned
+
+    @property
     def known(self) -> TableCodec:
         """The codecs of the version that was read last."""
         return self._pinned.codecs

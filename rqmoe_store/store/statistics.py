@@ -57,7 +57,13 @@ class TableStats:
     codeword_utilisation: float
     """Share of codewords that stored codes use, from 0 to 1, averaged over the steps."""
     resident_bytes: int = 0
-    """Memory of this process that codes, refine codes and row ids of the table take."""
+    """Memory of this process that codes, refine codes, row ids, norms and cached columns take."""
+    norm_bytes: int = 0
+    """The part of it that norms take: lengths of codes, for scans under cosine."""
+    cached_columns: tuple[str, ...] = ()
+    """Columns whose values are in memory; see `CompressedTable.use_cache`."""
+    cached_column_bytes: int = 0
+    """The part of `resident_bytes` that they take."""
     refine_codes_in: str = "none"
     """Where searches read refine codes: "memory", "disk", or "none" if there are none."""
 
@@ -77,6 +83,7 @@ class TableStats:
             "squared error": self._error(),
             "codewords in use": f"{self.codeword_utilisation:.1%}",
             "in memory": readable(self.resident_bytes),
+            "of it cached columns": self._cached_columns(),
         }
         width = max(len(label) for label in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines.items())
@@ -85,6 +92,11 @@ class TableStats:
         if not self.refine_disk_bytes:
             return "none"
         return f"{readable(self.refine_disk_bytes)}, read from {self.refine_codes_in}"
+
+    def _cached_columns(self) -> str:
+        if not self.cached_columns:
+            return "none"
+        return f"{readable(self.cached_column_bytes)}: {', '.join(self.cached_columns)}"
 
     def _error(self) -> str:
         if self.mse_estimate is None or self.relative_mse is None:

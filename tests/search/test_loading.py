@@ -119,7 +119,7 @@ def test_merging_selections(parts, gone, batch_rows, seed) -> None:
 
 def test_an_interrupted_search_leaves_the_table_usable(store, monkeypatch) -> None:
     expected = store.use_cache("disk").search(VECTORS[0]).limit(300).to_arrow()
-    read, interrupted = loading._batches, []
+    read, interrupted = loading.scan_batches, []
 
     def interrupt_once(*arguments):
         for batch in read(*arguments):
@@ -128,7 +128,7 @@ def test_an_interrupted_search_leaves_the_table_usable(store, monkeypatch) -> No
                 signal.raise_signal(signal.SIGINT)
             yield batch
 
-    monkeypatch.setattr(loading, "_batches", interrupt_once)
+    monkeypatch.setattr(loading, "scan_batches", interrupt_once)
     store.use_cache("memory")
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
