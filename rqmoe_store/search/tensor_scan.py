@@ -1,53 +1,47 @@
-"""Scan on a GPU by look-up tables: array operations over codes that stay on the device.
+"""Scan on a GPU by look-up tables, over codes that stay on the device.
 
+Many rows are scanned by a Triton kernel (`scan_kernel`), where Triton is installed. Everything else, and what
+the kernel has no room for, is scanned by array operations, chunk by chunk; they define what the kernel finds.
 Scores are summed in the same order as in the compiled loop for CPUs, and shortlists are the same.
 
-Shape legend: Q queries, P partitions, N rows of a segment, C rows of a chunk, M code bytes, K codewords,
-G sides (ranges of scores).
+Shape legend: Q queries, P partitions, R runs of rows, N rows of a segment, C rows of a chunk, M code bytes,
+K codewords, W words of four code bytes, G sides (ranges of scores).
 """
 
-import dataclasses
-import weakref
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.norms import squares_of
+from rqmoe_store.codecs.kernels import has_kernels
+from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS
+from rqmoe_store.codecs.parallel import run_chunks
+from rqmoe_store.search.device_copies import copy_of, device_of, upload, upload_codes
+from rqmoe_store.search.device_copies import fits as fits_on
 from rqmoe_store.search.row_ids import Positions
 from rqmoe_store.search.scan import norms_of
 from rqmoe_store.search.scan_loops import WORD
 from rqmoe_store.search.segments import Mask, Segment, Selection
 from rqmoe_store.search.shortlists import Shortlists, Side
 
-_SCORES = 2**26
-"""Most scores held at a time (256 MiB)."""
+_CHUNK_BYTES = 2**30
+"""Memory for a chunk of rows that array operations score."""
 
-_SHARE_OF_FREE_MEMORY = 2
-"""A segment is copied to a GPU if it takes at most one part in this many of the free memory there."""
+_BYTES_PER_SCORE = 32
+"""Of a row and query: the score, entries that are added at a time, and what bounds make of the score."""
 
+_BYTES_PER_ROW = 48
+"""Of a row, beside its code: positions, partition and length."""
 
-@dataclasses.dataclass(frozen=True)
-class _Copy:
-    """A copy of a segment on a device."""
-
-    codes_NM: Tensor
-    partitions_N: Tensor
-    squares_N: Tensor
-    """Squared lengths, as they are rounded on a CPU; empty unless under cosine."""
-
-
-_copies: "weakref.WeakKeyDictionary[Segment, _Copy]" = weakref.WeakKeyDictionary()
-"""All copies on devices; a copy is freed together with its segment."""
+KERNEL_ROWS = 2**18
+"""Fewest rows that the kernel scans. Array operations score as many for its first bound."""
 
 
 def fits(segment: Segment, name: str) -> bool:
     """Whether the segment is on the device of this name, or has room there."""
-    if segment in _copies or not name.startswith("cuda"):
-        return True
-    free, _ = torch.cuda.mem_get_info(name)
-    return (segment.codes_NM.nbytes + 8 * len(segment)) * _SHARE_OF_FREE_MEMORY <= free
+    return fits_on(segment, device_of(name))
 
 
 @torch.inference_mode()
@@ -61,92 +55,173 @@ def nearest(
 ) -> list[list[Shortlists]]:
     """For every side, rows of the selection that include the `size` best ones of every query.
 
-    Of every chunk these are the rows that are at least as good as the worst one that may be kept, including
-    equal ones. `Shortlists.best` decides by row id which of these are kept, as on a CPU.
+    These are the rows that are at least as good as the worst one that may be kept, including equal ones.
+    `Shortlists.best` decides by row id which of these are kept, as on a CPU. When the GPU runs out of
+    memory, chunks are smaller; shortlists are the same.
+
+    Raises:
+        InvalidInputError: the GPU has no memory for a single row.
     """
+    device, runs = device_of(name), Runs.of(selection.segment, probed_QP)
+    if runs.rows == 0:
+        return [[] for _ in sides]
+    scorer = Scorer(selection, tables, probed_QP, runs, device)
+    if len(sides) == 1 and runs.rows >= KERNEL_ROWS and has_kernels(device) and scorer.is_finite:
+        found = _scan_by_kernel(scorer, size)
+        if found is not None:
+            return [[_shortlists(selection.segment, *found)]]
+    return _scan_chunks(scorer, selection.segment, sides, size)
+
+
+def _scan_by_kernel(scorer: "Scorer", size: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Queries (H,), scores (H,) and positions (H,) of rows that include the best ones; None without room."""
+    from rqmoe_store.search.scan_kernel import scan_tiles
+
+    try:
+        return scan_tiles(scorer, size)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _shortlists(segment: Segment, queries_H: Tensor, scores_H: Tensor, rows_H: Tensor) -> Shortlists:
+    rows = segment.rows(rows_H.cpu().numpy())
+    return Shortlists(queries_H.cpu().numpy(), scores_H.cpu().numpy(), rows)
+
+
+def _scan_chunks(scorer: "Scorer", segment: Segment, sides: list[Side], size: int) -> list[list[Shortlists]]:
+    """For every side, rows that include the best ones, by array operations."""
     found: list[list[Shortlists]] = [[] for _ in sides]
-    device, rows_N = torch.device(name), _probed_rows(selection, probed_QP)
-    if len(rows_N) == 0:
-        return found
-    bounds = [_bounds_of(side, tables, device) for side in sides]
-    copy, scorer = _copy_of(selection.segment, tables, device), _Scorer(tables, probed_QP, device)
-    step = max(1, _SCORES // len(probed_QP))
-    bounds_GQ = torch.full((len(sides), len(probed_QP)), torch.inf, device=device)
-    for start in range(0, len(rows_N), step):
-        rows_C = rows_N[start : start + step]
-        places_C = torch.from_numpy(rows_C).to(device)
-        squares_C = copy.squares_N[places_C] if len(copy.squares_N) else None
-        scores_QC = scorer.scores(copy.codes_NM[places_C], copy.partitions_N[places_C], squares_C)
+    bounds = [_bounds_of(side, scorer) for side in sides]
+    worst_GQ = torch.full((len(sides), scorer.queries), torch.inf, device=scorer.device)
+
+    @torch.inference_mode()
+    def scan_chunk(start: int, stop: int, _: int) -> None:
+        rows_C = scorer.runs.positions(torch.arange(start, stop, device=scorer.device))
+        scores_QC = scorer.scores(rows_C)
+        parts = []
         for index, side in enumerate(sides):
             low_Q1, high_Q1 = bounds[index]
             inside_QC = (scores_QC >= low_Q1) & (scores_QC < high_Q1)
             signed_QC = torch.where(inside_QC, scores_QC * float(side.sign), torch.inf)
-            worst_Q = signed_QC.topk(min(size, len(rows_C)), dim=1, largest=False).values[:, -1]
             if size <= len(rows_C):
-                bounds_GQ[index] = torch.minimum(bounds_GQ[index], worst_Q)
-            kept_QC = inside_QC & (signed_QC <= bounds_GQ[index, :, None])
-            queries_H, columns_H = (places.cpu().numpy() for places in kept_QC.nonzero(as_tuple=True))
-            scores_H = signed_QC[kept_QC].cpu().numpy()
-            found[index].append(Shortlists(queries_H, scores_H, selection.segment.rows(rows_C[columns_H])))
+                worst_Q = signed_QC.topk(size, dim=1, largest=False).values[:, -1]
+                worst_GQ[index] = torch.minimum(worst_GQ[index], worst_Q)
+            kept_QC = inside_QC & (signed_QC <= worst_GQ[index, :, None])
+            queries_H, columns_H = kept_QC.nonzero(as_tuple=True)
+            parts.append(_shortlists(segment, queries_H, signed_QC[kept_QC], rows_C[columns_H]))
+        for part, side_found in zip(parts, found, strict=True):  # the whole chunk, or it is scanned again
+            side_found.append(part)
+
+    rows = scorer.runs.rows
+    run_chunks(rows, min(rows, scorer.chunk_rows), scan_chunk)
     return found
 
 
-def _bounds_of(side: Side, tables: LookupTables, device: torch.device) -> list[Tensor]:
+def _bounds_of(side: Side, scorer: "Scorer") -> list[Tensor]:
     """Low and high bounds (Q, 1) of a side, in the units of every query's scores."""
-    bounds = tables.units.scores_of(side.low), tables.units.scores_of(side.high)
-    return [torch.from_numpy(bounds_Q[:, None]).to(device) for bounds_Q in bounds]
+    bounds = scorer.tables.units.scores_of(side.low), scorer.tables.units.scores_of(side.high)
+    return [torch.from_numpy(bounds_Q[:, None]).to(scorer.device) for bounds_Q in bounds]
 
 
-def _probed_rows(selection: Selection, probed_QP: Mask) -> Positions:
-    """Positions of the rows in partitions that any query probes."""
-    partitions = np.flatnonzero(probed_QP.any(axis=0))
-    starts_P = selection.segment.starts_P
-    runs = [np.arange(starts_P[partition], starts_P[partition + 1]) for partition in partitions]
-    rows_N = np.concatenate(runs) if runs else np.empty(0, np.int64)
-    return rows_N if selection.allowed_N is None else rows_N[selection.allowed_N[rows_N]]
+class Runs:
+    """The rows in partitions that any query probes, in runs of consecutive rows, one of each partition."""
+
+    def __init__(self, starts_R: Positions, stops_R: Positions, partitions_R: Positions) -> None:
+        self.starts_R, self.stops_R, self.partitions_R = starts_R, stops_R, partitions_R
+        self.ends_R = np.cumsum(stops_R - starts_R)
+        self.rows = int(self.ends_R[-1]) if len(starts_R) else 0
+
+    @classmethod
+    def of(cls, segment: Segment, probed_QP: Mask) -> "Runs":
+        """The runs of a segment that are not empty."""
+        starts_P, stops_P = segment.starts_P[:-1], segment.starts_P[1:]
+        partitions_R = np.flatnonzero(probed_QP.any(axis=0) & (stops_P > starts_P))
+        return cls(starts_P[partitions_R], stops_P[partitions_R], partitions_R)
+
+    def positions(self, places_C: Tensor) -> Tensor:
+        """Positions in the segment of rows that are given by their places in all runs together."""
+        ends_R = torch.from_numpy(self.ends_R).to(places_C.device)
+        stops_R = torch.from_numpy(self.stops_R).to(places_C.device)
+        runs_C = torch.searchsorted(ends_R, places_C, right=True)
+        return stops_R[runs_C] - (ends_R[runs_C] - places_C)
 
 
-def _copy_of(segment: Segment, tables: LookupTables, device: torch.device) -> _Copy:
-    copy = _copies.get(segment)
-    if copy is None or copy.codes_NM.device != device:
-        starts_P = segment.starts_P
-        filled_N = np.zeros(len(segment), dtype=np.int32)  # rows of other codecs are never probed
-        filled_N[starts_P[0] : starts_P[-1]] = np.repeat(np.arange(len(starts_P) - 1), np.diff(starts_P))
-        norms_N, squares_N = norms_of(segment, tables), np.zeros(0, np.float32)
-        if len(norms_N):
-            squares_N = np.ones(len(segment), np.float32)
-            squares_N[starts_P[0] : starts_P[-1]] = squares_of(norms_N)
-        copy = _Copy(
-            torch.from_numpy(segment.codes_NM).to(device),
-            torch.from_numpy(filled_N).to(device),
-            torch.from_numpy(squares_N).to(device),
-        )
-        _copies[segment] = copy
-    return copy
+class Scorer:
+    """Computes scores of rows of a selection, in the order of additions of the compiled loop for CPUs."""
 
-
-class _Scorer:
-    """Computes scores of rows for all queries at once."""
-
-    def __init__(self, tables: LookupTables, probed_QP: Mask, device: torch.device) -> None:
-        queries, steps = len(probed_QP), tables.num_steps
-        entries_QMK = tables.by_codeword.reshape(queries, steps, -1)
+    def __init__(
+        self, selection: Selection, tables: LookupTables, probed_QP: Mask, runs: Runs, device: torch.device
+    ) -> None:
+        segment, norms_N = selection.segment, norms_of(selection.segment, tables)
+        self.queries, self.steps = len(probed_QP), tables.num_steps
+        self.tables, self.runs, self.device = tables, runs, device
+        self.codes_NW = copy_of(segment.codes_NM, device, upload_codes)
+        self.norms_N = copy_of(norms_N, device, upload) if len(norms_N) else None
+        self.first_norm = int(segment.starts_P[0])
+        allowed_N = selection.allowed_N
+        self.allowed_N = None if allowed_N is None else copy_of(allowed_N, device, upload)
+        entries_QMK = tables.by_codeword.reshape(self.queries, self.steps, -1)
         self.scores_QP = torch.from_numpy(tables.by_partition).to(device)
-        self.scores_MQK = torch.from_numpy(np.ascontiguousarray(entries_QMK.swapaxes(0, 1))).to(device)
+        self.entries_MQK = torch.from_numpy(np.ascontiguousarray(entries_QMK.swapaxes(0, 1))).to(device)
         self.probed_QP = torch.from_numpy(probed_QP).to(device)
+        self._stops_P = torch.from_numpy(np.ascontiguousarray(segment.starts_P[1:])).to(device)
 
-    def scores(self, codes_CM: Tensor, partitions_C: Tensor, squares_C: Tensor | None) -> Tensor:
-        """Scores (Q, C); infinite in partitions that a query does not probe."""
-        scores_QC = self.scores_QP[:, partitions_C]
-        entries = [
-            scores_QK[:, codes_C]
-            for scores_QK, codes_C in zip(self.scores_MQK, codes_CM.T.int(), strict=True)
-        ]
-        while len(entries) >= WORD:
-            first, second, third, fourth = (entries.pop(0) + entries.pop(0) for _ in range(WORD // 2))
-            scores_QC += (first + second) + (third + fourth)
-        for entries_QC in entries:
-            scores_QC += entries_QC
-        if squares_C is not None:
-            scores_QC = 1 - scores_QC / squares_C.sqrt()
-        return scores_QC.masked_fill_(~self.probed_QP[:, partitions_C], torch.inf)
+    @property
+    def is_finite(self) -> bool:
+        """Whether all table entries are finite."""
+        return bool(np.isfinite(self.tables.scores_QT).all() and np.isfinite(self.tables.constants_Q).all())
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows whose scores for all queries are computed together."""
+        row_bytes = _BYTES_PER_SCORE * self.queries + 6 * self.codes_NW[0].nbytes + _BYTES_PER_ROW
+        return max(1, _CHUNK_BYTES // row_bytes)
+
+    def scores(self, rows_C: Tensor) -> Tensor:
+        """Scores (Q, C) of all queries; infinite for rows that they may not find."""
+
+        def entries_of(step: int, codes_C: Tensor) -> Tensor:
+            return self.entries_MQK[step][:, codes_C]
+
+        partitions_C = self._partitions_of(rows_C)
+        scores_QC = self._summed(self.scores_QP[:, partitions_C], rows_C, entries_of)
+        hidden_QC = ~self.probed_QP[:, partitions_C]
+        if self.allowed_N is not None:
+            hidden_QC |= ~self.allowed_N[rows_C]
+        return scores_QC.masked_fill_(hidden_QC, torch.inf)
+
+    def scores_of_own(self, rows_QC: Tensor) -> Tensor:
+        """Scores (Q, C) of rows of each query's own."""
+
+        def entries_of(step: int, codes_QC: Tensor) -> Tensor:
+            return self.entries_MQK[step].gather(1, codes_QC.long())
+
+        initial_QC = self.scores_QP.gather(1, self._partitions_of(rows_QC))
+        return self._summed(initial_QC, rows_QC, entries_of)
+
+    def _partitions_of(self, rows: Tensor) -> Tensor:
+        return torch.searchsorted(self._stops_P, rows, right=True)
+
+    def _summed(self, scores: Tensor, rows: Tensor, entries_of: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Scores of rows: the initial ones, and the entries of all steps."""
+        codes = self.codes_NW[rows].view(torch.uint8).int()  # word after word, the bytes of codes
+
+        def pair(step: int) -> Tensor:
+            return entries_of(step, codes[..., step]).add_(entries_of(step + 1, codes[..., step + 1]))
+
+        whole = self.steps - self.steps % WORD
+        for step in range(0, whole, WORD):
+            first = pair(step).add_(pair(step + 2))
+            scores += first.add_(pair(step + 4).add_(pair(step + 6)))
+        for step in range(whole, self.steps):
+            scores += entries_of(step, codes[..., step])
+        if self.norms_N is None:
+            return scores
+        return 1 - scores / self.squares_of(rows).sqrt()
+
+    def squares_of(self, rows: Tensor) -> Tensor:
+        """Squared lengths of rows, under cosine."""
+        assert self.norms_N is not None, "under cosine"
+        norms = self.norms_N[(rows - self.first_norm).clamp_(0, len(self.norms_N) - 1)]
+        bits = ((norms.int() & 0xFFFF) << DROPPED_BITS) + LEAST_BITS
+        return bits.view(torch.float32)

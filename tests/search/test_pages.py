@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import itertools
-import weakref
 
 import lancedb
 import numpy as np
@@ -169,7 +168,6 @@ def test_pages_are_those_of_one_ranking(
             patch.setattr(execution, "_MANY_ROWS", 0)
         if source == "tensors":
             patch.setattr(scan, "_parts", on_tensors)
-            patch.setattr(tensor_scan, "_copies", weakref.WeakKeyDictionary())
 
         def search():
             return world.search(source, tuned, queries)

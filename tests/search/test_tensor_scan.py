@@ -1,20 +1,21 @@
 """The scan by array operations finds what the compiled one does, to the last tie."""
 
-import gc
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_tensors import LiveBytes
 from small_scans import PARTITIONS, STEPS, ids_of, rows_of, selections_of, tables_of
 
+from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.frame import ScoreUnits
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import tensor_scan as scanning
 from rqmoe_store.search.scan import scan
-from rqmoe_store.search.segments import Selection, grouped
+from rqmoe_store.search.segments import CodeBatch, Selection, grouped
 from rqmoe_store.search.shortlists import Shortlists, sides_of
-
-CPU = torch.device("cpu")
 
 
 def best_on(device, selections, tables, probed, size, lower):
@@ -56,7 +57,7 @@ def test_results_are_those_of_the_compiled_scan(
     allowed_ids = rows.row_ids_N[random.random(count) < share]
     selections = [selection.only(allowed_ids) for selection in selections_of(rows, cuts)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scanning, "_SCORES", chunk)
+        patch.setattr(scanning.Scorer, "chunk_rows", chunk)
         found = best_on("cpu", selections, tables, probed, size, lower)
     require_equal(found, scan(selections, {0: tables}, probed, size, lower))
 
@@ -69,16 +70,52 @@ def test_rows_without_a_score_are_passed_over() -> None:
     assert ids_of(found) == sorted(rows.row_ids_N[rows.codes.codes[:, 0] != 0].tolist())
 
 
-def test_a_segment_is_copied_once_and_forgotten_with_it() -> None:
-    segment, tables = grouped(rows_of(2, 30), PARTITIONS), tables_of(2, 1, "cosine")
-    gc.collect()  # segments of other tests
-    before = len(scanning._copies)
-    first = scanning._copy_of(segment, tables, CPU)
-    assert scanning._copy_of(segment, tables, CPU) is first
-    assert len(scanning._copies) == before + 1
-    del segment
-    gc.collect()
-    assert len(scanning._copies) == before
+@pytest.mark.parametrize("lower", [None, 0.5])
+def test_without_memory_for_a_chunk_rows_are_scanned_in_smaller_ones(monkeypatch, lower) -> None:
+    rows, tables, sizes = rows_of(5, 400), tables_of(5, 2, "cosine"), []
+    everything, shown = np.ones((2, PARTITIONS), dtype=bool), scanning._shortlists
+    selections = selections_of(rows, [])
+    wanted = scan(selections, {0: tables}, everything, 20, lower)
+
+    def short_of_memory(segment, queries_H, *found):
+        sizes.append(len(found[1]))
+        if len(sizes) in (1, 2, 5, 8):  # in the middle of a chunk, too, whose first side is done
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        return shown(segment, queries_H, *found)
+
+    monkeypatch.setattr(scanning, "_shortlists", short_of_memory)
+    require_equal(best_on("cpu", selections, tables, everything, 20, lower), wanted)
+    assert len(sizes) > 8
+
+
+def test_without_memory_for_a_row_the_error_says_so(monkeypatch) -> None:
+    def out_of_memory(scorer, rows):
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(scanning.Scorer, "scores", out_of_memory)
+    rows, tables = rows_of(6, 40), tables_of(6, 1)
+    everything = np.ones((1, PARTITIONS), dtype=bool)
+    with pytest.raises(InvalidInputError, match=r"ran out of memory with a single .*codec\.to\('cpu'\)"):
+        best_on("cpu", selections_of(rows, []), tables, everything, 20, None)
+
+
+@pytest.mark.parametrize(("queries", "steps"), [(1, 3), (64, 3), (1000, 40)])
+def test_a_chunk_takes_no_more_memory_than_planned(queries, steps) -> None:
+    """The most that tensors of one chunk take together, counted operation by operation."""
+    random = np.random.default_rng(7)
+    codes = Codes(random.integers(0, 256, (3_000, steps)).astype(np.uint8), np.zeros(3_000, np.int32))
+    selection = Selection(grouped(CodeBatch(np.arange(3_000, dtype=np.uint64), codes), 1))
+    entries_QT = random.random((queries, 1 + 256 * steps), dtype=np.float32)
+    units, none = ScoreUnits.plain(queries), np.zeros(queries, np.float32)
+    tables = LookupTables("l2", entries_QT, entries_QT[0, :0], none, 1, 256, units)
+    probed, sides = np.ones((queries, 1), dtype=bool), sides_of(None)
+    runs = scanning.Runs.of(selection.segment, probed)
+    with torch.inference_mode():
+        scorer = scanning.Scorer(selection, tables, probed, runs, torch.device("cpu"))
+        with LiveBytes() as memory:
+            scanning._scan_chunks(scorer, selection.segment, sides, 10)
+    assert scorer.chunk_rows > 3_000, "one chunk"
+    assert memory.peak <= 3_000 * (scanning._CHUNK_BYTES / scorer.chunk_rows) + 2**20
 
 
 def test_other_devices_than_the_cpu_use_array_operations(monkeypatch) -> None:
