@@ -3,7 +3,6 @@
 Public names are imported on first use, so that `import rqmoe_store` and `rqmoe --help` do not wait for torch.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from rqmoe_store.config import CodecConfig, TrainConfig
@@ -16,6 +15,7 @@ from rqmoe_store.errors import (
     TableNotFoundError,
 )
 from rqmoe_store.presets import preset
+from rqmoe_store.startup import import_quickly
 
 if TYPE_CHECKING:
     from rqmoe_store.async_table import AsyncCompressedTable
@@ -111,7 +111,7 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    value = getattr(import_quickly(_LAZY[name]), name)
     globals()[name] = value
     return value
 

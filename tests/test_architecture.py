@@ -23,10 +23,11 @@ GENERATED = {"async_table.py"}
 """As long as what they are generated from makes them."""
 
 # Room -> rooms of the package it may import from. Itself is always allowed.
-GROUND = {"errors", "arguments", "storage_errors", "config", "progress"}
+GROUND = {"errors", "arguments", "storage_errors", "config", "progress", "startup"}
 """What every room above may use."""
 MAY_IMPORT = {
     "errors": set(),
+    "startup": set(),
     "arguments": {"errors"},
     "storage_errors": {"errors", "arguments"},
     "config": {"errors"},
@@ -63,7 +64,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": {
         *("errors", "config", "presets", "codecs", "training", "store", "search", "ingestion"),
-        *("table", "tables", "async_table", "managed_table"),
+        *("table", "tables", "async_table", "managed_table", "startup"),
     },
 }
 # Rooms that may know the table class with its methods. All others take its handle.

@@ -190,7 +190,8 @@ def _sum_rows(
 ) -> None:
     """Fill in the sums of the table rows that codes select, in the order of steps."""
     for row in range(codes_nM.shape[0]):
-        summed_nX[row] = rows_TX[partitions_n[row]]
+        for column in range(rows_TX.shape[1]):  # assigning whole rows takes numba 2 s longer to compile
+            summed_nX[row, column] = rows_TX[partitions_n[row], column]
         for step in range(codes_nM.shape[1]):
             selected = num_partitions + codebook_size * step + codes_nM[row, step]
             for column in range(rows_TX.shape[1]):

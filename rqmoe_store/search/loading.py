@@ -18,6 +18,7 @@ from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.progress import late_progress
 from rqmoe_store.search.row_ids import OFFSET_SPAN, RowIdMap, RowIds
 from rqmoe_store.search.segments import CodeBatch, Segment, Selection
+from rqmoe_store.startup import load_numba
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.snapshot import Snapshot
 
@@ -37,6 +38,7 @@ def load_segment(snapshot: Snapshot, columns: CodeColumns, *, refine: bool) -> S
         TableError: the code columns are missing or have another type, or have a code or partition id that no
             codec of the table has.
     """
+    load_numba()
     columns.require_in(snapshot.schema)
     codecs, counts = snapshot.codecs, _Counts(snapshot.codecs.num_partitions)
     names = list(codecs.columns.names if refine else columns.scanned)
