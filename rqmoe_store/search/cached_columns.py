@@ -183,8 +183,8 @@ class CachedColumns:
     def take(self, row_ids_H: RowIds, names: Sequence[str]) -> tuple[pa.RecordBatch, Mask]:
         """Some of the columns for the rows that exist, in the order of `row_ids_H`, and which of them do."""
         positions_H = np.full(len(row_ids_H), -1)
-        _find_rows(self.base_ids.arrays, len(self.base_ids), row_ids_H, 0, positions_H)
-        _find_rows(self.tail_ids.arrays, len(self.tail_ids), row_ids_H, len(self.base_ids), positions_H)
+        _find_rows(self.base_ids.arrays, self.base_ids.size, row_ids_H, 0, positions_H)
+        _find_rows(self.tail_ids.arrays, self.tail_ids.size, row_ids_H, self.base_ids.size, positions_H)
         exists_H = positions_H >= 0
         return _taken(self.pages, positions_H[exists_H], names), exists_H
 
@@ -214,16 +214,15 @@ def _copied(batches: Sequence[pa.RecordBatch], names: list[str]) -> pa.RecordBat
 
 def _taken(pages: Sequence[pa.RecordBatch], positions_X: Positions, names: Sequence[str]) -> pa.RecordBatch:
     """The values at some positions, counted through all pages, of which there is at least one."""
+    if len(positions_X) == 0 or positions_X.max() < len(pages[0]):
+        return pages[0].select(names).take(pa.array(positions_X))
     starts_P = np.cumsum([0, *map(len, pages[:-1])])
     pages_X = np.searchsorted(starts_P, positions_X, side="right") - 1
-    used = np.unique(pages_X) if len(pages_X) else [0]
+    # A take of chunked arrays would concatenate all pages.
     parts = [
         pages[page].select(names).take(pa.array((positions_X - starts_P[page])[pages_X == page]))
-        for page in used
+        for page in np.unique(pages_X)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    # A take of chunked arrays would concatenate all pages.
     places_X = np.argsort(np.argsort(pages_X, kind="stable"))
     return pa.concat_batches(parts).take(pa.array(places_X))
 

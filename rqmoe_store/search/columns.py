@@ -34,6 +34,12 @@ ROW_ID = "_rowid"
 QUERY_INDEX = "query_index"
 _EXPRESSION = "expression of "  # prefix that keeps names of expressions different from those of columns
 
+_OWN_FIELDS = (
+    pa.field(QUERY_INDEX, pa.int32(), nullable=False),
+    pa.field(DISTANCE, pa.float32()),
+    pa.field(ROW_ID, pa.uint64()),
+)
+
 _TAKEN_ROWS = 8_192
 """Most rows to take in one call, which returns them in one batch."""
 
@@ -223,15 +229,10 @@ def take(
         taken = _take_rows(dataset, wanted, chosen.to_scan([*stored, ROW_ID]))
         rows, exists_H = _aligned(taken, row_ids_H)
         schema = taken.schema
-    own = {
-        QUERY_INDEX: (pa.field(QUERY_INDEX, pa.int32(), nullable=False), queries_H),
-        DISTANCE: (pa.field(DISTANCE, pa.float32()), distances_H),
-        ROW_ID: (pa.field(ROW_ID, pa.uint64()), row_ids_H),
-    }
-    names = [*own, *stored, *chosen.expressions]
-    fields = [own[name][0] if name in own else schema.field(name) for name in names]
-    arrays = [pa.array(own[name][1][exists_H]) if name in own else rows[name] for name in names]
-    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+    names = [*stored, *chosen.expressions]
+    arrays = [pa.array(own_H[exists_H]) for own_H in (queries_H, distances_H, row_ids_H)]
+    fields = [*_OWN_FIELDS, *(schema.field(name) for name in names)]
+    return pa.Table.from_arrays([*arrays, *(rows[name] for name in names)], schema=pa.schema(fields))
 
 
 def _take_rows(dataset: lance.LanceDataset, row_ids: RowIds, columns: Any) -> pa.Table:
