@@ -901,8 +901,8 @@ class CompressedTable(TranslatesErrors):
                 from the table, which saves a read for every query. These are columns of numbers, texts,
                 bytes, times or booleans. If all of them do not fit the memory budget beside codes and refine
                 codes, results are taken from the table, as they are of columns that the table loses later.
-                Columns in memory serve all handles, and are freed with the last one. Processes that scan for
-                this handle (`use_shards`) have none. None for no columns.
+                All handles of this process share what one of them has loaded; it is freed with the last of
+                them. With `use_shards`, no columns are in memory. None for no columns.
 
         Raises:
             InvalidInputError: another `cache`, or a budget that is not a number of bytes; `cache_columns`

@@ -7,6 +7,7 @@ Shape suffixes: N vectors, Q queries, K neighbors.
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -40,9 +41,11 @@ from rqmoe_store.evaluation.search_measurement import (
     positions_of,
 )
 from rqmoe_store.evaluation.tables import format_optional, print_tables, table_of
+from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress
 
-OURS, IVF_RQ, IVF_RQ_REFINED, TURBOVEC = "ours", "lancedb-ivf-rq", "lancedb-ivf-rq-refine", "turbovec-4"
+OURS, OURS_CACHED = "ours", "ours-id-cached"
+IVF_RQ, IVF_RQ_REFINED, TURBOVEC = "lancedb-ivf-rq", "lancedb-ivf-rq-refine", "turbovec-4"
 BATCH = 64
 CLIENTS = (2, 16)
 """Numbers of threads that search at the same time."""
@@ -208,7 +211,9 @@ def _build(folder: str, vectors_ND: Float32Array, codec: Codec, settings: Latenc
     docs.create_index(VECTOR, config=IvfRq(distance_type=metric, num_partitions=partitions))
     store = compress(docs, codec, into="codes", vector_column=VECTOR, progress=False)
 
-    def ours(queries_QD: Float32Array) -> Found:
+    cached = copy.copy(store).use_cache(cache_columns=[ID])
+
+    def ours(store: CompressedTable, queries_QD: Float32Array) -> Found:
         query = store.search(queries_QD).limit(NEIGHBORS).select([ID])
         return (query if settings.nprobes is None else query.nprobes(settings.nprobes)).to_arrow()
 
@@ -216,7 +221,8 @@ def _build(folder: str, vectors_ND: Float32Array, codec: Codec, settings: Latenc
         return _search_lancedb(docs, queries_QD, codec, settings.peer_nprobes, refine_factor)
 
     searches: dict[str, Search] = {
-        OURS: ours,
+        OURS: functools.partial(ours, store),
+        OURS_CACHED: functools.partial(ours, cached),
         IVF_RQ: lambda queries_QD: peer(None, queries_QD),
         IVF_RQ_REFINED: lambda queries_QD: peer(REFINE_FACTOR, queries_QD),
     }

@@ -66,11 +66,8 @@ class TableState:
     """The raw rows."""
     remote: RemoteCodes | None = None
     """The codes, if other processes have them."""
-
-    @property
-    def cached(self) -> CachedColumns | None:
-        """The columns whose values are in memory, if the codes are there."""
-        return None if self.resident is None else self.resident.cached
+    cached: CachedColumns | None = None
+    """Columns whose values are taken from memory, if any are wanted there."""
 
     @property
     def refine_codes_in(self) -> str:
@@ -189,7 +186,8 @@ class LocalCodes:
             if cache.columns:
                 resident = self._with_columns(resident, cache)
             self.resident = resident
-            return TableState(snapshot, resident, self._raw)
+            cached = resident.cached if cache.columns else None
+            return TableState(snapshot, resident, self._raw, cached=cached)
 
     def _with_columns(self, resident: Resident, cache: CacheSetting) -> Resident:
         """Codes of a version with the columns that `cache` names and the version has, if they fit."""

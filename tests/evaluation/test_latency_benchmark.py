@@ -15,6 +15,7 @@ from rqmoe_store.evaluation.latency_benchmark import (
     IVF_RQ,
     IVF_RQ_REFINED,
     OURS,
+    OURS_CACHED,
     TURBOVEC,
     LatencySettings,
     benchmark_latency,
@@ -40,7 +41,7 @@ def test_every_system_is_measured_in_every_part(capsys) -> None:
     vectors = unit(VECTORS)
     report = benchmark_latency(vectors, vectors[:80], codec_of("cosine"), BRIEF, parts.append)
     has_turbovec = importlib.util.find_spec("turbovec") is not None
-    systems = [OURS, IVF_RQ, IVF_RQ_REFINED, *([TURBOVEC] if has_turbovec else [])]
+    systems = [OURS, OURS_CACHED, IVF_RQ, IVF_RQ_REFINED, *([TURBOVEC] if has_turbovec else [])]
     found = [(each.part, each.system) for each in report.results]
     assert found == [(part, system) for part in parts[1:] for system in systems]
     assert len(parts) == 6

@@ -93,7 +93,7 @@ def opened(folder: Path, names: list[str] | None = None, **options: Any) -> Comp
 
 
 def uncached(folder: Path) -> CompressedTable:
-    """A handle that reads everything from the table, as columns in memory serve all others."""
+    """A handle that reads everything from the table."""
     return opened(folder, cache="disk")
 
 
@@ -392,13 +392,17 @@ def test_columns_that_outgrow_the_budget(folder: Path) -> None:
     assert_same_results(store, plain, ["id", "LONG"])
 
 
-def test_columns_serve_all_handles(folder: Path) -> None:
+def test_handles_share_columns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, other, plain = opened(folder, ["id"]), opened(folder), uncached(folder)
     assert_same_results(store, plain, ["id"])
-    assert_same_results(other, plain, ["id"])
     assert_same_results(other.use_cache(cache_columns=["LONG"]), plain, ["id", "LONG"])
+    assert_same_results(store, plain, ["id", "LONG"])
     assert store.stats().cached_columns == ("id", "LONG")
     assert opened(folder).stats() == store.stats()
+    monkeypatch.setattr(columns, "_take_rows", never)
+    for without in (opened(folder), store.use_cache()):
+        with pytest.raises(AssertionError, match="rows were taken"):
+            found(without, ["id"])
 
 
 def test_copies_and_pickles_have_the_columns(folder: Path) -> None:
