@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
     from rqmoe_store.codecs.parallel import num_threads, set_num_threads
+    from rqmoe_store.codecs.precision import set_rerank_precision
     from rqmoe_store.ingestion.job import IngestReport, ingest
     from rqmoe_store.managed_table import ManagedTable
     from rqmoe_store.search.reranker import DecodedReranker
@@ -75,6 +76,7 @@ __all__ = [
     "open_table_async",
     "preset",
     "set_num_threads",
+    "set_rerank_precision",
     "train",
     "words_query",
 ]
@@ -101,6 +103,7 @@ _LAZY = {
     "none_of": "rqmoe_store.store.value_conditions",
     "num_threads": "rqmoe_store.codecs.parallel",
     "set_num_threads": "rqmoe_store.codecs.parallel",
+    "set_rerank_precision": "rqmoe_store.codecs.precision",
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.tables",
     "train": "rqmoe_store.training.trainer",

@@ -23,9 +23,11 @@ def pytest_configure() -> None:
     """Have training take another number format than the hardware's: see processor_kinds.py."""
     precision = os.environ.get("RQMOE_TESTS_PRECISION")
     if precision is not None:
-        from rqmoe_store.training import loss as module
+        from rqmoe_store.codecs import prepared
+        from rqmoe_store.training import loss
 
-        module.has_bfloat16_units = lambda device: {"bfloat16": True, "float32": False}[precision]
+        for module in (loss, prepared):
+            module.has_bfloat16_units = lambda device: {"bfloat16": True, "float32": False}[precision]
 
 
 @pytest.fixture(scope="module")

@@ -286,6 +286,7 @@ def test_functions(
         "open_table_async": lambda: {"db": place, "name": "opened"},
         "preset": lambda: {"name": "fast"},
         "set_num_threads": lambda: {"count": rqmoe_store.num_threads()},
+        "set_rerank_precision": lambda: {"precision": "auto"},
         "words_query": lambda: {"text": "words", "column": "text"},
         "train": lambda: {"data": VECTORS, "config": CONFIG, "training": TRAINING},
         "add_refine_codes": lambda: {"codec": codec, "data": VECTORS, "refine_bytes": 4},

@@ -24,8 +24,9 @@ from rqmoe_store.codecs.artifact import (
 )
 from rqmoe_store.codecs.coder import Coder, refine_base
 from rqmoe_store.codecs.codes import Codes, check_codes, encode_vectors
-from rqmoe_store.codecs.device import Precision, check_precision, device_name
+from rqmoe_store.codecs.device import Precision, PrecisionChoice, check_precision, device_name
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, shared_score_units
+from rqmoe_store.codecs.precision import rerank_precision
 from rqmoe_store.codecs.refine import Refiner, RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Preselect, scored_pairs
@@ -99,6 +100,21 @@ class Codec(TranslatesErrors):
         """The name of `device`, such as "cpu" or "cuda:0". torch is not loaded to tell it."""
         return self._coder.device
 
+    @property
+    def rerank_precision(self) -> Precision:
+        """The number format in which searches decode what they rerank, on this device of this machine.
+
+        Unless `set_rerank_precision` was called, a trial decides, which the first one to ask in a process
+        waits for: less than 100 ms, beside loading torch.
+        """
+        return rerank_precision(
+            self.fingerprint,
+            self.device_name,
+            lambda: self._coder.try_precisions(
+                self.calibration, self.report.validation_mse / self._frame.square_unit
+            ),
+        )
+
     def __repr__(self) -> str:
         return (
             f"Codec(kind={self.config.kind!r}, dim={self.dim}, code_bytes={self.config.code_bytes}, "
@@ -155,7 +171,7 @@ class Codec(TranslatesErrors):
         codes: Codes | npt.NDArray[np.uint8],
         *,
         sequential: bool = False,
-        precision: Precision = "float32",
+        precision: PrecisionChoice = "float32",
     ) -> Float32Array:
         """Decode codes to vectors, float32 (n, D). Machines differ in the last digits only.
 
@@ -168,11 +184,11 @@ class Codec(TranslatesErrors):
             sequential: decode one step after the other, as the definition reads, instead of all at once.
             precision: number format of the experts' matrix products. "bfloat16" is faster on hardware that
                 supports it (GPUs, CPUs with AMX or AVX512-BF16) and several times slower elsewhere. It
-                raises the error by well under 1 %.
+                raises the error by well under 1 %. "auto" is what searches rerank with: `rerank_precision`.
 
         Raises:
             InvalidInputError: codes of another codec (shape, type, code or partition out of range), an
-                unknown precision, or "bfloat16" with `sequential`.
+                unknown precision, or another one than "float32" with `sequential`.
         """
         checked = check_codes(
             codes,
@@ -185,7 +201,8 @@ class Codec(TranslatesErrors):
         if checked.refine is not None and self._refiner is not None:
             decoded_nD = self._refiner.decode(checked.refine, refine_base(self._coder, checked))
         else:
-            decoded_nD = self._coder.decode(checked, sequential=sequential, precision=precision)
+            chosen = self.rerank_precision if precision == "auto" else precision
+            decoded_nD = self._coder.decode(checked, sequential=sequential, precision=chosen)
         return self._frame.inverse_transform(decoded_nD)
 
     def probe(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import Precision
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, clamp_vectors
 from rqmoe_store.codecs.parallel import Lock
+from rqmoe_store.codecs.precision import PrecisionTrial
 from rqmoe_store.codecs.products import product
 from rqmoe_store.codecs.transform import CODEWORDS, TransformQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
@@ -56,6 +57,10 @@ class Coder(Protocol):
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes to vectors (n, D)."""
+
+    def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
+        """Compare decoding in both precisions, on some of the codes, given the codec's mean squared error.
+        None where bfloat16 has nothing to gain."""
 
     def approximate(self, codes: Codes) -> Float32Array:
         """The vectors (n, D) whose distances look-up tables score."""
@@ -123,6 +128,10 @@ class ResidualCoder:
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes."""
         return self._ready().decode(codes, sequential=sequential, precision=precision)
+
+    def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
+        """Compare decoding in both precisions; None where bfloat16 has nothing to gain."""
+        return self._ready().try_precisions(codes, error)
 
     def approximate(self, codes: Codes) -> Float32Array:
         """The sums of the table rows that codes select."""
@@ -210,6 +219,10 @@ class TransformCoder:
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes; all forms of decoding are the same."""
         return self.quantizer.decode(codes.codes)
+
+    def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
+        """None: there are no matrix products of experts."""
+        return None
 
     def approximate(self, codes: Codes) -> Float32Array:
         """The decoded vectors."""

@@ -1,5 +1,5 @@
-"""Decoding: any number of codes in bounded memory, on a CPU in compiled loops, small batches on a GPU by CUDA
-graphs.
+"""Decoding: any number of codes in bounded memory. On a CPU, compiled loops decode in float32 and torch in
+bfloat16. On a GPU, small batches are decoded by CUDA graphs.
 
 Shape legend: n codes, B codes of one chunk, M steps, D dimension.
 """
@@ -7,13 +7,14 @@ Shape legend: n codes, B codes of one chunk, M steps, D dimension.
 import dataclasses
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.encoding import EncodingTables
 from rqmoe_store.codecs.experts import FoldedExperts
-from rqmoe_store.codecs.parallel import Lock, rows_in_budget, run_chunks, run_chunks_parallel
+from rqmoe_store.codecs.parallel import Lock, num_threads, rows_in_budget, run_chunks, run_chunks_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.errors import warn_caller
 
@@ -24,6 +25,10 @@ _CPU_BYTES, _GPU_BYTES = 2**24, 2**30
 """Memory for one chunk: about a CPU's last-level cache, a small part of a GPU's memory."""
 
 _MOST_ROWS = 2**16
+
+FEW_ROWS, MANY_ROWS = 32, 256
+"""Codes that a CPU decodes at once in bfloat16, padded to that number: a default shortlist or a part of many.
+Products of one shape sum a row in one order. Whether both shapes do is found by trial (`precision`)."""
 
 _WARM_UPS = 3  # runs before recording, so that libraries have chosen their kernels and workspaces
 
@@ -61,27 +66,37 @@ def decode_with_torch(
     *,
     sequential: bool = False,
     graphed: "GraphedDecoder | None" = None,
+    rows: int | None = None,
 ) -> Tensor:
-    """Decode checked codes chunk by chunk; the number format of `folded` is that of matrix products."""
+    """Decode checked codes chunk by chunk, `rows` at a time; None for a number that suits the device.
+
+    The number format of `folded` is that of matrix products.
+    """
     device = quantizer.codebooks_MKD.device
-    decoded_nD = torch.empty(len(codes), quantizer.dim, device=device)
+    decoded_nD = torch.empty(len(codes), quantizer.dim, device=device, dtype=torch.float32)
+    is_padded = device.type == "cpu" and folded is not None and folded.condition_SEF.dtype != torch.float32
+    if rows is None and is_padded:
+        rows = MANY_ROWS if len(codes) >= MANY_ROWS * num_threads() else FEW_ROWS
 
     @torch.inference_mode()  # a setting of every thread
-    def decode_chunk(start: int, stop: int, _: int) -> None:
+    def decode_chunk(start: int, stop: int, rows: int) -> None:
         codes_BM = as_tensor(codes.codes[start:stop]).to(device).long()
         partitions_B = as_tensor(codes.partitions[start:stop]).to(device).long()
+        if is_padded:
+            codes_BM = functional.pad(codes_BM, (0, 0, 0, rows - len(codes_BM)))
+            partitions_B = functional.pad(partitions_B, (0, rows - len(partitions_B)))
         if sequential:
             decoded_BD = quantizer.decode_sequentially(codes_BM, partitions_B)
         elif graphed is not None and stop - start <= LARGEST_BATCH:
             decoded_BD = graphed.decode(codes_BM, partitions_B)
         else:
             decoded_BD = quantizer.decode(codes_BM, partitions_B, folded)
-        decoded_nD[start:stop] = decoded_BD
+        decoded_nD[start:stop] = decoded_BD[: stop - start]
 
     if device.type == "cpu":
-        run_chunks_parallel(len(codes), chunk_rows(quantizer), decode_chunk, one_core=True)
+        run_chunks_parallel(len(codes), rows or chunk_rows(quantizer), decode_chunk, one_core=True)
     else:
-        run_chunks(len(codes), chunk_rows(quantizer), decode_chunk)
+        run_chunks(len(codes), rows or chunk_rows(quantizer), decode_chunk)
     return decoded_nD
 
 

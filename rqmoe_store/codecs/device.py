@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+"""A precision, or "auto" for the one that reranking has chosen by measurement."""
 
 Result = TypeVar("Result")
 
@@ -100,10 +102,20 @@ def as_tensor(array: npt.NDArray[Any]) -> "Tensor":
     return torch.from_numpy(native)
 
 
+def has_bfloat16_units(device: "torch.device") -> bool:
+    """Whether the hardware multiplies bfloat16 matrices; elsewhere torch is far slower in bfloat16."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
 def check_precision(precision: str, *, sequential: bool) -> None:
     """Raise InvalidInputError unless decoding can use `precision`."""
-    if precision not in ("float32", "bfloat16"):
-        raise InvalidInputError(f"precision={precision!r} is unknown; use 'float32' or 'bfloat16'.")
+    if precision not in get_args(PrecisionChoice):
+        raise InvalidInputError(f"precision={precision!r} is unknown; use 'float32', 'bfloat16' or 'auto'.")
     if sequential and precision != "float32":
         raise InvalidInputError(
             "Sequential decoding follows the definition in float32; use precision='float32' with it, "

@@ -11,11 +11,13 @@ import torch
 from rqmoe_store.codecs.additive_fit import fit_tables
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.decoding import GraphedDecoder, decode
-from rqmoe_store.codecs.device import Precision, as_tensor
+from rqmoe_store.codecs.decoding import MANY_ROWS, GraphedDecoder, decode, decode_with_torch
+from rqmoe_store.codecs.device import Precision, as_tensor, has_bfloat16_units
 from rqmoe_store.codecs.encoding import encode_block, exact_tables
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.kinds import make_quantizer
+from rqmoe_store.codecs.parallel import run_parallel
+from rqmoe_store.codecs.precision import TRIAL_ROWS, PrecisionTrial, try_precisions
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.codecs.weights import QuantizerWeights
@@ -42,10 +44,7 @@ class PreparedQuantizer:
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes to vectors (n, D)."""
-        exact = self._tables.folded
-        if precision not in self._converted:
-            self._converted[precision] = None if exact is None else exact.to(torch.bfloat16)
-        converted = self._converted[precision]
+        exact, converted = self._tables.folded, self._folded_in(precision)
         if self.quantizer.codebooks_MKD.is_cuda and precision not in self._graphed:
             self._graphed[precision] = GraphedDecoder(self.quantizer, converted or exact)
         decoded_nD = decode(
@@ -57,6 +56,32 @@ class PreparedQuantizer:
             graphed=self._graphed.get(precision),
         )
         return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
+
+    def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
+        """Compare decoding in both precisions; None where bfloat16 has nothing to gain, and on GPUs."""
+        device = self.quantizer.codebooks_MKD.device
+        if device.type != "cpu" or self._tables.folded is None or not len(codes):
+            return None
+        if not has_bfloat16_units(device):
+            return None
+
+        def decode_as(few: Codes, precision: Precision) -> Float32Array:
+            return self.decode(few, sequential=False, precision=precision)
+
+        def measure() -> PrecisionTrial:
+            many = codes[np.arange(MANY_ROWS) % len(codes)]
+            folded = self._folded_in("bfloat16")
+            batched_nD = decode_with_torch(self.quantizer, folded, many, rows=MANY_ROWS).numpy()
+            return try_precisions(decode_as, many[:TRIAL_ROWS], batched_nD[:TRIAL_ROWS], error)
+
+        return run_parallel([measure], one_core=True)[0]
+
+    def _folded_in(self, precision: Precision) -> FoldedExperts | None:
+        """The experts in another number format than float32; None for those of the tables."""
+        if precision not in self._converted:
+            exact = self._tables.folded
+            self._converted[precision] = None if exact is None else exact.to(torch.bfloat16)
+        return self._converted[precision]
 
 
 def quantizer_of(weights: QuantizerWeights) -> ResidualQuantizer:

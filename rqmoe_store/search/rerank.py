@@ -214,7 +214,7 @@ def _decode_union(
     rows = concatenated([each.rows for each in candidates])
     row_ids_U, first_U = np.unique(rows.row_ids_N, return_index=True)
     codes = rows.codes if refined else rows.codes.unrefined
-    return row_ids_U, codecs.decode(codes[first_U])
+    return row_ids_U, codecs.decode(codes[first_U], precision="auto")
 
 
 def ordered(hits: Hits) -> Hits:

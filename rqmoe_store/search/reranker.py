@@ -128,7 +128,8 @@ class DecodedReranker(Reranker):
         handle = self._handle
         codes, coded_R = codecs.read(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)
-        distances_R[coded_R] = exact_distances(query_D, codecs.decode(codes), codecs.metric)
+        decoded_CD = codecs.decode(codes, precision="auto")
+        distances_R[coded_R] = exact_distances(query_D, decoded_CD, codecs.metric)
         raw = rows[handle.columns.vector_column].filter(pa.array(~coded_R))
         vectors_VD, valid = read_vectors(raw, dim=handle.dim, metric=handle.metric, first_row=0)
         distances_R[np.flatnonzero(~coded_R)[valid]] = exact_distances(query_D, vectors_VD, handle.metric)

@@ -19,6 +19,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes, check_codes
+from rqmoe_store.codecs.device import PrecisionChoice
 from rqmoe_store.codecs.frame import ScoreUnits, shared_score_units
 from rqmoe_store.codecs.refine import RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
@@ -201,10 +202,11 @@ class TableCodec:
         codes = newest.codec.encode(vectors_nD)
         return dataclasses.replace(codes, partitions=codes.partitions + np.int32(newest.first_partition))
 
-    def decode(self, codes: Codes) -> Float32Array:
+    def decode(self, codes: Codes, *, precision: PrecisionChoice = "float32") -> Float32Array:
         """Decode each code with the codec that encoded it, to float32 (n, D).
 
-        Codes that have refine codes decode to the refined vectors, where their codec has any.
+        Codes that have refine codes decode to the refined vectors, where their codec has any. `precision` is
+        that of `Codec.decode`.
 
         Raises:
             TableError: no codec of the table has a code or partition id.
@@ -212,7 +214,8 @@ class TableCodec:
         self.check(codes)
         decoded_nD = np.empty((len(codes), self.dim), dtype=np.float32)
         for generation, rows in self.by_generation(codes):
-            decoded_nD[rows] = generation.codec.decode(local_codes(codes[rows], generation))
+            local = local_codes(codes[rows], generation)
+            decoded_nD[rows] = generation.codec.decode(local, precision=precision)
         return decoded_nD
 
     def read(self, rows: pa.Table | pa.RecordBatch) -> tuple[Codes, npt.NDArray[np.bool_]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rqmoe_store.codecs import encoding
-from rqmoe_store.codecs.device import run_on_device
+from rqmoe_store.codecs.device import has_bfloat16_units, run_on_device
 from rqmoe_store.codecs.encoding import EncodingTables, encoding_tables
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -187,14 +187,6 @@ def mixed_precision(device: torch.device, precision: TrainingPrecision) -> Abstr
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16_units(device) else "float32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-def has_bfloat16_units(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices; elsewhere torch is far slower in bfloat16."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def prefix_mse(
