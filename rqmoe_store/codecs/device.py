@@ -114,7 +114,7 @@ def has_bfloat16_units(device: "torch.device") -> bool:
 
 def check_precision(precision: str, *, sequential: bool) -> None:
     """Raise InvalidInputError unless decoding can use `precision`."""
-    if precision not in get_args(PrecisionChoice):
+    if not isinstance(precision, str) or precision not in get_args(PrecisionChoice):
         raise InvalidInputError(f"precision={precision!r} is unknown; use 'float32', 'bfloat16' or 'auto'.")
     if sequential and precision != "float32":
         raise InvalidInputError(

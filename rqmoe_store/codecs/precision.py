@@ -112,7 +112,7 @@ def set_rerank_precision(precision: PrecisionChoice) -> None:
     Raises:
         InvalidInputError: another value.
     """
-    if precision not in get_args(PrecisionChoice):
+    if not isinstance(precision, str) or precision not in get_args(PrecisionChoice):
         raise InvalidInputError(f"Got precision={precision!r}; expected 'auto', 'float32' or 'bfloat16'.")
     _Choices.setting = precision
 
