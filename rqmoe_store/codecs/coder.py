@@ -20,6 +20,7 @@ from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, clamp_vec
 from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.codecs.precision import PrecisionTrial
 from rqmoe_store.codecs.products import product
+from rqmoe_store.codecs.selection import smallest
 from rqmoe_store.codecs.transform import CODEWORDS, TransformQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.codecs.weights import QuantizerWeights
@@ -180,16 +181,6 @@ class ResidualCoder:
         with self._lock:
             self.device, self._prepared = device, None
         return self
-
-
-def smallest(values_QX: Float32Array, count: int) -> npt.NDArray[np.int64]:
-    """Columns (Q, C) of the `count` smallest values of every row, in order, equal ones by column."""
-    smallest_QC = np.empty((len(values_QX), count), np.int64)
-    for row, values_X in enumerate(values_QX):
-        bound = np.partition(values_X, count - 1)[count - 1]
-        near = np.flatnonzero(values_X <= bound)
-        smallest_QC[row] = near[np.argsort(values_X[near], kind="stable")[:count]]
-    return smallest_QC
 
 
 class TransformCoder:

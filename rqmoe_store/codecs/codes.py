@@ -37,10 +37,11 @@ class Codes:
     def __post_init__(self) -> None:
         for name in ("codes", "partitions", "refine"):
             given = getattr(self, name)
+            if type(given) is np.ndarray or given is None:
+                continue  # queries make many codes
             if is_tensor(given):
                 given = given.detach().cpu().numpy()
-            if given is not None:
-                object.__setattr__(self, name, np.asarray(given))
+            object.__setattr__(self, name, np.asarray(given))
 
     def __len__(self) -> int:
         return len(self.codes)

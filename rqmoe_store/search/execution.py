@@ -64,12 +64,11 @@ class Execution:
             return pages
         return self._filter_results(pages, request.where)
 
-    def candidates(self) -> list[Candidates]:
+    def candidates(self) -> Candidates:
         """Select the rows of every query to decode, by approximate distances."""
         request = self._request
         if not self._generations:
-            none = Candidates.none(self._codecs.code_bytes, exhausted=True)
-            return [none] * len(request.queries_QD)
+            return Candidates.none(len(request.queries_QD), self._codecs.code_bytes)
         where = request.where if request.prefilter else None
         postfiltered = self._scan_and_postfilter(where) if where else None
         return self._scan_all(self._scan_of(where)) if postfiltered is None else postfiltered
@@ -177,12 +176,12 @@ class Execution:
         for batch in read_codes(self._state.snapshot, self._columns, conjunction(conditions)):
             yield Selection(grouped(batch, len(probed_P)))
 
-    def _scan_all(self, scan: Scan) -> list[Candidates]:
+    def _scan_all(self, scan: Scan) -> Candidates:
         """Scan the requested number of partitions, and more for stages for which these have too few rows."""
         request, most = self._request, self._codecs.most_partitions
-        ends = [stage.end for stage in request.stages]
-        found = [Candidates.none(self._codecs.code_bytes)] * len(request.queries_QD)
-        served, again = [0] * len(found), list(range(len(found)))
+        ends, parts = [stage.end for stage in request.stages], []
+        again = list(range(len(request.queries_QD)))
+        served = [0] * len(again)
         nprobes = min(request.parameters.nprobes, most)
         while again:
             sides = self._scan_once(scan, again, nprobes, request.shortlist)
@@ -190,12 +189,12 @@ class Execution:
             lasts = [len(ends) if nprobes == most else bisect.bisect_right(ends, rows) for rows in rows_Q]
             stages = [range(served[query], last) for query, last in zip(again, lasts, strict=True)]
             exhausted = [nprobes == most and rows < request.shortlist for rows in rows_Q]
-            wider = candidates_of(sides, self._sizes, stages, self._units(again), exhausted)
-            for query, last, more in zip(again, lasts, wider, strict=True):
-                found[query], served[query] = found[query].joined(more), last
+            parts.append((again, candidates_of(sides, self._sizes, stages, self._units(again), exhausted)))
+            for query, last in zip(again, lasts, strict=True):
+                served[query] = last
             again = [query for query in again if served[query] < len(ends)]
             nprobes = min(_WIDER * nprobes, most)
-        return found
+        return Candidates.joined(parts)
 
     def _units(self, queries: list[int]) -> ScoreUnits:
         """Units of the scores of some queries, the same for all codecs."""
@@ -218,7 +217,7 @@ class Execution:
             stage.rows = sum(map(len, sides))
         return sides
 
-    def _scan_and_postfilter(self, where: str) -> list[Candidates] | None:
+    def _scan_and_postfilter(self, where: str) -> Candidates | None:
         """Scan without the filter for longer shortlists, and filter those; None if that cannot work.
 
         It saves evaluating a filter that most rows match for all rows. The rows of a longer shortlist that

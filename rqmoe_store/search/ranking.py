@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from lancedb.table import Table
 
+from rqmoe_store.codecs.selection import EVERY_ROW
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.search.refined import (
@@ -59,10 +60,11 @@ class Ranking:
     def __init__(self, request: SearchRequest, state: TableState, trace: Trace) -> None:
         self._request, self._state, self._trace = request, state, trace
         self._codecs, self._columns = state.snapshot.codecs, state.snapshot.codecs.columns
+        # The ranking need not go beyond the page.
+        self._last = request.offset + request.limit
+        self._ends = [min(stage.end, self._last) for stage in request.stages]
 
-    def pages(
-        self, candidates: Sequence[Candidates], tables: Tables, raw: Sequence[Hits] | None = None
-    ) -> list[Page]:
+    def pages(self, candidates: Candidates, tables: Tables, raw: Sequence[Hits] | None = None) -> list[Page]:
         """Rank the candidates of every query and cut its page.
 
         Args:
@@ -91,7 +93,7 @@ class Ranking:
     def _rank(
         self,
         queries_QD: Float32Array,
-        candidates: Sequence[Candidates],
+        candidates: Candidates,
         tables: Tables,
         raw: Sequence[Hits] | None,
     ) -> list[Page]:
@@ -99,12 +101,12 @@ class Ranking:
         request, diversity = self._request, self._request.diversity
         with self._trace.stage(*self._rerank_stage) as stage:
             hits = self._rerank(queries_QD, candidates, tables)
-            stage.rows = sum(map(len, hits))
+            stage.rows = len(candidates.rows)
         if raw is not None:
             hits = [ordered(coded.joined(exact)) for coded, exact in zip(hits, raw, strict=True)]
         complete = [
-            each.exhausted and (request.refined is None or len(found) <= request.refined)
-            for each, found in zip(candidates, hits, strict=True)
+            exhausted and (request.refined is None or len(found) <= request.refined)
+            for exhausted, found in zip(candidates.exhausted_Q.tolist(), hits, strict=True)
         ]
         if request.refined is not None:
             hits = self._refine(queries_QD, hits)
@@ -114,9 +116,7 @@ class Ranking:
             return self._diversify(queries_QD, hits, lasts, diversity)
         return [self._page(found, last_K, first_open) for found, last_K in zip(hits, lasts, strict=True)]
 
-    def _rerank(
-        self, queries_QD: Float32Array, candidates: Sequence[Candidates], tables: Tables
-    ) -> list[Hits]:
+    def _rerank(self, queries_QD: Float32Array, candidates: Candidates, tables: Tables) -> list[Hits]:
         """The candidates of every query in the order that the request asks for."""
         kind, diverse = self._request.parameters.rerank, self._request.diversity is not None
         if kind == "decoded" or diverse:
@@ -126,8 +126,15 @@ class Ranking:
                 candidates = with_refine_codes(self._state.snapshot, candidates)
             return rerank(self._codecs, queries_QD, candidates, refined=refined, with_vectors=diverse)
         if kind == "none" or not tables:
-            return rank_by_estimates(self._codecs, candidates, tables)
-        return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables)
+            return rank_by_estimates(self._codecs, candidates, tables, self._most)
+        return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables, self._most)
+
+    @property
+    def _most(self) -> int:
+        """How many of the nearest rows that a stage considers the rest of the ranking needs."""
+        request = self._request
+        bounded = request.lower is not None or request.upper is not None
+        return EVERY_ROW if bounded or request.refined is not None else self._last
 
     def _last_stages(self, hits: Hits, complete: bool) -> list[bool]:
         """Whether a stage is the last one if it has too few rows, because no other row can fill it, (K,).
@@ -144,14 +151,11 @@ class Ranking:
 
     def _page(self, hits: Hits, last_K: Sequence[bool], choose: Choose) -> Page:
         """The page of one query, given the rows within distance bounds that it considers, nearest first."""
-        request = self._request
         assert hits.stages_S is not None, "not ranked yet"
-        # The ranking need not go beyond the page.
-        last = request.offset + request.limit
-        ends = [min(stage.end, last) for stage in request.stages]
-        order = rank_in_stages(hits.stages_S, ends, choose, last_K)
+        offset, last = self._request.offset, self._last
+        order = rank_in_stages(hits.stages_S, self._ends, choose, last_K)
         short = len(order.places) < last and not order.ended
-        return Page(hits.ranked(order.places[request.offset : last]), short)
+        return Page(hits.ranked(order.places[offset:last]), short)
 
     @property
     def _rerank_stage(self) -> tuple[str, str]:
@@ -222,6 +226,9 @@ def rank_in_stages(stages_S: Positions, ends: Sequence[int], choose: Choose, las
         last_K: whether a stage is the last one if it has too few rows.
     """
     open_S = np.ones(len(stages_S), dtype=bool)
+    if len(ends) == 1:  # as in most requests
+        places = choose(open_S, ends[0])
+        return Order(places, ended=len(places) < ends[0] and last_K[0])
     chosen: list[Positions] = []
     placed = 0
     for stage, end in enumerate(ends):

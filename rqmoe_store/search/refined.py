@@ -4,7 +4,7 @@ Shape legend: Q queries, S rows of one query, H rows of all queries, X some of t
 dimension.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.refine import RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.rerank import Hits, exact_distances, ordered, query_turns
+from rqmoe_store.search.rerank import Hits, exact_distances, ordered_hits, query_turns
 from rqmoe_store.search.row_ids import Positions
-from rqmoe_store.search.segments import CodeBatch, concatenated
+from rqmoe_store.search.segments import CodeBatch
 from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.snapshot import Snapshot
@@ -27,18 +27,13 @@ Tables = Mapping[int, LookupTables]
 """First partition of a generation -> look-up tables of queries."""
 
 
-def with_refine_codes(snapshot: Snapshot, candidates: Sequence[Candidates]) -> list[Candidates]:
-    """The candidates with refine codes; those that are not in memory are read from the table in one take."""
-    missing = [each.rows for each in candidates if len(each) and each.rows.codes.refine is None]
-    if not missing:
-        return list(candidates)
-    row_ids_U, refine_UR = _take_refine_codes(snapshot, np.unique(concatenated(missing).row_ids_N))
-    return [
-        each.with_refine(refine_UR[np.searchsorted(row_ids_U, each.rows.row_ids_N)])
-        if len(each) and each.rows.codes.refine is None
-        else each
-        for each in candidates
-    ]
+def with_refine_codes(snapshot: Snapshot, candidates: Candidates) -> Candidates:
+    """The candidates with refine codes, read from the table in one take unless they are in memory."""
+    rows = candidates.rows
+    if len(rows) == 0 or rows.codes.refine is not None:
+        return candidates
+    row_ids_U, refine_UR = _take_refine_codes(snapshot, np.unique(rows.row_ids_N))
+    return candidates.with_refine(refine_UR[np.searchsorted(row_ids_U, rows.row_ids_N)])
 
 
 def _take_refine_codes(
@@ -53,7 +48,7 @@ def _take_refine_codes(
 
 
 def rank_by_refine_codes(
-    snapshot: Snapshot, queries_QD: Float32Array, candidates: Sequence[Candidates], lookup: Tables
+    snapshot: Snapshot, queries_QD: Float32Array, candidates: Candidates, lookup: Tables, most: int
 ) -> list[Hits]:
     """Order candidates by (distance to the refined vector, row id).
 
@@ -65,60 +60,39 @@ def rank_by_refine_codes(
         queries_QD: checked queries.
         candidates: candidates of every query.
         lookup: look-up tables of the queries, for at least one generation.
+        most: how many of the nearest rows that a stage considers matter, as in `ordered_hits`.
     """
     hits: list[Hits] = []
     for turn in query_turns(candidates):
         refined = with_refine_codes(snapshot, candidates[turn])
         tables = {first: each.select(turn) for first, each in lookup.items()}
-        hits += _ranked(snapshot.codecs, queries_QD[turn], refined, tables)
+        distances_H = _distances(snapshot.codecs, queries_QD[turn], refined, tables)
+        hits += ordered_hits(refined, distances_H, most)
     return hits
 
 
-def _ranked(
-    codecs: TableCodec, queries_QD: Float32Array, candidates: Sequence[Candidates], lookup: Tables
-) -> list[Hits]:
-    """The candidates of some queries, which have refine codes and look-up tables, in order."""
+def _distances(
+    codecs: TableCodec, queries_QD: Float32Array, candidates: Candidates, lookup: Tables
+) -> Float32Array:
+    """The distances (H,) of candidates, which have refine codes and look-up tables."""
     generations = [each for each in codecs.generations if each.first_partition in lookup]
     units = next(iter(lookup.values())).units
     refine = codecs.refine_tables(queries_QD, generations, units)
-    rows, queries_H = _flattened(candidates)
-    return _in_order(candidates, _refined_distances(codecs, queries_QD, queries_H, rows, lookup, refine))
+    return _refined_distances(codecs, queries_QD, candidates.queries_H, candidates.rows, lookup, refine)
 
 
-def rank_by_estimates(codecs: TableCodec, candidates: Sequence[Candidates], lookup: Tables) -> list[Hits]:
+def rank_by_estimates(codecs: TableCodec, candidates: Candidates, lookup: Tables, most: int) -> list[Hits]:
     """Order candidates by (approximate distance of look-up tables, row id).
 
     Distances are computed anew: under cosine, the scan rounds lengths.
     """
-    rows, queries_H = _flattened(candidates)
+    rows, queries_H = candidates.rows, candidates.queries_H
     distances_H = np.empty(len(rows), np.float32)
     for generation, places in codecs.by_generation(rows.codes) if len(rows) else ():
         tables, queries_X = lookup[generation.first_partition], queries_H[places]
         scores_X = tables.score_each(queries_X, local_codes(rows.codes[places], generation))
         distances_H[places] = to_float32(tables.units.distances_of(queries_X, scores_X))
-    return _in_order(candidates, distances_H)
-
-
-def _flattened(candidates: Sequence[Candidates]) -> tuple[CodeBatch, Positions]:
-    """The rows of all queries, and the numbers of their queries."""
-    counts_Q = [len(each) for each in candidates]
-    return concatenated([each.rows for each in candidates]), np.repeat(np.arange(len(counts_Q)), counts_Q)
-
-
-def _in_order(candidates: Sequence[Candidates], distances_H: Float32Array) -> list[Hits]:
-    """The candidates of all queries as hits in the order of (distance, row id)."""
-    ends = np.cumsum([len(each) for each in candidates]).tolist()
-    return [
-        ordered(
-            Hits(
-                each.rows.row_ids_N,
-                distances_H[end - len(each) : end],
-                stages_S=each.stages_S,
-                estimates_S=each.estimates_S,
-            )
-        )
-        for each, end in zip(candidates, ends, strict=True)
-    ]
+    return ordered_hits(candidates, distances_H, most)
 
 
 def _refined_distances(

@@ -9,7 +9,8 @@ bytes, D vector dimension.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import LARGEST, to_float32
+from rqmoe_store.codecs.selection import order_rows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.search.segments import CodeBatch, Positions, RowIds, concatenated
+from rqmoe_store.search.segments import CodeBatch, Positions, RowIds
 from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -148,7 +150,7 @@ class Hits:
 def rerank(
     codecs: TableCodec,
     queries_QD: Float32Array,
-    candidates: Sequence[Candidates],
+    candidates: Candidates,
     *,
     refined: bool = False,
     with_vectors: bool = False,
@@ -167,21 +169,21 @@ def rerank(
     """
     hits: list[Hits] = []
     for turn in query_turns(candidates):
-        filled = [each for each in candidates[turn] if len(each)]
-        if filled:
-            row_ids_U, vectors_UD = _decode_union(codecs, filled, refined=refined)
-        for query_D, each in zip(queries_QD[turn], candidates[turn], strict=True):
-            row_ids_S = each.rows.row_ids_N
-            if len(each) == 0:
-                none_SD = np.empty((0, codecs.dim), np.float32) if with_vectors else None
-                hits.append(
-                    Hits(row_ids_S, np.empty(0, np.float32), none_SD, None, each.stages_S, each.estimates_S)
-                )
-                continue
+        some = candidates[turn]
+        row_ids_U, vectors_UD = _decode_union(codecs, some.rows, refined=refined)
+        edges = itertools.pairwise(some.starts_Q.tolist())
+        for query_D, (start, stop) in zip(queries_QD[turn], edges, strict=True):
+            row_ids_S = some.rows.row_ids_N[start:stop]
             vectors_SD = vectors_UD[np.searchsorted(row_ids_U, row_ids_S)]
             distances_S, tie_breaks_S = exact_with_tie_breaks(query_D, vectors_SD, codecs.metric)
-            kept_SD = vectors_SD if with_vectors else None
-            found = Hits(row_ids_S, distances_S, kept_SD, tie_breaks_S, each.stages_S, each.estimates_S)
+            found = Hits(
+                row_ids_S,
+                distances_S,
+                vectors_SD if with_vectors else None,
+                tie_breaks_S,
+                some.stages_H[start:stop],
+                some.estimates_H[start:stop],
+            )
             hits.append(ordered(found))
     return hits
 
@@ -196,11 +198,10 @@ def within(hits: Hits, lower: float | None, upper: float | None) -> Hits:
     return hits
 
 
-def query_turns(candidates: Sequence[Candidates]) -> Iterator[slice]:
+def query_turns(candidates: Candidates) -> Iterator[slice]:
     """Divide the queries into turns of up to MAX_DECODED candidates, or of a single query."""
     start, rows = 0, 0
-    for position, each in enumerate(candidates):
-        size = len(each)
+    for position, size in enumerate(candidates.counts_Q.tolist()):
         if position > start and rows + size > MAX_DECODED:
             yield slice(start, position)
             start, rows = position, 0
@@ -209,12 +210,29 @@ def query_turns(candidates: Sequence[Candidates]) -> Iterator[slice]:
 
 
 def _decode_union(
-    codecs: TableCodec, candidates: Sequence[Candidates], *, refined: bool
+    codecs: TableCodec, rows: CodeBatch, *, refined: bool
 ) -> tuple[npt.NDArray[np.uint64], Float32Array]:
-    rows = concatenated([each.rows for each in candidates])
+    if len(rows) == 0:
+        return rows.row_ids_N, np.empty((0, codecs.dim), np.float32)
     row_ids_U, first_U = np.unique(rows.row_ids_N, return_index=True)
     codes = rows.codes if refined else rows.codes.unrefined
     return row_ids_U, codecs.decode(codes[first_U], precision="auto")
+
+
+def ordered_hits(candidates: Candidates, distances_H: Float32Array, most: int) -> list[Hits]:
+    """The candidates of every query in the order of (distance, row id), without undefined distances.
+
+    Rows that are not among the `most` nearest of those that any stage considers may be left out.
+    """
+    row_ids_H, stages_H = candidates.rows.row_ids_N, candidates.stages_H
+    order_H, starts_Q = order_rows(candidates.starts_Q, distances_H, row_ids_H, stages_H, most)
+    row_ids_H, distances_H, stages_H = row_ids_H[order_H], distances_H[order_H], stages_H[order_H]
+    estimates_H = candidates.estimates_H[order_H]
+    runs = [slice(start, stop) for start, stop in itertools.pairwise(starts_Q.tolist())]
+    return [
+        Hits(row_ids_H[run], distances_H[run], stages_S=stages_H[run], estimates_S=estimates_H[run])
+        for run in runs
+    ]
 
 
 def ordered(hits: Hits) -> Hits:

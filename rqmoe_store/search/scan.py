@@ -24,13 +24,24 @@ import numpy.typing as npt
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.norms import Norms, sum_norms
 from rqmoe_store.codecs.parallel import num_threads, run_parallel
+from rqmoe_store.codecs.selection import order_rows
 from rqmoe_store.search.lanes import LANES, MAX_CODE_BYTES, Lanes
-from rqmoe_store.search.scan_loops import BLOCK, WORD, Kept, Rows, Scored, scan_each, scan_together
+from rqmoe_store.search.scan_loops import (
+    BLOCK,
+    WORD,
+    Kept,
+    Rows,
+    Scored,
+    copy_kept,
+    scan_each,
+    scan_together,
+)
 from rqmoe_store.search.segments import Mask, Segment, Selection
 from rqmoe_store.search.shortlists import Shortlists, Side, sides_of
 
-_LEAST_LANES = 8
-"""Fewest queries that are scanned together; for fewer it would take longer."""
+_LEAST_LANES, _LEAST_PROBING = 8, 2
+"""Fewest queries whose tables are put side by side, and fewest of these that a partition is scanned for
+together; for fewer it would take longer."""
 
 _MOST_KEPT = 2**20
 """Most rows that a task keeps, of all its queries, unless a single query needs more."""
@@ -126,7 +137,7 @@ def _scan_task(
 ) -> Shortlists:
     segment, side, few = selection.segment, task.side, tables.select(task.queries)
     norms_N, queries, size = norms_of(segment, tables), len(few.scores_QT), min(size, len(segment))
-    rows = Rows(
+    scanned = Rows(
         segment.codes_NM,
         words_of(segment.codes_NM),
         segment.row_id_map.arrays,
@@ -147,14 +158,17 @@ def _scan_task(
     )
     if queries >= _LEAST_LANES and few.num_steps <= MAX_CODE_BYTES:
         lanes = Lanes.of(scored.entries_QT, -side.sign if len(norms_N) else side.sign, BLOCK)
-        scan_together(rows, scored, lanes, _LEAST_LANES, kept, size)
+        scan_together(scanned, scored, lanes, _LEAST_PROBING, kept, size)
     else:
-        scan_each(rows, scored, kept, size)
-    kept_QX = np.arange(shape[1]) < kept.filled_Q[:, None]
+        scan_each(scanned, scored, kept, size)
+    starts_Q = np.concatenate([[0], np.cumsum(kept.filled_Q)])
+    scores_H, positions_H = np.empty(starts_Q[-1], np.float32), np.empty(starts_Q[-1], np.int64)
+    copy_kept(kept, starts_Q, scores_H, positions_H)
+    row_ids_H = segment.row_ids(positions_H)
+    order_H, _ = order_rows(starts_Q, scores_H, row_ids_H)
     queries_H = np.repeat(np.arange(task.queries.start, task.queries.stop), kept.filled_Q)
-    scores_H, positions_H = kept.scores_QX[kept_QX], kept.positions_QX[kept_QX]
-    order_H = np.lexsort((segment.row_id_map.at(positions_H), scores_H, queries_H))
-    return Shortlists(queries_H[order_H], scores_H[order_H], segment.rows(positions_H[order_H]))
+    rows = segment.rows(positions_H[order_H], row_ids_H[order_H])
+    return Shortlists(queries_H, scores_H[order_H], rows)
 
 
 _EVERY_ROW = np.empty(0, dtype=bool)

@@ -135,6 +135,15 @@ def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, siz
 
 
 @compiled
+def copy_kept(kept: Any, starts_Q: Any, scores_H: Any, positions_H: Any) -> None:
+    """Fill in what the queries keep, query after query."""
+    for query in range(len(starts_Q) - 1):
+        filled = kept.filled_Q[query]
+        scores_H[starts_Q[query] : starts_Q[query + 1]] = kept.scores_QX[query, :filled]
+        positions_H[starts_Q[query] : starts_Q[query + 1]] = kept.positions_QX[query, :filled]
+
+
+@compiled
 def _fill_block(rows: Any, start: int, end: int, rows_B: Any, bits_B: Any) -> int:
     """Fill in the positions of the rows of a block, and the bits of their squared lengths; returns how many
     rows it has."""

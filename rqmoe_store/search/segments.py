@@ -85,12 +85,12 @@ class Segment:
         """The row ids (X,) at some positions."""
         return self.row_id_map.at(positions_X)
 
-    def rows(self, positions_X: Positions) -> CodeBatch:
-        """The rows at some positions."""
+    def rows(self, positions_X: Positions, row_ids_X: RowIds | None = None) -> CodeBatch:
+        """The rows at some positions, whose row ids need not be looked up if they are given."""
         partitions_X = np.searchsorted(self.starts_P, positions_X, side="right") - 1
         refine_XR = None if self.refine_NR is None else self.refine_NR[positions_X]
         codes = Codes(self.codes_NM[positions_X], partitions_X.astype(np.int32), refine_XR)
-        return CodeBatch(self.row_ids(positions_X), codes)
+        return CodeBatch(self.row_ids(positions_X) if row_ids_X is None else row_ids_X, codes)
 
     def of_partitions(self, partitions: slice) -> "Segment":
         """A view of the rows of some partitions, in which partition ids begin at 0."""

@@ -1,11 +1,10 @@
 """Shortlists: the rows that a scan finds for its queries, and the candidates for reranking made of them.
 
-Shape legend: Q queries, H rows of all queries, S rows of one query, K stages of a ranking, G sides (ranges of
-scores), R bytes of a refine code.
+Shape legend: Q queries, H rows of all queries, K stages of a ranking, R bytes of a refine code.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from rqmoe_store.codecs.frame import Float64Array, ScoreUnits
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.row_ids import Positions, RowIds
-from rqmoe_store.search.segments import CodeBatch, concatenated, no_rows
+from rqmoe_store.search.segments import CodeBatch, Mask, concatenated, no_rows
 
 
 class Side(NamedTuple):
@@ -109,48 +108,97 @@ def _places_of(queries_H: Positions) -> Positions:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The rows of one query to decode, each with the first stage of the ranking that considers it.
+    """The rows of several queries to decode, query after query, each with the first stage of the ranking that
+    considers it.
 
     The rows of a stage are in the order of their estimated distances.
     """
 
     rows: CodeBatch
-    estimates_S: Float64Array
+    estimates_H: Float64Array
     """Approximate distances, from look-up tables."""
-    stages_S: Positions
+    stages_H: Positions
     """First stage that considers the row."""
-    exhausted: bool = False
-    """Whether no other row could be a candidate."""
+    starts_Q: Positions
+    """Q + 1 positions: the rows of query q are the run starts_Q[q] : starts_Q[q + 1]."""
+    exhausted_Q: Mask
+    """Whether no other row could be a candidate of the query."""
 
     @classmethod
-    def none(cls, code_bytes: int, *, exhausted: bool = False) -> "Candidates":
-        """No rows."""
-        return cls(no_rows(code_bytes), np.empty(0), np.empty(0, np.int64), exhausted)
+    def none(cls, num_queries: int, code_bytes: int) -> "Candidates":
+        """No rows, as there are none that could be candidates."""
+        starts_Q, exhausted_Q = np.zeros(num_queries + 1, np.int64), np.ones(num_queries, dtype=bool)
+        return cls(no_rows(code_bytes), np.empty(0), np.empty(0, np.int64), starts_Q, exhausted_Q)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.exhausted_Q)
 
-    def with_refine(self, refine_SR: npt.NDArray[np.uint8]) -> "Candidates":
-        """The candidates with these refine codes."""
-        codes = dataclasses.replace(self.rows.codes, refine=refine_SR)
-        return dataclasses.replace(self, rows=CodeBatch(self.rows.row_ids_N, codes))
-
-    def joined(self, later: "Candidates") -> "Candidates":
-        """These candidates and those of later stages, every row once."""
-        if not len(self):
-            return later
-        new_S = np.flatnonzero(~np.isin(later.rows.row_ids_N, self.rows.row_ids_N))
+    def __getitem__(self, queries: slice) -> "Candidates":
+        """The candidates of consecutive queries."""
+        start, stop, _ = queries.indices(len(self))
+        if (start, stop) == (0, len(self)):
+            return self
+        rows = slice(self.starts_Q[start], self.starts_Q[stop])
+        starts_Q = self.starts_Q[start : stop + 1] - self.starts_Q[start]
         return Candidates(
-            concatenated([self.rows, later.rows[new_S]]),
-            np.concatenate([self.estimates_S, later.estimates_S[new_S]]),
-            np.concatenate([self.stages_S, later.stages_S[new_S]]),
-            later.exhausted,
+            self.rows[rows],
+            self.estimates_H[rows],
+            self.stages_H[rows],
+            starts_Q,
+            self.exhausted_Q[start:stop],
         )
 
-    def without(self, row_id: np.uint64) -> "Candidates":
-        """The candidates without one row."""
-        kept_S = np.flatnonzero(self.rows.row_ids_N != row_id)
-        return Candidates(self.rows[kept_S], self.estimates_S[kept_S], self.stages_S[kept_S], self.exhausted)
+    def each(self) -> "Iterator[Candidates]":
+        """The candidates of each query alone."""
+        return (self[query : query + 1] for query in range(len(self)))
+
+    @property
+    def counts_Q(self) -> Positions:
+        """Number of candidates of every query."""
+        return np.diff(self.starts_Q)
+
+    @property
+    def queries_H(self) -> Positions:
+        """The number of the query of every row."""
+        return np.repeat(np.arange(len(self)), self.counts_Q)
+
+    def with_refine(self, refine_HR: npt.NDArray[np.uint8]) -> "Candidates":
+        """The candidates with these refine codes."""
+        codes = dataclasses.replace(self.rows.codes, refine=refine_HR)
+        return dataclasses.replace(self, rows=CodeBatch(self.rows.row_ids_N, codes))
+
+    def without(self, row_ids_Q: RowIds) -> "Candidates":
+        """The candidates without one row of each query."""
+        kept_H = np.flatnonzero(self.rows.row_ids_N != row_ids_Q[self.queries_H])
+        starts_Q = np.searchsorted(kept_H, self.starts_Q)
+        return Candidates(
+            self.rows[kept_H], self.estimates_H[kept_H], self.stages_H[kept_H], starts_Q, self.exhausted_Q
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[tuple[Sequence[int], Candidates]]") -> "Candidates":
+        """The candidates of queries in several parts: those of earlier stages first, every row once.
+
+        Args:
+            parts: numbers of queries, and their candidates; the first part has all queries.
+        """
+        _, first = parts[0]
+        if len(parts) == 1:
+            return first
+        queries_H = np.concatenate([np.asarray(numbers)[part.queries_H] for numbers, part in parts])
+        rows = concatenated([part.rows for _, part in parts])
+        exhausted_Q = first.exhausted_Q.copy()
+        for numbers, part in parts[1:]:
+            exhausted_Q[numbers] = part.exhausted_Q
+        order_H = np.lexsort((rows.row_ids_N, queries_H))  # stable: of equal rows, the earliest comes first
+        again_H = np.zeros(len(order_H), dtype=bool)
+        again_H[1:] = (np.diff(queries_H[order_H]) == 0) & (np.diff(rows.row_ids_N[order_H]) == 0)
+        kept_H = np.sort(order_H[~again_H])
+        kept_H = kept_H[np.argsort(queries_H[kept_H], kind="stable")]
+        estimates_H = np.concatenate([part.estimates_H for _, part in parts])
+        stages_H = np.concatenate([part.stages_H for _, part in parts])
+        starts_Q = np.searchsorted(queries_H[kept_H], np.arange(len(first) + 1))
+        return cls(rows[kept_H], estimates_H[kept_H], stages_H[kept_H], starts_Q, exhausted_Q)
 
 
 def candidates_of(
@@ -159,7 +207,7 @@ def candidates_of(
     stages: Sequence[range],
     units: ScoreUnits,
     exhausted: Sequence[bool],
-) -> list[Candidates]:
+) -> Candidates:
     """The candidates of some stages of every query, out of the shortlists of a scan.
 
     Args:
@@ -185,8 +233,5 @@ def candidates_of(
         order_H = np.argsort(found.queries_H, kind="stable")
         found, stages_H = found[order_H], stages_H[order_H]
     estimates_H = units.distances_of(found.queries_H, found.scores_H)
-    ends = np.searchsorted(found.queries_H, np.arange(len(stages) + 1)).tolist()
-    return [
-        Candidates(found.rows[start:stop], estimates_H[start:stop], stages_H[start:stop], is_exhausted)
-        for start, stop, is_exhausted in zip(ends[:-1], ends[1:], exhausted, strict=True)
-    ]
+    starts_Q = np.searchsorted(found.queries_H, np.arange(len(stages) + 1))
+    return Candidates(found.rows, estimates_H, stages_H, starts_Q, np.array(exhausted, dtype=bool))

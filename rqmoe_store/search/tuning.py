@@ -218,7 +218,7 @@ class Measures:
         for nprobes in numbers:
             shares_QL = [
                 recalls_of(found, np.array(sizes), truth, equal_codes=not self._are_refined)
-                for found, truth in zip(self._candidates(nprobes, sizes[-1]), nearest, strict=True)
+                for found, truth in zip(self._candidates(nprobes, sizes[-1]).each(), nearest, strict=True)
             ]
             for size, recall in zip(sizes, np.mean(shares_QL, axis=0).tolist(), strict=True):
                 measured.append(MeasuredSetting(nprobes=nprobes, shortlist=size, recall=recall))
@@ -251,14 +251,12 @@ class Measures:
         execution.run()
         return time.perf_counter() - started
 
-    def _candidates(self, nprobes: int, size: int) -> list[Candidates]:
+    def _candidates(self, nprobes: int, size: int) -> Candidates:
         """The candidates of all queries, without their own rows."""
         own_Q, spare = self.queries.own_Q, int(self.queries.own_Q is not None)
         execution = self._execution(self.queries.queries_QD, nprobes, size + spare, self.limit + spare)
         candidates = execution.candidates()
-        if own_Q is None:
-            return candidates
-        return [found.without(own) for found, own in zip(candidates, own_Q, strict=True)]
+        return candidates if own_Q is None else candidates.without(own_Q)
 
     def _execution(self, queries_QD: Float32Array, nprobes: int, shortlist: int, limit: int) -> Execution:
         rerank = default_rerank(self.state.snapshot.codecs)

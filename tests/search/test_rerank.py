@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.config import Metric
 from rqmoe_store.search import rerank as distances
 from rqmoe_store.search import rerank as module
 from rqmoe_store.search.rerank import Hits, exact_distances, rerank, within
-from rqmoe_store.search.segments import CodeBatch
+from rqmoe_store.search.segments import CodeBatch, concatenated
 from rqmoe_store.search.shortlists import Candidates
 
 QUERY = np.array([3.0, 4.0], np.float32)
@@ -39,13 +41,16 @@ def test_near_ties_far_from_the_origin_keep_their_order() -> None:
     assert (np.diff(exact_distances(query, vectors, "l2")) > 0).all()
 
 
-def of_one_stage(row_ids: np.ndarray, codes: Codes) -> Candidates:
-    return Candidates(CodeBatch(row_ids, codes), np.zeros(len(codes)), np.zeros(len(codes), np.int64))
+def of_one_stage(rows: CodeBatch, sizes: list[int]) -> Candidates:
+    """Candidates of queries: rows one after the other, so many for each query."""
+    starts, exhausted = np.concatenate([[0], np.cumsum(sizes)]), np.zeros(len(sizes), dtype=bool)
+    return Candidates(rows, np.zeros(len(rows)), np.zeros(len(rows), np.int64), starts, exhausted)
 
 
-def shortlists(world, sizes: list[int]) -> list[Candidates]:
+def shortlists(world, sizes: list[int]) -> Candidates:
     codes = world.codec.encode(world.vectors[: max(sizes)])
-    return [of_one_stage(world.row_ids[:size], codes[:size]) for size in sizes]
+    parts = [CodeBatch(world.row_ids[:size], codes[:size]) for size in sizes]
+    return of_one_stage(concatenated(parts), sizes)
 
 
 def test_rerank_in_turns_is_the_same(world, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +70,7 @@ def test_equal_distances_come_in_row_id_order(world) -> None:
     codes = world.codec.encode(world.vectors[:1])
     same = Codes(np.repeat(codes.codes, 5, axis=0), np.repeat(codes.partitions, 5))
     row_ids = np.array([9, 3, 7, 1, 5], np.uint64)
-    (hits,) = rerank(world.store.codecs, world.vectors[:1], [of_one_stage(row_ids, same)])
+    (hits,) = rerank(world.store.codecs, world.vectors[:1], of_one_stage(CodeBatch(row_ids, same), [5]))
     assert hits.row_ids_S.tolist() == [1, 3, 5, 7, 9]
 
 
@@ -86,3 +91,36 @@ def test_a_vector_does_not_depend_on_what_else_is_decoded(world) -> None:
     whole = world.store.codecs.decode(codes)
     for count in (1, 2, 7, 30):
         assert (world.store.codecs.decode(codes[:count]) == whole[:count]).all()
+
+
+@given(data=st.data())
+def test_candidates_of_later_stages_join_those_of_earlier_ones(data: st.DataObject) -> None:
+    queries, parts, expected = data.draw(st.integers(1, 5)), [], {}
+    numbers = list(range(queries))
+    for stage in range(data.draw(st.integers(1, 4))):
+        rows = [data.draw(st.lists(st.integers(0, 9), unique=True, max_size=6)) for _ in numbers]
+        exhausted = data.draw(st.lists(st.booleans(), min_size=len(numbers), max_size=len(numbers)))
+        ids = np.array([row for each in rows for row in each], np.uint64)
+        codes = Codes((ids[:, None] + stage).astype(np.uint8), np.zeros(len(ids), np.int32))
+        starts = np.concatenate([[0], np.cumsum([len(each) for each in rows])])
+        part = Candidates(
+            CodeBatch(ids, codes), ids + 100.0 * stage, np.full(len(ids), stage), starts, np.array(exhausted)
+        )
+        parts.append((numbers, part))
+        for number, each, is_last in zip(numbers, rows, exhausted, strict=True):
+            found = expected.setdefault(number, [{}, False])
+            found[0] = dict.fromkeys(each, stage) | found[0]
+            found[0] = {row: found[0][row] for row in sorted(found[0], key=lambda row: found[0][row])}
+            found[1] = is_last
+        numbers = data.draw(st.lists(st.sampled_from(numbers), unique=True, min_size=1).map(sorted))
+    joined = Candidates.joined(parts)
+    assert len(joined) == queries and joined.counts_Q.tolist() == [
+        len(expected[q][0]) for q in range(queries)
+    ]
+    for number, each in enumerate(joined.each()):
+        stages, is_exhausted = expected[number]
+        made = dict(zip(each.rows.row_ids_N.tolist(), each.stages_H.tolist(), strict=True))
+        assert made == stages and each.stages_H.tolist() == sorted(each.stages_H)
+        assert (each.rows.codes.codes[:, 0] == each.rows.row_ids_N + each.stages_H).all()
+        assert (each.estimates_H == each.rows.row_ids_N + 100.0 * each.stages_H).all()
+        assert each.exhausted_Q.tolist() == [is_exhausted]

@@ -50,18 +50,18 @@ def test_candidates_are_the_shortlists_of_their_stages(seed: int, sizes: list[in
     stages = [range(*sorted(random.integers(0, len(sizes) + 1, 2).tolist())) for _ in range(queries)]
     exhausted = [bool(each) for each in random.random(queries) < 0.5]
     found = candidates_of(sides, sizes, stages, ScoreUnits.plain(queries), exhausted)
-    for query, each in enumerate(found):
-        assert each.exhausted == exhausted[query]
-        assert set(each.stages_S.tolist()) <= set(stages[query])
+    for query, each in enumerate(found.each()):
+        assert each.exhausted_Q.tolist() == [exhausted[query]]
+        assert set(each.stages_H.tolist()) <= set(stages[query])
         for stage in stages[query]:
-            considered = each.rows.row_ids_N[each.stages_S <= stage].tolist()
+            considered = each.rows.row_ids_N[each.stages_H <= stage].tolist()
             wanted = [
                 row_id
                 for side in sides
                 for row_id in each_query(side, queries)[query].rows.row_ids_N[: sizes[stage]]
             ]
             assert considered == wanted
-        assert len(each.estimates_S) == len(each)
+        assert len(each.estimates_H) == len(each.rows)
 
 
 def test_sides_share_no_score_and_leave_none_out() -> None:

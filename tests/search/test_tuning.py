@@ -115,7 +115,7 @@ def test_no_query_made_from_a_row_meets_that_row(store) -> None:
     row_ids = np.sort(store.table.search().with_row_id(True).to_arrow()["_rowid"].to_numpy())
     made = queries_from_rows(state.snapshot, row_ids, store.columns, sample=20, seed=0)
     measures = Measures(state, store.columns, made, limit=3)
-    nearest, shortlists = measures.nearest(lambda _: None), measures._candidates(8, 399)
+    nearest, shortlists = measures.nearest(lambda _: None), measures._candidates(8, 399).each()
     for own, near, shortlist in zip(made.own_Q, nearest, shortlists, strict=True):
         assert len(near) == 3 and own not in near.row_ids_N
         assert sorted(shortlist.rows.row_ids_N) == sorted(set(row_ids) - {own})
