@@ -4,8 +4,9 @@
     python docs/benchmarks/measure_training.py warm-start base.npy
 
 `speed` times optimizer steps of the default codec. To compare two versions, run it with each of them on the
-PYTHONPATH in turn. `warm-start` trains a codec on vectors of one kind, and then another one on these and a
-fifth of another kind: anew, and going on from the first. The kinds are the two halves that k-means finds.
+PYTHONPATH in turn. `warm-start` trains codecs on vectors of one kind, one of them briefly, and then others of
+which a fifth of the vectors is of another kind: anew, and going on from each of the first. The kinds are the
+two halves that k-means finds.
 
 Shape suffixes: n vectors, D dimension.
 """
@@ -21,9 +22,12 @@ import numpy as np
 import torch
 import typer
 
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.progress import TrainingProgress
+from rqmoe_store.training import initialize as initialize_module
 from rqmoe_store.training.initialize import Start, initialize, kmeans, nearest, with_experts
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.trainer import train
@@ -79,8 +83,8 @@ def speed(path: Vectors, busy: int = 0, steps: int = 10, precision: str = "auto"
 
 
 @app.command()
-def warm_start(path: Vectors, rows: int = 6_000, epochs: int = 8, further: str = "1,2,4") -> None:
-    """Compare going on from a codec with training anew."""
+def warm_start(path: Vectors, rows: int = 8_000, first: str = "8,30", epochs: str = "2,4,8") -> None:
+    """Compare going on from a codec with training anew, whichever of the two `train` would choose."""
     warnings.simplefilter("ignore")
     first_nD, second_nD = kinds(read(path, 60_000))
     held = rows // 5
@@ -88,18 +92,32 @@ def warm_start(path: Vectors, rows: int = 6_000, epochs: int = 8, further: str =
     mixed_nD = np.random.default_rng(0).permutation(np.concatenate([old_nD, new_nD]))
     held_out_nD = np.concatenate([first_nD[-held * 4 // 5 :], second_nD[-held // 5 :]])
 
-    def report(name: str, count: int, **start: object) -> None:
-        settings = TrainConfig(epochs=count, progress=False)
-        codec = train(mixed_nD, config=CONFIG, training=settings, validation=held_out_nD, **start)  # type: ignore[arg-type]
-        found = codec.report
-        print(
-            f"{name}, {count} epochs: MSE {found.validation_mse:.4f} after {found.seconds:.0f} s", flush=True
-        )
+    def report(name: str, rows_nD: Float32Array, count: int, start: Codec | None = None) -> Codec:
+        began, settings = time.process_time(), TrainConfig(epochs=count, progress=False)
+        codec = train(rows_nD, config=CONFIG, training=settings, validation=held_out_nD, start=start)
+        seconds = time.process_time() - began
+        print(f"{name}, {count} epochs: MSE {codec.report.validation_mse:.4f}, {seconds:.0f} s of CPU time")
+        return codec
 
-    start = train(old_nD, config=CONFIG, training=TrainConfig(epochs=epochs, progress=False))
-    report("anew", epochs)
-    for count in map(int, further.split(",")):
-        report("going on", count, start=start)
+    initialize_module._is_better = go_on_in_any_case
+    for count in map(int, epochs.split(",")):
+        report("anew", mixed_nD, count)
+    for trained in map(int, first.split(",")):
+        start = report("start, without the new kind", old_nD, trained)
+        for count in map(int, epochs.split(",")):
+            report("going on", mixed_nD, count, start)
+
+
+def go_on_in_any_case(
+    start: ResidualQuantizer, codebooks: ResidualQuantizer, validation_nD: torch.Tensor
+) -> bool:
+    """Print the errors by which `train` decides whether to go on."""
+    found, anew = (
+        initialize_module.quick_mse(each, each.normalize(validation_nD)) * float(each.scale) ** 2
+        for each in (start, codebooks)
+    )
+    print(f"before training: start {found:.4f}, new codebooks {anew:.4f}")
+    return True
 
 
 def read(path: Path, rows: int) -> Float32Array:
