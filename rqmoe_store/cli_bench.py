@@ -173,9 +173,13 @@ def bench_codec(
 @bench_app.command("search")
 def bench_search(
     queries: Annotated[
-        str,
-        typer.Option(metavar="FILE|TABLE", help=f"Query vectors, of which {MAX_SEARCH_QUERIES:,} are used."),
-    ],
+        str | None,
+        typer.Option(
+            metavar="FILE|TABLE",
+            help=f"Query vectors, of which {MAX_SEARCH_QUERIES:,} are used. Optional with --synthetic alone: "
+            "random unit vectors.",
+        ),
+    ] = None,
     vectors: Annotated[
         str | None,
         typer.Option(
@@ -234,6 +238,9 @@ def bench_search(
             "vectors for every size, whose partitions suit the largest table."
         ),
     ] = None,
+    dim: Annotated[
+        int, typer.Option(help="Dimension of random queries and codecs, without --queries and --codecs.")
+    ] = 384,
     json_out: JsonOut = None,
     plot: Annotated[
         Path | None, typer.Option(help="File to plot recall against latency in (.png, .svg, .pdf).")
@@ -249,7 +256,7 @@ def bench_search(
     """
     names = names_in(systems)
     _require_libraries(faiss=any(name.startswith("faiss") for name in names), plot=plot is not None)
-    from rqmoe_store.evaluation.search_benchmark import SearchSettings
+    from rqmoe_store.evaluation.search_benchmark import SearchSettings, synthetic_queries
 
     console = Console(stderr=True)
     settings = SearchSettings(
@@ -272,10 +279,14 @@ def bench_search(
         timed_queries=timed_queries,
         synthetic=() if synthetic is None else tuple(numbers_in("--synthetic", synthetic)),
     )
-    _check_search(vectors, rows, settings, json_out, plot)
-    vectors_ND, queries_QD, data = _read(
-        vectors, queries, vector_column, (rows, MAX_SEARCH_QUERIES), metric=settings.config.metric, seed=seed
-    )
+    _check_search(vectors, queries, rows, settings, json_out, plot)
+    if queries is None:
+        vectors_ND, (queries_QD, data) = None, synthetic_queries(settings, dim, MAX_SEARCH_QUERIES)
+    else:
+        most = rows, MAX_SEARCH_QUERIES
+        vectors_ND, queries_QD, data = _read(
+            vectors, queries, vector_column, most, metric=settings.config.metric, seed=seed
+        )
     summary = _summary(data)
     console.print(summary, highlight=False, soft_wrap=True)
     report = _run_search(vectors_ND, queries_QD, settings, data, console, json_out)
@@ -284,7 +295,12 @@ def bench_search(
 
 
 def _check_search(
-    vectors: str | None, rows: int, settings: "SearchSettings", json_out: Path | None, plot: Path | None
+    vectors: str | None,
+    queries: str | None,
+    rows: int,
+    settings: "SearchSettings",
+    json_out: Path | None,
+    plot: Path | None,
 ) -> None:
     _check_outputs(json_out, plot)
     _require_rows(rows)
@@ -292,6 +308,8 @@ def _check_search(
         raise InvalidInputError("Got neither --vectors nor --synthetic; expected one of them, or both.")
     if vectors is None and plot is not None:
         raise InvalidInputError("Got --plot without --vectors; expected vectors to draw the recall of.")
+    if vectors is not None and queries is None:
+        raise InvalidInputError("Got --vectors without --queries; expected queries to find the nearest of.")
 
 
 def _run_search(

@@ -1,5 +1,6 @@
 """`rqmoe bench search`, run in this process."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from small_searches import clustered, small_codec
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
-from rqmoe_store.evaluation.search_measurement import create_docs
+from rqmoe_store.evaluation import search_benchmark
+from rqmoe_store.evaluation.search_measurement import SyntheticResult, create_docs
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
@@ -27,19 +29,20 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def search(data: Path, *options: object):
+def search(data: Path, *options: object, queries: bool = True):
     """`bench search` with the codec of the folder, quickly; a later option replaces an earlier one."""
     arguments = [
-        "bench", "search", "--queries", data / "queries.npy", "--bytes", 4, "--kind", "rq", "--codecs",
-        data / "codecs", "--device", "cpu", "--systems", "ours", "--nprobes", "1,2", "--shortlists", 50,
-        "--timed-queries", 5, *options,
+        "bench", "search", "--bytes", 4, "--kind", "rq", "--codecs", data / "codecs", "--device", "cpu",
+        "--systems", "ours", "--nprobes", "1,2", "--shortlists", 50, "--timed-queries", 5, *options,
     ]  # fmt: skip
+    if queries:
+        arguments += ["--queries", data / "queries.npy"]
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def fails(data: Path, *options: object) -> str:
+def fails(data: Path, *options: object, queries: bool = True) -> str:
     """The message of a mistake, which is found before anything is measured."""
-    return message_of(search(data, *options), before="Measuring")
+    return message_of(search(data, *options, queries=queries), before="Measuring")
 
 
 def test_prints_writes_and_draws(data, monkeypatch) -> None:
@@ -82,10 +85,44 @@ def test_random_codes_alone(data) -> None:
     ]
 
 
+@pytest.mark.parametrize("codecs", [True, False])
+def test_random_codes_and_queries(data, codecs, monkeypatch) -> None:
+    asked = []
+
+    def measured(made, queries_QD, **settings):
+        asked.append((made, queries_QD))
+        fields = {field.name: 1 for field in dataclasses.fields(SyntheticResult)}
+        return [SyntheticResult(**{**fields, "system": "rq", "cache": "memory"})]
+
+    monkeypatch.setattr(search_benchmark, "measure_synthetic", measured)
+    kind = ("--codecs", data / "codecs") if codecs else ("--dim", 8)
+    arguments = [
+        "bench",
+        "search",
+        "--synthetic",
+        600,
+        "--bytes",
+        4,
+        "--kind",
+        "rq",
+        "--device",
+        "cpu",
+        *kind,
+    ]
+    run = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert run.exit_code == 0, run.output
+    dim = 16 if codecs else 8
+    assert f"Random codes of dimension {dim}; 1,000 queries; metric l2." in run.stdout
+    (((codec,), queries),) = asked
+    assert codec.dim == dim and queries.shape == (1000, dim)
+
+
 def test_mistakes_are_found_before_measuring(data) -> None:
     base = ("--vectors", data / "base.npy")
     assert "Got neither --vectors nor --synthetic" in fails(data)
     assert "Got --plot without --vectors" in fails(data, "--synthetic", 100, "--plot", data / "out.png")
+    assert "Got --vectors without --queries" in fails(data, *base, queries=False)
+    assert "Got dim=0" in fails(data, "--synthetic", 100, "--dim", 0, queries=False)
     assert "choose some of ours, lancedb-ivf-pq" in fails(data, *base, "--systems", "lancedb")
     assert "whole numbers" in fails(data, *base, "--nprobes", "all")
     assert "shortlists=(5,)" in fails(data, *base, "--shortlists", 5)

@@ -286,14 +286,15 @@ def _refined(base: Contender, refine_bytes: int, config: CodecConfig) -> Contend
     return Contender(name, size, True, base.device, prepare)
 
 
-def load_matching(folder: str, *, dim: int, metric: Metric, device: str) -> Codec:
-    """Load the codec in `folder`, and check that it is for such vectors.
+def load_matching(folder: str, *, dim: int | None, metric: Metric, device: str) -> Codec:
+    """Load the codec in `folder`, and check that it is for such vectors; None for those of any dimension.
 
     Raises:
         InvalidInputError: the codec is for another dimension or metric.
         ArtifactError: the folder has no readable codec.
     """
     codec = load_codec(Path(folder).expanduser(), device=device)
+    dim = codec.dim if dim is None else dim
     if codec.dim != dim or codec.config.metric != metric:
         raise InvalidInputError(
             f"The codec in {folder!r} is for vectors of dimension {codec.dim} and metric "

@@ -41,7 +41,12 @@ from rqmoe_store.evaluation.search_measurement import (
     measure_scan,
     measure_search,
 )
-from rqmoe_store.evaluation.search_scaling import measure_synthetic, random_codec, require_room
+from rqmoe_store.evaluation.search_scaling import (
+    measure_synthetic,
+    random_codec,
+    random_queries,
+    require_room,
+)
 from rqmoe_store.evaluation.search_systems import build_own
 from rqmoe_store.training.trainer import add_refine_codes, train
 
@@ -333,8 +338,12 @@ def _with_exhaustive(
     return dataclasses.replace(index.result, exhaustive_recall=recall)
 
 
-def load_codecs(settings: SearchSettings, dim: int) -> dict[int, Codec]:
+def load_codecs(settings: SearchSettings, dim: int | None) -> dict[int, Codec]:
     """Load codecs from the folder of the settings: size -> codec; empty without a folder.
+
+    Args:
+        settings: of the benchmark.
+        dim: dimension of the vectors; None for that of the first codec.
 
     Raises:
         InvalidInputError: a size is missing, or a codec does not fit the vectors or the metric.
@@ -358,8 +367,27 @@ def load_codecs(settings: SearchSettings, dim: int) -> dict[int, Codec]:
                 f"The codec in {str(folder)!r} has {codec.config.code_bytes} code bytes; expected {size}, as "
                 "its folder is called."
             )
-        codecs[size] = codec
+        codecs[size], dim = codec, codec.dim
     return codecs
+
+
+def synthetic_queries(settings: SearchSettings, dim: int, count: int) -> tuple[Float32Array, dict[str, Any]]:
+    """Random unit vectors to search tables of random codes for, and a description of them for the report.
+
+    Args:
+        settings: of the benchmark.
+        dim: dimension where the settings name no folder of codecs, which have one.
+        count: number of queries.
+
+    Raises as `load_codecs`, and InvalidInputError for a dimension below 1.
+    """
+    if dim < 1:
+        raise InvalidInputError(f"Got dim={dim}; expected the dimension of the codecs, at least 1.")
+    dims = [codec.dim for codec in load_codecs(settings, None).values()]
+    queries_QD = random_queries(dims[0] if dims else dim, count, settings.training.seed)
+    data = {"vectors": None, "queries": None, "metric": settings.config.metric, "dim": queries_QD.shape[1]}
+    counts = {"rows": 0, "rows_used": 0, "query_rows": count, "query_rows_used": count}
+    return queries_QD, {**data, **counts}
 
 
 def train_codec(

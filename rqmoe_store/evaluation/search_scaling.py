@@ -10,6 +10,7 @@ object for every number of partitions searched.
 Shape suffixes: B rows of one batch, P partitions, Q queries, D vector dimension, M code bytes.
 """
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -31,6 +32,7 @@ from lancedb.db import DBConnection
 from lancedb.index import BTree
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.artifact import unpack
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
@@ -105,13 +107,26 @@ def create_random_table(
     return CompressedTable(Handle(table, TableCodec.of(metadata, [codec])))
 
 
+def random_queries(dim: int, count: int, seed: int) -> Float32Array:
+    """Unit vectors (count, dim) in random directions."""
+    queries_QD = np.random.default_rng(seed).standard_normal((count, dim), np.float32)
+    queries_QD /= np.linalg.norm(queries_QD, axis=1, keepdims=True)
+    return queries_QD
+
+
 def random_codec(config: CodecConfig, dim: int, seed: int) -> Codec:
-    """A codec of `config`, which names its partitions, made from random vectors without training steps."""
+    """A codec of `config`, which names its partitions, made from random vectors without training steps.
+
+    The same arguments make the same codec, with the same fingerprint.
+    """
     rows = 1_000 + int(_TRAINING_ROWS * (config.num_partitions or 0))
     vectors_BD = np.random.default_rng(seed).standard_normal((rows, dim), np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few vectors
-        return train(vectors_BD, config=config, training=TrainConfig(epochs=0, seed=seed, progress=False))
+        codec = train(vectors_BD, config=config, training=TrainConfig(epochs=0, seed=seed, progress=False))
+    parts = unpack(codec.to_artifact())
+    report = dataclasses.replace(parts.report, seconds=0.0)  # part of the fingerprint
+    return Codec(parts.coder, parts.calibration, report, parts.frame, parts.refiner)
 
 
 def require_room(code_bytes: Iterable[int], rows: Sequence[int]) -> None:

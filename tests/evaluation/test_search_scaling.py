@@ -16,6 +16,7 @@ from rqmoe_store.evaluation.search_scaling import (
     measure_opening,
     measure_synthetic,
     random_codec,
+    random_queries,
     require_room,
 )
 from rqmoe_store.tables import open_table
@@ -79,6 +80,16 @@ def test_a_codec_of_random_vectors(tmp_path) -> None:
     codec = random_codec(config, DIM, seed=4)
     assert (codec.num_partitions, codec.dim, codec.config.code_bytes) == (30, DIM, 4)
     assert len(create_random_table(lancedb.connect(tmp_path), "random", codec, 50, seed=0)) == 50
+    assert random_codec(config, DIM, seed=4).fingerprint == codec.fingerprint
+    assert random_codec(config, DIM, seed=5).fingerprint != codec.fingerprint
+
+
+def test_random_queries() -> None:
+    queries = random_queries(DIM, 30, seed=1)
+    assert queries.shape == (30, DIM) and queries.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(queries, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(queries, random_queries(DIM, 30, seed=1))
+    assert not np.array_equal(queries, random_queries(DIM, 30, seed=2))
 
 
 @pytest.mark.slow
