@@ -176,7 +176,7 @@ class Refiner:
             of_mean_Q, of_stage_QBK = stage.products(queries.queries_QD)
             of_stage_QBK[:, 0] += of_mean_Q[:, None]  # every code has a first byte
             tables.append(of_stage_QBK)
-        products_QBK = np.concatenate(tables, axis=1)
+        products_QBK = tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
         powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
         factors_Q = np.full(len(products_QBK), {"l2": -2, "dot": -1, "cosine": 1}[queries.metric], np.float32)
         squares_Q = np.ones(len(products_QBK), np.float32)
@@ -184,7 +184,7 @@ class Refiner:
             squares_Q = scaled(squares_Q[:, None], powers_Q1 - queries.exponents_Q[:, None])[:, 0]
         if queries.metric != "cosine":
             factors_Q = scaled(factors_Q[:, None], powers_Q1)[:, 0]
-        products_QBK = np.asarray(products_QBK * factors_Q[:, None, None], dtype=np.float32)
+            products_QBK *= factors_Q[:, None, None]
         return RefineTables(products_QBK, queries.queries_QD, factors_Q, squares_Q, self.square_code)
 
     def arrays(self) -> Arrays:
