@@ -99,6 +99,15 @@ class ResultColumns:
         """Whether any column of the result comes from this one."""
         return name in self.sources.values()
 
+    def are_in(self, cached: CachedColumns) -> bool:
+        """Whether the values of all stored columns, of which there may be none, are in memory."""
+        return not self.expressions and cached.has(self.stored(DISTANCE, ROW_ID, QUERY_INDEX))
+
+    def take_stage(self, cached: CachedColumns | None) -> tuple[str, str]:
+        """Name and detail, for plans, of the stage that takes these columns."""
+        where = "; memory" if cached is not None and self.are_in(cached) else ""
+        return "Take", ", ".join(self.sources) + where
+
     def with_last(self, name: str) -> "ResultColumns":
         """The same columns, followed by one that the query adds."""
         sources = {out: source for out, source in self.sources.items() if out != name}
@@ -220,7 +229,7 @@ def take(
     queries_H = np.repeat(
         np.arange(len(hits_of_queries), dtype=np.int32), [len(hits) for hits in hits_of_queries]
     )
-    if cached is not None and not chosen.expressions and cached.has(stored):
+    if cached is not None and chosen.are_in(cached):
         rows, exists_H = cached.take(row_ids_H, stored)
         schema = cached.schema
     else:

@@ -361,7 +361,7 @@ class CompressedQuery(VectorSearchQuery):
         """The stages of the query, the last one first, without running it. Raises as `to_arrow`."""
         state, trace = self._reader.state(), Trace()
         Execution(self._request(state), state, self._handle.columns, trace).plan()
-        trace.plan("Take", ", ".join(self._columns_of(state).sources))
+        trace.plan(*self._columns_of(state).take_stage(state.cached))
         return str(trace)
 
     def analyze_plan(self) -> str:
@@ -377,7 +377,7 @@ class CompressedQuery(VectorSearchQuery):
         chosen, request = self._columns_of(state), self._request(state)
         hits = Execution(request, state, self._handle.columns, trace).run()
         stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
-        with trace.stage("Take", ", ".join(chosen.sources)) as stage:
+        with trace.stage(*chosen.take_stage(state.cached)) as stage:
             vectors = DecodedColumn(state.snapshot.codecs.columns, self._handle.kept)
             taken = take(state.snapshot.dataset, hits, chosen, vectors.to_read(stored), state.cached)
             found = chosen.arranged(vectors.decode(taken, stored, state.snapshot.codecs))

@@ -325,6 +325,25 @@ def test_wrong_columns(folder: Path, names: Any, message: str) -> None:
     assert store._source.cache == sources.CacheSetting()
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        pa.field("n", pa.dictionary(pa.int8(), pa.string())),
+        pa.field("n", pa.list_(pa.int64())),
+        pa.field("n", pa.list_(pa.float32(), 4)),
+        pa.field("n", pa.map_(pa.string(), pa.int64())),
+        pa.field("n", pa.json_()),
+        pa.field("n", pa.large_binary(), metadata={"lance-encoding:blob": "true"}),
+    ],
+    ids=str,
+)
+def test_types_that_are_not_cached(field: pa.Field) -> None:
+    schema = pa.schema([("id", pa.int64()), field])
+    assert cached_columns.cacheable(["id", "n", "gone"], schema) == ["id"]
+    with pytest.raises(InvalidInputError, match=r"Got column 'n' .* here id\. Leave it out"):
+        cached_columns.require_cacheable(["id", "n"], schema, hidden=[])
+
+
 def test_columns_with_codes_on_disk_are_refused(folder: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"Got cache_columns=.* with cache='disk'"):
         opened(folder, ["id"], cache="disk")
@@ -410,6 +429,22 @@ def test_copies_and_pickles_have_the_columns(folder: Path) -> None:
     for again in (copy.copy(store), pickle.loads(pickle.dumps(store))):  # noqa: S301
         assert again._source.cache.columns == ("id",)
         assert_same_results(again, uncached(folder), ["id"])
+
+
+def test_plans_say_where_columns_are(folder: Path) -> None:
+    store = opened(folder, ["id", "LONG"])
+    for names, detail in [
+        (["LONG", "id"], "LONG, id, _distance; memory"),
+        (["_distance"], "_distance; memory"),
+        ({"key": "id"}, "key, _distance; memory"),
+        (["id", "tags"], "id, tags, _distance"),
+        (["id", "vector"], "id, vector, _distance"),
+        ({"twice": "2 * id"}, "twice, _distance"),
+    ]:
+        search = store.search(VECTORS[4]).select(names)
+        assert search.explain_plan().splitlines()[0] == f"Take: {detail}"
+        assert search.analyze_plan().splitlines()[0].startswith(f"Take: {detail}  rows=")
+    assert "memory" not in store.use_cache().search(VECTORS[4]).explain_plan().splitlines()[0]
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
