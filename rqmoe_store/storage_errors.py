@@ -111,7 +111,9 @@ def translated_error(error: BaseException, place: object = None) -> RQMoEError |
         return None
     text = str(error)
     refusal = _among(_REMEDIES, text)
-    if refusal is not None and isinstance(error, OSError | RuntimeError):
+    # Only storage raises an OSError with such a text. Others, such as CUDA's, raise RuntimeErrors with it.
+    by_storage = isinstance(error, OSError) or (isinstance(error, RuntimeError) and _is_from_lance(error))
+    if refusal is not None and by_storage:
         return StorageError(
             f"Storage refused a write: {refusal}. What was there before is intact; {_REMEDIES[refusal]}, and "
             f"try again. In the words of the storage: {error}"

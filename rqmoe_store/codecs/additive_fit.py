@@ -13,8 +13,9 @@ from torch import Tensor
 from rqmoe_store.codecs.additive import AdditiveTables, complete_tables, undeformed_rows
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import decode
-from rqmoe_store.codecs.device import as_tensor, run_on_device
+from rqmoe_store.codecs.device import as_tensor, full_precision, run_on_device
 from rqmoe_store.codecs.encoding import encoding_tables
+from rqmoe_store.codecs.grouped_sums import GroupedSums
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.rounding import round_rows
 from rqmoe_store.codecs.weights import QuantizerWeights
@@ -32,6 +33,11 @@ _WEAKEST_DIRECTION = 1e-4  # relative to the strongest; an inverse would only am
 @torch.inference_mode()
 def fit_tables(quantizer: ResidualQuantizer, calibration: Codes) -> AdditiveTables:
     """Fit tables whose selected rows sum to the reconstructions of the calibration codes."""
+    with full_precision(quantizer.codebooks_MKD.device):
+        return _fitted_tables(quantizer, calibration)
+
+
+def _fitted_tables(quantizer: ResidualQuantizer, calibration: Codes) -> AdditiveTables:
     weights = QuantizerWeights.of(quantizer)
     reconstructions_nD = decode(quantizer, encoding_tables(quantizer, quantizer.fold()), calibration)
     norms_n1 = reconstructions_nD.square().sum(dim=1, keepdim=True)
@@ -92,13 +98,14 @@ def fit_additive(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Ten
     targets_nX, initial_TX = targets_nX / unit_X, initial_TX / unit_X
     correction_TX = torch.zeros_like(initial_TX)
     residual_nX = targets_nX - functional.embedding_bag(rows_nM, initial_TX, mode="sum")
-    gradient_TX = _scatter(rows_nM, residual_nX, initial_TX)
+    by_row = GroupedSums(rows_nM, len(initial_TX))
+    gradient_TX = by_row.of(residual_nX)
     direction_TX = gradient_TX.clone()
     energy_X = gradient_TX.square().sum(dim=0)
     floor_X = energy_X * 1e-8 + torch.finfo(energy_X.dtype).tiny
     for _ in range(_ITERATIONS):
         selected_nX = functional.embedding_bag(rows_nM, direction_TX, mode="sum")
-        product_TX = _scatter(rows_nM, selected_nX, initial_TX) + _RIDGE * direction_TX
+        product_TX = by_row.of(selected_nX) + _RIDGE * direction_TX
         curvature_X = (direction_TX * product_TX).sum(dim=0)
         # A column that has converged has no energy left; dividing by it would give NaN.
         step_X = torch.where(energy_X > floor_X, energy_X / curvature_X, 0.0)
@@ -109,11 +116,3 @@ def fit_additive(rows_nM: Tensor, targets_nX: Tensor, initial_TX: Tensor) -> Ten
         direction_TX = gradient_TX + ratio_X * direction_TX
         energy_X = next_energy_X
     return (initial_TX + correction_TX) * unit_X
-
-
-def _scatter(rows_nM: Tensor, values_nX: Tensor, like_TX: Tensor) -> Tensor:
-    """Sum of the values over every table row that selects them (T, X)."""
-    total_TX = torch.zeros_like(like_TX)
-    for column_n in rows_nM.unbind(dim=1):
-        total_TX.index_add_(0, column_n, values_nX)
-    return total_TX

@@ -130,12 +130,12 @@ class Codec(TranslatesErrors):
         beam: int | None = None,
         preselect: Preselect | Literal["default"] = "default",
     ) -> Codes:
-        """Encode vectors; the codes do not depend on how rows are batched.
+        """Encode vectors; on a CPU, the codes do not depend on how rows are batched.
 
         Encoding computes in float32 (`report.encoding_precision`), also where the hardware or a setting of
         torch offers less precision. The same machine gives the same codes again, with any number of threads.
-        Another processor or a GPU rounds differently: a vector halfway between two codewords may get the
-        other one there, at the same error.
+        Another processor or a GPU rounds differently, and so does a GPU for another number of rows: a vector
+        halfway between two codewords may get the other one there, at the same error.
 
         Args:
             vectors: (n, D), of any type that casts to float32. Under "cosine" they are normalized here.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.additive import AdditiveTables, LookupTables, tables_of_products
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.device import Precision
+from rqmoe_store.codecs.device import Precision, require_usable
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, clamp_vectors
 from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.codecs.precision import PrecisionTrial
@@ -113,6 +113,7 @@ class ResidualCoder:
         """What encodes and decodes, made at its first use."""
         from rqmoe_store.codecs.prepared import PreparedQuantizer
 
+        require_usable(self.device)
         with self._lock:
             if self._prepared is None:
                 self._prepared = PreparedQuantizer.of(self.weights, self.device)

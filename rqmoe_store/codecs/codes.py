@@ -65,8 +65,8 @@ def encode_vectors(
 ) -> Codes:
     """Encode whatever `as_vectors` accepts, block by block, with a function of checked vectors (n, D).
 
-    Codes must not depend on how rows are batched. There is one exception: after a GPU has run out of memory,
-    chunks are smaller, and of two candidates that are equal up to the last bits, the other one may win.
+    Codes must not depend on how rows are batched. There is one exception: a GPU may round differently for
+    chunks of another size, and of two candidates that are equal up to the last bits, the other one may win.
     """
     if not is_dense(vectors) or vectors.ndim != 2 or len(vectors) <= _BLOCK_ROWS:
         return encode_checked(as_vectors(vectors, dim=dim, metric=metric))

@@ -1,16 +1,18 @@
 """Devices and precision: where tensors live, and the number format in which experts compute."""
 
+import contextlib
 import ctypes
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.parallel import run_parallel
+from rqmoe_store.codecs.parallel import Lock, run_parallel
 from rqmoe_store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def device_name(name: str) -> str:
     if not isinstance(name, str) or not _NAMES.fullmatch(name):
         raise InvalidInputError(f"device={name!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:<number>'.")
     if name != "cpu":
+        require_usable(name)
         _require_gpu(name)
     return name
 
@@ -79,6 +82,98 @@ def _require_gpu(name: str) -> None:
             f"device={name!r} is not there: {found} CUDA devices found{built}. "
             "Use device='auto' to run on what there is."
         )
+
+
+class _ForkedGpu:
+    """Whether GPUs are unusable, because the parent process used one before the fork."""
+
+    lost = False
+    used = False
+    """Whether the process used one when it forked last."""
+
+
+def require_usable(name: str) -> None:
+    """Raise InvalidInputError if the device of this name is a GPU that this process cannot use."""
+    if name != "cpu" and _ForkedGpu.lost:
+        raise InvalidInputError(
+            f"device={name!r} cannot be used: this process was forked from one that had used a GPU, which "
+            "CUDA does not allow. Start processes by 'spawn' or 'forkserver', as in "
+            "multiprocessing.get_context('spawn'), or move codecs to the CPU here with codec.to('cpu')."
+        )
+
+
+def _note_use_of_gpu() -> None:
+    torch = sys.modules.get("torch")
+    _ForkedGpu.used = torch is not None and torch.cuda.is_initialized()
+
+
+def _forbid_gpu() -> None:
+    _ForkedGpu.lost = _ForkedGpu.lost or _ForkedGpu.used
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork
+    os.register_at_fork(before=_note_use_of_gpu, after_in_child=_forbid_gpu)
+
+
+class _Float32Products:
+    """Float32 products of GPUs without TF32, as long as any thread needs them.
+
+    torch has one setting for the whole process, which is put back when the last thread is done. Without TF32
+    it is not touched.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._users = 0
+        self._had_tf32 = False
+
+    def __enter__(self) -> None:
+        name, tf32, exact = _tf32_setting()
+        with self._lock:
+            if not self._users:
+                self._had_tf32 = getattr(_matmul(), name) == tf32
+            self._users += 1
+            if self._had_tf32:
+                setattr(_matmul(), name, exact)
+
+    def __exit__(self, *error: object) -> None:
+        name, tf32, _ = _tf32_setting()
+        with self._lock:
+            self._users -= 1
+            if self._had_tf32 and not self._users:
+                setattr(_matmul(), name, tf32)
+
+
+def _matmul() -> Any:
+    import torch
+
+    return torch.backends.cuda.matmul
+
+
+def _tf32_setting() -> tuple[str, Any, Any]:
+    """Name of torch's setting, which torch 2.9 replaced, its value for TF32, and its value for float32."""
+    if hasattr(_matmul(), "fp32_precision"):
+        return "fp32_precision", "tf32", "ieee"
+    return "allow_tf32", True, False
+
+
+_float32_products = _Float32Products()
+
+
+@contextlib.contextmanager
+def full_precision(device: "torch.device") -> Iterator[None]:
+    """A context in which torch multiplies float32 matrices in float32, whatever the caller has set.
+
+    Neither `torch.autocast` nor `torch.set_float32_matmul_precision` then changes codes.
+    """
+    import torch
+
+    with torch.autocast(device.type, enabled=False):
+        if device.type == "cpu":
+            yield
+        else:
+            with _float32_products:
+                yield
 
 
 def run_on_device(device: "torch.device", tasks: Iterable[Callable[[], Result]]) -> list[Result]:

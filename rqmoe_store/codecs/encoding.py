@@ -23,6 +23,7 @@ from torch import Tensor
 from rqmoe_store.codecs.beam_search import CodecArrays, CompiledQuantizer
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.deformation import ExpertArrays
+from rqmoe_store.codecs.device import as_tensor, full_precision
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -33,6 +34,9 @@ _CPU_BYTES, _GPU_BYTES = 2**24, 2**31
 
 _MOST_ROWS = 2**13
 """As many as `codes.encode_vectors` passes at a time: larger chunks would be padding for the most part."""
+
+_PADDING, _LEAST_PADDED = 4, 32
+"""Ratio of two sizes that chunks are padded to, and the smallest one that there may be."""
 
 _BLOCK = 32
 """Candidates per vector that the experts score at a time."""
@@ -61,7 +65,8 @@ class EncodingTables:
     @functools.cached_property
     def compiled(self) -> CompiledQuantizer:
         """The quantizer on a CPU, whose weights must be there."""
-        return _compiled_quantizer(self)
+        with torch.device("cpu"):  # the caller may have another default
+            return _compiled_quantizer(self)
 
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors (..., D) in the encoder's coordinates (..., X)."""
@@ -203,31 +208,41 @@ def encode_with_torch(
     beam: int,
     preselect: int | None,
 ) -> Codes:
-    """Encode clamped vectors chunk by chunk, each padded to one size."""
+    """Encode clamped vectors chunk by chunk, each padded to one of a few sizes."""
     device = quantizer.codebooks_MKD.device
     codes_nM = np.empty((len(vectors_nD), quantizer.num_steps), dtype=np.uint8)
     partitions_n = np.empty(len(vectors_nD), dtype=np.int32)
 
     @torch.inference_mode()
     def encode_chunk(start: int, stop: int, rows: int) -> None:
-        padded_BD = torch.zeros(rows, quantizer.dim)
-        padded_BD[: stop - start].numpy()[:] = vectors_nD[start:stop]
-        normalized_BD = quantizer.normalize(padded_BD.to(device))
-        codes_BM, partitions_B = encode(quantizer, tables, normalized_BD, beam=beam, preselect=preselect)
-        codes_nM[start:stop] = codes_BM[: stop - start].cpu().numpy()
-        partitions_n[start:stop] = partitions_B[: stop - start].cpu().numpy()
+        padded_BD = torch.zeros(padded_rows(stop - start, rows), quantizer.dim, device=device)
+        padded_BD[: stop - start].copy_(as_tensor(vectors_nD[start:stop]), non_blocking=True)
+        codes_BM, partitions_B = encode(
+            quantizer, tables, quantizer.normalize(padded_BD), beam=beam, preselect=preselect
+        )
+        # In one copy, for every copy waits for the device.
+        numbers_BX = torch.cat([codes_BM, partitions_B[:, None]], dim=1)[: stop - start].int().cpu().numpy()
+        codes_nM[start:stop], partitions_n[start:stop] = numbers_BX[:, :-1], numbers_BX[:, -1]
 
-    with torch.autocast(device.type, enabled=False):  # codes do not follow a context of the caller
+    with full_precision(device):  # codes do not follow a context or a setting of the caller
         run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)
     return Codes(codes_nM, partitions_n)
 
 
-def chunk_rows(quantizer: ResidualQuantizer, *, beam: int, preselect: int | None) -> int:
-    """Vectors that torch encodes at once: as many as fit the device's memory budget, a power of two.
+def padded_rows(rows: int, most: int) -> int:
+    """Rows that a chunk of `rows` is padded to: `most`, or a fourth, a sixteenth, ... of it.
 
-    On a GPU, every chunk is padded to this size. Matrix products may round differently for different shapes,
-    and the padding makes codes independent of how the caller batches.
+    A few sizes, because matrix products may round differently for every shape. They also let a GPU choose its
+    kernels only once for each.
     """
+    padded = most
+    while padded % _PADDING == 0 and padded // _PADDING >= max(rows, _LEAST_PADDED):
+        padded //= _PADDING
+    return padded
+
+
+def chunk_rows(quantizer: ResidualQuantizer, *, beam: int, preselect: int | None) -> int:
+    """Vectors that torch encodes at once: as many as fit the device's memory budget, a power of two."""
     budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
     pairs = beam * quantizer.codebook_size
     scored = min(_BLOCK, pairs if preselect is None else min(preselect, pairs))

@@ -11,10 +11,11 @@ import torch
 from rqmoe_store.codecs.additive_fit import fit_tables
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.decoding import MANY_ROWS, GraphedDecoder, decode, decode_with_torch
+from rqmoe_store.codecs.decoding import MANY_ROWS, decode, decode_with_torch, graphed_decoder
 from rqmoe_store.codecs.device import Precision, as_tensor, has_bfloat16_units
 from rqmoe_store.codecs.encoding import encode_block, exact_tables
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.graphs import GraphedDecoder
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.parallel import run_parallel
 from rqmoe_store.codecs.precision import TRIAL_ROWS, PrecisionTrial, try_precisions
@@ -46,7 +47,7 @@ class PreparedQuantizer:
         """Decode checked codes to vectors (n, D)."""
         exact, converted = self._tables.folded, self._folded_in(precision)
         if self.quantizer.codebooks_MKD.is_cuda and precision not in self._graphed:
-            self._graphed[precision] = GraphedDecoder(self.quantizer, converted or exact)
+            self._graphed[precision] = graphed_decoder(self.quantizer, converted or exact)
         decoded_nD = decode(
             self.quantizer,
             self._tables,
@@ -54,8 +55,9 @@ class PreparedQuantizer:
             sequential=sequential,
             converted=converted,
             graphed=self._graphed.get(precision),
+            to_host=True,
         )
-        return np.asarray(decoded_nD.cpu().numpy(), dtype=np.float32)
+        return np.asarray(decoded_nD.numpy(), dtype=np.float32)
 
     def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
         """Compare decoding in both precisions; None where bfloat16 has nothing to gain, and on GPUs."""

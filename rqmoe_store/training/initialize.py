@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.device import run_on_device
+from rqmoe_store.codecs.grouped_sums import GroupedSums
 from rqmoe_store.codecs.kinds import RQ, make_quantizer
+from rqmoe_store.codecs.parallel import run_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError, warn_caller
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training.checkpoint import Checkpoint
 from rqmoe_store.training.loss import quick_mse, validation_mse
-from rqmoe_store.training.sampler import enlarged
+from rqmoe_store.training.sampler import enlarged, random_order
 from rqmoe_store.training.warm_start import WarmStart
 from rqmoe_store.training.workers import Workers
 
@@ -123,7 +125,8 @@ def _is_better(first: ResidualQuantizer, second: ResidualQuantizer, validation_n
 
 def resumed_start(checkpoint: Checkpoint, config: CodecConfig, training_nD: Tensor) -> Start:
     """The quantizer of a checkpoint, and the errors that its run has to beat."""
-    quantizer = make_quantizer(config, training_nD.shape[1]).to(training_nD.device)
+    with torch.device("cpu"):  # the caller may have another default
+        quantizer = make_quantizer(config, training_nD.shape[1]).to(training_nD.device)
     quantizer.load_state_dict(checkpoint.group("weights"))
     kept = checkpoint.counters
     return Start(
@@ -137,8 +140,7 @@ def mixtures_help(training_nD: Tensor, validation_nD: Tensor, config: CodecConfi
     They do if the first codebooks of a small sample have a lower validation error with mixtures than without.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen_n = torch.randperm(len(training_nD), generator=generator)[:_PROBE_ROWS]
-    sample_nD = training_nD[chosen_n.to(training_nD.device)]
+    sample_nD = training_nD[random_order(len(training_nD), generator)[:_PROBE_ROWS].to(training_nD.device)]
     steps = min(_PROBE_STEPS, config.code_bytes)
     plain_config = dataclasses.replace(config, kind="rq", code_bytes=steps, num_partitions=0)
     errors = []
@@ -175,7 +177,8 @@ def initialize(
     """
     check_trainable(vectors_nD, config)
     generator = torch.Generator().manual_seed(seed)
-    quantizer = RQ(config, vectors_nD.shape[1]).to(vectors_nD.device)
+    with torch.device("cpu"):  # the caller may have another default
+        quantizer = RQ(config, vectors_nD.shape[1]).to(vectors_nD.device)
     quantizer.mean_D.copy_(vectors_nD.mean(dim=0))
     quantizer.scale.copy_((vectors_nD - quantizer.mean_D).square().mean().sqrt())
     if not quantizer.scale > 0:
@@ -185,8 +188,8 @@ def initialize(
         )
     wanted = max(FULL_ROWS, _ROWS_PER_PARTITION * quantizer.num_partitions)
     wanted = wanted if most_rows is None else min(wanted, most_rows)
-    chosen_n = torch.randperm(len(vectors_nD), generator=generator)[:wanted].to(vectors_nD.device)
-    residual_nD = quantizer.normalize(vectors_nD[chosen_n])
+    chosen_n = random_order(len(vectors_nD), generator)[:wanted]
+    residual_nD = quantizer.normalize(vectors_nD[chosen_n.to(vectors_nD.device)])
     if enlarge:
         rows = min(wanted, FULL_ROWS, _MOST_TIMES * len(residual_nD))
         residual_nD = enlarged(residual_nD, rows, generator=generator)
@@ -226,8 +229,8 @@ def kmeans_rows_within(seconds: float, vectors_nD: Tensor, config: CodecConfig) 
 @torch.no_grad()
 def with_experts(plain: RQ, config: CodecConfig, *, seed: int) -> ResidualQuantizer:
     """A quantizer of the configured kind with untrained experts: it encodes and decodes as `plain` does."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the caller may have another default
+        torch.default_generator.manual_seed(seed)
         quantizer = make_quantizer(config, plain.dim).to(plain.codebooks_MKD.device)
     shared = plain.state_dict()
     quantizer.load_state_dict({**quantizer.state_dict(), **shared})
@@ -276,7 +279,7 @@ def kmeans(
     first iteration. A centroid that loses all its vectors moves next to the most crowded one, so every
     centroid returned is in use unless vectors repeat.
     """
-    start_K = torch.randperm(len(vectors_nD), generator=generator)[:count].to(vectors_nD.device)
+    start_K = random_order(len(vectors_nD), generator)[:count].to(vectors_nD.device)
     centroids_KD = vectors_nD.mean(dim=0).lerp(vectors_nD[start_K], _START)
     for _ in range(iterations):
         sums_KD, sizes_K = _sums_of_nearest(vectors_nD, centroids_KD)
@@ -291,9 +294,9 @@ def _sums_of_nearest(vectors_nD: Tensor, centroids_KD: Tensor) -> tuple[Tensor, 
     """Sums (K, D) and numbers (K,) of the vectors that each centroid is nearest to."""
 
     def sums(part_nD: Tensor) -> tuple[Tensor, Tensor]:
-        assignment_n = _nearest_in_chunks(part_nD, centroids_KD)
-        sums_KD = torch.zeros_like(centroids_KD).index_add_(0, assignment_n, part_nD)
-        return sums_KD, torch.bincount(assignment_n, minlength=len(centroids_KD))
+        assignment_n1 = _nearest_in_chunks(part_nD, centroids_KD)[:, None]
+        grouped = GroupedSums(assignment_n1, len(centroids_KD))
+        return grouped.of(part_nD), grouped.sizes()
 
     parts = [functools.partial(sums, part_nD) for part_nD in _parts(vectors_nD)]
     (sums_KD, sizes_K), *others = run_on_device(vectors_nD.device, parts)
@@ -327,12 +330,15 @@ def _parts(vectors_nD: Tensor) -> Sequence[Tensor]:
 
 def _nearest_in_chunks(vectors_nD: Tensor, centroids_KD: Tensor) -> Tensor:
     norms_K = centroids_KD.square().sum(dim=1)
-    rows = _CPU_CHUNK if vectors_nD.device.type == "cpu" else _GPU_CHUNK
-    chunks = [
-        torch.addmm(norms_K, chunk_BD, centroids_KD.T, alpha=-2).argmin(dim=1)
-        for chunk_BD in vectors_nD.split(rows)
-    ]
-    return torch.cat(chunks)
+    nearest_n = torch.empty(len(vectors_nD), dtype=torch.long, device=vectors_nD.device)
+
+    @torch.no_grad()
+    def find(start: int, stop: int, _: int) -> None:
+        scores_BK = torch.addmm(norms_K, vectors_nD[start:stop], centroids_KD.T, alpha=-2)
+        nearest_n[start:stop] = scores_BK.argmin(dim=1)
+
+    run_chunks(len(vectors_nD), _CPU_CHUNK if vectors_nD.device.type == "cpu" else _GPU_CHUNK, find)
+    return nearest_n
 
 
 def _split_crowded(centroids_KD: Tensor, sizes_K: Tensor, generator: torch.Generator) -> None:
@@ -341,6 +347,6 @@ def _split_crowded(centroids_KD: Tensor, sizes_K: Tensor, generator: torch.Gener
     if len(empty_X) == 0:
         return
     crowded_X = sizes_K.topk(len(empty_X)).indices
-    noise_XD = torch.randn(len(empty_X), centroids_KD.shape[1], generator=generator)
+    noise_XD = torch.randn(len(empty_X), centroids_KD.shape[1], generator=generator, device="cpu")
     spread = centroids_KD.std() * 1e-2
     centroids_KD[empty_X] = centroids_KD[crowded_X] + noise_XD.to(centroids_KD.device) * spread

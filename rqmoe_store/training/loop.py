@@ -173,6 +173,7 @@ class TrainingLoop:
         self.gradients = GradientComputation(self.quantizer, loss_of, settings.precision)
         shape = (self.quantizer.num_steps, self.quantizer.codebook_size)
         self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
+        self.square_unit = float(self.quantizer.scale) ** 2
         self.utilisation: float | None = None
         self.step = self.recoveries = 0
         self.newest_mse = workers.broadcast_json(quick_mse(self.quantizer, validation_nD))
@@ -206,8 +207,7 @@ class TrainingLoop:
         if self.workers.is_main:
             due = time.monotonic() - self.last_checkpoint > 60 * self.settings.checkpoint_minutes
             mine[1:] = self.schedule.share_done(self.step), float(due)
-        together = torch.tensor(mine, dtype=torch.float64, device=self.workers.device)
-        interrupted, share, due_somewhere = self.workers.sum_(together).tolist()
+        interrupted, share, due_somewhere = self.workers.sum_numbers(mine)
         return _Decision(share, interrupted > 0, due_somewhere > 0)
 
     def _is_over(self, decision: _Decision) -> bool:
@@ -222,9 +222,10 @@ class TrainingLoop:
         for parameter, own in zip(self.parameters, gradient.of_parameters, strict=True):
             parameter.grad = own
         share_of_batch = len(own_BD) / len(batch_BD)
-        self.loss = float(self.workers.average_gradients(self.parameters, gradient.loss, share_of_batch))
-        norm = self.optimizer.gradient_norm()
+        loss = self.workers.average_gradients(self.parameters, gradient.loss, share_of_batch)
         self._count_codes(gradient.codes_BM)
+        # The only numbers of a step that are read: a GPU is waited for once.
+        self.loss, norm = torch.stack([loss, self.optimizer.gradient_norm()]).tolist()
         if not math.isfinite(self.loss):
             self._roll_back(f"training loss became {self.loss}")
         elif not math.isfinite(norm):
@@ -258,7 +259,7 @@ class TrainingLoop:
         self.progress.update(
             self.schedule.share_done(self.step),
             loss=self.loss,
-            validation_mse=self.newest_mse * float(self.quantizer.scale) ** 2,
+            validation_mse=self.newest_mse * self.square_unit,
             relative_to_rq=self.newest_mse / self.start.rq_mse if self.start.rq_mse else None,
             utilisation=self.utilisation,
         )
@@ -282,8 +283,9 @@ class TrainingLoop:
         numbers_BM = codes_BM + self.usage_MK.shape[1] * torch.arange(
             len(self.usage_MK), device=codes_BM.device
         )
-        counts = torch.bincount(numbers_BM.flatten(), minlength=self.usage_MK.numel())
-        self.usage_MK += counts.view_as(self.usage_MK)
+        # torch.bincount would wait for a GPU.
+        numbers_X = numbers_BM.flatten()
+        self.usage_MK.view(-1).index_add_(0, numbers_X, torch.ones_like(numbers_X))
 
     def snapshot(self, identity: dict[str, Any]) -> Checkpoint:
         """The state of the run, from which `restore` continues."""
@@ -345,7 +347,7 @@ def revive_dead(
         dead_X, crowded_X = dead_X[splittable_X], crowded_X[splittable_X]
         for stack_MKX in stacks:
             codewords_KX = stack_MKX[step]
-            noise_XX = torch.randn(len(dead_X), codewords_KX.shape[1], generator=generator)
+            noise_XX = torch.randn(len(dead_X), codewords_KX.shape[1], generator=generator, device="cpu")
             spread = codewords_KX.std() * _NOISE
             codewords_KX[dead_X] = codewords_KX[crowded_X] + noise_XX.to(codewords_KX.device) * spread
             optimizer.reset_moments(stack_MKX, step, dead_X)

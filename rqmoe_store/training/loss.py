@@ -25,8 +25,10 @@ from rqmoe_store.codecs import encoding
 from rqmoe_store.codecs.device import has_bfloat16_units, run_on_device
 from rqmoe_store.codecs.encoding import EncodingTables, encoding_tables
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.parallel import run_chunks, run_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import Metric, TrainingPrecision, scored_pairs
+from rqmoe_store.training.sampler import random_order
 
 TRAINING_BEAM = 2
 """Beam of the encoder in the training loop. Codebooks should fit the codes that a beam search finds; a wider
@@ -74,7 +76,7 @@ class TrainingLoss:
         `sum_` sums a tensor over the processes, each of which has a part of the batch.
         """
         generator = torch.Generator().manual_seed(seed)
-        chosen_Q = torch.randperm(len(vectors_nD), generator=generator)[:_QUERIES]
+        chosen_Q = random_order(len(vectors_nD), generator)[:_QUERIES]
         self.queries_QD = vectors_nD[chosen_Q.to(vectors_nD.device)]
         self.metric, self._sum = metric, sum_
 
@@ -214,9 +216,16 @@ def prefix_mse(
         return torch.stack(totals).cpu()
 
     rows = encoding.chunk_rows(quantizer, beam=beam, preselect=preselect)
-    chunks = [functools.partial(measure, chunk_BD) for chunk_BD in normalized_nD.split(rows)]
-    total_M = torch.stack(run_on_device(device, chunks)).sum(dim=0)
-    return tuple((total_M / len(normalized_nD)).tolist())
+    parts: list[Tensor] = []
+    if device.type == "cpu":
+        parts = run_parallel(
+            [functools.partial(measure, chunk_BD) for chunk_BD in normalized_nD.split(rows)], one_core=True
+        )
+    else:  # in smaller chunks where memory does not suffice
+        run_chunks(
+            len(normalized_nD), rows, lambda start, stop, _: parts.append(measure(normalized_nD[start:stop]))
+        )
+    return tuple((torch.stack(parts).sum(dim=0) / len(normalized_nD)).tolist())
 
 
 def quick_mse(quantizer: ResidualQuantizer, normalized_nD: Tensor) -> float:

@@ -38,20 +38,23 @@ class Optimizer:
             }
             self._algorithms.append(torch.optim.AdamW([group], lr=settings.learning_rate, fused=True))
 
-    def gradient_norm(self) -> float:
-        """Length of the gradient of all parameters together."""
+    def gradient_norm(self) -> Tensor:
+        """Length of the gradient of all parameters together, on their device."""
         gradients = [each.grad for each in self._parameters if each.grad is not None]
         norms = run_on_device(
             self.device, [functools.partial(torch.linalg.vector_norm, gradient) for gradient in gradients]
         )
-        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+        if not norms:
+            return torch.zeros((), device=self.device)
+        length: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return length
 
     def step(self, rate: float, *, gradient_norm: float) -> None:
         """Move the parameters against their gradients, which are scaled down to `clip_norm`.
 
         Args:
             rate: the experts' learning rate. That of codewords is a multiple of it.
-            gradient_norm: as `gradient_norm` returns it.
+            gradient_norm: the number that `gradient_norm` returns.
         """
         factor = min(1.0, self.clip_norm / (gradient_norm + 1e-6))
         # The largest first, so that no core is left with one of them at the end.
@@ -87,7 +90,7 @@ class Optimizer:
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors."""
         return {
-            f"{place}.{name}": torch.as_tensor(value)
+            f"{place}.{name}": value
             for place, (parameter, algorithm) in enumerate(
                 zip(self._parameters, self._algorithms, strict=True)
             )

@@ -245,20 +245,20 @@ class Batches:
         """The batch (B, D) of a step; with `mixing`, each vector is mixed with a random partner."""
         epoch, position = divmod(step, self.per_epoch)
         order_n = self._order_of(epoch)
-        rows_B = order_n[position * self.size : (position + 1) * self.size].to(self.vectors_nD.device)
+        rows_B = order_n[position * self.size : (position + 1) * self.size]
         batch_BD = self.vectors_nD[rows_B]
         if not self.mixing:
             return batch_BD
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"mixtures of step {step}"))
-        partners_B = torch.randint(len(self.vectors_nD), (len(rows_B),), generator=generator)
-        partners_BD = self.vectors_nD[partners_B.to(rows_B.device)]
+        partners_B = _random_rows(len(self.vectors_nD), len(rows_B), generator)
+        partners_BD = self.vectors_nD[partners_B.to(rows_B.device, non_blocking=True)]
         # Normalized vectors have mean zero.
         return mixed(batch_BD, partners_BD, torch.zeros_like(batch_BD[0]), generator=generator)
 
     def _order_of(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order of epoch {epoch}"))
-            self._order = epoch, torch.randperm(len(self.vectors_nD), generator=generator)
+            self._order = epoch, random_order(len(self.vectors_nD), generator).to(self.vectors_nD.device)
         return self._order[1]
 
 
@@ -269,7 +269,8 @@ def mixed(vectors_BD: Tensor, partners_BD: Tensor, mean_D: Tensor, *, generator:
     themselves. The weight a is uniform in [0, MAX_SHARE]. Codebooks fitted to few vectors overfit: mixtures
     lower the error on unseen vectors, whereas more passes over the same vectors raise it.
     """
-    share_B1 = torch.rand(len(vectors_BD), 1, generator=generator).to(vectors_BD.device) * MAX_SHARE
+    random_B1 = torch.rand(len(vectors_BD), 1, generator=generator, device="cpu")
+    share_B1 = random_B1.to(vectors_BD.device, non_blocking=True) * MAX_SHARE
     own_B1 = (1 - share_B1.square()).sqrt()
     return mean_D + own_B1 * (vectors_BD - mean_D) + share_B1 * (partners_BD - mean_D)
 
@@ -279,11 +280,22 @@ def enlarged(vectors_BD: Tensor, rows: int, *, generator: torch.Generator) -> Te
     missing = rows - len(vectors_BD)
     if missing <= 0:
         return vectors_BD
-    pairs_2X = torch.randint(len(vectors_BD), (2, missing), generator=generator).to(vectors_BD.device)
+    pairs_X = _random_rows(len(vectors_BD), 2 * missing, generator).to(vectors_BD.device)
+    first_X, second_X = pairs_X.split(missing)
     mixtures_XD = mixed(
-        vectors_BD[pairs_2X[0]], vectors_BD[pairs_2X[1]], vectors_BD.mean(dim=0), generator=generator
+        vectors_BD[first_X], vectors_BD[second_X], vectors_BD.mean(dim=0), generator=generator
     )
     return torch.cat([vectors_BD, mixtures_XD])
+
+
+def random_order(rows: int, generator: torch.Generator) -> Tensor:
+    """The numbers below `rows` in random order, on the CPU: devices have random numbers of their own."""
+    return torch.randperm(rows, generator=generator, device="cpu")
+
+
+def _random_rows(rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """Random numbers (count,) below `rows`, on the CPU."""
+    return torch.randint(rows, (count,), generator=generator, device="cpu")
 
 
 def derived_seed(seed: int, purpose: str) -> int:

@@ -3,13 +3,17 @@
 Shape legend: n training vectors, D dimension.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rqmoe_store.arguments import whole_number
@@ -25,6 +29,7 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import CodecConfig, RefineBase, TrainConfig, TransformKind
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
@@ -159,14 +164,13 @@ def train(
                 )
             return _share_codec(workers, codec and require_storable(codec))
         vectors = as_tensor(training_nD).to(workers.device), as_tensor(validation_nD).to(workers.device)
-        warm = None if start is None else WarmStart.of(start, config, frame, workers.device)
-        begun, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress, warm)
-        progress.stage("fitting look-up tables")
-        codec = None
-        if workers.is_main:
+        with _computing_on(workers.device, settings):
+            warm = None if start is None else WarmStart.of(start, config, frame, workers.device)
+            begun, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress, warm)
+            progress.stage("fitting look-up tables")
             rows = finishing.rows_within(_seconds_left(settings, started))
-            codec = _finish(begun, frame, *vectors, rows, epochs, started, settings.seed)
-        return _share_codec(workers, codec and require_storable(codec))
+            finish = functools.partial(_finish, begun, frame, *vectors, rows, epochs, started, settings.seed)
+            return _share_codec(workers, require_storable(finish()) if workers.is_main else None)
 
 
 @translates_errors
@@ -215,6 +219,23 @@ def add_refine_codes(
     error = refined_mse(coder, refiner, held_out_nD) * codec.frame.square_unit
     report = dataclasses.replace(report, refined_mse=error)
     return require_storable(Codec(coder, codec.calibration, report, codec.frame, refiner))
+
+
+@contextlib.contextmanager
+def _computing_on(device: torch.device, settings: TrainConfig) -> Iterator[None]:
+    """A context for training on a device, apart from a `torch.autocast` of the caller.
+
+    Raises:
+        InvalidInputError: the GPU has too little memory.
+    """
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise InvalidInputError(
+            f"The GPU ran out of memory in training with batch_size={settings.batch_size} and max_rows="
+            f"{settings.max_rows}: {error} Lower one of them, free memory on {device}, or use device='cpu'."
+        ) from error
 
 
 def _seconds_left(settings: TrainConfig, started: float) -> float:

@@ -40,6 +40,10 @@ class Workers:
         """Sum the tensor over all processes, in place, and return it."""
         return tensor
 
+    def sum_numbers(self, numbers: list[float]) -> list[float]:
+        """The numbers, each summed over all processes."""
+        return numbers
+
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors with those of the main process."""
 
@@ -87,6 +91,11 @@ class LaunchedWorkers(Workers):
 
         tensor.copy_(reduce(tensor, reduction="sum"))
         return tensor
+
+    def sum_numbers(self, numbers: list[float]) -> list[float]:
+        together = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        summed: list[float] = self.sum_(together).tolist()
+        return summed
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         from accelerate.utils import broadcast

@@ -193,3 +193,13 @@ def test_only_refusals_are_named(error: Exception, named: type[Exception]) -> No
     assert type(caught.value) is (type(error) if named is not StorageError else StorageError)
     assert str(error) in str(caught.value)
     assert isinstance(caught.value, OSError) or named is not StorageError
+
+
+def test_an_error_of_a_gpu_is_not_one_of_storage() -> None:
+    @translates_errors
+    def compute() -> None:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="stream is capturing") as caught:
+        compute()
+    assert not isinstance(caught.value, StorageError)

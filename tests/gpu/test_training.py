@@ -1,0 +1,127 @@
+"""Training on a GPU: the same weights again for a seed, few waits, bounded memory."""
+
+import collections
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_codecs import DIM, curved
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.grouped_sums import GroupedSums
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.training import initialize as initialization
+from rqmoe_store.training.loop import TrainingLoop
+from rqmoe_store.training.trainer import train
+
+ROWS = curved(600)
+KINDS: dict[str, dict[str, Any]] = {
+    "rqmoe": {"num_partitions": 0},
+    "narrow, partitions": {"network_dim": 5, "num_layers": 2, "num_partitions": 3, "metric": "cosine"},
+    "qinco": {"kind": "qinco", "num_partitions": 0},
+    "rq": {"kind": "rq", "num_partitions": 3},
+}
+
+
+def trained(shape: str, device: str = "cuda", **settings: Any) -> Codec:
+    config = {"code_bytes": 3, "codebook_size": 16, "num_experts": 2, "hidden_dim": 8, **KINDS[shape]}
+    defaults = {"epochs": 3, "batch_size": 128, "precision": "float32"}
+    training = TrainConfig(**{**defaults, **settings}, device=device, progress=False)  # type: ignore[arg-type]
+    return train(ROWS, config=CodecConfig(**config), training=training)
+
+
+@pytest.mark.parametrize("shape", ["narrow, partitions", "qinco"])
+def test_a_seed_gives_the_same_codec_again(gpu, shape: str) -> None:
+    first, second = trained(shape), trained(shape)
+    assert first.device == torch.device("cuda:0")
+    assert first.to_artifact().weights == second.to_artifact().weights
+    assert first.report.validation_mse < first.report.variance / 2
+    on_cpu = trained(shape, "cpu").report
+    np.testing.assert_allclose(first.report.validation_mse, on_cpu.validation_mse, rtol=0.2)
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(gpu, tmp_path) -> None:
+    settings = {"checkpoint_dir": tmp_path, "checkpoint_minutes": 1e-9}
+    whole = trained("rqmoe", **settings)
+    assert trained("rqmoe", **settings).to_artifact().weights == whole.to_artifact().weights
+
+
+@pytest.mark.parametrize("shape", ["rqmoe", "narrow, partitions"])
+def test_a_step_waits_once_for_the_gpu(cuda, monkeypatch, shape: str) -> None:
+    waits: list[dict[str, int]] = []
+    train_step = TrainingLoop._train_step
+
+    def counted(loop: TrainingLoop, share: float) -> None:
+        before = cuda.waits.copy()
+        train_step(loop, share)
+        waits.append(dict(collections.Counter(cuda.waits) - before))
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", counted)
+    trained(shape)
+    waits = [each for step, each in enumerate(waits) if step % 5]  # an epoch begins by ordering vectors
+    assert len(waits) > 8
+    assert all(each == {"tolist in training/loop.py, _train_step": 1} for each in waits), waits
+
+
+@pytest.mark.parametrize("name", ["autocast", "default device"])
+def test_settings_of_the_caller_do_not_change_training(gpu, name: str) -> None:
+    expected = trained("narrow, partitions")
+    context = torch.autocast("cuda", torch.bfloat16) if name == "autocast" else torch.device("cuda")
+    with context:
+        found = trained("narrow, partitions")
+    assert found.to_artifact().weights == expected.to_artifact().weights
+
+
+def test_another_default_device_changes_nothing_on_a_cpu() -> None:
+    expected = {shape: trained(shape, "cpu") for shape in KINDS}
+    with torch.device("meta"):
+        found = {shape: trained(shape, "cpu") for shape in KINDS}
+        codes = {shape: codec.encode(ROWS) for shape, codec in found.items()}
+        decoded = {shape: codec.decode(codes[shape]) for shape, codec in found.items()}
+    for shape, codec in expected.items():
+        assert found[shape].to_artifact().weights == codec.to_artifact().weights
+        np.testing.assert_array_equal(codes[shape].codes, codec.encode(ROWS).codes)
+        np.testing.assert_array_equal(decoded[shape], codec.decode(codes[shape]))
+
+
+def test_too_little_memory_is_told(cuda) -> None:
+    trained("rqmoe")
+    cuda.largest_bytes = 4 * DIM * len(ROWS)  # for the vectors, but not for a step
+    with pytest.raises(InvalidInputError, match=r"ran out of memory in training with batch_size=512 .*cpu"):
+        trained("rqmoe", batch_size=512)
+
+
+def test_codebooks_need_no_more_memory_than_there_is(cuda) -> None:
+    vectors_nD, centroids_KD = torch.from_numpy(curved(600)), torch.from_numpy(curved(40, seed=1))
+    expected = initialization.nearest(vectors_nD, centroids_KD)
+    here_nD, there_KD = vectors_nD.to("cuda:0"), centroids_KD.to("cuda:0")
+    cuda.largest_bytes = 8 * len(vectors_nD)
+    np.testing.assert_array_equal(initialization.nearest(here_nD, there_KD).cpu().numpy(), expected.numpy())
+
+
+def test_bfloat16_is_taken_only_where_there_are_units_for_it(cuda, monkeypatch) -> None:
+    taken = set()
+
+    def supported(including_emulation: bool = True) -> bool:
+        taken.add(including_emulation)
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    automatic = trained("rqmoe", precision="auto")
+    assert taken == {False}
+    assert automatic.to_artifact().weights == trained("rqmoe").to_artifact().weights
+    emulated = trained("rqmoe", precision="bfloat16")  # asked for, and computed without units
+    np.testing.assert_allclose(emulated.report.validation_mse, automatic.report.validation_mse, rtol=0.3)
+
+
+def test_sums_by_group_are_those_of_index_add(gpu) -> None:
+    random = np.random.default_rng(0)
+    values_nX = torch.from_numpy(random.standard_normal((400, 7), dtype=np.float32))
+    groups_nM = torch.from_numpy(random.integers(0, 50, (400, 3))) * 2
+    expected, grouped = GroupedSums(groups_nM, 101), GroupedSums(groups_nM.to("cuda"), 101)
+    np.testing.assert_array_equal(grouped.sizes().cpu().numpy(), expected.sizes().numpy())
+    sums_GX = grouped.of(values_nX.to("cuda"))
+    np.testing.assert_allclose(sums_GX.cpu().numpy(), expected.of(values_nX).numpy(), atol=1e-4)
+    np.testing.assert_array_equal(grouped.of(values_nX.to("cuda")).cpu().numpy(), sums_GX.cpu().numpy())
