@@ -19,7 +19,7 @@ pytest.importorskip("faiss")
 
 TESTS = Path(__file__).parents[1]
 NUMERIC = {
-    "codecs": "additive base beam_search deformation encoding layouts parallel quantizer vectors",
+    "codecs": "additive base beam_search deformation encoding layouts parallel precision quantizer vectors",
     "training": "checkpoint distributed initialize loop parts sampler trainer",
     "search": "columns diversity exhaustive hybrid query refine rerank reranker scan shortlist tensor_scan "
     "tuning",
