@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.codes import Codes
@@ -19,7 +18,7 @@ from rqmoe_store.search.rerank import Hits, exact_distances, ordered_hits, query
 from rqmoe_store.search.row_ids import Positions
 from rqmoe_store.search.segments import CodeBatch
 from rqmoe_store.search.shortlists import Candidates
-from rqmoe_store.store.lance import take_rows
+from rqmoe_store.store.lance import take_rows_of_version
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table_codec import TableCodec, local_codes
 
@@ -41,7 +40,7 @@ def _take_refine_codes(
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8]]:
     """Ids of rows, ascending, and their refine codes."""
     names = list(snapshot.codecs.columns.names)
-    taken = pa.table(take_rows(snapshot.table, names, row_ids_U), names=names)
+    taken = take_rows_of_version(snapshot.dataset, names, row_ids_U)
     codes, _ = snapshot.codecs.read(taken)
     assert codes.refine is not None, "the table has refine codes"
     return row_ids_U, codes.refine

@@ -326,6 +326,25 @@ def take_rows(table: Table, names: Sequence[str], row_ids_B: npt.NDArray[np.uint
     return list(taken.select(list(names)).take(places_B).columns)
 
 
+def take_rows_of_version(
+    dataset: lance.LanceDataset, names: Sequence[str], row_ids_B: npt.NDArray[np.uint64]
+) -> pa.Table:
+    """Take the columns `names` as `take_rows` does, from the version that a dataset is at.
+
+    LanceDB's own way plans a query first, which for the rows of a shortlist takes a third of the time.
+
+    Raises:
+        TableError: the version has no row with one of the ids.
+    """
+    taken = dataset._take_rows(row_ids_B.tolist(), [*names, "_rowid"])
+    if not np.array_equal(taken["_rowid"].to_numpy(), row_ids_B):
+        raise TableError(
+            f"Took {len(taken)} of {len(row_ids_B)} rows of version {dataset.version} in {dataset.uri!r}. "
+            "Open the table again; verify() tells whether it is damaged."
+        )
+    return taken.select(list(names))
+
+
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
     """Raise RuntimeError for a panic inside Lance, whose class is no `Exception` and cannot be imported."""

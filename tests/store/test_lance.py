@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from rqmoe_store.errors import TableError
-from rqmoe_store.store.lance import commit_schema, on_newest, take_rows
+from rqmoe_store.store.lance import commit_schema, on_newest, take_rows, take_rows_of_version
 
 
 @pytest.fixture
@@ -112,6 +112,29 @@ def test_rows_come_in_the_order_asked_for(docs, wanted):
     texts, ids = take_rows(docs, ["text", "id"], asked)
     assert ids.to_pylist() == wanted
     assert texts.to_pylist() == [f"row {row}" for row in wanted]
+
+
+@settings(deadline=None, max_examples=20)
+@given(wanted=some.lists(some.integers(0, ROWS - 1).filter(lambda row: row != 7), unique=True))
+def test_rows_of_a_version_come_in_the_order_asked_for(docs, wanted):
+    row_ids, dataset = ids_of(docs), docs.to_lance()
+    asked = np.array([row_ids[row] for row in wanted], dtype=np.uint64)
+    taken = take_rows_of_version(dataset, ["text", "id"], asked)
+    assert taken.to_pydict() == {"text": [f"row {row}" for row in wanted], "id": wanted}
+
+
+def test_rows_of_an_earlier_version(docs):
+    row_ids, before = ids_of(docs), docs.to_lance()
+    docs.delete("id = 3")
+    docs.update("id = 4", {"text": "new"})
+    asked = np.array([row_ids[4], row_ids[3]], dtype=np.uint64)
+    taken = take_rows_of_version(before, ["id", "text"], asked)
+    assert taken.to_pydict() == {"id": [4, 3], "text": ["row 4", "row 3"]}
+    with pytest.raises(TableError, match=r"Took 1 of 2 rows of version \d+ in .*docs"):
+        take_rows_of_version(docs.to_lance(), ["id"], asked)
+    now = take_rows_of_version(docs.to_lance(), ["id", "text"], asked[:1])
+    assert now.to_pydict() == {"id": [4], "text": ["new"]}
+    docs.restore(before.version)
 
 
 def test_no_columns_and_missing_rows(docs):
