@@ -24,7 +24,7 @@ from rqmoe_store.search.segments import Mask
 from rqmoe_store.store.snapshot import Snapshot
 
 _PAGE_ROWS, _PAGE_BYTES = 2**20, 2**28
-"""A page is full when it has this many rows or bytes. Its texts then fit Arrow's 32-bit offsets."""
+"""Most rows and bytes of a page, unless a batch alone has more. Texts then fit Arrow's 32-bit offsets."""
 
 _SMALL_ROWS, _SMALL_SHARE = 65_536, 0.125
 """Columns are loaded again once added, updated and deleted rows are more than this number and this share."""
@@ -134,9 +134,7 @@ class CachedColumns:
         ids_N = np.concatenate(ids)
         if (ids_N[1:] <= ids_N[:-1]).any():  # rows moved in the table, which keep their ids
             order_N = np.argsort(ids_N)
-            steps = range(0, len(ids_N), _PAGE_ROWS)
-            pages = [_taken(pages, order_N[start : start + _PAGE_ROWS], names) for start in steps]
-            ids_N = ids_N[order_N]
+            ids_N, pages = ids_N[order_N], _reordered(pages, order_N, names)
         schema = _fields(snapshot, names)
         no_tail = pa.RecordBatch.from_arrays([pa.array([], kind) for kind in schema.types], names=names)
         loaded = cls(schema, RowIdMap.of(ids_N), RowIdMap.of(ids_N[:0]), (*pages, no_tail))
@@ -196,13 +194,25 @@ def _fields(snapshot: Snapshot, names: Sequence[str]) -> pa.Schema:
 def _page_by_page(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
     """Yield the batches of one page after the other."""
     page: list[pa.RecordBatch] = []
+    rows = size = 0
     for batch in batches:
-        page.append(batch)
-        if sum(map(len, page)) >= _PAGE_ROWS or sum(each.nbytes for each in page) >= _PAGE_BYTES:
+        if page and (rows + len(batch) > _PAGE_ROWS or size + batch.nbytes > _PAGE_BYTES):
             yield page
-            page = []
+            page, rows, size = [], 0, 0
+        page.append(batch)
+        rows, size = rows + len(batch), size + batch.nbytes
     if page:
         yield page
+
+
+def _reordered(
+    pages: Sequence[pa.RecordBatch], order_N: Positions, names: Sequence[str]
+) -> list[pa.RecordBatch]:
+    """All rows of some pages in another order, on pages that are no larger on average."""
+    size = sum(page.nbytes for page in pages)
+    rows = max(1, min(_PAGE_ROWS, _PAGE_BYTES * len(order_N) // max(1, size)))
+    starts = range(0, len(order_N), rows)
+    return [_taken(pages, order_N[start : start + rows], names) for start in starts]
 
 
 def _copied(batches: Sequence[pa.RecordBatch], names: list[str]) -> pa.RecordBatch:

@@ -192,6 +192,8 @@ class LocalCodes:
     def _with_columns(self, resident: Resident, cache: CacheSetting) -> Resident:
         """Codes of a version with the columns that `cache` names and the version has, if they fit."""
         snapshot, cached = resident.snapshot, resident.cached
+        if resident is self.resident and cached.has(cache.columns):
+            return resident
         codecs = snapshot.codecs
         refine_bytes = codecs.columns.refine_bytes if resident.has_refine else 0
         room = cache.most_bytes - residents.bytes_needed(snapshot.rows, codecs.code_bytes + refine_bytes)

@@ -258,13 +258,15 @@ def test_only_what_changed_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch
 @given(
     updates=st.lists(st.lists(st.integers(0, 30), unique=True, max_size=8), max_size=4),
     page_rows=st.integers(1, 12),
+    page_bytes=st.integers(1, 500),
     batch_rows=st.integers(1, 12),
     wanted=st.lists(st.integers(0, 40), max_size=20),
 )
-def test_rows_by_id(template, updates, page_rows, batch_rows, wanted) -> None:
+def test_rows_by_id(template, updates, page_rows, page_bytes, batch_rows, wanted) -> None:
     """Any rows in any order, from pages of any size, where rows moved in the table or not."""
     with tempfile.TemporaryDirectory() as copied, pytest.MonkeyPatch.context() as patched:
         patched.setattr(cached_columns, "_PAGE_ROWS", page_rows)
+        patched.setattr(cached_columns, "_PAGE_BYTES", page_bytes)
         patched.setattr("rqmoe_store.search.loading._BATCH_ROWS", batch_rows)
         shutil.copytree(template, Path(copied) / "db")
         store = opened(Path(copied) / "db")
