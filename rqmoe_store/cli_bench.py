@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rqmoe_store.config import CODEC_KINDS, METRICS, CodecConfig, Metric, TrainConfig
+from rqmoe_store.config import CODEC_KINDS, METRICS, CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.terminal import names_in, numbers_in, require_writable, write_json
 
@@ -131,6 +131,7 @@ def bench_codec(
     names = names_in(codecs)
     _require_libraries(faiss=needs_faiss(names), plot=plot is not None)
     from rqmoe_store.evaluation.codec_benchmark import BenchmarkSettings, benchmark_codecs
+    from rqmoe_store.evaluation.data import read_described, summary_of
     from rqmoe_store.evaluation.tables import codec_done_line, print_report
 
     console = Console(stderr=True)
@@ -149,11 +150,11 @@ def bench_codec(
     _check_outputs(json_out, plot)
     _require_folder(save)
     _require_rows(rows)
-    vectors_ND, queries_QD, data = _read(
+    vectors_ND, queries_QD, data = read_described(
         vectors, queries, vector_column, (rows, MAX_QUERIES), metric=settings.config.metric, seed=seed
     )
     data["rows_held_out"] = held_out
-    summary = _summary(data)
+    summary = summary_of(data)
     console.print(summary, highlight=False, soft_wrap=True)
 
     def show(report: "BenchmarkReport") -> None:
@@ -256,6 +257,7 @@ def bench_search(
     """
     names = names_in(systems)
     _require_libraries(faiss=any(name.startswith("faiss") for name in names), plot=plot is not None)
+    from rqmoe_store.evaluation.data import read_described, summary_of
     from rqmoe_store.evaluation.search_benchmark import SearchSettings, synthetic_queries
 
     console = Console(stderr=True)
@@ -284,10 +286,10 @@ def bench_search(
         vectors_ND, (queries_QD, data) = None, synthetic_queries(settings, dim, MAX_SEARCH_QUERIES)
     else:
         most = rows, MAX_SEARCH_QUERIES
-        vectors_ND, queries_QD, data = _read(
+        vectors_ND, queries_QD, data = read_described(
             vectors, queries, vector_column, most, metric=settings.config.metric, seed=seed
         )
-    summary = _summary(data)
+    summary = summary_of(data)
     console.print(summary, highlight=False, soft_wrap=True)
     report = _run_search(vectors_ND, queries_QD, settings, data, console, json_out)
     typer.echo(f"{summary}\n")
@@ -370,6 +372,7 @@ def bench_latency(
     _check_outputs(json_out, None)
     _require_rows(rows)
     from rqmoe_store.codecs.base import load_codec
+    from rqmoe_store.evaluation.data import read_described
     from rqmoe_store.evaluation.latency_benchmark import (
         LatencySettings,
         benchmark_latency,
@@ -386,7 +389,7 @@ def bench_latency(
     )
     console, ours = Console(stderr=True), load_codec(codec)
     most = rows, MAX_SEARCH_QUERIES
-    vectors_ND, queries_QD, data = _read(
+    vectors_ND, queries_QD, data = read_described(
         vectors, queries, vector_column, most, metric=ours.config.metric, seed=seed
     )
     assert vectors_ND is not None, "read, as there is a place to read them from"
@@ -500,6 +503,35 @@ def bench_rows(
     print_row_report(report)
 
 
+@bench_app.command("gpu")
+def bench_gpu(
+    minutes: Annotated[float, typer.Option(help="Time for all parts together.")] = 5.0,
+    parts: Annotated[
+        str, typer.Option(help="Some of machine,scan,decode,shortlist,encode,train, separated by commas.")
+    ] = "machine,scan,decode,shortlist,encode,train",
+    device: Annotated[str, typer.Option(help='"cuda", "cuda:1", ..., or "cpu" with --tiny.')] = "cuda",
+    vectors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A .npy file (rows, dim) to train on; made-up vectors without it."),
+    ] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Small sizes, to try all parts.")] = False,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure what a GPU does: scan, decoding, shortlists, encoding, training.
+
+    Example: [bold]rqmoe bench gpu --minutes 5 --json gpu.json[/bold]
+
+    Figures are printed as they come, and a table at the end. A part that fails costs that part only. Where
+    neither LanceDB nor this command is installed, `python -m rqmoe_store.evaluation.gpu_benchmark` does the
+    same. It also makes the table of an earlier run: --table gpu.json.
+    """
+    from rqmoe_store.evaluation.gpu_benchmark import GPUSettings, gpu_table, run_and_write
+
+    _check_outputs(json_out, None)
+    settings = GPUSettings(minutes, tuple(names_in(parts)), device, vectors, tiny)
+    typer.echo(gpu_table(run_and_write(settings, json_out)))
+
+
 def _codec(folder: Path | None, dim: int, code_bytes: int, seed: int) -> "Codec":
     from rqmoe_store.codecs.base import load_codec
 
@@ -541,50 +573,6 @@ def _require_rows(rows: int) -> None:
 def _require_folder(save: Path | None) -> None:
     if save is not None and save.exists() and not save.is_dir():
         raise InvalidInputError(f"Got --save {str(save)!r}, which is a file; expected a folder.")
-
-
-def _read(
-    vectors: str | None,
-    queries: str,
-    vector_column: str,
-    most_rows: tuple[int, int],
-    *,
-    metric: Metric,
-    seed: int,
-) -> tuple["Float32Array | None", "Float32Array", dict[str, Any]]:
-    """Read vectors, if any, and queries, at most so many rows; and describe both for the report."""
-    from rqmoe_store.evaluation.data import read_all
-
-    wanted = {} if vectors is None else {"--vectors": (vectors, most_rows[0])}
-    wanted["--queries"] = (queries, most_rows[1])
-    read = read_all(wanted, vector_column=vector_column, metric=metric, seed=seed)
-    queries_QD, query_rows = read["--queries"]
-    vectors_ND, all_rows = read.get("--vectors", (None, 0))
-    data = {
-        "vectors": vectors,
-        "queries": queries,
-        "vector_column": vector_column,
-        "metric": metric,
-        "dim": queries_QD.shape[1],
-        "rows": all_rows,
-        "rows_used": 0 if vectors_ND is None else len(vectors_ND),
-        "query_rows": query_rows,
-        "query_rows_used": len(queries_QD),
-    }
-    return vectors_ND, queries_QD, data
-
-
-def _summary(data: dict[str, Any]) -> str:
-    """The vectors and queries of a benchmark in one line."""
-    used = data["rows_used"]
-    of_all = f" (of {data['rows']:,})" if used < data["rows"] else ""
-    vectors = f"{used:,} vectors{of_all}" if used else "Random codes"
-    held_out = f", the last {data['rows_held_out']:,} of them held out" if "rows_held_out" in data else ""
-    of_queries = f" (of {data['query_rows']:,})" if data["query_rows_used"] < data["query_rows"] else ""
-    return (
-        f"{vectors} of dimension {data['dim']}{held_out}; {data['query_rows_used']:,} queries{of_queries}; "
-        f"metric {data['metric']}."
-    )
 
 
 def _write_report(path: Path | None, report: dict[str, Any]) -> None:

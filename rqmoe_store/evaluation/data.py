@@ -106,6 +106,48 @@ def read_all(
     }
 
 
+def read_described(
+    vectors: str | None,
+    queries: str,
+    vector_column: str,
+    most_rows: tuple[int, int],
+    *,
+    metric: Metric,
+    seed: int,
+) -> tuple[Float32Array | None, Float32Array, dict[str, Any]]:
+    """Read vectors, if any, and queries, at most so many rows; and describe both for the report."""
+    wanted = {} if vectors is None else {"--vectors": (vectors, most_rows[0])}
+    wanted["--queries"] = (queries, most_rows[1])
+    read = read_all(wanted, vector_column=vector_column, metric=metric, seed=seed)
+    queries_QD, query_rows = read["--queries"]
+    vectors_ND, all_rows = read.get("--vectors", (None, 0))
+    data = {
+        "vectors": vectors,
+        "queries": queries,
+        "vector_column": vector_column,
+        "metric": metric,
+        "dim": queries_QD.shape[1],
+        "rows": all_rows,
+        "rows_used": 0 if vectors_ND is None else len(vectors_ND),
+        "query_rows": query_rows,
+        "query_rows_used": len(queries_QD),
+    }
+    return vectors_ND, queries_QD, data
+
+
+def summary_of(data: dict[str, Any]) -> str:
+    """The vectors and queries of a benchmark in one line."""
+    used = data["rows_used"]
+    of_all = f" (of {data['rows']:,})" if used < data["rows"] else ""
+    vectors = f"{used:,} vectors{of_all}" if used else "Random codes"
+    held_out = f", the last {data['rows_held_out']:,} of them held out" if "rows_held_out" in data else ""
+    of_queries = f" (of {data['query_rows']:,})" if data["query_rows_used"] < data["query_rows"] else ""
+    return (
+        f"{vectors} of dimension {data['dim']}{held_out}; {data['query_rows_used']:,} queries{of_queries}; "
+        f"metric {data['metric']}."
+    )
+
+
 def _open_array(option: str, location: str) -> Any:
     try:
         return np.load(Path(location).expanduser(), mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,82 @@
+"""The benchmark of a GPU, tried on the CPU: parts in processes of their own, and the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation import gpu_benchmark
+from rqmoe_store.evaluation.gpu_benchmark import GPUSettings, benchmark_gpu, gpu_table, main
+from rqmoe_store.evaluation.gpu_measurement import PARTS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def tried(*parts: str, minutes: float = 10) -> tuple[dict, list[str]]:
+    seen: list[str] = []
+    settings = GPUSettings(minutes=minutes, parts=parts, device="cpu", tiny=True)
+    return benchmark_gpu(settings, lambda name, value: seen.append(name)), seen
+
+
+def test_parts_are_measured_in_turn() -> None:
+    figures, seen = tried("machine", "scan", "decode", "shortlist", "encode")
+    assert figures["parts"] == dict.fromkeys(("machine", "scan", "decode", "shortlist", "encode"), "done")
+    errors = {name: value for name, value in figures.items() if isinstance(value, dict) and "error" in value}
+    assert errors.keys() <= {"machine.triton"}  # not installed
+    assert all(figures[f"scan.{metric}.equals_cpu"] for metric in ("l2", "cosine", "dot"))
+    assert figures["scan.20000.refined.queries_per_s"] > 0 and figures["encode.16.300.us"] > 0
+    assert seen.index("machine ended") < seen.index("scan.l2.equals_cpu") < seen.index("scan ended")
+
+
+def test_a_part_that_fails_costs_that_part_only(tmp_path) -> None:
+    settings = GPUSettings(
+        parts=("train", "machine"), device="cpu", vectors=str(tmp_path / "none.npy"), tiny=True
+    )
+    figures = benchmark_gpu(settings, lambda name, value: None)
+    assert figures["parts"] == {"train": "failed: its process ended with code 1", "machine": "done"}
+    assert figures["machine.device"] == "cpu"
+
+
+def test_parts_without_time_are_stopped_or_left_out(monkeypatch) -> None:
+    monkeypatch.setattr(gpu_benchmark, "_START_SECONDS", 0)
+    monkeypatch.setattr(gpu_benchmark, "SECONDS", {"scan": 0.0, "machine": 0.0})
+    figures, _ = tried("scan", "machine")
+    assert set(figures["parts"].values()) == {"stopped: it took longer than it may"}
+    assert tried("scan", minutes=0.1)[0]["parts"] == {"scan": "left out: no time was left"}
+
+
+def test_all_parts_have_a_limit() -> None:
+    assert list(gpu_benchmark.SECONDS) == list(PARTS)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"\['scans'\]; expected some of machine, scan"):
+        GPUSettings(parts=("scans",))
+    with pytest.raises(InvalidInputError, match="more than 0"):
+        GPUSettings(minutes=0)
+
+
+def test_the_table_has_what_was_measured(tmp_path, capsys) -> None:
+    figures = {
+        "machine.device": "a GPU",
+        "machine.torch": "2.9",
+        "decode.128.kernel.us": 0.0314,
+        "decode.128.float32.us": 0.2,
+        "encode.128.65536.us": {"error": "OutOfMemoryError"},
+        "train": {"times_rq": 0.81, "seconds": 75.3, "steps_per_s": 120.0, "epochs": 2},
+    }
+    (tmp_path / "gpu.json").write_text(json.dumps(figures))
+    main(["--table", str(tmp_path / "gpu.json")])
+    table = capsys.readouterr().out
+    assert table.startswith("On a GPU, 2.9.\n")
+    assert "| 0.0314 | float32 0.2 |" in table
+    assert "beam 3; us a vector | at most 3 | failed |" in table
+    assert "0.81 after 75 s, 120.0 steps/s" in table
+    assert "not measured yet" in table
+
+
+def test_the_published_table_is_that_of_the_published_run() -> None:
+    run = ROOT / "docs/benchmarks/gpu.json"
+    figures = json.loads(run.read_text()) if run.exists() else {}
+    assert gpu_table(figures) in (ROOT / "BENCHMARKS.md").read_text()
