@@ -16,11 +16,12 @@ INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integratio
 LONGEST_FIRST := ray $(filter-out ray,$(INTEGRATIONS))
 # What runs at once is printed one after the other, by versions of make that can.
 WHOLE_OUTPUT := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-.PHONY: help demo docs test unit-tests test-slow test-integrations test-slow-integrations $(INTEGRATIONS:%=test-%) $(INTEGRATIONS:%=test-slow-%) lint style types format async versions dist clean
+.PHONY: help demo docs test unit-tests test-gpu test-slow test-integrations test-slow-integrations $(INTEGRATIONS:%=test-%) $(INTEGRATIONS:%=test-slow-%) lint style types format async versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
 	@echo "make test       lint, then all tests but the slow ones"
+	@echo "make test-gpu   the tests that need a GPU; neither a network nor LanceDB is needed"
 	@echo "make test-slow  the slow tests, those of numerics as on other processors among them"
 	@echo "make test-integrations  types and tests of all integrations, each in an environment of its own"
 	@echo "                        (of one of them: make $(firstword $(INTEGRATIONS:%=test-%)))"
@@ -45,6 +46,11 @@ test: style
 # share what they set up stay together, and takes tests of the other half once it has run its own.
 unit-tests: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Installs nothing, for a machine with a GPU may have no network: .venv is used if there is one, else PYTHON, which needs
+# pytest and what codecs import, but not LanceDB. Why a test is skipped is printed.
+test-gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest tests/gpu -m cuda --confcutdir=tests/gpu
 
 test-slow: $(VENV)/.installed-dev
 	RQMOE_TESTS_EXAMPLES=all $(BIN)/python -m pytest -m "slow or costly"

@@ -143,11 +143,3 @@ def test_probe_orders_partitions_by_distance() -> None:
 def test_unknown_devices(device: str) -> None:
     with pytest.raises(InvalidInputError, match="device="):
         PLAIN.to(device)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_decodes_like_the_cpu() -> None:
-    codes = PLAIN.encode(vectors(50))
-    expected = PLAIN.decode(codes)
-    decoded = as_codec(stirred(small_config())).to("cuda").decode(codes)
-    np.testing.assert_allclose(decoded, expected, atol=1e-4)

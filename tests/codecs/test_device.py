@@ -31,9 +31,3 @@ def test_a_missing_gpu(name: str) -> None:
 def test_cuda_without_a_gpu() -> None:
     with pytest.raises(InvalidInputError, match="0 CUDA devices found"):
         select_device("cuda")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_by_name_and_number() -> None:
-    assert select_device("cuda").type == "cuda"
-    assert select_device("cuda:0") == torch.device("cuda", 0)

@@ -34,6 +34,11 @@ def cuda(request: pytest.FixtureRequest) -> Iterator[CudaDevices]:
         yield devices
 
 
+@pytest.fixture(params=[REAL])
+def real_gpu(request: pytest.FixtureRequest) -> None:
+    """The real CUDA device, for what simulated ones cannot run."""
+
+
 @pytest.fixture
 def in_thread(gpu: CudaDevices | None) -> Callable[[Callable[[], object]], Callable[[], object]]:
     """Turns work into work that finds the GPU in another thread, too."""

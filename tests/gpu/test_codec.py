@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from small_codecs import DIM, SHAPES, as_codec, small_config, stirred, vectors
 from rqmoe_store.codecs import decoding, encoding, graphs
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.device import full_precision
+from rqmoe_store.codecs.device import full_precision, select_device
 from rqmoe_store.codecs.encoding import padded_rows
 from rqmoe_store.errors import InvalidInputError
 
@@ -238,6 +239,12 @@ def test_a_codec_moves_between_devices_while_it_decodes(gpu, in_thread) -> None:
         each.result()
 
 
+def test_a_gpu_by_name_and_number(gpu) -> None:
+    assert select_device("auto") == select_device("cuda") == torch.device("cuda")
+    assert select_device("cuda:0") == torch.device("cuda", 0)
+    assert on_gpu("rq", "auto").device == torch.device("cuda:0")
+
+
 def test_devices_that_are_not_there(cuda) -> None:
     for name in ("cuda:2", "cuda:99", "cuda:256"):
         with pytest.raises(InvalidInputError, match=f"device='{name}' is not there: 2 CUDA devices found"):
@@ -252,6 +259,7 @@ def test_a_forked_process_is_told_to_start_in_another_way(gpu) -> None:
     child = os.fork()
     if child == 0:
         status = 1
+        signal.alarm(60)  # CUDA's own reaction might be to wait for ever
         try:
             for use in (codec.decode, lambda codes: codec.encode(ROWS), lambda codes: on_gpu("rq")):
                 with pytest.raises(InvalidInputError, match="forked from one that had used a GPU"):

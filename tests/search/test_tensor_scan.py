@@ -136,12 +136,3 @@ def test_other_devices_than_the_cpu_use_array_operations(monkeypatch) -> None:
     monkeypatch.setattr(scanning, "fits", lambda segment, device: False)
     require_equal(scan(selections, {0: tables}, everything, 9, device="meta"), wanted)
     assert asked == ["meta"]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_finds_what_the_cpu_does() -> None:
-    rows, tables = rows_of(4, 5_000), tables_of(4, 3)
-    probed = np.random.default_rng(4).random((3, PARTITIONS)) < 0.7
-    selections = selections_of(rows, [1_000])
-    wanted = scan(selections, {0: tables}, probed, 50)
-    require_equal(scan(selections, {0: tables}, probed, 50, device="cuda"), wanted)

@@ -1,0 +1,31 @@
+"""The scan on a GPU finds what the compiled scan on a CPU does, to the last tie."""
+
+import numpy as np
+import pytest
+from small_scans import PARTITIONS, rows_of, selections_of, tables_of
+
+from rqmoe_store.search import tensor_scan
+from rqmoe_store.search.scan import scan
+
+
+def require_same(seed: int, count: int, metric: str, lower: float | None) -> None:
+    rows, tables = rows_of(seed, count), tables_of(seed, 3, metric)
+    probed = np.random.default_rng(seed).random((3, PARTITIONS)) < 0.7
+    selections = selections_of(rows, [count // 5])
+    wanted = scan(selections, {0: tables}, probed, 50, lower)
+    found = scan(selections, {0: tables}, probed, 50, lower, device="cuda")
+    for side, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(side.queries_H, other.queries_H)
+        np.testing.assert_array_equal(side.rows.row_ids_N, other.rows.row_ids_N)
+        np.testing.assert_allclose(side.scores_H, other.scores_H, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("lower", [None, 1.0])
+def test_few_rows(gpu, metric: str, lower: float | None) -> None:
+    require_same(4, 3_000, metric, lower)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_as_many_rows_as_the_kernel_scans(real_gpu, metric: str) -> None:
+    require_same(5, 2 * tensor_scan.KERNEL_ROWS, metric, None)
