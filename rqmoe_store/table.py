@@ -898,11 +898,12 @@ class CompressedTable(TranslatesErrors):
                 machine's memory.
             cache_columns: columns, such as ["id"], whose values are kept in memory along with the codes and
                 are brought up to date with them. A vector search that returns no other columns takes nothing
-                from the table, which saves a read for every query. These are columns of numbers, texts,
-                bytes, times or booleans. If all of them do not fit the memory budget beside codes and refine
-                codes, results are taken from the table, as they are of columns that the table loses later.
-                All handles of this process share what one of them has loaded; it is freed with the last of
-                them. With `use_shards`, no columns are in memory. None for no columns.
+                from the table, which saves a read for every query. Nor does a full-text search, once a vector
+                search has loaded them. These are columns of numbers, texts, bytes, times or booleans. If all
+                of them do not fit the memory budget beside codes and refine codes, results are taken from the
+                table, as they are of columns that the table loses later. All handles of this process share
+                what one of them has loaded; it is freed with the last of them. With `use_shards`, no columns
+                are in memory. None for no columns.
 
         Raises:
             InvalidInputError: another `cache`, or a budget that is not a number of bytes; `cache_columns`

@@ -32,6 +32,7 @@ SCORE = "_score"
 RELEVANCE = "_relevance_score"
 ROW_ID = "_rowid"
 QUERY_INDEX = "query_index"
+_ADDED = (DISTANCE, SCORE, RELEVANCE, ROW_ID, QUERY_INDEX)
 _EXPRESSION = "expression of "  # prefix that keeps names of expressions different from those of columns
 
 _OWN_FIELDS = (
@@ -101,7 +102,7 @@ class ResultColumns:
 
     def are_in(self, cached: CachedColumns) -> bool:
         """Whether the values of all stored columns, of which there may be none, are in memory."""
-        return not self.expressions and cached.has(self.stored(DISTANCE, ROW_ID, QUERY_INDEX))
+        return not self.expressions and cached.has(self.stored(*_ADDED))
 
     def take_stage(self, cached: CachedColumns | None) -> tuple[str, str]:
         """Name and detail, for plans, of the stage that takes these columns."""
@@ -166,7 +167,7 @@ def _require_expressions(table: LanceTable, selected: Selected, expressions: dic
 
 def _require_own(name: str, source: str) -> None:
     """Raise InvalidInputError if `name` is that of a column which searches add, and `source` is another."""
-    if name != source and name in (DISTANCE, SCORE, RELEVANCE, ROW_ID, QUERY_INDEX):
+    if name != source and name in _ADDED:
         raise InvalidInputError(
             f"Got {source!r} as {name!r} in select, which searches add to results; expected another name."
         )

@@ -273,6 +273,11 @@ class TableReader:
         """Load the version that is to be read now, with its codes. Raises as `CodeSource.state`."""
         return self.codes.state(self.cache)
 
+    def cached_columns(self, snapshot: Snapshot) -> CachedColumns | None:
+        """The columns of a version that are in memory already, if this query takes values from there."""
+        resident = self.codes.resident if self.cache.columns else None
+        return resident.cached if resident is not None and resident.snapshot is snapshot else None
+
     def __reduce__(self) -> tuple[Any, ...]:
         _require_local(self.codes, self.handle)
         return _reader_of, (self.handle, self.cache)

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
+import numpy as np
 import pyarrow as pa
 from lancedb.index import FTS
 from lancedb.query import DocumentGranularity, FullTextQuery, LanceFtsQueryBuilder, MatchQuery, PhraseQuery
@@ -13,6 +14,7 @@ from lancedb.rerankers.util import check_reranker_result
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.search.cached_columns import CachedColumns
 from rqmoe_store.search.columns import ROW_ID, SCORE, ResultColumns, without
 from rqmoe_store.search.query import SearchQuery
 from rqmoe_store.search.request import indented
@@ -170,6 +172,10 @@ def reranker_text(query: str | FullTextQuery) -> str | FullTextQuery:
     return query.query if isinstance(query, MatchQuery | PhraseQuery) else query
 
 
+_SCORES = ResultColumns({SCORE: SCORE, ROW_ID: ROW_ID}, {})
+"""What a search returns whose other columns are in memory."""
+
+
 class TextQuery(SearchQuery):
     """A full-text search, built step by step and run by a `to_...` method."""
 
@@ -252,7 +258,8 @@ class TextQuery(SearchQuery):
         return self._reader.read_snapshot(lambda snapshot: self._lancedb_plan(snapshot, "analyze_plan"))
 
     def _lancedb_plan(self, snapshot: Snapshot, plan: str) -> str:
-        builder = self._builder(snapshot, self._columns_of(snapshot))
+        chosen = self._columns_of(snapshot)
+        builder = self._builder(snapshot, chosen if self._cached(snapshot, chosen) is None else _SCORES)
         lancedb_plan: str = self._call_lancedb(snapshot.table, builder, plan).rstrip()
         if self._reranker is None:
             return lancedb_plan
@@ -260,10 +267,29 @@ class TextQuery(SearchQuery):
 
     def _search(self, snapshot: Snapshot) -> pa.Table:
         chosen = self._columns_of(snapshot)
+        cached = self._cached(snapshot, chosen)
+        if cached is not None:
+            return self._search_with(cached, snapshot, chosen)
         found: pa.Table = self._call_lancedb(snapshot.table, self._builder(snapshot, chosen), "to_arrow")
         stored = chosen.stored(SCORE, ROW_ID)
         rows = self._vectors.decode(found.replace_schema_metadata(None), stored, snapshot.codecs)
         return chosen.arranged(rows)
+
+    def _cached(self, snapshot: Snapshot, chosen: ResultColumns) -> CachedColumns | None:
+        """The columns in memory, if the result needs no others."""
+        cached = self._reader.cached_columns(snapshot)
+        return cached if cached is not None and chosen.are_in(cached) else None
+
+    def _search_with(self, cached: CachedColumns, snapshot: Snapshot, chosen: ResultColumns) -> pa.Table:
+        """The result, of which LanceDB finds row ids and scores alone."""
+        found: pa.Table = self._call_lancedb(snapshot.table, self._builder(snapshot, _SCORES), "to_arrow")
+        found = found.replace_schema_metadata(None)
+        stored = chosen.stored(SCORE, ROW_ID)
+        values, exists_H = cached.take(np.array(found[ROW_ID], np.uint64), stored)
+        assert exists_H.all(), "a version has all rows that a search of it finds"
+        for name in stored:
+            found = found.append_column(cached.schema.field(name), values[name])
+        return chosen.arranged(found)
 
     def _columns_of(self, snapshot: Snapshot) -> ResultColumns:
         """The selected columns, `_score` last unless it is selected elsewhere, and `_rowid` if requested."""

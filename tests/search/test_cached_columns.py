@@ -482,21 +482,40 @@ def test_an_interrupted_load_leaves_the_table_usable(folder: Path, monkeypatch: 
     assert_same_results(store, plain, ["id"])
 
 
-def test_text_and_hybrid_searches(folder: Path) -> None:
-    store, plain = opened(folder, ["id", "two words"]), uncached(folder)
+def text_searches(store: CompressedTable) -> list[pa.Table]:
+    """Whole results in the order of ids, as LanceDB orders equal scores differently every time."""
+    text = store.search("text it", query_type="fts").select(["id", "LONG"]).limit(500)
+    hybrid = store.search(query_type="hybrid").vector(VECTORS[3]).text("text").limit(500).nprobes(PARTITIONS)
+    searches = [text, copy.copy(text).where("id % 2 = 0").with_row_id(), hybrid.select(["LONG", "id"])]
+    searches.append(store.search("nothing", query_type="fts").select(["id"]))
+    return [search.to_arrow().sort_by("id") for search in searches]
+
+
+@pytest.mark.parametrize("change", ["add", "add without a vector", "delete", "update", "merge", "optimize"])
+def test_text_and_hybrid_searches(folder: Path, change: str) -> None:
+    names = ["id", "LONG"]
+    store, plain = opened(folder, names), uncached(folder)
     store.create_fts_index("two words")
-    for each in (store, plain):
-        each.refresh()
 
-    def searches(table: CompressedTable) -> list[pa.Table]:
-        text = table.search("text it", query_type="fts").select(["id", "two words"]).limit(9)
-        hybrid = table.search(query_type="hybrid").vector(VECTORS[3]).text("text").limit(12)
-        return [text.to_arrow(), hybrid.select(["id", "two words"]).to_arrow(), table.search().to_arrow()]
+    def is_in_memory() -> bool:
+        plan = store.search("text it", query_type="fts").select(names).explain_plan()
+        assert "LONG" in plain.search("text it", query_type="fts").select(names).explain_plan()
+        return "LONG" not in plan
 
-    found(store, ["id"])
-    for result, expected in zip(searches(store), searches(plain), strict=True):
-        assert len(result)
-        assert_equal(result, expected)
+    for _ in range(2):
+        assert not is_in_memory()  # before a vector search has loaded the columns of this version
+        for load in (False, True):
+            if load:
+                found(store, names)
+                assert is_in_memory()
+            *by_text, hybrid, none = text_searches(store)
+            *expected_by_text, expected_hybrid, expected_none = text_searches(plain)
+            for result, expected in zip([*by_text, none], [*expected_by_text, expected_none], strict=True):
+                assert_equal(result, expected)
+            assert hybrid.schema.equals(expected_hybrid.schema, check_metadata=True)
+            assert hybrid.select(["LONG", "id"]).equals(expected_hybrid.select(["LONG", "id"]))
+            assert len(by_text[1]) and len(hybrid) > ROWS / 2 and len(none) == 0
+        CHANGES[change](store, 3)
 
 
 def test_the_twin_for_event_loops(folder: Path) -> None:
