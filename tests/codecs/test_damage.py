@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from costly_examples import costly_examples
+from hypothesis import given
 from hypothesis import strategies as st
 from small_codecs import SHAPES, as_codec, small_config, stirred, trained_small, vectors
 from small_damage import HOSTILE, damaged
@@ -352,7 +353,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=200)
+@costly_examples(200, part=50)
 @given(seed=st.integers(0, 2**32), which=st.sampled_from([0, 1]))
 def test_damaged_files(folder: Path, seed: int, which: int) -> None:
     path = sorted(folder.iterdir())[which]

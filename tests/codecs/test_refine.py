@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from costly_examples import costly_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import DIM, exact_distances, trained_small, vectors
@@ -87,7 +88,7 @@ def test_scores_of_codecs_in_different_frames_are_comparable(metric: str) -> Non
         np.testing.assert_allclose(found, exact, atol=np.abs(exact).max() * 1e-5 + np.ptp(exact) * 2e-2)
 
 
-@settings(max_examples=15)
+@costly_examples(15, part=4)
 @given(seed=st.integers(0, 10**6), metric=st.sampled_from(METRICS), kind=st.sampled_from(TRANSFORM_KINDS))
 def test_more_bytes_never_raise_the_error(seed: int, metric: str, kind: str) -> None:
     rows = framed(vectors(600, seed=seed), "plain", metric)

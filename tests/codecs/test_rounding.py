@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from costly_examples import costly_examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -21,7 +22,7 @@ def gaussian(rows: int, columns: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32)
 
 
-@settings(max_examples=200, deadline=None)
+@costly_examples(200, part=50)
 @given(values=FINITE, steps=st.sampled_from([4, 8, 16]))
 def test_rounding_moves_no_value_by_more_than_half_a_grid_step(values: np.ndarray, steps: int) -> None:
     rounded = round_rows(values, steps)
@@ -31,7 +32,7 @@ def test_rounding_moves_no_value_by_more_than_half_a_grid_step(values: np.ndarra
     assert (np.abs(rounded.astype(np.float64) - values) <= 0.5001 * step + 2.0**-120).all()
 
 
-@settings(max_examples=200, deadline=None)
+@costly_examples(200, part=50)
 @given(values=FINITE, steps=st.sampled_from([4, 16]))
 def test_rounded_rows_are_packed_without_loss_and_not_rounded_again(values: np.ndarray, steps: int) -> None:
     rounded = round_rows(values, steps)
@@ -42,7 +43,7 @@ def test_rounded_rows_are_packed_without_loss_and_not_rounded_again(values: np.n
     assert unpack_rows(*packed).dtype == np.float32
 
 
-@settings(max_examples=200, deadline=None)
+@costly_examples(200, part=40)
 @given(values=ANY)
 def test_other_rows_are_packed_without_loss_or_not_at_all(values: np.ndarray) -> None:
     packed = pack_rows(values)

@@ -192,7 +192,7 @@ CHANGES = {
 steps = st.lists(st.tuples(st.sampled_from(sorted(CHANGES)), st.integers(0, 40)), min_size=1, max_size=6)
 
 
-@costly_examples(60, part=8)
+@costly_examples(60, part=4)
 @given(steps=steps, small=st.booleans(), other=st.booleans())
 def test_results_stay_those_of_the_table(template, steps, small, other) -> None:
     names = ["id", "two words", "LONG", "flag", "small"]

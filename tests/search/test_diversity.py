@@ -3,6 +3,7 @@
 import lancedb
 import numpy as np
 import pytest
+from costly_examples import costly_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tables import source_table, tiny_codec
@@ -59,7 +60,7 @@ def diverse_rows(query, vectors, distances, metric, *, lambda_, count) -> np.nda
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@settings(max_examples=30, deadline=None)
+@costly_examples(30, part=10)
 @given(
     seed=st.integers(0, 10**6),
     rows=st.integers(1, 40),

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from costly_examples import costly_examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rqmoe_store.search import execution
@@ -16,7 +17,7 @@ def answer(world, cache, queries, where, nprobes, limit, shortlist):
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
-@settings(max_examples=25, deadline=None)
+@costly_examples(25, part=8)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 3),

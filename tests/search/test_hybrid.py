@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from costly_examples import costly_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lancedb.index import FTS
@@ -63,7 +64,7 @@ def assert_same(found: pa.Table, wanted: pa.Table) -> None:
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@costly_examples(30, part=10)
 @given(
     seed=st.integers(0, 10**6),
     words=st.lists(st.sampled_from([*WORDS, "title7", "absent"]), min_size=1, max_size=3),
@@ -364,7 +365,7 @@ def by_row(table: pa.Table, name: str) -> dict[int, float | None]:
 @pytest.mark.parametrize("normalize", ["score", "rank"])
 @pytest.mark.parametrize("return_score", ["relevance", "all"])
 @pytest.mark.parametrize("kind", RERANKERS)
-@settings(max_examples=25, deadline=None)
+@costly_examples(25, part=8)
 @given(both=lists())
 def test_relevance_and_order_are_those_of_lancedb(kind, return_score, normalize, both) -> None:
     vector, text = both

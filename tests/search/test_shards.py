@@ -110,7 +110,7 @@ def queries(draw):
     return completed
 
 
-@costly_examples(150, part=30)
+@costly_examples(150, part=12)
 @given(
     metric=st.sampled_from(METRICS),
     count=st.sampled_from([1, 3, 9]),

@@ -4,6 +4,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from costly_examples import costly_examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,7 @@ chosen_rows = st.lists(st.integers(0, ROWS - 1) | st.sampled_from(MISSING), uniq
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
+@costly_examples(100, part=25)
 @given(queries=st.lists(chosen_rows, min_size=1, max_size=4), with_sql=st.booleans(), rows=st.integers(1, 50))
 def test_rows_that_exist_in_result_order(versions, version, queries, with_sql, rows) -> None:
     """Hits of the first version, taken from it or a later one."""

@@ -7,7 +7,8 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from costly_examples import costly_examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lancedb.index import FTS
 from lancedb.query import BooleanQuery, BoostQuery, MatchQuery, MultiMatchQuery, Occur, PhraseQuery
@@ -50,7 +51,7 @@ def same(found: pa.Table, wanted: pa.Table) -> bool:
     return found.equals(wanted.replace_schema_metadata(None))
 
 
-@settings(max_examples=40, deadline=None)
+@costly_examples(40, part=15)
 @given(
     words=st.lists(st.sampled_from([*WORDS, "title7", "absent"]), min_size=1, max_size=3),
     where=st.sampled_from(FILTERS),
@@ -69,7 +70,7 @@ def test_results_are_those_of_lancedb(text_world, words, where, limit, offset, c
     assert same(found.to_arrow(), wanted.to_arrow())
 
 
-@settings(max_examples=60, deadline=None)
+@costly_examples(60, part=15)
 @given(text=st.text(max_size=30))
 @example(text="copper'); --")
 def test_any_text_is_only_text(text_world, text) -> None:
@@ -104,7 +105,7 @@ TYPED = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=100, deadline=None)
+@costly_examples(100, part=20)
 @given(text=TYPED)
 @example(text='"copper bridge"')
 @example(text='""')
