@@ -1,10 +1,12 @@
 """Rows encoded in a thread: found and changed meanwhile, and never half done."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import lancedb
 import numpy as np
@@ -65,14 +67,22 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate.let_pass(1000)  # for a thread that a failed test has left
 
 
-@pytest.fixture
-def store(tmp_path) -> CompressedTable:
-    """A table in several fragments, all of them coded."""
-    store = create_table(lancedb.connect(tmp_path), "docs", rows_of(0, PART), config=CONFIG, key="id")
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a table in several fragments, all of them coded."""
+    folder: Path = tmp_path_factory.mktemp("template")
+    store = create_table(lancedb.connect(folder), "docs", rows_of(0, PART), config=CONFIG, key="id")
     for part in range(1, PARTS):
         store.add(rows_of(part * PART, (part + 1) * PART))
     store.train(TRAINING, progress=False)
-    return store
+    return folder
+
+
+@pytest.fixture
+def store(template: Path, tmp_path: Path) -> CompressedTable:
+    """A copy of the table."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    return open_table(lancedb.connect(tmp_path), "docs")
 
 
 def begun(store: CompressedTable) -> BackgroundEncoding:

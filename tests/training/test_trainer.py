@@ -49,8 +49,9 @@ def outcome(codec: Codec) -> tuple[bytes, TrainingReport]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"num_partitions": 4}, {"kind": "qinco"}, {"num_layers": 2}, {"network_dim": 6},
-        {"metric": "cosine"}, {"kind": "rq"},
+        {}, {"num_partitions": 4}, {"kind": "qinco"}, {"metric": "cosine"}, {"kind": "rq"},
+        pytest.param({"num_layers": 2}, marks=pytest.mark.slow),
+        pytest.param({"network_dim": 6}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_training_lowers_the_validation_error(changes: dict[str, object]) -> None:
