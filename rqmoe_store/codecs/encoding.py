@@ -83,8 +83,17 @@ class EncodingTables:
         return vectors[..., :dim] + vectors[..., dim:] @ self.subspace_WD.to(vectors.dtype)
 
 
-def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> EncodingTables:
-    """The encoding tables of a quantizer; `folded` is its `fold()`, outside the autograd graph."""
+def encoding_tables(
+    quantizer: ResidualQuantizer, folded: FoldedExperts | None, *, with_subspace: bool = True
+) -> EncodingTables:
+    """The encoding tables of a quantizer.
+
+    Args:
+        quantizer: the quantizer.
+        folded: its `fold()`, outside the autograd graph.
+        with_subspace: find the subspace of the deformations, which takes a decomposition. Without it,
+            candidates are widened to D, which takes little time for few of them.
+    """
     codebooks_MKD = quantizer.codebooks_MKD.detach()
     norms_MK = codebooks_MKD.square().sum(dim=2)
     if folded is None:
@@ -92,6 +101,9 @@ def encoding_tables(quantizer: ResidualQuantizer, folded: FoldedExperts | None) 
     contract_SGW = folded.contracting(slice(None))
     if folded.output_projection_WD is None:
         return EncodingTables(quantizer, codebooks_MKD, norms_MK, folded, contract_SGW, None)
+    if not with_subspace:
+        contract_SGD = contract_SGW @ folded.output_projection_WD
+        return EncodingTables(quantizer, codebooks_MKD, norms_MK, folded, contract_SGD, None)
     # With Q^T = O R, O orthonormal, g V Q = (g V R^T) O^T: the rows of O^T are a basis of the subspace.
     subspace_DW, mixing_WW = torch.linalg.qr(folded.output_projection_WD.T)
     tables = EncodingTables(

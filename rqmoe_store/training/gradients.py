@@ -154,7 +154,9 @@ class GradientComputation:
             mixture.expand_SLNHW,
             mixture.output_projection_WD,
         )
-        return encoding_tables(self.quantizer, folded.detached())
+        # A GPU takes longer for a decomposition than to widen the few candidates of the training encoder.
+        with_subspace = self.device.type == "cpu"
+        return encoding_tables(self.quantizer, folded.detached(), with_subspace=with_subspace)
 
     def _forward(self, batch_BD: Tensor, tables: EncodingTables) -> _Share:
         quantizer = _with_own_parameters(self.quantizer)

@@ -28,15 +28,22 @@ class Optimizer:
         decayed = {id(parameter) for parameter in experts}
         codewords = [parameter for parameter in quantizer.parameters() if id(parameter) not in decayed]
         self._parameters = [*codewords, *experts]  # by their place here, `tensors` names them
-        self._algorithms: list[torch.optim.AdamW] = []
-        for place, parameter in enumerate(self._parameters):
-            is_expert = place >= len(codewords)
-            group = {
-                "params": [parameter],
-                "weight_decay": settings.weight_decay if is_expert else 0.0,
-                "rate_factor": 1.0 if is_expert else _CODEWORD_RATE,
-            }
-            self._algorithms.append(torch.optim.AdamW([group], lr=settings.learning_rate, fused=True))
+        places = range(len(self._parameters))
+        # A GPU steps all parameters in a few launches, a CPU each of them on a core of its own.
+        self._shares = [[place] for place in places] if self.device.type == "cpu" else [list(places)]
+        self._algorithms = [self._algorithm(share, len(codewords), settings) for share in self._shares]
+
+    def _algorithm(self, share: list[int], num_codewords: int, settings: TrainConfig) -> torch.optim.AdamW:
+        """AdamW for the parameters at some places, of which the first ones are codewords."""
+        codewords = [self._parameters[place] for place in share if place < num_codewords]
+        experts = [self._parameters[place] for place in share if place >= num_codewords]
+        groups = [
+            {"params": codewords, "weight_decay": 0.0, "rate_factor": _CODEWORD_RATE},
+            {"params": experts, "weight_decay": settings.weight_decay, "rate_factor": 1.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=settings.learning_rate, fused=True
+        )
 
     def gradient_norm(self) -> Tensor:
         """Length of the gradient of all parameters together, on their device."""
@@ -58,19 +65,20 @@ class Optimizer:
         """
         factor = min(1.0, self.clip_norm / (gradient_norm + 1e-6))
         # The largest first, so that no core is left with one of them at the end.
-        sizes = [parameter.numel() for parameter in self._parameters]
-        order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
-        run_on_device(self.device, [functools.partial(self._step, place, rate, factor) for place in order])
+        sizes = [sum(self._parameters[place].numel() for place in share) for share in self._shares]
+        order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+        run_on_device(self.device, [functools.partial(self._step, index, rate, factor) for index in order])
 
-    def _step(self, place: int, rate: float, factor: float) -> None:
-        gradient, algorithm = self._parameters[place].grad, self._algorithms[place]
-        if gradient is None:
+    def _step(self, index: int, rate: float, factor: float) -> None:
+        gradients = [self._parameters[place].grad for place in self._shares[index]]
+        found = [gradient for gradient in gradients if gradient is not None]
+        if not found:
             return
         if factor < 1.0:
-            gradient.mul_(factor)
-        for group in algorithm.param_groups:
+            torch._foreach_mul_(found, factor)
+        for group in self._algorithms[index].param_groups:
             group["lr"] = rate * group["rate_factor"]
-        algorithm.step()
+        self._algorithms[index].step()
 
     def clear(self) -> None:
         """Forget all moments, as if training began."""
@@ -91,19 +99,20 @@ class Optimizer:
         """The state as named tensors."""
         return {
             f"{place}.{name}": value
-            for place, (parameter, algorithm) in enumerate(
-                zip(self._parameters, self._algorithms, strict=True)
-            )
-            for name, value in algorithm.state.get(parameter, {}).items()
+            for share, algorithm in zip(self._shares, self._algorithms, strict=True)
+            for place in share
+            for name, value in algorithm.state.get(self._parameters[place], {}).items()
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Load what `tensors` returned into an optimizer of the same parameters."""
-        for place, algorithm in enumerate(self._algorithms):
-            prefix = f"{place}."
-            state = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
-            algorithm.load_state_dict({**algorithm.state_dict(), "state": {0: state} if state else {}})
+        for share, algorithm in zip(self._shares, self._algorithms, strict=True):
+            state: dict[int, dict[str, Tensor]] = {}
+            for index, place in enumerate(share):  # by which torch numbers them
+                prefix = f"{place}."
+                named = {
+                    name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)
+                }
+                if named:
+                    state[index] = named
+            algorithm.load_state_dict({**algorithm.state_dict(), "state": state})

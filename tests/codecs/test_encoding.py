@@ -230,3 +230,20 @@ def test_exhaustive_chunks_shrink_with_the_work() -> None:
 def test_impossible_encoder_settings(choice: dict[str, int]) -> None:
     with pytest.raises(InvalidInputError):
         BATCHED.encode(ROWS, **choice)
+
+
+@pytest.mark.parametrize("shape", ["rqmoe, narrow, 2 layers", "qinco, narrow, partitions"])
+def test_codes_are_the_same_without_the_subspace_of_deformations(shape: str) -> None:
+    quantizer = stirred(small_config(**SHAPES[shape]))
+    folded = quantizer.fold()
+    with_it, without = (
+        encode_with_torch(
+            quantizer,
+            encoding_tables(quantizer, folded, with_subspace=with_subspace),
+            ROWS,
+            beam=2,
+            preselect=2,
+        )
+        for with_subspace in (True, False)
+    )
+    assert (with_it.codes == without.codes).all(axis=1).mean() > 0.95

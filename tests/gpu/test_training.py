@@ -48,6 +48,21 @@ def test_a_resumed_run_goes_on_where_it_stopped(gpu, tmp_path) -> None:
     assert trained("rqmoe", **settings).to_artifact().weights == whole.to_artifact().weights
 
 
+def test_a_step_decomposes_no_matrix(cuda, monkeypatch) -> None:
+    def refused(matrix: torch.Tensor) -> None:
+        raise AssertionError("a decomposition takes a GPU longer than the rest of a step")
+
+    train_step = TrainingLoop._train_step
+
+    def step(loop: TrainingLoop, share: float) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.linalg, "qr", refused)
+            train_step(loop, share)
+
+    monkeypatch.setattr(TrainingLoop, "_train_step", step)
+    trained("narrow, partitions", epochs=1)
+
+
 @pytest.mark.parametrize("shape", ["rqmoe", "narrow, partitions"])
 def test_a_step_waits_once_for_the_gpu(cuda, monkeypatch, shape: str) -> None:
     waits: list[dict[str, int]] = []
