@@ -71,7 +71,12 @@ def run_fresh(script: str, *arguments: object) -> str:
 
 @pytest.mark.parametrize(
     ("name", "rerank"),
-    [("refined", "refined"), ("refined_dot", "refined"), ("plain", "none"), ("pq", "decoded")],
+    [
+        ("refined", "refined"),
+        ("pq", "decoded"),
+        pytest.param("refined_dot", "refined", marks=pytest.mark.slow),
+        pytest.param("plain", "none", marks=pytest.mark.slow),
+    ],
 )
 def test_tables_are_searched_without_torch(database: Path, name: str, rerank: str) -> None:
     print(run_fresh(SEARCH, database, name, rerank))
