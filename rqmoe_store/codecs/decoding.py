@@ -1,12 +1,15 @@
 """Decoding: any number of codes in bounded memory. On a CPU, compiled loops decode in float32 and torch in
-bfloat16. On a GPU, small batches are decoded by CUDA graphs.
+bfloat16. On a GPU, a kernel decodes in bfloat16, and CUDA graphs the small batches of everything else.
 
 Shape legend: n codes, B codes of one chunk, M steps, D dimension.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor, full_precision
@@ -20,6 +23,10 @@ _CPU_BYTES, _GPU_BYTES = 2**24, 2**30
 """Memory for one chunk: about a CPU's last-level cache, a small part of a GPU's memory."""
 
 _MOST_ROWS = 2**16
+
+DecodeChunk = Callable[[Tensor, Tensor], Tensor | None]
+"""Function from codes (B, M), uint8, and partition ids (B,), int64, on a device to reconstructions (B, D), or
+None if these have to be computed in another way."""
 
 FEW_ROWS, MANY_ROWS = 32, 256
 """Codes that a CPU decodes at once in bfloat16, padded to that number: a default shortlist or a part of many.
@@ -38,6 +45,7 @@ def decode(
     sequential: bool = False,
     converted: FoldedExperts | None = None,
     graphed: GraphedDecoder | None = None,
+    fused: DecodeChunk | None = None,
     to_host: bool = False,
 ) -> Tensor:
     """Decode checked codes to reconstructions (n, D), float32, on the quantizer's device.
@@ -49,13 +57,14 @@ def decode(
         sequential: decode one step after the other, as the definition reads, instead of all at once.
         converted: its folded experts in another number format than float32, to compute in that.
         graphed: decodes the small batches; CUDA only.
+        fused: decodes batches of any size, in place of array operations and `graphed`.
         to_host: move the vectors to the CPU, chunk by chunk: they may take more memory than a GPU has.
     """
     if quantizer.codebooks_MKD.device.type == "cpu" and not sequential and converted is None:
         return torch.from_numpy(tables.compiled.decode(codes))
     folded = tables.folded if converted is None else converted
     return decode_with_torch(
-        quantizer, folded, codes, sequential=sequential, graphed=graphed, to_host=to_host
+        quantizer, folded, codes, sequential=sequential, graphed=graphed, fused=fused, to_host=to_host
     )
 
 
@@ -66,6 +75,7 @@ def decode_with_torch(
     *,
     sequential: bool = False,
     graphed: GraphedDecoder | None = None,
+    fused: DecodeChunk | None = None,
     rows: int | None = None,
     to_host: bool = False,
 ) -> Tensor:
@@ -73,6 +83,11 @@ def decode_with_torch(
 
     The number format of `folded` is that of matrix products.
     """
+    decode_otherwise: Callable[[Tensor, Tensor], Tensor] = functools.partial(quantizer.decode, folded=folded)
+    if sequential:
+        decode_otherwise = quantizer.decode_sequentially
+    elif graphed is not None:
+        decode_otherwise = graphed.decode
     device = quantizer.codebooks_MKD.device
     place = torch.device("cpu") if to_host else device
     decoded_nD = torch.empty(len(codes), quantizer.dim, device=place, dtype=torch.float32)
@@ -85,14 +100,11 @@ def decode_with_torch(
         codes_BM = as_tensor(codes.codes[start:stop]).to(device, non_blocking=True).long()
         partitions_B = as_tensor(codes.partitions[start:stop]).to(device, non_blocking=True).long()
         if is_padded:
-            codes_BM = functional.pad(codes_BM, (0, 0, 0, rows - len(codes_BM)))
-            partitions_B = functional.pad(partitions_B, (0, rows - len(partitions_B)))
-        if sequential:
-            decoded_BD = quantizer.decode_sequentially(codes_BM, partitions_B)
-        elif graphed is not None:
-            decoded_BD = graphed.decode(codes_BM, partitions_B)
-        else:
-            decoded_BD = quantizer.decode(codes_BM, partitions_B, folded)
+            codes_BM = pad(codes_BM, (0, 0, 0, rows - len(codes_BM)))
+            partitions_B = pad(partitions_B, (0, rows - len(partitions_B)))
+        decoded_BD = None if fused is None or sequential else fused(codes_BM.byte(), partitions_B)
+        if decoded_BD is None:
+            decoded_BD = decode_otherwise(codes_BM, partitions_B)
         decoded_nD[start:stop] = decoded_BD[: stop - start]
 
     if device.type == "cpu":

@@ -9,12 +9,20 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from rqmoe_store.errors import warn_caller
+
+Result = TypeVar("Result")
+
 _LEAST_CAPABILITY = 8, 0
 """Of the GPU: the first one with bfloat16 units."""
+
+
+_refused: set[str] = set()
+"""Kernels that could not be compiled or launched; they are not tried again."""
 
 
 @functools.cache
@@ -39,3 +47,29 @@ def kernel(*unspecialized: str) -> Callable[[Any], Any]:
         return triton.jit(function, do_not_specialize=list(unspecialized))
 
     return compiled
+
+
+def run_kernel(name: str, work: Callable[[], Result]) -> Result | None:
+    """What `work` computes by a kernel; None where the kernel cannot be compiled or launched.
+
+    The first time, there is a warning. Then it is not tried again in this process.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU ran out of memory.
+        RuntimeError: an error after which the GPU is of no use to this process.
+    """
+    if name in _refused:
+        return None
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton, its compilers and the driver each raise their own
+        if "CUDA error" in str(error):
+            raise
+        _refused.add(name)
+        warn_caller(
+            f"The kernel for the {name} cannot run here ({type(error).__name__}: {error}). Array operations "
+            "compute the same instead, more slowly. Another version of torch and Triton may help."
+        )
+        return None

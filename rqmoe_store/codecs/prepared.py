@@ -3,19 +3,23 @@
 Shape legend: n vectors, D dimension.
 """
 
+import functools
+import time
 from typing import Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rqmoe_store.codecs.additive_fit import fit_tables
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.decoding import MANY_ROWS, decode, decode_with_torch, graphed_decoder
+from rqmoe_store.codecs.decoding import MANY_ROWS, DecodeChunk, decode, decode_with_torch, graphed_decoder
 from rqmoe_store.codecs.device import Precision, as_tensor, has_bfloat16_units
 from rqmoe_store.codecs.encoding import encode_block, exact_tables
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.graphs import GraphedDecoder
+from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.parallel import run_parallel
 from rqmoe_store.codecs.precision import TRIAL_ROWS, PrecisionTrial, try_precisions
@@ -55,28 +59,47 @@ class PreparedQuantizer:
             sequential=sequential,
             converted=converted,
             graphed=self._graphed.get(precision),
+            fused=self._fused if precision == "bfloat16" else None,
             to_host=True,
         )
         return np.asarray(decoded_nD.numpy(), dtype=np.float32)
 
-    def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
-        """Compare decoding in both precisions; None where bfloat16 has nothing to gain, and on GPUs."""
-        device = self.quantizer.codebooks_MKD.device
-        if device.type != "cpu" or self._tables.folded is None or not len(codes):
+    @functools.cached_property
+    def _fused(self) -> DecodeChunk | None:
+        """Decodes in bfloat16 by a kernel; None where there is none for the device and the quantizer."""
+        exact, quantizer = self._tables.folded, self.quantizer
+        if exact is None or not has_kernels(quantizer.codebooks_MKD.device):
             return None
+        return run_kernel(_KERNEL, functools.partial(_fused_decoding, quantizer, exact))
+
+    def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
+        """Compare decoding in both precisions; None where bfloat16 has nothing to gain."""
+        device = self.quantizer.codebooks_MKD.device
+        if self._tables.folded is None or not len(codes):
+            return None
+        if device.type == "cuda":
+            return self._try_kernel(codes, error)
         if not has_bfloat16_units(device):
             return None
-
-        def decode_as(few: Codes, precision: Precision) -> Float32Array:
-            return self.decode(few, sequential=False, precision=precision)
 
         def measure() -> PrecisionTrial:
             many = codes[np.arange(MANY_ROWS) % len(codes)]
             folded = self._folded_in("bfloat16")
             batched_nD = decode_with_torch(self.quantizer, folded, many, rows=MANY_ROWS).numpy()
-            return try_precisions(decode_as, many[:TRIAL_ROWS], batched_nD[:TRIAL_ROWS], error)
+            return try_precisions(self._decode_as, many[:TRIAL_ROWS], batched_nD[:TRIAL_ROWS], error)
 
         return run_parallel([measure], one_core=True)[0]
+
+    def _try_kernel(self, codes: Codes, error: float) -> PrecisionTrial | None:
+        """Compare the kernel for bfloat16 with float32, on a GPU; None without the kernel."""
+        if self._fused is None:
+            return None
+        many = codes[np.arange(MANY_ROWS) % len(codes)]
+        batched_nD = self._decode_as(many, "bfloat16")[:TRIAL_ROWS]
+        return try_precisions(self._decode_as, many[:TRIAL_ROWS], batched_nD, error, time.perf_counter)
+
+    def _decode_as(self, codes: Codes, precision: Precision) -> Float32Array:
+        return self.decode(codes, sequential=False, precision=precision)
 
     def _folded_in(self, precision: Precision) -> FoldedExperts | None:
         """The experts in another number format than float32; None for those of the tables."""
@@ -84,6 +107,23 @@ class PreparedQuantizer:
             exact = self._tables.folded
             self._converted[precision] = None if exact is None else exact.to(torch.bfloat16)
         return self._converted[precision]
+
+
+_KERNEL = "decoding of codes"
+
+
+@torch.inference_mode()
+def _fused_decoding(quantizer: ResidualQuantizer, folded: FoldedExperts) -> DecodeChunk | None:
+    from rqmoe_store.codecs.decoding_kernel import FusedDecoder, supports
+
+    if not supports(quantizer):
+        return None
+    decoder = FusedDecoder(quantizer, folded)
+
+    def decode_chunk(codes_BM: Tensor, partitions_B: Tensor) -> Tensor | None:
+        return run_kernel(_KERNEL, lambda: decoder.decode(codes_BM, partitions_B))
+
+    return decode_chunk
 
 
 def quantizer_of(weights: QuantizerWeights) -> ResidualQuantizer:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.kernels import has_kernels
+from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS
 from rqmoe_store.codecs.parallel import run_chunks
 from rqmoe_store.search.device_copies import copy_of, device_of, upload, upload_codes
@@ -74,11 +74,16 @@ def nearest(
 
 
 def _scan_by_kernel(scorer: "Scorer", size: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Queries (H,), scores (H,) and positions (H,) of rows that include the best ones; None without room."""
-    from rqmoe_store.search.scan_kernel import scan_tiles
+    """Queries (H,), scores (H,) and positions (H,) of rows that include the best ones; None if the kernel has
+    no room, or does not run here."""
+
+    def scan_by_kernel() -> tuple[Tensor, Tensor, Tensor] | None:
+        from rqmoe_store.search.scan_kernel import scan_tiles
+
+        return scan_tiles(scorer, size)
 
     try:
-        return scan_tiles(scorer, size)
+        return run_kernel("scan", scan_by_kernel)
     except torch.OutOfMemoryError:
         return None
 

@@ -7,9 +7,9 @@ import pytest
 import small_codecs
 import torch
 import triton_kernels
-from small_codecs import SHAPES, small_config, stirred
+from small_codecs import SHAPES, as_codec, small_config, stirred
 
-from rqmoe_store.codecs import decoding_kernel
+from rqmoe_store.codecs import decoding_kernel, kernels, prepared
 from rqmoe_store.codecs.decoding_kernel import FusedDecoder, TileShape, supports
 
 SMALL_TILE = TileShape(rows=16, block=16, warps=1, stages=2)
@@ -63,6 +63,34 @@ def test_leaves_other_quantizers_to_array_operations(name) -> None:
 def test_leaves_more_experts_than_fit_a_product_to_array_operations() -> None:
     assert supports(stirred(small_config(kind="rqmoe", num_experts=16)))
     assert not supports(stirred(small_config(kind="rqmoe", num_experts=17)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU needs no pretending")
+def test_decode_uses_the_kernel_in_bfloat16_and_does_without_if_it_fails(monkeypatch) -> None:
+    monkeypatch.setattr(prepared, "has_kernels", lambda device: True)
+    monkeypatch.setattr(FusedDecoder.__init__, "__defaults__", (HALF, (SMALL_TILE, SMALL_TILE)))
+    monkeypatch.setattr(kernels, "_refused", set())
+    codec = as_codec(stirred(small_config(kind="rqmoe", num_partitions=3)))
+    codes = codec.encode(small_codecs.vectors(20))
+    decode, calls = FusedDecoder.decode, []
+
+    def counted(decoder, codes_BM, partitions_B):
+        calls.append(len(codes_BM))
+        return decode(decoder, codes_BM, partitions_B)
+
+    monkeypatch.setattr(FusedDecoder, "decode", counted)
+    exact = codec.decode(codes)
+    assert calls == [], "float32"
+    np.testing.assert_allclose(codec.decode(codes, precision="bfloat16"), exact, atol=1e-2)
+    assert calls
+
+    def fail(decoder, codes_BM, partitions_B):
+        raise ValueError("unsupported instruction")
+
+    monkeypatch.setattr(FusedDecoder, "decode", fail)
+    with pytest.warns(UserWarning, match="kernel for the decoding of codes cannot run"):
+        decoded = codec.decode(codes, precision="bfloat16")
+    np.testing.assert_allclose(decoded, exact, atol=5e-2)
 
 
 _COMPILE = """
