@@ -1,9 +1,10 @@
 """Precision of reranking: decoding in bfloat16 where that is measured to be faster and as good as float32.
 
-Processors that multiply bfloat16 matrices (AMX, AVX512-BF16) may take less time to decode in bfloat16. The
-first time that a process reranks with a codec, it decodes some codes of the codec's training vectors in both
-number formats. The decoded vectors decide whether bfloat16 may be used, the time whether it is. The choice
-holds for the rest of the process, so a query that is repeated there finds the same distances.
+Hardware that multiplies bfloat16 matrices (AMX, AVX512-BF16, and GPUs that run the kernel) may take less time
+to decode in bfloat16. The first time that a process reranks with a codec, it decodes some codes of the
+codec's training vectors in both number formats. The decoded vectors decide whether bfloat16 may be used, the
+time whether it is. The choice holds for the rest of the process, so a query that is repeated there finds the
+same distances.
 
 Shape legend: n codes, D dimension.
 """

@@ -344,6 +344,10 @@ def measure_decode(bench: Bench) -> None:
         steps_in_turn = bench.recorded(functools.partial(qinco.decode, codes_BM.long(), partitions_B, folded))
         rate = functools.partial(_microseconds, bench, steps_in_turn, rows)
         bench.attempt(f"decode.qinco.{rows}.us", rate)
+    quantizer = made_codec("rqmoe", dim, steps, hidden, bench.device).coder.quantizer  # type: ignore[attr-defined]
+    if has_kernels(bench.device):
+        tiles = functools.partial(_decoding_tiles, bench, quantizer, quantizer.fold().detached())
+        bench.attempt(f"decode.{dim}.tiles", tiles)
 
 
 def _microseconds(bench: Bench, work: Callable[[], object], rows: int) -> float:
@@ -351,8 +355,8 @@ def _microseconds(bench: Bench, work: Callable[[], object], rows: int) -> float:
 
 
 def _fused_decoding(bench: Bench, quantizer: Any, folded: Any) -> dict[str, Any]:
-    """The kernel's error, and microseconds a vector in large batches and of a shortlist, by tile."""
-    from rqmoe_store.codecs.decoding_kernel import NARROW_TILE, SPLIT_TILE, FusedDecoder, TileShape
+    """The kernel's error, and microseconds a vector in large batches and of a shortlist."""
+    from rqmoe_store.codecs.decoding_kernel import FusedDecoder
 
     decoder = FusedDecoder(quantizer, folded)
     steps, found = quantizer.num_steps, {}
@@ -368,18 +372,24 @@ def _fused_decoding(bench: Bench, quantizer: Any, folded: Any) -> dict[str, Any]
         work = functools.partial(decoder.decode, codes_BM, partitions_B)
         found[name] = _microseconds(bench, bench.recorded(work) if rows == SHORTLIST else work, rows)
         bench.note(f"decode.{quantizer.dim}.kernel.{name}", found[name])
-    if quantizer.dim > 128:
-        return found
-    codes_BM, partitions_B = _random_codes(bench, many, steps)
+    return found
+
+
+def _decoding_tiles(bench: Bench, quantizer: Any, folded: Any) -> dict[str, float]:
+    """Microseconds a vector by shape of tiles, of large batches and of a shortlist."""
+    from rqmoe_store.codecs.decoding_kernel import NARROW_TILE, SPLIT_TILE, FusedDecoder, TileShape
+
+    found = {}
     for shape in (TileShape(64, 64, 4, 3), TileShape(128, 64, 8, 2), TileShape(128, 32, 8, 3)):
         other = FusedDecoder(quantizer, folded, shapes=(shape, SPLIT_TILE._replace(block=shape.block)))
+        codes_BM, partitions_B = _random_codes(bench, bench.sizes.batch, quantizer.num_steps)
         work = functools.partial(other.decode, codes_BM, partitions_B)
-        found[f"tile {tuple(shape)}"] = _microseconds(bench, work, many)
-    codes_BM, partitions_B = _random_codes(bench, SHORTLIST, steps)
+        found[str(tuple(shape))] = _microseconds(bench, work, len(codes_BM))
     for shape in (TileShape(32, 64, 4, 3), TileShape(16, 64, 4, 3)):
         other = FusedDecoder(quantizer, folded, shapes=(NARROW_TILE, shape))
+        codes_BM, partitions_B = _random_codes(bench, SHORTLIST, quantizer.num_steps)
         launch = bench.recorded(functools.partial(other.decode, codes_BM, partitions_B))
-        found[f"shortlist, tile {tuple(shape)}"] = _microseconds(bench, launch, SHORTLIST)
+        found[f"shortlist, {tuple(shape)}"] = _microseconds(bench, launch, SHORTLIST)
     return found
 
 
@@ -406,7 +416,8 @@ def _nearest_of_shortlist(bench: Bench, codec: Codec, codes_NM: Any) -> float:
     codes_SM, partitions_S = _random_codes(bench, SHORTLIST, codes_NM.shape[1])
     query_D = torch.zeros(codec.dim, dtype=torch.float64, device=bench.device)
     query = torch.from_numpy(_random_vectors(codec.dim, 1)[0].astype(np.float64))
-    codes, places, distances = torch.from_numpy(codes_NM), torch.empty(0), torch.empty(0)
+    codes, query = (each.pin_memory() for each in (torch.from_numpy(codes_NM), query))
+    places, distances = torch.empty(0), torch.empty(0)
 
     def rank() -> None:
         nonlocal places, distances
