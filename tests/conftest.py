@@ -15,6 +15,19 @@ settings.load_profile("untimed")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Set before torch is imported: on tensors as small as the tests' a second thread only waits for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _interpret_kernels() -> None:
+    """Have Triton interpret kernels where there is no GPU to compile them for. It reads this when it is
+    imported, which torch does once a codec is first prepared for it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+_interpret_kernels()
+
 # Shells start what runs in the background with Ctrl-C ignored, which tests send themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

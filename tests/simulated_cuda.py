@@ -303,6 +303,7 @@ def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
         "current_device": devices.current_device,
         "device": devices.device,
         "is_bf16_supported": lambda including_emulation=True: True,
+        "get_device_capability": lambda device=None: (7, 5),  # too old for kernels, which cannot run here
         "mem_get_info": lambda device=None: (2**36, 2**37),
         "empty_cache": lambda: None,
         "Stream": Stream,

@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-
 pytest.importorskip("triton", reason="Triton is not installed; it has wheels for Linux only")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
