@@ -114,12 +114,8 @@ def encoding_tables(
 
 @torch.no_grad()
 def exact_tables(quantizer: ResidualQuantizer) -> EncodingTables:
-    """The encoding tables of a quantizer that stays as it is, computed in float64 and rounded to float32.
-
-    No setting of the caller changes float64. `torch.autocast` and `torch.set_float32_matmul_precision` have
-    float32 matrices multiplied in bfloat16, and codes would follow.
-    """
-    exact = copy.deepcopy(quantizer).double()
+    """The encoding tables of a quantizer that stays as it is, computed in float64 and rounded to float32."""
+    exact = _in_float64(quantizer)
     tables = encoding_tables(exact, exact.fold())
     if tables.folded is None or quantizer.mixture is None:
         return encoding_tables(quantizer, None)
@@ -143,20 +139,30 @@ def exact_tables(quantizer: ResidualQuantizer) -> EncodingTables:
     )
 
 
+def _in_float64(quantizer: ResidualQuantizer) -> ResidualQuantizer:
+    """A copy that computes in float64, which no setting of the caller changes.
+
+    `torch.autocast` and `torch.set_float32_matmul_precision` have float32 matrices multiplied in bfloat16,
+    and codes would follow.
+    """
+    return copy.deepcopy(quantizer).double()
+
+
 @torch.inference_mode()
 def _compiled_quantizer(tables: EncodingTables) -> CompiledQuantizer:
     """A quantizer on the CPU, as arrays; they share the memory of its weights where they can."""
     quantizer, folded = tables.quantizer, tables.folded
     num_steps, codebook_size, width = tables.codebooks_MKX.shape
-    components_MKE, narrow_XE = torch.empty(num_steps, codebook_size, 0), torch.empty(width, 0)
     partitions_P = torch.arange(max(1, quantizer.num_partitions))
-    conditions_PE = quantizer.initial_condition(partitions_P) if folded else torch.empty(len(partitions_P), 0)
+    components_MKE, narrow_XE = torch.empty(num_steps, codebook_size, 0), torch.empty(width, 0)
+    conditions_PE = torch.empty(len(partitions_P), 0)
     if folded is not None and quantizer.condition_follows_codewords:
-        exact = copy.deepcopy(quantizer).double()  # as in `exact_tables`
+        exact = _in_float64(quantizer)
         conditions_PE = exact.initial_condition(partitions_P)
         identity_XX = torch.eye(width, dtype=torch.float64)
         narrow_XE = exact.condition_increment(0, partitions_P, tables.inverse_transform(identity_XX))
     elif folded is not None:
+        conditions_PE = quantizer.initial_condition(partitions_P)
         indices_K = torch.arange(codebook_size)
         components_MKE = torch.stack(
             [quantizer.condition_increment(step, indices_K, None) for step in range(num_steps)]
