@@ -1,0 +1,1 @@
+"""Advice on how many bytes per vector a table needs: measured on a sample, estimated at its full size."""
