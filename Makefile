@@ -16,7 +16,7 @@ INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integratio
 LONGEST_FIRST := ray $(filter-out ray,$(INTEGRATIONS))
 # What runs at once is printed one after the other, by versions of make that can.
 WHOLE_OUTPUT := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-.PHONY: help demo docs test unit-tests test-gpu test-slow test-integrations test-slow-integrations $(INTEGRATIONS:%=test-%) $(INTEGRATIONS:%=test-slow-%) lint style types format async versions dist clean
+.PHONY: help demo docs benchmarks test unit-tests test-gpu test-slow test-integrations test-slow-integrations $(INTEGRATIONS:%=test-%) $(INTEGRATIONS:%=test-slow-%) lint style types format async versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
@@ -27,6 +27,7 @@ help:
 	@echo "                        (of one of them: make $(firstword $(INTEGRATIONS:%=test-%)))"
 	@echo "make test-slow-integrations  their slow tests"
 	@echo "make docs       build the documentation in site/; warnings are errors"
+	@echo "make benchmarks  make BENCHMARKS.md of the records of runs in docs/benchmarks"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff format and fix the code"
 	@echo "make versions   give the integrations the version of rqmoe_store/__init__.py"
@@ -72,6 +73,9 @@ $(INTEGRATIONS:%=test-%): test-%: integrations/%/.venv/.installed
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+benchmarks: $(VENV)/.installed-dev
+	$(BIN)/python docs/benchmarks/render.py
 
 lint: style types
 

@@ -3,8 +3,6 @@
 Reports replace the files that `--json` and `--plot` name, and codecs those in the folder of `--save`.
 """
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +14,8 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.terminal import names_in, numbers_in, require_writable, write_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rqmoe_store.codecs.base import Codec
     from rqmoe_store.codecs.vectors import Float32Array
     from rqmoe_store.evaluation.codec_results import BenchmarkReport
@@ -132,7 +132,7 @@ def bench_codec(
     _require_libraries(faiss=needs_faiss(names), plot=plot is not None)
     from rqmoe_store.evaluation.codec_benchmark import BenchmarkSettings, benchmark_codecs
     from rqmoe_store.evaluation.data import read_described, summary_of
-    from rqmoe_store.evaluation.tables import codec_done_line, print_report
+    from rqmoe_store.evaluation.tables import codec_done_line, codec_tables, print_tables
 
     console = Console(stderr=True)
     settings = BenchmarkSettings(
@@ -160,11 +160,11 @@ def bench_codec(
     def show(report: "BenchmarkReport") -> None:
         # The report is written after every codec, as a long run may not get to its end.
         console.print(codec_done_line(report.results[-1]), highlight=False, markup=False, soft_wrap=True)
-        _write_report(json_out, {"data": data, **report.to_dict()})
+        write_report(json_out, {"data": data, **report.to_dict()}, codec_tables(report))
 
     report = benchmark_codecs(vectors_ND, queries_QD, settings=settings, console=console, on_done=show)
     typer.echo(f"{summary}\n")
-    print_report(report)
+    print_tables(codec_tables(report))
     if plot is not None:
         from rqmoe_store.evaluation.plots import save_plot
 
@@ -323,20 +323,20 @@ def _run_search(
     json_out: Path | None,
 ) -> "SearchReport":
     from rqmoe_store.evaluation.search_benchmark import benchmark_search
-    from rqmoe_store.evaluation.tables import search_done_line
+    from rqmoe_store.evaluation.tables import search_done_line, search_tables
 
     def show(report: "SearchReport") -> None:
         # The report is written after every index, as a long run may not get to its end.
         console.print(search_done_line(report), highlight=False, markup=False, soft_wrap=True)
-        _write_report(json_out, {"data": data, **report.to_dict()})
+        write_report(json_out, {"data": data, **report.to_dict()}, search_tables(report))
 
     return benchmark_search(vectors_ND, queries_QD, settings=settings, console=console, on_done=show)
 
 
 def _show_search(report: "SearchReport", plot: Path | None) -> None:
-    from rqmoe_store.evaluation.tables import print_search_report
+    from rqmoe_store.evaluation.tables import print_tables, search_tables
 
-    print_search_report(report)
+    print_tables(search_tables(report))
     if plot is not None:
         from rqmoe_store.evaluation.plots import save_search_plot
 
@@ -376,6 +376,7 @@ def bench_latency(
     from rqmoe_store.evaluation.latency_benchmark import (
         LatencySettings,
         benchmark_latency,
+        latency_tables,
         print_latency_report,
     )
     from rqmoe_store.training.trainer import add_refine_codes
@@ -398,7 +399,7 @@ def bench_latency(
     report = benchmark_latency(
         vectors_ND, queries_QD, ours, settings, lambda part: console.print(part.capitalize(), highlight=False)
     )
-    _write_report(json_out, {"data": data, **report.to_dict()})
+    write_report(json_out, {"data": data, **report.to_dict()}, latency_tables(report))
     print_latency_report(report)
 
 
@@ -433,7 +434,12 @@ def bench_ingest(
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
     _require_libraries()
-    from rqmoe_store.evaluation.ingest_benchmark import IngestBenchmarkSettings, benchmark_ingest
+    from rqmoe_store.evaluation.ingest_benchmark import (
+        IngestBenchmarkSettings,
+        benchmark_ingest,
+        ingest_table,
+    )
+    from rqmoe_store.evaluation.tables import print_tables
 
     console = Console(stderr=True)
     _check_outputs(json_out, None)
@@ -453,8 +459,9 @@ def bench_ingest(
         encode=not raw,
     )
     report = benchmark_ingest(settings, console)
-    _write_report(json_out, report.to_dict())
-    typer.echo(str(report))
+    table = ingest_table(report)
+    write_report(json_out, report.to_dict(), [table])
+    print_tables([table])
 
 
 @bench_app.command("rows")
@@ -486,7 +493,8 @@ def bench_rows(
         raise InvalidInputError(
             f"Got --rows {rows} and --repeats {repeats}; expected at least {LEAST_ROWS:,} and 1."
         )
-    from rqmoe_store.evaluation.row_benchmark import benchmark_rows, print_row_report
+    from rqmoe_store.evaluation.row_benchmark import benchmark_rows, row_table
+    from rqmoe_store.evaluation.tables import print_tables
 
     console = Console(stderr=True)
 
@@ -499,8 +507,9 @@ def bench_rows(
     report = benchmark_rows(
         _codec(codec, dim, code_bytes, seed), rows=rows, repeats=repeats, seed=seed, on_done=show
     )
-    _write_report(json_out, report.to_dict())
-    print_row_report(report)
+    table = row_table(report)
+    write_report(json_out, report.to_dict(), [table])
+    print_tables([table])
 
 
 @bench_app.command("gpu")
@@ -575,7 +584,9 @@ def _require_folder(save: Path | None) -> None:
         raise InvalidInputError(f"Got --save {str(save)!r}, which is a file; expected a folder.")
 
 
-def _write_report(path: Path | None, report: dict[str, Any]) -> None:
-    """Write a report with the command that made it, if `--json` names a file."""
+def write_report(path: Path | None, report: dict[str, Any], tables: "list[Table]") -> None:
+    """Write the record of a run, if `--json` names a file: a report, and the tables that show it."""
+    from rqmoe_store.evaluation.records import run_record
+
     if path is not None:
-        write_json(path, {"command": shlex.join(["rqmoe", *sys.argv[1:]]), **report})
+        write_json(path, run_record(report, tables))

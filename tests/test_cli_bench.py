@@ -48,6 +48,7 @@ def fails(data: Path, *options: object) -> str:
 
 def test_prints_writes_and_draws(data, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/rqmoe", "bench", "codec", "--vectors", "my base.npy"])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     run = bench(data, "--codecs", "rq,opq", "--json", data / "out.json", "--plot", data / "out.png")
     assert run.exit_code == 0, run.output
     for heading in ("Distortion", "Recall", "Cost", "Speed", "1-R@100", "10-R@10", "Gaussian bound"):
@@ -60,6 +61,7 @@ def test_prints_writes_and_draws(data, monkeypatch) -> None:
         ("rq", 2),
         ("opq", 2),
     ]
+    assert written["tables"].keys() >= {"distortion", "recall", "cost"}
     assert written["command"] == "rqmoe bench codec --vectors 'my base.npy'"
     assert written["data"]["rows_held_out"] == 100
     assert written["settings"]["training"]["device"] == "cpu"

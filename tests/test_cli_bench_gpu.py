@@ -20,6 +20,7 @@ def test_prints_and_writes(tmp_path: Path) -> None:
     assert "| measured | aim | result |" in run.stdout and "machine.torch" in run.stderr
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["parts"] == {"machine": "done"} and written["machine.device"] == "cpu"
+    assert written.keys() >= {"command", "date", "machine", "columns", "rows"}
 
 
 def test_mistakes_are_found_before_measuring(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cli_bench, "_TRAINING_ROWS", 2_000)
     run = rows("--rows", 10_000, "--json", tmp_path / "out.json")
     assert run.exit_code == 0, run.output
-    assert "Row operations on 10,000 rows" in run.stdout and "merge_insert of new rows" in run.stdout
+    assert "Row operations: 10,000 rows" in run.stdout and "merge_insert of new rows" in run.stdout
     assert "update, 1 rows:" in run.stderr
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["settings"]["rows"] == 10_000 and written["settings"]["dim"] == 8

@@ -47,6 +47,7 @@ def fails(data: Path, *options: object, queries: bool = True) -> str:
 
 def test_prints_writes_and_draws(data, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/rqmoe", "bench", "search", "--queries", "my queries.npy"])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     outputs = ("--json", data / "out.json", "--plot", data / "out.png")
     run = search(data, "--vectors", data / "base.npy", "--systems", "ours,lancedb-ivf-pq", *outputs)
     assert run.exit_code == 0, run.output
@@ -55,6 +56,7 @@ def test_prints_writes_and_draws(data, monkeypatch) -> None:
     assert "600 vectors of dimension 16; 20 queries; metric l2." in run.stdout
     assert "lancedb-ivf-pq, 4 bytes: indexed in" in run.stderr
     written = json.loads((data / "out.json").read_text())
+    assert written["tables"].keys() >= {"search", "cost"}
     assert written["command"] == "rqmoe bench search --queries 'my queries.npy'"
     assert [index["system"] for index in written["indexes"]] == ["rq", "lancedb-ivf-pq"]
     assert written["data"]["rows_used"] == 600

@@ -1,9 +1,9 @@
-"""Draw docs/images/recall.svg, the picture of the README, from the tables of BENCHMARKS.md.
+"""Draw docs/images/recall.svg, the picture of the README, from the records that BENCHMARKS.md is made of.
 
     .venv/bin/python docs/images/recall.py
 
-Every point is a line of a table there, below the command that measured it. Needs matplotlib, from the extra
-`bench`.
+Every point is a row of a table, whose record has the command that measured it. Needs matplotlib, from the
+extra `bench`.
 """
 
 import json
@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-ROOT = Path(__file__).parents[2]
+RECORDS = Path(__file__).parents[1] / "benchmarks"
 PICTURE = Path(__file__).with_suffix(".svg")
 
 Points = dict[str, list[tuple[float, float]]]
@@ -44,34 +44,28 @@ LOOKS = {
 }
 
 
-def rows_under(heading: str, document: str) -> list[dict[str, str]]:
-    """The lines of the first table under a heading, by the names of its columns."""
-    text = document.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    lines = [
-        [cell.strip().strip("*") for cell in line.strip("| ").split("|")]
-        for line in re.findall(r"^\|.*\|$", text.replace("| |\n", "| - |\n"), re.MULTILINE)
+def rows_of(name: str, table: str | None = None) -> list[dict[str, str]]:
+    """The rows of a record's table, by the names of its columns, without what makes figures bold."""
+    record = json.loads((RECORDS / f"{name}.json").read_text())
+    found = record if table is None else record["tables"][table]
+    return [
+        dict(zip(found["columns"], (f"{cell}".strip("*") for cell in row), strict=True))
+        for row in found["rows"]
     ]
-    columns = lines[0]
-    rows = []
-    for cells in lines[2:]:
-        if len(cells) != len(columns):
-            break  # the next table
-        rows.append(dict(zip(columns, cells, strict=True)))
-    return rows
 
 
-def points(document: str) -> Points:
+def points() -> Points:
     """What the picture shows. Vectors have unit length, so that l2 and cosine find the same."""
     found: Points = {name: [] for name in LOOKS}
-    for row in rows_under("Refine codes, by all bytes", document):
+    for row in rows_of("refine-codes"):
         found["rqmoe-store, refine codes"].append((float(row["bytes"]), float(row["MiniLM"])))
-    for row in rows_under("Other libraries, by all their bytes", document):
+    for row in rows_of("libraries"):
         name, _, library = row["codec"].partition(" (")
         name = f"{library.rstrip(')')} {name}" if library else "binary and int8, Qdrant-style"
         if row["bytes, MiniLM"] != "-":
             found[name].append((float(row["bytes, MiniLM"]), float(row["10-R@10"])))
     total = 0.0
-    for row in rows_under("Searching", document):
+    for row in rows_of("searches", "searches"):
         kept = re.match(r"[\d,]+", row["total bytes per vector"])
         # Left out where it is that of the line above.
         total = float(kept[0].replace(",", "")) if kept else total
@@ -104,7 +98,7 @@ def draw(shown: Points) -> Figure:
 
 def main() -> None:
     """Write the picture, with the points that it shows as its description."""
-    shown = points((ROOT / "BENCHMARKS.md").read_text())
+    shown = points()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "recall"}):
         draw(shown).savefig(PICTURE, metadata={"Date": None, "Description": json.dumps(shown)})
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.records import Record, markdown_table, run_facts
 
 SECONDS = {"machine": 20, "scan": 100, "decode": 120, "shortlist": 40, "encode": 50, "train": 480}
 """Parts in their order, and most seconds of each."""
@@ -220,16 +221,22 @@ _ROWS = (
 
 def gpu_table(figures: Figures) -> str:
     """The figures as a table in Markdown; "not measured yet" where there is none."""
-    lines = ["| measured | aim | result | beside it |", "|---|---|---|---|"]
+    table = gpu_record(figures)
+    where = f"On {table['machine']}." if table["machine"] else "No GPU was at hand yet."
+    return "\n".join([where, "", markdown_table(table["columns"], table["rows"])])
+
+
+def gpu_record(figures: Figures) -> Record:
+    """The figures with the machine in words and the table that shows them."""
+    rows = []
     for row in _ROWS:
         beside = [f"{label} {_shown(figures[name])}" for label, name in row.beside if name in figures]
         result = _shown(figures[row.figure]) if row.figure in figures else "not measured yet"
-        lines.append(f"| {row.label} | {row.aim} | {result} | {', '.join(beside)} |")
-    machine = [
-        figures[f"machine.{name}"] for name in ("device", "torch", "cuda") if f"machine.{name}" in figures
-    ]
-    where = f"On {', '.join(map(str, machine))}." if machine else "No GPU was at hand yet."
-    return "\n".join([where, "", *lines])
+        rows.append([row.label, row.aim, result, ", ".join(beside)])
+    names = [("", "device"), ("torch ", "torch"), ("CUDA ", "cuda")]
+    known = [f"{word}{figures[f'machine.{name}']}" for word, name in names if f"machine.{name}" in figures]
+    table = {"columns": ["measured", "aim", "result", "beside it"], "rows": rows}
+    return {"machine": ", ".join(known), **table, **figures}
 
 
 def _shown(value: Any) -> str:
@@ -276,7 +283,7 @@ def run_and_write(settings: GPUSettings, path: Path | None) -> Figures:
 
     figures = benchmark_gpu(settings, show)
     if path is not None:
-        path.write_text(json.dumps(figures, indent=1))
+        path.write_text(json.dumps({**run_facts(), **gpu_record(figures)}, indent=1))
     return figures
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.table import Table
 
 from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.codecs.device import select_device
@@ -24,6 +25,7 @@ from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_measurement import require_disk
 from rqmoe_store.evaluation.machine import MemoryOverTime, describe_machine
+from rqmoe_store.evaluation.tables import table_of
 from rqmoe_store.ingestion.job import ingest
 from rqmoe_store.store.statistics import column_bytes, disk_bytes
 from rqmoe_store.tables import open_table
@@ -105,21 +107,24 @@ class IngestBenchmarkReport:
         """JSON-ready values."""
         return dataclasses.asdict(self) | {"share_of_encoding": self.share_of_encoding}
 
-    def __str__(self) -> str:
-        quarters = ", ".join(f"{size / 2**20:,.0f}" for size in self.memory_quarters)
-        before, after = self.encode_rows_per_second
-        return "\n".join(
-            [
-                f"{self.rows:,} rows of dimension {self.dim} from {self.parquet_bytes / 1e6:,.0f} MB of "
-                f"Parquet, with {self.codec} at {self.code_bytes} bytes: {self.seconds:,.1f} s",
-                f"rows/s              {self.rows_per_second:,.0f}",
-                f"rows/s of encoding  {before:,.0f} before, {after:,.0f} after (alone; ingesting reaches "
-                f"{self.share_of_encoding:.0%})",
-                f"memory, MiB         {quarters} (largest growth in each quarter of the time)",
-                f"disk, bytes/row     {self.disk_bytes_per_row:,.2f} beyond the user's columns "
-                f"({self.code_bytes} are the code)",
-            ]
-        )
+
+def ingest_table(report: IngestBenchmarkReport) -> Table:
+    """The results as a table for a terminal."""
+    shown = table_of(
+        f"Ingestion: {report.rows:,} rows of dimension {report.dim}",
+        "measured; result",
+        caption="Memory: the largest growth in each quarter of the time. On disk: beyond the user's columns.",
+    )
+    before, after = report.encode_rows_per_second
+    shown.add_row("codec", f"{report.codec}, {report.code_bytes} bytes")
+    shown.add_row("Parquet, MB", f"{report.parquet_bytes / 1e6:,.0f}")
+    shown.add_row("seconds", f"{report.seconds:,.1f}")
+    shown.add_row("rows/s", f"{report.rows_per_second:,.0f}")
+    shown.add_row("rows/s of encoding alone", f"{before:,.0f} before, {after:,.0f} after")
+    shown.add_row("share of encoding alone", f"{report.share_of_encoding:.0%}")
+    shown.add_row("memory, MiB", ", ".join(f"{size / 2**20:,.0f}" for size in report.memory_quarters))
+    shown.add_row("bytes per row on disk", f"{report.disk_bytes_per_row:,.2f}")
+    return shown
 
 
 def benchmark_ingest(settings: IngestBenchmarkSettings, console: Console) -> IngestBenchmarkReport:

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import IvfRq
 from lancedb.table import LanceTable
+from rich.table import Table
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.vectors import Float32Array
@@ -177,7 +178,14 @@ def benchmark_latency(
 
 
 def print_latency_report(report: LatencyReport) -> None:
-    """Print a table for each part to standard output."""
+    """Print a table for each part to standard output, and what was left out."""
+    print_tables(latency_tables(report))
+    for name in report.missing:
+        print(f"{name} is not installed, and was left out. To compare with it: pip install turbovec")
+
+
+def latency_tables(report: LatencyReport) -> list[Table]:
+    """A table for a terminal for each part."""
     tables = []
     for part in dict.fromkeys(each.part for each in report.results):
         table = table_of(part.capitalize(), "system; 10-recall@10; p50 ms; p99 ms; queries/s; times ours")
@@ -188,9 +196,7 @@ def print_latency_report(report: LatencyReport) -> None:
                 cells = map(format_optional, figures, forms)
                 table.add_row(each.system, f"{each.recall:.3f}", *cells, f"{each.ratio:.2f}")
         tables.append(table)
-    print_tables(tables)
-    for name in report.missing:
-        print(f"{name} is not installed, and was left out. To compare with it: pip install turbovec")
+    return tables
 
 
 Measure = Callable[[Mapping[str, Search], Float32Array, LatencySettings], list[LatencyResult]]

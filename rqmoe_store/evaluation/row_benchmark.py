@@ -15,6 +15,7 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import rich.table
 import torch
 from lancedb.db import DBConnection
 from lancedb.index import BTree
@@ -25,7 +26,7 @@ from rqmoe_store.evaluation.codec_measurement import require_disk
 from rqmoe_store.evaluation.machine import describe_machine
 from rqmoe_store.evaluation.search_measurement import ID, VECTOR
 from rqmoe_store.evaluation.search_scaling import create_random_table
-from rqmoe_store.evaluation.tables import print_tables, table_of
+from rqmoe_store.evaluation.tables import table_of
 
 FEW, MANY = 1, 1_000
 """Rows that an operation is about."""
@@ -313,10 +314,10 @@ def rows_of(ids_B: Ids) -> pa.RecordBatch:
     )
 
 
-def print_row_report(report: RowReport) -> None:
-    """Print the results as a table to standard output."""
+def row_table(report: RowReport) -> rich.table.Table:
+    """The results as a table for a terminal."""
     shown = table_of(
-        f"Row operations on {report.settings['rows']:,} rows",
+        f"Row operations: {report.settings['rows']:,} rows",
         "operation; rows; index; plain ms; with stable ids; compressed; times; times stable; encoding",
         caption=(
             "Median ms. Plain: a LanceDB table of the same columns without vectors; then one with stable "
@@ -335,4 +336,4 @@ def print_row_report(report: RowReport) -> None:
             f"{result.times_stable:.2f}",
             f"{result.encoding_ms:,.1f}" if result.encoding_ms else "-",
         )
-    print_tables([shown])
+    return shown

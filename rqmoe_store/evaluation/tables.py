@@ -29,11 +29,6 @@ _COST_NOTE = (
 )
 
 
-def print_report(report: BenchmarkReport) -> None:
-    """Print all tables to standard output."""
-    print_tables(list(_codec_tables(report)))
-
-
 def codec_done_line(result: CodecResult) -> str:
     """The key figures of a codec in one line."""
     training = "" if result.training_seconds is None else f", trained in {result.training_seconds:.0f} s"
@@ -43,11 +38,6 @@ def codec_done_line(result: CodecResult) -> str:
         f"{result.codec}, {result.code_bytes} bytes: {error}"
         f"10-recall@10 {result.recall.ten_recall_10:.3f}{training}"
     )
-
-
-def print_search_report(report: SearchReport) -> None:
-    """Print all tables that have rows, at least one, to standard output."""
-    print_tables([table for table in _search_tables(report) if table.row_count])
 
 
 def search_done_line(report: SearchReport) -> str:
@@ -105,14 +95,10 @@ def short(microseconds: float) -> str:
     return f"{microseconds:,.0f}" if microseconds >= 100 else f"{microseconds:.3g}"
 
 
-def _codec_tables(report: BenchmarkReport) -> Iterator[Table]:
-    yield _distortion(report)
-    yield _recall(report)
-    yield _cost(report)
-    if report.speed:
-        yield _speed(report)
-    if report.scaling:
-        yield _scaling(report)
+def codec_tables(report: BenchmarkReport) -> list[Table]:
+    """What `bench codec` shows."""
+    further = [*([_speed(report)] if report.speed else []), *([_scaling(report)] if report.scaling else [])]
+    return [_distortion(report), _recall(report), _cost(report), *further]
 
 
 def _distortion(report: BenchmarkReport) -> Table:
@@ -233,11 +219,10 @@ def _scaling(report: BenchmarkReport) -> Table:
     return shown
 
 
-def _search_tables(report: SearchReport) -> Iterator[Table]:
-    yield _searches(report)
-    yield _costs(report)
-    yield _scans(report)
-    yield _synthetic(report)
+def search_tables(report: SearchReport) -> list[Table]:
+    """What `bench search` shows: those tables that have rows, at least one."""
+    tables = [_searches(report), _costs(report), _scans(report), _synthetic(report)]
+    return [table for table in tables if table.row_count]
 
 
 def _searches(report: SearchReport) -> Table:

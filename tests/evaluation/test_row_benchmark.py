@@ -14,9 +14,10 @@ from rqmoe_store.evaluation.row_benchmark import (
     benchmark_rows,
     create_sides,
     operations,
-    print_row_report,
+    row_table,
     rows_of,
 )
+from rqmoe_store.evaluation.tables import print_tables
 from rqmoe_store.training.trainer import train
 
 DIM, ROWS = 8, 2_000
@@ -65,9 +66,9 @@ def test_a_report(codec, capsys, monkeypatch) -> None:
         assert each.plain_ms > 0 and each.compressed_ms > 0
         assert (each.encoding_ms > 0) == (each.operation == "add")
     assert json.loads(json.dumps(report.to_dict()))["results"][0]["operation"] == "add"
-    print_row_report(report)
+    print_tables([row_table(report)])
     output = capsys.readouterr().out
-    assert "Row operations on 2,000 rows" in output and "1,000" in output and "all" in output
+    assert "Row operations: 2,000 rows" in output and "1,000" in output and "all" in output
 
 
 def test_encoding_is_left_out() -> None:

@@ -10,11 +10,11 @@ from small_searches import small_search_report
 from rqmoe_store.evaluation.codec_results import CodecResult
 from rqmoe_store.evaluation.tables import (
     codec_done_line,
+    codec_tables,
     format_optional,
-    print_report,
-    print_search_report,
     print_tables,
     search_done_line,
+    search_tables,
     short,
     table_of,
 )
@@ -43,7 +43,7 @@ def test_tables_are_as_wide_as_they_need(capsys, monkeypatch) -> None:
 
 
 def printed(report, capsys) -> str:
-    print_report(report)
+    print_tables(codec_tables(report))
     return capsys.readouterr().out
 
 
@@ -142,7 +142,7 @@ def test_a_line_when_done() -> None:
 
 
 def shown(report, capsys) -> list[list[str]]:
-    print_search_report(report)
+    print_tables(search_tables(report))
     lines = capsys.readouterr().out.splitlines()
     return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] or [line.strip()] for line in lines]
 

@@ -1,0 +1,110 @@
+"""BENCHMARKS.md, made of a template and the records of runs."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.table import Table
+
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.records import machine_line, markdown_table, run_record
+
+ROOT = Path(__file__).parent.parent
+RENDER = runpy.run_path(str(ROOT / "docs/benchmarks/render.py"))
+
+RUN: dict[str, Any] = {
+    "command": "rqmoe bench rows --rows 10000",
+    "machine": "a laptop",
+    "date": "2026-11-27",
+    "columns": ["codec", "recall"],
+    "rows": [["rq", 0.12345], ["pq", None]],
+}
+
+
+def test_the_page_is_what_template_and_records_give() -> None:
+    template = RENDER["TEMPLATE"].read_text()
+    given = RENDER["document"](template, RENDER["records"](RENDER["TEMPLATE"].parent))
+    assert RENDER["DOCUMENT"].read_text() == given, "run: make benchmarks"
+
+
+def test_no_table_is_typed_into_the_template() -> None:
+    assert [line for line in RENDER["TEMPLATE"].read_text().splitlines() if line.startswith("|")] == []
+
+
+def test_a_table_is_shown_with_command_date_and_machine() -> None:
+    page = RENDER["document"]("# A\n\n<!-- command: run -->\n\n<!-- table: run -->\n", {"run": RUN})
+    assert page == (
+        "# A\n\n    rqmoe bench rows --rows 10000\n\n"
+        "| codec | recall |\n|---|---|\n| rq | 0.123 |\n| pq | - |\n\n*2026-11-27; a laptop.*\n"
+    )
+
+
+def test_a_record_may_have_several_commands_and_tables() -> None:
+    tables = {name: {"columns": [name], "rows": [[1_000]]} for name in ("one", "two")}
+    long = "rqmoe bench codec " + " ".join(f"--option-{place} value" for place in range(10))
+    run = {"command": ["rqmoe bench rows", long], "machine": "a laptop", "date": "now", "tables": tables}
+    page = RENDER["document"]("<!-- command: run -->\n<!-- table: run/two -->", {"run": run})
+    assert "| two |\n|---|\n| 1,000 |" in page and "| one |" not in page
+    lines = page.partition("|")[0].splitlines()
+    assert lines[0] == "    rqmoe bench rows" and max(map(len, lines)) <= 114
+    pasted = "\n".join(lines[1:]).replace("\\\n", "")
+    assert pasted.split() == long.split()
+
+
+def test_what_no_command_measures_says_who_did() -> None:
+    run = {**RUN, "command": None, "made_by": "a prototype"}
+    page = RENDER["document"]("<!-- table: run -->", {"run": run})
+    assert page.endswith("*Made by a prototype. 2026-11-27; a laptop.*")
+
+
+@pytest.mark.parametrize(
+    ("template", "change", "message"),
+    [
+        ("<!-- table: run -->", {}, "expected the lines <!-- command: run -->"),
+        ("<!-- command: run -->", {}, "expected the lines <!-- table: run -->"),
+        ("<!-- command: run -->\n<!-- table: other -->\n<!-- table: run -->", {}, "names no record"),
+        ("<!-- command: run -->\n<!-- table: run/best -->", {}, "Got the table 'best'"),
+        ("<!-- command: run -->\n<!-- table: run -->", {"tables": {"a": {}, "b": {}}}, "one of 'a', 'b'"),
+        ("<!-- command: run -->\n<!-- table: run -->", {"machine": ...}, "run.json has no machine"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(template: str, change: dict[str, Any], message: str) -> None:
+    run = {name: value for name, value in {**RUN, **change}.items() if value is not ...}
+    with pytest.raises(ValueError, match=message):
+        RENDER["document"](template, {"run": run})
+
+
+def test_rows_fit_their_columns() -> None:
+    with pytest.raises(InvalidInputError, match="a cell for each"):
+        markdown_table(["codec", "recall"], [["rq"]])
+
+
+def test_a_run_is_recorded_with_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/rqmoe", "bench", "rows", "--json", "my file.json"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    table = Table("codec", "encode\n64", title="Cost: time per vector")
+    table.add_row(r"\[mine]", "[bold]1.5[/bold]")
+    record = run_record({"machine": "a laptop", "found": 3}, [table])
+    assert record["command"] == "OMP_NUM_THREADS=1 rqmoe bench rows --json 'my file.json'"
+    assert record["tables"] == {"cost": {"columns": ["codec", "encode 64"], "rows": [["[mine]", "1.5"]]}}
+    assert record["found"] == 3 and len(record["date"]) == len("2026-11-27")
+    page = RENDER["document"]("<!-- command: run -->\n<!-- table: run -->", {"run": record})
+    assert "| [mine] | 1.5 |" in page
+
+
+def test_scripts_and_modules_are_recorded_as_they_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sys, "argv", ["docs/measure.py", "--fast"])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert run_record({}, [])["command"] == "python docs/measure.py --fast"
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", json.__spec__)
+    assert run_record({}, [])["command"] == "python -m json --fast"
+
+
+def test_machines_are_named_by_what_runs_the_work() -> None:
+    machine = {"gpu": None, "threads": 2, "cpu": "a processor", "versions": {"torch": "2.13"}}
+    assert machine_line(machine) == "2 threads on a processor, torch 2.13"
+    assert machine_line({**machine, "gpu": "a GPU"}).startswith("a GPU, 2 threads")
