@@ -112,7 +112,7 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable ".[demo,dev,bench,distributed]"
+	$(INSTALL) --editable ".[demo,dev,bench,distributed,report]"
 	@touch $@ $(VENV)/.installed-demo
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python

@@ -942,6 +942,13 @@ class AsyncCompressedTable:
         """Whether the newest codec still fits the rows that are added, in numbers and in words."""
         return await in_thread(lambda: self.blocking.health())
 
+    async def save_health_report(self, path: str | os.PathLike[str]) -> HealthReport:
+        """Write the health of this table as an HTML page with plots, and return it.
+
+        `CompressedTable.save_health_report` says what it takes, returns and raises.
+        """
+        return await in_thread(lambda: self.blocking.save_health_report(path))
+
     async def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""
         return await in_thread(lambda: self.blocking.stats())

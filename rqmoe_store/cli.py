@@ -17,7 +17,15 @@ from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS, TRANSFORM_KINDS, CodecConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.presets import preset
-from rqmoe_store.terminal import Commands, names_in, print_rows, print_trained, read_query, require_new_folder
+from rqmoe_store.terminal import (
+    Commands,
+    names_in,
+    print_rows,
+    print_trained,
+    read_query,
+    require_new_folder,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     from lancedb.db import DBConnection
@@ -369,16 +377,27 @@ def optimize(
 
 
 @app.command()
-def health(database: Database, table: TableName) -> None:
+def health(
+    database: Database,
+    table: TableName,
+    report_out: Annotated[
+        Path | None,
+        typer.Option("--report", help="File to write an HTML page with plots to, which loads nothing."),
+    ] = None,
+) -> None:
     """Check whether the codec of a table still fits the rows that are added.
 
-    Example: [bold]rqmoe health ./data docs[/bold]
+    Example: [bold]rqmoe health ./data docs --report health.html[/bold]
 
-    Exits with 1 when the table should be retrained.
+    Exits with 1 when the table should be retrained. --report needs the extra:
+    [bold]pip install "rqmoe-store\\[report]"[/bold]
     """
     from rqmoe_store.tables import open_table
 
-    report = open_table(connect(database), table).health()
+    if report_out is not None:
+        require_writable("--report", report_out)
+    store = open_table(connect(database), table)
+    report = store.health() if report_out is None else store.save_health_report(report_out)
     typer.echo(str(report))
     if report.needs_retraining:
         raise typer.Exit(1)

@@ -21,6 +21,7 @@ from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.exports import ExportReport, FormatName, export
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
+from rqmoe_store.pages.page import require_page, write_page
 from rqmoe_store.search.cached_columns import check_cache_columns
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
@@ -43,6 +44,7 @@ from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.health import HealthReport, measure_health
+from rqmoe_store.store.health_page import health_page, measure_table
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.reencoding import BackgroundEncoding
 from rqmoe_store.store.registry import GRACE
@@ -788,6 +790,27 @@ class CompressedTable(TranslatesErrors):
     def health(self) -> HealthReport:
         """Whether the newest codec still fits the rows that are added, in numbers and in words."""
         return self.handle.snapshots.read(lambda snapshot: measure_health(snapshot.table, snapshot.codecs))
+
+    def save_health_report(self, path: str | os.PathLike[str]) -> HealthReport:
+        """Write the health of this table as an HTML page with plots, and return it.
+
+        The page is one file that loads nothing: drift by commit, rows and errors by partition, size as the
+        table grows, and the commands that follow. Codes are read twice, and at most 8,192 rows decoded. Needs
+        the extra `report`. A file at `path` is replaced once the page is complete.
+
+        Args:
+            path: file in a folder that exists.
+
+        Raises:
+            InvalidInputError: no file can be written at `path`.
+            RQMoEError: the libraries of the extra `report` are not installed.
+        """
+        place, database = require_page(path), self.handle.newest().database.uri
+        measured = self.handle.snapshots.read(
+            lambda snapshot: measure_table(snapshot.table, snapshot.codecs, database)
+        )
+        write_page(health_page(measured), place)
+        return measured.report
 
     def stats(self) -> TableStats:
         """Rows, bytes and quality of this table, measured now."""

@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "config": {"errors"},
     "presets": {"errors", "config"},
     "codecs": GROUND - {"progress"},
+    "pages": {"errors", "codecs"},
     "progress": {"codecs"},
     "training": {*GROUND, "codecs"},
-    "store": {*GROUND, "codecs"},
+    "store": {*GROUND, "codecs", "pages"},
     # These four take an open table's handle, and know nothing of each other.
     "search": {*GROUND, "codecs", "store"},
     "ingestion": {*GROUND, "codecs", "store"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "exports": {*GROUND, "codecs", "store"},
     "lifecycle": {*GROUND, "codecs", "training", "store"},
     # The public table, and what is made with it.
-    "table": {*GROUND, "codecs", "store", "search", "verification", "exports", "lifecycle"},
+    "table": {*GROUND, "codecs", "pages", "store", "search", "verification", "exports", "lifecycle"},
     "threads": set(),
     "async_table": {
         *(*GROUND, "codecs", "store", "search", "verification", "exports", "lifecycle"),

@@ -99,6 +99,7 @@ def test_names_and_coroutines_are_those_of_lancedb() -> None:
         "train",
         "retrain",
         "health",
+        "save_health_report",
         "tune",
     }
     own |= {"verify", "export", "key", "set_key", "encode_in_background", "encoding", "is_due_for_training"}
@@ -151,6 +152,7 @@ CALLS = {
     "refresh": call(),
     "restore": call(2),
     "retrain": call(TRAINING, vectors=VECTORS, config=CONFIG, encode=False, progress=False),
+    "save_health_report": call("health.html"),
     "schema": call(),
     "search": call(VECTORS[:2], "vector", vector_column_name="vector"),
     "set_key": call("id"),

@@ -169,6 +169,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "export": {"path": "out.parquet", "overwrite": True, "progress": False},
     "optimize": {"progress": False, "training": TRAINING},
     "retrain": {"training": TRAINING, "vectors": VECTORS, "progress": False},
+    "save_health_report": {"path": "health.html"},
     "set_key": {"key": "id"},
     "train": {"training": TRAINING, "vectors": VECTORS, "progress": False},
     "tune": {"queries": VECTORS[:3] + 1, "progress": False},

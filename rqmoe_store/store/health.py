@@ -11,11 +11,12 @@ Shape legend: V vectors, S of them sampled, D components, P partitions.
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import lance
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.codes import Codes
@@ -25,6 +26,7 @@ from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.metadata import PREFIX, as_count, as_sum, json_object, readable_text, require_types
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.vector_arrays import read_vectors
 
 KEY = PREFIX + "drift"
 
@@ -41,6 +43,11 @@ _SAMPLED_ROWS = 128
 """Rows of every batch that are decoded to measure their error."""
 
 _SCAN_ROWS = 131_072
+
+_RECENT_VERSIONS = 200
+_DECODED_ROWS = 8_192
+"""Rows of a table that are decoded to measure errors by partition."""
+_READ_ROWS = 2_048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,7 +260,7 @@ class HealthReport:
         return worse or (self.balance is not None and self.balance > WORSE_BALANCE)
 
     def __str__(self) -> str:
-        lines = [self._verdict]
+        lines = [self.verdict]
         if self.error_ratio is not None:
             lines.append(
                 f"squared error: {self.added_mse:.4g} for {self.rows:,} rows added, {self.trained_mse:.4g} "
@@ -264,21 +271,28 @@ class HealthReport:
                 f"partitions: stability index {self.balance:.3f} against training "
                 f"(retrain above {WORSE_BALANCE})"
             )
+        return "\n".join([*lines, *self.notes])
+
+    @property
+    def notes(self) -> list[str]:
+        """Rows that the newest codec has not encoded, and rows that are missing in the figures, in words."""
+        notes = []
         if self.raw_rows:
-            lines.append(f"{self.raw_rows:,} rows have no code yet; optimize() encodes them")
+            notes.append(f"{self.raw_rows:,} rows have no code yet; optimize() encodes them")
         if self.older_rows:
-            lines.append(f"{self.older_rows:,} rows are of an older codec; optimize() encodes them again")
+            notes.append(f"{self.older_rows:,} rows are of an older codec; optimize() encodes them again")
         if self.unreadable:
-            lines.append(
+            notes.append(
                 f"{self.unreadable:,} notes on how rows fit cannot be read: these rows are missing here; "
                 "optimize() leaves such notes out for good"
             )
         elif not self.complete:
-            lines.append("old versions were removed before they were counted: some rows are missing here")
-        return "\n".join(lines)
+            notes.append("old versions were removed before they were counted: some rows are missing here")
+        return notes
 
     @property
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """Whether there is something to do, and what."""
         if self.trained_mse is None:
             return "no codec yet: rows are raw and searched exactly; train() makes one"
         if self.needs_retraining:
@@ -315,6 +329,99 @@ def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
         complete=drift.complete,
         unreadable=len(drift.unreadable),
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommitError:
+    """How well the newest codec fits the rows that one commit added."""
+
+    version: int
+    """The version that the commit made."""
+    rows: int
+    mse: float | None
+    """Mean squared error of a sample of them; None if none was sampled."""
+
+
+def recent_errors(dataset: lance.LanceDataset, codecs: TableCodec) -> list[CommitError]:
+    """Errors of the newest codec by commit, oldest first, of the newest 200 versions that are still there."""
+    fingerprint, found = codecs.generations[-1].metadata.fingerprint, list[CommitError]()
+    for age, transaction in enumerate(dataset.get_transactions(min(_RECENT_VERSIONS, int(dataset.version)))):
+        text = None if transaction is None else (transaction.transaction_properties or {}).get(KEY)
+        try:
+            sums = None if text is None else _parsed(text)
+        except (ValueError, TypeError):
+            continue  # the report counts it as unreadable
+        if sums is not None and sums.fingerprint == fingerprint:
+            found.append(CommitError(version=int(dataset.version) - age, rows=sums.rows, mse=sums.mse))
+    return found[::-1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PartitionHealth:
+    """Rows and errors of the newest codec by partition."""
+
+    trained_P: npt.NDArray[np.int64]
+    """Training vectors of a sample, at most 32,768."""
+    rows_P: npt.NDArray[np.int64]
+    """Rows of the table."""
+    sampled_P: npt.NDArray[np.int64]
+    """Rows whose error was measured."""
+    squared_error_P: npt.NDArray[np.float64]
+    """Sum of their squared errors."""
+    against: Literal["raw", "refined", "none"]
+    """What was compared: decoded vectors with the raw vectors that the table keeps, or, without those, codes
+    without refine codes with refined vectors. "none" if the table has neither: then nothing was measured."""
+
+    @property
+    def mse_P(self) -> npt.NDArray[np.float64]:
+        """Mean squared error by partition; NaN where no row was sampled."""
+        with np.errstate(invalid="ignore"):
+            return np.where(self.sampled_P > 0, self.squared_error_P, np.nan) / np.maximum(self.sampled_P, 1)
+
+
+def measure_partitions(table: LanceTable, codecs: TableCodec) -> PartitionHealth:
+    """Measure the newest codec of `table` by partition: reads all partition ids, decodes a sample of rows."""
+    assert codecs.newest is not None, "the table has a codec"
+    newest, columns = codecs.generations[-1].partitions, codecs.columns
+    kept = codecs.metadata.keep_vectors != "none"
+    refined = bool(codecs.generations[-1].metadata.refine_bytes)
+    against: Literal["raw", "refined", "none"] = "raw" if kept else "refined" if refined else "none"
+    sampled_P, error_P = np.zeros(codecs.num_partitions, np.int64), np.zeros(codecs.num_partitions)
+    rows = table.count_rows()
+    if rows and against != "none":
+        chosen = np.linspace(0, rows - 1, min(rows, _DECODED_ROWS)).astype(np.int64)
+        wanted = [*columns.names, columns.vector_column] if kept else list(columns.names)
+        for start in range(0, len(chosen), _READ_ROWS):
+            offsets = chosen[start : start + _READ_ROWS].tolist()
+            read = table.take_offsets(offsets).select(wanted).to_arrow()
+            partitions_V, errors_V = _row_errors(read, codecs, kept=kept)
+            sampled_P += np.bincount(partitions_V, minlength=codecs.num_partitions)
+            error_P += np.bincount(partitions_V, errors_V, minlength=codecs.num_partitions)
+    return PartitionHealth(
+        trained_P=np.bincount(codecs.newest.calibration.partitions, minlength=codecs.newest.num_partitions),
+        rows_P=partition_counts(table, columns, codecs)[newest],
+        sampled_P=sampled_P[newest],
+        squared_error_P=error_P[newest],
+        against=against,
+    )
+
+
+def _row_errors(
+    rows: pa.Table, codecs: TableCodec, *, kept: bool
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """Partitions and squared errors (V,) of the rows that have a code, and a raw vector if those are kept."""
+    columns = codecs.columns
+    if kept:
+        rows = rows.filter(rows[columns.vector_column].is_valid())
+    codes, valid_N = codecs.read(rows)
+    if not kept:
+        difference_VD = codecs.decode(codes).astype(np.float64) - codecs.decode(codes.unrefined)
+    else:
+        raw_ND, _ = read_vectors(
+            rows[columns.vector_column], dim=codecs.dim, metric=codecs.metric, first_row=0
+        )
+        difference_VD = raw_ND[valid_N].astype(np.float64) - codecs.decode(codes)
+    return codes.partitions, np.square(difference_VD).sum(axis=1)
 
 
 class DriftWatch:
