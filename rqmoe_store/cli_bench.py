@@ -523,6 +523,9 @@ def bench_gpu(
         str | None,
         typer.Option(metavar="FILE", help="A .npy file (rows, dim) to train on; made-up vectors without it."),
     ] = None,
+    train_minutes: Annotated[
+        float | None, typer.Option(help="Time for training, of all minutes; a fifth of them by default.")
+    ] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="Small sizes, to try all parts.")] = False,
     json_out: JsonOut = None,
 ) -> None:
@@ -537,7 +540,7 @@ def bench_gpu(
     from rqmoe_store.evaluation.gpu_benchmark import GPUSettings, gpu_table, run_and_write
 
     _check_outputs(json_out, None)
-    settings = GPUSettings(minutes, tuple(names_in(parts)), device, vectors, tiny)
+    settings = GPUSettings(minutes, tuple(names_in(parts)), device, vectors, train_minutes, tiny)
     typer.echo(gpu_table(run_and_write(settings, json_out)))
 
 

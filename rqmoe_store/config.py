@@ -200,6 +200,9 @@ class TrainConfig:
     which rounds more and is faster only on hardware that supports it; or "auto", which is bfloat16 on such
     hardware and float32 elsewhere. Weights and optimizer stay in float32, and the trained codec encodes in
     float32 in any case."""
+    cuda_graphs: bool = True
+    """Record the training step on a GPU as a CUDA graph, which is launched as a whole: several times as many
+    steps a second, with the same weights. Several processes do not record."""
     checkpoint_dir: str | os.PathLike[str] | None = None
     """Directory for checkpoints. With it, Ctrl-C returns the best codec so far, and the next run with the
     same settings continues where this one stopped, in any number of processes."""

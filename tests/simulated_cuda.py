@@ -3,7 +3,8 @@
 Each has its numbers in the CPU's memory and a note of its device. Functions of torch follow CUDA's rules:
 they refuse operands on several devices, and put results where the operands are. Numbers on a device are read
 only after a copy. What makes the host wait for a device is counted by the function of the package that does.
-A recorded graph is the list of calls, repeated with the same tensors.
+A recorded graph is the list of kernels, which run again on the same memory when it is replayed. Recording
+leaves all numbers as they were, and fails where it would wait for a device or read memory of the CPU.
 
 Times, the order of sums and overlapping streams are not simulated.
 """
@@ -21,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 PACKAGE = f"{Path(__file__).parents[1] / 'rqmoe_store'}/"
@@ -67,6 +69,10 @@ class Stream:
 
     device: torch.device
 
+    def __post_init__(self) -> None:
+        if self.device.index is None:
+            self.device = torch.device("cuda", CudaDevices.current().current_device())
+
     def wait_stream(self, other: "Stream") -> None:
         """Work is done as soon as it is launched."""
 
@@ -75,19 +81,58 @@ class Stream:
 
 
 class Graph:
-    """Stands for torch.cuda.CUDAGraph: the calls that were made while it was recorded."""
+    """Stands for torch.cuda.CUDAGraph: the kernels that were launched while it was recorded."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.kernels: list[tuple[Any, Any, Any, Any]] = []
 
     def replay(self) -> None:
-        """Make the calls again; results go to where they were."""
-        for func, args, kwargs, before in self.calls:
-            with torch._C.DisableTorchFunction():
-                after = _on_cpu(func, args, kwargs)
+        """Run the kernels again, with the same arguments; results go to where they were."""
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            for func, args, kwargs, before in self.kernels:
+                after = func(*args, **kwargs)
                 for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
+
+
+class _Kernels(TorchDispatchMode):
+    """Notes all kernels, those of backward passes too, and takes back what they change at the end."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._graph = graph
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        """Tensors that were there before, and their numbers then, by their memory."""
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            for each in self._written(func, args, kwargs):
+                memory = each.untyped_storage().data_ptr()
+                if memory not in self._made and memory not in self._before:
+                    numbers = each.untyped_storage().nbytes() // each.itemsize
+                    whole = each.detach().as_strided((numbers,), (1,), 0)
+                    self._before[memory] = whole, whole.clone()
+            result = func(*args, **kwargs)
+        given = {each.untyped_storage().data_ptr() for each in _tensors_in((args, kwargs))}
+        made = {each.untyped_storage().data_ptr() for each in _tensors_in(result)} - given
+        self._made |= made
+        self._graph.kernels.append((func, args, kwargs, result))
+        return result
+
+    @staticmethod
+    def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+        arguments = func._schema.arguments
+        values = {each.name: value for each, value in zip(arguments, args, strict=False)} | kwargs
+        is_written = {each.name for each in arguments if each.alias_info and each.alias_info.is_write}
+        return _tensors_in([value for name, value in values.items() if name in is_written])
+
+    def take_back(self) -> None:
+        """Give all tensors that were there before the numbers they had then."""
+        for whole, numbers in self._before.values():
+            whole.copy_(numbers)
 
 
 @dataclasses.dataclass
@@ -134,6 +179,8 @@ class CudaDevices:
         """Call a function of torch by the rules of CUDA."""
         if func is torch.device:
             return func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "pin_memory":
+            return args[0]
         tensors = _tensors_in((args, kwargs))
         if getattr(func, "__name__", "") == "view_as":  # the other one only has a shape
             tensors = tensors[:1]
@@ -156,11 +203,13 @@ class CudaDevices:
         result = _on_cpu(func, args, kwargs)
         if name in ("to", "cpu") and _place_of(args[0]) != target:
             result = result.clone()
-        result = self._placed(result, tensors, target)
-        if self._recording is not None and self._recording.thread == threading.get_ident():
-            assert target == self._recording.device, f"{name} was launched on {target} while another records"
-            self._recording.graph.calls.append((func, args, kwargs, result))
-        return result
+        if self._records_here() and _tensors_in(result):
+            on_device = self._recording.device  # type: ignore[union-attr]
+            assert target == on_device, f"{name} was launched on {target} while {on_device} records"
+        return self._placed(result, tensors, target)
+
+    def _records_here(self) -> bool:
+        return self._recording is not None and self._recording.thread == threading.get_ident()
 
     def _target(self, name: str, args: Any, kwargs: Any, devices: set[torch.device]) -> torch.device:
         """The device of a result."""
@@ -186,6 +235,8 @@ class CudaDevices:
             moves = target != origin if name in ("to", "cpu") else bool(others - {origin})
             masked = "item" in name and any(each.dtype == torch.bool for each in _tensors_in(args[1:2]))
             waits = (moves and blocking) or (masked and origin.type == "cuda")
+            if moves and self._records_here():
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if name == "tensor" and target.type == "cuda":
             waits = True
         if not waits:
@@ -237,11 +288,15 @@ class CudaDevices:
         device = torch.device("cuda", self.current_device())
         assert stream.device == device, "a graph records on the current device"
         self._recording = _Recording(graph, device, threading.get_ident(), capture_error_mode)
+        kernels = _Kernels(graph)
         try:
             self.while_recording()
-            yield
+            with kernels:
+                yield
         finally:
             self._recording = None
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                kernels.take_back()
         self.recorded += 1
 
 
@@ -292,6 +347,12 @@ def _module_to(module: nn.Module, device: Any) -> nn.Module:
     return module
 
 
+def _grouped(tensors: list[list[Tensor]], with_indices: bool = False) -> Any:
+    """Stands for torch's grouping of an optimizer's tensors, which are on one device and of one type."""
+    assert not with_indices
+    return {(_place_of(tensors[0][0]), tensors[0][0].dtype): (tensors, [])}
+
+
 @contextlib.contextmanager
 def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
     """CUDA devices, as long as the context lasts."""
@@ -317,6 +378,7 @@ def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
         for name, stand_in in stand_ins.items():
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(nn.Module, "to", _module_to)
+        patch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         patch.setattr("rqmoe_store.codecs.graphs._places", {})
         patch.setattr(CudaDevices, "_here", devices)
         with _Mode():

@@ -197,6 +197,11 @@ def as_tensor(array: npt.NDArray[Any]) -> "Tensor":
     return torch.from_numpy(native)
 
 
+def upload(tensor: "Tensor", device: "torch.device") -> "Tensor":
+    """A tensor of the CPU on a device. The host does not wait for a GPU, which copies from pinned memory."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def has_bfloat16_units(device: "torch.device") -> bool:
     """Whether the hardware multiplies bfloat16 matrices; elsewhere torch is far slower in bfloat16."""
     import torch

@@ -13,6 +13,7 @@ Shape legend: B batch, M steps, D dimension.
 import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,15 +68,25 @@ class _Place:
         with torch.cuda.device(device), self.recorded() as self._first:
             torch.zeros(1, device=device)
 
-    @contextlib.contextmanager
-    def recorded(self) -> Iterator[torch.cuda.CUDAGraph]:
+    def recorded(self) -> contextlib.AbstractContextManager[torch.cuda.CUDAGraph]:
         """Record what is launched in this context, on the device that is current."""
-        graph = torch.cuda.CUDAGraph()
-        with (
-            _one_recording,
-            torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"),
-        ):
-            yield graph
+        return recorded(self.stream, self._pool)
+
+
+@contextlib.contextmanager
+def recorded(stream: torch.cuda.Stream, pool: Any = None) -> Iterator[torch.cuda.CUDAGraph]:
+    """Record what is launched in this context, on the device that is current, without making it run.
+
+    Args:
+        stream: the stream that records, and is to run the recording.
+        pool: memory shared with other recordings; None for memory of its own.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with (
+        _one_recording,
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+    ):
+        yield graph
 
 
 _places: dict[torch.device, _Place] = {}

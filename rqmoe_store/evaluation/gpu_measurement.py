@@ -9,10 +9,12 @@ shortlist, X other rows.
 
 import dataclasses
 import functools
+import itertools
+import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,14 @@ from rqmoe_store.codecs.prepared import fit_coder
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import METRICS, CodecConfig, CodecKind, TrainConfig
+from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.search import tensor_scan
 from rqmoe_store.search.row_ids import RowIdMap
 from rqmoe_store.search.scan import scan
 from rqmoe_store.search.segments import Segment, Selection
+from rqmoe_store.training.initialize import Start, initialize, with_experts
+from rqmoe_store.training.loop import TrainingLoop
+from rqmoe_store.training.workers import Workers
 
 BATCH = 64
 """Queries that are scanned together."""
@@ -44,6 +50,11 @@ REFINED = 100
 """Rows of a shortlist that refine codes order."""
 
 _CODE_BYTES, _REFINE_BYTES = 16, 48
+_TRAINED = CodecConfig(code_bytes=8, num_partitions=0)
+_START_ROWS = 8_192
+"""Vectors for codebooks from which steps are timed."""
+_COMPARED_STEPS = 12
+"""Steps after which weights are compared, of which most are recorded ones."""
 _POOL_ROWS = 2**20
 """Rows with a refine code of their own; others share them."""
 
@@ -451,7 +462,7 @@ def measure_encode(bench: Bench) -> None:
 
 
 def measure_train(bench: Bench) -> None:
-    """The error after some minutes of training, beside plain RQ's, and steps a second."""
+    """Steps a second, and the error after some minutes of training, beside plain RQ's."""
     from rqmoe_store.training.trainer import train
 
     if bench.vectors is None:
@@ -460,16 +471,16 @@ def measure_train(bench: Bench) -> None:
         vectors_ND = np.load(bench.vectors, allow_pickle=False).astype(np.float32)
     held = min(5_000, len(vectors_ND) // 10)
     bench.note("train.vectors", f"{bench.vectors or 'made up'} {vectors_ND.shape}")
+    bench.attempt("train.steps", functools.partial(_measure_steps, bench, vectors_ND[:-held]))
     settings = TrainConfig(
         max_minutes=bench.train_seconds / 60, device=str(bench.device), seed=0, progress=False
     )
 
     def timed() -> dict[str, float]:
-        config = CodecConfig(code_bytes=8, num_partitions=0)
         report = train(
-            vectors_ND[:-held], config=config, training=settings, validation=vectors_ND[-held:]
+            vectors_ND[:-held], config=_TRAINED, training=settings, validation=vectors_ND[-held:]
         ).report
-        steps = report.epochs * report.rows / settings.batch_size
+        steps = report.epochs * math.ceil(report.rows / settings.batch_size)
         return {
             "times_rq": round(report.validation_mse / report.rq_validation_mse, 4),
             "epochs": round(report.epochs, 1),
@@ -478,6 +489,54 @@ def measure_train(bench: Bench) -> None:
         }
 
     bench.attempt("train", timed)
+
+
+def _measure_steps(bench: Bench, vectors_ND: Float32Array) -> dict[str, float]:
+    """Note training steps a second, recorded as a CUDA graph and launched kernel by kernel; returns the
+    kernels of a step, their time, and the largest difference between weights that both ways moved."""
+    vectors_nD = torch.from_numpy(vectors_ND).to(bench.device)
+    config = _TRAINED.resolve(dim=vectors_nD.shape[1], rows=len(vectors_nD))
+    progress, weights = TrainingProgress(visible=False), list[Tensor]()
+    found: dict[str, float] = {}
+    plain = initialize(vectors_nD, config, seed=0, progress=progress, most_rows=_START_ROWS)
+    for way in ("recorded", "launched"):
+        normalized_nD, quantizer = plain.normalize(vectors_nD), with_experts(plain, config, seed=0)
+        loop = TrainingLoop(
+            Start(quantizer, rq_prefix_mse=(1.0,), rq_mse=1.0, mixing=True),
+            normalized_nD,
+            normalized_nD[:_START_ROWS],
+            TrainConfig(device=str(bench.device), cuda_graphs=way == "recorded", progress=False),
+            started=time.monotonic(),
+            workers=Workers(bench.device),
+            progress=progress,
+        )
+        step = functools.partial(_step_once, loop, itertools.count())
+        for _ in range(_COMPARED_STEPS):
+            step()
+        weights.append(torch.cat([each.detach().flatten() for each in quantizer.parameters()]))
+        bench.note(f"train.{way}.steps_per_s", round(1 / bench.seconds(step, repeats=200), 1))
+        found |= {f"{way}.{figure}": value for figure, value in _kernels_of(bench, step).items()}
+        found[f"{way}.recordings"] = loop.training_step.num_recordings
+    return {**found, "largest_difference": float((weights[0] - weights[1]).abs().max())}
+
+
+def _step_once(loop: TrainingLoop, numbers: Iterator[int]) -> None:
+    number = next(numbers)
+    outcome_2 = loop.training_step.launch(loop.batches.at(number), 1e-3)
+    loop.batches.prepare(number + 1)
+    outcome_2.tolist()
+
+
+def _kernels_of(bench: Bench, work: Callable[[], object]) -> dict[str, float]:
+    """Kernels and copies that `work` runs on the GPU, and milliseconds that they take together."""
+    if bench.device.type != "cuda":
+        return {}
+    with torch.profiler.profile() as profile:
+        work()
+        bench.wait()
+    on_gpu = [event for event in profile.events() if event.device_type.name == "CUDA"]
+    busy = sum(event.time_range.elapsed_us() for event in on_gpu)
+    return {"kernels": len(on_gpu), "busy_ms": round(busy / 1e3, 2)}
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

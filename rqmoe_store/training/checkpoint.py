@@ -19,7 +19,7 @@ from rqmoe_store.errors import ArtifactError
 CHECKPOINT_FILE = "training.safetensors"
 _STATE_KEY = "state"
 _DIGEST_KEY = "sha256"
-_MAY_CHANGE = {"checkpoint_dir", "checkpoint_minutes", "progress", "device"}
+_MAY_CHANGE = {"checkpoint_dir", "checkpoint_minutes", "progress", "device", "cuda_graphs"}
 
 
 @dataclasses.dataclass(frozen=True)

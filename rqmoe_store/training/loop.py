@@ -30,6 +30,7 @@ from rqmoe_store.training.initialize import Start
 from rqmoe_store.training.loss import TrainingLoss, quick_mse
 from rqmoe_store.training.optimizer import Optimizer
 from rqmoe_store.training.sampler import Batches, derived_seed
+from rqmoe_store.training.step import TrainingStep
 from rqmoe_store.training.workers import Workers
 
 _DEFAULT_EPOCHS = 30
@@ -165,14 +166,15 @@ class TrainingLoop:
         self.schedule = Schedule(
             settings, steps_per_epoch=self.batches.per_epoch, started=started, reserved=reserved
         )
-        self.parameters = list(self.quantizer.parameters())
         self.optimizer = Optimizer(self.quantizer, settings)
         loss_of = TrainingLoss(
             training_nD, self.quantizer.config.metric, seed=settings.seed, sum_=workers.sum_
         )
         self.gradients = GradientComputation(self.quantizer, loss_of, settings.precision)
-        shape = (self.quantizer.num_steps, self.quantizer.codebook_size)
-        self.usage_MK = torch.zeros(shape, dtype=torch.long, device=training_nD.device)
+        self.training_step = TrainingStep(
+            self.quantizer, self.gradients, self.optimizer, workers, record=settings.cuda_graphs
+        )
+        self.usage_MK = self.training_step.usage_MK
         self.square_unit = float(self.quantizer.scale) ** 2
         self.utilisation: float | None = None
         self.step = self.recoveries = 0
@@ -216,22 +218,17 @@ class TrainingLoop:
         return decision.interrupted or decision.share >= 1 or out_of_patience
 
     def _train_step(self, share: float) -> None:
-        (batch_BD,) = run_on_device(self.workers.device, [functools.partial(self.batches.at, self.step)])
-        own_BD = self.workers.slice_of(batch_BD)
-        gradient = self.gradients.of_batch(own_BD)
-        for parameter, own in zip(self.parameters, gradient.of_parameters, strict=True):
-            parameter.grad = own
-        share_of_batch = len(own_BD) / len(batch_BD)
-        loss = self.workers.average_gradients(self.parameters, gradient.loss, share_of_batch)
-        self._count_codes(gradient.codes_BM)
+        device = self.workers.device
+        (batch_BD,) = run_on_device(device, [functools.partial(self.batches.at, self.step)])
+        outcome_2 = self.training_step.launch(batch_BD, self.schedule.learning_rate(share))
+        if device.type != "cpu":
+            self.batches.prepare(self.step + 1)
         # The only numbers of a step that are read: a GPU is waited for once.
-        self.loss, norm = torch.stack([loss, self.optimizer.gradient_norm()]).tolist()
+        self.loss, norm = outcome_2.tolist()
         if not math.isfinite(self.loss):
             self._roll_back(f"training loss became {self.loss}")
         elif not math.isfinite(norm):
             self._roll_back(f"norm of the gradient became {norm}")
-        else:
-            self.optimizer.step(self.schedule.learning_rate(share), gradient_norm=norm)
 
     def _roll_back(self, problem: str) -> None:
         """Return to the best weights after a failed step, and continue at half the learning rate."""
@@ -243,7 +240,7 @@ class TrainingLoop:
         self.recoveries += 1
         self.schedule.rate_factor /= 2
         self.quantizer.load_state_dict(self.best.weights)
-        self.optimizer.clear()
+        self.training_step.clear()
         if self.workers.is_main:
             warn_caller(
                 f"The {problem} at step {self.step}; went back to the weights of step {self.best.step}, "
@@ -279,14 +276,6 @@ class TrainingLoop:
         self.newest_mse = self.workers.broadcast_json(quick_mse(self.quantizer, self.validation_nD))
         self.best.offer(self.quantizer, self.newest_mse, self.step)
 
-    def _count_codes(self, codes_BM: Tensor) -> None:
-        numbers_BM = codes_BM + self.usage_MK.shape[1] * torch.arange(
-            len(self.usage_MK), device=codes_BM.device
-        )
-        # torch.bincount would wait for a GPU.
-        numbers_X = numbers_BM.flatten()
-        self.usage_MK.view(-1).index_add_(0, numbers_X, torch.ones_like(numbers_X))
-
     def snapshot(self, identity: dict[str, Any]) -> Checkpoint:
         """The state of the run, from which `restore` continues."""
         groups = {
@@ -310,7 +299,7 @@ class TrainingLoop:
         counters = checkpoint.counters
         self.best.restore(counters, checkpoint.group("best"))
         self.schedule.restore(counters)
-        self.optimizer.restore(checkpoint.group("optimizer"))
+        self.training_step.restore(checkpoint.group("optimizer"))
         if self.workers.is_main:  # the counts are the sum over all processes, which will be summed again
             self.usage_MK.copy_(checkpoint.group("usage")["counts"])
         for name in _COUNTERS:

@@ -188,7 +188,10 @@ def mixed_precision(device: torch.device, precision: TrainingPrecision) -> Abstr
     """A context in which torch multiplies matrices in `precision`: autocast for bfloat16, else none."""
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16_units(device) else "float32"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    if precision != "bfloat16":
+        return nullcontext()
+    # A cache would keep converted weights from one step to the next, and from a recording to the steps after.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def prefix_mse(

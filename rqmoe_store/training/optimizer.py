@@ -41,9 +41,17 @@ class Optimizer:
             {"params": codewords, "weight_decay": 0.0, "rate_factor": _CODEWORD_RATE},
             {"params": experts, "weight_decay": settings.weight_decay, "rate_factor": 1.0},
         ]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=settings.learning_rate, fused=True
+        on_gpu = self.device.type != "cpu"
+        algorithm = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.learning_rate,
+            fused=True,
+            capturable=on_gpu,
         )
+        if on_gpu:  # a recorded step reads the rates that `set_rate` writes
+            for group in algorithm.param_groups:
+                group["lr"] = torch.zeros((), dtype=torch.float32, device=self.device)
+        return algorithm
 
     def gradient_norm(self) -> Tensor:
         """Length of the gradient of all parameters together, on their device."""
@@ -56,29 +64,42 @@ class Optimizer:
         length: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return length
 
-    def step(self, rate: float, *, gradient_norm: float) -> None:
+    def set_rate(self, rate: float) -> None:
+        """Set the experts' learning rate. That of codewords is a multiple of it."""
+        for algorithm in self._algorithms:
+            for group in algorithm.param_groups:
+                group_rate = rate * group["rate_factor"]
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(group_rate)
+                else:
+                    group["lr"] = group_rate
+
+    def step(self, gradient_norm: Tensor, failed: Tensor) -> None:
         """Move the parameters against their gradients, which are scaled down to `clip_norm`.
 
+        Nothing waits for the device.
+
         Args:
-            rate: the experts' learning rate. That of codewords is a multiple of it.
-            gradient_norm: the number that `gradient_norm` returns.
+            gradient_norm: what `gradient_norm` returns.
+            failed: 1 to leave parameters and moments as they are, else 0.
         """
-        factor = min(1.0, self.clip_norm / (gradient_norm + 1e-6))
+        # In double precision, as it would be computed from numbers that were read.
+        factor = (self.clip_norm / (gradient_norm.double() + 1e-6)).clamp_max(1.0).float()
         # The largest first, so that no core is left with one of them at the end.
         sizes = [sum(self._parameters[place].numel() for place in share) for share in self._shares]
         order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
-        run_on_device(self.device, [functools.partial(self._step, index, rate, factor) for index in order])
+        run_on_device(self.device, [functools.partial(self._step, index, factor, failed) for index in order])
 
-    def _step(self, index: int, rate: float, factor: float) -> None:
+    def _step(self, index: int, factor: Tensor, failed: Tensor) -> None:
         gradients = [self._parameters[place].grad for place in self._shares[index]]
         found = [gradient for gradient in gradients if gradient is not None]
         if not found:
             return
-        if factor < 1.0:
+        if self.device.type != "cpu" or factor < 1.0:
             torch._foreach_mul_(found, factor)
-        for group in self._algorithms[index].param_groups:
-            group["lr"] = rate * group["rate_factor"]
-        self._algorithms[index].step()
+        algorithm = self._algorithms[index]
+        algorithm.found_inf = failed  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it
+        algorithm.step()
 
     def clear(self) -> None:
         """Forget all moments, as if training began."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rqmoe_store.codecs.device import upload
 from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
@@ -240,9 +241,19 @@ class Batches:
         self.vectors_nD, self.size, self.seed, self.mixing = vectors_nD, size, seed, mixing
         self.per_epoch = math.ceil(len(vectors_nD) / size)
         self._order: tuple[int, Tensor] | None = None  # an epoch and its order of the vectors
+        self._prepared: tuple[int, Tensor] | None = None  # a step and its batch
+
+    def prepare(self, step: int) -> None:
+        """Draw the batch of a step before it is asked for, such as while a GPU computes the step before."""
+        self._prepared = step, self._drawn(step)
 
     def at(self, step: int) -> Tensor:
         """The batch (B, D) of a step; with `mixing`, each vector is mixed with a random partner."""
+        if self._prepared is not None and self._prepared[0] == step:
+            return self._prepared[1]
+        return self._drawn(step)
+
+    def _drawn(self, step: int) -> Tensor:
         epoch, position = divmod(step, self.per_epoch)
         order_n = self._order_of(epoch)
         rows_B = order_n[position * self.size : (position + 1) * self.size]
@@ -251,14 +262,14 @@ class Batches:
             return batch_BD
         generator = torch.Generator().manual_seed(derived_seed(self.seed, f"mixtures of step {step}"))
         partners_B = _random_rows(len(self.vectors_nD), len(rows_B), generator)
-        partners_BD = self.vectors_nD[partners_B.to(rows_B.device, non_blocking=True)]
+        partners_BD = self.vectors_nD[upload(partners_B, rows_B.device)]
         # Normalized vectors have mean zero.
         return mixed(batch_BD, partners_BD, torch.zeros_like(batch_BD[0]), generator=generator)
 
     def _order_of(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, f"order of epoch {epoch}"))
-            self._order = epoch, random_order(len(self.vectors_nD), generator).to(self.vectors_nD.device)
+            self._order = epoch, upload(random_order(len(self.vectors_nD), generator), self.vectors_nD.device)
         return self._order[1]
 
 
@@ -270,7 +281,7 @@ def mixed(vectors_BD: Tensor, partners_BD: Tensor, mean_D: Tensor, *, generator:
     lower the error on unseen vectors, whereas more passes over the same vectors raise it.
     """
     random_B1 = torch.rand(len(vectors_BD), 1, generator=generator, device="cpu")
-    share_B1 = random_B1.to(vectors_BD.device, non_blocking=True) * MAX_SHARE
+    share_B1 = upload(random_B1, vectors_BD.device) * MAX_SHARE
     own_B1 = (1 - share_B1.square()).sqrt()
     return mean_D + own_B1 * (vectors_BD - mean_D) + share_B1 * (partners_BD - mean_D)
 

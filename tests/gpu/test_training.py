@@ -1,20 +1,26 @@
 """Training on a GPU: the same weights again for a seed, few waits, bounded memory."""
 
 import collections
+import contextlib
+import time
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_codecs import DIM, curved
+from small_codecs import DIM, curved, small_config, untrained
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.grouped_sums import GroupedSums
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.progress import TrainingProgress
 from rqmoe_store.training import initialize as initialization
+from rqmoe_store.training.initialize import Start
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.trainer import train
+from rqmoe_store.training.workers import LaunchedWorkers, Workers
 
 ROWS = curved(600)
 KINDS: dict[str, dict[str, Any]] = {
@@ -30,6 +36,140 @@ def trained(shape: str, device: str = "cuda", **settings: Any) -> Codec:
     defaults = {"epochs": 3, "batch_size": 128, "precision": "float32"}
     training = TrainConfig(**{**defaults, **settings}, device=device, progress=False)  # type: ignore[arg-type]
     return train(ROWS, config=CodecConfig(**config), training=training)
+
+
+def loop_of(
+    shape: str, *, mixing: bool = False, workers: Workers | None = None, **settings: Any
+) -> TrainingLoop:
+    """A loop of batches of 128, 128 and 44 vectors."""
+    device = torch.device("cuda:0")
+    quantizer = untrained(small_config(**KINDS[shape])).to(device).requires_grad_(True)
+    rows = quantizer.normalize(torch.from_numpy(ROWS).to(device))
+    defaults = {"epochs": 100, "batch_size": 128, "precision": "float32", "learning_rate": 3e-3}
+    return TrainingLoop(
+        Start(quantizer, rq_prefix_mse=(1.0,), rq_mse=1.0, mixing=mixing),
+        rows[:300],
+        rows[300:],
+        TrainConfig(**{**defaults, **settings}, device="cuda", progress=False),
+        started=time.monotonic(),
+        workers=workers or Workers(device),
+        progress=TrainingProgress(visible=False),
+    )
+
+
+def step(loop: TrainingLoop, count: int) -> TrainingLoop:
+    for _ in range(count):
+        loop._train_step(0.1)
+        loop._finish_step()
+    return loop
+
+
+def require_same_state(found: TrainingLoop, expected: TrainingLoop, gpu: object) -> None:
+    """Require the same weights, moments and numbers: on a real GPU up to its choice of kernels."""
+    tolerance = 1e-4 if gpu is None else 0.0
+    made, wanted = found.snapshot({}), expected.snapshot({})
+    assert made.tensors.keys() == wanted.tensors.keys()
+    for name, value in wanted.tensors.items():
+        np.testing.assert_allclose(
+            made.tensors[name].detach().cpu().numpy(),
+            value.detach().cpu().numpy(),
+            rtol=tolerance,
+            atol=tolerance,
+            err_msg=name,
+        )
+    assert made.counters["step"] == wanted.counters["step"]
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=tolerance)
+
+
+@pytest.mark.parametrize("shape", ["rqmoe", "narrow, partitions", "qinco"])
+def test_a_recorded_step_moves_weights_like_one_launched_kernel_by_kernel(gpu, shape: str) -> None:
+    mixing = shape == "rqmoe"
+    recorded = step(loop_of(shape, mixing=mixing), 12)
+    assert recorded.training_step.num_recordings == 2  # one for the last batch of an epoch
+    launched = step(loop_of(shape, mixing=mixing, cuda_graphs=False), 12)
+    assert launched.training_step.num_recordings == 0
+    require_same_state(recorded, launched, gpu)
+
+
+def test_a_recorded_step_that_fails_leaves_weights_to_be_rolled_back(gpu) -> None:
+    loops = loop_of("rqmoe"), loop_of("rqmoe", cuda_graphs=False)
+    for loop in loops:
+        step(loop, 5)
+        loop.schedule.rate_factor = 1e25
+        step(loop, 1)
+        with pytest.warns(
+            UserWarning, match=r"became (nan|inf) at step 6; went back to the weights of step 0"
+        ):
+            step(loop, 1)
+        assert not loop.optimizer.tensors()
+        loop.schedule.rate_factor = 1.0
+        step(loop, 6)
+    assert loops[0].training_step.num_recordings == 1
+    require_same_state(*loops, gpu)
+
+
+def refuse(cuda: Any) -> None:
+    cuda.refuse_recordings = 1
+
+
+def have_no_memory(cuda: Any) -> None:
+    def exhaust() -> None:
+        cuda.while_recording = lambda: None
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    cuda.while_recording = exhaust
+
+
+@pytest.mark.parametrize("hinder", [refuse, have_no_memory])
+def test_training_goes_on_where_a_step_cannot_be_recorded(cuda, hinder: Any) -> None:
+    hinder(cuda)
+    with pytest.warns(UserWarning, match=r"step on 128 vectors could not be recorded.* CUDA.*goes on"):
+        loop = step(loop_of("rqmoe"), 12)
+    assert cuda.recorded == loop.training_step.num_recordings == 0
+    require_same_state(loop, step(loop_of("rqmoe", cuda_graphs=False), 12), cuda)
+
+
+def test_a_step_that_would_wait_cannot_be_recorded(cuda, monkeypatch) -> None:
+    """The simulation notices what a real GPU would refuse."""
+    loop = loop_of("rqmoe")
+    norm_of = loop.optimizer.gradient_norm
+
+    def waiting() -> torch.Tensor:
+        norm = norm_of()
+        float(norm)
+        return norm
+
+    monkeypatch.setattr(loop.optimizer, "gradient_norm", waiting)
+    with pytest.warns(UserWarning, match="not permitted when stream is capturing"):
+        step(loop, 6)
+
+
+def test_several_processes_do_not_record(cuda, monkeypatch) -> None:
+    monkeypatch.setattr(LaunchedWorkers, "sum_", lambda self, tensor: tensor)
+    monkeypatch.setattr(LaunchedWorkers, "broadcast_", lambda self, tensors: None)
+    monkeypatch.setattr(LaunchedWorkers, "broadcast_json", lambda self, value: value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop = step(loop_of("rqmoe", workers=LaunchedWorkers(torch.device("cuda:0"), 0, 2)), 8)
+    assert cuda.recorded == loop.training_step.num_recordings == 0
+
+
+def test_nothing_in_a_step_waits_for_a_real_gpu(real_gpu) -> None:
+    loop = step(loop_of("rqmoe", mixing=True, cuda_graphs=False), 4)
+    batch_BD = loop.batches.at(4)
+    with waits_forbidden():
+        outcome_2 = loop.training_step.launch(batch_BD, 1e-3)
+        loop.batches.prepare(5)
+    assert outcome_2.isfinite().all()
+
+
+@contextlib.contextmanager
+def waits_forbidden() -> Any:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("shape", ["narrow, partitions", "qinco"])
@@ -75,7 +215,6 @@ def test_a_step_waits_once_for_the_gpu(cuda, monkeypatch, shape: str) -> None:
 
     monkeypatch.setattr(TrainingLoop, "_train_step", counted)
     trained(shape)
-    waits = [each for step, each in enumerate(waits) if step % 5]  # an epoch begins by ordering vectors
     assert len(waits) > 8
     assert all(each == {"tolist in training/loop.py, _train_step": 1} for each in waits), waits
 

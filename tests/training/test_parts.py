@@ -172,7 +172,8 @@ def test_dead_codewords_move_next_to_the_most_used() -> None:
     quantizer = stirred(small_config()).requires_grad_(True)
     optimizer = Optimizer(quantizer, TrainConfig())
     sum(parameter.square().sum() for parameter in quantizer.parameters()).backward()
-    optimizer.step(1e-3, gradient_norm=float(optimizer.gradient_norm()))
+    optimizer.set_rate(1e-3)
+    optimizer.step(optimizer.gradient_norm(), failed=torch.zeros(()))
     before_MKD = quantizer.codebooks_MKD.detach().clone()
     usage_MK = torch.full((4, 16), 5)
     usage_MK[1, 3], usage_MK[1, 7] = 0, 100
