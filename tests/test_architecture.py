@@ -59,9 +59,10 @@ MAY_IMPORT = {
     # The command line, which imports what a command needs when it runs.
     "terminal": {"errors", "codecs"},
     "cli_bench": {"errors", "config", "codecs", "training", "evaluation", "terminal"},
+    "cli_bench_quality": {"errors", "config", "codecs", "training", "evaluation", "terminal", "cli_bench"},
     "cli": {
         *("errors", "config", "presets", "codecs", "training", "store", "ingestion", "verification"),
-        *("lifecycle", "tables", "evaluation", "demo", "terminal", "cli_bench"),
+        *("lifecycle", "tables", "evaluation", "demo", "terminal", "cli_bench", "cli_bench_quality"),
     },
     "__main__": {"cli"},
     "__init__": {

@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import io
 import os
-import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from rqmoe_store.codecs.artifact import write_atomically
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import RQMoEError, warn_caller
+from rqmoe_store.evaluation.documentation import default_roots
 
 Embedder = Callable[[Sequence[str]], Float32Array]
 
@@ -67,12 +67,6 @@ def collect(roots: Iterable[Path] | None = None, *, limit: int = DEFAULT_LIMIT) 
                 if len(found) == limit:
                     return list(found.values())
     return list(found.values())
-
-
-def default_roots() -> list[Path]:
-    """The standard library and the folders of installed packages."""
-    names = ("stdlib", "purelib", "platlib")
-    return list(dict.fromkeys(Path(sysconfig.get_path(name)) for name in names))
 
 
 def read_documents(root: Path, path: Path) -> Iterator[Document]:
