@@ -79,6 +79,10 @@ class Stream:
     def synchronize(self) -> None:
         """Work is done as soon as it is launched."""
 
+    def is_capturing(self) -> bool:
+        """Whether this thread records."""
+        return CudaDevices.current().is_recording()
+
 
 class Graph:
     """Stands for torch.cuda.CUDAGraph: the kernels that were launched while it was recorded."""
@@ -203,12 +207,13 @@ class CudaDevices:
         result = _on_cpu(func, args, kwargs)
         if name in ("to", "cpu") and _place_of(args[0]) != target:
             result = result.clone()
-        if self._records_here() and _tensors_in(result):
+        if self.is_recording() and _tensors_in(result):
             on_device = self._recording.device  # type: ignore[union-attr]
             assert target == on_device, f"{name} was launched on {target} while {on_device} records"
         return self._placed(result, tensors, target)
 
-    def _records_here(self) -> bool:
+    def is_recording(self) -> bool:
+        """Whether this thread records."""
         return self._recording is not None and self._recording.thread == threading.get_ident()
 
     def _target(self, name: str, args: Any, kwargs: Any, devices: set[torch.device]) -> torch.device:
@@ -235,7 +240,7 @@ class CudaDevices:
             moves = target != origin if name in ("to", "cpu") else bool(others - {origin})
             masked = "item" in name and any(each.dtype == torch.bool for each in _tensors_in(args[1:2]))
             waits = (moves and blocking) or (masked and origin.type == "cuda")
-            if moves and self._records_here():
+            if moves and self.is_recording():
                 raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if name == "tensor" and target.type == "cuda":
             waits = True
@@ -370,6 +375,7 @@ def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
         "Stream": Stream,
         "stream": lambda stream: contextlib.nullcontext(),
         "current_stream": lambda device=None: Stream(torch.device("cuda", devices.current_device())),
+        "is_current_stream_capturing": devices.is_recording,
         "CUDAGraph": Graph,
         "graph": devices.graph,
         "graph_pool_handle": lambda: (0, 1),
@@ -377,6 +383,10 @@ def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in stand_ins.items():
             patch.setattr(torch.cuda, name, stand_in)
+        patch.setattr(
+            torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda")
+        )
+        patch.setattr(torch.accelerator, "current_stream", lambda device=None: torch.cuda.current_stream())
         patch.setattr(nn.Module, "to", _module_to)
         patch.setattr(torch.optim.Optimizer, "_group_tensors_by_device_and_dtype", staticmethod(_grouped))
         patch.setattr("rqmoe_store.codecs.graphs._places", {})

@@ -492,8 +492,8 @@ def measure_train(bench: Bench) -> None:
 
 
 def _measure_steps(bench: Bench, vectors_ND: Float32Array) -> dict[str, float]:
-    """Note training steps a second, recorded as a CUDA graph and launched kernel by kernel; returns the
-    kernels of a step, their time, and the largest difference between weights that both ways moved."""
+    """Note training steps a second, recorded as a CUDA graph and launched kernel by kernel, and kernels of a
+    step; returns the largest difference between weights that both ways moved."""
     vectors_nD = torch.from_numpy(vectors_ND).to(bench.device)
     config = _TRAINED.resolve(dim=vectors_nD.shape[1], rows=len(vectors_nD))
     progress, weights = TrainingProgress(visible=False), list[Tensor]()
@@ -515,7 +515,7 @@ def _measure_steps(bench: Bench, vectors_ND: Float32Array) -> dict[str, float]:
             step()
         weights.append(torch.cat([each.detach().flatten() for each in quantizer.parameters()]))
         bench.note(f"train.{way}.steps_per_s", round(1 / bench.seconds(step, repeats=200), 1))
-        found |= {f"{way}.{figure}": value for figure, value in _kernels_of(bench, step).items()}
+        bench.attempt(f"train.{way}.kernels", functools.partial(_kernels_of, bench, step))
         found[f"{way}.recordings"] = loop.training_step.num_recordings
     return {**found, "largest_difference": float((weights[0] - weights[1]).abs().max())}
 

@@ -46,7 +46,6 @@ class Optimizer:
             [group for group in groups if group["params"]],
             lr=settings.learning_rate,
             fused=True,
-            capturable=on_gpu,
         )
         if on_gpu:  # a recorded step reads the rates that `set_rate` writes
             for group in algorithm.param_groups:
@@ -98,6 +97,10 @@ class Optimizer:
         if self.device.type != "cpu" or factor < 1.0:
             torch._foreach_mul_(found, factor)
         algorithm = self._algorithms[index]
+        if self.device.type == "cuda":
+            recording = torch.cuda.is_current_stream_capturing()
+            for group in algorithm.param_groups:  # which changes nothing, but torch warns and refuses by it
+                group["capturable"] = recording
         algorithm.found_inf = failed  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it
         algorithm.step()
 

@@ -13,6 +13,7 @@ Shape legend: B batch, D dimension, M steps, K codewords, X codes of a batch.
 """
 
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -30,6 +31,7 @@ _WARM_UPS = 3
 """Steps on batches of a size before one is recorded."""
 
 Launch = Callable[[Tensor], Tensor]
+"""Function that launches a step on a batch and returns loss and norm of the gradient on the device."""
 
 
 class TrainingStep:
@@ -60,7 +62,7 @@ class TrainingStep:
         """How many vectors chose each codeword."""
         self._recorder: _Recorder | None = None
         if record and workers.device.type == "cuda" and workers.count == 1:
-            self._recorder = _Recorder(self._launch_kernels, workers.device)
+            self._recorder = _Recorder(workers.device)
 
     def launch(self, batch_BD: Tensor, rate: float) -> Tensor:
         """Launch a step; returns loss and norm of the gradient (2,) on the device.
@@ -76,7 +78,7 @@ class TrainingStep:
             return self._launch_kernels(batch_BD)
         with self._recorder.on_stream():
             self.optimizer.set_rate(rate)
-            return self._recorder.launch(batch_BD)
+            return self._recorder.launch(self._launch_kernels, batch_BD)
 
     def clear(self) -> None:
         """Forget the optimizer's moments, as if training began."""
@@ -123,10 +125,10 @@ class TrainingStep:
 class _Recording:
     """A step recorded for batches of one size, with its input and output."""
 
-    def __init__(self, launch: Launch, batch_BD: Tensor, stream: torch.cuda.Stream) -> None:
+    def __init__(self, launch_kernels: Launch, batch_BD: Tensor, stream: torch.cuda.Stream) -> None:
         self._batch_BD = batch_BD.clone()
         with recorded(stream) as self._graph:
-            self._outcome_2 = launch(self._batch_BD)
+            self._outcome_2 = launch_kernels(self._batch_BD)
 
     def replay(self, batch_BD: Tensor) -> Tensor:
         """Launch the step; what it returns is overwritten by the next one."""
@@ -138,9 +140,9 @@ class _Recording:
 class _Recorder:
     """Launches steps by recordings, on a stream of their own."""
 
-    def __init__(self, launch: Launch, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.recordings: dict[int, _Recording] = {}
-        self._launch, self._device = launch, device
+        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._warm_ups = Counter[int]()
         self._has_failed = False
@@ -154,19 +156,25 @@ class _Recorder:
             yield
         callers.wait_stream(self._stream)
 
-    def launch(self, batch_BD: Tensor) -> Tensor:
-        """Launch a step on the stream, which is current; make a recording if it is time for it."""
+    def launch(self, launch_kernels: Launch, batch_BD: Tensor) -> Tensor:
+        """Launch a step on the stream, which is current; record it if it is time for that.
+
+        Args:
+            launch_kernels: launches a step kernel by kernel.
+            batch_BD: the batch to do that with.
+        """
         rows = len(batch_BD)
         if rows not in self.recordings and not self._has_failed and self._warm_ups[rows] >= _WARM_UPS:
-            self._record(batch_BD)
+            self._record(launch_kernels, batch_BD)
         if rows in self.recordings:
             return self.recordings[rows].replay(batch_BD)
         self._warm_ups[rows] += 1
-        return self._launch(batch_BD)
+        return launch_kernels(batch_BD)
 
-    def _record(self, batch_BD: Tensor) -> None:
+    def _record(self, launch_kernels: Launch, batch_BD: Tensor) -> None:
+        gc.collect()  # which should not free another recording in the middle of this one
         try:
-            self.recordings[len(batch_BD)] = _Recording(self._launch, batch_BD, self._stream)
+            self.recordings[len(batch_BD)] = _Recording(launch_kernels, batch_BD, self._stream)
         except RuntimeError as error:  # such as one for a lack of memory
             self._has_failed = True
             warn_caller(

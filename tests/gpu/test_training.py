@@ -84,7 +84,9 @@ def require_same_state(found: TrainingLoop, expected: TrainingLoop, gpu: object)
 @pytest.mark.parametrize("shape", ["rqmoe", "narrow, partitions", "qinco"])
 def test_a_recorded_step_moves_weights_like_one_launched_kernel_by_kernel(gpu, shape: str) -> None:
     mixing = shape == "rqmoe"
-    recorded = step(loop_of(shape, mixing=mixing), 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded = step(loop_of(shape, mixing=mixing), 12)
     assert recorded.training_step.num_recordings == 2  # one for the last batch of an epoch
     launched = step(loop_of(shape, mixing=mixing, cuda_graphs=False), 12)
     assert launched.training_step.num_recordings == 0
