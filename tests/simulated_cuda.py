@@ -84,6 +84,17 @@ class Stream:
         return CudaDevices.current().is_recording()
 
 
+class Event:
+    """Stands for torch.cuda.Event."""
+
+    def record(self) -> None:
+        """Work is done as soon as it is launched."""
+
+    def synchronize(self) -> None:
+        """The host waits for the device."""
+        CudaDevices.current().waits[f"synchronize in {_caller()}"] += 1
+
+
 class Graph:
     """Stands for torch.cuda.CUDAGraph: the kernels that were launched while it was recorded."""
 
@@ -185,6 +196,7 @@ class CudaDevices:
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") == "pin_memory":
             return args[0]
+        kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
         tensors = _tensors_in((args, kwargs))
         if getattr(func, "__name__", "") == "view_as":  # the other one only has a shape
             tensors = tensors[:1]
@@ -373,6 +385,7 @@ def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
         "mem_get_info": lambda device=None: (2**36, 2**37),
         "empty_cache": lambda: None,
         "Stream": Stream,
+        "Event": Event,
         "stream": lambda stream: contextlib.nullcontext(),
         "current_stream": lambda device=None: Stream(torch.device("cuda", devices.current_device())),
         "is_current_stream_capturing": devices.is_recording,

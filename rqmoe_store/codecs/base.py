@@ -36,6 +36,8 @@ from rqmoe_store.storage_errors import TranslatesErrors, translates_errors
 if TYPE_CHECKING:
     import torch
 
+    from rqmoe_store.codecs.distances import GpuDistances
+
 _SAMPLED_CODES = 64
 _ROUNDING = 1e-3  # of the largest component: the two codecs may compute on different hardware
 
@@ -204,6 +206,16 @@ class Codec(TranslatesErrors):
             chosen = self.rerank_precision if precision == "auto" else precision
             decoded_nD = self._coder.decode(checked, sequential=sequential, precision=chosen)
         return self._frame.inverse_transform(decoded_nD)
+
+    def gpu_distances(self, precision: PrecisionChoice) -> "GpuDistances | None":
+        """What computes distances of codes, decoded without refine codes, to queries on a GPU.
+
+        None if the codec decodes on the CPU. `precision` is that of `decode`.
+        """
+        if self._coder.device == "cpu":
+            return None
+        chosen = self.rerank_precision if precision == "auto" else precision
+        return self._coder.distances(self._frame, chosen)
 
     def probe(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.int64]:
         """The `nprobes` partitions (Q, nprobes) nearest to each checked query, nearest first."""

@@ -27,6 +27,7 @@ from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import CodecConfig
 
 if TYPE_CHECKING:
+    from rqmoe_store.codecs.distances import GpuDistances
     from rqmoe_store.codecs.prepared import PreparedQuantizer
     from rqmoe_store.codecs.quantizer import ResidualQuantizer
 
@@ -58,6 +59,9 @@ class Coder(Protocol):
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes to vectors (n, D)."""
+
+    def distances(self, frame: Frame, precision: Precision) -> "GpuDistances | None":
+        """What computes distances of codes to queries on a GPU; None if the coder decodes on the CPU."""
 
     def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
         """Compare decoding in both precisions, on some of the codes, given the codec's mean squared error.
@@ -130,6 +134,10 @@ class ResidualCoder:
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes."""
         return self._ready().decode(codes, sequential=sequential, precision=precision)
+
+    def distances(self, frame: Frame, precision: Precision) -> "GpuDistances | None":
+        """What computes distances of codes to queries, on the coder's GPU if it has one."""
+        return None if self.device == "cpu" else self._ready().distances(frame, precision)
 
     def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
         """Compare decoding in both precisions; None where bfloat16 has nothing to gain."""
@@ -211,6 +219,10 @@ class TransformCoder:
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes; all forms of decoding are the same."""
         return self.quantizer.decode(codes.codes)
+
+    def distances(self, frame: Frame, precision: Precision) -> "GpuDistances | None":
+        """None: codes are decoded on the CPU, wherever they are scanned."""
+        return None
 
     def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
         """None: there are no matrix products of experts."""

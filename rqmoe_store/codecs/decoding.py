@@ -115,10 +115,10 @@ def decode_with_torch(
     return decoded_nD
 
 
-def chunk_rows(quantizer: ResidualQuantizer) -> int:
-    """Codes decoded at once: as many as fit the device's memory budget."""
+def chunk_rows(quantizer: ResidualQuantizer, more_floats: int = 0) -> int:
+    """Codes decoded at once: as many as fit the device's memory budget, with more numbers for each."""
     budget = _CPU_BYTES if quantizer.codebooks_MKD.device.type == "cpu" else _GPU_BYTES
-    return rows_in_budget(budget, _floats_per_row(quantizer), _MOST_ROWS)
+    return rows_in_budget(budget, _floats_per_row(quantizer) + more_floats, _MOST_ROWS)
 
 
 def graphed_decoder(quantizer: ResidualQuantizer, folded: FoldedExperts | None) -> GraphedDecoder:

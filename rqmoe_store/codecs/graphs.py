@@ -1,4 +1,4 @@
-"""CUDA graphs: decoding of small batches, recorded once and launched as a whole.
+"""CUDA graphs: work on small batches, recorded once and launched as a whole.
 
 Launching the few dozen kernels one by one takes far longer than decoding a shortlist. A CUDA graph records
 them once per batch size and replays them with a single launch.
@@ -12,7 +12,7 @@ Shape legend: B batch, M steps, D dimension.
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,28 +33,30 @@ _WARNING = 3  # failures in a row after which there is a warning
 _LONGEST_WAIT = 2**12  # batches after which a recording that failed is tried again, at the latest
 _WARM_UPS = 3  # runs before recording, so that libraries have chosen their kernels and workspaces
 
+Tensors = tuple[Tensor, ...]
+Compute = Callable[..., Tensor]
+"""Function from the inputs of a recording to its output."""
 
-class _Recording:
-    """A CUDA graph with its input and output buffers."""
 
-    def __init__(self, decoder: "GraphedDecoder", rows: int, num_steps: int, place: "_Place") -> None:
-        quantizer, device = decoder.quantizer, place.stream.device
-        self.codes_BM = torch.zeros(rows, num_steps, dtype=torch.long, device=device)
-        self.partitions_B = torch.zeros(rows, dtype=torch.long, device=device)
-        self.decoded_BD = torch.empty(rows, quantizer.dim, device=device)
+def power_of_two(batch: int) -> int:
+    """The number of rows that are recorded for a batch: a power of two, at least 2."""
+    return max(2, 1 << (batch - 1).bit_length())
+
+
+class Recording:
+    """A CUDA graph with its inputs and its output."""
+
+    def __init__(self, place: "_Place", inputs: Tensors, compute: Compute) -> None:
+        self.inputs = inputs
         for _ in range(_WARM_UPS):
-            quantizer.decode(self.codes_BM, self.partitions_B, decoder.folded)
+            self.output = torch.empty_like(compute(*inputs))
         with place.recorded() as self._graph:
             # The output is outside the pool, so that the next recording can use all of the pool again.
-            self.decoded_BD.copy_(quantizer.decode(self.codes_BM, self.partitions_B, decoder.folded))
+            self.output.copy_(compute(*inputs))
 
-    def replay(self, codes_BM: Tensor, partitions_B: Tensor, decoded_BD: Tensor) -> None:
-        """Decode codes of at most as many rows as were recorded, on the current stream."""
-        rows = len(codes_BM)
-        self.codes_BM[:rows].copy_(codes_BM)
-        self.partitions_B[:rows].copy_(partitions_B)
+    def replay(self) -> None:
+        """Compute the output from what the inputs hold now, on the current stream."""
         self._graph.replay()
-        decoded_BD.copy_(self.decoded_BD[:rows])
 
 
 class _Place:
@@ -102,64 +104,57 @@ def _place_on(device: torch.device) -> _Place:
         return _places[device]
 
 
-class GraphedDecoder:
-    """`ResidualQuantizer.decode` on a CUDA device, recorded as a graph for batches of 2, 4, 8, ... codes."""
+class GraphedComputation:
+    """Recordings of a computation, one for each shape of its inputs."""
 
-    def __init__(
-        self, quantizer: ResidualQuantizer, folded: FoldedExperts | None, *, largest_batch: int
-    ) -> None:
-        """Create the decoder; recordings are made when they are first needed.
+    def __init__(self, *, largest_batch: int) -> None:
+        """Record nothing yet.
 
         Args:
-            quantizer: the codec's parameters, on the device.
-            folded: its folded experts, in the number format to compute in.
             largest_batch: the largest batch that is worth the memory of a recording.
         """
-        self.quantizer, self.folded = quantizer, folded
         self.largest_batch = min(largest_batch, LARGEST_BATCH)
-        self._recordings: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
+        self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()
         self._failures = self._wait = 0
 
-    @torch.inference_mode()
-    def decode(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
-        """Decode codes (int64, on the device) to reconstructions (B, D)."""
-        decoded_BD = None
-        if len(codes_BM) <= self.largest_batch:
-            decoded_BD = self._replayed(codes_BM, partitions_B)
-        if decoded_BD is None:
-            return self.quantizer.decode(codes_BM, partitions_B, self.folded)
-        return decoded_BD
+    @contextlib.contextmanager
+    def recording(
+        self, device: torch.device, key: tuple[int, ...], blank: Callable[[], Tensors], compute: Compute
+    ) -> Iterator[Recording | None]:
+        """The recording for a shape, for this thread alone, on the stream that is current in the context.
 
-    def _replayed(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor | None:
-        """The reconstructions by a recording; None if there is none now."""
-        device = codes_BM.device
-        decoded_BD = torch.empty(len(codes_BM), self.quantizer.dim, device=device)
+        It is made at its first use, from `blank` inputs; None if that fails now.
+        """
         place = _place_on(device)
         with torch.cuda.device(device), place.lock:
             callers = torch.cuda.current_stream()
-            place.stream.wait_stream(callers)
             with torch.cuda.stream(place.stream):
-                recording = self._recording(place, len(codes_BM), codes_BM.shape[1])
-                if recording is None:
-                    return None
-                recording.replay(codes_BM, partitions_B, decoded_BD)
-            callers.wait_stream(place.stream)
-        return decoded_BD
+                yield self._held(key) or self._made(place, callers, key, blank, compute)
 
-    def _recording(self, place: _Place, batch: int, num_steps: int) -> _Recording | None:
-        """The recording for `batch` codes, rounded up to a power of two, made at its first use."""
-        key = max(2, 1 << (batch - 1).bit_length()), num_steps
+    def _held(self, key: tuple[int, ...]) -> Recording | None:
+        """The recording of a shape, if there is one."""
         if key in self._recordings:
             self._recordings.move_to_end(key)
-            return self._recordings[key]
+        return self._recordings.get(key)
+
+    def _made(
+        self,
+        place: _Place,
+        callers: torch.cuda.Stream,
+        key: tuple[int, ...],
+        blank: Callable[[], Tensors],
+        compute: Compute,
+    ) -> Recording | None:
+        """A new recording for a shape; None if that fails now."""
         if self._wait:
             self._wait -= 1
             return None
         if len(self._recordings) == _MOST_RECORDINGS:
             place.stream.synchronize()  # it may be running
             self._recordings.popitem(last=False)
+        place.stream.wait_stream(callers)  # which may still be computing what is recorded with
         try:
-            recording = _Recording(self, *key, place)
+            recording = Recording(place, blank(), compute)
         except torch.OutOfMemoryError:
             raise  # the caller tries again with smaller chunks
         except RuntimeError as error:
@@ -178,3 +173,55 @@ class GraphedDecoder:
                 f"No CUDA graph could be recorded {_WARNING} times in a row ({error}). Until that works, "
                 "small batches are decoded with one launch per kernel: slower, with the same vectors."
             )
+
+
+class GraphedDecoder(GraphedComputation):
+    """`ResidualQuantizer.decode` on a CUDA device, recorded as a graph for batches of 2, 4, 8, ... codes."""
+
+    def __init__(
+        self, quantizer: ResidualQuantizer, folded: FoldedExperts | None, *, largest_batch: int
+    ) -> None:
+        """Create the decoder; recordings are made when they are first needed.
+
+        Args:
+            quantizer: the codec's parameters, on the device.
+            folded: its folded experts, in the number format to compute in.
+            largest_batch: the largest batch that is worth the memory of a recording.
+        """
+        super().__init__(largest_batch=largest_batch)
+        self.quantizer, self.folded = quantizer, folded
+
+    @torch.inference_mode()
+    def decode(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
+        """Decode codes (int64, on the device) to reconstructions (B, D)."""
+        decoded_BD = None
+        if len(codes_BM) <= self.largest_batch:
+            decoded_BD = self._replayed(codes_BM, partitions_B)
+        if decoded_BD is None:
+            return self._compute(codes_BM, partitions_B)
+        return decoded_BD
+
+    def _compute(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
+        return self.quantizer.decode(codes_BM, partitions_B, self.folded)
+
+    def _replayed(self, codes_BM: Tensor, partitions_B: Tensor) -> Tensor | None:
+        """The reconstructions by a recording; None if there is none now."""
+        batch, device = len(codes_BM), codes_BM.device
+        rows, steps = power_of_two(batch), codes_BM.shape[1]
+        decoded_BD = torch.empty(batch, self.quantizer.dim, device=device)
+        callers = torch.cuda.current_stream(device)
+
+        def blank() -> Tensors:
+            return codes_BM.new_zeros(rows, steps), partitions_B.new_zeros(rows)
+
+        with self.recording(device, (rows, steps), blank, self._compute) as recording:
+            if recording is None:
+                return None
+            running = torch.cuda.current_stream()
+            running.wait_stream(callers)
+            for held, given in zip(recording.inputs, (codes_BM, partitions_B), strict=True):
+                held[:batch].copy_(given)
+            recording.replay()
+            decoded_BD.copy_(recording.output[:batch])
+            callers.wait_stream(running)
+        return decoded_BD

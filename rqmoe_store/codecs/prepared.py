@@ -14,10 +14,19 @@ from torch import Tensor
 from rqmoe_store.codecs.additive_fit import fit_tables
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.decoding import MANY_ROWS, DecodeChunk, decode, decode_with_torch, graphed_decoder
+from rqmoe_store.codecs.decoding import (
+    MANY_ROWS,
+    DecodeChunk,
+    chunk_rows,
+    decode,
+    decode_with_torch,
+    graphed_decoder,
+)
 from rqmoe_store.codecs.device import Precision, as_tensor, has_bfloat16_units
+from rqmoe_store.codecs.distances import FLOATS_PER_COMPONENT, DecodeRows, GpuDistances
 from rqmoe_store.codecs.encoding import encode_block, exact_tables
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.graphs import GraphedDecoder
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.kinds import make_quantizer
@@ -37,6 +46,7 @@ class PreparedQuantizer:
         self._tables = exact_tables(quantizer)
         self._converted: dict[Precision, FoldedExperts | None] = {"float32": None}
         self._graphed: dict[Precision, GraphedDecoder] = {}
+        self._distances: dict[tuple[Precision, Frame], GpuDistances] = {}
 
     @classmethod
     def of(cls, weights: QuantizerWeights, device: str) -> Self:
@@ -63,6 +73,30 @@ class PreparedQuantizer:
             to_host=True,
         )
         return np.asarray(decoded_nD.numpy(), dtype=np.float32)
+
+    def distances(self, frame: Frame, precision: Precision) -> GpuDistances:
+        """What computes distances of codes to queries, on a GPU; vectors are in this frame."""
+        key = precision, frame
+        if key not in self._distances:
+            quantizer, device = self.quantizer, self.quantizer.codebooks_MKD.device
+            rows = chunk_rows(quantizer, FLOATS_PER_COMPONENT * quantizer.dim)
+            decode_rows = self._decode_rows_in(precision)
+            self._distances[key] = GpuDistances(
+                decode_rows, frame, quantizer.config.metric, device, rows=rows
+            )
+        return self._distances[key]
+
+    def _decode_rows_in(self, precision: Precision) -> DecodeRows:
+        folded = self._folded_in(precision) or self._tables.folded
+        fused = self._fused if precision == "bfloat16" else None
+
+        def decode_rows(codes_BM: Tensor, partitions_B: Tensor) -> Tensor:
+            decoded_BD = None if fused is None else fused(codes_BM, partitions_B)
+            if decoded_BD is None:
+                return self.quantizer.decode(codes_BM.long(), partitions_B, folded)
+            return decoded_BD
+
+        return decode_rows
 
     @functools.cached_property
     def _fused(self) -> DecodeChunk | None:

@@ -124,7 +124,14 @@ class Ranking:
             refined = kind == "refined"
             if refined:
                 candidates = with_refine_codes(self._state.snapshot, candidates)
-            return rerank(self._codecs, queries_QD, candidates, refined=refined, with_vectors=diverse)
+            return rerank(
+                self._codecs,
+                queries_QD,
+                candidates,
+                refined=refined,
+                with_vectors=diverse,
+                most=EVERY_ROW if diverse else self._most,
+            )
         if kind == "none" or not tables:
             return rank_by_estimates(self._codecs, candidates, tables, self._most)
         return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables, self._most)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import LARGEST, to_float32
-from rqmoe_store.codecs.selection import order_rows
+from rqmoe_store.codecs.selection import EVERY_ROW, order_rows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.search.segments import CodeBatch, Positions, RowIds
@@ -59,7 +59,11 @@ def exact_with_tie_breaks(
         _values(query, vectors_SD[start : start + step].astype(np.float64), metric)
         for start in range(0, len(vectors_SD), step)
     ]
-    values_S = np.concatenate([np.empty(0), *parts])
+    return _rounded(np.concatenate([np.empty(0), *parts]), metric)
+
+
+def _rounded(values_S: Float64Array, metric: Metric) -> tuple[Float32Array, Float64Array | None]:
+    """Distances and tie breaks, given distances in float64, or inner products under "dot"."""
     return to_float32(1 - values_S if metric == "dot" else values_S), _tie_breaks(values_S, metric)
 
 
@@ -154,11 +158,12 @@ def rerank(
     *,
     refined: bool = False,
     with_vectors: bool = False,
+    most: int = EVERY_ROW,
 ) -> list[Hits]:
     """Decode the candidates of every query and order them by (exact distance, row id).
 
-    Rows whose distance is undefined (NaN) are left out, as in LanceDB. A row is decoded once for all queries
-    of a turn.
+    Rows whose distance is undefined (NaN) are left out, as in LanceDB. On a CPU, a row is decoded once for
+    all queries of a turn. A GPU decodes each candidate and returns its distance, unless vectors are needed.
 
     Args:
         codecs: codecs of the table.
@@ -166,25 +171,46 @@ def rerank(
         candidates: candidates of every query.
         refined: decode refine codes, too, which the candidates then have.
         with_vectors: keep the decoded vectors; for the queries of one of the `query_turns` at most.
+        most: how many of the nearest rows that a stage considers matter, as in `ordered_hits`.
     """
     hits: list[Hits] = []
     for turn in query_turns(candidates):
-        some = candidates[turn]
-        row_ids_U, vectors_UD = _decode_union(codecs, some.rows, refined=refined)
-        edges = itertools.pairwise(some.starts_Q.tolist())
-        for query_D, (start, stop) in zip(queries_QD[turn], edges, strict=True):
-            row_ids_S = some.rows.row_ids_N[start:stop]
-            vectors_SD = vectors_UD[np.searchsorted(row_ids_U, row_ids_S)]
-            distances_S, tie_breaks_S = exact_with_tie_breaks(query_D, vectors_SD, codecs.metric)
-            found = Hits(
-                row_ids_S,
-                distances_S,
-                vectors_SD if with_vectors else None,
-                tie_breaks_S,
-                some.stages_H[start:stop],
-                some.estimates_H[start:stop],
+        some, values_H = candidates[turn], None
+        if not refined and not with_vectors:
+            values_H = codecs.distances_on_gpu(
+                some.rows.codes, queries_QD[turn], some.queries_H, precision="auto"
             )
-            hits.append(ordered(found))
+        if values_H is None:
+            hits += _rerank_decoded(codecs, queries_QD[turn], some, refined, with_vectors)
+        else:
+            distances_H, tie_breaks_H = _rounded(values_H, codecs.metric)
+            hits += ordered_hits(some, distances_H, most, tie_breaks_H)
+    return hits
+
+
+def _rerank_decoded(
+    codecs: TableCodec,
+    queries_QD: Float32Array,
+    candidates: Candidates,
+    refined: bool,
+    with_vectors: bool,
+) -> list[Hits]:
+    """`rerank` of the queries of one turn, by vectors that are decoded to memory."""
+    hits: list[Hits] = []
+    row_ids_U, vectors_UD = _decode_union(codecs, candidates.rows, refined=refined)
+    for query_D, run in zip(queries_QD, _runs(candidates.starts_Q), strict=True):
+        row_ids_S = candidates.rows.row_ids_N[run]
+        vectors_SD = vectors_UD[np.searchsorted(row_ids_U, row_ids_S)]
+        distances_S, tie_breaks_S = exact_with_tie_breaks(query_D, vectors_SD, codecs.metric)
+        found = Hits(
+            row_ids_S,
+            distances_S,
+            vectors_SD if with_vectors else None,
+            tie_breaks_S,
+            candidates.stages_H[run],
+            candidates.estimates_H[run],
+        )
+        hits.append(ordered(found))
     return hits
 
 
@@ -219,20 +245,39 @@ def _decode_union(
     return row_ids_U, codecs.decode(codes[first_U], precision="auto")
 
 
-def ordered_hits(candidates: Candidates, distances_H: Float32Array, most: int) -> list[Hits]:
+def ordered_hits(
+    candidates: Candidates,
+    distances_H: Float32Array,
+    most: int,
+    tie_breaks_H: Float64Array | None = None,
+) -> list[Hits]:
     """The candidates of every query in the order of (distance, row id), without undefined distances.
 
-    Rows that are not among the `most` nearest of those that any stage considers may be left out.
+    Rows that are not among the `most` nearest of those that any stage considers may be left out. With tie
+    breaks, they decide before row ids.
     """
-    row_ids_H, stages_H = candidates.rows.row_ids_N, candidates.stages_H
+    row_ids_H, stages_H, estimates_H = candidates.rows.row_ids_N, candidates.stages_H, candidates.estimates_H
+    if tie_breaks_H is not None:
+        return [
+            ordered(
+                Hits(
+                    row_ids_H[run], distances_H[run], None, tie_breaks_H[run], stages_H[run], estimates_H[run]
+                )
+            )
+            for run in _runs(candidates.starts_Q)
+        ]
     order_H, starts_Q = order_rows(candidates.starts_Q, distances_H, row_ids_H, stages_H, most)
     row_ids_H, distances_H, stages_H = row_ids_H[order_H], distances_H[order_H], stages_H[order_H]
-    estimates_H = candidates.estimates_H[order_H]
-    runs = [slice(start, stop) for start, stop in itertools.pairwise(starts_Q.tolist())]
+    estimates_H = estimates_H[order_H]
     return [
         Hits(row_ids_H[run], distances_H[run], stages_S=stages_H[run], estimates_S=estimates_H[run])
-        for run in runs
+        for run in _runs(starts_Q)
     ]
+
+
+def _runs(starts_Q: Positions) -> list[slice]:
+    """The rows of every query."""
+    return [slice(start, stop) for start, stop in itertools.pairwise(starts_Q.tolist())]
 
 
 def ordered(hits: Hits) -> Hits:

@@ -218,6 +218,38 @@ class TableCodec:
             decoded_nD[rows] = generation.codec.decode(local, precision=precision)
         return decoded_nD
 
+    def distances_on_gpu(
+        self,
+        codes: Codes,
+        queries_QD: Float32Array,
+        queries_n: npt.NDArray[np.int64],
+        *,
+        precision: PrecisionChoice = "float32",
+    ) -> npt.NDArray[np.float64] | None:
+        """Distances (n,) of decoded codes, each to a query of its own; inner products under "dot".
+
+        None unless all codecs that the codes are of decode on a GPU. Refine codes are not used.
+
+        Raises:
+            TableError: no codec of the table has a code or partition id.
+        """
+        if self.device == "cpu" or len(codes) == 0:
+            return None
+        parts = self.by_generation(codes)
+        found = [generation.codec.gpu_distances(precision) for generation, _ in parts]
+        on_gpu = [each for each in found if each is not None]
+        if len(on_gpu) < len(parts):
+            return None
+        self.check(codes)
+        started = [
+            distances.start(local_codes(codes[rows], generation).unrefined, queries_QD, queries_n[rows])
+            for (generation, rows), distances in zip(parts, on_gpu, strict=True)
+        ]
+        values_n = np.empty(len(codes))
+        for (_, rows), each in zip(parts, started, strict=True):
+            values_n[rows] = each.wait()
+        return values_n
+
     def read(self, rows: pa.Table | pa.RecordBatch) -> tuple[Codes, npt.NDArray[np.bool_]]:
         """Read codes as `CodeColumns.from_arrow` does, and check them.
 

@@ -1,17 +1,24 @@
 """The rerank: exact distances in LanceDB's definition, ordered by (distance, row id)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated_cuda import simulated_cuda
+from small_codecs import SHAPES, as_codec, small_config, stirred, vectors
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.selection import EVERY_ROW
+from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import Metric
 from rqmoe_store.search import rerank as distances
 from rqmoe_store.search import rerank as module
 from rqmoe_store.search.rerank import Hits, exact_distances, rerank, within
 from rqmoe_store.search.segments import CodeBatch, concatenated
 from rqmoe_store.search.shortlists import Candidates
+from rqmoe_store.store.table_codec import TableCodec, generation_metadata, metadata_of
 
 QUERY = np.array([3.0, 4.0], np.float32)
 VECTORS = np.array([[3, 4], [0, 0], [-3, -4], [4, -3], [6, 8]], np.float32)
@@ -124,3 +131,76 @@ def test_candidates_of_later_stages_join_those_of_earlier_ones(data: st.DataObje
         assert (each.rows.codes.codes[:, 0] == each.rows.row_ids_N + each.stages_H).all()
         assert (each.estimates_H == each.rows.row_ids_N + 100.0 * each.stages_H).all()
         assert each.exhausted_Q.tolist() == [is_exhausted]
+
+
+def codecs_of_two_generations(metric: Metric) -> TableCodec:
+    """Codecs with experts, the second one with partitions."""
+    shapes = SHAPES["rqmoe"], SHAPES["rqmoe, partitions"]
+    codecs = [as_codec(stirred(small_config(**shape, metric=metric))) for shape in shapes]
+    generations = tuple(generation_metadata(codec) for codec in codecs)
+    metadata = dataclasses.replace(metadata_of(codecs[0], "vector", "none"), generations=generations)
+    return TableCodec.of(metadata, codecs)
+
+
+def drawn_candidates(codecs: TableCodec, sizes: list[int], seed: int) -> Candidates:
+    """Rows of 200 for every query; a third of the 200 have equal codes."""
+    random, rows = np.random.default_rng(seed), sum(sizes)
+    codes = random.integers(0, 16, (200, 4)).astype(np.uint8)
+    partitions = random.integers(0, codecs.num_partitions, 200).astype(np.int32)
+    codes[::3], partitions[::3] = codes[0], partitions[0]
+    ids = np.concatenate([random.permutation(200)[:size] for size in [0, *sizes]])
+    chosen = CodeBatch(ids.astype(np.uint64), Codes(codes, partitions)[ids])
+    lists = of_one_stage(chosen, sizes)
+    return dataclasses.replace(lists, stages_H=random.integers(0, 3, rows), estimates_H=random.random(rows))
+
+
+def require_same_hits(found: list[Hits], wanted: list[Hits], most: int) -> None:
+    """Require all hits, or those that are among the nearest of any number of stages."""
+    for hits, others in zip(found, wanted, strict=True):
+        for stage in range(3):
+            kept = others[others.stages_S <= stage][:most]
+            same = hits[hits.stages_S <= stage][: len(kept)]
+            assert same.row_ids_S.tolist() == kept.row_ids_S.tolist()
+            assert (same.stages_S == kept.stages_S).all() and (same.estimates_S == kept.estimates_S).all()
+            largest = np.abs(kept.distances_S).max(initial=0)
+            np.testing.assert_allclose(same.distances_S, kept.distances_S, rtol=1e-4, atol=1e-5 * largest)
+        assert most < EVERY_ROW or len(hits) == len(others)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-25, 1e25])  # the last three need tie breaks
+def test_a_gpu_reranks_as_a_cpu_does(metric: Metric, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_DECODED", 100)
+    if metric == "cosine" and scale != 1:
+        pytest.skip("vectors are of unit length")
+    codecs = codecs_of_two_generations(metric)
+    queries = as_vectors(vectors(4, seed=1) * np.float32(scale), metric=metric)
+    with simulated_cuda() as devices:
+        for seed, sizes in enumerate([[30], [1], [0], [0, 7, 0, 60], [90, 50, 2, 110]]):
+            candidates = drawn_candidates(codecs, sizes, seed)
+            for generation in codecs.generations:
+                generation.codec.to("cpu")
+            wanted = rerank(codecs, queries[: len(sizes)], candidates)
+            for generation in codecs.generations:
+                generation.codec.to("cuda")
+            for most in (EVERY_ROW, 5):
+                found = rerank(codecs, queries[: len(sizes)], candidates, most=most)
+                require_same_hits(found, wanted, most)
+        assert {place.partition(" in ")[2] for place in devices.waits} <= {
+            "codecs/distances.py, wait",
+            *PREPARING,
+        }
+
+
+PREPARING = {"codecs/distances.py, __init__", "codecs/prepared.py, of"}
+"""Where the host waits when a codec is first used."""
+
+
+def test_vectors_that_are_needed_come_from_the_gpu(worlds) -> None:
+    codecs = codecs_of_two_generations("l2")
+    candidates = drawn_candidates(codecs, [20], 3)
+    with simulated_cuda():
+        codecs.generations[1].codec.to("cuda")
+        (hits,) = rerank(codecs, vectors(1), candidates, with_vectors=True)
+        (without,) = rerank(codecs, vectors(1), candidates)  # of two devices
+    assert hits.vectors_SD is not None and hits.row_ids_S.tolist() == without.row_ids_S.tolist()

@@ -1,0 +1,324 @@
+"""Distances on a GPU: codes are decoded and compared with queries there, and one number for each comes back.
+
+Queries, codes and their partition ids go to the GPU in one piece of pinned memory. Small batches are one
+launch, a CUDA graph; larger ones are computed chunk by chunk. The host waits once, when it reads the result.
+
+Distances are computed as `search.rerank` does on a CPU: in float64, from differences of float32 vectors in
+the units of the input. Equal codes have equal distances to a query: they are decoded once, and the sums of
+all vectors are added in the same order.
+
+Shape legend: n pairs of a code and a query, B pairs of a chunk, U distinct codes, C distinct codes of a
+chunk, M code bytes, Q queries, D dimension, S slots of a hash table, X bytes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.device import full_precision
+from rqmoe_store.codecs.frame import LARGEST, Float64Array, Frame
+from rqmoe_store.codecs.graphs import GraphedComputation, power_of_two
+from rqmoe_store.codecs.kernels import has_kernels, run_kernel
+from rqmoe_store.codecs.parallel import compiled, run_chunks
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import Metric
+
+FLOATS_PER_COMPONENT = 8
+"""Float32 numbers in memory for each component of a decoded vector: copies of it in float64."""
+
+_ALIGNMENT = 16  # bytes
+
+Numbers = npt.NDArray[np.int64]
+
+DecodeRows = Callable[[Tensor, Tensor], Tensor]
+"""Function from codes (C, M), uint8, and partition ids (C,), int64, to vectors (C, D) in a codec's frame."""
+
+
+class HostCopy(NamedTuple):
+    """Numbers on their way from a GPU to pinned memory."""
+
+    values_n: Tensor
+    copied: torch.cuda.Event
+    order_n: Numbers | None
+    """Where each of them belongs; None where it is."""
+
+    @classmethod
+    def of(cls, values_n: Tensor, count: int, order_n: Numbers | None = None) -> "HostCopy":
+        """Begin to copy the first `count` numbers, on the current stream."""
+        host_n = torch.empty(count, dtype=values_n.dtype, pin_memory=True)
+        host_n.copy_(values_n[:count], non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return cls(host_n, copied, order_n)
+
+    def wait(self) -> Float64Array:
+        """The numbers (n,)."""
+        self.copied.synchronize()
+        values_n = np.asarray(self.values_n.numpy())
+        if self.order_n is None:
+            return values_n
+        ordered_n = np.empty_like(values_n)
+        ordered_n[self.order_n] = values_n
+        return ordered_n
+
+
+class GpuDistances:
+    """Distances of codes to queries, on a GPU."""
+
+    def __init__(
+        self, decode_rows: DecodeRows, frame: Frame, metric: Metric, device: torch.device, *, rows: int
+    ) -> None:
+        """Prepare to compute.
+
+        Args:
+            decode_rows: decodes a batch on the device.
+            frame: the frame of the codec.
+            metric: the metric.
+            device: the GPU.
+            rows: codes that there is memory for at once.
+        """
+        self._decode_rows, self._device, self._rows = decode_rows, device, rows
+        self._distances = Distances(frame, metric, device)
+        self._graphed = GraphedComputation(largest_batch=rows)
+
+    @torch.inference_mode()
+    def start(self, codes: Codes, queries_QD: Float32Array, queries_n: Numbers) -> HostCopy:
+        """Begin to compute the distances (n,), float64; inner products under "dot".
+
+        Args:
+            codes: checked codes.
+            queries_QD: checked queries.
+            queries_n: for every code, the number of its query.
+
+        Raises:
+            InvalidInputError: the GPU has no memory for a single code.
+        """
+        first_U, places_n = distinct(codes)
+        pairs = _Pairs(codes[first_U], queries_QD, places_n, queries_n)
+        with torch.cuda.device(self._device):
+            if 0 < len(codes) <= self._graphed.largest_batch:
+                launched = self._start_small(pairs)
+                if launched is not None:
+                    return launched
+            return self._start_chunks(pairs)
+
+    def _start_small(self, pairs: "_Pairs") -> HostCopy | None:
+        """Distances by a recorded graph; None if there is none now."""
+        count = len(pairs.places_n)
+        rows, (queries, dim) = power_of_two(count), pairs.queries_QD.shape
+        layout = _Layout(rows, pairs.codes.codes.shape[1], rows, power_of_two(queries), dim)
+        packed_X = layout.packed(pairs)
+
+        def blank() -> tuple[Tensor]:
+            return (torch.zeros(layout.num_bytes, dtype=torch.uint8, device=self._device),)
+
+        compute = functools.partial(self._compute, layout, rows)
+        try:
+            with self._graphed.recording(self._device, layout, blank, compute) as recording:
+                if recording is None:
+                    return None
+                recording.inputs[0].copy_(packed_X, non_blocking=True)
+                recording.replay()
+                return HostCopy.of(recording.output, count)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _start_chunks(self, pairs: "_Pairs") -> HostCopy:
+        """Distances, chunk by chunk of distinct codes."""
+        order_n = np.argsort(pairs.places_n, kind="stable")
+        places_n, queries_n = pairs.places_n[order_n], pairs.queries_n[order_n]
+        values_n = torch.empty(len(order_n), dtype=torch.float64, device=self._device)
+
+        @torch.inference_mode()
+        def compute_chunk(start: int, stop: int, rows: int) -> None:
+            first, last = np.searchsorted(places_n, (start, stop)).tolist()
+            some = _Pairs(
+                pairs.codes[start:stop], pairs.queries_QD, places_n[first:last] - start, queries_n[first:last]
+            )
+            steps, shape = some.codes.codes.shape[1], some.queries_QD.shape
+            layout = _Layout(stop - start, steps, last - first, *shape)
+            packed_X = layout.packed(some).to(self._device, non_blocking=True)
+            values_n[first:last] = self._compute(layout, rows, packed_X)
+
+        run_chunks(len(pairs.codes), self._rows, compute_chunk)
+        return HostCopy.of(values_n, len(order_n), order_n)
+
+    def _compute(self, layout: "_Layout", most: int, packed_X: Tensor) -> Tensor:
+        """The distances of packed pairs, `most` of them at a time."""
+        queries_QD, queries_B, places_B, partitions_C, codes_CM = layout.unpacked(packed_X)
+        with full_precision(self._device):
+            decoded_CD = self._decode_rows(codes_CM, partitions_C.long())
+        parts = [
+            self._distances.of(decoded_CD, queries_QD, places, queries)
+            for places, queries in zip(places_B.split(most), queries_B.split(most), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class _Pairs(NamedTuple):
+    """Pairs of a code and a query."""
+
+    codes: Codes
+    queries_QD: Float32Array
+    places_n: Numbers
+    """Places of the codes of pairs."""
+    queries_n: Numbers
+    """Numbers of the queries of pairs."""
+
+
+class _Layout(NamedTuple):
+    """How queries, the numbers of pairs, partition ids and codes lie one behind the other."""
+
+    codes: int
+    steps: int
+    pairs: int
+    queries: int
+    dim: int
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (
+            4 * self.queries * self.dim,
+            4 * self.pairs,
+            4 * self.pairs,
+            4 * self.codes,
+            self.codes * self.steps,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything."""
+        return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in self._sizes)
+
+    def packed(self, pairs: _Pairs) -> Tensor:
+        """Everything in pinned memory; zeros where there is more room."""
+        packed_X = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=True)
+        arrays: tuple[npt.NDArray[Any], ...] = (
+            *(pairs.queries_QD, pairs.queries_n, pairs.places_n),
+            *(pairs.codes.partitions, pairs.codes.codes),
+        )
+        for part, array in zip(self.unpacked(packed_X), arrays, strict=True):
+            filled = part.numpy()
+            filled[: len(array)] = array
+            filled[len(array) :] = 0
+        return packed_X
+
+    def unpacked(self, packed_X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Queries (Q, D), the queries (B,) and places (B,) of pairs, partition ids (C,) and codes (C, M)."""
+        parts, start = [], 0
+        for size in self._sizes:
+            parts.append(packed_X[start : start + size])
+            start += -(-size // _ALIGNMENT) * _ALIGNMENT
+        queries, numbers, places, partitions, codes = parts
+        return (
+            queries.view(torch.float32).view(self.queries, self.dim),
+            numbers.view(torch.int32),
+            places.view(torch.int32),
+            partitions.view(torch.int32),
+            codes.view(self.codes, self.steps),
+        )
+
+
+class Distances:
+    """Distances of vectors to queries, in float64."""
+
+    def __init__(self, frame: Frame, metric: Metric, device: torch.device) -> None:
+        """Prepare to compute on a device, given vectors in a frame."""
+        self.metric, self._frame = metric, frame
+        self.unit_and_offsets = torch.tensor(
+            [2.0**frame.exponent, *frame.offset_D.tolist()], dtype=torch.float64
+        )
+        self.unit_and_offsets = self.unit_and_offsets.to(device)
+        self._by_kernel = has_kernels(device)
+
+    def of(self, decoded_CD: Tensor, queries_QD: Tensor, places_B: Tensor, queries_B: Tensor) -> Tensor:
+        """Distances (B,) of the vectors at some places to the queries with some numbers, both int32.
+
+        Under "dot" they are inner products.
+        """
+        values_B = None
+        if self._by_kernel:
+            launch = functools.partial(self._launched, decoded_CD, queries_QD, places_B, queries_B)
+            values_B = run_kernel("distances of decoded vectors", launch)
+        if values_B is None:
+            return self.by_operations(decoded_CD, queries_QD, places_B, queries_B)
+        return values_B
+
+    def _launched(
+        self, decoded_CD: Tensor, queries_QD: Tensor, places_B: Tensor, queries_B: Tensor
+    ) -> Tensor:
+        from rqmoe_store.codecs.distance_kernel import distances_by_kernel
+
+        unit_and_offsets = None if self._frame.is_plain else self.unit_and_offsets
+        return distances_by_kernel(decoded_CD, queries_QD, places_B, queries_B, self.metric, unit_and_offsets)
+
+    def by_operations(
+        self, decoded_CD: Tensor, queries_QD: Tensor, places_B: Tensor, queries_B: Tensor
+    ) -> Tensor:
+        """`of`, by array operations."""
+        vectors_BD = decoded_CD[places_B.long()].double()
+        if not self._frame.is_plain:
+            vectors_BD = vectors_BD.mul_(self.unit_and_offsets[0]).add_(self.unit_and_offsets[1:])
+            vectors_BD = vectors_BD.clamp_(-LARGEST, LARGEST).float().double()
+        queries_QD = queries_QD.double()
+        queries_BD = queries_QD[queries_B.long()]
+        if self.metric == "l2":
+            return _row_sums(vectors_BD.sub_(queries_BD).square_())
+        products_B = _row_sums(queries_BD.mul_(vectors_BD))
+        if self.metric == "dot":
+            return products_B
+        squares_Q = _row_sums(queries_QD.square_())
+        lengths_B = _row_sums(vectors_BD.square_()).sqrt_().mul_(squares_Q.sqrt_()[queries_B.long()])
+        return 1 - products_B / lengths_B.masked_fill_(lengths_B == 0, torch.nan)
+
+
+def _row_sums(values_BD: Tensor) -> Tensor:
+    """Sums (B,) of rows, each in the same order, by halving; overwrites the values."""
+    width = values_BD.shape[1]
+    while width > 1:
+        half = (width + 1) // 2
+        values_BD[:, : width - half] += values_BD[:, half:width]
+        width = half
+    return values_BD[:, 0]
+
+
+def distinct(codes: Codes) -> tuple[Numbers, Numbers]:
+    """Rows (U,) that have all distinct pairs of code and partition id, and the place (n,) of every row's pair
+    among them."""
+    count = len(codes)
+    slots_S = np.full(2 * power_of_two(count), -1)
+    first_n, places_n = np.empty(count, np.int64), np.empty(count, np.int64)
+    found = _find_distinct(np.array(codes.codes), np.array(codes.partitions), slots_S, first_n, places_n)
+    return first_n[:found], places_n
+
+
+@compiled
+def _find_distinct(codes_nM: Any, partitions_n: Any, slots_S: Any, first_n: Any, places_n: Any) -> int:
+    """Fill in rows and places; returns the number of distinct rows."""
+    found, steps = 0, codes_nM.shape[1]
+    for row in range(len(codes_nM)):
+        mixed = np.uint64(partitions_n[row])
+        for step in range(steps):  # the hash function of Fowler, Noll and Vo
+            mixed = (mixed ^ np.uint64(codes_nM[row, step])) * np.uint64(0x100000001B3)
+        slot = np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(len(slots_S) - 1))
+        while True:
+            place = slots_S[slot]
+            if place < 0:
+                slots_S[slot], first_n[found], places_n[row] = found, row, found
+                found += 1
+                break
+            other = first_n[place]
+            same = partitions_n[other] == partitions_n[row]
+            for step in range(steps):
+                same = same and codes_nM[other, step] == codes_nM[row, step]
+            if same:
+                places_n[row] = place
+                break
+            slot = (slot + 1) & (len(slots_S) - 1)
+    return found
