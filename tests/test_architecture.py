@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "distributed": {"codecs", "store", "search", "ingestion"},
     "managed_table": {*GROUND, "store", "lifecycle", "table", "tables", "threads"},
     "evaluation": {*GROUND, "codecs", "training", "store", "search", "ingestion", "table", "tables"},
-    "advice": {*GROUND, "codecs", "training", "store", "search", "evaluation"},
+    "advice": {*GROUND, "codecs", "pages", "training", "store", "search", "evaluation"},
     "demo": {*GROUND, "codecs", "training", "store", "search", "table", "tables", "evaluation"},
     # The command line, which imports what a command needs when it runs.
     "terminal": {"errors", "codecs"},

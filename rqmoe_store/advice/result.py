@@ -6,9 +6,13 @@ from 0 to 1.
 
 import dataclasses
 import math
+import os
 from typing import Any, Literal
 
 from rqmoe_store.config import CodecConfig, Metric
+from rqmoe_store.pages.page import require_page, write_page
+from rqmoe_store.storage_errors import translates_errors
+from rqmoe_store.store.health import CommitError, HealthReport
 from rqmoe_store.store.statistics import readable
 
 CandidateKind = Literal["rq", "rqmoe", "int8", "binary"]
@@ -17,6 +21,16 @@ CandidateKind = Literal["rq", "rqmoe", "int8", "binary"]
 
 FLOAT_BYTES = 4
 """Bytes of a component of a raw vector."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartitionError:
+    """Error of the random sample's rows in one partition."""
+
+    partition: int
+    rows: int
+    relative_error: float
+    """Their mean squared error, as a share of the variance of all vectors."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +76,8 @@ class Candidate:
     """Time that training took, refine codes included."""
     minutes: float | None
     """Training budget of the codec, in minutes; None for a scalar codec."""
+    partition_errors: tuple[PartitionError, ...] = ()
+    """Errors of the partitions that have rows of the random sample; empty for codecs without partitions."""
 
     @property
     def name(self) -> str:
@@ -123,6 +139,10 @@ class Advice:
     """Time that the measurement took."""
     complete: bool
     """Whether all candidates were measured; False after an interruption."""
+    health: HealthReport | None = None
+    """Whether the codec of the source fits the rows added to it; None if the source is not compressed."""
+    commits: tuple[CommitError, ...] = ()
+    """The same by commit, of the versions that are still there."""
 
     @property
     def raw_bytes(self) -> int:
@@ -144,6 +164,26 @@ class Advice:
         """The candidate with the highest recall among those that a table can have."""
         usable = [candidate for candidate in self.candidates if candidate.config is not None]
         return max(usable, key=lambda candidate: candidate.recall, default=None)
+
+    @translates_errors
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write the advice as an HTML page with plots.
+
+        The page is one file that loads nothing: recall against bytes, size as the table grows, error by
+        partition, what each choice costs, and the commands that follow. Needs the extra `report`. A file at
+        `path` is replaced once the page is complete.
+
+        Args:
+            path: file in a folder that exists.
+
+        Raises:
+            InvalidInputError: no file can be written at `path`.
+            RQMoEError: the libraries of the extra `report` are not installed.
+        """
+        from rqmoe_store.advice.report import advice_page
+
+        place = require_page(path)
+        write_page(advice_page(self), place)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values."""

@@ -9,6 +9,7 @@ Needs matplotlib, from the extra `report`.
 
 import dataclasses
 import io
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -29,8 +30,11 @@ _VARIABLES = {
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 _FONT_SIZE = 13
-_SIZES = {"narrow": (310, 320), "wide": (680, 380)}
-"""Width and height in pixels. A phone of 360 pixels has room for the narrow ones."""
+_SIZES = {"narrow": (310, 260), "wide": (680, 340)}
+"""Width and height in pixels, without the legend. A phone of 360 pixels has room for the narrow ones."""
+_LEGEND_COLUMNS = {"narrow": 1, "wide": 3}
+_LEGEND_LINE = 19
+"""Height in pixels of a line of the legend."""
 _POINTS_PER_INCH = 72  # SVG of matplotlib is in points; a point is a pixel of the page
 
 _XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -92,14 +96,11 @@ def draw_figure(
         description=description,
         columns=tuple(columns),
         rows=tuple(tuple(row) for row in rows),
-        svg={
-            variant: _with_variables(_drawn(draw, width, height, variant == "wide"), f"{name}-{variant}")
-            for variant, (width, height) in _SIZES.items()
-        },
+        svg={variant: _with_variables(_drawn(draw, variant), f"{name}-{variant}") for variant in _SIZES},
     )
 
 
-def _drawn(draw: "Callable[[Axes], None]", width: int, height: int, wide: bool) -> str:
+def _drawn(draw: "Callable[[Axes], None]", variant: str) -> str:
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -119,14 +120,17 @@ def _drawn(draw: "Callable[[Axes], None]", width: int, height: int, wide: bool) 
             "grid.color": LINE,
         }
     ):
-        canvas = Canvas(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH), layout="constrained")
+        canvas = Canvas(layout="constrained")
         axes = canvas.subplots()
         axes.grid(True)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
-        if axes.get_legend_handles_labels()[1]:
-            canvas.legend(loc="outside lower center", ncols=3 if wide else 1, frameon=False)
+        columns = _LEGEND_COLUMNS[variant]
+        lines = math.ceil(len(axes.get_legend_handles_labels()[1]) / columns)
+        canvas.legend(loc="outside lower center", ncols=columns, frameon=False)
+        width, height = _SIZES[variant]
+        canvas.set_size_inches(width / _POINTS_PER_INCH, (height + _LEGEND_LINE * lines) / _POINTS_PER_INCH)
         written = io.StringIO()
         canvas.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     return written.getvalue()

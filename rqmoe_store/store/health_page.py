@@ -72,7 +72,7 @@ def health_page(measured: MeasuredTable) -> Page:
     sections = [Section("Health", [_health_facts(measured.report)])]
     if measured.partitions is not None:
         sections += [
-            Section("Drift", _drift_blocks(measured.report, measured.commits)),
+            drift_section(measured.report, measured.commits),
             Section("Partitions", list(_partition_blocks(measured.partitions))),
         ]
     sections += [
@@ -108,7 +108,8 @@ def _health_facts(report: HealthReport) -> Facts:
     return Facts(facts)
 
 
-def _drift_blocks(report: HealthReport, commits: Iterable[CommitError]) -> list[Block]:
+def drift_section(report: HealthReport, commits: Iterable[CommitError]) -> Section:
+    """How well the codec of a table fits the rows added since it was trained, commit by commit."""
     # Ratios need the error of training; it is zero where all training vectors were decoded exactly.
     trained = report.trained_mse
     measured = [(each, each.mse / trained) for each in commits if trained and each.mse is not None]
@@ -125,7 +126,7 @@ def _drift_blocks(report: HealthReport, commits: Iterable[CommitError]) -> list[
         blocks.append(_drift_figure(measured))
     else:
         blocks.append(Text("No version that is still there has added rows whose error was measured."))
-    return blocks
+    return Section("Drift", blocks)
 
 
 def _drift_figure(measured: list[tuple[CommitError, float]]) -> Figure:

@@ -10,6 +10,7 @@ from typing import Any
 import lancedb
 import numpy as np
 import pytest
+from small_advice import advice
 
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.tables import create_table
@@ -22,7 +23,7 @@ pytestmark = [
 ]
 
 MEASURE = (Path(__file__).parent / "measure_page.js").read_text()
-PAGES, WIDTHS, THEMES = ("health",), (360, 768, 1440), ("light", "dark")
+PAGES, WIDTHS, THEMES = ("advice", "health"), (360, 768, 960, 1440), ("light", "dark")
 
 # The bounds of WCAG 2, level AA, for text and for graphics.
 TEXT_CONTRAST, LINE_CONTRAST = 4.5, 3.0
@@ -48,7 +49,12 @@ def save_health_report(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The pages to open, by name."""
-    return {"health": save_health_report(tmp_path_factory.mktemp("health"))}
+    folder = tmp_path_factory.mktemp("advice")
+    advice().save_report(folder / "advice.html")
+    return {
+        "advice": folder / "advice.html",
+        "health": save_health_report(tmp_path_factory.mktemp("health")),
+    }
 
 
 @pytest.fixture(scope="module")
