@@ -265,8 +265,9 @@ class TrainingLoop:
         """Revive the codewords that the epoch used in no process."""
         self.workers.sum_(self.usage_MK)
         self.utilisation = float((self.usage_MK > 0).float().mean())
-        seed = derived_seed(self.settings.seed, f"revival at step {self.step}")
-        revive_dead(self.quantizer, self.optimizer, self.usage_MK, torch.Generator().manual_seed(seed))
+        if self.utilisation < 1:  # looking for dead codewords of every step waits for a GPU several times
+            seed = derived_seed(self.settings.seed, f"revival at step {self.step}")
+            revive_dead(self.quantizer, self.optimizer, self.usage_MK, torch.Generator().manual_seed(seed))
         # Processes on different hardware may round differently. This ends their drift once per epoch.
         self.workers.broadcast_(self.quantizer.parameters())
         self.usage_MK.zero_()

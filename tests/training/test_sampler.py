@@ -185,6 +185,7 @@ def test_seed_and_step_alone_decide(mixing: bool) -> None:
     straight, jumping = (Batches(VECTORS, size=8, seed=3, mixing=mixing) for _ in range(2))
     drawn = [straight.at(step) for step in range(10)]
     for step in (9, 2, 3, 0):
+        jumping.prepare(step + step % 2)  # this step or another one
         assert torch.equal(jumping.at(step), drawn[step])
     assert not torch.equal(drawn[0], drawn[4])
     assert not torch.equal(Batches(VECTORS, size=8, seed=4, mixing=mixing).at(0), drawn[0])
