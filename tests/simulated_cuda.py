@@ -384,6 +384,7 @@ def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
         "get_device_capability": lambda device=None: (7, 5),  # too old for kernels, which cannot run here
         "mem_get_info": lambda device=None: (2**36, 2**37),
         "empty_cache": lambda: None,
+        "synchronize": lambda device=None: None,
         "Stream": Stream,
         "Event": Event,
         "stream": lambda stream: contextlib.nullcontext(),

@@ -26,10 +26,12 @@ from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.artifact import TrainingReport
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.frame import ScoreUnits
+from rqmoe_store.codecs.device import Precision
+from rqmoe_store.codecs.frame import ScoreUnits, to_float32
 from rqmoe_store.codecs.kernels import has_kernels
 from rqmoe_store.codecs.kinds import make_quantizer
 from rqmoe_store.codecs.prepared import fit_coder
+from rqmoe_store.codecs.selection import order_rows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import METRICS, CodecConfig, CodecKind, TrainConfig
@@ -48,6 +50,10 @@ BATCH = 64
 SHORTLIST = 1_000
 REFINED = 100
 """Rows of a shortlist that refine codes order."""
+
+_PAGE = 10
+_MOST_OFF = 0.02
+"""Most that distances in bfloat16 may deviate, as a share of their mean."""
 
 _CODE_BYTES, _REFINE_BYTES = 16, 48
 _TRAINED = CodecConfig(code_bytes=8, num_partitions=0)
@@ -404,49 +410,42 @@ def _decoding_tiles(bench: Bench, quantizer: Any, folded: Any) -> dict[str, floa
     return found
 
 
-@torch.inference_mode()
 def measure_shortlist(bench: Bench) -> None:
     """Microseconds for a shortlist of 1,000: decoded, its distances to a query, and the 10 nearest."""
     for dim, steps, hidden in bench.sizes.codecs:
         codec, name = made_codec("rqmoe", dim, steps, hidden, bench.device), f"shortlist.{dim}"
-        codes_NM = np.random.default_rng(2).integers(0, 256, (SHORTLIST, steps)).astype(np.uint8)
+        codes_SM = np.random.default_rng(2).integers(0, 256, (SHORTLIST, steps)).astype(np.uint8)
+        codes = Codes(codes_SM, np.zeros(SHORTLIST, np.int32))
         for precision in ("float32", "bfloat16"):
-            work = functools.partial(codec.decode, codes_NM, precision=precision)
+            work = functools.partial(codec.decode, codes, precision=precision)
             rate = functools.partial(_microseconds, bench, work, 1)
             bench.attempt(f"{name}.decode.{precision}.us", rate)
-        if has_kernels(bench.device):
-            bench.attempt(f"{name}.us", functools.partial(_nearest_of_shortlist, bench, codec, codes_NM))
+        if bench.device.type == "cuda":
+            bench.attempt(
+                f"{name}.float32.us", functools.partial(_nearest_time, bench, codec, codes, "float32")
+            )
+            bench.attempt(f"{name}.us", functools.partial(_nearest_time, bench, codec, codes, "bfloat16"))
 
 
-def _nearest_of_shortlist(bench: Bench, codec: Codec, codes_NM: Any) -> float:
-    """Codes and query to the GPU; decoding, distances and the best 10 as one launch; these 10 back."""
-    from rqmoe_store.codecs.decoding_kernel import FusedDecoder
-
-    quantizer = codec.coder.quantizer  # type: ignore[attr-defined]
-    decoder = FusedDecoder(quantizer, quantizer.fold().detached())
-    codes_SM, partitions_S = _random_codes(bench, SHORTLIST, codes_NM.shape[1])
-    query_D = torch.zeros(codec.dim, dtype=torch.float64, device=bench.device)
-    query = torch.from_numpy(_random_vectors(codec.dim, 1)[0].astype(np.float64))
-    codes, query = (each.pin_memory() for each in (torch.from_numpy(codes_NM), query))
-    places, distances = torch.empty(0), torch.empty(0)
-
-    def rank() -> None:
-        nonlocal places, distances
-        decoded_SD = decoder.decode(codes_SM, partitions_S)
-        best = (decoded_SD.double() - query_D).square_().sum(dim=1).topk(10, largest=False)
-        places, distances = best.indices, best.values
-
-    ranked = bench.recorded(rank)
-    ranked()  # the tensors of the recording
-    on_host = [torch.empty_like(each, device="cpu", pin_memory=True) for each in (places, distances)]
+def _nearest_time(bench: Bench, codec: Codec, codes: Codes, precision: Precision) -> float:
+    """Microseconds to find the nearest of a shortlist as a search does: codes and query to the GPU, decoding
+    and distances there, these back, and their order."""
+    query_QD, count = _random_vectors(codec.dim, 1), len(codes)
+    row_ids_S, queries_S = np.arange(count, dtype=np.uint64), np.zeros(count, np.int64)
+    distances_S = np.empty(count)
+    computed = codec.gpu_distances(precision)
+    assert computed is not None, "the codec is on a GPU"
 
     def answer() -> None:
-        codes_SM.copy_(codes, non_blocking=True)
-        query_D.copy_(query, non_blocking=True)
-        ranked()
-        for host, each in zip(on_host, (places, distances), strict=True):
-            host.copy_(each, non_blocking=True)
+        nonlocal distances_S
+        distances_S = computed.start(codes, query_QD, queries_S).wait()
+        order_rows(np.array([0, count]), to_float32(distances_S), row_ids_S, most=_PAGE)
 
+    answer()
+    exact_S = np.square(codec.decode(codes).astype(np.float64) - query_QD).sum(axis=1)
+    off = float(np.abs(distances_S - exact_S).max() / exact_S.mean())
+    if not off <= _MOST_OFF:
+        raise RuntimeError(f"distances are wrong by {off:.2g} of their mean")
     return round(1e6 * bench.seconds(answer, repeats=100), 1)
 
 

@@ -1,13 +1,17 @@
 """The benchmark of a GPU, tried on the CPU: parts in processes of their own, and the table."""
 
+import functools
 import json
 
 import pytest
+import torch
+from simulated_cuda import simulated_cuda
 
+from rqmoe_store.codecs.distances import GpuDistances, HostCopy
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation import gpu_benchmark
+from rqmoe_store.evaluation import gpu_benchmark, gpu_measurement
 from rqmoe_store.evaluation.gpu_benchmark import GPUSettings, benchmark_gpu, main
-from rqmoe_store.evaluation.gpu_measurement import PARTS
+from rqmoe_store.evaluation.gpu_measurement import PARTS, TINY, Bench
 
 
 def tried(*parts: str, minutes: float = 10) -> tuple[dict, list[str]]:
@@ -24,6 +28,21 @@ def test_parts_are_measured_in_turn() -> None:
     assert all(figures[f"scan.{metric}.equals_cpu"] for metric in ("l2", "cosine", "dot"))
     assert figures["scan.20000.refined.queries_per_s"] > 0 and figures["encode.16.300.us"] > 0
     assert seen.index("machine ended") < seen.index("scan.l2.equals_cpu") < seen.index("scan ended")
+
+
+def test_the_nearest_of_a_shortlist_are_found_as_searches_find_them(monkeypatch) -> None:
+    monkeypatch.setattr(gpu_measurement, "SHORTLIST", 50)
+    figures: dict = {}
+    with simulated_cuda():
+        cuda = torch.device("cuda:0")
+        measure = functools.partial(Bench, cuda, TINY, figures.__setitem__, None, 1)
+        PARTS["shortlist"](measure())
+        assert figures["shortlist.16.us"] > 0 and figures["shortlist.16.float32.us"] > 0
+        monkeypatch.setattr(
+            GpuDistances, "start", lambda *_: HostCopy(torch.ones(50), torch.cuda.Event(), None)
+        )
+        PARTS["shortlist"](measure())
+        assert "distances are wrong" in figures["shortlist.16.us"]["error"]
 
 
 def test_a_part_that_fails_costs_that_part_only(tmp_path) -> None:
