@@ -4,12 +4,34 @@ The commands join those of `cli_bench`, whose rules hold here as well.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from rqmoe_store.cli_bench import Seed, bench_app
+from rqmoe_store.cli_bench import (
+    MAX_SEARCH_QUERIES,
+    CodecSeed,
+    CodeSizes,
+    Device,
+    Epochs,
+    JsonOut,
+    MetricName,
+    Minutes,
+    RefineKind,
+    RefineSizes,
+    Seed,
+    bench_app,
+    write_report,
+)
+from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.terminal import names_in, numbers_in, require_writable
+
+if TYPE_CHECKING:
+    from rqmoe_store.evaluation.answer_benchmark import AnswerReport
+    from rqmoe_store.evaluation.growth_benchmark import GrowthReport
+
+CodecNames = Annotated[str, typer.Option(help="Codecs as for `bench codec`, separated by commas.")]
 
 
 @bench_app.command("data")
@@ -55,3 +77,137 @@ def bench_data(
     if "relevant" in counts:
         made += f", {counts['relevant']:,} pairs of a query and its answer"
     typer.echo(f"{folder}: {made}.")
+
+
+@bench_app.command("growth")
+def bench_growth(
+    vectors: Annotated[
+        Path, typer.Option(help="A .npy file (rows, dim), in the order in which a table grows.")
+    ],
+    queries: Annotated[
+        Path, typer.Option(help=f"A .npy file of queries, of which {MAX_SEARCH_QUERIES:,} are used.")
+    ],
+    rows: Annotated[
+        str, typer.Option(help="Numbers of rows, ascending. Codecs are trained on as many as the first.")
+    ] = "60000,250000,1000000",
+    code_bytes: CodeSizes = "16",
+    codecs: CodecNames = "rq,opq",
+    refine_bytes: RefineSizes = None,
+    refine_kind: RefineKind = "pq",
+    metric: MetricName = "l2",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    seed: CodecSeed = 0,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Measure recall as a table grows, with codecs trained on its first rows only.
+
+    Example: [bold]rqmoe bench growth --vectors images/base.npy --queries images/queries.npy
+    --rows 60000,250000,1000000 --bytes 24 --codecs rq,opq,faiss-eden-1[/bold]
+
+    The file is read in parts, so that it may be larger than memory. Codecs that only their own library
+    searches (RaBitQ of FAISS and LanceDB) cannot be among them.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    """
+    from rqmoe_store.evaluation.data import open_array
+    from rqmoe_store.evaluation.growth_benchmark import GrowthSettings, benchmark_growth, growth_tables
+    from rqmoe_store.evaluation.machine import require_bench
+    from rqmoe_store.evaluation.tables import print_tables
+
+    require_bench("psutil")
+    _check_output(json_out)
+    console = Console(stderr=True)
+    settings = GrowthSettings(
+        **_codec_settings(codecs, code_bytes, refine_bytes),
+        rows=tuple(numbers_in("--rows", rows)),
+        config=CodecConfig(metric=metric, num_partitions=0, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
+        training=_training(console, minutes, epochs, seed, device),
+    )
+    base, asked = open_array("--vectors", str(vectors)), open_array("--queries", str(queries))
+
+    def show(report: "GrowthReport") -> None:
+        # The report is written after every codec, as a long run may not get to its end.
+        done = report.results[-1]
+        line = f"{done.codec}, {done.code_bytes} bytes, {done.rows:,} rows: 10-recall@10 {done.recall:.3f}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        write_report(json_out, report.to_dict(), growth_tables(report))
+
+    report = benchmark_growth(
+        base, asked[:MAX_SEARCH_QUERIES], settings=settings, console=console, on_done=show
+    )
+    print_tables(growth_tables(report))
+
+
+@bench_app.command("answers")
+def bench_answers(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="base.npy, queries.npy and relevance.npy of `bench data`."),
+    ],
+    code_bytes: CodeSizes = "8,16",
+    codecs: CodecNames = "rq",
+    refine_bytes: RefineSizes = None,
+    refine_kind: RefineKind = "pq",
+    metric: MetricName = "cosine",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    seed: CodecSeed = 0,
+    device: Device = "auto",
+    json_out: JsonOut = None,
+) -> None:
+    """Measure answers found instead of neighbors: nDCG@10 and success@k, where the answers are known.
+
+    Example: [bold]rqmoe bench answers token-vectors --bytes 16 --refine-bytes 16,48 --codecs rq,opq[/bold]
+
+    relevance.npy has pairs of a query and a row that answers it. Codecs are trained on all rows. The share of
+    raw vectors' nDCG that a codec keeps is usually higher than the share of their neighbors.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    """
+    from rqmoe_store.evaluation.answer_benchmark import AnswerSettings, answer_tables, benchmark_answers
+    from rqmoe_store.evaluation.data import open_array
+    from rqmoe_store.evaluation.data_sets import BASE, QUERIES, relevance_of
+    from rqmoe_store.evaluation.machine import require_bench
+    from rqmoe_store.evaluation.tables import print_tables
+
+    require_bench("psutil", "pytrec_eval")
+    _check_output(json_out)
+    console = Console(stderr=True)
+    settings = AnswerSettings(
+        **_codec_settings(codecs, code_bytes, refine_bytes),
+        config=CodecConfig(metric=metric, num_partitions=0, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
+        training=_training(console, minutes, epochs, seed, device),
+    )
+    relevant = relevance_of(folder)
+    base, asked = (open_array("FOLDER", str(folder / name)) for name in (BASE, QUERIES))
+
+    def show(report: "AnswerReport") -> None:
+        # The report is written after every codec, as a long run may not get to its end.
+        done = report.results[-1]
+        line = f"{done.codec}, {done.code_bytes} bytes: nDCG@10 {done.ndcg_10:.3f}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        write_report(json_out, report.to_dict(), answer_tables(report))
+
+    report = benchmark_answers(base, asked, relevant, settings=settings, console=console, on_done=show)
+    print_tables(answer_tables(report))
+
+
+def _codec_settings(codecs: str, code_bytes: str, refine_bytes: str | None) -> dict[str, Any]:
+    return {
+        "codecs": tuple(names_in(codecs)),
+        "code_bytes": tuple(numbers_in("--bytes", code_bytes)),
+        "refine_bytes": () if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
+    }
+
+
+def _training(
+    console: Console, minutes: float | None, epochs: int | None, seed: int, device: str
+) -> TrainConfig:
+    return TrainConfig(
+        max_minutes=minutes, epochs=epochs, seed=seed, device=device, progress=console.is_terminal
+    )
+
+
+def _check_output(json_out: Path | None) -> None:
+    if json_out is not None:
+        require_writable("--json", json_out)

@@ -43,7 +43,7 @@ class VectorSource:
         """
         suffix = Path(location.rstrip("/")).suffix
         if suffix == _ARRAY_SUFFIX:
-            data = _open_array(option, location)
+            data = open_array(option, location)
         elif suffix == _TABLE_SUFFIX:
             data = _open_table(option, location.rstrip("/"))
         else:
@@ -148,7 +148,8 @@ def summary_of(data: dict[str, Any]) -> str:
     )
 
 
-def _open_array(option: str, location: str) -> Any:
+def open_array(option: str, location: str) -> Any:
+    """The array in a .npy file, memory-mapped; raises InvalidInputError if there is none."""
     try:
         return np.load(Path(location).expanduser(), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
