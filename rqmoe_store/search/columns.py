@@ -261,10 +261,13 @@ def _aligned(taken: pa.Table, row_ids_H: RowIds) -> tuple[pa.Table, Mask]:
     taken_ids = taken[ROW_ID].to_numpy()
     if np.array_equal(taken_ids, row_ids_H):
         return taken, np.ones(len(row_ids_H), bool)
+    if len(taken) == 0:
+        return taken, np.zeros(len(row_ids_H), bool)
     order = np.argsort(taken_ids)
-    exists_H = np.isin(row_ids_H, taken_ids)
-    places_H = order[np.searchsorted(taken_ids, row_ids_H[exists_H], sorter=order)]
-    return taken.take(pa.array(places_H)), exists_H
+    places_H = np.searchsorted(taken_ids, row_ids_H, sorter=order)
+    taken_H = order[np.minimum(places_H, len(order) - 1)]
+    exists_H = taken_ids[taken_H] == row_ids_H
+    return taken.take(pa.array(taken_H[exists_H])), exists_H
 
 
 @dataclasses.dataclass(frozen=True)

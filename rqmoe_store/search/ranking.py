@@ -250,7 +250,7 @@ def rank_in_stages(stages_S: Positions, ends: Sequence[int], choose: Choose, las
 
 def first_open(open_S: Mask, count: int) -> Positions:
     """The first open rows, which are the nearest if rows are in the order of their distances."""
-    return np.flatnonzero(open_S)[:count]
+    return open_S.nonzero()[0][:count]
 
 
 def upper_bound_reached(hits: Hits, sizes_K: Sequence[int], lower: float | None, upper: float) -> list[bool]:

@@ -26,6 +26,10 @@ BLOCK = 2_048
 WORD = 8
 """Code bytes that are loaded, and whose entries are added, at a time."""
 
+_ROWS_ALONE = 3
+"""Rows scored for each query alone before those of all queries are bounded together, times the rows to keep:
+with fewer, bounds are loose; with more, little is left to bound."""
+
 _ONE = np.float32(1)
 _BYTE = np.uint64(255)
 _LAST_ROW_ID = np.uint64(2**64 - 1)
@@ -82,26 +86,21 @@ class Kept(NamedTuple):
 @compiled
 def scan_each(rows: Any, scored: Any, kept: Any, size: int) -> None:
     """Keep the `size` best rows of every query, one query after the other."""
-    rows_B, bits_B = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int32)
     for query in range(len(scored.probed_QP)):
-        for partition in range(len(rows.starts_P) - 1):
-            if not scored.probed_QP[query, partition]:
-                continue
-            begin = max(rows.starts_P[partition], rows.first_row)
-            end = min(rows.starts_P[partition + 1], rows.last_row)
-            for start in range(begin, end, BLOCK):
-                count = _fill_block(rows, start, end, rows_B, bits_B)
-                squares_B = bits_B.view(np.float32)
-                _scan_rows(query, partition, rows, rows_B, squares_B, count, scored, kept)
-                _keep_best(query, kept, rows.row_ids, size, 2 * size)
+        for partition in _nearest_first(query, rows, scored):
+            _scan_partition(query, partition, rows, scored, kept, size)
         _keep_best(query, kept, rows.row_ids, size, size + 1)
 
 
 @compiled
 def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, size: int) -> None:
     """Keep the `size` best rows of every query, by bounds of all queries at once where at least `least` of
-    them probe a partition."""
+    them probe a partition. Each query scans its most promising partitions alone before, so that its best rows
+    bound those of the others."""
     queries = len(scored.probed_QP)
+    left_QP = scored.probed_QP.copy()
+    for query in range(queries):
+        _scan_nearest(query, rows, scored, left_QP, kept, size)
     rows_B, bits_B, probing_Q = (
         np.empty(BLOCK, np.int64),
         np.empty(BLOCK, np.int32),
@@ -111,7 +110,7 @@ def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, siz
         probing = 0
         for query in range(queries):
             probing_Q[probing] = query
-            probing += scored.probed_QP[query, partition]
+            probing += left_QP[query, partition]
         begin = max(rows.starts_P[partition], rows.first_row)
         end = min(rows.starts_P[partition + 1], rows.last_row) if probing else begin
         for start in range(begin, end, BLOCK):
@@ -132,6 +131,45 @@ def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, siz
                 _keep_best(query, kept, rows.row_ids, size, 2 * size)
     for query in range(queries):
         _keep_best(query, kept, rows.row_ids, size, size + 1)
+
+
+@compiled
+def _nearest_first(query: int, rows: Any, scored: Any) -> Any:
+    """The partitions that a query probes, the most promising ones by their initial scores first: the sooner
+    good rows are found, the fewer others are gathered before them."""
+    partitions = np.flatnonzero(scored.probed_QP[query])
+    # With norms, a score falls as the sum grows.
+    sign = -scored.sign if len(rows.norms_N) else scored.sign
+    return partitions[np.argsort(scored.scores_QP[query][partitions] * sign)]
+
+
+@compiled
+def _scan_nearest(query: int, rows: Any, scored: Any, left_QP: Any, kept: Any, size: int) -> None:
+    """Scan the most promising of the partitions left for a query until its best rows bound what others must
+    score, and strike them off. Large partitions are left to the scan of all queries."""
+    seen = 0
+    for partition in _nearest_first(query, rows, scored):
+        if rows.starts_P[partition + 1] - rows.starts_P[partition] > BLOCK:
+            return
+        if seen >= _ROWS_ALONE * size:
+            _keep_best(query, kept, rows.row_ids, size, size + 1)
+            if kept.worst_Q[query] < np.inf:
+                return
+        seen += _scan_partition(query, partition, rows, scored, kept, size)
+        left_QP[query, partition] = False
+
+
+@compiled
+def _scan_partition(query: int, partition: int, rows: Any, scored: Any, kept: Any, size: int) -> int:
+    """Score the rows of a partition for one query, and keep its best; returns how many rows it has."""
+    rows_B, bits_B = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int32)
+    begin = max(rows.starts_P[partition], rows.first_row)
+    end = min(rows.starts_P[partition + 1], rows.last_row)
+    for start in range(begin, end, BLOCK):
+        count = _fill_block(rows, start, end, rows_B, bits_B)
+        _scan_rows(query, partition, rows, rows_B, bits_B.view(np.float32), count, scored, kept)
+        _keep_best(query, kept, rows.row_ids, size, 2 * size)
+    return int(max(end - begin, 0))
 
 
 @compiled
@@ -179,18 +217,25 @@ def _scan_bounded(
         lanes, probing_Q, scored.scores_QP, partition, kept.worst_Q, scored.sign, by_length
     )
     sum_lanes(rows.codes_NM, rows_B[0], rows_B[0] + count, lanes.entries_TL, lanes.sums_BL)
-    places_B, own_Y, squares_Y = (
-        np.empty(count, np.int64),
-        np.empty(count, np.int64),
-        np.empty(count, np.float32),
-    )
+    places_B = np.empty(count, np.int64)
     some = find_within(lanes.sums_BL, lengths_B, highest_L, slopes_L, places_B)
-    for query in probing_Q:
-        highest, slope, found = highest_L[query], slopes_L[query], 0
-        for place in places_B[:some]:
-            own_Y[found], squares_Y[found] = rows_B[place], squares_B[place]
-            found += np.float32(lanes.sums_BL[place, query]) <= highest + slope * lengths_B[place]
+    if some == 0:
+        return
+    own_QY, squares_QY, found_Q = (
+        np.empty((len(probing_Q), some), np.int64),
+        np.empty((len(probing_Q), some), np.float32),
+        np.zeros(len(probing_Q), np.int64),
+    )
+    for place in places_B[:some]:
+        for index, query in enumerate(probing_Q):
+            found = found_Q[index]
+            own_QY[index, found], squares_QY[index, found] = rows_B[place], squares_B[place]
+            bound = highest_L[query] + slopes_L[query] * lengths_B[place]
+            found_Q[index] += np.float32(lanes.sums_BL[place, query]) <= bound
+    for index, query in enumerate(probing_Q):
+        found = found_Q[index]
         if found:
+            own_Y, squares_Y = own_QY[index, :found], squares_QY[index, :found]
             _scan_rows(query, partition, rows, own_Y, squares_Y, found, scored, kept)
 
 

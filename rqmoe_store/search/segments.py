@@ -10,11 +10,13 @@ rows of a shortlist, K stages of a ranking.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.search.row_ids import Positions as Positions
 from rqmoe_store.search.row_ids import RowIdMap
 from rqmoe_store.search.row_ids import RowIds as RowIds
@@ -87,9 +89,10 @@ class Segment:
 
     def rows(self, positions_X: Positions, row_ids_X: RowIds | None = None) -> CodeBatch:
         """The rows at some positions, whose row ids need not be looked up if they are given."""
-        partitions_X = np.searchsorted(self.starts_P, positions_X, side="right") - 1
+        partitions_X = np.empty(len(positions_X), np.int32)
+        _find_partitions(self.starts_P, positions_X, partitions_X)
         refine_XR = None if self.refine_NR is None else self.refine_NR[positions_X]
-        codes = Codes(self.codes_NM[positions_X], partitions_X.astype(np.int32), refine_XR)
+        codes = Codes(self.codes_NM[positions_X], partitions_X, refine_XR)
         return CodeBatch(self.row_ids(positions_X) if row_ids_X is None else row_ids_X, codes)
 
     def of_partitions(self, partitions: slice) -> "Segment":
@@ -120,6 +123,18 @@ class Segment:
     def positions_of(self, row_ids: RowIds) -> Positions:
         """Ascending positions, each once, of the rows that have any of the given row ids."""
         return self.row_id_map.positions_of(row_ids)
+
+
+@compiled
+def _find_partitions(starts_P: Any, positions_X: Any, partitions_X: Any) -> None:
+    """Fill in the partitions of the rows at some positions, by binary search."""
+    for place in range(len(positions_X)):
+        partition, end = 0, len(starts_P) - 1
+        while end - partition > 1:
+            middle = (partition + end) // 2
+            is_before = starts_P[middle] <= positions_X[place]
+            partition, end = (middle, end) if is_before else (partition, middle)
+        partitions_X[place] = partition
 
 
 def grouped(batch: CodeBatch, num_partitions: int) -> Segment:
