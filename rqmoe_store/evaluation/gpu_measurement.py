@@ -476,12 +476,14 @@ def measure_train(bench: Bench) -> None:
     )
 
     def timed() -> dict[str, float]:
-        report = train(
-            vectors_ND[:-held], config=_TRAINED, training=settings, validation=vectors_ND[-held:]
-        ).report
+        seen_ND, unseen_ND = vectors_ND[:-held], vectors_ND[-held:]
+        codec = train(seen_ND, config=_TRAINED, training=settings, validation=unseen_ND)
+        report, some_ND = codec.report, seen_ND[:held]
+        errors_ND = some_ND - codec.decode(codec.encode(some_ND))
         steps = report.epochs * math.ceil(report.rows / settings.batch_size)
         return {
             "times_rq": round(report.validation_mse / report.rq_validation_mse, 4),
+            "seen_beside_unseen": round(float((errors_ND**2).sum(axis=1).mean()) / report.validation_mse, 4),
             "epochs": round(report.epochs, 1),
             "seconds": round(report.seconds, 1),
             "steps_per_s": round(steps / report.seconds, 1),
