@@ -87,7 +87,7 @@ class Stream:
 class Event:
     """Stands for torch.cuda.Event."""
 
-    def record(self) -> None:
+    def record(self, stream: Stream) -> None:
         """Work is done as soon as it is launched."""
 
     def synchronize(self) -> None:

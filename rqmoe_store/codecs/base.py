@@ -192,13 +192,7 @@ class Codec(TranslatesErrors):
             InvalidInputError: codes of another codec (shape, type, code or partition out of range), an
                 unknown precision, or another one than "float32" with `sequential`.
         """
-        checked = check_codes(
-            codes,
-            num_steps=self.config.code_bytes,
-            codebook_size=self.config.codebook_size,
-            num_partitions=self._coder.num_partitions,
-            refine_bytes=self.config.refine_bytes,
-        )
+        checked = self._checked(codes)
         check_precision(precision, sequential=sequential)
         if checked.refine is not None and self._refiner is not None:
             decoded_nD = self._refiner.decode(checked.refine, refine_base(self._coder, checked))
@@ -206,6 +200,47 @@ class Codec(TranslatesErrors):
             chosen = self.rerank_precision if precision == "auto" else precision
             decoded_nD = self._coder.decode(checked, sequential=sequential, precision=chosen)
         return self._frame.inverse_transform(decoded_nD)
+
+    def _checked(self, codes: Codes | npt.NDArray[np.uint8]) -> Codes:
+        return check_codes(
+            codes,
+            num_steps=self.config.code_bytes,
+            codebook_size=self.config.codebook_size,
+            num_partitions=self._coder.num_partitions,
+            refine_bytes=self.config.refine_bytes,
+        )
+
+    def decode_tensor(
+        self, codes: Codes | npt.NDArray[np.uint8], *, precision: PrecisionChoice = "float32"
+    ) -> "torch.Tensor":
+        """Decode codes as `decode` does, to a torch tensor, float32 (n, D), on the `device` of the codec.
+
+        On a GPU, vectors stay there and are never copied to the host. Transform codes and refine codes are
+        decoded on the CPU, and the vectors copied to the GPU.
+
+        Args:
+            codes: as in `decode`.
+            precision: as in `decode`.
+
+        Raises:
+            InvalidInputError: as `decode` does; or the GPU has no memory for the vectors.
+        """
+        import torch
+
+        checked, decoded_nD = self._checked(codes), None
+        check_precision(precision, sequential=False)
+        try:
+            if checked.refine is None and self._coder.device != "cpu":
+                chosen = self.rerank_precision if precision == "auto" else precision
+                decoded_nD = self._coder.decode_on_gpu(checked, self._frame, chosen)
+            if decoded_nD is None:
+                decoded_nD = torch.from_numpy(self.decode(checked, precision=precision)).to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise InvalidInputError(
+                f"The GPU has no memory for {len(checked):,} vectors of {self.dim} components: {error} "
+                "Decode fewer codes at a time, or to memory with decode()."
+            ) from error
+        return decoded_nD
 
     def gpu_distances(self, precision: PrecisionChoice) -> "GpuDistances | None":
         """What computes distances of codes, decoded without refine codes, to queries on a GPU.

@@ -27,6 +27,8 @@ from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import CodecConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from rqmoe_store.codecs.distances import GpuDistances
     from rqmoe_store.codecs.prepared import PreparedQuantizer
     from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -59,6 +61,10 @@ class Coder(Protocol):
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes to vectors (n, D)."""
+
+    def decode_on_gpu(self, codes: Codes, frame: Frame, precision: Precision) -> "torch.Tensor | None":
+        """Decode checked codes to vectors (n, D) on a GPU, in the units of the input; None if the coder
+        decodes on the CPU."""
 
     def distances(self, frame: Frame, precision: Precision) -> "GpuDistances | None":
         """What computes distances of codes to queries on a GPU; None if the coder decodes on the CPU."""
@@ -134,6 +140,10 @@ class ResidualCoder:
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes."""
         return self._ready().decode(codes, sequential=sequential, precision=precision)
+
+    def decode_on_gpu(self, codes: Codes, frame: Frame, precision: Precision) -> "torch.Tensor | None":
+        """Decode checked codes to vectors that stay on the coder's GPU, if it has one."""
+        return None if self.device == "cpu" else self._ready().decode_on_gpu(codes, frame, precision)
 
     def distances(self, frame: Frame, precision: Precision) -> "GpuDistances | None":
         """What computes distances of codes to queries, on the coder's GPU if it has one."""
@@ -219,6 +229,10 @@ class TransformCoder:
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes; all forms of decoding are the same."""
         return self.quantizer.decode(codes.codes)
+
+    def decode_on_gpu(self, codes: Codes, frame: Frame, precision: Precision) -> "torch.Tensor | None":
+        """None: codes are decoded on the CPU, wherever they are scanned."""
+        return None
 
     def distances(self, frame: Frame, precision: Precision) -> "GpuDistances | None":
         """None: codes are decoded on the CPU, wherever they are scanned."""

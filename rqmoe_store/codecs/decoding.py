@@ -6,7 +6,10 @@ Shape legend: n codes, B codes of one chunk, M steps, D dimension.
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,6 +18,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import as_tensor, full_precision
 from rqmoe_store.codecs.encoding import EncodingTables
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.frame import LARGEST, Frame
 from rqmoe_store.codecs.graphs import GraphedDecoder
 from rqmoe_store.codecs.parallel import num_threads, rows_in_budget, run_chunks, run_chunks_parallel
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
@@ -36,6 +40,51 @@ _GRAPH_BYTES = 2**28
 """Memory for a batch that a CUDA graph decodes. The recordings of all batch sizes share it."""
 
 
+class HostCopy(NamedTuple):
+    """A tensor on its way from a GPU to pinned memory, which takes it while the GPU goes on."""
+
+    pinned: Tensor
+    copied: torch.cuda.Event
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "HostCopy":
+        """Begin to copy a tensor, on the current stream of its device."""
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+        pinned.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(tensor.device))
+        return cls(pinned, copied)
+
+    def wait(self) -> npt.NDArray[Any]:
+        """The numbers, in pinned memory."""
+        self.copied.synchronize()
+        return np.asarray(self.pinned.numpy())
+
+
+class _Output:
+    """The vectors of all chunks. Those in the CPU's memory come there one chunk behind the GPU."""
+
+    def __init__(self, decoded_nD: Tensor) -> None:
+        self._decoded_nD = decoded_nD
+        self._copy: tuple[slice, HostCopy] | None = None
+
+    def put(self, rows: slice, chunk_BD: Tensor) -> None:
+        """Take the vectors of a chunk."""
+        if self._decoded_nD.device == chunk_BD.device:
+            self._decoded_nD[rows] = chunk_BD
+            return
+        copy = HostCopy.of(chunk_BD)
+        self.finish()
+        self._copy = rows, copy
+
+    def finish(self) -> None:
+        """Wait for the last chunk."""
+        if self._copy is not None:
+            rows, copy = self._copy
+            self._decoded_nD.numpy()[rows] = copy.wait()
+            self._copy = None
+
+
 @torch.inference_mode()
 def decode(
     quantizer: ResidualQuantizer,
@@ -46,7 +95,7 @@ def decode(
     converted: FoldedExperts | None = None,
     graphed: GraphedDecoder | None = None,
     fused: DecodeChunk | None = None,
-    to_host: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Decode checked codes to reconstructions (n, D), float32, on the quantizer's device.
 
@@ -58,13 +107,14 @@ def decode(
         converted: its folded experts in another number format than float32, to compute in that.
         graphed: decodes the small batches; CUDA only.
         fused: decodes batches of any size, in place of array operations and `graphed`.
-        to_host: move the vectors to the CPU, chunk by chunk: they may take more memory than a GPU has.
+        out: a tensor (n, D) to fill, on the device of the quantizer, or, if that is a GPU, in the CPU's
+            memory, to which vectors move chunk by chunk: they may take more memory than a GPU has.
     """
     if quantizer.codebooks_MKD.device.type == "cpu" and not sequential and converted is None:
         return torch.from_numpy(tables.compiled.decode(codes))
     folded = tables.folded if converted is None else converted
     return decode_with_torch(
-        quantizer, folded, codes, sequential=sequential, graphed=graphed, fused=fused, to_host=to_host
+        quantizer, folded, codes, sequential=sequential, graphed=graphed, fused=fused, out=out
     )
 
 
@@ -77,7 +127,7 @@ def decode_with_torch(
     graphed: GraphedDecoder | None = None,
     fused: DecodeChunk | None = None,
     rows: int | None = None,
-    to_host: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Decode checked codes chunk by chunk, `rows` at a time; None for a number that suits the device.
 
@@ -89,8 +139,10 @@ def decode_with_torch(
     elif graphed is not None:
         decode_otherwise = graphed.decode
     device = quantizer.codebooks_MKD.device
-    place = torch.device("cpu") if to_host else device
-    decoded_nD = torch.empty(len(codes), quantizer.dim, device=place, dtype=torch.float32)
+    decoded_nD = out
+    if decoded_nD is None:
+        decoded_nD = torch.empty(len(codes), quantizer.dim, device=device, dtype=torch.float32)
+    output = _Output(decoded_nD)
     is_padded = device.type == "cpu" and folded is not None and folded.condition_SEF.dtype != torch.float32
     if rows is None and is_padded:
         rows = MANY_ROWS if len(codes) >= MANY_ROWS * num_threads() else FEW_ROWS
@@ -105,14 +157,27 @@ def decode_with_torch(
         decoded_BD = None if fused is None or sequential else fused(codes_BM.byte(), partitions_B)
         if decoded_BD is None:
             decoded_BD = decode_otherwise(codes_BM, partitions_B)
-        decoded_nD[start:stop] = decoded_BD[: stop - start]
+        output.put(slice(start, stop), decoded_BD[: stop - start])
 
     if device.type == "cpu":
         run_chunks_parallel(len(codes), rows or chunk_rows(quantizer), decode_chunk, one_core=True)
     else:
         with full_precision(device):  # the number format is that of `folded`, whatever the caller has set
             run_chunks(len(codes), rows or chunk_rows(quantizer), decode_chunk)
+        output.finish()
     return decoded_nD
+
+
+def unit_and_offset(frame: Frame, device: torch.device) -> Tensor:
+    """The unit of a frame and its offset (1 + D,), float64."""
+    numbers = [2.0**frame.exponent, *frame.offset_D.tolist()]
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
+def leave_frame(vectors_nD: Tensor, unit_and_offset: Tensor) -> Tensor:
+    """`Frame.inverse_transform` of vectors, float32, on their device."""
+    moved_nD = vectors_nD.double().mul_(unit_and_offset[0]).add_(unit_and_offset[1:])
+    return moved_nD.clamp_(-LARGEST, LARGEST).float()
 
 
 def chunk_rows(quantizer: ResidualQuantizer, more_floats: int = 0) -> int:

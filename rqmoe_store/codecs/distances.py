@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.decoding import HostCopy, leave_frame, unit_and_offset
 from rqmoe_store.codecs.device import full_precision
-from rqmoe_store.codecs.frame import LARGEST, Float64Array, Frame
+from rqmoe_store.codecs.frame import Float64Array, Frame
 from rqmoe_store.codecs.graphs import GraphedComputation, power_of_two
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.parallel import compiled, run_chunks
@@ -40,27 +41,16 @@ DecodeRows = Callable[[Tensor, Tensor], Tensor]
 """Function from codes (C, M), uint8, and partition ids (C,), int64, to vectors (C, D) in a codec's frame."""
 
 
-class HostCopy(NamedTuple):
-    """Numbers on their way from a GPU to pinned memory."""
+class StartedDistances(NamedTuple):
+    """Distances on their way from a GPU."""
 
-    values_n: Tensor
-    copied: torch.cuda.Event
-    order_n: Numbers | None
+    copy: HostCopy
+    order_n: Numbers | None = None
     """Where each of them belongs; None where it is."""
 
-    @classmethod
-    def of(cls, values_n: Tensor, count: int, order_n: Numbers | None = None) -> "HostCopy":
-        """Begin to copy the first `count` numbers, on the current stream."""
-        host_n = torch.empty(count, dtype=values_n.dtype, pin_memory=True)
-        host_n.copy_(values_n[:count], non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return cls(host_n, copied, order_n)
-
     def wait(self) -> Float64Array:
-        """The numbers (n,)."""
-        self.copied.synchronize()
-        values_n = np.asarray(self.values_n.numpy())
+        """The distances (n,)."""
+        values_n = self.copy.wait()
         if self.order_n is None:
             return values_n
         ordered_n = np.empty_like(values_n)
@@ -88,7 +78,7 @@ class GpuDistances:
         self._graphed = GraphedComputation(largest_batch=rows)
 
     @torch.inference_mode()
-    def start(self, codes: Codes, queries_QD: Float32Array, queries_n: Numbers) -> HostCopy:
+    def start(self, codes: Codes, queries_QD: Float32Array, queries_n: Numbers) -> StartedDistances:
         """Begin to compute the distances (n,), float64; inner products under "dot".
 
         Args:
@@ -108,7 +98,7 @@ class GpuDistances:
                     return launched
             return self._start_chunks(pairs)
 
-    def _start_small(self, pairs: "_Pairs") -> HostCopy | None:
+    def _start_small(self, pairs: "_Pairs") -> StartedDistances | None:
         """Distances by a recorded graph; None if there is none now."""
         count = len(pairs.places_n)
         rows, (queries, dim) = power_of_two(count), pairs.queries_QD.shape
@@ -125,11 +115,11 @@ class GpuDistances:
                     return None
                 recording.inputs[0].copy_(packed_X, non_blocking=True)
                 recording.replay()
-                return HostCopy.of(recording.output, count)
+                return StartedDistances(HostCopy.of(recording.output[:count]))
         except torch.OutOfMemoryError:
             return None
 
-    def _start_chunks(self, pairs: "_Pairs") -> HostCopy:
+    def _start_chunks(self, pairs: "_Pairs") -> StartedDistances:
         """Distances, chunk by chunk of distinct codes."""
         order_n = np.argsort(pairs.places_n, kind="stable")
         places_n, queries_n = pairs.places_n[order_n], pairs.queries_n[order_n]
@@ -147,7 +137,7 @@ class GpuDistances:
             values_n[first:last] = self._compute(layout, rows, packed_X)
 
         run_chunks(len(pairs.codes), self._rows, compute_chunk)
-        return HostCopy.of(values_n, len(order_n), order_n)
+        return StartedDistances(HostCopy.of(values_n), order_n)
 
     def _compute(self, layout: "_Layout", most: int, packed_X: Tensor) -> Tensor:
         """The distances of packed pairs, `most` of them at a time."""
@@ -198,7 +188,7 @@ class _Layout(NamedTuple):
 
     def packed(self, pairs: _Pairs) -> Tensor:
         """Everything in pinned memory; zeros where there is more room."""
-        packed_X = torch.empty(self.num_bytes, dtype=torch.uint8, pin_memory=True)
+        packed_X = torch.empty(self.num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         arrays: tuple[npt.NDArray[Any], ...] = (
             *(pairs.queries_QD, pairs.queries_n, pairs.places_n),
             *(pairs.codes.partitions, pairs.codes.codes),
@@ -231,10 +221,7 @@ class Distances:
     def __init__(self, frame: Frame, metric: Metric, device: torch.device) -> None:
         """Prepare to compute on a device, given vectors in a frame."""
         self.metric, self._frame = metric, frame
-        self.unit_and_offsets = torch.tensor(
-            [2.0**frame.exponent, *frame.offset_D.tolist()], dtype=torch.float64
-        )
-        self.unit_and_offsets = self.unit_and_offsets.to(device)
+        self.unit_and_offset = unit_and_offset(frame, device)
         self._by_kernel = has_kernels(device)
 
     def of(self, decoded_CD: Tensor, queries_QD: Tensor, places_B: Tensor, queries_B: Tensor) -> Tensor:
@@ -255,17 +242,17 @@ class Distances:
     ) -> Tensor:
         from rqmoe_store.codecs.distance_kernel import distances_by_kernel
 
-        unit_and_offsets = None if self._frame.is_plain else self.unit_and_offsets
-        return distances_by_kernel(decoded_CD, queries_QD, places_B, queries_B, self.metric, unit_and_offsets)
+        frame_F = None if self._frame.is_plain else self.unit_and_offset
+        return distances_by_kernel(decoded_CD, queries_QD, places_B, queries_B, self.metric, frame_F)
 
     def by_operations(
         self, decoded_CD: Tensor, queries_QD: Tensor, places_B: Tensor, queries_B: Tensor
     ) -> Tensor:
         """`of`, by array operations."""
-        vectors_BD = decoded_CD[places_B.long()].double()
+        vectors_BD = decoded_CD[places_B.long()]
         if not self._frame.is_plain:
-            vectors_BD = vectors_BD.mul_(self.unit_and_offsets[0]).add_(self.unit_and_offsets[1:])
-            vectors_BD = vectors_BD.clamp_(-LARGEST, LARGEST).float().double()
+            vectors_BD = leave_frame(vectors_BD, self.unit_and_offset)
+        vectors_BD = vectors_BD.double()
         queries_QD = queries_QD.double()
         queries_BD = queries_QD[queries_B.long()]
         if self.metric == "l2":

@@ -21,6 +21,8 @@ from rqmoe_store.codecs.decoding import (
     decode,
     decode_with_torch,
     graphed_decoder,
+    leave_frame,
+    unit_and_offset,
 )
 from rqmoe_store.codecs.device import Precision, as_tensor, has_bfloat16_units
 from rqmoe_store.codecs.distances import FLOATS_PER_COMPONENT, DecodeRows, GpuDistances
@@ -30,7 +32,7 @@ from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.graphs import GraphedDecoder
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.kinds import make_quantizer
-from rqmoe_store.codecs.parallel import run_parallel
+from rqmoe_store.codecs.parallel import run_chunks, run_parallel
 from rqmoe_store.codecs.precision import TRIAL_ROWS, PrecisionTrial, try_precisions
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
@@ -59,10 +61,30 @@ class PreparedQuantizer:
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes to vectors (n, D)."""
+        out_nD = None
+        if self._device.type != "cpu":
+            out_nD = torch.empty(len(codes), self.quantizer.dim, dtype=torch.float32, device="cpu")
+        decoded_nD = self._decode(codes, sequential, precision, out_nD)
+        return np.asarray(decoded_nD.numpy(), dtype=np.float32)
+
+    def decode_on_gpu(self, codes: Codes, frame: Frame, precision: Precision) -> Tensor:
+        """Decode checked codes to vectors (n, D) that stay on the GPU, in the units of the input."""
+        decoded_nD = torch.empty(len(codes), self.quantizer.dim, dtype=torch.float32, device=self._device)
+        self._decode(codes, False, precision, decoded_nD)
+        if not frame.is_plain:
+            values_F = unit_and_offset(frame, self._device)
+
+            def leave(start: int, stop: int, _: int) -> None:
+                decoded_nD[start:stop] = leave_frame(decoded_nD[start:stop], values_F)
+
+            run_chunks(len(codes), chunk_rows(self.quantizer), leave)
+        return decoded_nD
+
+    def _decode(self, codes: Codes, sequential: bool, precision: Precision, out_nD: Tensor | None) -> Tensor:
         exact, converted = self._tables.folded, self._folded_in(precision)
-        if self.quantizer.codebooks_MKD.is_cuda and precision not in self._graphed:
+        if self._device.type == "cuda" and precision not in self._graphed:
             self._graphed[precision] = graphed_decoder(self.quantizer, converted or exact)
-        decoded_nD = decode(
+        return decode(
             self.quantizer,
             self._tables,
             codes,
@@ -70,20 +92,20 @@ class PreparedQuantizer:
             converted=converted,
             graphed=self._graphed.get(precision),
             fused=self._fused if precision == "bfloat16" else None,
-            to_host=True,
+            out=out_nD,
         )
-        return np.asarray(decoded_nD.numpy(), dtype=np.float32)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.quantizer.codebooks_MKD.device
 
     def distances(self, frame: Frame, precision: Precision) -> GpuDistances:
         """What computes distances of codes to queries, on a GPU; vectors are in this frame."""
         key = precision, frame
         if key not in self._distances:
-            quantizer, device = self.quantizer, self.quantizer.codebooks_MKD.device
-            rows = chunk_rows(quantizer, FLOATS_PER_COMPONENT * quantizer.dim)
-            decode_rows = self._decode_rows_in(precision)
-            self._distances[key] = GpuDistances(
-                decode_rows, frame, quantizer.config.metric, device, rows=rows
-            )
+            rows = chunk_rows(self.quantizer, FLOATS_PER_COMPONENT * self.quantizer.dim)
+            decode_rows, metric = self._decode_rows_in(precision), self.quantizer.config.metric
+            self._distances[key] = GpuDistances(decode_rows, frame, metric, self._device, rows=rows)
         return self._distances[key]
 
     def _decode_rows_in(self, precision: Precision) -> DecodeRows:
@@ -102,18 +124,17 @@ class PreparedQuantizer:
     def _fused(self) -> DecodeChunk | None:
         """Decodes in bfloat16 by a kernel; None where there is none for the device and the quantizer."""
         exact, quantizer = self._tables.folded, self.quantizer
-        if exact is None or not has_kernels(quantizer.codebooks_MKD.device):
+        if exact is None or not has_kernels(self._device):
             return None
         return run_kernel(_KERNEL, functools.partial(_fused_decoding, quantizer, exact))
 
     def try_precisions(self, codes: Codes, error: float) -> PrecisionTrial | None:
         """Compare decoding in both precisions; None where bfloat16 has nothing to gain."""
-        device = self.quantizer.codebooks_MKD.device
         if self._tables.folded is None or not len(codes):
             return None
-        if device.type == "cuda":
+        if self._device.type == "cuda":
             return self._try_kernel(codes, error)
-        if not has_bfloat16_units(device):
+        if not has_bfloat16_units(self._device):
             return None
 
         def measure() -> PrecisionTrial:

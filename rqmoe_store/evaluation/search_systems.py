@@ -102,7 +102,7 @@ def _scan(codecs: TableCodec, selections: Sequence[Selection]) -> Scan:
             set_num_threads(threads)
             try:
                 tables = codecs.lookup_tables(queries_QD, codecs.generations)
-                scan(selections, tables, probed_QP, DEFAULT_SHORTLIST)
+                scan(selections, tables, probed_QP, DEFAULT_SHORTLIST, device=codecs.device)
             finally:
                 set_num_threads(before)
             return rows

@@ -24,7 +24,7 @@ def drawn(pairs: int, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 def by_kernel(distances: Distances, arrays: tuple[np.ndarray, ...], framed: bool) -> np.ndarray:
     tensors = [torch.from_numpy(each).to(triton_kernels.DEVICE) for each in arrays]
-    frame = distances.unit_and_offsets if framed else None
+    frame = distances.unit_and_offset if framed else None
     return distances_by_kernel(*tensors, distances.metric, frame).cpu().numpy()
 
 

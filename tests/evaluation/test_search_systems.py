@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from simulated_cuda import simulated_cuda
 from small_searches import ROWS, clustered, small_codec, small_corpus
 
 from rqmoe_store.codecs.parallel import num_threads
@@ -64,3 +65,19 @@ def test_a_scan_scores_its_share_of_the_rows(tmp_path) -> None:
     half = index.scan(QUERIES, 0.5, threads + 1)
     assert 0 < half() < 30 * ROWS
     assert num_threads() == threads
+
+
+def test_a_table_on_a_gpu_is_searched_and_scanned_there(tmp_path) -> None:
+    setting = SearchSetting(nprobes=2, shortlist=50)
+    on_cpu = build_own(small_corpus(tmp_path / "cpu"), small_codec(), shortlists=(50,), training_seconds=0)
+    with simulated_cuda() as devices:
+        codec = small_codec().to("cuda")
+        index = build_own(small_corpus(tmp_path / "gpu"), codec, shortlists=(50,), training_seconds=0)
+        found = index.search(QUERIES, setting)
+        assert {place.partition(" in ")[2] for place in devices.waits} >= {"codecs/decoding.py, wait"}
+        devices.waits.clear()
+        index.scan(QUERIES, 1.0, 1)()
+        assert {place.partition(" in ")[2].partition(",")[0] for place in devices.waits} >= {
+            "search/tensor_scan.py"
+        }
+    np.testing.assert_array_equal(found, on_cpu.search(QUERIES, setting))

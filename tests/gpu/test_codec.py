@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from small_codecs import DIM, SHAPES, as_codec, small_config, stirred, vectors
+from small_codecs import DIM, SHAPES, as_codec, small_config, stirred, trained_small, vectors
 
 from rqmoe_store.codecs import decoding, encoding, graphs
 from rqmoe_store.codecs.base import Codec
@@ -194,7 +194,58 @@ def test_the_host_waits_once_for_every_chunk(cuda, monkeypatch) -> None:
     assert dict(cuda.waits) == {"cpu in codecs/encoding.py, encode_chunk": 3}
     cuda.waits.clear()
     codec.decode(codes)
-    assert dict(cuda.waits) == {"__setitem__ in codecs/decoding.py, decode_chunk": 5}
+    assert dict(cuda.waits) == {"synchronize in codecs/decoding.py, wait": 5}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["rq", "rqmoe, partitions", NARROW])
+def test_decoded_tensors_stay_on_the_gpu(gpu, monkeypatch, name: str, precision: str) -> None:
+    monkeypatch.setattr(decoding, "_MOST_ROWS", 128)
+    codec = on_gpu(name)
+    codec.decode_tensor(CODES[name], precision=precision)
+    if gpu is not None:
+        gpu.waits.clear()
+    for codes in (CODES[name], CODES[name][::-1], CODES[name][:0], CODES[name][:, :2]):
+        decoded = codec.decode_tensor(codes, precision=precision)
+        assert decoded.device == torch.device("cuda:0") and decoded.dtype == torch.float32
+        if gpu is not None:
+            assert not gpu.waits
+        require_near(decoded.cpu().numpy(), codec.decode(codes, precision=precision))
+        if gpu is not None:
+            gpu.waits.clear()
+    assert not decoded.is_inference()  # gradients can use it
+
+
+def test_decoded_tensors_are_in_the_units_of_the_input(gpu, monkeypatch) -> None:
+    monkeypatch.setattr(decoding, "_MOST_ROWS", 64)
+    far = trained_small(ROWS * 1e12 + 1e16, code_bytes=3).to("cuda")
+    assert not far.frame.is_plain
+    codes = far.encode(ROWS * 1e12 + 1e16)
+    np.testing.assert_array_equal(far.decode_tensor(codes).cpu().numpy(), far.decode(codes))
+
+
+@pytest.mark.parametrize("shape", [{"kind": "pq"}, {"kind": "saq", "refine_bytes": 8}])
+def test_codes_that_a_cpu_decodes_become_tensors_on_the_gpu(gpu, shape: dict[str, object]) -> None:
+    codec = trained_small(ROWS, **shape).to("cuda")
+    codes = codec.encode(ROWS[:20])
+    decoded = codec.decode_tensor(codes)
+    assert decoded.device == torch.device("cuda:0")
+    np.testing.assert_array_equal(decoded.cpu().numpy(), codec.decode(codes))
+
+
+def test_decoded_tensors_without_memory(cuda) -> None:
+    codec = on_gpu("rqmoe")
+    codec.decode(CODES["rqmoe"][:1])
+    cuda.largest_bytes = 2**10
+    with pytest.raises(InvalidInputError, match=r"no memory for 300 vectors of 12 components.*decode\(\)"):
+        codec.decode_tensor(CODES["rqmoe"])
+
+
+def test_a_codec_on_a_cpu_decodes_to_tensors_there() -> None:
+    decoded = ON_CPU["rqmoe"].decode_tensor(CODES["rqmoe"])
+    np.testing.assert_array_equal(decoded.numpy(), ON_CPU["rqmoe"].decode(CODES["rqmoe"]))
+    with pytest.raises(InvalidInputError, match="unknown"):
+        ON_CPU["rqmoe"].decode_tensor(CODES["rqmoe"], precision="float8")
 
 
 def test_decoded_vectors_are_never_on_the_gpu_as_a_whole(cuda, monkeypatch) -> None:

@@ -99,7 +99,7 @@ def test_the_host_waits_once(cuda, monkeypatch) -> None:
         computed(codec, codes[:count], queries_n[:count])
         cuda.waits.clear()
         computed(codec, codes[:count], queries_n[:count])
-        assert dict(cuda.waits) == {"synchronize in codecs/distances.py, wait": 1}
+        assert dict(cuda.waits) == {"synchronize in codecs/decoding.py, wait": 1}
         assert cuda.recorded == recordings  # the first one holds the memory
 
 

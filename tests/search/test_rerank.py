@@ -187,12 +187,12 @@ def test_a_gpu_reranks_as_a_cpu_does(metric: Metric, scale: float, monkeypatch: 
                 found = rerank(codecs, queries[: len(sizes)], candidates, most=most)
                 require_same_hits(found, wanted, most)
         assert {place.partition(" in ")[2] for place in devices.waits} <= {
-            "codecs/distances.py, wait",
+            "codecs/decoding.py, wait",
             *PREPARING,
         }
 
 
-PREPARING = {"codecs/distances.py, __init__", "codecs/prepared.py, of"}
+PREPARING = {"codecs/decoding.py, unit_and_offset", "codecs/prepared.py, of"}
 """Where the host waits when a codec is first used."""
 
 
