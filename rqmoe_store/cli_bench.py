@@ -11,6 +11,7 @@ from rich.console import Console
 
 from rqmoe_store.config import CODEC_KINDS, METRICS, CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation import peer_names as peers
 from rqmoe_store.terminal import names_in, numbers_in, require_writable, write_json
 
 if TYPE_CHECKING:
@@ -81,15 +82,21 @@ def bench_codec(
     codecs: Annotated[
         str,
         typer.Option(
-            help=f"Some of {','.join(CODEC_KINDS)} (ours), opq,faiss-rq,lsq (FAISS; lsq takes long), "
-            "codecs whose size follows from bits per component, whatever --bytes says: int8,binary, "
-            "faiss-rabitq-1 (to 9 bits), faiss-eden-1 (to 8), faiss-turboquant-1 (2, 3, 4, 8; under cosine), "
-            "faiss-sq-4 (6, 8), lancedb-ivf-rq-1 (to 9); and folders of trained codecs, separated by commas. "
+            help=f"Some of {','.join((*CODEC_KINDS, *peers.PEERS, peers.LANCEDB_PQ))}, those whose size "
+            f"follows from the dimension, whatever --bytes says: {','.join(peers.SCALARS)}, "
+            f"{peers.form_names(peers.FORMS)}; and folders of trained codecs, separated by commas. "
             "rq is measured at every size of --bytes that a codec other than pq, saq and turboquant takes. "
             "The codec in a folder must not have been trained on the held-out vectors."
         ),
     ] = "rq,rqmoe",
     refine_bytes: RefineSizes = None,
+    total_bytes: Annotated[
+        str | None,
+        typer.Option(
+            help="Sizes, such as 8,16,32,64, at which to say whether ours is the best: transform codes and "
+            "other libraries' codecs have these, and our other codecs refine codes up to them."
+        ),
+    ] = None,
     refine_kind: RefineKind = "pq",
     vector_column: VectorColumn = "vector",
     rows: MostVectors = 200_000,
@@ -126,19 +133,17 @@ def bench_codec(
 
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
-    from rqmoe_store.evaluation.contenders import needs_faiss
-
-    names = names_in(codecs)
-    _require_libraries(faiss=needs_faiss(names), plot=plot is not None)
+    _require_libraries(plot=plot is not None)
     from rqmoe_store.evaluation.codec_benchmark import BenchmarkSettings, benchmark_codecs
     from rqmoe_store.evaluation.data import read_described, summary_of
     from rqmoe_store.evaluation.tables import codec_done_line, codec_tables, print_tables
 
     console = Console(stderr=True)
     settings = BenchmarkSettings(
-        codecs=tuple(names),
+        codecs=tuple(names_in(codecs)),
         code_bytes=tuple(numbers_in("--bytes", code_bytes)),
         refine_bytes=() if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
+        total_bytes=() if total_bytes is None else tuple(numbers_in("--total-bytes", total_bytes)),
         config=CodecConfig(metric=metric, num_partitions=partitions, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
         training=TrainConfig(
             max_minutes=minutes, epochs=epochs, seed=seed, device=device, progress=console.is_terminal
@@ -164,7 +169,7 @@ def bench_codec(
 
     report = benchmark_codecs(vectors_ND, queries_QD, settings=settings, console=console, on_done=show)
     typer.echo(f"{summary}\n")
-    print_tables(codec_tables(report))
+    print_tables(codec_tables(report), report.skipped)
     if plot is not None:
         from rqmoe_store.evaluation.plots import save_plot
 
@@ -193,8 +198,8 @@ def bench_search(
     systems: Annotated[
         str,
         typer.Option(
-            help="Some of ours,lancedb-ivf-pq,lancedb-ivf-rq,faiss-ivf-pq,faiss-ivf-rq, separated by commas. "
-            "lancedb-ivf-rq has one bit per dimension besides factors and row id, regardless of --bytes. "
+            help=f"Some of {','.join(peers.SYSTEMS)}, and those whose size follows from the dimension: "
+            f"{peers.form_names(peers.SYSTEM_FORMS)}, separated by commas. lancedb-ivf-rq has one bit. "
             "faiss-ivf-rq trains on at most 65,536 vectors with a beam of 1, and encodes with a beam of 5; "
             "under l2 it has one byte more."
         ),
@@ -255,14 +260,13 @@ def bench_search(
     Compares our tables with LanceDB's and FAISS's indexes, in a temporary database removed at the end.
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
-    names = names_in(systems)
-    _require_libraries(faiss=any(name.startswith("faiss") for name in names), plot=plot is not None)
+    _require_libraries(plot=plot is not None)
     from rqmoe_store.evaluation.data import read_described, summary_of
     from rqmoe_store.evaluation.search_benchmark import SearchSettings, synthetic_queries
 
     console = Console(stderr=True)
     settings = SearchSettings(
-        systems=tuple(names),
+        systems=tuple(names_in(systems)),
         code_bytes=tuple(numbers_in("--bytes", code_bytes)),
         refine_bytes=() if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
         codecs=codecs,
@@ -336,7 +340,7 @@ def _run_search(
 def _show_search(report: "SearchReport", plot: Path | None) -> None:
     from rqmoe_store.evaluation.tables import print_tables, search_tables
 
-    print_tables(search_tables(report))
+    print_tables(search_tables(report), report.skipped)
     if plot is not None:
         from rqmoe_store.evaluation.plots import save_search_plot
 
@@ -558,11 +562,11 @@ def _codec(folder: Path | None, dim: int, code_bytes: int, seed: int) -> "Codec"
     return train(vectors_ND, config=config, training=TrainConfig(epochs=0, seed=seed, progress=False))
 
 
-def _require_libraries(*, faiss: bool = False, plot: bool = False) -> None:
+def _require_libraries(*, plot: bool = False) -> None:
     """Raise RQMoEError, with the command that installs them, unless the libraries needed are installed."""
     from rqmoe_store.evaluation.machine import require_bench
 
-    require_bench("psutil", *(["faiss"] if faiss else []), *(["matplotlib"] if plot else []))
+    require_bench("psutil", *(["matplotlib"] if plot else []))
 
 
 def _check_outputs(json_out: Path | None, plot: Path | None) -> None:

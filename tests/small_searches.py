@@ -48,8 +48,8 @@ def small_codec(**changes: object) -> Codec:
 def index_result(system: str, code_bytes: int, **changes: object) -> IndexResult:
     values = {
         "system": system, "code_bytes": code_bytes, "num_partitions": 64, "build_seconds": 12.3,
-        "index_bytes": code_bytes + 1.25, "total_bytes": 1234.5, "resident_bytes": code_bytes + 8,
-        "exhaustive_recall": None,
+        "index_bytes": code_bytes + 1.25, "raw_bytes": 0.0, "total_bytes": 1234.5,
+        "resident_bytes": code_bytes + 8, "exhaustive_recall": None,
     }  # fmt: skip
     return IndexResult(**{**values, **changes})
 

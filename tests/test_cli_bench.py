@@ -13,7 +13,7 @@ from small_codecs import DIM, as_codec, curved, small_config, stirred
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
-from rqmoe_store.evaluation.contenders import BITS
+from rqmoe_store.evaluation.peer_names import FORMS
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
@@ -121,7 +121,6 @@ def test_unwritable_outputs_are_found_before_training(data) -> None:
     ("module", "options"),
     [
         ("psutil", ()),
-        ("faiss", ("--codecs", "rq,lsq")),
         ("faiss", ("--codecs", "faiss-rabitq-1")),
         ("matplotlib", ("--plot", "out.png")),
     ],
@@ -133,9 +132,22 @@ def test_missing_libraries_are_named_before_anything_is_read(data, monkeypatch, 
     assert 'pip install "rqmoe-store[bench]"' in message
 
 
+def test_a_library_that_is_missing_is_skipped_by_name(data, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    run = bench(data, "--codecs", "rq,lsq", "--total-bytes", "2", "--json", data / "out.json")
+    assert run.exit_code == 0
+    line = "lsq is not installed, and was left out. To compare with it: pip install faiss-cpu"
+    assert line in run.stdout.splitlines()
+    written = json.loads((data / "out.json").read_text())
+    assert written["skipped"] == {"lsq": "pip install faiss-cpu"}
+    (best,) = written["best"]
+    assert best["ours"]["codec"] == "rq" and best["best_peer"] is None
+    assert written["tables"]["best-by-bytes"]["rows"][0][-1] == "yes, nobody else has so few"
+
+
 def test_help_names_everything() -> None:
     output = CliRunner().invoke(app, ["bench", "codec", "--help"], env={"COLUMNS": "200"}).output
     for word in ("--scaling", "--plot", "--vector-column", "faiss-rq", "rqmoe-store[bench]"):
         assert word in output
-    assert all(f"{family}-{bits[0]}" in output for family, bits in BITS.items())
+    assert all(f"{family}-{bits[0]}" in output for family, bits in FORMS.items())
     assert "codec" in CliRunner().invoke(app, ["bench", "--help"]).output

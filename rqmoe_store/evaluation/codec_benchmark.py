@@ -18,6 +18,7 @@ from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.best_by_bytes import best_by_bytes
 from rqmoe_store.evaluation.codec_measurement import (
     NEIGHBORS,
     Workbench,
@@ -30,15 +31,23 @@ from rqmoe_store.evaluation.codec_measurement import (
 )
 from rqmoe_store.evaluation.codec_results import BenchmarkReport, GaussianBound
 from rqmoe_store.evaluation.contenders import (
-    LANCEDB_RQ,
     REFERENCE,
     Contender,
     OwnCodec,
     check_names,
-    family_of,
     plan_contenders,
 )
 from rqmoe_store.evaluation.machine import describe_machine
+from rqmoe_store.evaluation.peer_names import (
+    LANCEDB_PQ,
+    LANCEDB_RQ,
+    QDRANT,
+    describe_missing,
+    family_of,
+    installed_peers,
+    is_peer,
+    missing_peers,
+)
 
 RATE = "float32_multiply_adds_per_second"
 """Entry of the machine's description: speed of a large matrix product."""
@@ -62,6 +71,9 @@ class BenchmarkSettings:
     """Sizes to train. A codec from a folder has its own, and so has one whose size follows from bits."""
     refine_bytes: tuple[int, ...] = ()
     """Sizes of refine codes that each of our codecs is also measured with."""
+    total_bytes: tuple[int, ...] = ()
+    """Sizes to compare at: there, transform codes and other libraries' codecs are measured, and our other
+    codecs with refine codes for what is beyond the longest code of `code_bytes`."""
     config: CodecConfig = _WITHOUT_PARTITIONS
     """All other settings of our codecs. Without partitions, codes of all codecs have the same size."""
     training: TrainConfig = _TRAINING
@@ -75,10 +87,20 @@ class BenchmarkSettings:
 
     def __post_init__(self) -> None:
         check_names(self.codecs)
+        installed_peers(self.codecs)  # some of them
         for size in self.code_bytes:
             dataclasses.replace(self.config, code_bytes=size)  # checks it
         for size in self.refine_bytes:
             dataclasses.replace(self.config, refine_bytes=size)
+        if self.total_bytes and self.refine_bytes:
+            raise InvalidInputError(
+                f"Got refine_bytes={self.refine_bytes} and total_bytes={self.total_bytes}, from which sizes "
+                "of refine codes follow; expected one of them."
+            )
+        for total in self.total_bytes:
+            shorter = [size for size in self.code_bytes if size <= total]
+            dataclasses.replace(self.config, code_bytes=total)
+            dataclasses.replace(self.config, refine_bytes=total - max(shorter, default=total))
         if any(count < 1 for count in self.scaling):
             raise InvalidInputError(
                 f"Got scaling={self.scaling}; expected numbers of vectors, at least 1 each."
@@ -119,27 +141,22 @@ def benchmark_codecs(
         InvalidInputError: vectors or queries are unusable, there are too few to hold out `held_out`, or the
             settings do not fit them. Nothing has been trained by then.
         ArtifactError: a folder has no readable codec.
-        RQMoEError: FAISS is needed and not installed.
+        RQMoEError: nothing is left to measure, as no library that is needed is installed.
     """
     console = console or Console(stderr=True)
     vectors_ND, queries_QD = _checked(vectors, queries, settings)
     dim = vectors_ND.shape[1]
-    contenders = plan_contenders(
-        settings.codecs,
-        settings.code_bytes,
-        config=settings.config,
-        training=settings.training,
-        dim=dim,
-        training_rows=len(vectors_ND) - settings.held_out,
-        refine_bytes=settings.refine_bytes,
-    )
+    contenders = _planned(settings, dim, len(vectors_ND) - settings.held_out)
     if settings.scaling:
         require_disk(max(settings.scaling), 4 * dim)
-    if any(family_of(contender.name) == LANCEDB_RQ for contender in contenders):
+    if any(_is_on_disk(contender.name) for contender in contenders):
         require_disk(len(vectors_ND), _INDEXED * 4 * dim)
     device = select_device(settings.training.device)
     machine = {**describe_machine(device), RATE: measure_matmul_rate(device)}
-    report = BenchmarkReport(settings=settings.to_dict(), machine=machine)
+    skipped = missing_peers(settings.codecs)
+    report = BenchmarkReport(settings=settings.to_dict(), machine=machine, skipped=skipped)
+    for line in describe_missing(skipped):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print("Finding the true neighbors", highlight=False)
     workbench = Workbench(
         vectors_ND,
@@ -157,8 +174,27 @@ def benchmark_codecs(
             _measure(contender, workbench, report, settings, many_ND)
             if contender.name == REFERENCE:
                 report.bounds.append(_bound(variances_D, report))
+            report.best = best_by_bytes(report.results, settings.total_bytes)
             on_done(report)
     return report
+
+
+def _planned(settings: BenchmarkSettings, dim: int, training_rows: int) -> list[Contender]:
+    return plan_contenders(
+        installed_peers(settings.codecs),
+        settings.code_bytes,
+        config=settings.config,
+        training=settings.training,
+        dim=dim,
+        training_rows=training_rows,
+        refine_bytes=settings.refine_bytes,
+        total_bytes=settings.total_bytes,
+    )
+
+
+def _is_on_disk(name: str) -> bool:
+    """Whether the codec is measured by an index on disk, beside the vectors."""
+    return name == LANCEDB_PQ or family_of(name) == LANCEDB_RQ or (is_peer(name) and name.startswith(QDRANT))
 
 
 def _checked(vectors: Any, queries: Any, settings: BenchmarkSettings) -> tuple[Float32Array, Float32Array]:

@@ -100,6 +100,31 @@ class ScalingRow:
     """Largest growth of resident memory. The codes count, pages of the file do not."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundBy:
+    """What a codec finds."""
+
+    codec: str
+    code_bytes: int
+    recall: float
+    """10-recall@10 over the codes of all vectors."""
+    unseen_recall: float
+    """The same over the codes of the held-out vectors alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestAtSize:
+    """The best codecs of at most so many bytes per vector."""
+
+    total_bytes: int
+    ours: FoundBy | None
+    """The codec of ours that finds most; None if none is so small."""
+    best_peer: FoundBy | None
+    """The same of other libraries' codecs and scalar ones."""
+    better_peers: list[FoundBy]
+    """All of these that find more than ours, of all vectors or of the held-out ones."""
+
+
 @dataclasses.dataclass(kw_only=True)
 class BenchmarkReport:
     """All results so far. It grows while codecs are measured."""
@@ -110,6 +135,10 @@ class BenchmarkReport:
     bounds: list[GaussianBound] = dataclasses.field(default_factory=list)
     speed: list[SpeedRow] = dataclasses.field(default_factory=list)
     scaling: list[ScalingRow] = dataclasses.field(default_factory=list)
+    best: list[BestAtSize] = dataclasses.field(default_factory=list)
+    """Comparison at each total of bytes, if any was asked for."""
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Codecs whose library is not installed -> the command that installs it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON-ready values."""

@@ -6,7 +6,7 @@ Shape suffixes: N vectors, Q queries, K neighbors, D vector dimension, B vectors
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +18,19 @@ from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CODEC_KINDS, TRANSFORM_KINDS, CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.machine import require_bench
+from rqmoe_store.evaluation.peer_names import (
+    FAISS_RQ,
+    FORMS,
+    LANCEDB_PQ,
+    PEERS,
+    SCALARS,
+    family_of,
+    form_names,
+    form_of,
+    is_engine,
+    is_peer,
+    require_peers,
+)
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.evaluation.scalar_codecs import BinaryCodec, Int8Codec
 from rqmoe_store.training.trainer import add_refine_codes, train
@@ -26,23 +38,11 @@ from rqmoe_store.training.trainer import add_refine_codes, train
 REFERENCE = "rq"
 """Codec that is always measured, because errors are relative to its error."""
 
-PEERS = ("opq", "faiss-rq", "lsq")
-"""Codecs of FAISS."""
+_OF_ANY_SIZE = (*PEERS, LANCEDB_PQ)
+"""Other libraries' codecs that take any size."""
 
-SCALARS = ("int8", "binary")
-"""Codecs of a byte or a bit per component, whatever sizes the others have."""
-
-LANCEDB_RQ = "lancedb-ivf-rq"
-
-BITS: dict[str, tuple[int, ...]] = {
-    "faiss-rabitq": tuple(range(1, 10)),
-    "faiss-eden": tuple(range(1, 9)),
-    "faiss-turboquant": (1, 2, 3, 4, 8),
-    "faiss-sq": (4, 6, 8),
-    LANCEDB_RQ: tuple(range(1, 10)),
-}
-"""Families of codecs of FAISS and LanceDB whose size follows from bits per component -> bits that they can
-have. "faiss-rabitq-2" has two."""
+_MOST_BYTES = {FAISS_RQ: 64, "lsq": 16}
+"""Codecs -> the largest total of bytes that they are compared at, as training takes them ever longer."""
 
 BATCHES = (1, 64, 4096)
 """Vectors at a time: a single query, a small batch, bulk work."""
@@ -148,6 +148,7 @@ def plan_contenders(
     dim: int,
     training_rows: int,
     refine_bytes: Sequence[int] = (),
+    total_bytes: Sequence[int] = (),
 ) -> list[Contender]:
     """The codecs to measure, ordered by size; `rq` is the first of every size of those that take any, except
     where transform codes are the only ones.
@@ -162,20 +163,23 @@ def plan_contenders(
         training_rows: vectors to train on.
         refine_bytes: sizes of refine codes. Every codec of ours is also measured with each of them, at the
             total of bytes; it is trained once for all of these.
+        total_bytes: sizes to compare at. Transform codes and other libraries' codecs of any size have them
+            instead of `code_bytes`, and to get to a size our codecs get refine codes, on the longest
+            code that is shorter.
 
     Raises:
         InvalidInputError: a codec does not fit the data or the metric, or there are too few vectors for a
             FAISS codec.
         ArtifactError: a folder has no readable codec.
-        RQMoEError: FAISS is needed and not installed.
+        RQMoEError: a library that is needed is not installed.
     """
     names = list(dict.fromkeys(names))
-    trained = [name for name in names if name in (*CODEC_KINDS, *PEERS)]
-    device = select_device(training.device)
-    fixed = [_scalar(name, dim) for name in SCALARS if name in names]
-    fixed += [_with_bits(name, config.metric, dim) for name in names if _is_with_bits(name)]
-    others = {*trained, *(contender.name for contender in fixed)}
-    loaded = [_loaded(name, config, dim, training.device) for name in names if name not in others]
+    require_peers(names)
+    planner = _Planner(config, training, select_device(training.device), dim, training_rows)
+    planner.most_rq_bytes = max([*code_bytes, *_totals_of(FAISS_RQ, total_bytes)], default=1)
+    at_totals = [name for name in names if total_bytes and name in (*_OF_ANY_SIZE, *TRANSFORM_KINDS)]
+    trained = [name for name in names if name in (*CODEC_KINDS, *_OF_ANY_SIZE) and name not in at_totals]
+    loaded = [planner.loaded(name) for name in names if name not in CODEC_KINDS and not is_peer(name)]
     sizes = {*(code_bytes if trained else ()), *(contender.code_bytes for contender in loaded)}
     contenders = []
     for size in sorted(sizes):
@@ -183,63 +187,111 @@ def plan_contenders(
         # Transform codes take seconds, plain RQ of many bytes minutes.
         if not wanted or REFERENCE in trained or not set(wanted) <= set(TRANSFORM_KINDS):
             wanted = [REFERENCE, *wanted]
-        for name in wanted:
-            chosen = dataclasses.replace(config, code_bytes=size)
-            contenders.append(
-                _peer(name, chosen, dim, training_rows)
-                if name in PEERS
-                else _own(dataclasses.replace(chosen, kind=name), training, device)  # type: ignore[arg-type]
-            )
+        contenders += [planner.of_size(name, size) for name in wanted]
         contenders += [contender for contender in loaded if contender.code_bytes == size]
     # Not plain RQ where it is but the reference.
     asked = {(name, size) for name in trained for size in code_bytes if name in CODEC_KINDS}
     own = [each for each in contenders if each in loaded or (each.name, each.code_bytes) in asked]
+    fixed = [planner.of_own_size(name) for name in names if is_peer(name) and name not in _OF_ANY_SIZE]
     fixed += [_refined(each, size, config) for each in own for size in refine_bytes]
+    fixed += [_refined(each, size, config) for each, size in _up_to(own, total_bytes)]
+    fixed += [planner.of_size(*each) for each in _sizes_at(at_totals, total_bytes, dim)]
     return sorted([*contenders, *fixed], key=lambda contender: contender.code_bytes)
+
+
+def _up_to(own: Sequence[Contender], total_bytes: Sequence[int]) -> Iterator[tuple[Contender, int]]:
+    """For every codec and total, the contender with the longest code below it, and the bytes to the total."""
+    for total in total_bytes:
+        for name in dict.fromkeys(each.name for each in own):
+            shorter = [each for each in own if each.name == name and each.code_bytes <= total]
+            if shorter and (longest := max(shorter, key=lambda each: each.code_bytes)).code_bytes < total:
+                yield longest, total - longest.code_bytes
+
+
+def _sizes_at(names: Sequence[str], total_bytes: Sequence[int], dim: int) -> Iterator[tuple[str, int]]:
+    """Names of codecs with the code sizes that make totals, or come closest below."""
+    for name in names:
+        if name != LANCEDB_PQ:
+            yield from ((name, total) for total in _totals_of(name, total_bytes))
+            continue
+        from rqmoe_store.evaluation.lancedb_peers import pq_sub_vectors
+
+        found = [pq_sub_vectors(total, dim) for total in total_bytes]
+        yield from ((name, size) for size in dict.fromkeys(found) if size is not None)
+
+
+def _totals_of(name: str, total_bytes: Sequence[int]) -> list[int]:
+    """The totals that a codec is measured at: not those that take it too long to train."""
+    return [total for total in total_bytes if total <= _MOST_BYTES.get(name, total)]
+
+
+@dataclasses.dataclass
+class _Planner:
+    """What contenders are made of."""
+
+    config: CodecConfig
+    training: TrainConfig
+    device: torch.device
+    dim: int
+    training_rows: int
+    most_rq_bytes: int = 1
+    """Most bytes that "faiss-rq" is measured with. One training is enough for all of its sizes."""
+    _trained_rq: list[Any] = dataclasses.field(default_factory=list)
+
+    def of_size(self, name: str, size: int) -> Contender:
+        """One of our kinds, or another library's codec that takes any size."""
+        config = dataclasses.replace(self.config, code_bytes=size)
+        if name in PEERS:
+            return self._peer(name, config)
+        if name == LANCEDB_PQ:
+            return _lancedb_pq(config, self.dim)
+        return _own(dataclasses.replace(config, kind=name), self.training, self.device)  # type: ignore[arg-type]
+
+    def of_own_size(self, name: str) -> Contender:
+        """A codec whose size follows from the dimension."""
+        if name in SCALARS:
+            return _scalar(name, self.dim)
+        if is_engine(name):
+            return _engine(name, self.config.metric, self.dim)
+        if name.startswith("faiss-"):
+            return _faiss_with_bits(name, self.config.metric, self.dim)
+        return _lancedb_rq(name, self.config.metric, self.dim)
+
+    def _peer(self, name: str, config: CodecConfig) -> Contender:
+        from rqmoe_store.evaluation.faiss_peers import check_trainable, first_steps, train_peer, train_rq
+
+        check_trainable(name, self.training_rows)
+
+        def prepare(training_ND: Float32Array) -> MeasuredCodec:
+            if name != FAISS_RQ:
+                return train_peer(name, training_ND, code_bytes=config.code_bytes, beam=config.beam)
+            if not self._trained_rq:
+                self._trained_rq.append(train_rq(training_ND, self.most_rq_bytes))
+            return first_steps(self._trained_rq[0], config.code_bytes, config.beam)
+
+        return Contender(name, config.code_bytes, True, torch.device("cpu"), prepare)
+
+    def loaded(self, folder: str) -> Contender:
+        """The codec in a folder."""
+        return _loaded(folder, self.config, self.dim, self.training.device)
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raise InvalidInputError unless every name is a kind, another known codec, or an existing folder."""
-    known = (*CODEC_KINDS, *PEERS, *SCALARS)
     for name in names:
-        if name in known or _is_with_bits(name) or (name and Path(name).expanduser().is_dir()):
+        if name in CODEC_KINDS or is_peer(name) or (name and Path(name).expanduser().is_dir()):
             continue
-        with_bits = [f"{family}-{'|'.join(map(str, bits))}" for family, bits in BITS.items()]
+        known = (*CODEC_KINDS, *_OF_ANY_SIZE, *SCALARS)
         raise InvalidInputError(
-            f"Codec {name!r} is unknown; choose some of {', '.join((*known, *with_bits))}, "
+            f"Codec {name!r} is unknown; choose some of {', '.join(known)}, {form_names(FORMS)}, "
             "or give the folder of a codec that was saved."
         )
 
 
-def family_of(name: str) -> str:
-    """The name without its bits per component, if it is that of a codec whose size follows from bits."""
-    return name.rpartition("-")[0] if _is_with_bits(name) else name
-
-
-def needs_faiss(names: Sequence[str]) -> bool:
-    """Whether some of these codecs are FAISS's."""
-    return any(name in PEERS or (_is_with_bits(name) and _is_faiss(name)) for name in names)
-
-
-def _is_with_bits(name: str) -> bool:
-    family, _, bits = name.rpartition("-")
-    return bits in map(str, BITS.get(family, ()))
-
-
-def _is_faiss(name: str) -> bool:
-    return name.startswith("faiss-")
-
-
-def _with_bits(name: str, metric: Metric, dim: int) -> Contender:
-    family, _, bits = name.rpartition("-")
-    plan = _faiss_with_bits if _is_faiss(name) else _lancedb_rq
-    return plan(name, family, int(bits), metric, dim)
-
-
-def _faiss_with_bits(name: str, family: str, bits: int, metric: Metric, dim: int) -> Contender:
-    require_bench("faiss")
+def _faiss_with_bits(name: str, metric: Metric, dim: int) -> Contender:
     from rqmoe_store.evaluation.faiss_peers import bits_index, check_metric, train_with_bits
 
+    family, bits = family_of(name), int(form_of(name))
     check_metric(name, family, metric)
     code_bytes = bits_index(family, bits, dim, metric).sa_code_size()
 
@@ -249,14 +301,32 @@ def _faiss_with_bits(name: str, family: str, bits: int, metric: Metric, dim: int
     return Contender(name, code_bytes, True, torch.device("cpu"), prepare)
 
 
-def _lancedb_rq(name: str, family: str, bits: int, metric: Metric, dim: int) -> Contender:
+def _lancedb_rq(name: str, metric: Metric, dim: int) -> Contender:
     from rqmoe_store.evaluation.lancedb_peers import check_rq_dim, rq_code_bytes, searched_rq
 
     check_rq_dim(dim, name)
-    # Training is part of building its index, over the vectors that are searched.
-    return Contender(
-        name, rq_code_bytes(dim, bits), False, torch.device("cpu"), lambda _: searched_rq(bits, metric)
-    )
+    bits = int(form_of(name))
+    return _searched(name, rq_code_bytes(dim, bits), searched_rq(bits, metric))
+
+
+def _lancedb_pq(config: CodecConfig, dim: int) -> Contender:
+    from rqmoe_store.evaluation.lancedb_peers import check_pq_dim, pq_code_bytes, searched_pq
+
+    check_pq_dim(dim, [config.code_bytes], LANCEDB_PQ)
+    codec = searched_pq(config.code_bytes, config.metric)
+    return _searched(LANCEDB_PQ, pq_code_bytes(config.code_bytes), codec)
+
+
+def _engine(name: str, metric: Metric, dim: int) -> Contender:
+    from rqmoe_store.evaluation.engine_peers import check_engine, engine_code_bytes, searched_engine
+
+    check_engine(name, metric, dim)
+    return _searched(name, engine_code_bytes(name, dim), searched_engine(name, metric))
+
+
+def _searched(name: str, code_bytes: int, codec: SearchedCodec) -> Contender:
+    """A codec whose training is part of building its index, over the vectors that are searched."""
+    return Contender(name, code_bytes, False, torch.device("cpu"), lambda _: codec)
 
 
 def _own(config: CodecConfig, training: TrainConfig, device: torch.device) -> Contender:
@@ -313,18 +383,6 @@ def _scalar(name: str, dim: int) -> Contender:
     fit: Callable[[Float32Array], MeasuredCodec]
     fit, code_bytes = (Int8Codec.fit, dim) if name == "int8" else (BinaryCodec.fit, (dim + 7) // 8)
     return Contender(name, code_bytes, True, torch.device("cpu"), fit)
-
-
-def _peer(name: str, config: CodecConfig, dim: int, training_rows: int) -> Contender:
-    require_bench("faiss")
-    from rqmoe_store.evaluation.faiss_peers import check_trainable, train_peer
-
-    check_trainable(name, training_rows)
-
-    def prepare(training_ND: Float32Array) -> MeasuredCodec:
-        return train_peer(name, training_ND, code_bytes=config.code_bytes, beam=config.beam)
-
-    return Contender(name, config.code_bytes, True, torch.device("cpu"), prepare)
 
 
 def time_codec(codec: MeasuredCodec, vectors_ND: Float32Array) -> tuple[dict[int, float], dict[int, float]]:

@@ -17,16 +17,15 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.contenders import (
-    LANCEDB_RQ,
     REFERENCE,
     Contender,
     MeasuredCodec,
     SearchedCodec,
     check_names,
-    family_of,
     plan_contenders,
 )
 from rqmoe_store.evaluation.machine import describe_machine
+from rqmoe_store.evaluation.peer_names import LANCEDB_RQ, family_of
 from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k
 from rqmoe_store.evaluation.tables import table_of
 from rqmoe_store.progress import late_progress

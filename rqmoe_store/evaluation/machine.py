@@ -19,6 +19,7 @@ from rqmoe_store import __version__
 from rqmoe_store.codecs.parallel import num_threads
 from rqmoe_store.errors import RQMoEError
 
+_LIBRARIES = ("torch", "numpy", "lancedb", "faiss-cpu", "turbovec", "usearch", "qdrant-edge-py")
 _INTERVAL_SECONDS = 0.01
 _COARSE_SECONDS = 0.05
 
@@ -37,7 +38,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "threads": num_threads(),
-        "versions": {"rqmoe-store": __version__, **_versions("torch", "numpy", "lancedb", "faiss-cpu")},
+        "versions": {"rqmoe-store": __version__, **_versions(*_LIBRARIES)},
     }
 
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult
-from rqmoe_store.evaluation.contenders import family_of
+from rqmoe_store.evaluation.peer_names import family_of
 from rqmoe_store.evaluation.search_measurement import SearchReport, SearchResult
 
 KINDS = (".png", ".svg", ".pdf")

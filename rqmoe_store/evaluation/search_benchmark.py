@@ -17,21 +17,38 @@ from rich.console import Console
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.device import select_device
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.codec_measurement import require_disk
-from rqmoe_store.evaluation.contenders import LANCEDB_RQ, load_matching
-from rqmoe_store.evaluation.lancedb_peers import build_lancedb_pq, build_lancedb_rq, check_rq_dim
+from rqmoe_store.evaluation.contenders import load_matching
+from rqmoe_store.evaluation.engine_peers import build_engine, check_engine
+from rqmoe_store.evaluation.lancedb_peers import (
+    build_lancedb_pq,
+    build_lancedb_rq,
+    check_pq_dim,
+    check_rq_dim,
+)
 from rqmoe_store.evaluation.machine import describe_machine
+from rqmoe_store.evaluation.peer_names import (
+    FAISS_SYSTEMS,
+    LANCEDB_PQ,
+    LANCEDB_RQ,
+    OURS,
+    SYSTEM_FORMS,
+    SYSTEMS,
+    describe_missing,
+    family_of,
+    form_names,
+    has_form,
+    installed_peers,
+    is_engine,
+    is_system,
+    missing_peers,
+)
 from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k
 from rqmoe_store.evaluation.search_measurement import (
-    FAISS_PQ,
-    FAISS_RQ,
-    LANCEDB_PQ,
     NEIGHBORS,
-    OURS,
     PARTITION_ROWS,
-    SYSTEMS,
     Corpus,
     IndexResult,
     SearchedIndex,
@@ -53,6 +70,8 @@ from rqmoe_store.training.trainer import add_refine_codes, train
 _TABLES = 2
 """Most space that the temporary database takes, as a multiple of the raw vectors' size."""
 
+_FAISS_PQ, _, _ = FAISS_SYSTEMS
+
 _DEFAULT_CONFIG, _TRAINING = CodecConfig(), TrainConfig()
 
 Build = Callable[[], SearchedIndex]
@@ -62,9 +81,10 @@ Build = Callable[[], SearchedIndex]
 class SearchSettings:
     """Systems to compare, and how to measure them."""
 
-    systems: tuple[str, ...] = SYSTEMS
+    systems: tuple[str, ...] = (OURS, LANCEDB_PQ, LANCEDB_RQ, "faiss-ivf-pq", "faiss-ivf-rq")
+    """Some of `SYSTEMS`, and forms of the families of `SYSTEM_FORMS`."""
     code_bytes: tuple[int, ...] = (8, 16, 32)
-    """Code sizes. That of LanceDB's IVF_RQ follows from the dimension."""
+    """Code sizes. That of LanceDB's IVF_RQ follows from the dimension, and so does that of forms."""
     refine_bytes: tuple[int, ...] = ()
     """Sizes of refine codes that each of our codecs is also searched with."""
     codecs: Path | None = None
@@ -87,9 +107,7 @@ class SearchSettings:
     with a codec of every size made from random vectors. Its partitions suit the largest of these tables."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.systems if name not in SYSTEMS]
-        if unknown or not self.systems:
-            raise InvalidInputError(f"Got systems {list(self.systems)}; choose some of {', '.join(SYSTEMS)}.")
+        _check_systems(self.systems)
         for size in self.code_bytes:
             dataclasses.replace(self.config, code_bytes=size)  # checks it
         for size in self.refine_bytes:
@@ -121,15 +139,16 @@ class SearchSettings:
                 f"Got {rows} vectors for {partitions} partitions; expected at least {PARTITION_ROWS} for "
                 "each. Give more vectors or fewer partitions."
             )
-        products = [name for name in (LANCEDB_PQ, FAISS_PQ) if name in self.systems]
-        uneven = [size for size in self.code_bytes if dim % size]
-        if products and uneven:
-            raise InvalidInputError(
-                f"Product quantization of dimension {dim} takes code sizes that divide it; got {uneven}. "
-                f"Choose other sizes, or leave out {', '.join(products)}."
-            )
-        if LANCEDB_RQ in self.systems:
-            check_rq_dim(dim, LANCEDB_RQ)
+        products = [name for name in (LANCEDB_PQ, _FAISS_PQ) if name in self.systems]
+        if products:
+            check_pq_dim(dim, self.code_bytes, ", ".join(products))
+        for name in installed_peers(self.systems):
+            if name == LANCEDB_RQ or family_of(name) == LANCEDB_RQ:
+                check_rq_dim(dim, name)
+            elif is_engine(name):
+                check_engine(name, self.config.metric, dim)
+            elif has_form(name):
+                _check_faiss(name, self.config.metric)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
@@ -168,7 +187,10 @@ def benchmark_search(
     console = console or Console(stderr=True)
     bench = _checked(vectors, queries, settings)
     machine = describe_machine(select_device(settings.training.device))
-    report = SearchReport(settings=settings.to_dict(), machine=machine)
+    skipped = missing_peers(settings.systems)
+    for line in describe_missing(skipped):
+        console.print(line, highlight=False, soft_wrap=True)
+    report = SearchReport(settings=settings.to_dict(), machine=machine, skipped=skipped)
     if bench.vectors_ND is not None:
         _compare(bench, bench.vectors_ND, settings, report, console, on_done)
     for result in measure_synthetic(
@@ -183,6 +205,22 @@ def benchmark_search(
         report.synthetic.append(result)
         on_done(report)
     return report
+
+
+def _check_systems(names: tuple[str, ...]) -> None:
+    """Raise unless there are names, all known, and what one of them needs is installed."""
+    unknown = [name for name in names if not is_system(name)]
+    if unknown or not names:
+        raise InvalidInputError(
+            f"Got systems {list(names)}; choose some of {', '.join(SYSTEMS)}, {form_names(SYSTEM_FORMS)}."
+        )
+    installed_peers(names)
+
+
+def _check_faiss(name: str, metric: Metric) -> None:
+    from rqmoe_store.evaluation.faiss_peers import check_metric  # of the extra `bench`
+
+    check_metric(name, family_of(name).replace("-ivf", ""), metric)
 
 
 def _codecs_to_scale(bench: "_Bench", settings: SearchSettings) -> list[Codec]:
@@ -249,15 +287,17 @@ def _compare(
             num_partitions=settings.partitions(len(vectors_ND)),
             nprobes=settings.nprobes,
         )
-        for name, build in _plan(settings, corpus, bench.codecs):
+        for name, build in _plan(settings, corpus, bench.codecs, Path(folder)):
             console.print(f"Measuring {name}", highlight=False)
             _measure(build(), bench.queries_QD, truth_QK, settings, report)
             on_done(report)
 
 
-def _plan(settings: SearchSettings, corpus: Corpus, codecs: dict[int, Codec]) -> Iterator[tuple[str, Build]]:
-    """Names of indexes and functions that build them, by size. LanceDB's IVF_RQ has one size and is last."""
-    systems = settings.systems
+def _plan(
+    settings: SearchSettings, corpus: Corpus, codecs: dict[int, Codec], folder: Path
+) -> Iterator[tuple[str, Build]]:
+    """Names of indexes and functions that build them, by size; those that have one size are last."""
+    systems = installed_peers(settings.systems)
     for size in sorted(set(settings.code_bytes)):
         if OURS in systems:
             trained = functools.cache(functools.partial(_codec, settings, corpus, codecs.get(size), size))
@@ -266,11 +306,16 @@ def _plan(settings: SearchSettings, corpus: Corpus, codecs: dict[int, Codec]) ->
                 yield name, functools.partial(_own, settings, corpus, trained, refine_bytes)
         if LANCEDB_PQ in systems:
             yield f"{LANCEDB_PQ}, {size} bytes", functools.partial(build_lancedb_pq, corpus, size)
-        for form, name in (("pq", FAISS_PQ), ("rq", FAISS_RQ)):
+        for name in FAISS_SYSTEMS:
             if name in systems:
-                yield f"{name}, {size} bytes", functools.partial(_faiss, corpus, form, size)
-    if LANCEDB_RQ in systems:
-        yield LANCEDB_RQ, functools.partial(build_lancedb_rq, corpus)
+                yield f"{name}, {size} bytes", functools.partial(_faiss, corpus, name, size)
+    for name in dict.fromkeys(systems):
+        if name == LANCEDB_RQ or family_of(name) == LANCEDB_RQ:
+            yield name, functools.partial(build_lancedb_rq, corpus, name)
+        elif is_engine(name):
+            yield name, functools.partial(build_engine, corpus, name, folder / name)
+        elif has_form(name):
+            yield name, functools.partial(_faiss, corpus, name, None)
 
 
 def _codec(
@@ -297,10 +342,10 @@ def _own(
     return build_own(corpus, codec, shortlists=settings.shortlists, training_seconds=seconds)
 
 
-def _faiss(corpus: Corpus, form: Any, code_bytes: int) -> SearchedIndex:
+def _faiss(corpus: Corpus, name: str, code_bytes: int | None) -> SearchedIndex:
     from rqmoe_store.evaluation.faiss_peers import build_faiss  # of the extra `bench`
 
-    return build_faiss(corpus, form, code_bytes)
+    return build_faiss(corpus, name, code_bytes)
 
 
 def _measure(

@@ -19,17 +19,11 @@ from lancedb.table import LanceTable
 from rqmoe_store.codecs.parallel import num_threads
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.evaluation.contenders import LANCEDB_RQ, cyclic, time_call
+from rqmoe_store.evaluation.contenders import cyclic, time_call
 from rqmoe_store.evaluation.recall import Indices, k_recall_at_k
 
 NEIGHBORS = 10
 """Rows that every query returns."""
-
-OURS = "ours"
-LANCEDB_PQ = "lancedb-ivf-pq"
-FAISS_PQ, FAISS_RQ = "faiss-ivf-pq", "faiss-ivf-rq"
-SYSTEMS = (OURS, LANCEDB_PQ, LANCEDB_RQ, FAISS_PQ, FAISS_RQ)
-"""All systems that can be compared."""
 
 PARTITION_ROWS = 256
 """Fewest rows per partition in LanceDB, which otherwise creates fewer partitions."""
@@ -76,7 +70,9 @@ class IndexResult:
     """Time of training and indexing, or of indexing alone if the codec was loaded."""
     index_bytes: float
     """Bytes of the index on disk per vector. Ours: columns of codes and partitions, and the index on
-    partitions; LanceDB: the index; FAISS: the index written to a file."""
+    partitions; LanceDB: the index; others: the index written to a file, or the files of it."""
+    raw_bytes: float
+    """Bytes of the raw vectors on disk per vector, which LanceDB and Qdrant keep beside the index."""
     total_bytes: float
     """Bytes of all that a search needs, on disk per vector: with codec (ours) or raw vectors (LanceDB)."""
     resident_bytes: float | None
@@ -154,6 +150,8 @@ class SearchReport:
     results: list[SearchResult] = dataclasses.field(default_factory=list)
     scans: list[ScanResult] = dataclasses.field(default_factory=list)
     synthetic: list[SyntheticResult] = dataclasses.field(default_factory=list)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Systems whose library is not installed -> the command that installs it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON-ready values."""

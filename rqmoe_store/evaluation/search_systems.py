@@ -132,6 +132,7 @@ def _result(store: CompressedTable, build_seconds: float) -> IndexResult:
         num_partitions=store.codec.config.num_partitions or 0,
         build_seconds=build_seconds,
         index_bytes=index_bytes / stats.rows,
+        raw_bytes=0.0,
         total_bytes=(index_bytes + stats.codec_bytes) / stats.rows,
         resident_bytes=stats.resident_bytes / stats.rows if stats.resident_bytes else None,
         exhaustive_recall=None,

@@ -1,13 +1,15 @@
 """Result tables for a terminal, and one-line results while a benchmark runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult, Recalls
+from rqmoe_store.evaluation.best_by_bytes import verdict
+from rqmoe_store.evaluation.codec_results import BenchmarkReport, CodecResult, FoundBy, Recalls
 from rqmoe_store.evaluation.contenders import BATCHES
+from rqmoe_store.evaluation.peer_names import describe_missing
 from rqmoe_store.evaluation.search_measurement import IndexResult, SearchReport, SearchResult
 
 _UNLIMITED = 10_000
@@ -20,12 +22,18 @@ _BOUND_NOTE = (
 
 _RECALL_NOTE = (
     "Bytes are all that is kept per vector. Reconstructions are compared with queries, or else codes by the "
-    "library that they are from (RaBitQ of FAISS and LanceDB)."
+    "library that they are from (RaBitQ, LanceDB, turbovec, USearch, Qdrant)."
+)
+
+_BEST_NOTE = (
+    "Others: all codecs of other libraries, and scalar ones, that were measured. Where any of them finds "
+    "more, of all vectors or of those never trained on, the last column names it and says by how much."
 )
 
 _COST_NOTE = (
-    "Bytes per vector. Index and total are on disk. The total includes what a search needs besides: the "
-    "codec (ours) or the raw vectors (LanceDB). Resident: codes and row ids in memory."
+    "Bytes per vector. Index, raw and total are on disk. Raw: vectors that are kept beside the index "
+    "(LanceDB and Qdrant). The total includes them, and the codec (ours). Resident: codes and row ids in "
+    "memory."
 )
 
 
@@ -61,8 +69,13 @@ def results_of(report: SearchReport, index: IndexResult) -> list[SearchResult]:
     return [result for result in report.results if (result.system, result.code_bytes) == wanted]
 
 
-def print_tables(tables: Sequence[Table]) -> None:
-    """Print tables, at least one, to standard output, all of them at the same width."""
+def print_tables(tables: Sequence[Table], skipped: Mapping[str, str] | None = None) -> None:
+    """Print tables, at least one, to standard output, all of them at the same width, and what is missing.
+
+    Args:
+        tables: the tables.
+        skipped: what was left out, as it is not installed -> the command that installs it.
+    """
     console = Console()
     unlimited = console.options.update(width=_UNLIMITED)
     widest = max(console.measure(table, options=unlimited).maximum for table in tables)
@@ -71,6 +84,8 @@ def print_tables(tables: Sequence[Table]) -> None:
     for table in tables:
         console.print(table)
         console.print()
+    for line in describe_missing(skipped or {}):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def table_of(title: str, columns: str, *, caption: str | None = None) -> Table:
@@ -97,8 +112,11 @@ def short(microseconds: float) -> str:
 
 def codec_tables(report: BenchmarkReport) -> list[Table]:
     """What `bench codec` shows."""
-    further = [*([_speed(report)] if report.speed else []), *([_scaling(report)] if report.scaling else [])]
-    return [_distortion(report), _recall(report), _cost(report), *further]
+    tables = [_distortion(report), _recall(report), _cost(report)]
+    for rows, table in ((report.best, _best), (report.speed, _speed), (report.scaling, _scaling)):
+        if rows:
+            tables.append(table(report))
+    return tables
 
 
 def _distortion(report: BenchmarkReport) -> Table:
@@ -180,6 +198,25 @@ def _times(microseconds: dict[int, float] | None) -> list[str]:
     return ["-"] * len(BATCHES) if microseconds is None else [short(time) for time in microseconds.values()]
 
 
+def _best(report: BenchmarkReport) -> Table:
+    shown = table_of(
+        "Best by bytes: ours and the best of all others within so many bytes per vector",
+        "bytes; ours; 10-R@10; unseen; best of others; its bytes; 10-R@10; unseen; is ours the best?",
+        caption=_BEST_NOTE,
+    )
+    for row in report.best:
+        peer_bytes = "-" if row.best_peer is None else str(row.best_peer.code_bytes)
+        ours, (peer, *found) = _found_by(row.ours), _found_by(row.best_peer)
+        shown.add_row(str(row.total_bytes), *ours, peer, peer_bytes, *found, verdict(row))
+    return shown
+
+
+def _found_by(found: FoundBy | None) -> tuple[str, str, str]:
+    if found is None:
+        return "-", "-", "-"
+    return escape(found.codec), f"{found.recall:.3f}", f"{found.unseen_recall:.3f}"
+
+
 def _speed(report: BenchmarkReport) -> Table:
     shown = table_of(
         "Speed: ways to encode and decode with our codecs, each compared with the default in the same run",
@@ -253,7 +290,7 @@ def _searches(report: SearchReport) -> Table:
 def _costs(report: SearchReport) -> Table:
     shown = table_of(
         "Cost",
-        "system; bytes; partitions; built in; exhaustive 10-R@10; index; total; resident",
+        "system; bytes; partitions; built in; exhaustive 10-R@10; index; raw; total; resident",
         caption=_COST_NOTE,
     )
     for index in report.indexes:
@@ -264,6 +301,7 @@ def _costs(report: SearchReport) -> Table:
             f"{index.build_seconds:.0f} s",
             format_optional(index.exhaustive_recall, "{:.3f}"),
             f"{index.index_bytes:,.1f}",
+            f"{index.raw_bytes:,.1f}",
             f"{index.total_bytes:,.1f}",
             format_optional(index.resident_bytes, "{:,.1f}"),
         )

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from small_searches import clustered
 
 from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.evaluation.codec_benchmark import (
     RATE,
     BenchmarkSettings,
@@ -25,6 +26,7 @@ from rqmoe_store.evaluation.codec_benchmark import (
     water_level,
 )
 from rqmoe_store.evaluation.codec_results import BenchmarkReport
+from rqmoe_store.evaluation.peer_names import missing_peers
 
 pytestmark = pytest.mark.usefixtures("brief_timing")
 
@@ -94,6 +96,51 @@ def test_held_out_vectors_take_no_part_in_training(report) -> None:
     assert again.results[1].mse != report.results[1].mse
     trained = load_codec(Path(again.settings["save"]) / "rqmoe-2", device="cpu")
     assert trained.to_artifact().weights == codec.to_artifact().weights
+
+
+def test_at_totals_the_best_are_compared_and_who_is_missing_is_skipped_by_name(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "turbovec", None)
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    console = Console(file=io.StringIO())
+    settings = dataclasses.replace(
+        SETTINGS,
+        codecs=("rq", "faiss-pq", "turbovec-2", "binary", "usearch-b1"),
+        total_bytes=(2, 6),
+        training=TrainConfig(epochs=0, progress=False, device="cpu"),
+    )
+    report = benchmark_codecs(ROWS, QUERIES, settings=settings, console=console)
+    names = [(result.codec, result.code_bytes) for result in report.results]
+    assert sorted(names) == [("binary", 2), ("faiss-pq", 2), ("faiss-pq", 6), ("rq", 2), ("rq-2+pq", 6)]
+    assert [row.total_bytes for row in report.best] == [2, 6]
+    assert report.best[1].ours.codec == "rq-2+pq" and report.best[1].ours.recall > 0.5
+    assert report.best[1].best_peer.code_bytes <= 6
+    skipped = {"turbovec-2": "pip install turbovec", "usearch-b1": "pip install usearch"}
+    assert report.skipped == report.to_dict()["skipped"] == skipped
+    printed = console.file.getvalue()
+    assert all(f"{name} is not installed, and was left out" in printed for name in skipped)
+    with pytest.raises(RQMoEError, match="pip install turbovec, or"):
+        dataclasses.replace(SETTINGS, codecs=("turbovec-2",))
+
+
+def test_totals_say_what_refine_codes_have() -> None:
+    with pytest.raises(InvalidInputError, match="expected one of them"):
+        dataclasses.replace(SETTINGS, refine_bytes=(3,), total_bytes=(8,))
+    with pytest.raises(InvalidInputError, match="Got refine_bytes=1"):
+        dataclasses.replace(SETTINGS, total_bytes=(3,))
+
+
+@pytest.mark.parametrize("name", ["turbovec-2", "qdrant-turbo-1", "lancedb-ivf-pq", "faiss-pq"])
+def test_codecs_of_others_are_measured(name) -> None:
+    if missing_peers([name]):
+        pytest.skip("not installed")
+    config = CodecConfig(metric="cosine", num_partitions=0)
+    report = benchmark(
+        clustered(), clustered(20, seed=1), codecs=(name,), config=config, total_bytes=(16,), held_out=200
+    )
+    (result,) = report.results
+    assert result.codec == name and result.code_bytes <= 16
+    assert result.recall.ten_recall_10 > 0.3 and result.unseen_recall.ten_recall_10 > 0.3
+    assert report.best[0].best_peer.codec == name
 
 
 def test_a_saved_codec_is_measured_as_it_was(report) -> None:

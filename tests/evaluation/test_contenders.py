@@ -16,8 +16,6 @@ from rqmoe_store.evaluation.contenders import (
     OwnCodec,
     check_names,
     cyclic,
-    family_of,
-    needs_faiss,
     plan_contenders,
     time_call,
     time_codec,
@@ -33,9 +31,16 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path / "codec")
 
 
-def planned(names, sizes=(8, 2), config=CONFIG, dim=DIM, rows=300) -> list[tuple[str, int]]:
-    training = TrainConfig(device="cpu")
-    contenders = plan_contenders(names, sizes, config=config, training=training, dim=dim, training_rows=rows)
+def planned(names, sizes=(8, 2), config=CONFIG, dim=DIM, rows=300, total_bytes=()) -> list[tuple[str, int]]:
+    contenders = plan_contenders(
+        names,
+        sizes,
+        config=config,
+        training=TrainConfig(device="cpu"),
+        dim=dim,
+        training_rows=rows,
+        total_bytes=total_bytes,
+    )
     return [(contender.name, contender.code_bytes) for contender in contenders]
 
 
@@ -132,27 +137,73 @@ def test_codecs_with_bits_must_fit() -> None:
         planned(["faiss-turboquant-2"])
     with pytest.raises(InvalidInputError, match=r"multiple of 8; got 12\. Leave out lancedb-ivf-rq-1"):
         planned(["lancedb-ivf-rq-1"])
+    with pytest.raises(InvalidInputError, match=r"divide it; got \[8\].* leave out lancedb-ivf-pq"):
+        planned(["lancedb-ivf-pq"])
+    with pytest.raises(InvalidInputError, match="multiple of 8 under the metric 'cosine' or 'dot'; got 16"):
+        planned(["turbovec-2"], dim=16)
+    with pytest.raises(InvalidInputError, match="usearch-i8 is for vectors of length 1"):
+        planned(["usearch-i8"])
 
 
-def test_families_are_names_without_bits() -> None:
-    assert family_of("faiss-rabitq-2") == "faiss-rabitq"
-    assert family_of("lancedb-ivf-rq-9") == "lancedb-ivf-rq"
-    for name in ("faiss-rq", "rq", "codecs/rqmoe-16", "faiss-rabitq-10", "rqmoe-2"):
-        assert family_of(name) == name
+def test_at_totals_ours_get_refine_codes_and_all_others_that_size() -> None:
+    found = planned(
+        ["rq", "pq", "opq", "binary"], sizes=[2, 4], total_bytes=[4, 8, 2, 12], config=CodecConfig()
+    )
+    ours = [("rq", 2), ("rq", 4), ("rq-4+pq", 8), ("rq-4+pq", 12)]  # on the longest code
+    sized = [(name, size) for name in ("pq", "opq") for size in (2, 4, 8, 12)]
+    assert sorted(found) == sorted([*ours, *sized, ("binary", 2)])
+    assert found == sorted(found, key=lambda each: each[1])
 
 
-def test_what_needs_faiss() -> None:
-    assert all(needs_faiss(["rq", name]) for name in ("lsq", "opq", "faiss-rq", "faiss-sq-4"))
-    assert not needs_faiss(["rq", "int8", "lancedb-ivf-rq-1", "faiss-sq-5", "codecs/opq"])
+def test_at_totals_plain_rq_is_not_measured_for_others() -> None:
+    assert planned(["opq"], sizes=[2], total_bytes=[3, 5]) == [("opq", 3), ("opq", 5)]
+    # IVF_PQ has 8 bytes of row id, and parts that divide the dimension, which is 12.
+    found = planned(["lancedb-ivf-pq"], sizes=[2], total_bytes=[8, 9, 14, 16, 18])
+    assert found == [("lancedb-ivf-pq", 8 + size) for size in (1, 6)]
+
+
+def test_what_takes_long_to_train_is_not_measured_at_large_totals() -> None:
+    assert planned(["faiss-rq", "lsq"], total_bytes=[16, 64, 65]) == [
+        ("faiss-rq", 16), ("lsq", 16), ("faiss-rq", 64)
+    ]  # fmt: skip
+
+
+def test_one_training_of_faiss_rq_is_enough_for_all_sizes() -> None:
+    rows = np.random.default_rng(0).normal(size=(300, DIM)).astype(np.float32)
+    contenders = plan_contenders(
+        ["faiss-rq"],
+        [],
+        config=CONFIG,
+        training=TrainConfig(device="cpu"),
+        dim=DIM,
+        training_rows=300,
+        total_bytes=[1, 3, 2],
+    )
+    decoded = {each.code_bytes: each.prepare(rows) for each in contenders}
+    codes = {size: codec.encode(rows) for size, codec in decoded.items()}
+    assert {size: found.shape for size, found in codes.items()} == {size: (300, size) for size in (1, 2, 3)}
+    errors = [np.square(rows - codec.decode(codes[size])).sum() for size, codec in sorted(decoded.items())]
+    assert errors == sorted(errors, reverse=True)
 
 
 @pytest.mark.parametrize(
-    "name", ["rqmo", "", "OPQ", "/no/such/folder", "faiss-rabitq", "faiss-sq-5", "faiss-eden-02"]
+    "name",
+    [
+        "rqmo",
+        "",
+        "OPQ",
+        "/no/such/folder",
+        "faiss-rabitq",
+        "faiss-sq-5",
+        "faiss-eden-02",
+        "turbovec-3",
+        "qdrant",
+    ],
 )
 def test_unknown_names(name) -> None:
     known = (
-        r"rqmoe, qinco, rq, pq, saq, turboquant, opq, faiss-rq, lsq, int8, binary, "
-        r"faiss-rabitq-1\|2.*, faiss-sq-4\|6\|8, lancedb"
+        r"rqmoe, qinco, rq, pq, saq, turboquant, faiss-pq, opq, faiss-rq, lsq, lancedb-ivf-pq, int8, binary, "
+        r"faiss-rabitq-1\|2.*, faiss-sq-4\|6\|8, lancedb.*, turbovec-2\|4, usearch-i8\|b1, qdrant-turbo-1\|1"
     )
     with pytest.raises(InvalidInputError, match=known):
         check_names(["rq", name])
@@ -167,7 +218,7 @@ def test_too_few_vectors_for_a_peer() -> None:
 def test_without_faiss(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     for name in ("faiss-rq", "faiss-rabitq-1"):
-        with pytest.raises(RQMoEError, match=r'pip install "rqmoe-store\[bench\]"'):
+        with pytest.raises(RQMoEError, match=r'pip install faiss-cpu, or .*"rqmoe-store\[bench\]"'):
             planned([name])
     assert planned(["rq"], sizes=[2]) == [("rq", 2)]
 

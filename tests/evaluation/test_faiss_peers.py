@@ -14,17 +14,19 @@ from small_searches import DIM, ROWS, clustered, small_corpus
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation import faiss_peers
 from rqmoe_store.evaluation.codec_measurement import mean_squared_error
-from rqmoe_store.evaluation.contenders import BITS, PEERS
 from rqmoe_store.evaluation.faiss_peers import (
     FaissCodec,
     bits_index,
     build_faiss,
     check_metric,
     check_trainable,
+    first_steps,
     rotated_dim,
     train_peer,
+    train_rq,
     train_with_bits,
 )
+from rqmoe_store.evaluation.peer_names import FAISS_SYSTEMS, FORMS, PEERS, SYSTEM_FORMS
 from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
 from rqmoe_store.evaluation.search_measurement import SearchSetting
 
@@ -73,8 +75,9 @@ def test_beam_is_that_of_encoding() -> None:
     np.testing.assert_array_equal(
         narrow.decode(narrow.encode(CURVED)[:0]), np.empty((0, CURVED_DIM), np.float32)
     )
-    assert narrow.index.rq.max_beam_size == 1 and wide.settings["training_beam"] == 5
-    assert error(wide) < error(narrow)
+    assert narrow.index.rq.max_beam_size == 1 and wide.settings["training_beam"] == 1
+    unseen = curved(400, seed=1)
+    assert error(wide, unseen) < error(narrow, unseen)
 
 
 def test_save_writes_an_index(tmp_path) -> None:
@@ -92,7 +95,9 @@ def test_too_few_rows() -> None:
 
 QUERIES = clustered(30, seed=1)
 
-WITH_BITS = [(family, bits) for family, choices in BITS.items() for bits in choices if "faiss" in family]
+WITH_BITS = [
+    (family, int(bits)) for family, choices in FORMS.items() for bits in choices if "faiss" in family
+]
 
 
 @pytest.mark.parametrize(("family", "bits"), WITH_BITS)
@@ -106,7 +111,7 @@ def test_bytes_follow_from_bits(family, bits) -> None:
 @pytest.mark.parametrize("family", ["faiss-eden", "faiss-turboquant", "faiss-sq"])
 def test_more_bits_lower_the_error(family, metric) -> None:
     errors = []
-    for bits in BITS[family]:
+    for bits in map(int, FORMS[family]):
         codec = train_with_bits(family, bits, clustered(), metric=metric)
         assert isinstance(codec, FaissCodec)
         codes = codec.encode(QUERIES)
@@ -140,24 +145,65 @@ def test_turboquant_is_for_unit_vectors() -> None:
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
-@pytest.mark.parametrize("form", ["pq", "rq"])
-def test_indexes_answer(form, metric, tmp_path, capfd) -> None:
-    index = build_faiss(small_corpus(tmp_path, metric), form, 4)
+@pytest.mark.parametrize("name", FAISS_SYSTEMS)
+def test_indexes_answer(name, metric, tmp_path, capfd) -> None:
+    index = build_faiss(small_corpus(tmp_path, metric), name, 4)
     assert list(index.settings) == [SearchSetting(nprobes=1), SearchSetting(nprobes=2)]
     truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric=metric)
     found = [index.search(QUERIES, setting) for setting in index.settings]
     assert found[0].dtype == np.int64 and found[0].shape == (30, 10)
     few, many = (k_recall_at_k(rows, truth, 10) for rows in found)
     assert many >= few and many > 0.4
-    norm = 1 if form == "rq" and metric == "l2" else 0
+    norm = 1 if name == "faiss-ivf-rq" and metric == "l2" else 0
     assert index.result.resident_bytes == 4 + norm + 8
     assert index.result.index_bytes == index.result.total_bytes > 256 * DIM * 4 / ROWS
-    assert (index.result.system, index.result.code_bytes) == (f"faiss-ivf-{form}", 4)
+    assert (index.result.system, index.result.code_bytes) == (name, 4)
     assert capfd.readouterr().err == ""  # no warning for each codebook
 
 
+IVF_WITH_BITS = [
+    f"{family}-{bits[place]}"
+    for family, bits in SYSTEM_FORMS.items()
+    if family.startswith("faiss-ivf-")
+    for place in (0, -1)
+]
+
+
+@pytest.mark.parametrize("name", IVF_WITH_BITS)
+def test_indexes_with_bits_answer(name, tmp_path) -> None:
+    corpus = small_corpus(tmp_path, "cosine")
+    index = build_faiss(corpus, name)
+    family, bits = name.replace("-ivf", "").rsplit("-", 1)
+    code_bytes = bits_index(family, int(bits), DIM, "cosine").sa_code_size()
+    assert (index.result.system, index.result.code_bytes) == (name, code_bytes)
+    assert index.result.resident_bytes == code_bytes + 8 and index.result.raw_bytes == 0
+    # What the file holds for every further vector.
+    half = dataclasses.replace(corpus, vectors_ND=clustered()[: ROWS // 2])
+    grown = index.result.index_bytes * ROWS - build_faiss(half, name).result.index_bytes * (ROWS // 2)
+    assert grown / (ROWS // 2) == pytest.approx(code_bytes + 8, abs=0.5)
+    truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric="cosine")
+    found = k_recall_at_k(index.search(QUERIES, SearchSetting(nprobes=2)), truth, 10)
+    assert found > (0.9 if int(bits) >= 8 else 0.25)
+    assert index.scan is None
+
+
+def test_an_index_of_turboquant_is_for_unit_vectors(tmp_path) -> None:
+    with pytest.raises(InvalidInputError, match="faiss-ivf-turboquant-2 is for vectors of length 1"):
+        build_faiss(small_corpus(tmp_path, "l2"), "faiss-ivf-turboquant-2")
+
+
+def test_first_steps_are_what_a_training_of_so_many_makes() -> None:
+    long, short = train_rq(CURVED, 5), train_rq(CURVED, 2)
+    cut = first_steps(long, 2, beam=3)
+    short.rq.max_beam_size = 3
+    codes = short.sa_encode(CURVED)
+    np.testing.assert_array_equal(cut.encode(CURVED), codes)
+    np.testing.assert_allclose(cut.decode(codes), short.sa_decode(codes), rtol=1e-6)
+    assert cut.settings == {"beam": 3, "training_beam": 1}
+
+
 def test_a_scan_scores_its_share_of_the_rows(tmp_path) -> None:
-    index = build_faiss(small_corpus(tmp_path), "pq", 4)
+    index = build_faiss(small_corpus(tmp_path), "faiss-ivf-pq", 4)
     threads = faiss.omp_get_max_threads()
     assert index.scan(QUERIES, 1.0, 1)() == 30 * ROWS
     half = index.scan(QUERIES, 0.5, threads + 1)
@@ -174,5 +220,5 @@ def test_training_rows_are_limited(tmp_path, monkeypatch) -> None:
     assert len(np.unique(sampled, axis=0)) == 300
     whole = faiss_peers._sample(dataclasses.replace(corpus, vectors_ND=clustered(300)).vectors_ND)
     np.testing.assert_array_equal(whole, clustered(300))
-    result = build_faiss(corpus, "rq", 2).result
+    result = build_faiss(corpus, "faiss-ivf-rq", 2).result
     assert result.index_bytes > 3  # filled with all vectors all the same

@@ -3,18 +3,22 @@
 import lancedb
 import numpy as np
 import pytest
-from lancedb.index import IvfRq
+from lancedb.index import IvfPq, IvfRq
 from small_searches import DIM, ROWS, clustered, small_corpus
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.contenders import BITS, LANCEDB_RQ
 from rqmoe_store.evaluation.lancedb_peers import (
     build_lancedb_pq,
     build_lancedb_rq,
+    check_pq_dim,
     check_rq_dim,
+    pq_code_bytes,
+    pq_sub_vectors,
     rq_code_bytes,
+    searched_pq,
     searched_rq,
 )
+from rqmoe_store.evaluation.peer_names import FORMS, LANCEDB_RQ
 from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
 from rqmoe_store.evaluation.search_measurement import VECTOR, SearchSetting, create_docs
 
@@ -52,10 +56,49 @@ def test_sizes(tmp_path) -> None:
     assert (rq.system, rq.code_bytes) == ("lancedb-ivf-rq", 2 + 20)
     assert len(corpus.docs.list_indices()) == 1
     for result in (first, second, rq):
-        raw = result.total_bytes - result.index_bytes
+        raw = result.raw_bytes
+        assert result.total_bytes == pytest.approx(result.index_bytes + raw)
         assert 4 * DIM <= raw < 4 * DIM * 1.1
         assert result.resident_bytes is None and result.exhaustive_recall is None
     assert corpus.docs.count_rows() == ROWS
+
+
+def test_an_index_of_more_bits_takes_and_finds_more(tmp_path) -> None:
+    corpus = small_corpus(tmp_path)
+    truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric="l2")
+    one, five = (build_lancedb_rq(corpus, f"{LANCEDB_RQ}-{bits}") for bits in (1, 5))
+    assert (one.result.system, one.result.code_bytes) == ("lancedb-ivf-rq-1", 22)
+    assert (five.result.system, five.result.code_bytes) == ("lancedb-ivf-rq-5", rq_code_bytes(DIM, 5))
+    assert five.result.index_bytes > one.result.index_bytes
+    # Without raw vectors, all partitions.
+    assert k_recall_at_k(five.search(QUERIES, SETTINGS[1]), truth, 10) > 0.9
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_product_quantization_as_a_codec(metric) -> None:
+    truth, _ = exact_neighbors(QUERIES, clustered(), 10, metric=metric)
+    few, many = (searched_pq(size, metric).search(clustered(), QUERIES, 10) for size in (1, DIM))
+    assert searched_pq(4, metric).settings == {"num_sub_vectors": 4}
+    assert k_recall_at_k(many, truth, 10) > 0.9 > k_recall_at_k(few, truth, 10)
+
+
+def test_bytes_of_product_quantization(tmp_path) -> None:
+    sizes = []
+    for rows in (4_000, 12_000):
+        vectors = np.random.default_rng(0).normal(size=(rows, 16)).astype(np.float32)
+        docs = create_docs(lancedb.connect(tmp_path / str(rows)), vectors)
+        config = IvfPq(num_partitions=2, num_sub_vectors=8, max_iterations=2, sample_rate=8)
+        docs.create_index(VECTOR, config=config)
+        sizes.append(sum(index.size_bytes for index in docs.list_indices()))
+    found = (sizes[1] - sizes[0]) / 8_000
+    assert pq_code_bytes(8) - 7 < found < pq_code_bytes(8) * 1.01
+
+
+def test_sub_vectors_within_a_number_of_bytes() -> None:
+    assert [pq_sub_vectors(total, 384) for total in (8, 9, 16, 48, 64, 1000)] == [None, 1, 8, 32, 48, 384]
+    check_pq_dim(12, [3, 4], "a")
+    with pytest.raises(InvalidInputError, match=r"got \[5\]"):
+        check_pq_dim(12, [3, 5], "a")
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "dot"])
@@ -99,5 +142,5 @@ def test_dimensions_are_whole_bytes() -> None:
 
 @pytest.mark.slow
 def test_lancedb_takes_the_bits_that_we_name() -> None:
-    for bits in BITS[LANCEDB_RQ]:
-        assert (searched_rq(bits, "l2").search(clustered(), QUERIES, 3)[:, 0] >= 0).all()
+    for bits in FORMS[LANCEDB_RQ]:
+        assert (searched_rq(int(bits), "l2").search(clustered(), QUERIES, 3)[:, 0] >= 0).all()

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from small_searches import CONFIG, DIM, PARTITIONS, ROWS, TRAINING, clustered, s
 from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import ArtifactError, InvalidInputError
+from rqmoe_store.evaluation.peer_names import missing_peers
 from rqmoe_store.evaluation.search_benchmark import SearchSettings, benchmark_search, load_codecs, train_codec
 from rqmoe_store.evaluation.search_measurement import SearchReport
 
@@ -70,6 +72,20 @@ def test_refine_codes_are_searched_at_the_total_of_bytes() -> None:
     # A shortlist of all rows finds what an exhaustive search finds.
     found = max(r.recall for r in report.results if r.code_bytes == 2 + DIM and r.setting.shortlist == 600)
     assert found == pytest.approx(exhaustive[-1], abs=0.02)
+
+
+def test_systems_of_one_size_and_those_that_are_missing(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    systems = ("lancedb-ivf-rq-3", "faiss-ivf-sq-8", "usearch-i8")
+    systems += () if missing_peers(["qdrant-scalar-8"]) else ("qdrant-scalar-8",)
+    found = benchmark(clustered(), systems=systems, nprobes=(2,), shortlists=(10,))
+    names = [name for name in systems if name != "usearch-i8"]
+    assert [index.system for index in found.indexes] == names
+    assert found.skipped == {"usearch-i8": "pip install usearch"}
+    for index in found.indexes:
+        assert index.total_bytes == pytest.approx(index.index_bytes + index.raw_bytes)
+        assert (index.raw_bytes > 0) == (index.system in ("lancedb-ivf-rq-3", "qdrant-scalar-8"))
+        assert max(r.recall for r in found.results if r.system == index.system) > 0.85
 
 
 def best(report, system, size, factor=None) -> float:

@@ -7,6 +7,7 @@ import pytest
 from small_reports import codec_result, small_report
 from small_searches import small_search_report
 
+from rqmoe_store.evaluation.best_by_bytes import best_by_bytes
 from rqmoe_store.evaluation.codec_results import CodecResult
 from rqmoe_store.evaluation.tables import (
     codec_done_line,
@@ -153,14 +154,28 @@ def test_every_figure_of_a_search_is_there(capsys, monkeypatch) -> None:
     assert ["rqmoe", "8", "20", "200", "-", "0.500", "0.980", "2.00", "4.00", "2,500"] in rows
     assert ["rqmoe", "8", "-", "1,000", "-", "0.530", "0.980", "10.00", "20.00", "500"] in rows
     assert ["lancedb-ivf-pq", "8", "20", "-", "10", "0.700", "-", "3.50", "7.00", "1,429"] in rows
-    assert ["rqmoe", "8", "64", "12 s", "0.540", "9.2", "1,234.5", "16.0"] in rows
-    assert ["lancedb-ivf-pq", "8", "64", "12 s", "-", "9.2", "1,234.5", "-"] in rows
+    assert ["rqmoe", "8", "64", "12 s", "0.540", "9.2", "0.0", "1,234.5", "16.0"] in rows
+    assert ["lancedb-ivf-pq", "8", "64", "12 s", "-", "9.2", "0.0", "1,234.5", "-"] in rows
     assert ["faiss-ivf-pq", "8", "2", "10%", "34.6"] in rows
     scaled = ["rqmoe", "8", "1,000,000", "memory", "20", "8.1", "97", "51", "12.35", "30.00", "9.9"]
     scaled += ["250", "12", "15"]
     assert scaled in rows or [cell.replace("12.35", "12.34") for cell in scaled] in rows
     assert ["rqmoe", "8", "10,000,000", "memory", "-", *scaled[5:8], "45.68", *scaled[9:]] in rows
     assert "…" not in str(rows)
+
+
+def test_the_best_at_every_size_and_what_is_missing(capsys) -> None:
+    report = small_report()
+    report.best = best_by_bytes(report.results, [4, 8, 16])
+    report.best += best_by_bytes([*report.results, codec_result("opq", 16, 0.1, 0.8)], [17])
+    print_tables(codec_tables(report), {"usearch-b1": "pip install usearch"})
+    lines = capsys.readouterr().out.splitlines()
+    rows = [cells(line) for line in lines]
+    assert ["4", "-", "-", "-", "-", "-", "-", "-", "not measured"] in rows
+    assert ["8", "rq", "0.500", "0.500", "opq", "8", "0.400", "0.400", "yes"] in rows
+    assert any(row[-1:] == ["NO: opq +0.050, +0.050 unseen"] and row[4:6] == ["opq", "16"] for row in rows)
+    assert lines[-1].startswith("usearch-b1 is not installed") and "pip install usearch" in lines[-1]
+    assert "Best by bytes" not in "".join(str(table.title) for table in codec_tables(small_report()))
 
 
 def test_empty_tables_are_left_out(capsys) -> None:
