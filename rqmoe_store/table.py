@@ -21,7 +21,6 @@ from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.exports import ExportReport, FormatName, export
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
-from rqmoe_store.pages.page import require_page, write_page
 from rqmoe_store.search.cached_columns import check_cache_columns
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
@@ -44,7 +43,6 @@ from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.health import HealthReport, measure_health
-from rqmoe_store.store.health_page import health_page, measure_table
 from rqmoe_store.store.merge import MergeInsert
 from rqmoe_store.store.reencoding import BackgroundEncoding
 from rqmoe_store.store.registry import GRACE
@@ -805,6 +803,10 @@ class CompressedTable(TranslatesErrors):
             InvalidInputError: no file can be written at `path`.
             RQMoEError: the libraries of the extra `report` are not installed.
         """
+        # No query needs these, and each process would wait for them.
+        from rqmoe_store.pages.page import require_page, write_page
+        from rqmoe_store.store.health_page import health_page, measure_table
+
         place, database = require_page(path), self.handle.newest().database.uri
         measured = self.handle.snapshots.read(
             lambda snapshot: measure_table(snapshot.table, snapshot.codecs, database)
