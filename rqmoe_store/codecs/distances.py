@@ -90,7 +90,8 @@ class GpuDistances:
             InvalidInputError: the GPU has no memory for a single code.
         """
         first_U, places_n = distinct(codes)
-        pairs = _Pairs(codes[first_U], queries_QD, places_n, queries_n)
+        found = codes if len(first_U) == len(codes) else codes[first_U]
+        pairs = _Pairs(found, queries_QD, places_n, queries_n)
         with torch.cuda.device(self._device):
             if 0 < len(codes) <= self._graphed.largest_batch:
                 launched = self._start_small(pairs)
@@ -189,14 +190,17 @@ class _Layout(NamedTuple):
     def packed(self, pairs: _Pairs) -> Tensor:
         """Everything in pinned memory; zeros where there is more room."""
         packed_X = torch.empty(self.num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
-        arrays: tuple[npt.NDArray[Any], ...] = (
-            *(pairs.queries_QD, pairs.queries_n, pairs.places_n),
-            *(pairs.codes.partitions, pairs.codes.codes),
+        bytes_X, start = packed_X.numpy(), 0
+        arrays: tuple[tuple[npt.NDArray[Any], type[np.generic]], ...] = (
+            (pairs.queries_QD, np.float32),
+            *((each, np.int32) for each in (pairs.queries_n, pairs.places_n, pairs.codes.partitions)),
+            (pairs.codes.codes, np.uint8),
         )
-        for part, array in zip(self.unpacked(packed_X), arrays, strict=True):
-            filled = part.numpy()
-            filled[: len(array)] = array
-            filled[len(array) :] = 0
+        for size, (array, kind) in zip(self._sizes, arrays, strict=True):
+            filled = bytes_X[start : start + size].view(kind)
+            filled[: array.size] = array.ravel()
+            filled[array.size :] = 0
+            start += -(-size // _ALIGNMENT) * _ALIGNMENT
         return packed_X
 
     def unpacked(self, packed_X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
