@@ -18,6 +18,7 @@ from rqmoe_store.presets import preset
 from rqmoe_store.startup import import_quickly
 
 if TYPE_CHECKING:
+    from rqmoe_store.advice.advise import advise
     from rqmoe_store.async_table import AsyncCompressedTable
     from rqmoe_store.codecs.base import Codec, load_codec
     from rqmoe_store.codecs.codes import Codes
@@ -61,6 +62,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "add_refine_codes",
+    "advise",
     "all_of",
     "any_of",
     "as_json_value",
@@ -91,6 +93,7 @@ _LAZY = {
     "JsonField": "rqmoe_store.store.value_conditions",
     "ManagedTable": "rqmoe_store.managed_table",
     "add_refine_codes": "rqmoe_store.training.trainer",
+    "advise": "rqmoe_store.advice.advise",
     "all_of": "rqmoe_store.store.value_conditions",
     "any_of": "rqmoe_store.store.value_conditions",
     "as_json_value": "rqmoe_store.store.value_conditions",

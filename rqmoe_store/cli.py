@@ -14,13 +14,16 @@ from rich.console import Console
 
 import rqmoe_store.cli_bench_quality  # noqa: F401  # adds commands to `bench_app`
 from rqmoe_store import __version__
+from rqmoe_store.cli_advise import advise
 from rqmoe_store.cli_bench import bench_app
 from rqmoe_store.config import CODEC_KINDS, KEEP_VECTORS, METRICS, TRANSFORM_KINDS, CodecConfig
-from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.presets import preset
 from rqmoe_store.terminal import (
     Commands,
+    connect,
     names_in,
+    open_existing,
     print_rows,
     print_trained,
     read_query,
@@ -29,8 +32,6 @@ from rqmoe_store.terminal import (
 )
 
 if TYPE_CHECKING:
-    from lancedb.db import DBConnection
-
     from rqmoe_store.codecs.base import Codec
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench_app, name="bench")
+app.command()(advise)
 
 Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in the database.")]
@@ -465,24 +467,3 @@ def demo(
     from rqmoe_store.demo.run import DemoSettings, run
 
     run(DemoSettings(directory=directory, cache_dir=cache_dir, minutes=minutes), Console())
-
-
-def connect(database: str) -> "DBConnection":
-    """Connect to a database that exists. LanceDB would create the folder if its name was mistyped."""
-    import lancedb
-
-    if "://" not in database and not Path(database).expanduser().is_dir():
-        raise TableError(f"There is no folder {database!r}; expected the folder of a LanceDB database.")
-    return lancedb.connect(database if "://" in database else Path(database).expanduser())
-
-
-def open_existing(database: "DBConnection", name: str) -> Any:
-    """Open a table of any kind. Raises TableError, with the names of all tables, if it does not exist."""
-    from rqmoe_store.store.databases import open_if_exists, require_table_name
-
-    require_table_name(name)
-    table = open_if_exists(database, name)
-    if table is None:
-        tables = ", ".join(sorted(database.list_tables().tables)) or "none"
-        raise TableError(f"There is no table {name!r} in this database; it has: {tables}.")
-    return table

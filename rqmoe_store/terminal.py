@@ -11,9 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from rqmoe_store.errors import InvalidInputError, RQMoEError
+from rqmoe_store.errors import InvalidInputError, RQMoEError, TableError
 
 if TYPE_CHECKING:
+    from lancedb.db import DBConnection
+
     from rqmoe_store.codecs.base import Codec
 
 
@@ -28,6 +30,27 @@ class Commands(TyperGroup):
                 f"[bold red]Error:[/bold red] [red]{escape(str(error))}[/red]", soft_wrap=True
             )
             raise typer.Exit(1) from error
+
+
+def connect(database: str) -> "DBConnection":
+    """Connect to a database that exists. LanceDB would create the folder if its name was mistyped."""
+    import lancedb
+
+    if "://" not in database and not Path(database).expanduser().is_dir():
+        raise TableError(f"There is no folder {database!r}; expected the folder of a LanceDB database.")
+    return lancedb.connect(database if "://" in database else Path(database).expanduser())
+
+
+def open_existing(database: "DBConnection", name: str) -> Any:
+    """Open a table of any kind. Raises TableError, with the names of all tables, if it does not exist."""
+    from rqmoe_store.store.databases import open_if_exists, require_table_name
+
+    require_table_name(name)
+    table = open_if_exists(database, name)
+    if table is None:
+        tables = ", ".join(sorted(database.list_tables().tables)) or "none"
+        raise TableError(f"There is no table {name!r} in this database; it has: {tables}.")
+    return table
 
 
 def read_query(query: str, option: str = "--query") -> Any:

@@ -57,17 +57,19 @@ MAY_IMPORT = {
     "advice": {*GROUND, "codecs", "pages", "training", "store", "search", "evaluation"},
     "demo": {*GROUND, "codecs", "training", "store", "search", "table", "tables", "evaluation"},
     # The command line, which imports what a command needs when it runs.
-    "terminal": {"errors", "codecs"},
+    "terminal": {"errors", "codecs", "store"},
+    "cli_advise": {"errors", "config", "advice", "terminal"},
     "cli_bench": {"errors", "config", "codecs", "training", "evaluation", "terminal"},
     "cli_bench_quality": {"errors", "config", "codecs", "training", "evaluation", "terminal", "cli_bench"},
     "cli": {
         *("errors", "config", "presets", "codecs", "training", "store", "ingestion", "verification"),
-        *("lifecycle", "tables", "evaluation", "demo", "terminal", "cli_bench", "cli_bench_quality"),
+        *("lifecycle", "tables", "evaluation", "demo", "terminal", "cli_advise", "cli_bench"),
+        "cli_bench_quality",
     },
     "__main__": {"cli"},
     "__init__": {
         *("errors", "config", "presets", "codecs", "training", "store", "search", "ingestion"),
-        *("table", "tables", "async_table", "managed_table", "startup"),
+        *("table", "tables", "async_table", "managed_table", "startup", "advice"),
     },
 }
 # Rooms that may know the table class with its methods. All others take its handle.

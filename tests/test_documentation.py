@@ -39,7 +39,7 @@ LESS_WORK = (
     (r"--(minutes|preset) \S+", "--epochs 0"),
     (r"--bytes \d+", "--bytes 2"),
 )
-NOT_RUN = {"bench", "demo"}
+NOT_RUN = {"bench", "demo", "advise"}
 """Commands that take long; their options are checked like those of all others."""
 
 

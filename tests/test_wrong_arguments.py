@@ -290,6 +290,7 @@ def test_functions(
         "set_rerank_precision": lambda: {"precision": "auto"},
         "words_query": lambda: {"text": "words", "column": "text"},
         "train": lambda: {"data": VECTORS, "config": CONFIG, "training": TRAINING},
+        "advise": lambda: {"source": VECTORS, "minutes": 0, "progress": False},
         "add_refine_codes": lambda: {"codec": codec, "data": VECTORS, "refine_bytes": 4},
     }
     create_table(place, "opened", source_table(VECTORS))

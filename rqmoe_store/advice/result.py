@@ -19,6 +19,12 @@ CandidateKind = Literal["rq", "rqmoe", "int8", "binary"]
 """Kinds of codecs that advice compares. Tables can be compressed with "rq" and "rqmoe"; "int8" and
 "binary" are the usual scalar codecs of other databases, to compare with."""
 
+SCALARS: tuple[CandidateKind, ...] = ("int8", "binary")
+"""Kinds that no table of this library has."""
+
+LEAST_TRAINING_ROWS = 1_000
+"""Fewest training vectors that a codec with codebooks is tried with."""
+
 FLOAT_BYTES = 4
 """Bytes of a component of a raw vector."""
 
@@ -78,6 +84,8 @@ class Candidate:
     """Training budget of the codec, in minutes; None for a scalar codec."""
     partition_errors: tuple[PartitionError, ...] = ()
     """Errors of the partitions that have rows of the random sample; empty for codecs without partitions."""
+    epochs: float | None = None
+    """Passes over the training vectors, 0 for plain RQ; None for a scalar codec."""
 
     @property
     def name(self) -> str:

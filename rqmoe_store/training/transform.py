@@ -358,14 +358,15 @@ def lloyd_max(grid_X: Float64Array, density_X: Float64Array, count: int) -> tupl
     return levels_L, error
 
 
-def fit_refiner(coder: Coder, vectors_nD: Float32Array, seed: int) -> Refiner:
+def fit_refiner(coder: Coder, vectors_nD: Float32Array, seed: int, *, codes: Codes | None = None) -> Refiner:
     """Fit refine codes to what the code of a coder leaves of vectors.
 
-    The vectors are in random order, and in the frame of the codec.
+    The vectors are in random order, and in the frame of the codec. `codes` are those of the first
+    `FITTED_ROWS` of them, if the caller has them; encoding takes most of the time.
     """
     config, plain = coder.config, Frame.plain(coder.dim)
     clamped_nD = coder.clamp(plain, vectors_nD[:FITTED_ROWS])
-    codes = _encode(coder, clamped_nD)
+    codes = _encode(coder, clamped_nD) if codes is None else codes
     stages: list[TransformQuantizer] = []
     refined_nD = refine_base(coder, codes)
     for num_bytes in stage_bytes(config.refine_bytes, coder.dim, config.metric):
