@@ -3,6 +3,9 @@
 The commands join those of `cli_bench`, whose rules hold here as well.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,14 +27,20 @@ from rqmoe_store.cli_bench import (
     bench_app,
     write_report,
 )
-from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.config import CODEC_KINDS, CodecConfig, TrainConfig
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.terminal import names_in, numbers_in, require_writable
 
 if TYPE_CHECKING:
     from rqmoe_store.evaluation.answer_benchmark import AnswerReport
     from rqmoe_store.evaluation.growth_benchmark import GrowthReport
+    from rqmoe_store.evaluation.limit_benchmark import LimitResult, LimitSettings
+    from rqmoe_store.evaluation.limit_data import LimitData
 
 CodecNames = Annotated[str, typer.Option(help="Codecs as for `bench codec`, separated by commas.")]
+
+_LIMIT_TOKENS = 256
+"""Documents of `bench limit` have about 155."""
 
 
 @bench_app.command("data")
@@ -211,3 +220,102 @@ def _training(
 def _check_output(json_out: Path | None) -> None:
     if json_out is not None:
         require_writable("--json", json_out)
+
+
+@bench_app.command("limit")
+def bench_limit(
+    documents: Annotated[int, typer.Option(help="Documents, distractors among them.")] = 10_000,
+    queries: Annotated[
+        int,
+        typer.Option(help="Queries: as many pairs of the fewest documents that have so many, 46 for 1,000."),
+    ] = 1_000,
+    parts: Annotated[str, typer.Option(help="Some of search,free, separated by commas.")] = "search,free",
+    code_bytes: CodeSizes = "8,16,32,64,128,192",
+    hybrid_bytes: Annotated[
+        str, typer.Option(help="Sizes whose hybrid search is measured, separated by commas.")
+    ] = "16,64",
+    kind: Annotated[str, typer.Option(help=f"Kind of the codecs: one of {', '.join(CODEC_KINDS)}.")] = "rq",
+    minutes: Minutes = None,
+    dims: Annotated[str, typer.Option(help="Dimensions of free embeddings, ascending.")] = "3,4,5,6",
+    free_bytes: Annotated[
+        str, typer.Option(help="Sizes of the codes of free embeddings, separated by commas.")
+    ] = "1,2,3,4,6,8",
+    cache_dir: Annotated[Path, typer.Option(help="Folder that caches embeddings for the next run.")] = Path(
+        "~/.cache/rqmoe_store"
+    ),
+    seed: Seed = 42,
+    json_out: JsonOut = None,
+) -> None:
+    """Search texts that single vectors can hardly tell apart, after LIMIT: vectors, codes, full text, hybrid.
+
+    Example: [bold]rqmoe bench limit --documents 10000 --json limit.json[/bold]
+
+    Part search makes texts of which every pair answers one query, embeds them, and counts answers among the
+    first results. Sizes above 16 bytes are a code of 16 and a refine code. Part free optimizes vectors that
+    no model makes, and finds of how many documents they tell all pairs apart, before and after encoding.
+    Needs the extras: [bold]pip install "rqmoe-store\\[bench,demo]"[/bold]
+    """
+    from rqmoe_store.evaluation.machine import require_bench
+
+    require_bench("psutil")
+    _check_output(json_out)
+    import torch
+
+    from rqmoe_store.evaluation.limit_benchmark import LimitReport, LimitSettings, limit_tables
+    from rqmoe_store.evaluation.limit_data import make_limit_data
+    from rqmoe_store.evaluation.limit_free import FreeSettings, benchmark_free
+    from rqmoe_store.evaluation.machine import describe_machine
+    from rqmoe_store.evaluation.tables import print_tables
+
+    chosen = _parts(parts)
+    console = Console(stderr=True)
+    settings = LimitSettings(
+        code_bytes=tuple(numbers_in("--bytes", code_bytes)),
+        hybrid_bytes=tuple(numbers_in("--hybrid-bytes", hybrid_bytes)),
+        config=CodecConfig(kind=kind, metric="cosine", num_partitions=0),  # type: ignore[arg-type]  # checked
+        training=TrainConfig(max_minutes=minutes, seed=seed, progress=console.is_terminal),
+    )
+    free = FreeSettings(
+        dims=tuple(numbers_in("--dims", dims)),
+        code_bytes=tuple(numbers_in("--free-bytes", free_bytes)),
+        seed=seed,
+    )
+    data = make_limit_data(queries=queries, documents=documents, seed=seed)
+    report = LimitReport(
+        settings={"search": dataclasses.asdict(settings), "free": dataclasses.asdict(free)},
+        machine=describe_machine(torch.device("cpu")),
+    )
+
+    def note(results: list[Any], result: Any) -> None:
+        # The report is written after every result, as a long run may not get to its end.
+        results.append(result)
+        console.print(f"{result}", highlight=False, markup=False, soft_wrap=True)
+        write_report(json_out, report.to_dict(), limit_tables(report))
+
+    if "search" in chosen:
+        _search_limit(data, settings, cache_dir, functools.partial(note, report.results))
+    if "free" in chosen:
+        benchmark_free(free, functools.partial(note, report.free))
+    print_tables(limit_tables(report))
+
+
+def _parts(parts: str) -> list[str]:
+    chosen = names_in(parts)
+    if not chosen or not set(chosen) <= {"search", "free"}:
+        raise InvalidInputError(
+            f"Got --parts {parts!r}; expected search, free, or both separated by a comma."
+        )
+    return chosen
+
+
+def _search_limit(
+    data: "LimitData", settings: "LimitSettings", cache_dir: Path, note: "Callable[[LimitResult], None]"
+) -> None:
+    from rqmoe_store.demo.texts import embed_cached, sentence_embedder
+    from rqmoe_store.evaluation.limit_benchmark import benchmark_limit
+
+    make_embedder = functools.partial(sentence_embedder, max_tokens=_LIMIT_TOKENS)
+    texts = [*data.documents, *data.queries]
+    vectors, _ = embed_cached(texts, cache_dir.expanduser(), make_embedder, max_tokens=_LIMIT_TOKENS)
+    count = len(data.documents)
+    benchmark_limit(data, vectors[:count], vectors[count:], settings, note)

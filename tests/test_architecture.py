@@ -60,7 +60,9 @@ MAY_IMPORT = {
     "terminal": {"errors", "codecs", "store"},
     "cli_advise": {"errors", "config", "advice", "terminal"},
     "cli_bench": {"errors", "config", "codecs", "training", "evaluation", "terminal"},
-    "cli_bench_quality": {"errors", "config", "codecs", "training", "evaluation", "terminal", "cli_bench"},
+    "cli_bench_quality": {
+        *("errors", "config", "codecs", "training", "evaluation", "demo", "terminal", "cli_bench"),
+    },
     "cli": {
         *("errors", "config", "presets", "codecs", "training", "store", "ingestion", "verification"),
         *("lifecycle", "tables", "evaluation", "demo", "terminal", "cli_advise", "cli_bench"),

