@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "demo": {*GROUND, "codecs", "training", "store", "search", "table", "tables", "evaluation"},
     # The command line, which imports what a command needs when it runs.
     "terminal": {"errors", "codecs", "store"},
-    "cli_advise": {"errors", "config", "advice", "terminal"},
+    "cli_advise": {"errors", "config", "pages", "advice", "terminal"},
     "cli_bench": {"errors", "config", "codecs", "training", "evaluation", "terminal"},
     "cli_bench_quality": {
         *("errors", "config", "codecs", "training", "evaluation", "demo", "terminal", "cli_bench"),

@@ -4,17 +4,28 @@ import json
 import re
 from pathlib import Path
 
+import lancedb
+import numpy as np
 import pytest
+from failed_commands import message_of
 from small_advice import advice, candidate
+from small_clusters import clustered
 from small_pages import ParsedPage, require_sound
+from small_tables import tiny_codec
+from typer.testing import CliRunner
 
 import rqmoe_store as rqs
+from rqmoe_store.advice.candidates import Workbench
 from rqmoe_store.advice.report import advice_page, config_code
 from rqmoe_store.advice.result import duration
-from rqmoe_store.config import CodecConfig
+from rqmoe_store.advice.sample import SampleSizes, draw_sample
+from rqmoe_store.advice.vectors import open_vectors
+from rqmoe_store.cli import app
+from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.pages.page import page_html
 from rqmoe_store.store.statistics import readable
+from rqmoe_store.tables import create_table
 
 HOSTILE = "<script>alert(1)</script>&amp;"
 
@@ -104,6 +115,49 @@ def test_a_report_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         advice().save_report(tmp_path / "missing" / "advice.html")
     with pytest.raises(InvalidInputError, match="path"):
         advice().save_report(7)  # type: ignore[arg-type]
+
+
+def test_the_command_writes_what_was_measured_of_a_compressed_table(tmp_path: Path) -> None:
+    """Of too few rows to train a candidate on, which would take long."""
+    vectors, path = clustered(600, 16, seed=1), tmp_path / "advice.html"
+    config = CodecConfig(kind="rq", code_bytes=4, codebook_size=16, num_partitions=4, beam=1)
+    store = create_table(lancedb.connect(tmp_path / "db"), "docs", rows_of(vectors[:300]), config=config)
+    store.train(TrainConfig(epochs=0, progress=False), progress=False)
+    store.add(rows_of(vectors[300:]))
+    arguments = ["advise", str(tmp_path / "db"), "docs", "--minutes", "0", "--json", "--report", str(path)]
+    with pytest.warns(UserWarning, match="keeps no raw vectors"):
+        run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0, run.output
+    given, page = json.loads(run.stdout), ParsedPage(path.read_text())
+    require_sound(page)
+    assert given["health"]["rows"] == 300 and [each["rows"] for each in given["commits"]] == [300]
+    assert "Error of added rows by commit" in page.words
+    assert f"{given['health']['added_mse']:.4g}" in page.words
+    for each in given["candidates"]:
+        assert f"{each['recall']:.3f} ({each['recall_low']:.3f} to {each['recall_high']:.3f})" in page.words
+
+
+def test_errors_by_partition_add_up_to_that_of_all_rows() -> None:
+    vectors = clustered(800, 16, seed=1)
+    sizes = SampleSizes(queries=20, training=400, encoded=500, k=5, seed=0)
+    sample = draw_sample(open_vectors(vectors, "vector"), None, "l2", sizes, lambda rows: None)
+    bench, codec = Workbench.of(sample, 0), tiny_codec(vectors, "l2", 6)
+    codes = codec.encode(sample.encoded_ED)
+    decoded = codec.decode(codes)
+    errors = bench.partition_errors(codec, codes, decoded)
+    rows = [error.rows for error in errors]
+    assert sum(rows) == sample.random_rows < len(codes) and len(rows) > 1
+    mean = np.average([error.relative_error for error in errors], weights=rows)
+    assert mean == pytest.approx(bench.quality(decoded)["relative_error"], rel=1e-5)
+
+
+def rows_of(vectors: np.ndarray) -> list[dict[str, np.ndarray]]:
+    return [{"vector": vector} for vector in vectors]
+
+
+def test_a_report_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    arguments = ["advise", str(tmp_path), "docs", "--report", str(tmp_path / "missing" / "advice.html")]
+    assert "Cannot write --report" in message_of(CliRunner().invoke(app, arguments), before="Reading")
 
 
 def test_what_is_added_for_the_report_is_json_too() -> None:
