@@ -257,7 +257,7 @@ def bench_search(
     Example: [bold]rqmoe bench search --vectors ./data/docs.lance --queries queries.npy --bytes 8,16
     --codecs codecs/ --metric cosine --plot searches.png[/bold]
 
-    Compares our tables with LanceDB's and FAISS's indexes, in a temporary database removed at the end.
+    Compares our tables with other libraries' indexes, in a temporary database removed at the end.
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
     _require_libraries(plot=plot is not None)

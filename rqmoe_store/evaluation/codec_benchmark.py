@@ -170,11 +170,14 @@ def benchmark_codecs(
         many_ND = None
         if settings.scaling:
             many_ND = files.enter_context(cyclic_file(vectors_ND, max(settings.scaling)))
-        for contender in contenders:
+        for place, contender in enumerate(contenders, 1):
             _measure(contender, workbench, report, settings, many_ND)
             if contender.name == REFERENCE:
                 report.bounds.append(_bound(variances_D, report))
-            report.best = best_by_bytes(report.results, settings.total_bytes)
+            # Only where everything within so many bytes has been measured.
+            left = min((later.code_bytes for later in contenders[place:]), default=math.inf)
+            done = [total for total in settings.total_bytes if total < left]
+            report.best = best_by_bytes(report.results, done)
             on_done(report)
     return report
 

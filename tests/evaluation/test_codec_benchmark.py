@@ -108,7 +108,18 @@ def test_at_totals_the_best_are_compared_and_who_is_missing_is_skipped_by_name(m
         total_bytes=(2, 6),
         training=TrainConfig(epochs=0, progress=False, device="cpu"),
     )
-    report = benchmark_codecs(ROWS, QUERIES, settings=settings, console=console)
+    meanwhile: list[tuple[int, list[int]]] = []
+    report = benchmark_codecs(
+        ROWS,
+        QUERIES,
+        settings=settings,
+        console=console,
+        on_done=lambda so_far: meanwhile.append(
+            (so_far.results[-1].code_bytes, [row.total_bytes for row in so_far.best])
+        ),
+    )
+    # A size is compared once all within it has been measured.
+    assert meanwhile == [(2, []), (2, []), (2, [2]), (6, [2]), (6, [2, 6])]
     names = [(result.codec, result.code_bytes) for result in report.results]
     assert sorted(names) == [("binary", 2), ("faiss-pq", 2), ("faiss-pq", 6), ("rq", 2), ("rq-2+pq", 6)]
     assert [row.total_bytes for row in report.best] == [2, 6]

@@ -23,8 +23,8 @@ NUMERIC = {
     "training": "checkpoint distributed initialize loop parts sampler trainer",
     "search": "columns diversity exhaustive hybrid query refine rerank reranker scan shortlist tensor_scan "
     "tuning",
-    "evaluation": "codec_benchmark codec_measurement faiss_peers lancedb_peers recall search_benchmark "
-    "search_systems",
+    "evaluation": "codec_benchmark codec_measurement engine_peers faiss_peers lancedb_peers recall "
+    "search_benchmark search_systems",
     "store": "compress health statistics",
     "": "lifecycle",
 }
