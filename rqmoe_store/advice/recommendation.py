@@ -5,7 +5,7 @@ import math
 import shlex
 from collections.abc import Iterator, Sequence
 
-from rqmoe_store.advice.result import FLOAT_BYTES, Advice, Candidate
+from rqmoe_store.advice.result import FLOAT_BYTES, Advice, Candidate, duration
 from rqmoe_store.advice.sample import Sample
 from rqmoe_store.advice.vectors import DecodedVectors, TableVectors, Vectors
 from rqmoe_store.errors import TableError
@@ -170,7 +170,9 @@ def _on_training(candidates: Sequence[Candidate]) -> Iterator[str]:
         return
     best = max(both, key=lambda each: each.recall - plain[each.total_bytes].recall)
     minutes, epochs, other = best.minutes or 0.0, best.epochs or 0.0, plain[best.total_bytes].recall
-    trained = f"In {minutes:g} minutes, RQ-MoE was trained for {epochs:.1f} passes over its training vectors"
+    trained = (
+        f"In {duration(60 * minutes)}, RQ-MoE was trained for {epochs:.1f} passes over its training rows"
+    )
     if best.recall - other >= _GAIN:
         yield (
             f"{trained}: it finds {best.recall:.3f} where plain RQ finds {other:.3f} with the same "

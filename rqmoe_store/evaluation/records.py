@@ -94,6 +94,7 @@ def machine_line(machine: str | dict[str, Any]) -> str:
     """A machine in a few words: as a record says it, or from what `describe_machine` finds."""
     if isinstance(machine, str):
         return machine
-    cores = f"{machine['threads']} threads on {machine['cpu']}"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    cores = f"{threads} on {machine['cpu']}"
     versions = [f"{name} {version}" for name, version in machine["versions"].items()]
     return ", ".join([*([machine["gpu"]] if machine["gpu"] else []), cores, *versions])

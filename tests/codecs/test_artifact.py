@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,13 @@ def test_any_changed_description_byte_is_noticed(data: st.DataObject, tmp_path_f
     path.write_bytes(bytes(text))
     with pytest.raises(ArtifactError):
         load_codec(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has modes of files")
+def test_files_have_the_permissions_that_the_user_gives_new_files(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    expected = (tmp_path / "new").stat().st_mode
+    assert {path.stat().st_mode for path in saved.iterdir()} == {expected}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
