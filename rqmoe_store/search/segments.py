@@ -91,8 +91,9 @@ class Segment:
         """The rows at some positions, whose row ids need not be looked up if they are given."""
         partitions_X = np.empty(len(positions_X), np.int32)
         _find_partitions(self.starts_P, positions_X, partitions_X)
-        refine_XR = None if self.refine_NR is None else self.refine_NR[positions_X]
-        codes = Codes(self.codes_NM[positions_X], partitions_X, refine_XR)
+        # `take` copies whole rows, several times as fast as an index.
+        refine_XR = None if self.refine_NR is None else self.refine_NR.take(positions_X, axis=0)
+        codes = Codes(self.codes_NM.take(positions_X, axis=0), partitions_X, refine_XR)
         return CodeBatch(self.row_ids(positions_X) if row_ids_X is None else row_ids_X, codes)
 
     def of_partitions(self, partitions: slice) -> "Segment":
