@@ -59,6 +59,7 @@ def reads(store: CompressedTable, folder: Path) -> Calls:
         "head": store.head,
         "stats": store.stats,
         "health": store.health,
+        "save_health_report": lambda: store.save_health_report(folder / "health.html"),
         "search": lambda: store.search(vector).to_list(),
         "search where": lambda: store.search(vector).where("id < 3").to_arrow(),
         "search plain": lambda: store.search().to_list(),

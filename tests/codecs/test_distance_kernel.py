@@ -69,7 +69,15 @@ print(json.dumps([made.stack, made.spills]))
 """
 
 
-@pytest.mark.parametrize("case", [[128, False, "l2"], [384, True, "l2"], [1536, True, "cosine"]], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param([128, False, "l2"], marks=pytest.mark.slow),
+        pytest.param([384, True, "l2"], marks=pytest.mark.slow),
+        [1536, True, "cosine"],  # the largest, with all that a kernel can have
+    ],
+    ids=str,
+)
 def test_compiles_for_an_h100_without_spills(case) -> None:
     stack, spills = json.loads(triton_kernels.compile_for_hopper(_COMPILE, json.dumps(case)))
     assert stack == 0 and spills == 0
