@@ -5,10 +5,11 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from costly_examples import number_of_examples
 from hypothesis import settings
 
 # How long an example takes says how busy the machine is, not whether the code is right.
-settings.register_profile("untimed", deadline=None)
+settings.register_profile("untimed", deadline=None, max_examples=number_of_examples(100, part=50))
 settings.load_profile("untimed")
 
 # No test may reach for a model hub, nor behave differently where one could be reached.
