@@ -145,14 +145,12 @@ def bench_codec(
         refine_bytes=() if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
         total_bytes=() if total_bytes is None else tuple(numbers_in("--total-bytes", total_bytes)),
         config=CodecConfig(metric=metric, num_partitions=partitions, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
-        training=TrainConfig(
-            max_minutes=minutes, epochs=epochs, seed=seed, device=device, progress=console.is_terminal
-        ),
+        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed, device=device),
         held_out=held_out,
         save=save,
         scaling=() if scaling is None else tuple(numbers_in("--scaling", scaling)),
     )
-    _check_outputs(json_out, plot)
+    check_outputs(json_out, plot)
     _require_folder(save)
     _require_rows(rows)
     vectors_ND, queries_QD, data = read_described(
@@ -276,9 +274,7 @@ def bench_search(
             num_partitions=partitions,
             refine_kind=refine_kind,  # type: ignore[arg-type]
         ),
-        training=TrainConfig(
-            max_minutes=minutes, epochs=epochs, seed=seed, device=device, progress=console.is_terminal
-        ),
+        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed, device=device),
         nprobes=tuple(numbers_in("--nprobes", nprobes)),
         shortlists=tuple(numbers_in("--shortlists", shortlists)),
         batch=batch,
@@ -308,7 +304,7 @@ def _check_search(
     json_out: Path | None,
     plot: Path | None,
 ) -> None:
-    _check_outputs(json_out, plot)
+    check_outputs(json_out, plot)
     _require_rows(rows)
     if vectors is None and not settings.synthetic:
         raise InvalidInputError("Got neither --vectors nor --synthetic; expected one of them, or both.")
@@ -373,7 +369,7 @@ def bench_latency(
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
     _require_libraries()
-    _check_outputs(json_out, None)
+    check_outputs(json_out, None)
     _require_rows(rows)
     from rqmoe_store.codecs.base import load_codec
     from rqmoe_store.evaluation.data import read_described
@@ -446,18 +442,18 @@ def bench_ingest(
     from rqmoe_store.evaluation.tables import print_tables
 
     console = Console(stderr=True)
-    _check_outputs(json_out, None)
+    check_outputs(json_out, None)
     settings = IngestBenchmarkSettings(
         rows=rows,
         dim=dim,
         codec=codec,
         config=CodecConfig(kind=kind, metric=metric, code_bytes=code_bytes),  # type: ignore[arg-type]
-        training=TrainConfig(
+        training=training_of(
+            console,
             max_minutes=minutes,
             epochs=None if minutes is not None else epochs,
             seed=seed,
             device=device,
-            progress=console.is_terminal,
         ),
         commit_rows=commit_rows,
         encode=not raw,
@@ -491,7 +487,7 @@ def bench_rows(
     Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
     """
     _require_libraries()
-    _check_outputs(json_out, None)
+    check_outputs(json_out, None)
     _require_rows(rows)
     if rows < LEAST_ROWS or repeats < 1:
         raise InvalidInputError(
@@ -543,7 +539,7 @@ def bench_gpu(
     """
     from rqmoe_store.evaluation.gpu_benchmark import GPUSettings, gpu_table, run_and_write
 
-    _check_outputs(json_out, None)
+    check_outputs(json_out, None)
     settings = GPUSettings(minutes, tuple(names_in(parts)), device, vectors, train_minutes, tiny)
     typer.echo(gpu_table(run_and_write(settings, json_out)))
 
@@ -569,7 +565,12 @@ def _require_libraries(*, plot: bool = False) -> None:
     require_bench("psutil", *(["matplotlib"] if plot else []))
 
 
-def _check_outputs(json_out: Path | None, plot: Path | None) -> None:
+def training_of(console: Console, **settings: Any) -> TrainConfig:
+    """How to train, with progress shown where somebody looks."""
+    return TrainConfig(progress=console.is_terminal, **settings)
+
+
+def check_outputs(json_out: Path | None, plot: Path | None) -> None:
     """Raise InvalidInputError unless everything asked for can be written in the end."""
     if json_out is not None:
         require_writable("--json", json_out)

@@ -25,11 +25,13 @@ from rqmoe_store.cli_bench import (
     RefineSizes,
     Seed,
     bench_app,
+    check_outputs,
+    training_of,
     write_report,
 )
-from rqmoe_store.config import CODEC_KINDS, CodecConfig, TrainConfig
+from rqmoe_store.config import CODEC_KINDS, CodecConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.terminal import names_in, numbers_in, require_writable
+from rqmoe_store.terminal import names_in, numbers_in
 
 if TYPE_CHECKING:
     from rqmoe_store.evaluation.answer_benchmark import AnswerReport
@@ -125,13 +127,13 @@ def bench_growth(
     from rqmoe_store.evaluation.tables import print_tables
 
     require_bench("psutil")
-    _check_output(json_out)
+    check_outputs(json_out, None)
     console = Console(stderr=True)
     settings = GrowthSettings(
         **_codec_settings(codecs, code_bytes, refine_bytes),
         rows=tuple(numbers_in("--rows", rows)),
         config=CodecConfig(metric=metric, num_partitions=0, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
-        training=_training(console, minutes, epochs, seed, device),
+        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed, device=device),
     )
     base, asked = open_array("--vectors", str(vectors)), open_array("--queries", str(queries))
 
@@ -180,12 +182,12 @@ def bench_answers(
     from rqmoe_store.evaluation.tables import print_tables
 
     require_bench("psutil", "pytrec_eval")
-    _check_output(json_out)
+    check_outputs(json_out, None)
     console = Console(stderr=True)
     settings = AnswerSettings(
         **_codec_settings(codecs, code_bytes, refine_bytes),
         config=CodecConfig(metric=metric, num_partitions=0, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
-        training=_training(console, minutes, epochs, seed, device),
+        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed, device=device),
     )
     relevant = relevance_of(folder)
     base, asked = (open_array("FOLDER", str(folder / name)) for name in (BASE, QUERIES))
@@ -207,19 +209,6 @@ def _codec_settings(codecs: str, code_bytes: str, refine_bytes: str | None) -> d
         "code_bytes": tuple(numbers_in("--bytes", code_bytes)),
         "refine_bytes": () if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
     }
-
-
-def _training(
-    console: Console, minutes: float | None, epochs: int | None, seed: int, device: str
-) -> TrainConfig:
-    return TrainConfig(
-        max_minutes=minutes, epochs=epochs, seed=seed, device=device, progress=console.is_terminal
-    )
-
-
-def _check_output(json_out: Path | None) -> None:
-    if json_out is not None:
-        require_writable("--json", json_out)
 
 
 @bench_app.command("limit")
@@ -258,7 +247,7 @@ def bench_limit(
     from rqmoe_store.evaluation.machine import require_bench
 
     require_bench("psutil")
-    _check_output(json_out)
+    check_outputs(json_out, None)
     import torch
 
     from rqmoe_store.evaluation.limit_benchmark import LimitReport, LimitSettings, limit_tables
@@ -273,7 +262,7 @@ def bench_limit(
         code_bytes=tuple(numbers_in("--bytes", code_bytes)),
         hybrid_bytes=tuple(numbers_in("--hybrid-bytes", hybrid_bytes)),
         config=CodecConfig(kind=kind, metric="cosine", num_partitions=0),  # type: ignore[arg-type]  # checked
-        training=TrainConfig(max_minutes=minutes, seed=seed, progress=console.is_terminal),
+        training=training_of(console, max_minutes=minutes, seed=seed),
     )
     free = FreeSettings(
         dims=tuple(numbers_in("--dims", dims)),

@@ -19,7 +19,7 @@ from rqmoe_store.advice.vectors import Offsets, Vectors
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.evaluation.recall import Indices, exact_neighbors
+from rqmoe_store.evaluation.recall import Indices, exact_neighbors, nearest_of_both
 from rqmoe_store.search.request import as_queries
 
 Progress = Callable[[int], None]
@@ -206,10 +206,7 @@ def _exact_neighbors(
         found_QK, found_distances_QK = exact_neighbors(
             queries_QD, chunk_ND, min(count, len(chunk_ND)), metric=metric
         )
-        offsets_QK = np.hstack([offsets_QK, offsets_N[found_QK]])
-        distances_QK = np.hstack([distances_QK, found_distances_QK])
-        order_QK = np.argsort(distances_QK, axis=1, kind="stable")[:, :count]
-        offsets_QK = np.take_along_axis(offsets_QK, order_QK, axis=1)
-        distances_QK = np.take_along_axis(distances_QK, order_QK, axis=1)
+        found = offsets_N[found_QK], found_distances_QK
+        offsets_QK, distances_QK = nearest_of_both((offsets_QK, distances_QK), found, count)
         progress(int(offsets_N[-1]) + 1)
     return rows, offsets_QK, distances_QK

@@ -20,11 +20,10 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.contenders import (
-    REFERENCE,
     MeasuredCodec,
     SearchedCodec,
-    check_names,
-    plan_contenders,
+    check_contenders,
+    plan_asked,
 )
 from rqmoe_store.evaluation.machine import describe_machine, require_bench
 from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k
@@ -59,11 +58,7 @@ class AnswerSettings:
     """How to train each of our codecs."""
 
     def __post_init__(self) -> None:
-        check_names(self.codecs)
-        for size in self.code_bytes:
-            dataclasses.replace(self.config, code_bytes=size)  # checks it
-        for size in self.refine_bytes:
-            dataclasses.replace(self.config, refine_bytes=size)
+        check_contenders(self.codecs, self.code_bytes, self.refine_bytes, self.config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +128,7 @@ def benchmark_answers(
     vectors_ND = as_vectors(np.array(vectors), metric=metric)
     queries_QD = as_vectors(queries, dim=vectors_ND.shape[1], metric=metric)
     _check_relevant(relevant, len(queries_QD), len(vectors_ND))
-    contenders = plan_contenders(
+    contenders = plan_asked(
         settings.codecs,
         settings.code_bytes,
         config=settings.config,
@@ -149,9 +144,6 @@ def benchmark_answers(
     report.results.append(_result(RAW, 4 * vectors_ND.shape[1], raw))
     on_done(report)
     for contender in contenders:
-        # Plain RQ is planned as a reference of errors, which is not needed here.
-        if contender.name == REFERENCE and REFERENCE not in settings.codecs:
-            continue
         console.print(f"Training and searching {contender}", highlight=False)
         found_QK = _search(contender.prepare(vectors_ND), vectors_ND, queries_QD, settings.config)
         measured = ranking_measures(found_QK, relevant)

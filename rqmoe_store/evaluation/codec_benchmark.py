@@ -34,7 +34,7 @@ from rqmoe_store.evaluation.contenders import (
     REFERENCE,
     Contender,
     OwnCodec,
-    check_names,
+    check_contenders,
     plan_contenders,
 )
 from rqmoe_store.evaluation.machine import describe_machine
@@ -86,12 +86,8 @@ class BenchmarkSettings:
     """Numbers of vectors that our codecs also encode from a file."""
 
     def __post_init__(self) -> None:
-        check_names(self.codecs)
+        check_contenders(self.codecs, self.code_bytes, self.refine_bytes, self.config)
         installed_peers(self.codecs)  # some of them
-        for size in self.code_bytes:
-            dataclasses.replace(self.config, code_bytes=size)  # checks it
-        for size in self.refine_bytes:
-            dataclasses.replace(self.config, refine_bytes=size)
         if self.total_bytes and self.refine_bytes:
             raise InvalidInputError(
                 f"Got refine_bytes={self.refine_bytes} and total_bytes={self.total_bytes}, from which sizes "

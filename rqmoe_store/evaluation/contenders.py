@@ -199,6 +199,12 @@ def plan_contenders(
     return sorted([*contenders, *fixed], key=lambda contender: contender.code_bytes)
 
 
+def plan_asked(names: Sequence[str], code_bytes: Sequence[int], **settings: Any) -> list[Contender]:
+    """The codecs that `plan_contenders` plans, without plain RQ where it is but a reference of errors."""
+    planned = plan_contenders(names, code_bytes, **settings)
+    return [each for each in planned if each.name != REFERENCE or REFERENCE in names]
+
+
 def _up_to(own: Sequence[Contender], total_bytes: Sequence[int]) -> Iterator[tuple[Contender, int]]:
     """For every codec and total, the contender with the longest code below it, and the bytes to the total."""
     for total in total_bytes:
@@ -286,6 +292,17 @@ def check_names(names: Sequence[str]) -> None:
             f"Codec {name!r} is unknown; choose some of {', '.join(known)}, {form_names(FORMS)}, "
             "or give the folder of a codec that was saved."
         )
+
+
+def check_contenders(
+    names: Sequence[str], code_bytes: Sequence[int], refine_bytes: Sequence[int], config: CodecConfig
+) -> None:
+    """Raise InvalidInputError unless all names are known, and codecs of these settings can have the sizes."""
+    check_names(names)
+    for size in code_bytes:
+        dataclasses.replace(config, code_bytes=size)  # checks it
+    for size in refine_bytes:
+        dataclasses.replace(config, refine_bytes=size)
 
 
 def _faiss_with_bits(name: str, metric: Metric, dim: int) -> Contender:

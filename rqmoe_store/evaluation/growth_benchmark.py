@@ -17,16 +17,15 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.contenders import (
-    REFERENCE,
     Contender,
     MeasuredCodec,
     SearchedCodec,
-    check_names,
-    plan_contenders,
+    check_contenders,
+    plan_asked,
 )
 from rqmoe_store.evaluation.machine import describe_machine
 from rqmoe_store.evaluation.peer_names import LANCEDB_RQ, family_of
-from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k
+from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k, nearest_of_both
 from rqmoe_store.evaluation.tables import table_of
 from rqmoe_store.progress import late_progress
 
@@ -58,7 +57,7 @@ class GrowthSettings:
     """How to train each of our codecs."""
 
     def __post_init__(self) -> None:
-        check_names(self.codecs)
+        check_contenders(self.codecs, self.code_bytes, self.refine_bytes, self.config)
         undecoded = [name for name in self.codecs if family_of(name) in _UNDECODED]
         if undecoded:
             raise InvalidInputError(
@@ -69,10 +68,6 @@ class GrowthSettings:
                 f"Got rows {list(self.rows)}; expected ascending numbers from {NEIGHBORS}, such as "
                 "60000,250000."
             )
-        for size in self.code_bytes:
-            dataclasses.replace(self.config, code_bytes=size)  # checks it
-        for size in self.refine_bytes:
-            dataclasses.replace(self.config, refine_bytes=size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +150,15 @@ def benchmark_growth(
         )
     training_ND = _checked(vectors[: settings.rows[0]], metric)
     queries_QD = as_vectors(queries, dim=training_ND.shape[1], metric=metric)
-    contenders = _contenders(settings, training_ND)
+    contenders = plan_asked(
+        settings.codecs,
+        settings.code_bytes,
+        config=settings.config,
+        training=settings.training,
+        dim=training_ND.shape[1],
+        training_rows=len(training_ND),
+        refine_bytes=settings.refine_bytes,
+    )
     machine = describe_machine(select_device(settings.training.device))
     report = GrowthReport(settings=dataclasses.asdict(settings), machine=machine)
     console.print("Finding the true neighbors", highlight=False)
@@ -185,20 +188,6 @@ def _bounds(rows: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip((0, *rows[:-1]), rows, strict=True))
 
 
-def _contenders(settings: GrowthSettings, training_ND: Float32Array) -> list[Contender]:
-    planned = plan_contenders(
-        settings.codecs,
-        settings.code_bytes,
-        config=settings.config,
-        training=settings.training,
-        dim=training_ND.shape[1],
-        training_rows=len(training_ND),
-        refine_bytes=settings.refine_bytes,
-    )
-    # Plain RQ is planned as a reference of errors, which is not needed here.
-    return [each for each in planned if each.name != REFERENCE or REFERENCE in settings.codecs]
-
-
 def _nearest(queries_QD: Float32Array, parts: Sequence[Any], metric: Metric) -> Iterator[Indices]:
     """The nearest rows (Q, K) of the first part, of the first two, and so on."""
     indices_QK: Indices = np.empty((len(queries_QD), 0), np.int64)
@@ -208,11 +197,8 @@ def _nearest(queries_QD: Float32Array, parts: Sequence[Any], metric: Metric) -> 
         # A part may have fewer rows than neighbors are wanted.
         wanted = min(NEIGHBORS, len(part))
         part_QK, nearest_QK = exact_neighbors(queries_QD, part, wanted, metric=metric, chunk_rows=_CHUNK_ROWS)
-        indices_QK = np.hstack([indices_QK, part_QK + first])
-        distances_QK = np.hstack([distances_QK, nearest_QK])
-        order_QK = np.argsort(distances_QK, axis=1, kind="stable")[:, :NEIGHBORS]
-        indices_QK = np.take_along_axis(indices_QK, order_QK, axis=1)
-        distances_QK = np.take_along_axis(distances_QK, order_QK, axis=1)
+        found = part_QK + first, nearest_QK
+        indices_QK, distances_QK = nearest_of_both((indices_QK, distances_QK), found, NEIGHBORS)
         first += len(part)
         yield indices_QK
 

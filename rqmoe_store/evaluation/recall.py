@@ -1,6 +1,7 @@
 """Recall: the share of true neighbors that a search finds; and exact neighbors by brute force.
 
-Shape suffixes: Q queries, K neighbors, N vectors, D vector dimension.
+Shape suffixes: Q queries, K neighbors, X some neighbors, N vectors, D vector
+dimension.
 """
 
 from typing import Any
@@ -101,12 +102,19 @@ def _block_neighbors(
         chunk_QN = _all_distances(queries_QD, chunk_ND, metric)
         positions_N = np.arange(start, start + len(chunk_ND), dtype=np.int64)
         best_QK = np.stack([_smallest(chunk_N, positions_N, k) for chunk_N in chunk_QN])
-        distances_QK = np.hstack([distances_QK, np.take_along_axis(chunk_QN, best_QK, axis=1)])
-        indices_QK = np.hstack([indices_QK, positions_N[best_QK]])
-        order_QK = np.lexsort((indices_QK, distances_QK), axis=1)[:, :k]
-        distances_QK = np.take_along_axis(distances_QK, order_QK, axis=1)
-        indices_QK = np.take_along_axis(indices_QK, order_QK, axis=1)
+        found = positions_N[best_QK], np.take_along_axis(chunk_QN, best_QK, axis=1)
+        indices_QK, distances_QK = nearest_of_both((indices_QK, distances_QK), found, k)
     return indices_QK, distances_QK
+
+
+def nearest_of_both(
+    first: tuple[Indices, Float32Array], second: tuple[Indices, Float32Array], k: int
+) -> tuple[Indices, Float32Array]:
+    """The `k` nearest of two sets of neighbors, each as `exact_neighbors` returns them; ties by position."""
+    indices_QX, distances_QX = np.hstack([first[0], second[0]]), np.hstack([first[1], second[1]])
+    order_QK = np.lexsort((indices_QX, distances_QX), axis=1)[:, :k]
+    indices_QK = np.take_along_axis(indices_QX, order_QK, axis=1)
+    return indices_QK, np.take_along_axis(distances_QX, order_QK, axis=1)
 
 
 def _smallest(scores_N: Float32Array, positions_N: Indices, count: int) -> Indices:
