@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from costly_examples import costly_examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from small_tables import source_table, tiny_codec
 
@@ -162,7 +162,8 @@ CHANGES = {
     "update": lambda table, n: table.update(f"id % 5 = {n % 5}", {"two words": f"new {n}", "flag": None}),
     "update by another": lambda table, n: table.table.update(f"id % 4 = {n % 4}", {"LONG": f"other {n}"}),
     "merge": lambda table, n: (
-        table.merge_insert()
+        # The version that "restore" goes back to may be older than the key.
+        table.merge_insert(None if table.key else "id")
         .when_matched_update_all()
         .when_not_matched_insert_all()
         .execute(rows_of([n, n + 1, 400 + n]))
@@ -194,6 +195,7 @@ steps = st.lists(st.tuples(st.sampled_from(sorted(CHANGES)), st.integers(0, 40))
 
 @costly_examples(60, part=4)
 @given(steps=steps, small=st.booleans(), other=st.booleans())
+@example(steps=[("restore", 0), ("merge", 0)], small=False, other=False)
 def test_results_stay_those_of_the_table(template, steps, small, other) -> None:
     names = ["id", "two words", "LONG", "flag", "small"]
     with tempfile.TemporaryDirectory() as copied, pytest.MonkeyPatch.context() as patched:

@@ -19,6 +19,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def test_a_copy_is_made_once_for_a_device_and_dropped_with_the_array() -> None:
+    gc.collect()  # what other tests left behind
     codes, before = np.arange(12, dtype=np.uint8).reshape(3, 4), len(device_copies._copies)
     first = copy_of(codes, CPU, upload_codes)
     assert copy_of(codes, CPU, upload_codes) is first
