@@ -989,6 +989,14 @@ class AsyncCompressedTable:
         self.blocking.use_cache(cache, memory_budget, cache_columns)
         return self
 
+    def use_device(self, device: str = "auto") -> Self:
+        """Choose where this handle scans, decodes, reranks and encodes; returns the table itself.
+
+        `CompressedTable.use_device` says what it takes, returns and raises.
+        """
+        self.blocking.use_device(device)
+        return self
+
     def use_shards(self, shards: int, call: ShardCall) -> Self:
         """Let other processes scan for searches through this handle; returns the table itself.
 

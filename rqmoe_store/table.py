@@ -77,16 +77,19 @@ class CompressedTable(TranslatesErrors):
         self._source = TableSource(handle, CacheSetting())
 
     @classmethod
-    def open(cls, db: DBConnection, name: str, *, branch: str | None = None) -> Self:
+    def open(cls, db: DBConnection, name: str, *, branch: str | None = None, device: str = "auto") -> Self:
         """Open the compressed table `name`; its codecs are read from the same database.
 
+        `device` is that of `use_device`.
+
         Raises:
+            InvalidInputError: the device is unknown, or there is no such GPU.
             TableNotFoundError: no such table.
             TableError: not a compressed one, a column of ours is missing or of another
                 type, or a newer release wrote it.
             ArtifactError: a codec is not in the database, is damaged, or is another one.
         """
-        return cls(Handle.open(db, name, branch=branch))
+        return cls(Handle.open(db, name, branch=branch, device=device))
 
     @property
     def table(self) -> LanceTable:
@@ -913,8 +916,9 @@ class CompressedTable(TranslatesErrors):
         """Choose what searches through this handle read from memory; returns the table itself.
 
         In memory, codes take `code_bytes` + `refine_bytes` + at most 6 bytes per row, once for all handles of
-        this process. The first search loads them, and later ones read what has changed. On disk, every query
-        reads the partitions that it probes, and the refine codes of its shortlist. Results are the same.
+        this process on the same device. The first search loads them, and later ones read what has changed. On
+        disk, every query reads the partitions that it probes, and the refine codes of its shortlist. Results
+        are the same.
 
         Args:
             cache: "memory" or "disk".
@@ -939,6 +943,24 @@ class CompressedTable(TranslatesErrors):
         self._source.cache = setting
         return self
 
+    def use_device(self, device: str = "auto") -> Self:
+        """Choose where this handle scans, decodes, reranks and encodes; returns the table itself.
+
+        Codes that searches keep in memory are copied to a GPU, as far as they fit into half of what is free
+        there; it scans them. Other handles are not affected: those on another device have codecs of their
+        own, and codes of their own in memory. Transform codes and refine codes are encoded and decoded on the
+        CPU wherever the table is. With `use_shards`, shards scan where they are told to.
+
+        Args:
+            device: "auto" for a GPU if there is one, or for where the codec is if it came with the handle
+                from `compress`; "cpu", "cuda" or "cuda:1".
+
+        Raises:
+            InvalidInputError: the device is unknown, or there is no such GPU.
+        """
+        self.handle.use_device(device)
+        return self
+
     def use_shards(self, shards: int, call: ShardCall) -> Self:
         """Let other processes scan for searches through this handle; returns the table itself.
 
@@ -955,7 +977,8 @@ class CompressedTable(TranslatesErrors):
         """Set whether pickles of this table, which send it to other processes, may contain secrets.
 
         A pickle contains the URI of the database, the table's name and branch, the version that is checked
-        out and the cache setting. Unpickling it opens the table there; `copy` makes another handle likewise.
+        out, the device and the cache setting. Unpickling it opens the table there; `copy` makes another
+        handle likewise.
 
         Args:
             storage_options: whether a pickle contains the storage options of the connection, too. They may be

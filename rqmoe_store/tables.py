@@ -263,6 +263,7 @@ def open_table(
     cache: Cache = "memory",
     memory_budget: int | None = None,
     cache_columns: Sequence[str] | None = None,
+    device: str = "auto",
 ) -> CompressedTable:
     """Open the compressed table `name`; its codec is read from the same database.
 
@@ -272,15 +273,17 @@ def open_table(
             look for a newer one with None.)
         name: the table.
         cache, memory_budget, cache_columns: what searches read from memory; see `CompressedTable.use_cache`.
+        device: where this handle scans, decodes, reranks and encodes; see `CompressedTable.use_device`.
 
     Raises:
         TableNotFoundError: no such table.
         TableError: not a compressed one.
         ArtifactError: its codec is not in the database, is damaged, or is another one.
-        InvalidInputError: an unknown `cache`, a budget that is not a number of bytes, or columns that cannot
-            be cached.
+        InvalidInputError: an unknown `cache` or device, a GPU that is not there, a budget that is not a
+            number of bytes, or columns that cannot be cached.
     """
-    return CompressedTable.open(db, name).use_cache(cache, memory_budget, cache_columns)
+    opened = CompressedTable.open(db, name, device=device)
+    return opened.use_cache(cache, memory_budget, cache_columns)
 
 
 _NOT_ON_DISK = ("memory:", "db:")
@@ -293,6 +296,7 @@ async def open_table_async(
     cache: Cache = "memory",
     memory_budget: int | None = None,
     cache_columns: Sequence[str] | None = None,
+    device: str = "auto",
 ) -> AsyncCompressedTable:
     """Open the compressed table `name` for use in event loops; its codec is read from the same database.
 
@@ -300,13 +304,14 @@ async def open_table_async(
         db: the database, as opened by `lancedb.connect_async` or `lancedb.connect`.
         name: the table.
         cache, memory_budget, cache_columns: what searches read from memory; see `CompressedTable.use_cache`.
+        device: where this handle scans, decodes, reranks and encodes; see `CompressedTable.use_device`.
 
     Raises:
         TableNotFoundError: no such table.
         TableError: not a compressed one.
         ArtifactError: its codec is not in the database, is damaged, or is another one.
-        InvalidInputError: not a connection, an unknown `cache`, a budget that is not a number of bytes, or
-            columns that cannot be cached.
+        InvalidInputError: not a connection, an unknown `cache` or device, a GPU that is not there, a budget
+            that is not a number of bytes, or columns that cannot be cached.
     """
     databases.require_table_name(name)
     if isinstance(db, AsyncConnection):
@@ -317,7 +322,13 @@ async def open_table_async(
             "lancedb.connect_async(...) returns."
         )
     opened = functools.partial(
-        open_table, db, name, cache=cache, memory_budget=memory_budget, cache_columns=cache_columns
+        open_table,
+        db,
+        name,
+        cache=cache,
+        memory_budget=memory_budget,
+        cache_columns=cache_columns,
+        device=device,
     )
     return AsyncCompressedTable(await in_thread(opened))
 

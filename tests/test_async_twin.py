@@ -103,7 +103,16 @@ def test_names_and_coroutines_are_those_of_lancedb() -> None:
         "tune",
     }
     own |= {"verify", "export", "key", "set_key", "encode_in_background", "encoding", "is_due_for_training"}
-    own |= {"dim", "metric", "hidden_columns", "refresh", "use_cache", "use_shards", "allow_pickling"}
+    own |= {
+        "dim",
+        "metric",
+        "hidden_columns",
+        "refresh",
+        "use_cache",
+        "use_device",
+        "use_shards",
+        "allow_pickling",
+    }
     for name, ours in public(AsyncCompressedTable).items():
         if name not in own:
             theirs = getattr(AsyncTable, name)

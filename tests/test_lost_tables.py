@@ -118,7 +118,7 @@ def others(store: CompressedTable) -> Calls:
     }
 
 
-WITHOUT_STORAGE = {"use_cache", "allow_pickling", "use_shards", "is_due_for_training", "open"}
+WITHOUT_STORAGE = {"use_cache", "use_device", "allow_pickling", "use_shards", "is_due_for_training", "open"}
 """Methods that read and write nothing, or are called before there is a table."""
 
 

@@ -248,7 +248,7 @@ def test_queries(make: Callable[[], CompressedTable], wrong: list[object], kind:
     require_clear(problems)
 
 
-@pytest.mark.parametrize("name", ["encode", "decode", "truncate", "to", "save"])
+@pytest.mark.parametrize("name", ["encode", "decode", "truncate", "to", "copy_on", "save"])
 def test_codecs(codec: Codec, wrong: list[object], name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     good = {"encode": {"vectors": VECTORS}, "decode": {"codes": codec.encode(VECTORS)}}

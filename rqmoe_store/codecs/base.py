@@ -24,7 +24,7 @@ from rqmoe_store.codecs.artifact import (
 )
 from rqmoe_store.codecs.coder import Coder, refine_base
 from rqmoe_store.codecs.codes import Codes, check_codes, encode_vectors
-from rqmoe_store.codecs.device import Precision, PrecisionChoice, check_precision, device_name
+from rqmoe_store.codecs.device import Precision, PrecisionChoice, check_precision, numbered_device
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, shared_score_units
 from rqmoe_store.codecs.precision import rerank_precision
 from rqmoe_store.codecs.refine import Refiner, RefineTables
@@ -322,13 +322,18 @@ class Codec(TranslatesErrors):
 
     def to(self, device: str) -> "Codec":
         """Move the codec to "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one), and return it."""
-        name = device_name(device)
-        if name == "cuda":
-            import torch
-
-            name = f"cuda:{torch.cuda.current_device()}"
-        self._coder = self._coder.to(name)
+        self._coder = self._coder.to(numbered_device(device))
         return self
+
+    def copy_on(self, device: str) -> "Codec":
+        """A copy of the codec on a device, as `to` names it; this codec stays where it is.
+
+        Both share the weights in the CPU's memory.
+        """
+        coder = self._coder.with_config(self.config).to(numbered_device(device))
+        copied = Codec(coder, self.calibration, self.report, self._frame, self._refiner)
+        copied._artifact = self._artifact
+        return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the codec as its artifact: the two byte strings that are also stored."""

@@ -53,6 +53,26 @@ def device_name(name: str) -> str:
     return name
 
 
+def numbered_device(name: str) -> str:
+    """The name of the device that `select_device` selects, "cuda" with the number of the current GPU.
+
+    It leaves a GPU alone that this process has not used yet: a fork may still follow. Raises as
+    `select_device`.
+    """
+    name = device_name(name)
+    if name != "cuda":
+        return name
+    import torch
+
+    # torch changes the current GPU only once it has begun to use one.
+    return f"cuda:{torch.cuda.current_device() if torch.cuda.is_initialized() else 0}"
+
+
+def chosen_device(name: str) -> str:
+    """A device that a user names: "auto", "cpu" or "cuda:<number>". Raises as `select_device`."""
+    return name if isinstance(name, str) and name == "auto" else numbered_device(name)
+
+
 def may_have_gpu() -> bool:
     """Whether torch might find a GPU: it is there already, or this machine has the driver of one."""
     return "torch" in sys.modules or _AMD_GPUS.exists() or any(map(_can_be_loaded, _DRIVERS))
@@ -98,7 +118,8 @@ def require_usable(name: str) -> None:
         raise InvalidInputError(
             f"device={name!r} cannot be used: this process was forked from one that had used a GPU, which "
             "CUDA does not allow. Start processes by 'spawn' or 'forkserver', as in "
-            "multiprocessing.get_context('spawn'), or move codecs to the CPU here with codec.to('cpu')."
+            "multiprocessing.get_context('spawn'), or use the CPU here: open_table(..., device='cpu') for a "
+            "table, codec.to('cpu') for a codec."
         )
 
 

@@ -137,6 +137,8 @@ class Execution:
         counts = [each.metadata.num_partitions for each in self._generations]
         probed, total = sum(min(nprobes, count) for count in counts), sum(counts)
         where = "disk" if self._state.resident is None else "memory"
+        if self._codecs.device != "cpu":
+            where += f", {self._codecs.device}"
         if self._state.remote is not None:
             where = "shards"
         fewest = sum(min(request.parameters.nprobes, count) for count in counts)

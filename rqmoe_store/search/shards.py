@@ -57,8 +57,8 @@ class Shard:
         Raises as `open_table`.
         """
         self._database, self._place = place.connect(), place
-        handle = Handle.open(self._database, place.name)
-        self._device, self._columns, self._codecs = device, handle.columns, handle.codecs
+        handle = Handle.open(self._database, place.name, device=device)
+        self._columns, self._codecs = handle.columns, handle.codecs
         self._part: ShardPart | None = None
         self._snapshot: Snapshot | None = None
         self._segments: dict[object, Segment] = {}
@@ -118,8 +118,6 @@ class Shard:
         if snapshot.transaction != part.transaction:
             raise FileNotFoundError(f"Version {part.version} of table {name!r} is another one now.")
         self._codecs = snapshot.codecs
-        if self._codecs.newest is not None:
-            self._codecs.newest.to(self._device)
         return snapshot
 
     def _selections(self, snapshot: Snapshot, part: ShardPart, where: str | None) -> list[Selection]:

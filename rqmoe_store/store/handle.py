@@ -7,6 +7,7 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.device import chosen_device
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
@@ -71,22 +72,24 @@ class Handle:
         """Whether a pickle of this handle may hold the storage options of the connection."""
 
     @classmethod
-    def open(cls, db: DBConnection, name: str, *, branch: str | None = None) -> Self:
-        """Open the compressed table `name`; its codecs are read from the same database.
+    def open(cls, db: DBConnection, name: str, *, branch: str | None = None, device: str = "auto") -> Self:
+        """Open the compressed table `name`; its codecs are read from the same database to a device.
 
         Raises:
+            InvalidInputError: the device is unknown, or there is no such GPU.
             TableNotFoundError: no such table.
             TableError: not a compressed one, a column of ours is missing or of another
                 type, or a newer release wrote it.
             ArtifactError: a codec is not in the database, is damaged, or is another one.
         """
         databases.require_table_name(name)
+        chosen = chosen_device(device)
         table = databases.open_if_exists(db, name, branch=branch)
         if table is None:
             raise databases.no_such_table(db.uri, name)
         metadata = TableMetadata.read(table.schema, name)
         metadata.columns.require_in(table.schema)
-        return cls(cast(LanceTable, table), TableCodec.load(db, metadata))
+        return cls(cast(LanceTable, table), TableCodec.load(db, metadata, device=chosen))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Where the table is, and the version checked out; whoever unpickles it opens the table there."""
@@ -97,10 +100,10 @@ class Handle:
                 "pickled. Open the table in the other process; or call allow_pickling(storage_options=True) "
                 "first, if whoever gets the pickle may read them."
             )
-        return _reopen, (place, self.checked_out, self.pickles_storage_options)
+        return _reopen, (place, self.checked_out, self.pickles_storage_options, self.device)
 
     def __copy__(self) -> "Handle":
-        return _reopen(TablePlace.of(self.table), self.checked_out, self.pickles_storage_options)
+        return _reopen(TablePlace.of(self.table), self.checked_out, self.pickles_storage_options, self.device)
 
     def __deepcopy__(self, memo: object) -> "Handle":
         return self.__copy__()
@@ -109,6 +112,20 @@ class Handle:
     def columns(self) -> CodeColumns:
         """The columns that have codes, in the version that was read last."""
         return self.snapshots.known.columns
+
+    @property
+    def device(self) -> str:
+        """The device that was chosen for the codecs of this handle: "auto", "cpu" or "cuda:<number>"."""
+        return self.snapshots.known.chosen_device
+
+    def use_device(self, device: str) -> None:
+        """Compute on a device from now on.
+
+        Raises:
+            InvalidInputError: the device is unknown, or there is no such GPU.
+        """
+        codecs = self.snapshots.known.on(chosen_device(device))
+        self.snapshots = self._follow(snapshots_of(self.table, codecs, self.checked_out))
 
     @property
     def conditions(self) -> Conditions:
@@ -289,9 +306,9 @@ def unknown_version(version: Any) -> InvalidInputError:
     )
 
 
-def _reopen(place: TablePlace, checked_out: int | None, pickles_storage_options: bool) -> Handle:
+def _reopen(place: TablePlace, checked_out: int | None, pickles_storage_options: bool, device: str) -> Handle:
     """A handle like one that was copied or pickled."""
-    handle = Handle.open(place.connect(), place.name, branch=place.branch)
+    handle = Handle.open(place.connect(), place.name, branch=place.branch, device=device)
     handle.pickles_storage_options = pickles_storage_options
     if checked_out is not None:
         handle.checkout(checked_out)

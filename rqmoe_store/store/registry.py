@@ -80,8 +80,8 @@ def save(db: DBConnection, codec: Codec) -> Table:
     return registry
 
 
-def load(db: DBConnection, fingerprint: str) -> Codec:
-    """Load the codec with this fingerprint.
+def load(db: DBConnection, fingerprint: str, *, device: str = "auto") -> Codec:
+    """Load the codec with this fingerprint to a device, as in `Codec.to`.
 
     Raises:
         ArtifactError: `db` has no such codec, or every stored copy is damaged.
@@ -98,7 +98,7 @@ def load(db: DBConnection, fingerprint: str) -> Codec:
     for artifact in artifacts:
         try:
             require_fingerprint(artifact, fingerprint)
-            return Codec.from_artifact(artifact)
+            return Codec.from_artifact(artifact, device=device)
         except ArtifactError as error:
             damage = error  # an intact copy may follow
     raise ArtifactError(

@@ -107,7 +107,7 @@ class Snapshot:
 class Snapshots:
     """Gives the newest version of a table as a `Snapshot`, or always the one that was checked out.
 
-    All handles of a process that open a table in the same way share one of these.
+    All handles of a process that open a table in the same way, on the same device, share one of these.
     """
 
     def __init__(self, table: LanceTable, place: TablePlace, codecs: TableCodec, version: int | None) -> None:
@@ -244,11 +244,11 @@ def snapshots_of(table: LanceTable, codecs: TableCodec, version: int | None = No
 
     Args:
         table: at `version` if that is not None, otherwise at the newest version.
-        codecs: the codecs of any version.
+        codecs: the codecs of any version, on the device that was chosen for them.
         version: the version to stay at; None to follow the newest.
     """
     place = TablePlace.of(table)
-    key = place.key, tuple(_lasting(codecs.metadata, table.schema).values()), version
+    key = place.key, tuple(_lasting(codecs.metadata, table.schema).values()), version, codecs.chosen_device
     with _snapshots_lock:
         snapshots = _snapshots.get(key)
         if snapshots is None:

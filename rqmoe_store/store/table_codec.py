@@ -67,10 +67,11 @@ def generations_of(metadata: TableMetadata, codecs: list[Codec]) -> list[Generat
     return generations
 
 
-def generations_in(db: DBConnection, metadata: TableMetadata) -> list[Generation]:
-    """The generations of `metadata`, oldest first, with codecs to load from the registry of `db`."""
+def generations_in(db: DBConnection, metadata: TableMetadata, device: str = "auto") -> list[Generation]:
+    """The generations of `metadata`, oldest first, with codecs to load from the registry of `db` to a
+    device."""
     return [
-        Generation(each, first, functools.partial(_load, db, each, metadata))
+        Generation(each, first, functools.partial(_load, db, each, metadata, device))
         for each, first in zip(metadata.generations, metadata.first_partitions[:-1], strict=True)
     ]
 
@@ -109,18 +110,26 @@ def _identity(codec: Codec) -> Codec:
     return codec
 
 
-def _load(db: DBConnection, generation: GenerationMetadata, metadata: TableMetadata) -> Codec:
-    codec = registry.load(db, generation.fingerprint)
+def _load(db: DBConnection, generation: GenerationMetadata, metadata: TableMetadata, device: str) -> Codec:
+    codec = registry.load(db, generation.fingerprint, device=device)
     require_match(codec, generation, metadata)
     return codec
+
+
+def _copy_on(generation: Generation, device: str) -> Codec:
+    return generation.codec.copy_on(device)
 
 
 class TableCodec:
     """Encodes with the newest codec of a table, and decodes what any of them encoded."""
 
-    def __init__(self, metadata: TableMetadata, generations: Sequence[Generation]) -> None:
+    def __init__(
+        self, metadata: TableMetadata, generations: Sequence[Generation], chosen_device: str = "auto"
+    ) -> None:
         """Wrap all generations of `metadata`; use `of` or `load` instead of calling this."""
         self.metadata = metadata
+        self.chosen_device = chosen_device
+        """The device that codecs are loaded to, "cpu" or "cuda:<number>", or "auto" for one that suits."""
         self.num_partitions: int = metadata.first_partitions[-1]
         """Number of partition ids of all generations together."""
         self.generations = tuple(generations)
@@ -137,9 +146,16 @@ class TableCodec:
 
     @classmethod
     def load(
-        cls, db: DBConnection, metadata: TableMetadata, known: "TableCodec | None" = None
+        cls,
+        db: DBConnection,
+        metadata: TableMetadata,
+        known: "TableCodec | None" = None,
+        *,
+        device: str = "auto",
     ) -> "TableCodec":
         """Load the codecs that `metadata` names from the registry of `db`, except those that `known` has.
+
+        They are loaded to the device that was chosen for `known`, or without that to `device`.
 
         The newest codec is loaded now. Older ones are loaded when a row needs them, since the registry may
         have lost those that no row needs any more.
@@ -150,10 +166,22 @@ class TableCodec:
         if known is not None and known.metadata == metadata:
             return known
         have = {each: each for each in known.generations} if known else {}
-        codecs = cls(metadata, [have.get(each, each) for each in generations_in(db, metadata)])
+        device = known.chosen_device if known else device
+        generations = [have.get(each, each) for each in generations_in(db, metadata, device)]
+        codecs = cls(metadata, generations, device)
         if codecs.newest is not None:
             require_match(codecs.newest, metadata.generations[-1], metadata)
         return codecs
+
+    def on(self, device: str) -> "TableCodec":
+        """These codecs on a chosen device: copies, unless it was chosen for them already."""
+        if device == self.chosen_device:
+            return self
+        copies = [
+            Generation(each.metadata, each.first_partition, functools.partial(_copy_on, each, device))
+            for each in self.generations
+        ]
+        return TableCodec(self.metadata, copies, device)
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,147 @@
+"""Where an open table computes: the device that its user chooses, whatever other handles have chosen."""
+
+import asyncio
+import copy
+import inspect
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pytest
+from simulated_cuda import CudaDevices, simulated_cuda
+from small_tables import source_table, tiny_codec
+
+import rqmoe_store as rqs
+from rqmoe_store.codecs import device as devices
+from rqmoe_store.search import device_copies
+from rqmoe_store.search.shards import Shard
+
+VECTORS = np.random.default_rng(8).normal(size=(300, 16)).astype(np.float32)
+QUERIES = VECTORS[:3] + np.float32(0.1)
+ANYWHERE = ["auto", "cpu", "cuda", "cuda:1"]
+
+
+@pytest.fixture
+def gpus() -> Iterator[CudaDevices]:
+    with simulated_cuda(count=2) as simulated:
+        yield simulated
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> lancedb.DBConnection:
+    """A database with table `small`, of two codecs."""
+    db = lancedb.connect(tmp_path)
+    docs = db.create_table("docs", source_table(VECTORS))
+    store = rqs.compress(docs, tiny_codec(VECTORS, "l2", 4), "small", progress=False)
+    store.retrain(vectors=VECTORS[::-1], training=rqs.TrainConfig(epochs=0, progress=False))
+    again = source_table(VECTORS[:50] + np.float32(0.5))
+    store.add(again.set_column(0, "id", [np.arange(300, 350)]))
+    return db
+
+
+def found(store: rqs.CompressedTable) -> tuple[list[int], np.ndarray]:
+    rows = store.search(QUERIES).nprobes(4).rerank("decoded").limit(20).to_arrow()
+    return rows["id"].to_pylist(), rows["_distance"].to_numpy()
+
+
+@pytest.mark.parametrize("device", ANYWHERE)
+def test_results_are_the_same_on_every_device(
+    db: lancedb.DBConnection, gpus: CudaDevices, device: str
+) -> None:
+    wanted, distances = found(rqs.open_table(db, "small", device="cpu"))
+    assert not device_copies._copies
+    store = rqs.open_table(db, "small", device=device)
+    ids, close = found(store)
+    assert ids == wanted
+    np.testing.assert_allclose(close, distances, rtol=1e-5, atol=1e-5)
+    name = {"auto": "cuda:0", "cuda": "cuda:0"}.get(device, device)
+    assert {each.codec.device_name for each in store.codecs.generations} == {name}
+    assert (name in store.search(QUERIES).explain_plan()) == (name != "cpu")
+    assert {str(place) for _, place in device_copies._copies} <= {name}
+    assert (name == "cpu") == (not device_copies._copies)
+
+
+def test_handles_do_not_affect_each_other(db: lancedb.DBConnection, gpus: CudaDevices) -> None:
+    on_gpu, on_cpu = rqs.open_table(db, "small"), rqs.open_table(db, "small", device="cpu")
+    twin = rqs.open_table(db, "small").use_device("cuda:1")
+    on_gpu.codec.to("cuda:1")
+    twin.use_device("cuda")
+    assert [each.codec.device_name for each in (on_gpu, on_cpu, twin)] == ["cuda:1", "cpu", "cuda:0"]
+    assert on_cpu.use_device().codec is on_gpu.codec
+    twin.add(source_table(VECTORS[:2] - np.float32(1)).set_column(0, "id", [[400, 401]]))
+    nearest = [each.search(VECTORS[0] - 1).limit(1).to_list()[0]["id"] for each in (on_gpu, on_cpu, twin)]
+    assert nearest == [400] * 3
+
+
+def test_a_device_outlasts_what_changes(db: lancedb.DBConnection, gpus: CudaDevices) -> None:
+    store = rqs.open_table(db, "small", device="cuda:1", cache_columns=["id"]).use_cache("disk")
+    first = store.version
+    other = rqs.open_table(db, "small", device="cpu")
+    other.retrain(vectors=VECTORS, training=rqs.TrainConfig(epochs=0, progress=False, device="cpu"))
+    assert (store.codec.device_name, len(store.codecs.generations)) == ("cuda:1", 3)
+    sent = pickle.loads(pickle.dumps(store))  # noqa: S301  # made here
+    for again in (copy.copy(store), sent, store):
+        assert again.codec.device_name == "cuda:1"
+        again.checkout(first)
+        assert (again.codec.device_name, len(again.codecs.generations)) == ("cuda:1", 2)
+        assert again.use_device("cpu").codec.device_name == "cpu" and again.version == first
+        again.checkout_latest()
+        assert again.codec.device_name == "cpu"
+
+
+def test_event_loops_and_shards(db: lancedb.DBConnection, gpus: CudaDevices) -> None:
+    table = asyncio.run(rqs.open_table_async(db, "small", device="cuda:1"))
+    assert table.blocking.codec.device_name == "cuda:1"
+    assert table.use_device("cpu").blocking.codec.device_name == "cpu"
+    place = table.blocking.snapshots._place
+    assert Shard(place, device="cuda:1")._codecs.device == "cuda:1"
+    assert rqs.open_table(db, "small", device="cpu").codec.device_name == "cpu"
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:9", "cuda:-1", "", None, 3])
+def test_unknown_devices(db: lancedb.DBConnection, gpus: CudaDevices, device: str) -> None:
+    store = rqs.open_table(db, "small")
+    for choose in (store.use_device, lambda name: rqs.open_table(db, "small", device=name)):
+        with pytest.raises(rqs.InvalidInputError, match=f"device={device!r} is (unknown|not there)"):
+            choose(device)
+    with pytest.raises(rqs.InvalidInputError, match=f"device={device!r}"):
+        asyncio.run(rqs.open_table_async(db, "small", device=device))
+    assert store.handle.device == "auto"
+
+
+def test_a_machine_without_a_gpu(db: lancedb.DBConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(rqs.InvalidInputError, match="device='cuda' is not there: 0 CUDA devices found"):
+        rqs.open_table(db, "small", device="cuda")
+
+
+def test_opening_a_table_uses_no_gpu(
+    db: lancedb.DBConnection, gpus: CudaDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that processes that are forked afterwards can use one."""
+
+    def used() -> int:
+        raise AssertionError("the GPU was used")
+
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: False)
+    monkeypatch.setattr("torch.cuda.current_device", used)
+    for device in ANYWHERE:
+        assert len(rqs.open_table(db, "small", device=device)) == 350
+
+
+def test_a_forked_process_searches_on_the_cpu(
+    db: lancedb.DBConnection, gpus: CudaDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = rqs.open_table(db, "small")
+    wanted, _ = found(store)
+    monkeypatch.setattr(devices._ForkedGpu, "lost", True)
+    with pytest.raises(rqs.InvalidInputError, match=r"forked .*open_table\(\.\.\., device='cpu'\)"):
+        found(store)
+    assert found(store.use_device("cpu"))[0] == wanted
+
+
+def test_all_openings_take_a_device() -> None:
+    for call in (rqs.open_table, rqs.open_table_async, rqs.CompressedTable.use_device):
+        assert inspect.signature(call).parameters["device"].default == "auto"
