@@ -11,6 +11,7 @@ tables. LLVM translates them to the instructions of the processor.
 Shape legend: Q queries (at most L), L lanes, M code bytes, T = 256 M table entries, B rows of a block.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ _CODEWORDS = 256
 
 
 class Lanes(NamedTuple):
-    """The rounded tables of some queries, and room for the sums of a block."""
+    """The rounded tables of some queries."""
 
     entries_TL: npt.NDArray[np.uint8]
     """Rounded entries, in steps above the smallest entry of their code byte."""
@@ -43,23 +44,21 @@ class Lanes(NamedTuple):
     """The sums of the smallest entries."""
     steps_L: npt.NDArray[np.float64]
     """Sizes of the steps."""
-    sums_BL: npt.NDArray[np.uint16]
     is_finite: bool
     """Whether all entries are finite. If not, the lanes are of no use."""
 
     @classmethod
-    def of(cls, entries_QT: Float32Array, factor: np.float32, block: int) -> "Lanes":
+    def of(cls, entries_QT: Float32Array, factor: np.float32) -> "Lanes":
         """Round the tables of queries, times a factor of 1 or -1.
 
         Args:
             entries_QT: exact entries, of at most LANES queries.
             factor: 1 or -1.
-            block: most rows of a block.
         """
         entries_TL = np.zeros((entries_QT.shape[1], LANES), np.uint8)
         lowest_L, steps_L = np.zeros(LANES), np.ones(LANES)
         is_finite = _fill_lanes(entries_QT, factor, entries_TL, lowest_L, steps_L)
-        return cls(entries_TL, lowest_L, steps_L, np.empty((block, LANES), np.uint16), is_finite)
+        return cls(entries_TL, lowest_L, steps_L, is_finite)
 
 
 @compiled
@@ -137,55 +136,92 @@ def _bounds_of(entries_T: Any, step: int, factor: Any) -> Any:
     return least, most
 
 
-@intrinsic
-def _sum_row(typing_context: Any, codes_NM: Any, row: Any, lanes_TL: Any, sums_BL: Any, place: Any) -> Any:
-    """Fill in row `place` of the sums: those of the lanes' entries for the code bytes of a row."""
+def _compile_find_in_row(
+    typing_context: Any,
+    codes_NM: Any,
+    row: Any,
+    entries_TL: Any,
+    highest_L: Any,
+    slopes_L: Any,
+    length: Any,
+) -> Any:
+    """Bits of the lanes in which the sum of the entries for the code bytes of a row is at most
+    highest + slope * length."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        codes, lanes, sums = (
+        codes, entries, highest, slopes = (
             context.make_array(signature.args[number])(context, builder, arguments[number])
-            for number in (0, 2, 3)
+            for number in (0, 2, 3, 4)
         )
         code_bytes = cgutils.unpack_tuple(builder, codes.shape)[1]  # type: ignore[no-untyped-call]
         index = code_bytes.type
-        bytes_type, sums_type = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(ir.IntType(16), LANES)
+        sums_type, floats_type = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(ir.FloatType(), LANES)
         total = cgutils.alloca_once(builder, sums_type)  # type: ignore[no-untyped-call]
         builder.store(ir.Constant(sums_type, [0] * LANES), total)
         code = builder.gep(codes.data, [builder.mul(arguments[1], code_bytes)])
         with cgutils.for_range(builder, code_bytes) as loop:
             codeword = builder.zext(builder.load(builder.gep(code, [loop.index])), index)
             entry = builder.add(builder.mul(loop.index, ir.Constant(index, _CODEWORDS)), codeword)
-            entries = builder.gep(lanes.data, [builder.mul(entry, ir.Constant(index, LANES))])
-            values = builder.load(builder.bitcast(entries, bytes_type.as_pointer()), align=1)
+            added = builder.gep(entries.data, [builder.mul(entry, ir.Constant(index, LANES))])
+            values = _load_vector(builder, added, ir.IntType(8))
             builder.store(builder.add(builder.load(total), builder.zext(values, sums_type)), total)
-        filled = builder.gep(sums.data, [builder.mul(arguments[4], ir.Constant(index, LANES))])
-        builder.store(builder.load(total), builder.bitcast(filled, sums_type.as_pointer()), align=1)
-        return context.get_dummy_value()
+        lengths = _repeat(builder, arguments[5], floats_type)
+        slopes_times = builder.fmul(_load_vector(builder, slopes.data, ir.FloatType()), lengths)
+        largest = builder.fadd(_load_vector(builder, highest.data, ir.FloatType()), slopes_times)
+        sums = builder.uitofp(builder.load(total), floats_type)
+        within = builder.fcmp_ordered("<=", sums, largest)
+        return builder.bitcast(within, ir.IntType(LANES))
 
-    return types.void(codes_NM, types.intp, lanes_TL, sums_BL, types.intp), generate
+    return types.uint32(codes_NM, types.intp, entries_TL, highest_L, slopes_L, types.float32), generate
 
 
-# The compiler finds vectors in these loops only if they get arrays, and no tuples of arrays.
+def _load_vector(builder: Any, pointer: Any, element: Any) -> Any:
+    vector = ir.VectorType(element, LANES)
+    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
+
+
+def _repeat(builder: Any, value: Any, vector: Any) -> Any:
+    undefined, places = ir.Constant(vector, ir.Undefined), ir.VectorType(ir.IntType(32), LANES)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(places, [0] * LANES))
+
+
+_find_in_row: Callable[..., Any] = intrinsic(_compile_find_in_row)
+
+
+def _compile_lowest_bit(typing_context: Any, bits: Any) -> Any:
+    """The position of the lowest bit of a uint32 that is set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        position = builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.zext(position, ir.IntType(64))
+
+    return types.int64(types.uint32), generate
+
+
+lowest_bit: Callable[..., Any] = intrinsic(_compile_lowest_bit)
+"""Gives the position of the lowest bit of a uint32 that is set."""
 
 
 @compiled
-def sum_lanes(codes_NM: Any, start: int, stop: int, entries_TL: Any, sums_BL: Any) -> None:
-    """Fill in the sums of the rounded entries of all lanes, for the rows of a block.
+def find_within(
+    codes_NM: Any,
+    start: int,
+    entries_TL: Any,
+    lengths_B: Any,
+    highest_L: Any,
+    slopes_L: Any,
+    places_B: Any,
+    lanes_B: Any,
+) -> int:
+    """Fill in the places of the rows of a block, from `start` on, of which any query may keep some, and the
+    bits of these queries; returns how many rows there are.
 
     Codes are contiguous and have at most 256 bytes.
     """
-    for row in range(start, stop):
-        _sum_row(codes_NM, row, entries_TL, sums_BL, row - start)  # type: ignore[call-arg]
-
-
-@compiled
-def find_within(sums_BL: Any, lengths_B: Any, highest_L: Any, slopes_L: Any, places_B: Any) -> int:
-    """Fill in the places of the rows whose sum is within the bounds of any query; returns how many are."""
     found = 0
-    for row in range(len(lengths_B)):
-        length, within = lengths_B[row], 0
-        for lane in range(LANES):
-            within += np.float32(sums_BL[row, lane]) <= highest_L[lane] + slopes_L[lane] * length
-        places_B[found] = row
-        found += within > 0
+    for place in range(len(lengths_B)):
+        bits = _find_in_row(codes_NM, start + place, entries_TL, highest_L, slopes_L, lengths_B[place])
+        places_B[found], lanes_B[found] = place, bits
+        found += bits != 0
     return found

@@ -160,6 +160,8 @@ class Ranking:
         """The page of one query, given the rows within distance bounds that it considers, nearest first."""
         assert hits.stages_S is not None, "not ranked yet"
         offset, last = self._request.offset, self._last
+        if choose is first_open and len(self._ends) == 1:  # as in most requests
+            return Page(hits.ranked(slice(offset, last)), len(hits) < last and not last_K[0])
         order = rank_in_stages(hits.stages_S, self._ends, choose, last_K)
         short = len(order.places) < last and not order.ended
         return Page(hits.ranked(order.places[offset:last]), short)
@@ -233,9 +235,6 @@ def rank_in_stages(stages_S: Positions, ends: Sequence[int], choose: Choose, las
         last_K: whether a stage is the last one if it has too few rows.
     """
     open_S = np.ones(len(stages_S), dtype=bool)
-    if len(ends) == 1:  # as in most requests
-        places = choose(open_S, ends[0])
-        return Order(places, ended=len(places) < ends[0] and last_K[0])
     chosen: list[Positions] = []
     placed = 0
     for stage, end in enumerate(ends):

@@ -146,7 +146,7 @@ class Hits:
                 columns[field.name] = np.concatenate([own, others])
         return Hits(**columns, tie_breaks_S=_joined_tie_breaks(self, other))
 
-    def ranked(self, places: Positions) -> "Hits":
+    def ranked(self, places: Positions | slice) -> "Hits":
         """The rows at these places as the final ranking, with row ids and distances only."""
         return Hits(self.row_ids_S[places], self.distances_S[places])
 

@@ -157,7 +157,7 @@ def _scan_task(
         np.full(queries, np.inf, np.float32),
     )
     if queries >= _LEAST_LANES and few.num_steps <= MAX_CODE_BYTES:
-        lanes = Lanes.of(scored.entries_QT, -side.sign if len(norms_N) else side.sign, BLOCK)
+        lanes = Lanes.of(scored.entries_QT, -side.sign if len(norms_N) else side.sign)
         scan_together(scanned, scored, lanes, _LEAST_PROBING, kept, size)
     else:
         scan_each(scanned, scored, kept, size)

@@ -16,7 +16,7 @@ from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms
 from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.codecs.selection import nth_smallest
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.lanes import bounds_of_sums, find_within, sum_lanes
+from rqmoe_store.search.lanes import bounds_of_sums, find_within, lowest_bit
 from rqmoe_store.search.row_ids import Positions, RowIdArrays, row_id_at
 from rqmoe_store.search.segments import Mask
 
@@ -216,26 +216,30 @@ def _scan_bounded(
     highest_L, slopes_L = bounds_of_sums(
         lanes, probing_Q, scored.scores_QP, partition, kept.worst_Q, scored.sign, by_length
     )
-    sum_lanes(rows.codes_NM, rows_B[0], rows_B[0] + count, lanes.entries_TL, lanes.sums_BL)
-    places_B = np.empty(count, np.int64)
-    some = find_within(lanes.sums_BL, lengths_B, highest_L, slopes_L, places_B)
+    places_B, lanes_B = np.empty(count, np.int64), np.empty(count, np.uint32)
+    some = find_within(
+        rows.codes_NM, rows_B[0], lanes.entries_TL, lengths_B, highest_L, slopes_L, places_B, lanes_B
+    )
     if some == 0:
         return
+    queries = len(scored.probed_QP)
     own_QY, squares_QY, found_Q = (
-        np.empty((len(probing_Q), some), np.int64),
-        np.empty((len(probing_Q), some), np.float32),
-        np.zeros(len(probing_Q), np.int64),
+        np.empty((queries, some), np.int64),
+        np.empty((queries, some), np.float32),
+        np.zeros(queries, np.int64),
     )
-    for place in places_B[:some]:
-        for index, query in enumerate(probing_Q):
-            found = found_Q[index]
-            own_QY[index, found], squares_QY[index, found] = rows_B[place], squares_B[place]
-            bound = highest_L[query] + slopes_L[query] * lengths_B[place]
-            found_Q[index] += np.float32(lanes.sums_BL[place, query]) <= bound
-    for index, query in enumerate(probing_Q):
-        found = found_Q[index]
+    for index in range(some):
+        place, bits = places_B[index], lanes_B[index]
+        while bits:
+            query = lowest_bit(bits)
+            bits &= bits - np.uint32(1)
+            found = found_Q[query]
+            own_QY[query, found], squares_QY[query, found] = rows_B[place], squares_B[place]
+            found_Q[query] = found + 1
+    for query in probing_Q:
+        found = found_Q[query]
         if found:
-            own_Y, squares_Y = own_QY[index, :found], squares_QY[index, :found]
+            own_Y, squares_Y = own_QY[query, :found], squares_QY[query, :found]
             _scan_rows(query, partition, rows, own_Y, squares_Y, found, scored, kept)
 
 
