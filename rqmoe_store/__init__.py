@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rqmoe_store.codecs.precision import set_rerank_precision
     from rqmoe_store.ingestion.job import IngestReport, ingest
     from rqmoe_store.managed_table import ManagedTable
+    from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
     from rqmoe_store.search.reranker import DecodedReranker
     from rqmoe_store.search.text import words_query
     from rqmoe_store.store.value_conditions import (
@@ -51,6 +52,7 @@ __all__ = [
     "Codes",
     "CompressedTable",
     "DecodedReranker",
+    "FixedDimensionalEncoder",
     "IngestReport",
     "InvalidInputError",
     "JsonField",
@@ -89,6 +91,7 @@ _LAZY = {
     "Codes": "rqmoe_store.codecs.codes",
     "CompressedTable": "rqmoe_store.table",
     "DecodedReranker": "rqmoe_store.search.reranker",
+    "FixedDimensionalEncoder": "rqmoe_store.multivector.fixed_dimensional",
     "IngestReport": "rqmoe_store.ingestion.job",
     "JsonField": "rqmoe_store.store.value_conditions",
     "ManagedTable": "rqmoe_store.managed_table",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+import rqmoe_store.cli_bench_methods  # adds commands to `bench_app`
 import rqmoe_store.cli_bench_quality  # noqa: F401  # adds commands to `bench_app`
 from rqmoe_store import __version__
 from rqmoe_store.cli_advise import advise

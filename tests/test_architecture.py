@@ -33,12 +33,13 @@ MAY_IMPORT = {
     "config": {"errors"},
     "presets": {"errors", "config"},
     "codecs": GROUND - {"progress"},
+    "multivector": {*(GROUND - {"progress"}), "codecs"},
     "pages": {"errors", "codecs"},
     "progress": {"codecs"},
     "training": {*GROUND, "codecs"},
-    "store": {*GROUND, "codecs", "pages"},
+    "store": {*GROUND, "codecs", "multivector", "pages"},
     # These four take an open table's handle, and know nothing of each other.
-    "search": {*GROUND, "codecs", "store"},
+    "search": {*GROUND, "codecs", "multivector", "store"},
     "ingestion": {*GROUND, "codecs", "store"},
     "verification": {*GROUND, "codecs", "store"},
     "exports": {*GROUND, "codecs", "store"},
@@ -53,7 +54,17 @@ MAY_IMPORT = {
     "tables": {*GROUND, "codecs", "store", "search", "table", "async_table", "threads"},
     "distributed": {"codecs", "store", "search", "ingestion"},
     "managed_table": {*GROUND, "store", "lifecycle", "table", "tables", "threads"},
-    "evaluation": {*GROUND, "codecs", "training", "store", "search", "ingestion", "table", "tables"},
+    "evaluation": {
+        *GROUND,
+        "codecs",
+        "multivector",
+        "training",
+        "store",
+        "search",
+        "ingestion",
+        "table",
+        "tables",
+    },
     "advice": {*GROUND, "codecs", "pages", "training", "store", "search", "evaluation"},
     "demo": {*GROUND, "codecs", "training", "store", "search", "table", "tables", "evaluation"},
     # The command line, which imports what a command needs when it runs.
@@ -63,15 +74,19 @@ MAY_IMPORT = {
     "cli_bench_quality": {
         *("errors", "config", "codecs", "training", "evaluation", "demo", "terminal", "cli_bench"),
     },
+    "cli_bench_methods": {
+        *("errors", "config", "codecs", "training", "evaluation", "demo", "terminal", "cli_bench"),
+    },
     "cli": {
         *("errors", "config", "presets", "codecs", "training", "store", "ingestion", "verification"),
         *("lifecycle", "tables", "evaluation", "demo", "terminal", "cli_advise", "cli_bench"),
-        "cli_bench_quality",
+        *("cli_bench_quality", "cli_bench_methods"),
     },
     "__main__": {"cli"},
     "__init__": {
         *("errors", "config", "presets", "codecs", "training", "store", "search", "ingestion"),
         *("table", "tables", "async_table", "managed_table", "startup", "advice"),
+        "multivector",
     },
 }
 # Rooms that may know the table class with its methods. All others take its handle.
@@ -85,7 +100,7 @@ MAY_BE_EXTENDED = {
     "search.query.VectorSearchQuery",
 }
 # Rooms that compute on arrays and tensors only, and their one exception.
-WITHOUT_STORAGE = {"errors", "arguments", "storage_errors", "config", "codecs", "training"}
+WITHOUT_STORAGE = {"errors", "arguments", "storage_errors", "config", "codecs", "multivector", "training"}
 STORAGE_LIBRARIES = {"lancedb", "lance", "pyarrow", "pandas", "polars"}
 MAY_READ_TABLES = {"training/sampler.py"}
 

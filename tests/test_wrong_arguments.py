@@ -23,6 +23,7 @@ from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import RQMoEError
+from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
 from rqmoe_store.store.versions import TableTags
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import create_table
@@ -255,9 +256,18 @@ def test_codecs(codec: Codec, wrong: list[object], name: str, tmp_path: Path, mo
     require_clear(check(getattr(codec, name), good.get(name, {}), wrong, f"Codec.{name}"))
 
 
-@pytest.mark.parametrize("cls", [CodecConfig, TrainConfig])
+@pytest.mark.parametrize("cls", [CodecConfig, TrainConfig, FixedDimensionalEncoder])
 def test_settings(cls: type, wrong: list[object]) -> None:
-    require_clear(check(cls, {}, wrong, cls.__name__))
+    good = {"dim": 8} if cls is FixedDimensionalEncoder else {}
+    require_clear(check(cls, good, wrong, cls.__name__))
+
+
+@pytest.mark.parametrize("name", ["encode_documents", "encode_queries", "from_dict"])
+def test_encoders(wrong: list[object], name: str) -> None:
+    encoder = FixedDimensionalEncoder(8, num_repetitions=1)
+    good = {"settings": encoder.to_dict()} if name == "from_dict" else {"vectors": VECTORS, "lengths": [300]}
+    # Without lengths, the vectors are a list of matrices, of which there may be none.
+    require_clear(check(getattr(encoder, name), good, wrong, f"FixedDimensionalEncoder.{name}"))
 
 
 def test_functions(

@@ -1,0 +1,1 @@
+"""Documents of many vectors: fixed dimensional encodings and MaxSim, on arrays."""
