@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rqmoe_store.advice.sample import Sample
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.rerank import all_distances
+from rqmoe_store.search.exhaustive import all_distances
 
 Float64Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

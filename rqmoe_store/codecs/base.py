@@ -227,19 +227,30 @@ class Codec(TranslatesErrors):
         """
         import torch
 
-        checked, decoded_nD = self._checked(codes), None
+        checked = self._checked(codes)
         check_precision(precision, sequential=False)
         try:
-            if checked.refine is None and self._coder.device != "cpu":
-                chosen = self.rerank_precision if precision == "auto" else precision
-                decoded_nD = self._coder.decode_on_gpu(checked, self._frame, chosen)
-            if decoded_nD is None:
-                decoded_nD = torch.from_numpy(self.decode(checked, precision=precision)).to(self.device)
+            return self.decode_checked(checked, precision)
         except torch.OutOfMemoryError as error:
             raise InvalidInputError(
                 f"The GPU has no memory for {len(checked):,} vectors of {self.dim} components: {error} "
                 "Decode fewer codes at a time, or to memory with decode()."
             ) from error
+
+    def decode_checked(self, codes: Codes, precision: PrecisionChoice = "float32") -> "torch.Tensor":
+        """Decode checked codes as `decode_tensor` does.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU has no memory for the vectors.
+        """
+        import torch
+
+        decoded_nD = None
+        if codes.refine is None and self._coder.device != "cpu":
+            chosen = self.rerank_precision if precision == "auto" else precision
+            decoded_nD = self._coder.decode_on_gpu(codes, self._frame, chosen)
+        if decoded_nD is None:
+            decoded_nD = torch.from_numpy(self.decode(codes, precision=precision)).to(self.device)
         return decoded_nD
 
     def gpu_distances(self, precision: PrecisionChoice) -> "GpuDistances | None":

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import HostCopy, leave_frame, unit_and_offset
-from rqmoe_store.codecs.device import full_precision
+from rqmoe_store.codecs.device import full_precision, upload
 from rqmoe_store.codecs.frame import Float64Array, Frame
 from rqmoe_store.codecs.graphs import GraphedComputation, power_of_two
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
@@ -267,6 +267,48 @@ class Distances:
         squares_Q = _row_sums(queries_QD.square_())
         lengths_B = _row_sums(vectors_BD.square_()).sqrt_().mul_(squares_Q.sqrt_()[queries_B.long()])
         return 1 - products_B / lengths_B.masked_fill_(lengths_B == 0, torch.nan)
+
+
+@torch.inference_mode()
+def nearest_of_all(
+    queries_QD: Float64Array,
+    vectors_CD: Tensor,
+    metric: Metric,
+    count: int,
+    excluded_QC: npt.NDArray[np.bool_] | None,
+) -> tuple[Float64Array, Numbers]:
+    """Distances (Q, K) and places (Q, K) of the `count` vectors nearest to every query, in any order.
+
+    Distances are those of all pairs, in float64 by the expanded square, infinite where they are undefined.
+
+    Args:
+        queries_QD: the queries.
+        vectors_CD: vectors on a GPU.
+        metric: the metric.
+        count: how many are wanted, at least 1.
+        excluded_QC: pairs that do not count; None for none.
+    """
+    device = vectors_CD.device
+    distances_QC = _of_all_pairs(upload(torch.from_numpy(queries_QD), device), vectors_CD.double(), metric)
+    if excluded_QC is not None:
+        distances_QC.masked_fill_(upload(torch.from_numpy(excluded_QC), device), torch.inf)
+    found = distances_QC.topk(min(count, len(vectors_CD)), dim=1, largest=False, sorted=False)
+    return found.values.cpu().numpy(), found.indices.cpu().numpy()
+
+
+def _of_all_pairs(queries_QD: Tensor, vectors_CD: Tensor, metric: Metric) -> Tensor:
+    """Distances (Q, C) of all pairs, in float64."""
+    if metric == "l2":  # centering keeps the precision of differences between vectors far from the origin
+        middle_D = queries_QD.mean(dim=0)
+        queries_QD, vectors_CD = queries_QD - middle_D, vectors_CD - middle_D
+    products_QC = queries_QD @ vectors_CD.T
+    if metric == "dot":
+        return 1 - products_QC
+    squares_Q1, squares_C = queries_QD.square().sum(dim=1, keepdim=True), vectors_CD.square().sum(dim=1)
+    if metric == "l2":
+        return products_QC.mul_(-2).add_(squares_C).add_(squares_Q1).clamp_(min=0)
+    lengths_QC = squares_Q1.sqrt() * squares_C.sqrt()
+    return (1 - products_QC.div_(lengths_QC)).masked_fill_(lengths_QC == 0, torch.inf)
 
 
 def _row_sums(values_BD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import METRICS, Metric
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.rerank import all_distances
+from rqmoe_store.search.exhaustive import all_distances
 
 Indices = npt.NDArray[np.int64]
 

@@ -1,7 +1,6 @@
 """Rank shortlists by refine codes, or by look-up tables alone.
 
-Shape legend: Q queries, S rows of one query, H rows of all queries, X some of them, U distinct rows, D vector
-dimension.
+Shape legend: Q queries, H rows of all queries, X some of them, U distinct rows, D vector dimension.
 """
 
 from collections.abc import Mapping
@@ -10,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.additive import LookupTables
-from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.refine import RefineTables
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.rerank import Hits, exact_distances, ordered_hits, query_turns
+from rqmoe_store.search.rerank import Hits, decoded_distances, ordered_hits, query_turns
 from rqmoe_store.search.row_ids import Positions
 from rqmoe_store.search.segments import CodeBatch
 from rqmoe_store.search.shortlists import Candidates
@@ -116,19 +114,5 @@ def _refined_distances(
             least = -np.inf if codecs.metric == "dot" else 0.0
             distances_H[places] = to_float32(np.maximum(exact_X, least))
         else:
-            distances_H[places] = _decoded_distances(codecs, queries_QD, queries_X, codes)
+            distances_H[places] = decoded_distances(codecs, queries_QD, codes.unrefined, queries_X)
     return distances_H
-
-
-def _decoded_distances(
-    codecs: TableCodec, queries_QD: Float32Array, queries_X: Positions, codes: Codes
-) -> Float32Array:
-    """The exact distances (X,) of decoded codes, each to a query of its own; queries ascend."""
-    decoded_XD = codecs.decode(codes)
-    ends = np.searchsorted(queries_X, np.arange(len(queries_QD) + 1)).tolist()
-    return np.concatenate(
-        [
-            exact_distances(query_D, decoded_XD[start:stop], codecs.metric)
-            for query_D, start, stop in zip(queries_QD, ends[:-1], ends[1:], strict=True)
-        ]
-    )

@@ -1,27 +1,27 @@
-"""Rerank: decode shortlists and order them by exact distance; and exhaustive search, by decoding every row.
+"""Rerank: decode shortlists and order them by exact distance.
 
 Distances are computed in float64 and returned as float32. Squared distances and inner products of float32
 vectors can overflow or underflow float32, and 1 minus a tiny inner product is 1. Such a distance is returned
 as the nearest finite float32 number, together with a tie break that orders rows by the distance itself.
 
-Shape legend: Q queries, S rows of one query, U distinct rows, C rows of a chunk, K nearest rows, M code
-bytes, D vector dimension.
+Shape legend: Q queries, S rows of one query, U distinct rows, n codes, D vector dimension.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.device import PrecisionChoice
 from rqmoe_store.codecs.frame import LARGEST, to_float32
 from rqmoe_store.codecs.selection import EVERY_ROW, order_rows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
-from rqmoe_store.search.segments import CodeBatch, Positions, RowIds
+from rqmoe_store.search.segments import CodeBatch, Positions
 from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -31,9 +31,6 @@ MAX_DECODED = 2**16
 """Most rows decoded together; queries whose shortlists exceed it are reranked in turns."""
 _MAX_COMPONENTS = 2**22
 """Most float64 components processed at a time."""
-_CHUNK_COMPONENTS = 2**22
-"""Components decoded at a time in exhaustive search: 16 MB, and twice that in float64."""
-
 _SMALLEST = float(np.finfo(np.float32).tiny)
 _TINY_PRODUCT = 2.0**-12
 """1 minus an inner product below this has lost half of the product's bits."""
@@ -65,6 +62,38 @@ def exact_with_tie_breaks(
 def _rounded(values_S: Float64Array, metric: Metric) -> tuple[Float32Array, Float64Array | None]:
     """Distances and tie breaks, given distances in float64, or inner products under "dot"."""
     return to_float32(1 - values_S if metric == "dot" else values_S), _tie_breaks(values_S, metric)
+
+
+def decoded_distances(
+    codecs: TableCodec,
+    queries_QD: Float32Array,
+    codes: Codes,
+    queries_n: Positions,
+    *,
+    precision: PrecisionChoice = "float32",
+) -> Float32Array:
+    """The exact distances (n,) of decoded codes, each to a query of its own, computed where they are decoded.
+
+    Args:
+        codecs: codecs of the table.
+        queries_QD: checked queries.
+        codes: codes; those that have refine codes are decoded with these, on the CPU.
+        queries_n: for every code, the number of its query; ascending.
+        precision: that of `Codec.decode`.
+    """
+    metric, values_n = codecs.metric, None
+    if codes.refine is None:
+        values_n = codecs.distances_on_gpu(codes, queries_QD, queries_n, precision=precision)
+    if values_n is not None:
+        return _rounded(values_n, metric)[0]
+    decoded_nD = codecs.decode(codes, precision=precision)
+    ends = np.searchsorted(queries_n, np.arange(len(queries_QD) + 1)).tolist()
+    return np.concatenate(
+        [
+            exact_distances(query_D, decoded_nD[start:stop], metric)
+            for query_D, start, stop in zip(queries_QD, ends[:-1], ends[1:], strict=True)
+        ]
+    )
 
 
 def exact_values(
@@ -299,88 +328,3 @@ def _joined_tie_breaks(first: Hits, second: Hits) -> npt.NDArray[np.float64] | N
             for hits in (first, second)
         ]
     )
-
-
-def exhaustive_search(
-    codecs: TableCodec,
-    queries_QD: Float32Array,
-    batches: Iterable[CodeBatch],
-    count: int,
-    *,
-    excluded_Q: RowIds | None = None,
-    advance: Callable[[int], None],
-) -> list[CodeBatch]:
-    """Decode every row, chunk by chunk, and find the `count` rows nearest to every query.
-
-    Args:
-        codecs: codecs of the table.
-        queries_QD: queries, checked by `as_vectors`.
-        batches: all rows.
-        count: rows per query, at least 1.
-        excluded_Q: row id that each query must not find; None for no such rows.
-        advance: called with the number of rows of every chunk.
-
-    Returns:
-        For every query up to `count` rows, nearest first, ties by row id. Rows whose distance is undefined
-        are left out, as in searches.
-    """
-    queries = queries_QD.astype(np.float64)
-    best_QK = np.empty((len(queries), 0), _record(codecs.code_bytes))
-    for chunk in _chunks(batches, max(1, _CHUNK_COMPONENTS // codecs.dim)):
-        decoded_CD = codecs.decode(chunk.codes).astype(np.float64)
-        distances_QC = all_distances(queries, decoded_CD, codecs.metric)
-        if excluded_Q is not None:
-            distances_QC[chunk.row_ids_N == excluded_Q[:, None]] = np.inf
-        joined_QK = np.concatenate([best_QK, _nearest(distances_QC, chunk, count)], axis=1)
-        order_QK = np.lexsort((joined_QK["row_id"], joined_QK["distance"]), axis=1)[:, :count]
-        best_QK = np.take_along_axis(joined_QK, order_QK, axis=1)
-        advance(len(chunk))
-    return [_rows(best_K[np.isfinite(best_K["distance"])]) for best_K in best_QK]
-
-
-def _record(code_bytes: int) -> np.dtype[np.void]:
-    """NumPy type of a row with its distance."""
-    return np.dtype(
-        [("distance", "f8"), ("row_id", "u8"), ("partition", "i4"), ("codes", "u1", (code_bytes,))]
-    )
-
-
-def _chunks(batches: Iterable[CodeBatch], rows: int) -> Iterator[CodeBatch]:
-    for batch in batches:
-        for start in range(0, len(batch), rows):
-            yield batch[start : start + rows]
-
-
-def _nearest(distances_QC: Float64Array, chunk: CodeBatch, count: int) -> npt.NDArray[np.void]:
-    """Records (Q, K) of the nearest rows of a chunk, in any order."""
-    places_QK = np.broadcast_to(np.arange(len(chunk)), distances_QC.shape)
-    if count < len(chunk):
-        places_QK = np.argpartition(distances_QC, count - 1, axis=1)[:, :count]
-    records_QK = np.empty(places_QK.shape, _record(chunk.codes.codes.shape[1]))
-    records_QK["distance"] = np.take_along_axis(distances_QC, places_QK, axis=1)
-    records_QK["row_id"] = chunk.row_ids_N[places_QK]
-    records_QK["partition"] = chunk.codes.partitions[places_QK]
-    records_QK["codes"] = chunk.codes.codes[places_QK]
-    return records_QK
-
-
-def _rows(records_K: npt.NDArray[np.void]) -> CodeBatch:
-    row_ids, codes, partitions = (records_K[name].copy() for name in ("row_id", "codes", "partition"))
-    return CodeBatch(row_ids, Codes(codes=codes, partitions=partitions))
-
-
-def all_distances(queries_QD: Float64Array, vectors_CD: Float64Array, metric: Metric) -> Float64Array:
-    """Distances (Q, C) of all pairs, infinite where undefined; by the expanded square, in float64."""
-    if metric == "l2":  # centering keeps the precision of differences between vectors far from the origin
-        middle_D = queries_QD.mean(axis=0)
-        queries_QD, vectors_CD = queries_QD - middle_D, vectors_CD - middle_D
-    products_QC: Float64Array = queries_QD @ vectors_CD.T
-    if metric == "dot":
-        return 1 - products_QC
-    squares_C = np.einsum("cd,cd->c", vectors_CD, vectors_CD)
-    if metric == "l2":
-        squares_Q1 = np.einsum("qd,qd->q", queries_QD, queries_QD)[:, None]
-        return np.asarray(np.maximum(squares_Q1 + squares_C - 2 * products_QC, 0), dtype=np.float64)
-    lengths_QC = np.sqrt(squares_C) * np.linalg.norm(queries_QD, axis=1, keepdims=True)
-    lengths_QC[lengths_QC == 0] = np.nan
-    return np.asarray(np.nan_to_num(1 - products_QC / lengths_QC, nan=np.inf), dtype=np.float64)

@@ -14,7 +14,7 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE
 from rqmoe_store.search.hybrid import values_of
 from rqmoe_store.search.request import as_queries
-from rqmoe_store.search.rerank import exact_distances
+from rqmoe_store.search.rerank import decoded_distances, exact_distances
 from rqmoe_store.search.text import as_vector
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store.handle import OpenTable
@@ -128,8 +128,8 @@ class DecodedReranker(Reranker):
         handle = self._handle
         codes, coded_R = codecs.read(rows)
         distances_R = np.full(len(rows), np.nan, dtype=np.float32)
-        decoded_CD = codecs.decode(codes, precision="auto")
-        distances_R[coded_R] = exact_distances(query_D, decoded_CD, codecs.metric)
+        one_n = np.zeros(len(codes), np.int64)
+        distances_R[coded_R] = decoded_distances(codecs, query_D[None], codes, one_n, precision="auto")
         raw = rows[handle.columns.vector_column].filter(pa.array(~coded_R))
         vectors_VD, valid = read_vectors(raw, dim=handle.dim, metric=handle.metric, first_row=0)
         distances_R[np.flatnonzero(~coded_R)[valid]] = exact_distances(query_D, vectors_VD, handle.metric)

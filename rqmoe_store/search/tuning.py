@@ -23,6 +23,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.execution import Execution
+from rqmoe_store.search.exhaustive import exhaustive_search
 from rqmoe_store.search.request import (
     SearchParameters,
     SearchRequest,
@@ -31,7 +32,7 @@ from rqmoe_store.search.request import (
     default_rerank,
     share,
 )
-from rqmoe_store.search.rerank import Float64Array, exhaustive_search
+from rqmoe_store.search.rerank import Float64Array
 from rqmoe_store.search.resident import matching_row_ids, read_codes, row_id_filter
 from rqmoe_store.search.segments import CodeBatch, RowIds, concatenated
 from rqmoe_store.search.shortlists import Candidates

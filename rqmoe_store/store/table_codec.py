@@ -8,7 +8,7 @@ Shape legend: n codes, D components, Q queries, P partitions of all generations.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +247,34 @@ class TableCodec:
         for generation, rows in self.by_generation(codes):
             local = local_codes(codes[rows], generation)
             decoded_nD[rows] = generation.codec.decode(local, precision=precision)
+        return decoded_nD
+
+    def decode_on_gpu(self, codes: Codes) -> "torch.Tensor | None":
+        """Decode each code as `decode` does, to vectors (n, D) on a GPU.
+
+        None unless all codecs that the codes are of are on the same GPU.
+
+        Raises:
+            TableError: no codec of the table has a code or partition id.
+            torch.OutOfMemoryError: the GPU has no memory for the vectors.
+        """
+        if self.device == "cpu" or len(codes) == 0:
+            return None
+        parts = self.by_generation(codes)
+        if {generation.codec.device_name for generation, _ in parts} != {self.device}:
+            return None
+        import torch
+
+        self.check(codes)
+        decoded = [
+            generation.codec.decode_checked(local_codes(codes[rows], generation))
+            for generation, rows in parts
+        ]
+        if len(parts) == 1:
+            return decoded[0]
+        decoded_nD = torch.empty(len(codes), self.dim, dtype=torch.float32, device=self.device)
+        for (_, rows), part in zip(parts, decoded, strict=True):
+            decoded_nD[torch.from_numpy(rows).to(self.device)] = part
         return decoded_nD
 
     def distances_on_gpu(

@@ -16,6 +16,7 @@ from small_tables import source_table, tiny_codec
 import rqmoe_store as rqs
 from rqmoe_store.codecs import device as devices
 from rqmoe_store.search import device_copies
+from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.shards import Shard
 
 VECTORS = np.random.default_rng(8).normal(size=(300, 16)).astype(np.float32)
@@ -61,6 +62,27 @@ def test_results_are_the_same_on_every_device(
     assert (name in store.search(QUERIES).explain_plan()) == (name != "cpu")
     assert {str(place) for _, place in device_copies._copies} <= {name}
     assert (name == "cpu") == (not device_copies._copies)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_lancedbs_results_are_reranked_on_the_device(
+    db: lancedb.DBConnection, gpus: CudaDevices, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = rqs.open_table(db, "small", device=device)
+    decoded = store.search().select(["id", "vector"]).limit(400).to_arrow()
+    vectors = np.stack(decoded["vector"].to_numpy(zero_copy_only=False))
+    wanted = exact_distances(QUERIES[0], vectors, "l2")
+    near = np.argsort(wanted)[:30]
+    rows = store.table.search().where(f"id IN ({','.join(map(str, near))})").with_row_id(True).to_arrow()
+    gpus.waits.clear()
+    ranked = rqs.DecodedReranker(store, query=QUERIES[0]).rerank_vector(
+        "", rows.append_column("_distance", rows["id"])
+    )
+    assert bool(gpus.waits) == (device != "cpu")
+    by_id = dict(zip(decoded["id"].to_pylist(), wanted.tolist(), strict=True))
+    expected = [-by_id[each] for each in ranked["id"].to_pylist()]
+    np.testing.assert_allclose(ranked["_relevance_score"].to_numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert expected == sorted(expected, reverse=True)
 
 
 def test_handles_do_not_affect_each_other(db: lancedb.DBConnection, gpus: CudaDevices) -> None:
