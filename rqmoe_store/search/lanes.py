@@ -64,22 +64,34 @@ class Lanes(NamedTuple):
 @compiled
 def _fill_lanes(entries_QT: Any, factor: Any, entries_TL: Any, lowest_L: Any, steps_L: Any) -> bool:
     """Fill in the parts of lanes; returns whether all entries are finite."""
-    num_steps = entries_QT.shape[1] // _CODEWORDS
-    for query in range(len(entries_QT)):
-        lowest, widest = 0.0, 0.0
+    queries, num_steps = len(entries_QT), entries_QT.shape[1] // _CODEWORDS
+    leasts_QM = np.empty((queries, num_steps), np.float64)
+    for query in range(queries):
+        widest = 0.0
         for step in range(num_steps):
             least, most = _bounds_of(entries_QT[query], step, factor)
             if not np.isfinite(most - least):
                 return False
-            lowest, widest = lowest + least, max(widest, most - least)
-        size = max(widest, _SMALLEST) / _STEPS
-        lowest_L[query], steps_L[query] = lowest, size
-        for step in range(num_steps):
-            least, _ = _bounds_of(entries_QT[query], step, factor)
-            for entry in range(_CODEWORDS * step, _CODEWORDS * (step + 1)):
-                steps = (entries_QT[query, entry] * factor - least) / size
-                entries_TL[entry, query] = np.uint8(min(steps, _STEPS))
+            leasts_QM[query, step], widest = least, max(widest, most - least)
+        lowest_L[query], steps_L[query] = leasts_QM[query].sum(), max(widest, _SMALLEST) / _STEPS
+    rounded_QK = np.empty((queries, _CODEWORDS), np.uint8)
+    for step in range(num_steps):
+        start = _CODEWORDS * step
+        for query in range(queries):
+            entries_K, per_step = entries_QT[query, start : start + _CODEWORDS], 1 / steps_L[query]
+            _round_entries(entries_K, factor, leasts_QM[query, step], per_step, rounded_QK[query])
+        for codeword in range(_CODEWORDS):
+            for query in range(queries):
+                entries_TL[start + codeword, query] = rounded_QK[query, codeword]
     return True
+
+
+@compiled
+def _round_entries(entries_K: Any, factor: Any, least: Any, per_step: Any, rounded_K: Any) -> None:
+    """Fill in the entries of a step, in whole steps above the least."""
+    for codeword in range(_CODEWORDS):
+        steps = (np.float64(entries_K[codeword] * factor) - least) * per_step
+        rounded_K[codeword] = np.uint8(np.int32(min(steps, _STEPS)))
 
 
 @compiled
