@@ -5,7 +5,7 @@ Public names are imported on first use, so that `import rqmoe_store` and `rqmoe 
 
 from typing import TYPE_CHECKING, Any
 
-from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.config import CodecConfig, MultiVectorConfig, TrainConfig
 from rqmoe_store.errors import (
     ArtifactError,
     InvalidInputError,
@@ -57,6 +57,7 @@ __all__ = [
     "InvalidInputError",
     "JsonField",
     "ManagedTable",
+    "MultiVectorConfig",
     "RQMoEError",
     "StorageError",
     "TableError",

@@ -156,6 +156,47 @@ class CodecConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiVectorConfig:
+    """How tables whose rows have many vectors each find rows: by one fixed dimensional encoding a row.
+
+    Inner products of these encodings approximate the similarity of a row to a query (MaxSim). Scans score
+    their codes, and the rows of the shortlist are scored by all their vectors.
+    """
+
+    code_bytes: int = 256
+    """Bytes of the code of a row's encoding."""
+    num_repetitions: int = 20
+    """Independent partitions of space, whose encodings follow each other."""
+    num_hyperplanes: int = 5
+    """Hyperplanes of each repetition, which divide space into 2 ** num_hyperplanes parts."""
+    projected_dim: int | None = 16
+    """Components to which the vectors of a part are projected; None for all. Never more than they have."""
+    final_dim: int | None = 2048
+    """Components to which the whole encoding is projected; None for all. Never more than it has."""
+    fill_empty_partitions: bool = True
+    """Whether a part without any vector of the row gets its nearest one."""
+    seed: int = 0
+    """Seed of hyperplanes and projections."""
+
+    def __post_init__(self) -> None:
+        _require_int("code_bytes", self.code_bytes, 1, 4096)
+        _require_int("num_repetitions", self.num_repetitions, 1, 1024)
+        _require_int("num_hyperplanes", self.num_hyperplanes, 0, 12)
+        for name in ("projected_dim", "final_dim"):
+            if getattr(self, name) is not None:
+                _require_int(name, getattr(self, name), 1, 2**16)
+        if not isinstance(self.fill_empty_partitions, bool):
+            raise InvalidInputError(
+                f"fill_empty_partitions={self.fill_empty_partitions!r} must be True or False."
+            )
+        _require_int("seed", self.seed, 0, 2**31 - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a codec is trained.
 

@@ -25,16 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.storage_errors import translates_errors
-from rqmoe_store.store.columns import KeptVectors, user_schema
+from rqmoe_store.store.columns import Vectors, user_schema
 from rqmoe_store.store.metadata import TableMetadata, without_ours
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.statistics import readable
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
 
 FormatName = Literal["parquet", "npy", "codes"]
 
@@ -133,21 +131,17 @@ class RowBatch:
     """Codes of C rows, with partition ids that count over all codecs of the table."""
     coded_N: Mask
     """Which rows have a code."""
-    raw_RD: Float32Array
+    raw_RD: Vectors
     """Raw vectors of R rows; a row may have a code and a raw vector."""
     raw_N: Mask
     """Which rows have a raw vector."""
 
-    def vectors(self, codecs: TableCodec) -> tuple[Float32Array, Mask]:
+    def vectors(self, codecs: TableCodec) -> tuple[Vectors, Mask]:
         """The vectors (V, D), raw where a row has one and decoded otherwise, and which rows have a vector.
 
-        Raises as `TableCodec.decode`.
+        Raises as `TableCodec.decode_rows`.
         """
-        vectors_ND = np.zeros((len(self.raw_N), codecs.dim), dtype=np.float32)
-        vectors_ND[self.raw_N] = self.raw_RD
-        vectors_ND[self.coded_N & ~self.raw_N] = codecs.decode(self.codes[~self.raw_N[self.coded_N]])
-        valid_N = self.raw_N | self.coded_N
-        return vectors_ND[valid_N], valid_N
+        return codecs.raw_or_decoded(self.raw_RD, self.raw_N, self.codes, self.coded_N)
 
 
 def others_schema(dataset: lance.LanceDataset, metadata: TableMetadata) -> pa.Schema:
@@ -167,17 +161,12 @@ def read_batches(dataset: lance.LanceDataset, codecs: TableCodec) -> Iterator[Ro
     others, first_row = others_schema(dataset, metadata), 0
     scanner = dataset.scanner(
         columns=[*others.names, *codecs.columns.names, metadata.vector_column],
-        batch_size=rows_per_batch(metadata.dim),
+        batch_size=metadata.rows_per_batch,
         scan_in_order=True,
     )
     for batch in scanner.to_batches():
         codes, coded_N = codecs.read(batch)
-        raw_RD, raw_N = read_vectors(
-            batch[metadata.vector_column],
-            dim=metadata.dim,
-            metric=metadata.config.metric,
-            first_row=first_row,
-        )
+        raw_RD, raw_N = metadata.kept.read(batch[metadata.vector_column], first_row)
         yield RowBatch([batch[name] for name in others.names], codes, coded_N, raw_RD, raw_N)
         first_row += len(batch)
 
@@ -194,7 +183,7 @@ class Format(abc.ABC):
         self.path, self.dataset, self.codecs = path, dataset, codecs
         self.columns = codecs.columns
         self.others = others_schema(dataset, codecs.metadata)
-        self.vectors = KeptVectors(column=codecs.metadata.vector_column, keep="float32", dim=codecs.dim)
+        self.vectors = dataclasses.replace(codecs.metadata.kept, keep="float32")
 
     @property
     def targets(self) -> list[Path]:
@@ -247,6 +236,11 @@ class NpyFormat(Format):
         if path.suffix != ".npy":
             raise InvalidInputError(
                 f"Got {str(path)!r} to export an array to; expected a name ending in .npy."
+            )
+        if codecs.metadata.multi_vector is not None:
+            raise InvalidInputError(
+                "Got format='npy' for a table whose rows have many vectors each, which are no array; "
+                "expected 'parquet' or 'codes'."
             )
         code, partition = (quoted(name) for name in self.columns.scanned)
         self._rows = dataset.count_rows(
@@ -307,7 +301,7 @@ class CodesFormat(Format):
             fields.append(self.vectors.field)
         self._has_vectors = fields[-1] == self.vectors.field
         schema = pa.schema([*self.others, *fields], metadata=self.others.metadata)
-        plain = (self.columns.code, self.columns.refine, self.vectors.column)
+        plain = (self.columns.code, self.columns.refine, self.columns.tokens, self.vectors.column)
         parts = ParquetParts(self._folder / "rows", schema, plain=plain, rows_per_file=ROWS_PER_FILE)
         self._parts = stack.enter_context(parts)
         self._used: set[int] = set()
@@ -329,8 +323,12 @@ class CodesFormat(Format):
         return len(names_N)
 
     def finish(self) -> None:
+        many = self.codecs.metadata.multi_vector is not None
         for place in self._used:
-            self.codecs.generations[place].codec.save(self._folder / self._name(place))
+            generation = self.codecs.generations[place]
+            generation.codec.save(self._folder / self._name(place))
+            if many:
+                generation.vector_codec.save(self._folder / f"{self._name(place)}-tokens")
         describe(
             self._folder,
             format="codes",

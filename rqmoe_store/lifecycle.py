@@ -5,7 +5,7 @@ Shape suffixes: n sampled rows, D vector dimension.
 
 import dataclasses
 import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +13,25 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.store import databases, health, ingest_log, registry
+from rqmoe_store.store.columns import Vectors
 from rqmoe_store.store.databases import remove_old_versions
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import commit_schema, on_newest, retry_on_conflict, take_rows, to_newest
-from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
+from rqmoe_store.store.multivector import as_lists, encodings_of, token_config
+from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.reencoding import BackgroundEncoding, Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.registry import RemovedCodecs, remove_unused
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.statistics import disk_bytes, readable
-from rqmoe_store.store.table_codec import TableCodec, generation_metadata
-from rqmoe_store.store.vector_arrays import read_vectors
+from rqmoe_store.store.table_codec import TableCodec, generation_metadata, require_token_match
+from rqmoe_store.store.vector_lists import ROWS_PER_BATCH
 
 ROWS_TO_TRAIN = 10_000
 """Raw rows from which `optimize` trains the first codec of a table."""
@@ -39,6 +42,9 @@ Encode = bool | Literal["background"]
 
 StartOfTraining = Codec | Literal["auto"] | None
 """What a training starts from: a codec, the table's own if it is of the right shape, or new codebooks."""
+
+ENCODINGS_FITTED = 16_384
+"""Rows with many vectors whose fixed dimensional encodings the codec of encodings is fitted to."""
 
 _NEVER = datetime.timedelta(days=36_500)
 
@@ -83,15 +89,15 @@ def train(
     if handle.codecs.newest is not None:
         raise TableError(f"Table {handle.name!r} has a codec already; give it another one with retrain().")
     _require_encode(encode)
-    config = handle.codecs.metadata.config
-    codec = _train_codec(handle, training, vectors, config, progress)
-    if not add_generation(handle, codec, config, first=True):
+    config = handle.codecs.metadata.vector_config
+    trained = _train_codecs(handle, training, vectors, config, progress)
+    if not add_generation(handle, trained.codec, config, first=True, token_codec=trained.token_codec):
         raise TableError(
             f"Table {handle.name!r} was given a codec by another process while this one was trained. That "
             "one stays, and nothing was written; go on with optimize(), or replace it with retrain()."
         )
     _encode(handle, encode, progress)
-    return codec
+    return trained.of_vectors
 
 
 def retrain(
@@ -106,7 +112,9 @@ def retrain(
 ) -> Codec:
     """See `CompressedTable.retrain`."""
     handle.refresh()
-    config = handle.codecs.metadata.config if config is None else config
+    config = handle.codecs.metadata.vector_config if config is None else config
+    if handle.codecs.metadata.multi_vector is not None:
+        config = token_config(config)
     lost = handle.table.count_rows(handle.columns.decoded_filter)
     if lost:
         warn_caller(
@@ -114,10 +122,10 @@ def retrain(
             "and encoded by the new one, which adds its own error to what the old one lost."
         )
     _require_encode(encode)
-    codec = _train_codec(handle, training, vectors, config, progress, start=start)
-    add_generation(handle, codec, config, first=False)
+    trained = _train_codecs(handle, training, vectors, config, progress, start=start)
+    add_generation(handle, trained.codec, config, first=False, token_codec=trained.token_codec)
     _encode(handle, encode, progress)
-    return codec
+    return trained.of_vectors
 
 
 def encode_in_background(handle: Handle) -> BackgroundEncoding:
@@ -144,9 +152,10 @@ def optimize(
         handle.encoding.stop()
     trained = is_due_for_training(handle, train_from)
     if trained:
-        config = handle.codecs.metadata.config
-        codec = _train_codec(handle, training, None, config, progress)
-        trained = add_generation(handle, codec, config, first=True)  # if others were quicker, theirs is used
+        config = handle.codecs.metadata.vector_config
+        codecs = _train_codecs(handle, training, None, config, progress)
+        # If others were quicker, theirs is used.
+        trained = add_generation(handle, codecs.codec, config, first=True, token_codec=codecs.token_codec)
     encoded = _reencode(handle, progress)
     tidy(handle.table, handle.codecs, cleanup_older_than)
     handle.refresh()
@@ -167,39 +176,77 @@ def is_due_for_training(handle: Handle, train_from: int | None) -> bool:
     def is_due(snapshot: Snapshot) -> bool:
         if train_from is None or snapshot.codecs.newest is not None:
             return False
-        rows = max(train_from, snapshot.codecs.metadata.config.least_training_rows)
+        rows = max(train_from, snapshot.codecs.metadata.vector_config.least_training_rows)
         # The number of all rows is known without reading any.
         return snapshot.rows >= rows and snapshot.dataset.count_rows(handle.columns.raw_filter) >= rows
 
     return handle.snapshots.read(is_due)
 
 
-def _train_codec(
+class TrainedCodecs(NamedTuple):
+    """The codecs of a new generation."""
+
+    codec: Codec
+    """That of what scans score: vectors, or fixed dimensional encodings."""
+    token_codec: Codec | None = None
+    """That of the vectors where rows have many; None where they have one."""
+
+    @property
+    def of_vectors(self) -> Codec:
+        """The codec of the user's vectors."""
+        return self.codec if self.token_codec is None else self.token_codec
+
+
+def _train_codecs(
     handle: Handle,
     training: TrainConfig | None,
     vectors: Any,
     config: CodecConfig,
     progress: bool,
     start: StartOfTraining = None,
-) -> Codec:
-    """Train a codec on `vectors`, or on a sample of the table's own; the table does not use it yet.
+) -> TrainedCodecs:
+    """Train the codecs of a generation on `vectors`, or on a sample of the table's own; the table does not
+    use them yet.
 
     Raises as `_require_columns`, and for a start of another shape, before it trains.
     """
     # Imported here, since tables are opened and searched without torch.
     from rqmoe_store.training.sampler import draw_sample
     from rqmoe_store.training.trainer import train as train_codec
-    from rqmoe_store.training.warm_start import can_start_from, starting_config
+    from rqmoe_store.training.warm_start import starting_config
 
-    _require_columns(handle, config.refine_bytes)
+    _require_columns(handle, handle.codecs.metadata.column_refine_bytes(config))
     if isinstance(start, str) and start != "auto":
         raise InvalidInputError(f"Got start={start!r}; expected a codec, 'auto' or None.")
     if not isinstance(start, str):
         starting_config(start, config)
     training = TrainConfig(progress=progress) if training is None else training
-    if vectors is None or (isinstance(vectors, str) and vectors == "decoded"):
-        stored = StoredVectors(handle, decoded=vectors is not None)
-        vectors = draw_sample(stored, max_rows=training.max_rows, seed=training.seed)
+    metadata, many = handle.codecs.metadata, handle.codecs.metadata.multi_vector
+    decoded = isinstance(vectors, str) and vectors == "decoded"
+    stored = StoredVectors(handle, decoded=decoded) if vectors is None or decoded else None
+    if many is None:
+        if stored is not None:
+            vectors = draw_sample(stored, max_rows=training.max_rows, seed=training.seed)
+        return TrainedCodecs(_train_codec(handle, training, vectors, config, start))
+    if stored is not None:
+        lists = draw_lists(stored, max_vectors=training.max_rows, seed=training.seed)
+    else:
+        lists = as_lists(vectors, many)
+    order = np.random.default_rng(training.seed).permutation(len(lists.values))[: training.max_rows]
+    token_codec = _train_codec(handle, training, lists.values[order], config, start)
+    encodings_nD = encodings_of(lists[:ENCODINGS_FITTED], many)
+    settings = TrainConfig(seed=training.seed, device=training.device, progress=False)
+    codec = train_codec(encodings_nD, config=metadata.config, training=settings)
+    return TrainedCodecs(codec, token_codec)
+
+
+def _train_codec(
+    handle: Handle, training: TrainConfig, vectors: Any, config: CodecConfig, start: StartOfTraining
+) -> Codec:
+    """Train a codec of the user's vectors (n, D)."""
+    from rqmoe_store.training.trainer import train as train_codec
+    from rqmoe_store.training.warm_start import can_start_from
+
     checked = as_vectors(vectors, dim=handle.dim, metric=handle.metric)
     if isinstance(start, str):
         own = handle.codecs.newest
@@ -235,18 +282,33 @@ class StoredVectors:
     def __len__(self) -> int:
         return len(self._row_ids)
 
-    def take(self, positions: npt.NDArray[np.int64]) -> Float32Array:
-        """The vectors at these positions (n, D)."""
+    def take(self, positions: npt.NDArray[np.int64]) -> Vectors:
+        """The vectors of the rows at these positions: (n, D), or `Ragged` where rows have many."""
         row_ids, codecs = self._row_ids[positions], self._codecs
         if self._decoded:
             names = list(self._columns.names)
             taken = pa.table(take_rows(self._table, names, row_ids), names=names)
-            return codecs.decode(codecs.read(taken)[0])
+            return codecs.decode_rows(codecs.read(taken)[0])
         (column,) = take_rows(self._table, [self._columns.vector_column], row_ids)
-        return read_vectors(column, dim=codecs.dim, metric=codecs.metric, first_row=0)[0]
+        return codecs.metadata.kept.read(column, 0)[0]
 
 
-def add_generation(handle: Handle, codec: Codec, config: CodecConfig, *, first: bool) -> bool:
+def draw_lists(stored: StoredVectors, *, max_vectors: int, seed: int) -> Ragged:
+    """The vectors of rows drawn at random, until there are at least `max_vectors` or no more rows."""
+    order = np.random.default_rng(seed).permutation(len(stored))
+    parts: list[Ragged] = []
+    count = 0
+    for start in range(0, len(order), ROWS_PER_BATCH):
+        parts.append(stored.take(np.sort(order[start : start + ROWS_PER_BATCH])))
+        count += len(parts[-1].values)
+        if count >= max_vectors:
+            break
+    return Ragged.joined(parts)
+
+
+def add_generation(
+    handle: Handle, codec: Codec, config: CodecConfig, *, first: bool, token_codec: Codec | None = None
+) -> bool:
     """Make `codec` the newest codec of a table, which encodes from the next commit on; no row is encoded yet.
 
     Args:
@@ -255,6 +317,7 @@ def add_generation(handle: Handle, codec: Codec, config: CodecConfig, *, first: 
         config: the config that was asked for, without what training decides by the rows.
         first: whether to leave the table unchanged if it has a codec, which another process may have given
             it in the meantime: rows that are encoded twice lose twice.
+        token_codec: codec of the vectors where rows have many; `codec` is then that of their encodings.
 
     Returns:
         Whether it is the newest codec now.
@@ -266,9 +329,12 @@ def add_generation(handle: Handle, codec: Codec, config: CodecConfig, *, first: 
     """
     database = databases.database_of(handle.table)
     _require_fit(codec, handle.codecs, handle.name)
+    if token_codec is not None:
+        require_token_match(token_codec, handle.codecs.metadata)
+        registry.save(database, token_codec)
     _require_columns(handle, codec.config.refine_bytes)
     registry.save(database, codec)  # before a table names it
-    added = _commit_generation(handle.table, codec, config, first=first)
+    added = _commit_generation(handle.table, generation_metadata(codec, token_codec), config, first=first)
     handle.refresh()
     return added
 
@@ -286,9 +352,9 @@ def _require_columns(handle: Handle, refine_bytes: int) -> None:
         columns.require_absent_from(handle.table.schema, [columns.refine])
 
 
-def _commit_generation(table: LanceTable, codec: Codec, config: CodecConfig, *, first: bool) -> bool:
-    newest_codec = generation_metadata(codec)
-
+def _commit_generation(
+    table: LanceTable, newest_codec: GenerationMetadata, config: CodecConfig, *, first: bool
+) -> bool:
     def commit() -> bool:
         newest = databases.reopen(table)
         metadata = TableMetadata.read(newest.schema, table.name)

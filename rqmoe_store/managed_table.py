@@ -362,7 +362,7 @@ class ManagedTable(TranslatesErrors):
 
     def _require_usable(self, rows: pa.Table, metric: Metric) -> None:
         """Raise InvalidInputError, naming the key, for vectors that the table would refuse by position."""
-        dim = vector_dim(rows.schema, self._vector_column)
+        dim, _ = vector_dim(rows.schema, self._vector_column)
         self.require_dim(dim)
         column = rows[self._vector_column].combine_chunks()
         valid_N = np.asarray(column.is_valid())

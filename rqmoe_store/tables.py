@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.config import CodecConfig, KeepVectors
+from rqmoe_store.config import CodecConfig, KeepVectors, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.source import Cache
@@ -41,6 +41,7 @@ def create_table(
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
     key: str | None = None,
+    multi_vector: MultiVectorConfig | None = None,
     mode: Literal["create"] = "create",
     exist_ok: bool = False,
 ) -> CompressedTable:
@@ -54,14 +55,17 @@ def create_table(
         name: a name that is free, but for `exist_ok`.
         data: first rows, as for `CompressedTable.add`; None for none. Streams are read once.
         schema: columns, the vector column among them as a list of fixed length, such as
-            `pa.list_(pa.float32(), 384)`, or a `LanceModel` class; None to take it from `data`: the model of
-            its rows, what a reader says, or all keys of a list of dicts and of the first 1,024 dicts of an
-            iterator. Its metadata may describe embedding functions, as LanceDB does.
+            `pa.list_(pa.float32(), 384)`, or for rows with many vectors each as a list of those,
+            `pa.list_(pa.list_(pa.float32(), 128))`; or a `LanceModel` class; None to take it from `data`: the
+            model of its rows, what a reader says, or all keys of a list of dicts and of the first 1,024 dicts
+            of an iterator. Its metadata may describe embedding functions, as LanceDB does.
         config: what the codec will be that is trained later: metric, code bytes and so on; None for the
-            defaults.
+            defaults, which have the metric "cosine" where rows have many vectors. These are searched by
+            "cosine" or "dot".
         vector_column: the column of vectors.
         keep_vectors: "float16" or "float32" to keep raw vectors beside their codes.
         key: the column that is the unique key; see `CompressedTable.set_key`.
+        multi_vector: how rows with many vectors each are found; None for the defaults.
         mode: "create"; a table is not overwritten, as notes on its old rows (what `tune` chose, what `ingest`
             has read) would stay with the new ones.
         exist_ok: whether to open the table if there is one, and add `data` to it. The dimension of its
@@ -76,7 +80,11 @@ def create_table(
     schema = None if schema is None else as_schema(schema)
     _require_creating(mode, name)
     asked = ExpectedSchema(
-        schema=schema, config=config, vector_column=vector_column, keep_vectors=keep_vectors
+        schema=schema,
+        config=config,
+        vector_column=vector_column,
+        keep_vectors=keep_vectors,
+        multi_vector=multi_vector,
     )
     require_place(db, name)
     store = _existing(db, name, asked) if exist_ok else None
@@ -92,10 +100,11 @@ def create_table(
         db,
         name,
         schema,
-        config=CodecConfig() if config is None else config,
+        config=config,
         vector_column=vector_column,
         keep_vectors=keep_vectors,
         key=key,
+        multi_vector=multi_vector,
     )
     with new.first_rows(data) as rows:
         try:

@@ -93,11 +93,13 @@ MAY_IMPORT = {
 MAY_KNOW_THE_TABLE = {"tables", "async_table", "managed_table", "evaluation", "demo", "__init__"}
 # Classes that classes of other modules derive from. Any other class has all its methods in one file.
 MAY_BE_EXTENDED = {
+    "codecs.codes.Codes",
     "codecs.quantizer.ResidualQuantizer",
     "ingestion.pieces.Piece",
     "search.query.TableQuery",
     "search.query.SearchQuery",
     "search.query.VectorSearchQuery",
+    "store.columns.KeptVectors",
 }
 # Rooms that compute on arrays and tensors only, and their one exception.
 WITHOUT_STORAGE = {"errors", "arguments", "storage_errors", "config", "codecs", "multivector", "training"}

@@ -21,7 +21,7 @@ from small_tables import source_table, tiny_codec
 import rqmoe_store
 from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.config import CodecConfig, MultiVectorConfig, TrainConfig
 from rqmoe_store.errors import RQMoEError
 from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
 from rqmoe_store.store.versions import TableTags
@@ -256,7 +256,7 @@ def test_codecs(codec: Codec, wrong: list[object], name: str, tmp_path: Path, mo
     require_clear(check(getattr(codec, name), good.get(name, {}), wrong, f"Codec.{name}"))
 
 
-@pytest.mark.parametrize("cls", [CodecConfig, TrainConfig, FixedDimensionalEncoder])
+@pytest.mark.parametrize("cls", [CodecConfig, TrainConfig, MultiVectorConfig, FixedDimensionalEncoder])
 def test_settings(cls: type, wrong: list[object]) -> None:
     good = {"dim": 8} if cls is FixedDimensionalEncoder else {}
     require_clear(check(cls, good, wrong, cls.__name__))

@@ -14,20 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.ingestion.pieces import Chunk, Piece
 from rqmoe_store.ingestion.quarantine import BadRow, as_json
+from rqmoe_store.store.columns import Vectors
 from rqmoe_store.store.ingest_log import PieceProgress
+from rqmoe_store.store.ragged import joined_vectors
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.rows import fitted, require_columns
-from rqmoe_store.store.vector_arrays import (
-    is_vector_type,
-    plain_vectors,
-    read_vectors,
-    require_vector_column,
-    unusable_vectors,
-)
+from rqmoe_store.store.vector_arrays import is_vector_type, plain_vectors
 
 
 class CheckedRows(NamedTuple):
@@ -35,7 +30,7 @@ class CheckedRows(NamedTuple):
 
     others: pa.Table
     """All N rows, without the vector column, cast to the types of the table."""
-    vectors_VD: Float32Array
+    vectors_VD: Vectors
     """Vectors of the rows that have one."""
     valid_N: npt.NDArray[np.bool_]
     """Which rows have a vector."""
@@ -44,22 +39,20 @@ class CheckedRows(NamedTuple):
 class RowChecker:
     """Checks the rows of one source against the columns of one table."""
 
-    def __init__(self, encoder: RowEncoder, vector_column: str, *, dim: int, metric: str) -> None:
+    def __init__(self, encoder: RowEncoder, vector_column: str) -> None:
         """Prepare to check rows.
 
         Args:
             encoder: row encoder of the table.
             vector_column: name of the vector column in the source.
-            dim: dimension of the table's vectors.
-            metric: metric of the table.
         """
-        self._encoder, self._vector_column, self._dim, self._metric = encoder, vector_column, dim, metric
+        self._encoder, self._kept, self._vector_column = encoder, encoder.kept, vector_column
 
     @property
     def no_rows(self) -> CheckedRows:
         """A result without rows."""
-        vectors_VD = np.zeros((0, self._dim), dtype=np.float32)
-        return CheckedRows(self._encoder.others.empty_table(), vectors_VD, np.zeros(0, dtype=bool))
+        none = self._encoder.others.empty_table()
+        return CheckedRows(none, self._kept.none, np.zeros(0, dtype=bool))
 
     def require_schema(self, schema: pa.Schema) -> None:
         """Raise unless some rows with these columns could be encoded.
@@ -72,7 +65,7 @@ class RowChecker:
         if self._vector_column in schema.names and not pa.types.is_null(
             schema.field(self._vector_column).type
         ):
-            require_vector_column(schema, self._vector_column, self._dim)
+            self._kept.require_source(schema, self._vector_column)
         self.check(schema.empty_table())
 
     def check(self, rows: pa.Table) -> tuple[CheckedRows, dict[int, str]]:
@@ -104,8 +97,8 @@ class RowChecker:
     def _cast(self, table: pa.Table) -> CheckedRows:
         column = self._encoder.columns.vector_column
         cast = fitted(table, self._encoder.others, column)
-        self._encoder.require_vectors(cast.schema.field(column).type)
-        return CheckedRows(cast.drop_columns(column), *self._encoder.read(cast[column], 0))
+        self._kept.require_type(cast.schema.field(column).type)
+        return CheckedRows(cast.drop_columns(column), *self._kept.read(cast[column], 0))
 
     def _bad_rows(self, table: pa.Table) -> dict[int, str]:
         column, bad = self._encoder.columns.vector_column, self._bad_vectors(table)
@@ -123,14 +116,8 @@ class RowChecker:
         column = self._encoder.columns.vector_column
         if column not in table.column_names or pa.types.is_null(table.schema.field(column).type):
             return {}
-        self._encoder.require_vectors(table.schema.field(column).type)
-        bad = unusable_vectors(table[column], dim=self._dim, metric=self._metric)
-        rows_N = np.setdiff1d(np.arange(table.num_rows), list(bad))
-        vectors_VD, valid_N = read_vectors(
-            table[column].take(rows_N), dim=self._dim, metric=self._metric, first_row=0
-        )
-        for problem, good_V in self._encoder.kept.problems(vectors_VD, self._metric).items():
-            bad |= {int(row): problem for row in rows_N[valid_N][~good_V]}
+        self._kept.require_type(table.schema.field(column).type)
+        bad = self._kept.unusable(table[column])
         return {row: f"vector with {problem}" for row, problem in bad.items()}
 
 
@@ -285,6 +272,6 @@ def _concatenated(parts: Sequence[CheckedRows]) -> CheckedRows:
         return parts[0]  # avoids a copy
     return CheckedRows(
         pa.concat_tables([part.others for part in parts]),
-        np.concatenate([part.vectors_VD for part in parts]),
+        joined_vectors([part.vectors_VD for part in parts]),
         np.concatenate([part.valid_N for part in parts]),
     )

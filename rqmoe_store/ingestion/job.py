@@ -23,7 +23,6 @@ from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
 from rqmoe_store.store.ingest_log import Claim, JobState, NoClaim, claim
 from rqmoe_store.store.row_encoder import RowEncoder
-from rqmoe_store.store.vector_arrays import rows_per_batch
 
 OnBadRows = Literal["quarantine", "error"]
 COMMIT_ROWS = 2**18
@@ -195,7 +194,7 @@ class Ingestion:
         reader = BlockReader(
             checker=self._checker,
             columns=self._columns,
-            block_rows=min(rows_per_batch(self._handle.dim), self._settings.commit_rows),
+            block_rows=min(self._handle.metadata.rows_per_batch, self._settings.commit_rows),
             done=done,
             quarantined=None if quarantine is None else quarantine.pieces,
         )

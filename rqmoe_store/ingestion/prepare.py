@@ -168,7 +168,7 @@ def row_tools(handle: Handle, vector_column: str, *, encode: bool) -> tuple[RowE
         _ = handle.codec  # raises if there is none
     snapshot = handle.snapshots.current()
     encoder = RowEncoder(snapshot.schema, snapshot.codecs, table_name=handle.name, encode=encode)
-    return encoder, RowChecker(encoder, vector_column, dim=handle.dim, metric=handle.metric)
+    return encoder, RowChecker(encoder, vector_column)
 
 
 def _selected(schema: pa.Schema, columns: Sequence[str] | None, vector_column: str) -> pa.Schema:

@@ -36,7 +36,6 @@ from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.health import DriftSums
 from rqmoe_store.store.ingest_log import PieceProgress
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.vector_arrays import rows_per_batch
 
 PART_BYTES = 2**27
 """Default for the approximate bytes of a part."""
@@ -134,7 +133,7 @@ class PartWriter(TranslatesErrors):
         reader = BlockReader(
             checker=self._checker,
             columns=self._work.columns,
-            block_rows=rows_per_batch(self._handle.dim),
+            block_rows=self._handle.metadata.rows_per_batch,
             done={piece.key: PieceProgress(piece.state, start)},
             quarantined=self._work.quarantined,
         )

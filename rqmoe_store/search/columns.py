@@ -25,7 +25,6 @@ from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.sql import quoted, tokens_of
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.vector_arrays import rows_per_batch
 
 DISTANCE = "_distance"
 SCORE = "_score"
@@ -298,7 +297,7 @@ class DecodedColumn:
         """
         if not self.is_in(names):
             return rows
-        step, place = rows_per_batch(codecs.dim), rows.schema.get_field_index(self.columns.vector_column)
+        step, place = codecs.metadata.rows_per_batch, rows.schema.get_field_index(self.columns.vector_column)
         parts = [self._vectors(rows.slice(start, step), codecs) for start in range(0, len(rows), step)]
         vectors = pa.chunked_array(parts, self.kept.field.type)
         return rows.set_column(place, self.kept.field, vectors).drop_columns(
@@ -306,12 +305,6 @@ class DecodedColumn:
         )
 
     def _vectors(self, rows: pa.Table, codecs: TableCodec) -> pa.Array:
-        raw = rows[self.columns.vector_column].combine_chunks()
+        raw, raw_N = self.kept.stored(rows[self.columns.vector_column].combine_chunks())
         codes, coded_N = codecs.read(rows)
-        raw_N = raw.is_valid().to_numpy(zero_copy_only=False)
-        decoded_N = coded_N & ~raw_N
-        vectors_ND = np.zeros((len(rows), codecs.dim), dtype=np.float32)
-        vectors_ND[raw_N] = raw.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, codecs.dim)
-        vectors_ND[decoded_N] = codecs.decode(codes[decoded_N[coded_N]])
-        valid_N = raw_N | decoded_N
-        return self.kept.raw_array(vectors_ND[valid_N], valid_N)
+        return self.kept.raw_array(*codecs.raw_or_decoded(raw, raw_N, codes, coded_N))

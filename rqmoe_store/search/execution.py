@@ -100,7 +100,8 @@ class Execution:
     def _with_more_stages(self, queries: list[int], stages: tuple[RankingStage, ...]) -> "Execution":
         """An execution for some of the queries with more stages."""
         queries_QD = self._request.queries_QD[queries]
-        request = dataclasses.replace(self._request, queries_QD=queries_QD, stages=stages)
+        matrices = self._request.matrices_of(queries)
+        request = dataclasses.replace(self._request, queries_QD=queries_QD, matrices=matrices, stages=stages)
         execution = Execution(request, self._state, self._columns, self._trace)
         execution.__dict__["_tables"] = {first: each.select(queries) for first, each in self._tables.items()}
         return execution

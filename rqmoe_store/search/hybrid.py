@@ -17,8 +17,8 @@ from lancedb.rerankers.util import check_reranker_result
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE, without
-from rqmoe_store.search.query import CompressedQuery, VectorSearchQuery, run_query
-from rqmoe_store.search.request import Trace, VectorOptions, as_queries, indented
+from rqmoe_store.search.query import CompressedQuery, VectorSearchQuery, is_batch, run_query
+from rqmoe_store.search.request import Trace, VectorOptions, indented
 from rqmoe_store.search.source import TableReader
 from rqmoe_store.search.text import TextQuery, as_vector, require_reranker, reranker_text
 
@@ -337,8 +337,8 @@ class HybridQuery(VectorSearchQuery):
                 f"Got a hybrid query without {missing}; expected search(<text>, query_type='hybrid'), or "
                 "search(query_type='hybrid').vector(...).text(...)."
             )
-        vector, handle = as_vector(self._handle, self._vector), self._handle
-        if len(as_queries(vector, dim=handle.dim, metric=handle.metric)) > 1:
+        vector = as_vector(self._handle, self._vector)
+        if is_batch(CompressedQuery(self._reader, vector)):
             raise InvalidInputError("Got a batch of vectors for a hybrid query; expected a single one.")
         return vector, self._text
 

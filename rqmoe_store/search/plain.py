@@ -17,7 +17,6 @@ from rqmoe_store.search.source import TableReader
 from rqmoe_store.storage_errors import translate_errors_of
 from rqmoe_store.store.columns import user_schema
 from rqmoe_store.store.snapshot import Snapshot
-from rqmoe_store.store.vector_arrays import rows_per_batch
 
 _ORDERING = (
     "Got order_by({!r}); expected a list of lancedb.query.ColumnOrdering, or of dicts such as "
@@ -123,7 +122,7 @@ class PlainQuery(TableQuery):
             filter=self._where(snapshot),
             limit=self._limit,
             offset=self._offset or None,
-            batch_size=rows_per_batch(snapshot.codecs.dim) if vectors.is_in(stored) else None,
+            batch_size=snapshot.codecs.metadata.rows_per_batch if vectors.is_in(stored) else None,
             scan_in_order=True,
             order_by=[_in_lance(ordering) for ordering in self._ordering] or None,
         )

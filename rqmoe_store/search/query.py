@@ -26,6 +26,7 @@ from rqmoe_store.search.columns import (
     take,
 )
 from rqmoe_store.search.execution import Execution
+from rqmoe_store.search.multivector import as_matrices, query_encodings, require_one_vector
 from rqmoe_store.search.request import (
     Rerank,
     SearchRequest,
@@ -255,6 +256,8 @@ class VectorSearchQuery(SearchQuery):
         Raises:
             InvalidInputError: a bound is not a number, or lower_bound >= upper_bound.
         """
+        instead = "Leave distance_range out, and compare `_distance` of the results."
+        require_one_vector(self._handle, "distance_range", instead)
         lower, upper = bound("lower_bound", lower_bound), bound("upper_bound", upper_bound)
         if lower is not None and upper is not None and lower >= upper:
             raise InvalidInputError(
@@ -291,7 +294,8 @@ class CompressedQuery(VectorSearchQuery):
 
         Args:
             reader: reads the table to search.
-            query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32.
+            query: one vector (D,) or a batch (Q, D): list, array or tensor that casts to float32. Where rows
+                have many vectors, one matrix (K, D), or a list of matrices.
             options: initial options; None for defaults.
 
         Raises:
@@ -299,7 +303,12 @@ class CompressedQuery(VectorSearchQuery):
                 cosine; or the batch is empty.
         """
         super().__init__(reader, options or VectorOptions())
-        self._queries_QD = as_queries(query, dim=self._handle.dim, metric=self._handle.metric)
+        many = self._handle.metadata.multi_vector
+        self._matrices = None if many is None else as_matrices(query, many)
+        if many is not None and self._matrices is not None:
+            self._queries_QD = query_encodings(self._matrices, many)
+        else:
+            self._queries_QD = as_queries(query, dim=self._handle.dim, metric=self._handle.metric)
         self._diversity: float | None = None
 
     def rerank(self, kind: Rerank) -> Self:
@@ -340,6 +349,8 @@ class CompressedQuery(VectorSearchQuery):
         Raises:
             InvalidInputError: `lambda_` is not a number from 0 to 1.
         """
+        instead = "Leave diversify out."
+        require_one_vector(self._handle, "diversify", instead)
         self._diversity = share("lambda_", lambda_)
         return self
 
@@ -388,6 +399,7 @@ class CompressedQuery(VectorSearchQuery):
         parameters = self._options.parameters(state.snapshot.codecs, state.snapshot.tuned)
         return SearchRequest(
             queries_QD=self._queries_QD,
+            matrices=self._matrices,
             where=self._where(state.snapshot),
             where_text=self._where_text,
             prefilter=self._prefilter,
@@ -401,10 +413,15 @@ class CompressedQuery(VectorSearchQuery):
         )
 
     def _columns_of(self, state: TableState) -> ResultColumns:
-        batched = len(self._queries_QD) > 1  # LanceDB counts a batch of one as a single query
+        batched = is_batch(self)
         own = [DISTANCE, ROW_ID, QUERY_INDEX] if batched else [DISTANCE, ROW_ID]
         chosen = self._result_columns(state.snapshot, *own)
         return in_lancedb_order(chosen, with_row_id=self._with_row_id, batched=batched)
+
+
+def is_batch(query: CompressedQuery) -> bool:
+    """Whether a query has several vectors or matrices; LanceDB counts a batch of one as a single query."""
+    return len(query._queries_QD) > 1
 
 
 def run_query(query: CompressedQuery, trace: Trace) -> pa.Table:

@@ -19,6 +19,7 @@ from lancedb.table import Table
 from rqmoe_store.codecs.selection import EVERY_ROW
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
+from rqmoe_store.search.multivector import rank_by_encodings, rank_by_max_sim, refine_by_max_sim
 from rqmoe_store.search.refined import (
     Tables,
     rank_by_estimates,
@@ -119,6 +120,16 @@ class Ranking:
     def _rerank(self, queries_QD: Float32Array, candidates: Candidates, tables: Tables) -> list[Hits]:
         """The candidates of every query in the order that the request asks for."""
         kind, diverse = self._request.parameters.rerank, self._request.diversity is not None
+        matrices = self._request.matrices
+        if matrices is not None and kind != "none":
+            refined = kind == "refined"
+            return rank_by_max_sim(
+                self._state.snapshot, matrices, candidates, refined=refined, most=self._most
+            )
+        if matrices is not None:
+            return rank_by_encodings(
+                rank_by_estimates(self._codecs, candidates, tables, self._most), matrices
+            )
         if kind == "decoded" or diverse:
             # Diverse rows are chosen by their vectors, so that distances may as well be those of vectors.
             refined = kind == "refined"
@@ -169,16 +180,18 @@ class Ranking:
     @property
     def _rerank_stage(self) -> tuple[str, str]:
         kept, kind = self._request.refined or self._kept(self._request.shortlist), "decoded rows"
-        if self._request.parameters.rerank == "refined":
+        if self._request.matrices is not None and self._request.parameters.rerank != "none":
+            kind = "all decoded vectors of rows"
+        elif self._request.parameters.rerank == "refined":
             kind = f"rows with refine codes, {self._state.refine_codes_in}"
         elif self._request.parameters.rerank == "none" and self._request.diversity is None:
             kind = "rows by look-up tables alone"
-        return "Rerank", f"{self._codecs.metric} distance to {kind}, keep {kept}"
+        return "Rerank", f"{self._codecs.metadata.metric} distance to {kind}, keep {kept}"
 
     @property
     def _refine_stage(self) -> tuple[str, str]:
         kept = self._kept(self._request.refined or 0)
-        return "Refine", f"{self._codecs.metric} distance to raw vectors, keep {kept}"
+        return "Refine", f"{self._codecs.metadata.metric} distance to raw vectors, keep {kept}"
 
     @property
     def _diversify_stage(self) -> tuple[str, str]:
@@ -195,8 +208,11 @@ class Ranking:
         with self._trace.stage(*self._refine_stage) as stage:
             counts = [stage.refined or 0 for stage in request.stages]
             near = [rows_to_refine(found, counts, request.lower) for found in hits]
-            column, metric = self._columns.vector_column, self._codecs.metric
-            hits = refine(table, column, queries_QD, near, metric)
+            if request.matrices is not None:
+                hits = refine_by_max_sim(self._state.snapshot, request.matrices, near)
+            else:
+                column, metric = self._columns.vector_column, self._codecs.metric
+                hits = refine(table, column, queries_QD, near, metric)
             stage.rows = sum(map(len, hits))
         return hits
 

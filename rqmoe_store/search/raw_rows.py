@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import lance
 import numpy as np
+import pyarrow as pa
 
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.search.multivector import nearest_raw_rows
 from rqmoe_store.search.request import SearchRequest
 from rqmoe_store.search.rerank import Hits, exact_with_tie_breaks, ordered, within
 from rqmoe_store.search.resident import conjunction
@@ -75,7 +77,13 @@ class RawRows:
         return bool(self.fragments)
 
     def nearest(self, request: SearchRequest) -> list[Hits]:
-        """Find the rows nearest to every query, with their vectors; as many as its ranking can need."""
+        """Find the rows nearest to every query, with their vectors unless they have many each; as many as its
+        ranking can need."""
+        if request.matrices is not None:
+            batches = self._list_batches(self._condition(request))
+            most = rows_wanted(request)[-1]
+            found = nearest_raw_rows(batches, request.matrices, self.snapshot, most)
+            return [with_stages(hits, request) for hits in found]
         return [with_stages(self._nearest(query_D, request), request) for query_D in request.queries_QD]
 
     def _nearest(self, query_D: Float32Array, request: SearchRequest) -> Hits:
@@ -124,6 +132,19 @@ class RawRows:
         for batch in scanner.to_batches():
             vectors = batch[column].flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
             yield batch["_rowid"].to_numpy().astype(np.uint64, copy=False), vectors.reshape(-1, dim)
+
+    def _list_batches(self, condition: str | None) -> Iterator[tuple[RowIds, pa.Array]]:
+        """Yield ids and lists of vectors of the rows that match, a bounded number at a time."""
+        column = self.columns.vector_column
+        scanner = self.snapshot.dataset.scanner(
+            columns=[column],
+            filter=condition,
+            fragments=list(self.fragments),
+            with_row_id=True,
+            batch_size=self.snapshot.codecs.metadata.rows_per_batch,
+        )
+        for batch in scanner.to_batches():
+            yield batch["_rowid"].to_numpy().astype(np.uint64, copy=False), batch[column]
 
     def _search_in_float64(self, query_D: Float32Array, request: SearchRequest) -> Hits:
         best = Hits(np.empty(0, np.uint64), np.empty(0, np.float32), np.empty((0, len(query_D)), np.float32))

@@ -40,6 +40,10 @@ SHORTLIST_PER_ROW: dict[Rerank, int] = {"refined": 20, "decoded": 3, "none": 1}
 costs next to nothing, and finds neighbors that look-up tables place far behind. In a tuned table the
 shortlist is the tuned one up to the limit it was tuned for, and the longer of the two beyond that."""
 
+MANY_VECTORS_PER_ROW, MANY_VECTORS_SHORTLIST = 10, 100
+"""The same where rows have many vectors: inner products of encodings are far from what orders rows. And the
+shortest default shortlist of these."""
+
 _STEPS = (10, 15, 25, 50)
 """Where stages end, times powers of ten. No page decodes twice as many rows as it needs. More steps would
 give more stages that begin with rows nearer than the last row of the stage before."""
@@ -68,6 +72,8 @@ class SearchParameters:
     """The shortlist that the query sets for all stages; None for the default of each stage."""
     refine_factor: int | None = None
     tuned: TunedSearch | None = None
+    many: bool = False
+    """Whether rows have many vectors each, which order the shortlist."""
 
     def stages(self, rows: int) -> tuple[RankingStage, ...]:
         """The stages that rank the first `rows` rows (limit + offset of a page).
@@ -107,6 +113,8 @@ class SearchParameters:
     def _stage(self, end: int) -> RankingStage:
         refined = None if self.refine_factor is None else self.refine_factor * end
         least, per_row = refined or end, SHORTLIST_PER_ROW[self.rerank]
+        if self.many and self.rerank != "none":
+            least, per_row = max(least, MANY_VECTORS_SHORTLIST), MANY_VECTORS_PER_ROW
         if self.shortlist is not None:
             return RankingStage(end, self.shortlist, "asked for", refined)
         if self.tuned is None:
@@ -140,7 +148,9 @@ class VectorOptions:
         Raises:
             InvalidInputError: rows are to be ordered by refine codes, and the table has none.
         """
-        if self.rerank == "refined" and not codecs.columns.refine_bytes:
+        many = codecs.metadata.multi_vector
+        refine_bytes = codecs.columns.refine_bytes if many is None else many.config.refine_bytes
+        if self.rerank == "refined" and not refine_bytes:
             raise InvalidInputError(
                 'Got rerank("refined") in a table without refine codes. Leave it out, or retrain with a '
                 "config of refine_bytes."
@@ -157,6 +167,7 @@ class VectorOptions:
             self.shortlist,
             self.refine_factor,
             tuned,
+            many is not None,
         )
 
 
@@ -166,6 +177,9 @@ def default_rerank(codecs: TableCodec) -> Rerank:
     Refine codes are both faster and more precise than decoding. Look-up tables of a transform code are exact;
     those of codecs that the table had before may not be.
     """
+    many = codecs.metadata.multi_vector
+    if many is not None:
+        return "refined" if many.config.refine_bytes else "decoded"
     if not codecs.generations:
         return "decoded"
     # Older codecs may have had refine codes that the table has dropped.
@@ -187,6 +201,9 @@ class SearchRequest:
     """A checked vector query."""
 
     queries_QD: Float32Array
+    """What scans score: the queries, or their fixed dimensional encodings."""
+    matrices: tuple[Float32Array, ...] | None = None
+    """The vectors (K, D) of every query where rows have many vectors; None where they have one."""
     where: str | None = None
     """A checked condition."""
     where_text: str = ""
@@ -201,6 +218,10 @@ class SearchRequest:
     """Lambda of maximal marginal relevance; None for the nearest rows."""
     lower: float | None = None
     upper: float | None = None
+
+    def matrices_of(self, queries: Sequence[int]) -> tuple[Float32Array, ...] | None:
+        """The matrices of some of the queries."""
+        return None if self.matrices is None else tuple(self.matrices[query] for query in queries)
 
     @property
     def shortlist(self) -> int:

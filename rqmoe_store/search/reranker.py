@@ -13,6 +13,7 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE
 from rqmoe_store.search.hybrid import values_of
+from rqmoe_store.search.multivector import require_one_vector
 from rqmoe_store.search.request import as_queries
 from rqmoe_store.search.rerank import decoded_distances, exact_distances
 from rqmoe_store.search.text import as_vector
@@ -50,6 +51,7 @@ class DecodedReranker(Reranker):
         """
         if return_score not in ("relevance", "all"):
             raise InvalidInputError(f"Got return_score={return_score!r}; expected 'relevance' or 'all'.")
+        require_one_vector(store.handle, "DecodedReranker", "Search it with search(...) of the table itself.")
         super().__init__(return_score)
         self._handle = store.handle
         self._query_D = None if query is None else self._vector_of(query)

@@ -24,6 +24,7 @@ from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.exhaustive import exhaustive_search
+from rqmoe_store.search.multivector import require_one_vector
 from rqmoe_store.search.request import (
     SearchParameters,
     SearchRequest,
@@ -323,6 +324,7 @@ def tune_table(source: TableSource, queries: Any, goal: TuningGoal, *, progress:
     """
     reader = source.reader()
     handle = reader.handle
+    require_one_vector(handle, "tune", "Set .shortlist() of its searches instead.")
     handle.refresh()
     report = reader.read(lambda state: tune_search(state, handle.columns, queries, goal, progress=progress))
     report.setting.write(handle.table)

@@ -10,6 +10,7 @@ code.
 import dataclasses
 import inspect
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,15 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import KEEP_VECTORS
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.ragged import Ragged, RowCodes
 from rqmoe_store.store.sql import quoted
-from rqmoe_store.store.vector_arrays import require_rows
+from rqmoe_store.store.vector_arrays import (
+    is_vector_type,
+    read_vectors,
+    require_rows,
+    require_vector_column,
+    unusable_vectors,
+)
 
 NO_PARTITION = -1
 """Partition of a row without a vector, in arrays; null in the table."""
@@ -36,6 +44,8 @@ class CodeColumns:
     """Name of the column whose vectors are stored as codes."""
     refine_bytes: int = 0
     """Bytes of the refine codes that the table has a column for; 0 if it has no such column."""
+    many: bool = False
+    """Whether rows have many vectors each, whose codes are in a column of their own."""
 
     @property
     def code(self) -> str:
@@ -56,14 +66,23 @@ class CodeColumns:
         return f"{self.vector_column}_refine"
 
     @property
+    def tokens(self) -> str:
+        """Name of the column of the codes of all vectors of a row, a nullable large_binary, where rows have
+        many: the code bytes of each followed by its refine code. The other columns then have the codes of
+        the row's fixed dimensional encoding."""
+        return f"{self.vector_column}_tokens"
+
+    @property
     def scanned(self) -> tuple[str, str]:
         """The columns that scans read: code, partition."""
         return self.code, self.partition
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns that the table has for codes: code, partition, and refine code if there is one."""
-        return (*self.scanned, self.refine) if self.refine_bytes else self.scanned
+        """All columns that the table has for codes: code, partition, refine code and codes of many vectors if
+        there are any."""
+        refine = (self.refine,) if self.refine_bytes else ()
+        return (*self.scanned, *refine, self.tokens) if self.many else (*self.scanned, *refine)
 
     @property
     def raw_filter(self) -> str:
@@ -78,7 +97,8 @@ class CodeColumns:
     def fields(self, code_bytes: int) -> list[pa.Field]:
         """Arrow fields of the columns `names`, for codes of `code_bytes` bytes."""
         fields = [pa.field(self.code, pa.binary(code_bytes)), pa.field(self.partition, pa.int32())]
-        return [*fields, self.refine_field] if self.refine_bytes else fields
+        fields += [self.refine_field] if self.refine_bytes else []
+        return [*fields, pa.field(self.tokens, pa.large_binary())] if self.many else fields
 
     @property
     def refine_field(self) -> pa.Field:
@@ -100,9 +120,18 @@ class CodeColumns:
             refined_V: True where such a row has a refine code; None for all, if `codes` have any.
 
         Returns:
-            The code array, the partition array and, if there is such a column, the refine code array, null
-            where `valid_N` is False.
+            The code array, the partition array and, if there are such columns, the refine code array and the
+            array of codes of many vectors, null where `valid_N` is False.
         """
+        arrays = self._codes_to_arrow(codes, valid_N, refined_V)
+        if not self.many:
+            return arrays
+        assert isinstance(codes, RowCodes), "codes of rows with many vectors"
+        return [*arrays, codes.tokens.as_binary(valid_N)]
+
+    def _codes_to_arrow(
+        self, codes: Codes, valid_N: npt.NDArray[np.bool_], refined_V: npt.NDArray[np.bool_] | None
+    ) -> list[pa.Array]:
         partitions_N = np.zeros(len(valid_N), dtype=np.int32)
         partitions_N[valid_N] = codes.partitions
         arrays = [_binary_array(codes.codes, valid_N), pa.array(partitions_N, mask=~valid_N)]
@@ -139,6 +168,9 @@ class CodeColumns:
             refine_VR = _bytes_of(refine_array)[valid_N]
             refine_VR = np.where(_nulls(refine_array)[valid_N, None], np.uint8(0), refine_VR)
             codes = dataclasses.replace(codes, refine=refine_VR)
+        if self.many and self.tokens in rows.schema.names:
+            tokens = Ragged.of_binary(_one_array(rows[self.tokens]).filter(pa.array(valid_N)))
+            return RowCodes(codes.codes, codes.partitions, codes.refine, tokens), valid_N
         return codes, valid_N
 
     def has_refine(self, schema: pa.Schema) -> bool:
@@ -182,6 +214,12 @@ class CodeColumns:
 
     def require_all_in(self, schema: pa.Schema) -> None:
         """Raise TableError unless a table of this schema has all columns of `names`."""
+        found = schema.field(self.tokens).type if self.many and self.tokens in schema.names else None
+        if self.many and found != pa.large_binary():
+            raise TableError(
+                f"Column {self.tokens!r} is {'missing' if found is None else found}; expected the codes of "
+                "all vectors of a row, as large_binary. Restore an earlier version of the table."
+            )
         if self.refine_bytes and self.refine not in schema.names:
             raise TableError(
                 f"The table has no column {self.refine!r}; expected refine codes of {self.refine_bytes} "
@@ -230,7 +268,10 @@ def _bytes_of(array: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:
     return stored[start : start + rows * code_bytes].reshape(rows, code_bytes)
 
 
-_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+NUMBER_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+"""Number types of raw vectors that are kept."""
+Vectors = Any
+"""The vectors of V rows, to be indexed by rows: an array (V, D), or `Ragged` where a row has many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,18 +284,20 @@ class KeptVectors:
     """"none", "float16" or "float32"."""
     dim: int
     """Components of a vector."""
+    metric: str
+    """Metric of the table; under "cosine" no vector may be zero."""
 
     @property
     def field(self) -> pa.Field:
         """The nullable Arrow field of raw vectors, which every table has."""
-        return pa.field(self.column, pa.list_(_TYPES.get(self.keep, pa.float32()), self.dim))
+        return pa.field(self.column, pa.list_(NUMBER_TYPES.get(self.keep, pa.float32()), self.dim))
 
     @property
     def kept(self) -> bool:
         """Whether encoded rows keep their raw vectors."""
         return self.keep != "none"
 
-    def raw_array(self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> pa.Array:
+    def raw_array(self, vectors_VD: Vectors, valid_N: npt.NDArray[np.bool_]) -> pa.Array:
         """The column for N rows, null where `valid_N` is False."""
         values_ND = np.zeros(
             (len(valid_N), self.dim), dtype="float16" if self.keep == "float16" else "float32"
@@ -263,18 +306,70 @@ class KeptVectors:
         values = pa.array(values_ND.ravel())
         return pa.FixedSizeListArray.from_arrays(values, type=self.field.type, mask=pa.array(~valid_N))
 
+    @property
+    def none(self) -> Vectors:
+        """The vectors of no rows."""
+        return np.empty((0, self.dim), np.float32)
+
+    def read(
+        self, column: pa.ChunkedArray | pa.Array, first_row: int
+    ) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+        """Read and check vectors that this column shall hold: float32 (V, D), and which rows have one, (N,).
+
+        Raises:
+            InvalidInputError: as `read_vectors`, or the column cannot hold a vector.
+        """
+        if pa.types.is_null(column.type):
+            column = column.cast(pa.list_(pa.float32()))
+        vectors_VD, valid_N = read_vectors(column, dim=self.dim, metric=self.metric, first_row=first_row)
+        self.require_storable(vectors_VD, valid_N, first_row=first_row)
+        return vectors_VD, valid_N
+
+    def stored(self, column: pa.Array) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+        """The vectors that this column holds, unchecked, and which of its N rows have one."""
+        flat = column.drop_null().flatten().to_numpy(zero_copy_only=False)
+        vectors_VD = flat.astype(np.float32, copy=False).reshape(-1, self.dim)
+        return vectors_VD, column.is_valid().to_numpy(zero_copy_only=False)
+
+    def unusable(self, column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
+        """Position of a row that `read` refuses -> what is wrong with its vector."""
+        bad = unusable_vectors(column, dim=self.dim, metric=self.metric)
+        rows_N = np.setdiff1d(np.arange(len(column)), list(bad))
+        vectors_VD, valid_N = read_vectors(
+            column.take(pa.array(rows_N)), dim=self.dim, metric=self.metric, first_row=0
+        )
+        for problem, good_V in self.problems(vectors_VD).items():
+            bad |= {int(row): problem for row in rows_N[valid_N][~good_V]}
+        return bad
+
+    def require_type(self, data_type: pa.DataType) -> None:
+        """Raise InvalidInputError unless a column of this type can hold vectors."""
+        if not pa.types.is_null(data_type) and not is_vector_type(data_type):
+            raise InvalidInputError(
+                f"Column {self.column!r} is {data_type}; expected vectors of {self.dim} numbers. Nothing was "
+                "written."
+            )
+
+    def require_source(self, schema: pa.Schema, column: str) -> None:
+        """Raise unless a `column` of a source can hold vectors.
+
+        Raises:
+            TableError: there is no such column, or it does not have lists of numbers.
+            InvalidInputError: its lists have another fixed length.
+        """
+        require_vector_column(schema, column, self.dim)
+
     def require_storable(
-        self, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], *, metric: str, first_row: int
+        self, vectors_VD: Vectors, valid_N: npt.NDArray[np.bool_], *, first_row: int
     ) -> None:
         """Raise InvalidInputError, naming rows by position, if float16 cannot hold a vector.
 
         Args:
             vectors_VD: finite vectors of the rows where `valid_N` is True.
             valid_N: which rows have a vector.
-            metric: metric of the table; under "cosine" a vector must not round to zero.
             first_row: position of the first row, for messages.
         """
-        for problem, good_V in self.problems(vectors_VD, metric).items():
+        for problem, good_V in self.problems(vectors_VD).items():
             hint = "; keep_vectors='float32' can keep them"
             require_rows(first_row + np.flatnonzero(valid_N), good_V, f"{problem}{hint}")
 
@@ -285,13 +380,13 @@ class KeptVectors:
         with np.errstate(over="ignore"):
             return vectors_VD.astype(np.float16)
 
-    def problems(self, vectors_VD: Float32Array, metric: str) -> dict[str, npt.NDArray[np.bool_]]:
+    def problems(self, vectors_VD: Vectors) -> dict[str, npt.NDArray[np.bool_]]:
         """Problem of storing finite vectors as float16 -> which of the V vectors do not have it."""
         if self.keep != "float16":
             return {}
         halves_VD = self.rounded(vectors_VD)
         problems = {"components beyond 65,504, the range of float16": np.all(np.isfinite(halves_VD), axis=1)}
-        if metric == "cosine":
+        if self.metric == "cosine":
             problem = "zeros only in float16, which have no direction under 'cosine'"
             problems[problem] = np.any(halves_VD, axis=1)
         return problems
@@ -304,7 +399,7 @@ class KeptVectors:
                 f"{', '.join(KEEP_VECTORS)}. Restore an earlier version of the table."
             )
         present = schema.field(self.column).type if self.column in schema.names else None
-        if present != self.field.type:
+        if present is None or not present.equals(self.field.type):
             raise TableError(
                 f"Table {table_name!r} keeps vectors as {self.keep!r}; expected column {self.column!r} as "
                 f"{self.field.type}, got {f'one of {present}' if present else 'none'}. Restore an earlier "

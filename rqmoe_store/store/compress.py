@@ -192,7 +192,7 @@ def compress_into(
     require_keep_vectors(keep_vectors)
     _require_precision(codec, keep_vectors)
     columns = CodeColumns(vector_column, codec.config.refine_bytes)
-    kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
+    kept = metadata_of(codec, vector_column, keep_vectors).kept
     docs = require_local_table(docs)
     source = _pinned(docs)
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
@@ -272,15 +272,11 @@ def _encode_all(source: Table, codec: Codec, kept: KeptVectors, folder: Path, ad
         num_partitions=codec.num_partitions,
         refine_bytes=codec.config.refine_bytes,
     )
-    metric = codec.config.metric
     scan = source.search().select([kept.column]).with_row_id(True)
     for read in scan.to_batches(rows_per_batch(codec.dim)):
         for start in range(0, read.num_rows, _ENCODE_ROWS):
             batch = read.slice(start, _ENCODE_ROWS)
-            vectors, valid_B = read_vectors(
-                batch[kept.column], dim=codec.dim, metric=metric, first_row=spill.filled
-            )
-            kept.require_storable(vectors, valid_B, metric=metric, first_row=spill.filled)
+            vectors, valid_B = kept.read(batch[kept.column], spill.filled)
             spill.append(batch["_rowid"].to_numpy(), codec.encode(vectors), valid_B)
             advance(batch.num_rows)
     if spill.filled != spill.rows:
@@ -404,7 +400,7 @@ def convert_in_place(
     table, columns = databases.reopen(docs), CodeColumns(vector_column, codec.config.refine_bytes)
     new = _missing_columns(table, columns, codec.config.code_bytes)
     require_compressible(table, codec, columns, ours=[field.name for field in new])
-    kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim)
+    kept = metadata_of(codec, vector_column, keep_vectors).kept
     _require_type(table, kept)
     sample = _check_vectors(table, codec, kept, advance)
     codec = _store_codec(table, codec, sample)

@@ -11,22 +11,19 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.config import CodecConfig
+from rqmoe_store.config import CodecConfig, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases, registry
-from rqmoe_store.store.columns import (
-    KeptVectors,
-    require_column_names,
-    require_keep_vectors,
-    user_schema,
-)
+from rqmoe_store.store.columns import require_column_names, require_keep_vectors, user_schema
 from rqmoe_store.store.embeddings import metadata_with_moved_embedding
 from rqmoe_store.store.keys import require_unique, with_key
 from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.multivector import multi_vector_metadata, require_no_embedding, require_no_encoding
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type
+from rqmoe_store.store.vector_lists import is_vector_list_type, vector_list_dim
 
 SPOOL_BYTES = 64 * 2**20
 """Size up to which spooled rows stay in memory; larger ones move to a temporary file."""
@@ -81,18 +78,25 @@ class ExpectedSchema:
     vector_column: str
     keep_vectors: str
     """Expected way to keep raw vectors; "none" for any."""
+    multi_vector: MultiVectorConfig | None = None
+    """Expected encoding of rows with many vectors; None for any."""
 
     def require_match(self, metadata: TableMetadata, name: str) -> None:
         """Raise TableError unless the metadata of table `name` matches."""
         pairs: dict[str, tuple[object, object]] = {
             "vector_column": (metadata.vector_column, self.vector_column)
         }
+        has, many = metadata.vector_config, metadata.multi_vector
         if self.schema is not None:
-            pairs["dimension"] = metadata.dim, vector_dim(self.schema, self.vector_column)
+            dim, has_many = vector_dim(self.schema, self.vector_column)
+            pairs["dimension"] = metadata.vector_dim, dim
+            pairs["many vectors a row"] = many is not None, has_many
         if self.config is not None:
-            pairs["metric"] = metadata.config.metric, self.config.metric
-            pairs["code_bytes"] = metadata.config.code_bytes, self.config.code_bytes
-            pairs["refine_bytes"] = metadata.config.refine_bytes, self.config.refine_bytes
+            pairs["metric"] = has.metric, self.config.metric
+            pairs["code_bytes"] = has.code_bytes, self.config.code_bytes
+            pairs["refine_bytes"] = has.refine_bytes, self.config.refine_bytes
+        if self.multi_vector is not None:
+            pairs["multi_vector"] = None if many is None else many.encoding, self.multi_vector
         if self.keep_vectors != "none":
             pairs["keep_vectors"] = metadata.keep_vectors, self.keep_vectors
         other = {what: pair for what, pair in pairs.items() if pair[0] != pair[1]}
@@ -166,9 +170,8 @@ def stored_schema(name: str, schema: pa.Schema, metadata: TableMetadata) -> pa.S
     """
     columns, column = metadata.columns, metadata.vector_column
     others = user_schema(schema, without=(column,))
-    vectors = KeptVectors(column=column, keep=metadata.keep_vectors, dim=metadata.dim)
     return pa.schema(
-        [*others, *columns.fields(metadata.config.code_bytes), vectors.field],
+        [*others, *columns.fields(metadata.config.code_bytes), metadata.kept.field],
         metadata=metadata.write(metadata_with_moved_embedding(schema.metadata, column, name)),
     )
 
@@ -187,27 +190,29 @@ def create_with(
     return table
 
 
-def vector_dim(schema: pa.Schema, column: str) -> int:
-    """Dimension of the vectors in `column`.
+def vector_dim(schema: pa.Schema, column: str) -> tuple[int, bool]:
+    """Dimension of the vectors in `column`, and whether each row has a list of them.
 
     Raises:
-        TableError: there is no such column, or it is not a list of numbers.
+        TableError: there is no such column, or it is neither a list of numbers nor of such lists.
         InvalidInputError: the lists have no fixed length.
     """
-    if column not in schema.names or not is_vector_type(schema.field(column).type):
+    data_type = schema.field(column).type if column in schema.names else pa.null()
+    has_many = is_vector_list_type(data_type)
+    if not has_many and not is_vector_type(data_type):
         found = f"is {schema.field(column).type}" if column in schema.names else "is not there"
         raise TableError(
             f"Column {column!r} {found}; expected a column of vectors. Columns are {schema.names}; set "
             "vector_column=."
         )
-    data_type = schema.field(column).type
-    length = fixed_length(data_type)
+    length = vector_list_dim(data_type) if has_many else fixed_length(data_type)
     if length is None:
         raise InvalidInputError(
-            f"Column {column!r} is {data_type}; expected a list of fixed length, such as "
-            f"pa.list_(pa.float32(), 384), so that the dimension is known. Change schema=."
+            f"Column {column!r} is {data_type}; expected vectors of fixed length, such as "
+            f"pa.list_(pa.float32(), 384), or pa.list_(pa.list_(pa.float32(), 384)) for many in a row, so "
+            "that the dimension is known. Change schema=."
         )
-    return length
+    return length, has_many
 
 
 class RawTable:
@@ -219,22 +224,24 @@ class RawTable:
         name: str,
         schema: pa.Schema,
         *,
-        config: CodecConfig,
+        config: CodecConfig | None,
         vector_column: str,
         keep_vectors: str,
         key: str | None,
+        multi_vector: MultiVectorConfig | None = None,
     ) -> None:
         """Check the arguments; nothing is written yet.
 
         Args:
             db: a database in a folder or bucket.
             name: name of the table; it must be free when the table is created.
-            schema: the user's columns and a vector column, a fixed-size list of numbers; its metadata may
-                have LanceDB's description of an embedding function.
-            config: configuration of the codec that will be trained.
+            schema: the user's columns and a vector column, a fixed-size list of numbers or a list of those;
+                its metadata may have LanceDB's description of an embedding function.
+            config: configuration of the codec that will be trained; None for the defaults.
             vector_column: name of the vector column.
             keep_vectors: "none", or "float16" or "float32" to keep raw vectors in addition to their codes.
             key: name of the unique key column; None for no key.
+            multi_vector: how rows with many vectors each are encoded; None for the defaults.
 
         Raises:
             TableError: there is no such vector column, or a column has a reserved name.
@@ -242,15 +249,24 @@ class RawTable:
                 is unknown, or the key column cannot be a key.
         """
         schema = schema if key is None else with_key(schema, key)
-        dim = vector_dim(schema, vector_column)
-        self.metadata = TableMetadata(
-            vector_column=vector_column,
-            dim=dim,
-            keep_vectors=keep_vectors,
-            config=config,
-            refine_bytes=config.refine_bytes,
+        dim, has_many = vector_dim(schema, vector_column)
+        if not has_many:
+            require_no_encoding(multi_vector, vector_column)
+            config = CodecConfig() if config is None else config
+        self.metadata = (
+            multi_vector_metadata(vector_column, keep_vectors, dim, config, multi_vector)
+            if config is None or has_many
+            else TableMetadata(
+                vector_column=vector_column,
+                dim=dim,
+                keep_vectors=keep_vectors,
+                config=config,
+                refine_bytes=config.refine_bytes,
+            )
         )
         """Metadata of the table."""
+        if has_many:
+            require_no_embedding(schema, vector_column, name)
         require_creatable(db, name, schema, self.metadata)
         self._db, self._name, self._key = db, name, key
         self._schema = stored_schema(name, schema, self.metadata)

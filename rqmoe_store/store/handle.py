@@ -11,7 +11,7 @@ from rqmoe_store.codecs.device import chosen_device
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import databases
-from rqmoe_store.store.columns import CodeColumns, KeptVectors, user_schema
+from rqmoe_store.store.columns import CodeColumns, user_schema
 from rqmoe_store.store.conditions import Conditions
 from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.embeddings import TableEmbedding
@@ -50,7 +50,7 @@ class Handle:
         """As it was when the table was opened; its `lasting` part never changes."""
         metadata.columns.require_in(table.schema, code_bytes=codecs.code_bytes)
         metadata.columns.require_all_in(table.schema)
-        self.kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=codecs.dim)
+        self.kept = metadata.kept
         """Whether the table keeps its raw vectors, and how."""
         self.kept.require_in(table.schema, table.name)
         self.table = table
@@ -62,7 +62,9 @@ class Handle:
         """Gives the version that is read."""
         if self.snapshots.known.metadata != metadata:  # another handle, of an older version, shares them
             self.snapshots.current()
-        self.embedding = TableEmbedding.read(table.schema.metadata, codecs.dim, codecs.metric, table.name)
+        self.embedding = TableEmbedding.read(
+            table.schema.metadata, metadata.vector_dim, metadata.metric, table.name
+        )
         """The LanceDB embedding function its vectors come from; None when there is none."""
         self.drift_watch = DriftWatch()
         """Notices when rows that are added through this handle no longer fit the codec."""
@@ -157,12 +159,12 @@ class Handle:
     @property
     def dim(self) -> int:
         """Components of a vector."""
-        return self.metadata.dim
+        return self.metadata.vector_dim
 
     @property
     def metric(self) -> Metric:
         """The distance that the table is searched by."""
-        return self.metadata.config.metric
+        return self.metadata.metric
 
     @property
     def name(self) -> str:
@@ -197,11 +199,13 @@ class Handle:
     @property
     def summary(self) -> str:
         """Dimension, codes and metric in words; nothing is read for it."""
-        config = self.snapshots.known.metadata.config
+        metadata = self.snapshots.known.metadata
+        config = metadata.vector_config
         size = f"{config.code_bytes} code bytes"
         if config.refine_bytes:
             size += f" and {config.refine_bytes} refine bytes"
-        return f"dim {self.dim} as {size}, {config.kind}, metric {self.metric!r}"
+        many = "" if metadata.multi_vector is None else "many vectors a row, "
+        return f"{many}dim {self.dim} as {size}, {config.kind}, metric {self.metric!r}"
 
     def refresh(self) -> Snapshot:
         """Bring this handle to the newest version of the table, and return it. Raises as `newest`."""

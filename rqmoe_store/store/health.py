@@ -20,13 +20,13 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors
+from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.store import databases
-from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.columns import CodeColumns, Vectors
 from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.metadata import PREFIX, as_count, as_sum, json_object, readable_text, require_types
+from rqmoe_store.store.ragged import Ragged, components_of
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.vector_arrays import read_vectors
 
 KEY = PREFIX + "drift"
 
@@ -41,6 +41,8 @@ LEAST_ROWS = 256
 
 _SAMPLED_ROWS = 128
 """Rows of every batch that are decoded to measure their error."""
+_SAMPLED_LISTS = 8
+"""The same where rows have many vectors."""
 
 _SCAN_ROWS = 131_072
 
@@ -99,18 +101,19 @@ class DriftMeter:
         taken, self._sums = self._sums, self._none
         return taken
 
-    def add(self, vectors_VD: Float32Array, codes: Codes) -> None:
+    def add(self, vectors_VD: Vectors, codes: Codes) -> None:
         """Add vectors and their codes; an evenly spread sample of the codes is decoded."""
         if len(codes) == 0:
             return
-        sample_S = np.linspace(0, len(codes) - 1, min(len(codes), _SAMPLED_ROWS)).astype(np.int64)
-        sample_SD = as_vectors(vectors_VD[sample_S], metric=self._codecs.metric)
+        most = _SAMPLED_ROWS if self._codecs.metadata.multi_vector is None else _SAMPLED_LISTS
+        sample_S = np.linspace(0, len(codes) - 1, min(len(codes), most)).astype(np.int64)
+        sample_SD = as_vectors(components_of(vectors_VD[sample_S]), metric=self._codecs.metadata.metric)
         # float32 overflows for vectors far from all others.
-        errors_SD = sample_SD.astype(np.float64) - self._codecs.decode(codes[sample_S])
+        errors_SD = sample_SD.astype(np.float64) - components_of(self._codecs.decode_rows(codes[sample_S]))
         more = dataclasses.replace(
             self._none,
             rows=len(codes),
-            sampled=len(sample_S),
+            sampled=len(sample_SD),
             squared_error=as_sum(float(np.square(errors_SD).sum())),
         )
         self._sums = self._sums.plus(more)
@@ -318,7 +321,8 @@ def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
         )
     drift, counts_P = read_drift(table, codecs), partition_counts(table, columns, codecs)
     newest = codecs.generations[-1].partitions
-    trained_P = np.bincount(codecs.newest.calibration.partitions, minlength=codecs.newest.num_partitions)
+    newest_codec = codecs.generations[-1].codec
+    trained_P = np.bincount(newest_codec.calibration.partitions, minlength=newest_codec.num_partitions)
     return HealthReport(
         rows=drift.sums.rows,
         raw_rows=raw_rows,
@@ -381,8 +385,9 @@ class PartitionHealth:
 
 def measure_partitions(table: LanceTable, codecs: TableCodec) -> PartitionHealth:
     """Measure the newest codec of `table` by partition: reads all partition ids, decodes a sample of rows."""
-    assert codecs.newest is not None, "the table has a codec"
-    newest, columns = codecs.generations[-1].partitions, codecs.columns
+    assert codecs.generations, "the table has a codec"
+    newest_codec, columns = codecs.generations[-1].codec, codecs.columns
+    newest = codecs.generations[-1].partitions
     kept = codecs.metadata.keep_vectors != "none"
     refined = bool(codecs.generations[-1].metadata.refine_bytes)
     against: Literal["raw", "refined", "none"] = "raw" if kept else "refined" if refined else "none"
@@ -398,7 +403,7 @@ def measure_partitions(table: LanceTable, codecs: TableCodec) -> PartitionHealth
             sampled_P += np.bincount(partitions_V, minlength=codecs.num_partitions)
             error_P += np.bincount(partitions_V, errors_V, minlength=codecs.num_partitions)
     return PartitionHealth(
-        trained_P=np.bincount(codecs.newest.calibration.partitions, minlength=codecs.newest.num_partitions),
+        trained_P=np.bincount(newest_codec.calibration.partitions, minlength=newest_codec.num_partitions),
         rows_P=partition_counts(table, columns, codecs)[newest],
         sampled_P=sampled_P[newest],
         squared_error_P=error_P[newest],
@@ -417,10 +422,14 @@ def _row_errors(
     if not kept:
         difference_VD = codecs.decode(codes).astype(np.float64) - codecs.decode(codes.unrefined)
     else:
-        raw_ND, _ = read_vectors(
-            rows[columns.vector_column], dim=codecs.dim, metric=codecs.metric, first_row=0
-        )
-        difference_VD = raw_ND[valid_N].astype(np.float64) - codecs.decode(codes)
+        raw, raw_N = codecs.metadata.kept.read(rows[columns.vector_column], 0)
+        given, decoded = raw[valid_N[raw_N]], codecs.decode_rows(codes)
+        difference_VD = components_of(given).astype(np.float64) - components_of(decoded)
+        if isinstance(given, Ragged):
+            rows_T = np.repeat(np.arange(len(given)), given.lengths_B)
+            errors_V = np.zeros(len(given))
+            np.add.at(errors_V, rows_T, np.square(difference_VD).sum(axis=1))
+            return codes.partitions, errors_V
     return codes.partitions, np.square(difference_VD).sum(axis=1)
 
 

@@ -158,7 +158,10 @@ def expire(table: LanceTable) -> None:
 
 def has_column(dataset: lance.LanceDataset, fragment: lance.LanceFragment, name: str) -> bool:
     """Whether a fragment has data of a column; otherwise all of its rows are null there."""
-    own = {field.id() for field in dataset.lance_schema.fields() if field.name() == name}
+    fields = [field for field in dataset.lance_schema.fields() if field.name() == name]
+    own = {
+        each for field in fields for each in field_ids(field)
+    }  # files have lists of lists by what is in them
     return any(own.intersection(file.fields) for file in fragment.data_files())
 
 

@@ -18,16 +18,20 @@ from typing import Any, Self, TypeVar, get_type_hints
 import pyarrow as pa
 from lancedb.table import LanceTable
 
-from rqmoe_store.config import CodecConfig
+from rqmoe_store.config import CodecConfig, Metric, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
-from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.columns import CodeColumns, KeptVectors
+from rqmoe_store.store.vector_arrays import rows_per_batch
+from rqmoe_store.store.vector_lists import ROWS_PER_BATCH, KeptVectorLists
 
 Record = TypeVar("Record")
 
 FORMAT_VERSION = 3
 """Raised whenever an older release of this package could misread a table."""
+MULTI_VECTOR_FORMAT_VERSION = 4
+"""That of tables whose rows have many vectors each, which releases before it could not read."""
 
 PREFIX = "rqmoe_store."
 """Prefix of all metadata keys of this package."""
@@ -130,6 +134,49 @@ class GenerationMetadata:
     previous one, so that a row's partition id says which codec it needs."""
     refine_bytes: int = 0
     """Bytes of the refine codes of its rows; 0 if they have none."""
+    token_codec: str = ""
+    """Fingerprint of the codec of a row's vectors, where rows have many; its rows are then found by one
+    encoding each, which the other codec is for. Empty in other tables."""
+
+    @property
+    def fingerprints(self) -> set[str]:
+        """Fingerprints of all codecs that its rows need."""
+        return {self.fingerprint} | ({self.token_codec} if self.token_codec else set())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values, as older releases read them where there is no second codec."""
+        fields = dataclasses.asdict(self)
+        return fields if self.token_codec else {k: v for k, v in fields.items() if k != "token_codec"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiVector:
+    """How the rows of a table have many vectors each."""
+
+    dim: int
+    """Dimension of the vectors."""
+    config: CodecConfig
+    """Configuration of the codecs of vectors; fields that are None are decided whenever one is trained."""
+    encoding: MultiVectorConfig
+    """How a row's vectors become one encoding."""
+
+    def write(self) -> str:
+        """The record as JSON."""
+        settings = {"config": self.config.to_dict(), "encoding": self.encoding.to_dict()}
+        return json.dumps({"dim": self.dim} | settings)
+
+    @classmethod
+    def read(cls, text: str) -> "MultiVector | None":
+        """The record that `write` wrote; None for an empty text.
+
+        Raises:
+            ValueError, TypeError: another text.
+        """
+        if not text:
+            return None
+        fields = json_object(text)
+        config, encoding = CodecConfig(**fields["config"]), MultiVectorConfig(**fields["encoding"])
+        return cls(dim=_whole_number(str(fields["dim"])), config=config, encoding=encoding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +186,7 @@ class TableMetadata:
     format_version: int = FORMAT_VERSION
     vector_column: str
     dim: int
-    """Dimension of the vectors."""
+    """Dimension of the vectors that scans score: those of rows, or their fixed dimensional encodings."""
     keep_vectors: str
     config: CodecConfig
     """Configuration of the codecs; fields that are None are decided whenever one is trained."""
@@ -148,11 +195,41 @@ class TableMetadata:
     the column while its newest codec has no refine codes, or while no row has one yet."""
     generations: tuple[GenerationMetadata, ...] = ()
     """Oldest first. None is ever removed, because partition ids depend on all of them."""
+    multi_vector: MultiVector | None = None
+    """How rows have many vectors each; None in a table with one vector a row."""
 
     @property
     def columns(self) -> CodeColumns:
         """The columns that have codes."""
-        return CodeColumns(self.vector_column, self.refine_bytes)
+        return CodeColumns(self.vector_column, self.refine_bytes, self.multi_vector is not None)
+
+    @property
+    def kept(self) -> "KeptVectors | KeptVectorLists":
+        """The column of raw vectors."""
+        column, keep, many = self.vector_column, self.keep_vectors, self.multi_vector
+        if many is not None:
+            return KeptVectorLists(column=column, keep=keep, dim=many.dim, metric=many.config.metric)
+        return KeptVectors(column=column, keep=keep, dim=self.dim, metric=self.config.metric)
+
+    @property
+    def vector_dim(self) -> int:
+        """Dimension of the user's vectors."""
+        return self.dim if self.multi_vector is None else self.multi_vector.dim
+
+    @property
+    def vector_config(self) -> CodecConfig:
+        """Configuration of the codecs of the user's vectors."""
+        return self.config if self.multi_vector is None else self.multi_vector.config
+
+    @property
+    def metric(self) -> Metric:
+        """The metric that users search by."""
+        return self.vector_config.metric
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Number of rows to hold in memory at a time."""
+        return rows_per_batch(self.dim) if self.multi_vector is None else ROWS_PER_BATCH
 
     @property
     def first_partitions(self) -> tuple[int, ...]:
@@ -167,9 +244,14 @@ class TableMetadata:
             "vector column": self.vector_column,
             "dimension": self.dim,
             "keep_vectors": self.keep_vectors,
-            "metric": self.config.metric,
+            "metric": self.metric,
             "code bytes": self.config.code_bytes,
-        }
+        } | self._lasting_of_many
+
+    @property
+    def _lasting_of_many(self) -> dict[str, object]:
+        many = self.multi_vector
+        return {} if many is None else {"dimension of every vector": many.dim, "encoding": many.encoding}
 
     @classmethod
     def read(cls, schema: pa.Schema, table_name: str) -> "TableMetadata":
@@ -190,13 +272,15 @@ class TableMetadata:
                 "rqmoe_store.compress(table, codec, into=...) or rqmoe_store.create_table(...)."
             )
         version = _parsed("format_version", stored["format_version"], table_name)
-        if version > FORMAT_VERSION:
+        if version > MULTI_VECTOR_FORMAT_VERSION:
             raise TableError(
                 f"Table {table_name!r} has format version {version}; this release of rqmoe-store "
-                f"reads up to {FORMAT_VERSION}. Upgrade rqmoe-store."
+                f"reads up to {MULTI_VECTOR_FORMAT_VERSION}. Upgrade rqmoe-store."
             )
         if version < FORMAT_VERSION:
             stored = _BEFORE_REFINE_CODES | stored
+        if version < MULTI_VECTOR_FORMAT_VERSION:
+            stored = _ONE_VECTOR_A_ROW | stored
         return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
 
     def write(self, metadata: dict[bytes, bytes] | None) -> dict[bytes, bytes]:
@@ -212,20 +296,29 @@ class TableMetadata:
             "keep_vectors": self.keep_vectors,
             "config": json.dumps(self.config.to_dict()),
             "refine_bytes": str(self.refine_bytes),
-            "generations": json.dumps([dataclasses.asdict(each) for each in self.generations]),
+            "generations": json.dumps([each.to_dict() for each in self.generations]),
         }
+        if self.multi_vector is not None:
+            ours["multi_vector"] = self.multi_vector.write()
         kept = {name: readable_text(getattr(self, name), text, _PARSERS[name]) for name, text in ours.items()}
         return (metadata or {}) | {(PREFIX + name).encode(): text.encode() for name, text in kept.items()}
 
     def with_generation(self, generation: GenerationMetadata, config: CodecConfig) -> "TableMetadata":
-        """The metadata of the table with one more codec, of this configuration. Raises as `columns_with`."""
+        """The metadata of the table with one more codec of the user's vectors, of this configuration. Raises
+        as `columns_with`."""
+        many = self.multi_vector and dataclasses.replace(self.multi_vector, config=config)
         return dataclasses.replace(
             self,
-            format_version=FORMAT_VERSION,
-            config=config,
+            format_version=MULTI_VECTOR_FORMAT_VERSION if many else FORMAT_VERSION,
+            config=self.config if many else config,
+            multi_vector=many,
             generations=(*self.generations, generation),
             refine_bytes=self.columns_with(generation.refine_bytes).refine_bytes,
         )
+
+    def column_refine_bytes(self, config: CodecConfig) -> int:
+        """Bytes of the refine codes that a codec of the user's vectors needs a column for."""
+        return config.refine_bytes if self.multi_vector is None else self.refine_bytes
 
     def columns_with(self, refine_bytes: int) -> CodeColumns:
         """The columns of the table once it has a codec with refine codes of `refine_bytes` bytes, or without.
@@ -239,7 +332,7 @@ class TableMetadata:
                 f"{self.refine_bytes}. Retrain with refine_bytes=0, call optimize(), which drops the "
                 "column, and retrain again; or compress into a new table. Nothing was written."
             )
-        return CodeColumns(self.vector_column, self.refine_bytes or refine_bytes)
+        return dataclasses.replace(self.columns, refine_bytes=self.refine_bytes or refine_bytes)
 
 
 def _whole_number(text: str) -> int:
@@ -262,7 +355,8 @@ def _generations(text: str) -> tuple[GenerationMetadata, ...]:
     generations = tuple(GenerationMetadata(**entry) for entry in json.loads(text))
     for each in generations:
         count, size = each.num_partitions, each.refine_bytes
-        if not isinstance(each.fingerprint, str) or type(count) is not int or not 0 < count <= _LARGEST_ID:
+        names = isinstance(each.fingerprint, str) and isinstance(each.token_codec, str)
+        if not names or type(count) is not int or not 0 < count <= _LARGEST_ID:
             raise ValueError(f"{each} is no generation")
         if type(size) is not int or not 0 <= size <= _LARGEST_ID:
             raise ValueError(f"{each} is no generation")
@@ -283,9 +377,12 @@ _PARSERS: dict[str, Any] = {
     "config": _config,
     "generations": _generations,
     "refine_bytes": _size,
+    "multi_vector": MultiVector.read,
 }
 _BEFORE_REFINE_CODES = {"refine_bytes": b"0"}
 """Values of what format version 2 has not."""
+_ONE_VECTOR_A_ROW = {"multi_vector": b""}
+"""Values of what only tables with many vectors a row have."""
 
 
 def _parsed(name: str, value: bytes | None, table_name: str) -> Any:

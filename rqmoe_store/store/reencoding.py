@@ -28,7 +28,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import RQMoEError, TableError
 from rqmoe_store.storage_errors import TranslatesErrors, translates_errors
 from rqmoe_store.store import databases
-from rqmoe_store.store.columns import CodeColumns, KeptVectors, user_schema
+from rqmoe_store.store.columns import CodeColumns, Vectors, user_schema
 from rqmoe_store.store.lance import (
     count_rows,
     expire,
@@ -38,12 +38,14 @@ from rqmoe_store.store.lance import (
     write_fragment,
 )
 from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.ragged import Ragged, RowCodes, components_of
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.table_codec import TableCodec, codecs_of
-from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
 
 _SAMPLED_ROWS = 256
 """Rows of every fragment that are read back and compared with their vectors before the commit."""
+_SAMPLED_LISTS = 16
+"""The same where rows have many vectors."""
 
 Advance = Callable[[int], Any]
 
@@ -128,9 +130,8 @@ class _FragmentStep:
 
     def __init__(self, table: LanceTable, codecs: TableCodec, fragment_id: int) -> None:
         self._table, self._codecs, self._fragment_id = table, codecs, fragment_id
-        metadata = codecs.metadata
         self._columns = codecs.columns
-        self._kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
+        self._kept = codecs.metadata.kept
 
     def run(self, advance: Advance) -> Reencoded:
         """Write and commit the fragment, unless another writer has replaced it.
@@ -170,7 +171,7 @@ class _FragmentStep:
             columns=names,
             fragments=[fragment],
             with_row_id=True,
-            batch_size=rows_per_batch(self._codecs.dim),
+            batch_size=self._codecs.metadata.rows_per_batch,
             scan_in_order=True,
         )
         for batch in scanner.to_batches():
@@ -180,8 +181,9 @@ class _FragmentStep:
             advance(len(batch))
 
     def _encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        vectors_VD, valid_N = self._vectors(batch)
         codes, coded_N = self._codecs.read(batch)
+        raw, raw_N = self._kept.read(batch[self._columns.vector_column], self._written)
+        vectors_VD, valid_N = self._codecs.raw_or_decoded(raw, raw_N, codes, coded_N)
         newest = self._codecs.generations[-1].first_partition
         # Codes of the newest codec stay: their raw vectors may be gone, and encoding is slow.
         fresh_N = np.zeros(len(batch), dtype=bool)
@@ -198,26 +200,14 @@ class _FragmentStep:
             arrays.append(batch[self._columns.vector_column])
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
-    def _vectors(self, batch: pa.RecordBatch) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
-        """The vectors of a batch, raw where there are raw ones and decoded otherwise."""
-        codecs = self._codecs
-        raw_VD, raw_N = read_vectors(
-            batch[self._columns.vector_column], dim=codecs.dim, metric=codecs.metric, first_row=self._written
-        )
-        codes, coded_N = self._codecs.read(batch)
-        vectors_ND = np.zeros((len(batch), codecs.dim), dtype=np.float32)
-        decoded_N = coded_N & ~raw_N
-        vectors_ND[decoded_N] = codecs.decode(codes[~raw_N[coded_N]])
-        vectors_ND[raw_N] = raw_VD
-        valid_N = raw_N | coded_N
-        return vectors_ND[valid_N], valid_N
-
-    def _keep_sample(self, vectors_SD: Float32Array, new: Codes, stale_N: npt.NDArray[np.bool_]) -> None:
+    def _keep_sample(self, vectors_SD: Vectors, new: Codes, stale_N: npt.NDArray[np.bool_]) -> None:
         """Keep the first re-encoded rows for `_verify`: position in the new fragment, vector and code."""
-        wanted = _SAMPLED_ROWS - len(self._sampled)
+        most = _SAMPLED_ROWS if self._codecs.metadata.multi_vector is None else _SAMPLED_LISTS
+        wanted = most - len(self._sampled)
         places = self._written + np.flatnonzero(stale_N)[:wanted]
         self._sampled += [
-            (place, vectors_SD[row].copy(), new[row]) for row, place in enumerate(places.tolist())
+            (place, components_of(vectors_SD[row : row + 1]).copy(), new[row])
+            for row, place in enumerate(places.tolist())
         ]
 
     def _verify(self, new: Any) -> Reencoded:
@@ -229,20 +219,21 @@ class _FragmentStep:
         if not self._sampled:
             return Reencoded(self._rows)
         positions = [position for position, _, _ in self._sampled]
-        metric = self._codecs.metric
-        vectors_VD = as_vectors(np.stack([vector for _, vector, _ in self._sampled]), metric=metric)
+        metric = self._codecs.metadata.metric
+        vectors_VD = as_vectors(np.concatenate([vectors for _, vectors, _ in self._sampled]), metric=metric)
         written = read_written(self._dataset, new, self._columns.names, positions)
         codes, valid = self._codecs.read(written)
         if not self._codecs.generations[-1].metadata.refine_bytes:
             codes = codes.unrefined  # a column for those of an older codec is null in these rows
         # Encoding again would not do: a vector between two codewords may get the other one in another batch.
-        expected = [concatenated_bytes(code) for _, _, code in self._sampled]
-        if not valid.all() or not np.array_equal(concatenated_bytes(codes), np.concatenate(expected)):
+        expected = np.concatenate([concatenated_bytes(code) for _, _, code in self._sampled])
+        found = np.concatenate([concatenated_bytes(codes[row]) for row in range(len(codes))])
+        if not valid.all() or not np.array_equal(found, expected):
             raise TableError(
                 f"Fragment {self._fragment_id} of table {self._table.name!r} reads back other codes than "
                 "were written. The rows are as they were; check the storage, and try again."
             )
-        errors_VD = vectors_VD.astype(np.float64) - self._codecs.decode(codes)
+        errors_VD = vectors_VD.astype(np.float64) - components_of(self._codecs.decode_rows(codes))
         squared_error = float(np.square(errors_VD, dtype=np.float64).sum())
         squared_length = float(np.square(vectors_VD, dtype=np.float64).sum())
         if squared_error > squared_length and not self._kept.kept:
@@ -251,12 +242,13 @@ class _FragmentStep:
                 f"them differ by more than their own length ({squared_error:.4g} > {squared_length:.4g}, "
                 "sums of squares). The rows are as they were; train another codec on them."
             )
-        return Reencoded(self._rows, len(positions), squared_error, squared_length)
+        return Reencoded(self._rows, len(vectors_VD), squared_error, squared_length)
 
 
 def concatenated_bytes(codes: Codes) -> npt.NDArray[np.uint8]:
-    """All bytes of codes (n, M + R): code bytes, and refine codes if there are any."""
-    return codes.codes if codes.refine is None else np.concatenate([codes.codes, codes.refine], axis=1)
+    """All bytes of the codes of a row: code, refine code and codes of many vectors if there are any."""
+    parts = [codes.codes.ravel()] if codes.refine is None else [codes.codes.ravel(), codes.refine.ravel()]
+    return np.concatenate([*parts, codes.tokens.values] if isinstance(codes, RowCodes) else parts)
 
 
 def _merged(
@@ -270,6 +262,9 @@ def _merged(
         codes_NM[some_N], partitions_N[some_N] = some.codes, some.partitions
         if refine_NR is not None and some.refine is not None:
             refine_NR[some_N] = some.refine
+    if isinstance(old, RowCodes) and isinstance(new, RowCodes):
+        tokens = Ragged.merged(old.tokens, coded_N, new.tokens, stale_N)
+        return RowCodes(codes_NM, partitions_N, refine_NR, tokens)
     return Codes(codes_NM, partitions_N, refine_NR)
 
 

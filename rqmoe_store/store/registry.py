@@ -254,12 +254,12 @@ def _needed(
         _require_uncoded(dataset)
         return set()
     metadata = TableMetadata.read(dataset.schema, name)
-    names = [each.fingerprint for each in metadata.generations]
-    replaced = {older for older, newer in itertools.pairwise(names) if newer in recent}
-    needed = {*replaced, *names[-1:]}
-    if needed.issuperset(set(candidates) & set(names)):
+    names = [each.fingerprints for each in metadata.generations]
+    replaced = [older for older, newer in itertools.pairwise(names) if not newer.isdisjoint(recent)]
+    needed = set[str]().union(*replaced, *names[-1:])
+    if needed.issuperset(set(candidates) & set[str]().union(*names)):
         return needed
-    return needed | {names[place] for place in places_in_use(dataset, metadata)}
+    return needed.union(*(names[place] for place in places_in_use(dataset, metadata)))
 
 
 def _require_uncoded(dataset: lance.LanceDataset) -> None:

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.store.columns import KeptVectors, user_schema
+from rqmoe_store.store.columns import KeptVectors, Vectors, user_schema
 from rqmoe_store.store.embeddings import TableEmbedding, complete_others, source_columns
 from rqmoe_store.store.health import DriftMeter
 from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.rows import tables_with_all_columns, tables_with_given_columns
 from rqmoe_store.store.table_codec import TableCodec
-from rqmoe_store.store.vector_arrays import dense_vectors, is_vector_type, read_vectors, rows_per_batch
+from rqmoe_store.store.vector_arrays import dense_vectors
+from rqmoe_store.store.vector_lists import KeptVectorLists
 
 OnBadVectors = Literal["error", "drop", "fill", "null"]
 
@@ -42,24 +43,26 @@ class BadVectors:
         if self.action == "fill":
             object.__setattr__(self, "fill_value", _finite(self.fill_value))
 
-    def repaired(
-        self, column: pa.Array, kept: KeptVectors, metric: str
-    ) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    def repaired(self, column: pa.Array, kept: KeptVectors) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
         """The vectors after the action, and which rows to keep, (N,).
 
         A vector is bad if it has another dimension, a missing, NaN or infinite component, a component beyond
         the range of the type it is kept in, or, under "cosine", no direction. Nulls are bad, too, under
         "drop" and "fill". "fill" replaces bad and missing components, which repairs all but vectors without
-        direction.
+        direction. Where rows have many vectors, a row is bad if any of them is, or there is none.
 
         Args:
-            column: N rows of a type that `is_vector_type` accepts.
+            column: N rows of a type that `kept.require_type` accepts.
             kept: how the table keeps vectors.
-            metric: metric of the table.
+
+        Raises:
+            InvalidInputError: "fill" where rows have many vectors.
         """
         all_N = np.ones(len(column), dtype=bool)
         if self.action == "error":
             return column, all_N
+        if isinstance(kept, KeptVectorLists):
+            return self._repaired_lists(column, kept)
         given_ND, whole_N = dense_vectors(column, kept.dim)
         rounded_ND = kept.rounded(given_ND)
         usable_ND = np.isfinite(rounded_ND)
@@ -67,12 +70,27 @@ class BadVectors:
             filled_ND = np.where(usable_ND, given_ND, np.float32(self.fill_value))
             return pa.FixedSizeListArray.from_arrays(pa.array(filled_ND.ravel()), kept.dim), all_N
         good_N = whole_N & usable_ND.all(axis=1)
-        if metric == "cosine":
+        if kept.metric == "cosine":
             good_N &= rounded_ND.any(axis=1)
         nulled = pa.FixedSizeListArray.from_arrays(
             pa.array(given_ND.ravel()), kept.dim, mask=pa.array(~good_N)
         )
         return nulled, good_N if self.action == "drop" else all_N
+
+    def _repaired_lists(
+        self, column: pa.Array, kept: KeptVectorLists
+    ) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+        if self.action == "fill":
+            raise InvalidInputError(
+                "Got on_bad_vectors='fill' for a table whose rows have many vectors each; expected 'error', "
+                "'drop' or 'null'. Fill the vectors before they are added."
+            )
+        bad_N = np.zeros(len(column), dtype=bool)
+        bad_N[list(kept.unusable(column))] = True
+        nulled = column.take(pa.array(np.arange(len(column)), mask=bad_N))
+        if self.action == "null":
+            return nulled, ~np.zeros(len(column), dtype=bool)
+        return nulled, kept.read(nulled, 0)[1]
 
 
 BAD_VECTORS_RAISE = BadVectors()
@@ -100,9 +118,11 @@ class RowEncoder:
         metadata = codecs.metadata
         self.columns = codecs.columns
         """The columns that have codes."""
-        self.kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
+        self.kept = metadata.kept
         """How the table keeps raw vectors."""
-        self.embedding = TableEmbedding.read(schema.metadata, codecs.dim, codecs.metric, table_name)
+        self.embedding = TableEmbedding.read(
+            schema.metadata, metadata.vector_dim, metadata.metric, table_name
+        )
         """LanceDB embedding function that vectors come from; None if there is none."""
         self.others = user_schema(schema, without=(*self.columns.names, metadata.vector_column))
         """The other columns, which are stored as given."""
@@ -178,10 +198,10 @@ class RowEncoder:
         yield from self._parts(tables_with_given_columns(rows, self.others, column, self.source_columns), bad)
 
     def _parts(self, tables: Iterator[pa.Table], bad: BadVectors) -> Iterator[pa.Table]:
-        first_row, column, step = 0, self.columns.vector_column, rows_per_batch(self.codecs.dim)
+        first_row, column, step = 0, self.columns.vector_column, self.codecs.metadata.rows_per_batch
         for table in tables:
             if column in table.column_names:
-                self.require_vectors(table.schema.field(column).type)
+                self.kept.require_type(table.schema.field(column).type)
             for start in range(0, table.num_rows, step):
                 yield self.encoded_part(table.slice(start, step), first_row + start, bad)
             first_row += table.num_rows
@@ -200,7 +220,7 @@ class RowEncoder:
             return self._others_of(part)
         if bad.action != "error":
             part = self._repaired(part, bad)
-        vectors_VD, valid_N = self.read(part[self.columns.vector_column], first_row)
+        vectors_VD, valid_N = self.kept.read(part[self.columns.vector_column], first_row)
         if self.embedding is not None and bad.action == "error":
             vectors_VD, valid_N = self._embed_missing(part, vectors_VD, valid_N, first_row)
         return self._encoded(part, vectors_VD, valid_N)
@@ -209,33 +229,20 @@ class RowEncoder:
         place = part.schema.get_field_index(self.columns.vector_column)
         column = part[self.columns.vector_column].combine_chunks()
         if pa.types.is_null(column.type):
-            column = column.cast(pa.list_(pa.float32()))
+            column = pa.nulls(len(column), self.kept.field.type)
         if self.embedding is not None:  # first, because computed vectors can be bad, too
             column = self.embedding.embed_missing_unchecked(column, part)
-        column, stays_N = bad.repaired(column, self.kept, self.codecs.metric)
+        column, stays_N = bad.repaired(column, self.kept)
         return part.set_column(place, self.columns.vector_column, column).filter(pa.array(stays_N))
 
-    def read(self, column: pa.ChunkedArray, first_row: int) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
-        """Read and check the vectors of N rows: float32 (V, D), and which rows have one, (N,).
-
-        Raises:
-            InvalidInputError: vectors cannot be encoded or kept; named by row position.
-        """
-        if pa.types.is_null(column.type):
-            column = column.cast(pa.list_(pa.float32()))
-        dim, metric = self.codecs.dim, self.codecs.metric
-        vectors_VD, valid_N = read_vectors(column, dim=dim, metric=metric, first_row=first_row)
-        self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
-        return vectors_VD, valid_N
-
     def encoded_vectors(
-        self, part: pa.Table, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_], first_row: int
+        self, part: pa.Table, vectors_VD: Vectors, valid_N: npt.NDArray[np.bool_], first_row: int
     ) -> pa.Table:
         """The rows as they are stored, given vectors that have been read.
 
         Args:
             part: N rows with columns of `others`.
-            vectors_VD: vectors of the rows where `valid_N` is True, from `read`.
+            vectors_VD: vectors of the rows where `valid_N` is True, from `kept.read`.
             valid_N: which rows have a vector; an embedding function computes missing ones.
             first_row: position of the first row, for messages.
         """
@@ -248,11 +255,10 @@ class RowEncoder:
     ) -> tuple[Float32Array, npt.NDArray[np.bool_]]:
         assert self.embedding is not None
         vectors_VD, valid_N = self.embedding.embed_missing(vectors_VD, valid_N, part, first_row)
-        metric = self.codecs.metric
-        self.kept.require_storable(vectors_VD, valid_N, metric=metric, first_row=first_row)
+        self.kept.require_storable(vectors_VD, valid_N, first_row=first_row)
         return vectors_VD, valid_N
 
-    def _encoded(self, part: pa.Table, vectors_VD: Float32Array, valid_N: npt.NDArray[np.bool_]) -> pa.Table:
+    def _encoded(self, part: pa.Table, vectors_VD: Vectors, valid_N: npt.NDArray[np.bool_]) -> pa.Table:
         arrays: list[pa.Array] = []
         if self._encode:
             codes = self.codecs.encode(vectors_VD)
@@ -272,11 +278,3 @@ class RowEncoder:
         completed = complete_others(self._metadata, self._table_name, part.select(names))
         schema = pa.schema([self.others.field(name) for name in names])
         return pa.Table.from_arrays(completed.columns, schema=schema)
-
-    def require_vectors(self, data_type: pa.DataType) -> None:
-        """Raise InvalidInputError unless a column of this type can hold vectors."""
-        if not pa.types.is_null(data_type) and not is_vector_type(data_type):
-            raise InvalidInputError(
-                f"Column {self.columns.vector_column!r} is {data_type}; expected vectors of "
-                f"{self.codecs.dim} numbers. Nothing was written."
-            )

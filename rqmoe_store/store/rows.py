@@ -15,6 +15,7 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.store.casts import UnfitError, array_of, cast_column
 from rqmoe_store.store.columns import as_schema
 from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type, plain_vectors
+from rqmoe_store.store.vector_lists import is_vector_list_type, vector_list_dim
 
 _ACCEPTED = (
     "a list of dicts or of models, a pandas or polars frame, an Arrow table, record batch, reader, scanner "
@@ -98,14 +99,14 @@ def schema_and_rows(rows: Any, vector_column: str) -> tuple[pa.Schema, Any]:
     first, rows = _first_of(rows)
     schema = as_schema(type(first)) if isinstance(first, LanceModel) else None
     described = None if schema is None or vector_column not in schema.names else schema.field(vector_column)
-    if described is not None and fixed_length(described.type) is not None:
+    if described is not None and _has_fixed_length(described.type):
         return schema, rows
     tables = arrow_tables(rows, vector_column, schema)
     read: list[pa.Table] = []
-    length = None
+    length, has_many = None, False
     for table in tables:
         read.append(table)
-        length = _vector_length(table, vector_column)
+        length, has_many = _vector_length(table, vector_column)
         if length is not None or sum(table.num_rows for table in read) >= _MOST_ROWS_TO_INFER:
             break
     if not read:
@@ -117,8 +118,15 @@ def schema_and_rows(rows: Any, vector_column: str) -> tuple[pa.Schema, Any]:
         )
     schema = read[0].schema if schema is None else schema
     place = schema.get_field_index(vector_column)
-    vectors = pa.field(vector_column, pa.list_(pa.float32(), length))
+    vector_type = pa.list_(pa.float32(), length)
+    vectors = pa.field(vector_column, pa.list_(vector_type) if has_many else vector_type)
     return schema.set(place, vectors), itertools.chain(read, tables)
+
+
+def _has_fixed_length(data_type: pa.DataType) -> bool:
+    if is_vector_list_type(data_type):
+        return vector_list_dim(data_type) is not None
+    return fixed_length(data_type) is not None
 
 
 def _first_of(rows: Any) -> tuple[object, Any]:
@@ -132,22 +140,24 @@ def _first_of(rows: Any) -> tuple[object, Any]:
     return next(iter(first), None), itertools.chain(first, elements)
 
 
-def _vector_length(table: pa.Table, column: str) -> int | None:
-    """Dimension of the vectors of a table; None if it has no vector."""
-    if column not in table.column_names or not (
-        is_vector_type(table.schema.field(column).type) or pa.types.is_null(table.schema.field(column).type)
-    ):
+def _vector_length(table: pa.Table, column: str) -> tuple[int | None, bool]:
+    """Dimension of the vectors of a table, None if it has no vector, and whether rows have lists of them."""
+    data_type = table.schema.field(column).type if column in table.column_names else None
+    if data_type is not None and is_vector_list_type(data_type):
+        vectors = table[column].combine_chunks().drop_null().flatten()
+        return _vector_length(pa.table({column: vectors}), column)[0], True
+    if data_type is None or not (is_vector_type(data_type) or pa.types.is_null(data_type)):
         raise InvalidInputError(
             f"The rows have no vectors in column {column!r} (columns: {table.column_names}); expected "
             "lists of numbers. Pass schema=, or set vector_column=."
         )
-    if pa.types.is_null(table.schema.field(column).type):
-        return None
-    length = fixed_length(table.schema.field(column).type)
+    if pa.types.is_null(data_type):
+        return None, False
+    length = fixed_length(data_type)
     if length is None:
         vectors = plain_vectors(table[column]).drop_null()
         length = len(vectors[0]) if len(vectors) else None
-    return length
+    return length, False
 
 
 def arrow_tables(rows: Any, vector_column: str, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
@@ -271,8 +281,33 @@ def _read(values: list[Any], name: str, vector_column: str, schema: pa.Schema | 
 
 def _vectors(values: list[Any]) -> pa.Array:
     with np.errstate(over="ignore"):  # overflow becomes inf, which is reported with its row later
+        if any(_is_list_of_vectors(value) for value in values):
+            lists = [None if value is None else _vector_list(value, row) for row, value in enumerate(values)]
+            return pa.array(lists, type=pa.list_(pa.list_(pa.float32())))
         arrays = [None if value is None else _vector(value, place) for place, value in enumerate(values)]
     return pa.array(arrays, type=pa.list_(pa.float32()))
+
+
+def _is_list_of_vectors(value: Any) -> bool:
+    """Whether a value of a row is a matrix, or a list of vectors; its first element decides."""
+    if hasattr(value, "ndim"):
+        return bool(value.ndim == 2)
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    first = next((each for each in value if each is not None), None)
+    return isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 1
+
+
+def _vector_list(value: Any, position: int) -> Any:
+    """The vectors of a row, of any lengths, some of which may be null."""
+    if hasattr(value, "ndim"):
+        value = from_torch(value)
+    if not isinstance(value, list | tuple) and getattr(value, "ndim", None) not in (1, 2):
+        raise InvalidInputError(
+            f"The vectors in row {position} of the list are {type(value).__name__}; expected a list of "
+            "vectors."
+        )
+    return [None if each is None else _vector(each, position) for each in value]
 
 
 def _vector(value: Any, position: int) -> Any:

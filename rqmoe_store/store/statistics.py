@@ -9,14 +9,20 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.lance import field_ids
+from rqmoe_store.store.ragged import RowCodes
 from rqmoe_store.store.registry import places_in_use
+from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.table_codec import TableCodec
 
 _SCAN_ROWS = 131_072
+_LIST_ROWS = 4_096
+"""Rows of many vectors each whose codes are read at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class TableStats:
     dim: int
     """Dimension of the vectors."""
     raw_bytes: int
-    """Size of the vectors as float32: rows * dim * 4."""
+    """Size of the vectors as float32: rows * dim * 4, or vectors * dim * 4 where rows have many."""
     disk_bytes: int
     """Size of the whole table on disk: all columns, indexes, deletions, older versions."""
     code_disk_bytes: int
@@ -116,19 +122,20 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
         TableError: the table has a code or partition id that none of its codecs has.
     """
     rows = table.count_rows()
-    raw_bytes = rows * codecs.dim * 4
+    raw_bytes = 4 * codecs.metadata.vector_dim * _count_vectors(table, codecs, rows)
     code_bytes = column_bytes(table, columns.names)
     refine_bytes = column_bytes(table, [columns.refine]) if columns.refine_bytes else 0
     bytes_per_vector = code_bytes / rows if rows else 0.0
-    in_use = [codecs.generations[place].codec for place in places_in_use(table.to_lance(), codecs.metadata)]
-    artifacts = [codec.to_artifact() for codec in in_use]
+    used = [codecs.generations[place] for place in places_in_use(table.to_lance(), codecs.metadata)]
+    in_use = [each.codec for each in used]
+    artifacts = [codec.to_artifact() for codec in {*in_use, *(each.vector_codec for each in used)}]
     codec_bytes = sum(len(artifact.config_json.encode()) + len(artifact.weights) for artifact in artifacts)
-    saved = codecs.dim * 4 - bytes_per_vector
+    saved = (raw_bytes / rows if rows else 0) - bytes_per_vector
     report = None if codecs.newest is None else codecs.newest.report
     return TableStats(
         rows=rows,
         raw_rows=table.count_rows(columns.raw_filter),
-        dim=codecs.dim,
+        dim=codecs.metadata.vector_dim,
         raw_bytes=raw_bytes,
         disk_bytes=disk_bytes(table),
         code_disk_bytes=code_bytes,
@@ -145,6 +152,22 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
     )
 
 
+def _count_vectors(table: LanceTable, codecs: TableCodec, rows: int) -> int:
+    """Number of vectors that all rows have, or had before they were encoded."""
+    if codecs.metadata.multi_vector is None:
+        return rows
+    columns, count = codecs.columns, 0
+    for batch in table.search().select([*columns.scanned, columns.tokens]).to_batches(_LIST_ROWS):
+        codes, _ = codecs.read(batch)
+        assert isinstance(codes, RowCodes), "read with the column"
+        for generation, some in codecs.by_generation(codes) if len(codes) else ():
+            config = generation.vector_codec.config
+            count += int(codes.tokens.lengths_B[some].sum()) // (config.code_bytes + config.refine_bytes)
+    column = quoted(columns.vector_column)
+    raw = table.to_lance().scanner(columns={"vectors": f"array_length({column})"}, filter=columns.raw_filter)
+    return count + int(pc.sum(raw.to_table()["vectors"]).as_py() or 0)
+
+
 def disk_bytes(table: LanceTable) -> int:
     """Size in bytes of the whole table on disk, including older versions."""
     return sum(int(batch["size_bytes"].to_numpy().sum()) for batch in table.to_lance().all_files())
@@ -153,7 +176,8 @@ def disk_bytes(table: LanceTable) -> int:
 def column_bytes(table: LanceTable, names: Collection[str]) -> int:
     """Size in bytes of these columns in the data files, including deleted rows that are not compacted yet."""
     dataset = table.to_lance()
-    wanted = {field.id() for field in dataset.lance_schema.fields() if field.name() in names}
+    fields = [field for field in dataset.lance_schema.fields() if field.name() in names]
+    wanted = {each for field in fields for each in field_ids(field)}
     sizes: Any = dataset.stats.data_stats().fields  # a list, annotated by pylance as one item
     return sum(int(size.bytes_on_disk) for size in sizes if size.id in wanted)
 

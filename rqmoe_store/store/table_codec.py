@@ -26,8 +26,10 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
-from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.columns import CodeColumns, Vectors
 from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
+from rqmoe_store.store.multivector import decode_lists, encode_lists
+from rqmoe_store.store.ragged import Ragged, RowCodes, merged_vectors
 
 if TYPE_CHECKING:
     import torch
@@ -41,15 +43,23 @@ class Generation:
     first_partition: int
     load: Callable[[], Codec] = dataclasses.field(repr=False, compare=False)
     """Loads the codec; called once, when it is first needed."""
+    load_token_codec: Callable[[], Codec] | None = dataclasses.field(default=None, repr=False, compare=False)
+    """Loads the codec of a row's vectors, where rows have many; None where they have one."""
 
     @functools.cached_property
     def codec(self) -> Codec:
-        """The codec. Once no row has a code of it, it may be missing from the database.
+        """The codec of what scans score: the vectors of rows, or their fixed dimensional encodings. Once no
+        row has a code of it, it may be missing from the database.
 
         Raises:
             ArtifactError: the codec is missing, damaged, or not what the metadata describes.
         """
         return self.load()
+
+    @functools.cached_property
+    def vector_codec(self) -> Codec:
+        """The codec of the user's vectors. Raises as `codec`."""
+        return self.codec if self.load_token_codec is None else self.load_token_codec()
 
     @property
     def partitions(self) -> slice:
@@ -58,7 +68,7 @@ class Generation:
 
 
 def generations_of(metadata: TableMetadata, codecs: list[Codec]) -> list[Generation]:
-    """The generations of `metadata`, oldest first, with codecs that are in memory.
+    """The generations of `metadata`, oldest first, with codecs that are in memory; rows have one vector each.
 
     Raises:
         ArtifactError: a codec is not what the metadata describes.
@@ -74,14 +84,20 @@ def generations_in(db: DBConnection, metadata: TableMetadata, device: str = "aut
     """The generations of `metadata`, oldest first, with codecs to load from the registry of `db` to a
     device."""
     return [
-        Generation(each, first, functools.partial(_load, db, each, metadata, device))
+        Generation(
+            each,
+            first,
+            functools.partial(_load, db, each, metadata, device),
+            functools.partial(_load_token_codec, db, each, metadata, device) if each.token_codec else None,
+        )
         for each, first in zip(metadata.generations, metadata.first_partitions[:-1], strict=True)
     ]
 
 
-def generation_metadata(codec: Codec) -> GenerationMetadata:
-    """The entry for a codec in the metadata of a table."""
-    return GenerationMetadata(codec.fingerprint, codec.num_partitions, codec.config.refine_bytes)
+def generation_metadata(codec: Codec, token_codec: Codec | None = None) -> GenerationMetadata:
+    """The entry for a codec in the metadata of a table, and that of the vectors if rows have many."""
+    token = "" if token_codec is None else token_codec.fingerprint
+    return GenerationMetadata(codec.fingerprint, codec.num_partitions, codec.config.refine_bytes, token)
 
 
 def require_match(codec: Codec, generation: GenerationMetadata, metadata: TableMetadata) -> None:
@@ -121,6 +137,30 @@ def _load(db: DBConnection, generation: GenerationMetadata, metadata: TableMetad
 
 def _copy_on(generation: Generation, device: str) -> Codec:
     return generation.codec.copy_on(device)
+
+
+def _token_copy_on(generation: Generation, device: str) -> Codec:
+    return generation.vector_codec.copy_on(device)
+
+
+def _load_token_codec(
+    db: DBConnection, generation: GenerationMetadata, metadata: TableMetadata, device: str
+) -> Codec:
+    codec = registry.load(db, generation.token_codec, device=device)
+    require_token_match(codec, metadata)
+    return codec
+
+
+def require_token_match(codec: Codec, metadata: TableMetadata) -> None:
+    """Raise ArtifactError unless `codec` can encode the vectors of rows that have many."""
+    expected = {"dim": metadata.vector_dim, "metric": metadata.metric, "num_partitions": 1}
+    found = {"dim": codec.dim, "metric": codec.config.metric, "num_partitions": codec.num_partitions}
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ArtifactError(
+                f"The vectors of the table's rows are encoded by codecs of {name} {value!r}; got "
+                f"{codec.fingerprint[:12]!r} of {name} {found[name]!r}. Restore an earlier version."
+            )
 
 
 class TableCodec:
@@ -172,8 +212,9 @@ class TableCodec:
         device = known.chosen_device if known else device
         generations = [have.get(each, each) for each in generations_in(db, metadata, device)]
         codecs = cls(metadata, generations, device)
-        if codecs.newest is not None:
-            require_match(codecs.newest, metadata.generations[-1], metadata)
+        if codecs.generations:
+            require_match(codecs.generations[-1].codec, metadata.generations[-1], metadata)
+        _ = codecs.newest  # raises if it cannot be loaded
         return codecs
 
     def on(self, device: str) -> "TableCodec":
@@ -181,19 +222,24 @@ class TableCodec:
         if device == self.chosen_device:
             return self
         copies = [
-            Generation(each.metadata, each.first_partition, functools.partial(_copy_on, each, device))
+            Generation(
+                each.metadata,
+                each.first_partition,
+                functools.partial(_copy_on, each, device),
+                functools.partial(_token_copy_on, each, device) if each.metadata.token_codec else None,
+            )
             for each in self.generations
         ]
         return TableCodec(self.metadata, copies, device)
 
     @property
     def dim(self) -> int:
-        """Components of a vector."""
+        """Components of what scans score: a vector, or the fixed dimensional encoding of a row's vectors."""
         return self.metadata.dim
 
     @property
     def metric(self) -> Metric:
-        """The metric that all codecs were trained for."""
+        """The metric that scans score by, for which all codecs of what they score were trained."""
         return self.metadata.config.metric
 
     @property
@@ -208,20 +254,20 @@ class TableCodec:
 
     @property
     def newest(self) -> Codec | None:
-        """The codec that encodes; None in a table without a codec."""
-        return self.generations[-1].codec if self.generations else None
+        """The codec that encodes the user's vectors; None in a table without a codec."""
+        return self.generations[-1].vector_codec if self.generations else None
 
     @property
     def device(self) -> str:
-        """Name of the newest codec's device."""
-        return "cpu" if self.newest is None else self.newest.device_name
+        """Name of the device of the newest codec of what scans score."""
+        return self.generations[-1].codec.device_name if self.generations else "cpu"
 
     @property
     def most_partitions(self) -> int:
         """Number of partitions of the generation that has most."""
         return max((each.metadata.num_partitions for each in self.generations), default=0)
 
-    def encode(self, vectors_nD: Float32Array) -> Codes:
+    def encode(self, vectors_nD: Vectors) -> Codes:
         """Encode checked vectors with the newest codec, with refine codes if it has any.
 
         Raises:
@@ -229,8 +275,11 @@ class TableCodec:
         """
         if not self.generations:
             raise TableError("The table has no codec yet; train one with train(), or add rows unencoded.")
-        newest = self.generations[-1]
-        codes = newest.codec.encode(vectors_nD)
+        newest, many = self.generations[-1], self.metadata.multi_vector
+        if many is None:
+            codes = newest.codec.encode(vectors_nD)
+        else:
+            codes = encode_lists(vectors_nD, many, newest.codec, newest.vector_codec)
         return dataclasses.replace(codes, partitions=codes.partitions + np.int32(newest.first_partition))
 
     def decode(self, codes: Codes, *, precision: PrecisionChoice = "float32") -> Float32Array:
@@ -276,6 +325,40 @@ class TableCodec:
         for (_, rows), part in zip(parts, decoded, strict=True):
             decoded_nD[torch.from_numpy(rows).to(self.device)] = part
         return decoded_nD
+
+    def decode_rows(self, codes: Codes, *, precision: PrecisionChoice = "float32") -> Vectors:
+        """Decode the user's vectors: as `decode`, or all vectors of every row where rows have many."""
+        if self.metadata.multi_vector is None:
+            return self.decode(codes, precision=precision)
+        self.check(codes)
+        assert isinstance(codes, RowCodes), "codes of rows with many vectors"
+        parts, order = [self.metadata.kept.none], [np.empty(0, np.int64)]
+        for generation, rows in self.by_generation(codes) if len(codes) else ():
+            parts.append(decode_lists(codes.tokens[rows], generation.vector_codec, precision))
+            order.append(np.arange(len(codes))[rows])
+        return Ragged.joined(parts)[np.argsort(np.concatenate(order))]
+
+    def raw_or_decoded(
+        self,
+        raw: Vectors,
+        raw_N: npt.NDArray[np.bool_],
+        codes: Codes,
+        coded_N: npt.NDArray[np.bool_],
+    ) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+        """The user's vectors of N rows, raw where there are raw ones and decoded otherwise, and which rows
+        have any.
+
+        Args:
+            raw: vectors of the rows where `raw_N` is True.
+            raw_N: which rows have raw vectors.
+            codes: codes of the rows where `coded_N` is True.
+            coded_N: which rows have codes.
+
+        Raises as `decode_rows`.
+        """
+        decoded_N = coded_N & ~raw_N
+        decoded = self.decode_rows(codes[~raw_N[coded_N]])
+        return merged_vectors(raw, raw_N, decoded, decoded_N), raw_N | coded_N
 
     def distances_on_gpu(
         self,

@@ -101,7 +101,7 @@ def read_vectors(
             under "cosine"; rows are named by position.
     """
     array, valid_N = _present(column)
-    vectors_VD, problems = _screened(array, dim, metric)
+    vectors_VD, problems = screened(array, dim, metric)
     for problem, good_V in problems.items():
         require_rows(first_row + np.flatnonzero(valid_N), good_V, problem)
     return vectors_VD, valid_N
@@ -112,7 +112,7 @@ def unusable_vectors(column: pa.ChunkedArray | pa.Array, *, dim: int, metric: st
     array, valid_N = _present(column)
     rows_V = np.flatnonzero(valid_N)
     found: dict[int, str] = {}
-    for problem, good_V in _screened(array, dim, metric)[1].items():
+    for problem, good_V in screened(array, dim, metric)[1].items():
         for row in rows_V[~good_V]:
             found.setdefault(int(row), problem)
     return found
@@ -124,9 +124,7 @@ def _present(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, npt.NDArray[
     return array.drop_null(), array.is_valid().to_numpy(zero_copy_only=False)
 
 
-def _screened(
-    array: pa.Array, dim: int, metric: str
-) -> tuple[Float32Array, dict[str, npt.NDArray[np.bool_]]]:
+def screened(array: pa.Array, dim: int, metric: str) -> tuple[Float32Array, dict[str, npt.NDArray[np.bool_]]]:
     """The F of V vectors that have dimension `dim`, and problem -> which of the V vectors do not have it."""
     fits_V = _lengths(array) == dim
     vectors_FD = _components(array if fits_V.all() else array.filter(pa.array(fits_V))).reshape(-1, dim)

@@ -12,7 +12,6 @@ from lancedb.table import LanceTable
 
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.store import databases, health, ingest_log
-from rqmoe_store.store.columns import KeptVectors
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.keys import key_of
 from rqmoe_store.store.metadata import TableMetadata, TunedSearch
@@ -128,7 +127,7 @@ class _Verification:
         """Read all other metadata with the functions that its users call."""
         dataset, name = self._dataset, self._table.name
         with self._findings.recording("embedding function"):
-            TableEmbedding.read(dataset.schema.metadata, metadata.dim, metadata.config.metric, name)
+            TableEmbedding.read(dataset.schema.metadata, metadata.vector_dim, metadata.metric, name)
         with self._findings.recording("search setting"):
             TunedSearch.read(dataset.metadata, name)
         with self._findings.recording("notes on ingested rows"):
@@ -145,7 +144,7 @@ class _Verification:
     def _row_checks(self, metadata: TableMetadata, codecs: list[VerifiedCodec]) -> RowChecks | None:
         """The checks of rows; None if code or vector columns are missing or have other types."""
         checks = None
-        kept = KeptVectors(column=metadata.vector_column, keep=metadata.keep_vectors, dim=metadata.dim)
+        kept = metadata.kept
         with self._findings.recording("columns"):
             columns = metadata.columns
             columns.require_in(self._dataset.schema, code_bytes=metadata.config.code_bytes)

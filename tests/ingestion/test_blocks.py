@@ -36,8 +36,6 @@ def make_reader(store, codec):
     checker = RowChecker(
         RowEncoder(store.table.schema, store.codecs, table_name=store.name, encode=True),
         "vector",
-        dim=codec.dim,
-        metric="l2",
     )
 
     def make(*, block_rows=10, done=None, quarantined=None):
@@ -185,7 +183,7 @@ def checker_of(db, codec, *, keep="none", name="docs", column="vector"):
     )
     table, metadata = create_coded(db, name, schema, codec=codec, vector_column="vector", keep_vectors=keep)
     encoder = RowEncoder(table.schema, TableCodec.of(metadata, [codec]), table_name=name, encode=True)
-    return RowChecker(encoder, column, dim=DIM, metric=codec.config.metric)
+    return RowChecker(encoder, column)
 
 
 DEFECTS = {

@@ -18,8 +18,8 @@ NAN, INF = float("nan"), float("inf")
 
 def repaired(action, rows, fill_value=0.0, *, metric="l2", keep="float32") -> dict:
     """The vectors that are left, by position."""
-    kept = KeptVectors(column="vector", keep=keep, dim=3)
-    column, stays = BadVectors(action, fill_value).repaired(rows, kept, metric)
+    kept = KeptVectors(column="vector", keep=keep, dim=3, metric=metric)
+    column, stays = BadVectors(action, fill_value).repaired(rows, kept)
     return {row: vector for row, vector in enumerate(column.to_pylist()) if stays[row]}
 
 
@@ -56,8 +56,8 @@ def test_every_kind_of_bad_vector(kind) -> None:
 
 def test_errors_are_left_to_whoever_reads_the_vectors() -> None:
     rows = column([*BAD.values(), None])
-    kept = KeptVectors(column="vector", keep="none", dim=3)
-    same, stays = BAD_VECTORS_RAISE.repaired(rows, kept, "cosine")
+    kept = KeptVectors(column="vector", keep="none", dim=3, metric="cosine")
+    same, stays = BAD_VECTORS_RAISE.repaired(rows, kept)
     assert same is rows and stays.all()
 
 

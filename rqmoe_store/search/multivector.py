@@ -1,0 +1,167 @@
+"""Queries of many vectors: their encodings, which scans score, and MaxSim of a shortlist's vectors.
+
+The distance of a row is the sum, over the vectors of the query, of the distance to the nearest vector of the
+row, as LanceDB defines it for multivectors: the number of query vectors minus MaxSim.
+
+Shape legend: Q queries, K vectors of one, S rows of one query, B rows of a batch, D components of a vector, F
+of an encoding.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_tensor, listed
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.multivector.max_sim import max_sim
+from rqmoe_store.search.rerank import Hits, ordered, ordered_hits
+from rqmoe_store.search.segments import RowIds
+from rqmoe_store.search.shortlists import Candidates
+from rqmoe_store.store.handle import Handle
+from rqmoe_store.store.lance import take_rows_of_version
+from rqmoe_store.store.metadata import MultiVector
+from rqmoe_store.store.multivector import decode_lists, encoder_of
+from rqmoe_store.store.ragged import Ragged
+from rqmoe_store.store.snapshot import Snapshot
+from rqmoe_store.store.vector_lists import unit_vectors
+
+Matrices = tuple[Float32Array, ...]
+"""The vectors (K, D) of every query, of length 1 under cosine."""
+
+
+def as_matrices(query: Any, many: MultiVector) -> Matrices:
+    """One matrix (K, D), one vector (D,), or a list of matrices as checked queries.
+
+    Raises:
+        InvalidInputError: vectors of another dimension, NaN or infinite, or zero under cosine; a query
+            without vectors; an empty batch.
+    """
+    matrices = _listed_matrices(query)
+    if len(matrices) == 0:
+        raise InvalidInputError("Got an empty batch of queries; expected at least one matrix of vectors.")
+    checked = tuple(as_vectors(matrix, dim=many.dim, metric=many.config.metric) for matrix in matrices)
+    empty = [place for place, matrix_KD in enumerate(checked) if len(matrix_KD) == 0]
+    if empty:
+        raise InvalidInputError(
+            f"Got query {empty[0]} (counted from 0) without vectors; expected at least one of "
+            f"{many.dim} numbers."
+        )
+    return checked
+
+
+def _listed_matrices(query: Any) -> list[Any]:
+    """The matrices of the queries, not checked yet."""
+    query = listed(query)
+    if is_tensor(query) or isinstance(query, np.ndarray):
+        return list(query) if query.ndim == 3 else [query[None] if query.ndim == 1 else query]
+    if not isinstance(query, list | tuple) or len(query) == 0:
+        return [query]
+    depth, first = 1, query[0]
+    while isinstance(first, list | tuple) and len(first) and depth < 3:
+        depth, first = depth + 1, first[0]
+    depth += getattr(first, "ndim", 1 if isinstance(first, list | tuple) else 0)
+    return list(query) if depth >= 3 else [[query] if depth == 1 else query]
+
+
+def query_encodings(matrices: Matrices, many: MultiVector) -> Float32Array:
+    """The fixed dimensional encodings (Q, F) of queries."""
+    return encoder_of(many).encode_queries(
+        np.concatenate(matrices), np.array([len(matrix_KD) for matrix_KD in matrices], np.int64)
+    )
+
+
+def require_one_vector(handle: Handle, what: str, instead: str) -> None:
+    """Raise InvalidInputError if rows have many vectors each, for which something is not defined."""
+    if handle.metadata.multi_vector is not None:
+        raise InvalidInputError(
+            f"Got {what} for table {handle.name!r}, whose rows have many vectors each; expected a table "
+            f"of one vector a row. {instead}"
+        )
+
+
+def distances_to(query_KD: Float32Array, vectors: Ragged, metric: str) -> Float32Array:
+    """The distances (B,) of rows to one query: float32, smaller is nearer."""
+    vectors_TD = unit_vectors(vectors.values, metric)
+    return np.float32(len(query_KD)) - max_sim(query_KD, vectors_TD, vectors.lengths_B)
+
+
+def rank_by_max_sim(
+    snapshot: Snapshot, matrices: Matrices, candidates: Candidates, *, refined: bool, most: int
+) -> list[Hits]:
+    """Order the candidates of every query by (distance of their decoded vectors, row id).
+
+    Args:
+        snapshot: the version that has the rows.
+        matrices: vectors of the queries.
+        candidates: candidates of every query.
+        refined: whether to decode refine codes, too.
+        most: how many of the nearest rows that a stage considers matter, as in `ordered_hits`.
+    """
+    metric = snapshot.codecs.metadata.metric
+    distances = [np.empty(0, np.float32)]
+    for query_KD, some in zip(matrices, candidates.each(), strict=True):
+        distances_S = np.empty(len(some.rows), np.float32)
+        tokens = _take_tokens(snapshot, some.rows.row_ids_N)
+        for generation, rows in snapshot.codecs.by_generation(some.rows.codes) if len(some.rows) else ():
+            vectors = decode_lists(tokens[rows], generation.vector_codec, refined=refined)
+            distances_S[rows] = distances_to(query_KD, vectors, metric)
+        distances.append(distances_S)
+    return ordered_hits(candidates, np.concatenate(distances), most)
+
+
+def _take_tokens(snapshot: Snapshot, row_ids_S: RowIds) -> Ragged:
+    """The codes of all vectors of rows."""
+    if len(row_ids_S) == 0:
+        return Ragged(np.empty(0, np.uint8), np.empty(0, np.int64))
+    name = snapshot.codecs.columns.tokens
+    taken = take_rows_of_version(snapshot.dataset, [name], row_ids_S)[name].combine_chunks()
+    return Ragged.of_binary(taken)
+
+
+def rank_by_encodings(hits: Sequence[Hits], matrices: Matrices) -> list[Hits]:
+    """Hits by inner products of encodings alone, with the distances that these approximate."""
+    return [
+        dataclasses.replace(each, distances_S=each.distances_S + np.float32(len(query_KD) - 1))
+        for each, query_KD in zip(hits, matrices, strict=True)
+    ]
+
+
+def refine_by_max_sim(snapshot: Snapshot, matrices: Matrices, hits: Sequence[Hits]) -> list[Hits]:
+    """Order the hits of every query by (distance of their raw vectors, row id), without rows of none."""
+    metadata = snapshot.codecs.metadata
+    refined = []
+    for query_KD, some in zip(matrices, hits, strict=True):
+        distances_S = np.full(len(some), np.nan, np.float32)
+        if len(some):
+            taken = take_rows_of_version(snapshot.dataset, [metadata.vector_column], some.row_ids_S)
+            vectors, valid_S = metadata.kept.stored(taken[metadata.vector_column].combine_chunks())
+            distances_S[valid_S] = distances_to(query_KD, vectors, metadata.metric)
+        exact = dataclasses.replace(
+            some, distances_S=distances_S, estimates_S=some.distances_S.astype(np.float64)
+        )
+        refined.append(ordered(exact))
+    return refined
+
+
+def nearest_raw_rows(
+    batches: Iterator[tuple[RowIds, pa.Array]], matrices: Matrices, snapshot: Snapshot, most: int
+) -> list[Hits]:
+    """The `most` rows nearest to every query by their raw vectors.
+
+    Args:
+        batches: ids and lists of vectors of rows.
+        matrices: vectors of the queries.
+        snapshot: the version that has the rows.
+        most: rows to keep.
+    """
+    metadata = snapshot.codecs.metadata
+    best = [Hits(np.empty(0, np.uint64), np.empty(0, np.float32)) for _ in matrices]
+    for row_ids_B, column in batches:
+        vectors, _ = metadata.kept.stored(column)
+        for place, query_KD in enumerate(matrices):
+            more = Hits(row_ids_B, distances_to(query_KD, vectors, metadata.metric))
+            best[place] = ordered(best[place].joined(more))[:most]
+    return best

@@ -1,0 +1,197 @@
+"""Rows with many vectors each: codes of their vectors, and of the fixed dimensional encoding of each row.
+
+Shape legend: B rows, T vectors of all rows, D components of a vector, F of an encoding, W bytes of all codes
+of a vector.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.device import PrecisionChoice
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import CodecConfig, MultiVectorConfig
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
+from rqmoe_store.multivector.vector_lists import as_vector_lists
+from rqmoe_store.store.embeddings import embedding_description, metadata_with_moved_embedding
+from rqmoe_store.store.metadata import MULTI_VECTOR_FORMAT_VERSION, MultiVector, TableMetadata
+from rqmoe_store.store.ragged import Ragged, RowCodes
+from rqmoe_store.store.vector_lists import unit_vectors
+
+
+@functools.lru_cache(maxsize=16)
+def encoder_of(many: MultiVector) -> FixedDimensionalEncoder:
+    """What makes the fixed dimensional encodings of a table's rows and queries."""
+    settings = many.encoding
+    whole = FixedDimensionalEncoder(
+        many.dim,
+        num_repetitions=settings.num_repetitions,
+        num_hyperplanes=settings.num_hyperplanes,
+        projected_dim=_least(settings.projected_dim, many.dim),
+        fill_empty_partitions=settings.fill_empty_partitions,
+        seed=settings.seed,
+    )
+    return dataclasses.replace(whole, final_dim=_least(settings.final_dim, whole.fde_dim))
+
+
+def _least(dim: int | None, given: int) -> int | None:
+    """The dimension to project to; None unless it is smaller than the given one."""
+    return None if dim is None or dim >= given else dim
+
+
+def multi_vector_metadata(
+    vector_column: str,
+    keep_vectors: str,
+    dim: int,
+    config: CodecConfig | None,
+    encoding: MultiVectorConfig | None,
+) -> TableMetadata:
+    """The metadata of a table without codecs whose rows have many vectors each.
+
+    Args:
+        vector_column: the column of lists of vectors.
+        keep_vectors: as for `create_table`.
+        dim: dimension of the vectors.
+        config: configuration of their codecs; None for the defaults.
+        encoding: how a row's vectors become one encoding; None for the defaults.
+
+    Raises:
+        InvalidInputError: a metric without inner products, or a codec with partitions.
+    """
+    config = CodecConfig(metric="cosine") if config is None else config
+    if config.metric == "l2":
+        raise InvalidInputError(
+            f"Got metric='l2' for column {vector_column!r}, whose rows have many vectors each; expected "
+            "'cosine' or 'dot', as rows are compared by inner products. Say CodecConfig(metric='cosine')."
+        )
+    config = token_config(config)
+    config.require_bytes_for(dim)
+    many = MultiVector(dim=dim, config=config, encoding=encoding or MultiVectorConfig())
+    encoded_dim = encoder_of(many).fde_dim
+    code_bytes = min(many.encoding.code_bytes, encoded_dim)
+    return TableMetadata(
+        format_version=MULTI_VECTOR_FORMAT_VERSION,
+        vector_column=vector_column,
+        dim=encoded_dim,
+        keep_vectors=keep_vectors,
+        config=CodecConfig(kind="pq", metric="dot", code_bytes=code_bytes),
+        multi_vector=many,
+    )
+
+
+def token_config(config: CodecConfig) -> CodecConfig:
+    """The configuration of a codec of the vectors of rows that have many: without partitions.
+
+    Raises:
+        InvalidInputError: it has some.
+    """
+    if config.num_partitions:
+        raise InvalidInputError(
+            f"Got num_partitions={config.num_partitions} for a table whose rows have many vectors each; "
+            "expected 0 or None, as rows are not found by single vectors."
+        )
+    return dataclasses.replace(config, num_partitions=0)
+
+
+def require_no_encoding(encoding: MultiVectorConfig | None, vector_column: str) -> None:
+    """Raise InvalidInputError for settings of many vectors a row, where each row has one."""
+    if encoding is not None:
+        raise InvalidInputError(
+            f"Got multi_vector={encoding!r} for column {vector_column!r}, whose rows have one vector each; "
+            "leave it out, or make it a list of vectors, such as pa.list_(pa.list_(pa.float32(), 128))."
+        )
+
+
+def require_no_embedding(schema: pa.Schema, vector_column: str, table_name: str) -> None:
+    """Raise InvalidInputError if an embedding function is described for a column of lists of vectors."""
+    moved = metadata_with_moved_embedding(schema.metadata, vector_column, table_name)
+    if embedding_description(moved) is not None:
+        raise InvalidInputError(
+            f"Got an embedding function for column {vector_column!r}, whose rows have many vectors each; "
+            "expected none. Leave it out of the schema, and add rows with their vectors."
+        )
+
+
+def encodings_of(vectors: Ragged, many: MultiVector) -> Float32Array:
+    """The fixed dimensional encodings (B, F) of rows."""
+    vectors_TD = unit_vectors(vectors.values, many.config.metric)
+    return encoder_of(many).encode_documents(vectors_TD, vectors.lengths_B)
+
+
+def as_lists(matrices: Any, many: MultiVector) -> Ragged:
+    """The vectors of several rows, given as a list of matrices (n, D) or an array (B, n, D).
+
+    Raises:
+        InvalidInputError: another form, or vectors of another dimension, NaN or infinite.
+    """
+    vectors_TD, lengths_B = as_vector_lists(matrices, dim=many.dim)
+    return Ragged(vectors_TD, lengths_B)
+
+
+def encode_lists(vectors: Ragged, many: MultiVector, codec: Codec, token_codec: Codec) -> RowCodes:
+    """Encode rows: their encodings by `codec`, and all their vectors by `token_codec`."""
+    codes = codec.encode(encodings_of(vectors, many))
+    tokens = token_codec.encode(vectors.values)
+    bytes_TW = tokens.codes
+    if tokens.refine is not None:
+        bytes_TW = np.concatenate([tokens.codes, tokens.refine], axis=1)
+    width = token_codec.config.code_bytes + token_codec.config.refine_bytes
+    return RowCodes(
+        codes.codes,
+        codes.partitions,
+        codes.refine,
+        Ragged(np.ascontiguousarray(bytes_TW).ravel(), vectors.lengths_B * width),
+    )
+
+
+def decode_lists(
+    tokens: Ragged, token_codec: Codec, precision: PrecisionChoice = "auto", *, refined: bool = True
+) -> Ragged:
+    """Decode all vectors of rows.
+
+    Args:
+        tokens: the bytes of the codes of all vectors of every row.
+        token_codec: the codec that encoded them.
+        precision: as in `Codec.decode`.
+        refined: whether to use their refine codes, if there are any.
+
+    Raises:
+        TableError: the bytes are not codes of the codec.
+    """
+    codes, lengths_B = token_codes(tokens, token_codec)
+    try:
+        decoded_TD = token_codec.decode(codes if refined else codes.unrefined, precision=precision)
+        return Ragged(decoded_TD, lengths_B)
+    except InvalidInputError as error:
+        raise TableError(
+            f"The table has codes that none of its codecs wrote. {error} Delete these rows or restore an "
+            "earlier version of the table, and write to it through this package only."
+        ) from error
+
+
+def token_codes(
+    tokens: Ragged, token_codec: Codec
+) -> tuple[Codes, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """The codes of all vectors of rows, and how many each row has.
+
+    Raises:
+        TableError: a row has a part of a code.
+    """
+    config = token_codec.config
+    width = config.code_bytes + config.refine_bytes
+    if (tokens.lengths_B % width).any():
+        raise TableError(
+            f"The table has rows whose vectors have codes of another length than {width} bytes each, as "
+            "their codec writes them. Delete these rows or restore an earlier version of the table, and "
+            "write to it through this package only."
+        )
+    bytes_TW = tokens.values.reshape(-1, width)
+    refine_TR = bytes_TW[:, config.code_bytes :] if config.refine_bytes else None
+    partitions_T = np.zeros(len(bytes_TW), np.int32)
+    return Codes(bytes_TW[:, : config.code_bytes], partitions_T, refine_TR), tokens.lengths_B // width

@@ -1,0 +1,198 @@
+"""Lists of vectors in Arrow columns: read, checked and written, where rows have many vectors each.
+
+Shape legend: N rows, V of them with vectors, T vectors of all rows, G of them not null, D components.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.store.casts import is_list
+from rqmoe_store.store.columns import NUMBER_TYPES, KeptVectors
+from rqmoe_store.store.ragged import Lengths, Mask, Ragged
+from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type, require_rows, screened
+
+ROWS_PER_BATCH = 128
+"""Rows to hold in memory at a time: their vectors take some 100 MB, if they are as many as of a page."""
+
+
+def is_vector_list_type(data_type: pa.DataType) -> bool:
+    """Whether `data_type` is a list of vectors, such as LanceDB's multivectors."""
+    return is_list(data_type) and is_vector_type(data_type.value_type)
+
+
+def vector_list_dim(data_type: pa.DataType) -> int | None:
+    """Dimension of the vectors of a type that `is_vector_list_type` accepts; None if it is not fixed."""
+    return fixed_length(data_type.value_type)
+
+
+def read_vector_lists(
+    column: pa.ChunkedArray | pa.Array, *, dim: int, metric: str, first_row: int
+) -> tuple[Ragged, Mask]:
+    """Read the lists of vectors of `column`.
+
+    Args:
+        column: N rows of a type that `is_vector_list_type` accepts.
+        dim: dimension that every vector must have.
+        metric: metric of the table; under "cosine" zero vectors raise.
+        first_row: position of the first row, for messages.
+
+    Returns:
+        The vectors, float32 (T, D), of the V rows that have any, and which rows those are. A list without
+        vectors counts as none.
+
+    Raises:
+        InvalidInputError: a vector is null, has another dimension, a missing, NaN or infinite component, or
+            is zero under "cosine"; rows are named by position.
+    """
+    lists, valid_N, problems = _screened_lists(column, dim, metric)
+    for problem, good_V in problems.items():
+        require_rows(first_row + np.flatnonzero(valid_N), good_V, problem)
+    return lists, valid_N
+
+
+def unusable_lists(column: pa.ChunkedArray | pa.Array, *, dim: int, metric: str) -> dict[int, str]:
+    """Position of a row for which `read_vector_lists` raises -> what is wrong with its vectors."""
+    _, valid_N, problems = _screened_lists(column, dim, metric)
+    rows_V, found = np.flatnonzero(valid_N), dict[int, str]()
+    for problem, good_V in problems.items():
+        for row in rows_V[~good_V]:
+            found.setdefault(int(row), problem)
+    return found
+
+
+def _screened_lists(
+    column: pa.ChunkedArray | pa.Array, dim: int, metric: str
+) -> tuple[Ragged, Mask, dict[str, Mask]]:
+    """The vectors, which rows have any, and problem -> which of the V rows do not have it."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_null(array.type):
+        array = array.cast(pa.list_(pa.list_(pa.float32())))
+    if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
+        array = array.cast(pa.large_list(array.type.value_field))
+    lengths_N = np.zeros(len(array), np.int64)
+    is_valid_N = array.is_valid().to_numpy(zero_copy_only=False)
+    present = array.drop_null()
+    lengths_N[is_valid_N] = _list_lengths(present)
+    inner = present.flatten()
+    inner = getattr(inner, "storage", inner)
+    given_T = inner.is_valid().to_numpy(zero_copy_only=False)
+    vectors_GD, of_vectors = screened(inner.drop_null(), dim, metric)
+    valid_N = lengths_N > 0
+    lengths_V = lengths_N[valid_N]
+    problems = {"a null in its list of vectors": given_T}
+    for problem, good_G in of_vectors.items():
+        good_T = np.ones(len(given_T), bool)
+        good_T[given_T] = good_G
+        problems[problem] = good_T
+    by_row = {problem: _all_in_row(good_T, lengths_V) for problem, good_T in problems.items()}
+    return Ragged(vectors_GD, lengths_V), valid_N, by_row
+
+
+def _list_lengths(array: pa.Array) -> Lengths:
+    if pa.types.is_fixed_size_list(array.type):
+        return np.full(len(array), array.type.list_size, np.int64)
+    lengths: npt.NDArray[Any] = array.value_lengths().to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64)
+
+
+def _all_in_row(good_T: Mask, lengths_V: Lengths) -> Mask:
+    """Whether all values of each row are good; every row has at least one."""
+    if len(lengths_V) == 0:
+        return np.ones(0, bool)
+    all_V: Mask = np.logical_and.reduceat(good_T, np.cumsum(lengths_V) - lengths_V)
+    return all_V
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeptVectorLists(KeptVectors):
+    """The column of raw vectors of a table whose rows have many."""
+
+    @property
+    def field(self) -> pa.Field:
+        """The nullable Arrow field of raw vectors: LanceDB's multivectors."""
+        return pa.field(self.column, pa.list_(pa.list_(NUMBER_TYPES.get(self.keep, pa.float32()), self.dim)))
+
+    @property
+    def none(self) -> Ragged:
+        """The vectors of no rows."""
+        return Ragged(np.empty((0, self.dim), np.float32), np.empty(0, np.int64))
+
+    def raw_array(self, vectors: Ragged, valid_N: Mask) -> pa.Array:
+        """The column for N rows, null where `valid_N` is False."""
+        numbers = "float16" if self.keep == "float16" else "float32"
+        flat = pa.array(np.ascontiguousarray(vectors.values, dtype=numbers).ravel())
+        values = pa.FixedSizeListArray.from_arrays(flat, type=self.field.type.value_type)
+        offsets = pa.array(vectors.offsets_in(valid_N).astype(np.int32))
+        return pa.ListArray.from_arrays(offsets, values, type=self.field.type, mask=pa.array(~valid_N))
+
+    def read(self, column: pa.ChunkedArray | pa.Array, first_row: int) -> tuple[Ragged, Mask]:
+        """As `KeptVectors.read`, but raises as `read_vector_lists`."""
+        vectors, valid_N = read_vector_lists(column, dim=self.dim, metric=self.metric, first_row=first_row)
+        self.require_storable(vectors, valid_N, first_row=first_row)
+        return vectors, valid_N
+
+    def stored(self, column: pa.Array) -> tuple[Ragged, Mask]:
+        """The vectors that this column holds, unchecked, and which of its N rows have any."""
+        present = column.drop_null()
+        flat = present.flatten().flatten().to_numpy(zero_copy_only=False)
+        vectors_TD = flat.astype(np.float32, copy=False).reshape(-1, self.dim)
+        valid_N = column.is_valid().to_numpy(zero_copy_only=False)
+        return Ragged(vectors_TD, _list_lengths(present)), valid_N
+
+    def unusable(self, column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
+        """Position of a row that `read` refuses -> what is wrong with its vectors."""
+        bad = unusable_lists(column, dim=self.dim, metric=self.metric)
+        rows_N = np.setdiff1d(np.arange(len(column)), list(bad))
+        vectors, valid_N = read_vector_lists(
+            column.take(pa.array(rows_N)), dim=self.dim, metric=self.metric, first_row=0
+        )
+        for problem, good_V in self.problems(vectors).items():
+            bad |= {int(row): problem for row in rows_N[valid_N][~good_V]}
+        return bad
+
+    def require_type(self, data_type: pa.DataType) -> None:
+        """Raise InvalidInputError unless a column of this type can hold lists of vectors."""
+        if pa.types.is_null(data_type):
+            return
+        if not is_vector_list_type(data_type) or vector_list_dim(data_type) not in (None, self.dim):
+            raise InvalidInputError(
+                f"Column {self.column!r} is {data_type}; expected lists of vectors of {self.dim} numbers, as "
+                "every row of the table has many. Nothing was written."
+            )
+
+    def require_source(self, schema: pa.Schema, column: str) -> None:
+        """As `KeptVectors.require_source`, for lists of vectors."""
+        if column not in schema.names or not is_vector_list_type(schema.field(column).type):
+            found = f"is {schema.field(column).type}" if column in schema.names else "is not there"
+            raise TableError(
+                f"Column {column!r} {found}; expected a list of vectors of {self.dim} numbers each. Set "
+                f"vector_column=; columns are {schema.names}."
+            )
+        self.require_type(schema.field(column).type)
+
+    def problems(self, vectors: Ragged) -> dict[str, Mask]:
+        """Problem of storing finite vectors as float16 -> which of the V rows do not have it."""
+        if self.keep != "float16":
+            return {}
+        with np.errstate(over="ignore"):
+            halves_TD = vectors.values.astype(np.float16)
+        finite_T = np.logical_and.reduce(np.isfinite(halves_TD), axis=1)
+        problems = {"components beyond 65,504, the range of float16": finite_T}
+        if self.metric == "cosine":
+            directed_T = np.logical_or.reduce(halves_TD != 0, axis=1)
+            problems["zeros only in float16, which have no direction under 'cosine'"] = directed_T
+        return {what: _all_in_row(good_T, vectors.lengths_B) for what, good_T in problems.items()}
+
+
+def unit_vectors(vectors_TD: Float32Array, metric: str) -> Float32Array:
+    """The vectors as similarities compare them: of length 1 under "cosine", where zeros stay zero."""
+    if metric != "cosine":
+        return np.ascontiguousarray(vectors_TD, dtype=np.float32)
+    lengths_T1 = np.linalg.norm(vectors_TD.astype(np.float64), axis=1, keepdims=True)
+    return (vectors_TD / np.where(lengths_T1 > 0, lengths_T1, 1)).astype(np.float32)
