@@ -52,7 +52,8 @@ def bench_data(
         str,
         typer.Option(
             help="text: paragraphs and headings of installed documentation, 256 dimensions; images: "
-            "descriptors of the photographs of scikit-image, 128 dimensions."
+            "descriptors of the photographs of scikit-image, 128 dimensions; tokens: documentation with a "
+            "vector for each of the first 62 tokens of a text, 384 dimensions, in float16."
         ),
     ] = "text",
     rows: Annotated[int, typer.Option(help="Most rows of base.npy.")] = 60_000,
@@ -75,16 +76,20 @@ def bench_data(
     Example: [bold]rqmoe bench data ./token-vectors --kind text --rows 60000[/bold]
 
     The same packages and seed make the same files. relevance.npy has pairs of a query and a row of the base
-    that answers it: a heading, and a paragraph below it. Descriptors of images have none.
-    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    that answers it: a heading, and a paragraph below it. Descriptors of images have none. Of tokens,
+    lengths.npy and query_lengths.npy say how many vectors each text has.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold], and for tokens the extra demo.
     """
+    from rqmoe_store.demo.texts import token_embedder
     from rqmoe_store.evaluation.data_sets import DataSetSettings, make_data_set
 
     settings = DataSetSettings(
         kind=kind, rows=rows, queries=queries, seed=seed, grouped=grouped, texts=tuple(texts or ())
     )
-    counts = make_data_set(folder, settings, Console(stderr=True))["counts"]
+    counts = make_data_set(folder, settings, Console(stderr=True), token_embedder)["counts"]
     made = f"{counts['rows']:,} rows of {counts['dim']} dimensions, {counts['queries']:,} queries"
+    if "vectors" in counts:
+        made += f", {counts['vectors']:,} vectors of tokens"
     if "relevant" in counts:
         made += f", {counts['relevant']:,} pairs of a query and its answer"
     typer.echo(f"{folder}: {made}.")

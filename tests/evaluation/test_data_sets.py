@@ -118,7 +118,7 @@ def test_an_image_of_many_strips_is_described_whole(monkeypatch) -> None:
     [
         (["--kind", "sounds"], "expected one of text, images"),
         (["--rows", "0"], "expected at least 1 of each"),
-        (["--kind", "images", "--texts", "."], "only 'text' takes them"),
+        (["--kind", "images", "--texts", "."], "only 'text' and 'tokens' take them"),
         (["--texts", "missing"], "expected existing folders"),
     ],
 )
@@ -143,3 +143,32 @@ def test_nothing_found_leaves_nothing_behind(tmp_path) -> None:
     )
     assert run.exit_code == 1 and "Got 0 passages and 0 headings" in run.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def letters(texts) -> list[np.ndarray]:
+    """A vector for each letter of a text, in place of a model's for each token."""
+    codes = [np.array([[ord(letter) % 7 + 1, 2, 3]], np.float32) for text in texts for letter in text]
+    ends = np.cumsum([len(text) for text in texts])[:-1]
+    return [np.concatenate(part) for part in np.split(np.array(codes), ends)]
+
+
+def test_token_vectors_with_their_answers(texts, tmp_path) -> None:
+    settings = DataSetSettings(kind="tokens", queries=5, texts=(texts,))
+    manifest = make_data_set(tmp_path / "made", settings, QUIET, lambda: letters)
+    arrays, found = arrays_of(tmp_path / "made"), collect_documentation([texts], 100)
+    lengths, query_lengths = arrays["lengths.npy"], arrays["query_lengths.npy"]
+    assert arrays["base.npy"].dtype == arrays["queries.npy"].dtype == np.float16
+    assert arrays["base.npy"].shape == (lengths.sum(), 3) and len(query_lengths) == 5
+    rows = np.split(arrays["base.npy"], np.cumsum(lengths)[:-1])
+    passages = {letters([text])[0].astype(np.float16).tobytes(): text for text in found.passages}
+    assert sorted(passages[row.tobytes()] for row in rows) == sorted(found.passages)
+    # The rows that answer a query are those of the passages below its heading.
+    headings = {letters([text])[0].astype(np.float16).tobytes(): text for text in found.headings}
+    asked = np.split(arrays["queries.npy"], np.cumsum(query_lengths)[:-1])
+    for query, answers in zip(asked, relevance_of(tmp_path / "made"), strict=True):
+        expected = found.relevant[found.headings.index(headings[query.tobytes()])]
+        assert {passages[rows[row].tobytes()] for row in answers} == {
+            found.passages[each] for each in expected
+        }
+    counts = {"found": 24, "rows": 24, "queries": 5, "dim": 3, "vectors": lengths.sum(), "relevant": 10}
+    assert manifest["counts"] == counts and "sentence-transformers" in manifest["versions"]
