@@ -103,7 +103,8 @@ class Graph:
 
     def replay(self) -> None:
         """Run the kernels again, with the same arguments; results go to where they were."""
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        CudaDevices.current().calls[f"replay in {_caller()}"] += 1
+        with torch.inference_mode(), torch._C.DisableTorchFunction():
             for func, args, kwargs, before in self.kernels:
                 after = func(*args, **kwargs)
                 for old, new in zip(tree_leaves(before), tree_leaves(after), strict=True):
@@ -175,7 +176,11 @@ class CudaDevices:
         """Recordings that are still to fail."""
         self.while_recording: Callable[[], object] = lambda: None
         self.recorded = 0
+        self.calls: collections.Counter[str] = collections.Counter()
+        """Calls of torch that launch something or allocate pinned memory, by place in the package;
+        replays of graphs are "replay"."""
         self._recording: _Recording | None = None
+        self._pinned: set[int] = set()
         self._current = threading.local()
 
     @classmethod
@@ -194,16 +199,18 @@ class CudaDevices:
         """Call a function of torch by the rules of CUDA."""
         if func is torch.device:
             return func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "pin_memory":
+        name = getattr(func, "__name__", "")
+        if name == "pin_memory":
+            self._pinned.add(args[0].untyped_storage().data_ptr())
             return args[0]
+        is_pinned = kwargs.get("pin_memory", False)
         kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
         tensors = _tensors_in((args, kwargs))
-        if getattr(func, "__name__", "") == "view_as":  # the other one only has a shape
+        if name == "view_as":  # the other one only has a shape
             tensors = tensors[:1]
         if func in (_DEVICE, _IS_CUDA):
             place = _place_of(args[0])
             return place if func == _DEVICE else place.type == "cuda"
-        name = getattr(func, "__name__", "")
         places = {_place_of(each) for each in tensors if each.ndim or _place_of(each) != _CPU}
         devices = {place for place in places if place.type == "cuda"}
         if len(devices) > 1 or (devices and len(places) > 1 and name not in _CROSSING):
@@ -216,7 +223,10 @@ class CudaDevices:
         in_float32 = any(each.dtype == torch.float32 for each in tensors)
         if devices and name in _PRODUCTS and in_float32 and not _is_exact():
             self.unsafe_products.add(_caller())
+        self.calls[f"{name} in {_caller()}"] += bool(target.type == "cuda" or is_pinned)
         result = _on_cpu(func, args, kwargs)
+        if is_pinned:
+            self._pinned.add(result.untyped_storage().data_ptr())
         if name in ("to", "cpu") and _place_of(args[0]) != target:
             result = result.clone()
         if self.is_recording() and _tensors_in(result):
@@ -252,7 +262,7 @@ class CudaDevices:
             moves = target != origin if name in ("to", "cpu") else bool(others - {origin})
             masked = "item" in name and any(each.dtype == torch.bool for each in _tensors_in(args[1:2]))
             waits = (moves and blocking) or (masked and origin.type == "cuda")
-            if moves and self.is_recording():
+            if moves and self.is_recording() and (blocking or not self._only_pinned(args)):
                 raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if name == "tensor" and target.type == "cuda":
             waits = True
@@ -264,6 +274,11 @@ class CudaDevices:
             recording.error_mode == "global" or recording.thread == threading.get_ident()
         ):
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    def _only_pinned(self, args: Any) -> bool:
+        """Whether a copy reads and writes pinned memory only, as far as that is the CPU's."""
+        on_cpu = [each for each in _tensors_in(args) if _place_of(each) == _CPU]
+        return all(each.untyped_storage().data_ptr() in self._pinned for each in on_cpu)
 
     def _placed(self, result: Any, tensors: list[Tensor], target: torch.device) -> Any:
         def place(each: Any) -> Any:

@@ -1,7 +1,8 @@
 """Distances on a GPU: codes are decoded and compared with queries there, and one number for each comes back.
 
 Queries, codes and their partition ids go to the GPU in one piece of pinned memory. Small batches are one
-launch, a CUDA graph; larger ones are computed chunk by chunk. The host waits once, when it reads the result.
+launch, a CUDA graph that has the copies of both ways, too; larger ones are computed chunk by chunk. The host
+waits once, when it reads the result.
 
 Distances are computed as `search.rerank` does on a CPU: in float64, from differences of float32 vectors in
 the units of the input. Equal codes have equal distances to a query: they are decoded once, and the sums of
@@ -13,7 +14,7 @@ chunk, M code bytes, Q queries, D dimension, S slots of a hash table, X bytes.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.decoding import HostCopy, leave_frame, unit_and_offset
 from rqmoe_store.codecs.device import full_precision, upload
 from rqmoe_store.codecs.frame import Float64Array, Frame
-from rqmoe_store.codecs.graphs import GraphedComputation, power_of_two
+from rqmoe_store.codecs.graphs import HostComputation, HostRecording, power_of_two
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.parallel import compiled, run_chunks
 from rqmoe_store.codecs.vectors import Float32Array
@@ -41,21 +42,40 @@ DecodeRows = Callable[[Tensor, Tensor], Tensor]
 """Function from codes (C, M), uint8, and partition ids (C,), int64, to vectors (C, D) in a codec's frame."""
 
 
-class StartedDistances(NamedTuple):
+class StartedDistances(Protocol):
     """Distances on their way from a GPU."""
 
+    def wait(self) -> Float64Array:
+        """The distances (n,). It is called once."""
+
+
+class _StartedChunks(NamedTuple):
+    """Distances that come in the order of the codes' first places."""
+
     copy: HostCopy
-    order_n: Numbers | None = None
-    """Where each of them belongs; None where it is."""
+    order_n: Numbers
+    """Where each of them belongs."""
 
     def wait(self) -> Float64Array:
         """The distances (n,)."""
-        values_n = self.copy.wait()
-        if self.order_n is None:
-            return values_n
-        ordered_n = np.empty_like(values_n)
-        ordered_n[self.order_n] = values_n
+        ordered_n = np.empty(len(self.order_n))
+        ordered_n[self.order_n] = self.copy.wait()
         return ordered_n
+
+
+class _StartedRecording(NamedTuple):
+    """Distances that a recording computes."""
+
+    recordings: HostComputation
+    layout: "_Layout"
+    recording: HostRecording
+    num_pairs: int
+
+    def wait(self) -> Float64Array:
+        """The distances (n,)."""
+        values_n: Float64Array = self.recording.wait()[: self.num_pairs].copy()
+        self.recordings.give_back(self.layout, self.recording)
+        return values_n
 
 
 class GpuDistances:
@@ -75,9 +95,8 @@ class GpuDistances:
         """
         self._decode_rows, self._device, self._rows = decode_rows, device, rows
         self._distances = Distances(frame, metric, device)
-        self._graphed = GraphedComputation(largest_batch=rows)
+        self._recordings = HostComputation(device, largest_batch=rows)
 
-    @torch.inference_mode()
     def start(self, codes: Codes, queries_QD: Float32Array, queries_n: Numbers) -> StartedDistances:
         """Begin to compute the distances (n,), float64; inner products under "dot".
 
@@ -89,37 +108,33 @@ class GpuDistances:
         Raises:
             InvalidInputError: the GPU has no memory for a single code.
         """
+        if 0 < len(codes) <= self._recordings.largest_batch:
+            launched = self._start_small(codes, queries_QD, queries_n)
+            if launched is not None:
+                return launched
         first_U, places_n = distinct(codes)
         found = codes if len(first_U) == len(codes) else codes[first_U]
-        pairs = _Pairs(found, queries_QD, places_n, queries_n)
         with torch.cuda.device(self._device):
-            if 0 < len(codes) <= self._graphed.largest_batch:
-                launched = self._start_small(pairs)
-                if launched is not None:
-                    return launched
-            return self._start_chunks(pairs)
+            return self._start_chunks(_Pairs(found, queries_QD, places_n, queries_n))
 
-    def _start_small(self, pairs: "_Pairs") -> StartedDistances | None:
+    def _start_small(
+        self, codes: Codes, queries_QD: Float32Array, queries_n: Numbers
+    ) -> StartedDistances | None:
         """Distances by a recorded graph; None if there is none now."""
-        count = len(pairs.places_n)
-        rows, (queries, dim) = power_of_two(count), pairs.queries_QD.shape
-        layout = _Layout(rows, pairs.codes.codes.shape[1], rows, power_of_two(queries), dim)
-        packed_X = layout.packed(pairs)
-
-        def blank() -> tuple[Tensor]:
-            return (torch.zeros(layout.num_bytes, dtype=torch.uint8, device=self._device),)
-
+        rows, (queries, dim) = power_of_two(len(codes)), queries_QD.shape
+        layout = _Layout(rows, codes.codes.shape[1], rows, power_of_two(queries), dim)
         compute = functools.partial(self._compute, layout, rows)
         try:
-            with self._graphed.recording(self._device, layout, blank, compute) as recording:
-                if recording is None:
-                    return None
-                recording.inputs[0].copy_(packed_X, non_blocking=True)
-                recording.replay()
-                return StartedDistances(HostCopy.of(recording.output[:count]))
+            recording = self._recordings.take(layout, layout.num_bytes, compute)
         except torch.OutOfMemoryError:
             return None
+        if recording is None:
+            return None
+        layout.fill(recording.given_X, codes, queries_QD, queries_n)
+        recording.start()
+        return _StartedRecording(self._recordings, layout, recording, len(codes))
 
+    @torch.inference_mode()
     def _start_chunks(self, pairs: "_Pairs") -> StartedDistances:
         """Distances, chunk by chunk of distinct codes."""
         order_n = np.argsort(pairs.places_n, kind="stable")
@@ -138,8 +153,9 @@ class GpuDistances:
             values_n[first:last] = self._compute(layout, rows, packed_X)
 
         run_chunks(len(pairs.codes), self._rows, compute_chunk)
-        return StartedDistances(HostCopy.of(values_n), order_n)
+        return _StartedChunks(HostCopy.of(values_n), order_n)
 
+    @torch.inference_mode()
     def _compute(self, layout: "_Layout", most: int, packed_X: Tensor) -> Tensor:
         """The distances of packed pairs, `most` of them at a time."""
         queries_QD, queries_B, places_B, partitions_C, codes_CM = layout.unpacked(packed_X)
@@ -188,28 +204,53 @@ class _Layout(NamedTuple):
         return sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in self._sizes)
 
     def packed(self, pairs: _Pairs) -> Tensor:
-        """Everything in pinned memory; zeros where there is more room."""
+        """Everything in pinned memory."""
         packed_X = torch.empty(self.num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
-        bytes_X, start = packed_X.numpy(), 0
-        arrays: tuple[tuple[npt.NDArray[Any], type[np.generic]], ...] = (
-            (pairs.queries_QD, np.float32),
-            *((each, np.int32) for each in (pairs.queries_n, pairs.places_n, pairs.codes.partitions)),
-            (pairs.codes.codes, np.uint8),
-        )
-        for size, (array, kind) in zip(self._sizes, arrays, strict=True):
-            filled = bytes_X[start : start + size].view(kind)
-            filled[: array.size] = array.ravel()
-            filled[array.size :] = 0
-            start += -(-size // _ALIGNMENT) * _ALIGNMENT
+        views = self._views(packed_X.numpy())
+        codes = pairs.codes
+        arrays = pairs.queries_QD, pairs.queries_n, pairs.places_n, codes.partitions, codes.codes
+        for view, array in zip(views, arrays, strict=True):
+            view[...] = array
         return packed_X
+
+    def fill(
+        self,
+        packed_X: npt.NDArray[np.uint8],
+        codes: Codes,
+        queries_QD: Float32Array,
+        queries_n: Numbers,
+    ) -> None:
+        """Pack distinct codes, and pairs of all codes and queries; there may be more room, with codes and
+        numbers of a codec and queries like these."""
+        queries, numbers, places, partitions, filled = self._views(packed_X)
+        queries[: len(queries_QD)] = queries_QD
+        numbers[: len(codes)] = queries_n
+        slots_S = np.full(2 * self.pairs, -1)
+        _pack_distinct(_plain(codes.codes), _plain(codes.partitions), slots_S, filled, partitions, places)
+
+    def _views(self, packed_X: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
+        """Queries (Q, D), the queries (B,) and places (B,) of pairs, partition ids (C,) and codes (C, M)."""
+        queries, numbers, places, partitions, codes = (packed_X[each] for each in self._slices)
+        return (
+            queries.view(np.float32).reshape(self.queries, self.dim),
+            numbers.view(np.int32),
+            places.view(np.int32),
+            partitions.view(np.int32),
+            codes.reshape(self.codes, self.steps),
+        )
+
+    @property
+    def _slices(self) -> list[slice]:
+        """Where each part lies."""
+        slices, start = [], 0
+        for size in self._sizes:
+            slices.append(slice(start, start + size))
+            start += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return slices
 
     def unpacked(self, packed_X: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries (Q, D), the queries (B,) and places (B,) of pairs, partition ids (C,) and codes (C, M)."""
-        parts, start = [], 0
-        for size in self._sizes:
-            parts.append(packed_X[start : start + size])
-            start += -(-size // _ALIGNMENT) * _ALIGNMENT
-        queries, numbers, places, partitions, codes = parts
+        queries, numbers, places, partitions, codes = (packed_X[each] for each in self._slices)
         return (
             queries.view(torch.float32).view(self.queries, self.dim),
             numbers.view(torch.int32),
@@ -326,9 +367,27 @@ def distinct(codes: Codes) -> tuple[Numbers, Numbers]:
     among them."""
     count = len(codes)
     slots_S = np.full(2 * power_of_two(count), -1)
-    first_n, places_n = np.empty(count, np.int64), np.empty(count, np.int64)
-    found = _find_distinct(np.array(codes.codes), np.array(codes.partitions), slots_S, first_n, places_n)
-    return first_n[:found], places_n
+    first_n, places_n = np.empty(count, np.int64), np.empty(count, np.int32)
+    found = _find_distinct(_plain(codes.codes), _plain(codes.partitions), slots_S, first_n, places_n)
+    return first_n[:found], places_n.astype(np.int64)
+
+
+def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The numbers in an array for which functions are compiled: a contiguous and writable one."""
+    return array if array.flags.carray else np.array(array)
+
+
+@compiled
+def _pack_distinct(
+    codes_nM: Any, partitions_n: Any, slots_S: Any, codes_CM: Any, partitions_C: Any, places_n: Any
+) -> None:
+    """Fill in distinct codes, their partition ids, and the places of all codes among them."""
+    first_n = np.empty(len(codes_nM), np.int64)
+    found = _find_distinct(codes_nM, partitions_n, slots_S, first_n, places_n)
+    for place in range(found):
+        partitions_C[place] = partitions_n[first_n[place]]
+        for step in range(codes_nM.shape[1]):
+            codes_CM[place, step] = codes_nM[first_n[place], step]
 
 
 @compiled

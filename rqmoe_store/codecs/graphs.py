@@ -7,14 +7,19 @@ By default a recording makes other threads fail that use the GPU meanwhile. Ours
 thread, to a stream of its own, and to one at a time. Recordings also share memory, so all of them run on that
 stream, one after the other.
 
-Shape legend: B batch, M steps, D dimension.
+What comes from the host and goes back to it is recorded with its copies, from and to pinned memory that stays
+where it is: a call fills that, launches once, and waits once.
+
+Shape legend: B batch, M steps, D dimension, X bytes.
 """
 
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,6 +33,10 @@ LARGEST_BATCH = 4096
 
 _MOST_RECORDINGS = 24
 """Recordings that a decoder keeps. The least recently used one makes room for a new one."""
+
+_MOST_IDLE = 24
+"""Recordings between pinned memory that a computation keeps while nobody uses them. Several callers at a time
+have one each."""
 
 _WARNING = 3  # failures in a row after which there is a warning
 _LONGEST_WAIT = 2**12  # batches after which a recording that failed is tried again, at the latest
@@ -43,16 +52,21 @@ def power_of_two(batch: int) -> int:
     return max(2, 1 << (batch - 1).bit_length())
 
 
+Made = TypeVar("Made")
+
+
 class Recording:
     """A CUDA graph with its inputs and its output."""
 
-    def __init__(self, place: "_Place", inputs: Tensors, compute: Compute) -> None:
+    def __init__(self, place: "_Place", inputs: Tensors, compute: Compute, *, to_host: bool = False) -> None:
         self.inputs = inputs
         for _ in range(_WARM_UPS):
-            self.output = torch.empty_like(compute(*inputs))
+            computed = compute(*inputs)
+        device = torch.device("cpu") if to_host else computed.device
+        self.output = torch.empty(computed.shape, dtype=computed.dtype, device=device, pin_memory=to_host)
         with place.recorded() as self._graph:
             # The output is outside the pool, so that the next recording can use all of the pool again.
-            self.output.copy_(compute(*inputs))
+            self.output.copy_(compute(*inputs), non_blocking=to_host)
 
     def replay(self) -> None:
         """Compute the output from what the inputs hold now, on the current stream."""
@@ -104,6 +118,124 @@ def _place_on(device: torch.device) -> _Place:
         return _places[device]
 
 
+class _Attempts:
+    """Attempts to record, which become rarer while they fail."""
+
+    def __init__(self) -> None:
+        self._failures = self._wait = 0
+
+    def made(self, make: Callable[[], Made]) -> Made | None:
+        """What `make` records; None if that fails now.
+
+        Raises:
+            torch.OutOfMemoryError: the caller tries again with smaller chunks.
+        """
+        if self._wait:
+            self._wait -= 1
+            return None
+        try:
+            recording = make()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._note_failure(error)
+            return None
+        self._failures = 0
+        return recording
+
+    def _note_failure(self, error: RuntimeError) -> None:
+        """Wait longer after every failure in a row before recording again."""
+        self._failures += 1
+        self._wait = min(4**self._failures, _LONGEST_WAIT)
+        if self._failures == _WARNING:
+            warn_caller(
+                f"No CUDA graph could be recorded {_WARNING} times in a row ({error}). Until that works, "
+                "small batches are computed with one launch per kernel: slower, with the same results."
+            )
+
+
+class HostRecording:
+    """A recording whose input comes from pinned memory, and whose output goes there, for one caller."""
+
+    def __init__(self, place: _Place, device: torch.device, num_bytes: int, compute: Compute) -> None:
+        self._place = place
+        given_X = torch.zeros(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+        on_gpu_X = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+
+        def compute_given() -> Tensor:
+            return compute(on_gpu_X.copy_(given_X, non_blocking=True))
+
+        self._recording = Recording(place, (), compute_given, to_host=True)
+        self.given_X: npt.NDArray[np.uint8] = given_X.numpy()
+        """The input, to be filled before `start`. It still has what the caller before wrote."""
+        self._output: npt.NDArray[Any] = self._recording.output.numpy()
+        self._done = torch.cuda.Event()
+
+    def start(self) -> None:
+        """Begin to compute."""
+        with self._place.lock, torch.cuda.stream(self._place.stream):
+            self._recording.replay()
+            self._done.record(self._place.stream)
+
+    def wait(self) -> npt.NDArray[Any]:
+        """The output, which the next caller overwrites."""
+        self._done.synchronize()
+        return self._output
+
+
+class HostComputation:
+    """A computation on a GPU from pinned memory to pinned memory, with recordings for each shape."""
+
+    def __init__(self, device: torch.device, *, largest_batch: int) -> None:
+        """Record nothing yet.
+
+        Args:
+            device: the GPU.
+            largest_batch: the largest batch that is worth the memory of a recording.
+        """
+        self.largest_batch = min(largest_batch, LARGEST_BATCH)
+        self._device = device
+        self._attempts = _Attempts()
+        self._idle: OrderedDict[tuple[int | None, ...], list[HostRecording]] = OrderedDict()
+
+    def take(
+        self, key: tuple[int | None, ...], num_bytes: int, compute: Callable[[Tensor], Tensor]
+    ) -> HostRecording | None:
+        """A recording for a shape, for the caller alone until it is given back; None if there is none now.
+
+        It is made if all recordings for this shape are in use.
+
+        Args:
+            key: the shape.
+            num_bytes: bytes of the input.
+            compute: function from the input (X,), uint8, on the GPU to the output.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU has no memory for a recording.
+        """
+        place = _place_on(self._device)
+        with place.lock:
+            if idle := self._idle.get(key):
+                self._idle.move_to_end(key)
+                return idle.pop()
+            with torch.cuda.device(self._device):
+                callers = torch.cuda.current_stream()
+                with torch.cuda.stream(place.stream):
+                    place.stream.wait_stream(callers)  # which may still be computing what is recorded with
+                    return self._attempts.made(lambda: HostRecording(place, self._device, num_bytes, compute))
+
+    def give_back(self, key: tuple[int | None, ...], recording: HostRecording) -> None:
+        """Let the next caller have a recording whose output is read."""
+        with _place_on(self._device).lock:  # so that memory is not freed while something is recorded
+            self._idle.setdefault(key, []).append(recording)
+            self._idle.move_to_end(key)
+            if sum(map(len, self._idle.values())) > _MOST_IDLE:
+                oldest = next(iter(self._idle))
+                self._idle[oldest].pop()
+                if not self._idle[oldest]:
+                    del self._idle[oldest]
+
+
 class GraphedComputation:
     """Recordings of a computation, one for each shape of its inputs."""
 
@@ -115,7 +247,7 @@ class GraphedComputation:
         """
         self.largest_batch = min(largest_batch, LARGEST_BATCH)
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()
-        self._failures = self._wait = 0
+        self._attempts = _Attempts()
 
     @contextlib.contextmanager
     def recording(
@@ -146,33 +278,18 @@ class GraphedComputation:
         compute: Compute,
     ) -> Recording | None:
         """A new recording for a shape; None if that fails now."""
-        if self._wait:
-            self._wait -= 1
-            return None
-        if len(self._recordings) == _MOST_RECORDINGS:
-            place.stream.synchronize()  # it may be running
-            self._recordings.popitem(last=False)
-        place.stream.wait_stream(callers)  # which may still be computing what is recorded with
-        try:
-            recording = Recording(place, blank(), compute)
-        except torch.OutOfMemoryError:
-            raise  # the caller tries again with smaller chunks
-        except RuntimeError as error:
-            self._note_failure(error)
-            return None
-        self._failures = 0
-        self._recordings[key] = recording
-        return recording
 
-    def _note_failure(self, error: RuntimeError) -> None:
-        """Wait longer after every failure in a row before recording again."""
-        self._failures += 1
-        self._wait = min(4**self._failures, _LONGEST_WAIT)
-        if self._failures == _WARNING:
-            warn_caller(
-                f"No CUDA graph could be recorded {_WARNING} times in a row ({error}). Until that works, "
-                "small batches are decoded with one launch per kernel: slower, with the same vectors."
-            )
+        def make() -> Recording:
+            if len(self._recordings) == _MOST_RECORDINGS:
+                place.stream.synchronize()  # it may be running
+                self._recordings.popitem(last=False)
+            place.stream.wait_stream(callers)  # which may still be computing what is recorded with
+            return Recording(place, blank(), compute)
+
+        recording = self._attempts.made(make)
+        if recording is not None:
+            self._recordings[key] = recording
+        return recording
 
 
 class GraphedDecoder(GraphedComputation):

@@ -107,7 +107,7 @@ def test_recordings_that_fail_are_tried_again(cuda) -> None:
     ]
     (decoder,) = codec.coder._ready()._graphed.values()
     assert (16, 4) in decoder._recordings
-    assert decoder._failures == 0
+    assert decoder._attempts._failures == 0
 
 
 def test_other_threads_use_the_gpu_while_a_graph_is_recorded(gpu, in_thread) -> None:

@@ -95,12 +95,40 @@ def test_the_host_waits_once(cuda, monkeypatch) -> None:
     monkeypatch.setattr(decoding, "_MOST_ROWS", 128)
     codec, queries_n = codec_of("rqmoe, partitions"), numbers(300)
     codes = codec.encode(ROWS)
-    for count, recordings in ((100, 2), (100, 2), (300, 2)):  # recorded, replayed, in three chunks
+    # Recorded, replayed, in three chunks. The first recording holds the memory.
+    for count, place in ((100, "graphs"), (100, "graphs"), (300, "decoding")):
         computed(codec, codes[:count], queries_n[:count])
         cuda.waits.clear()
         computed(codec, codes[:count], queries_n[:count])
-        assert dict(cuda.waits) == {"synchronize in codecs/decoding.py, wait": 1}
-        assert cuda.recorded == recordings  # the first one holds the memory
+        assert dict(cuda.waits) == {f"synchronize in codecs/{place}.py, wait": 1}
+        assert cuda.recorded == 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_shortlist_is_one_launch_with_its_copies(cuda, precision: str) -> None:
+    codec, queries_n = codec_of("rqmoe, partitions"), numbers(300)
+    codes = codec.encode(ROWS)
+    computed(codec, codes, queries_n, precision)
+    cuda.calls.clear()
+    computed(codec, codes, queries_n, precision)
+    assert +cuda.calls == {"replay in codecs/graphs.py, replay": 1}
+
+
+def test_callers_at_a_time_have_a_recording_each(cuda, monkeypatch) -> None:
+    monkeypatch.setattr(graphs, "_MOST_IDLE", 2)
+    codec, queries_n = codec_of("rqmoe"), numbers(300)
+    codes, distances = codec.encode(ROWS), codec.gpu_distances("float32")
+    parts = [slice(start, start + 64) for start in (0, 64, 128, 192)]
+    wanted = [computed(codec, codes[part], queries_n[part]) for part in parts]
+    assert cuda.recorded == 2  # one of them holds the memory
+    for recordings in (5, 7):  # two of four were kept
+        started = [distances.start(codes[part], QUERIES, queries_n[part]) for part in parts]
+        assert cuda.recorded == recordings
+        for each, expected_n in zip(reversed(started), reversed(wanted), strict=True):
+            np.testing.assert_array_equal(each.wait(), expected_n)
+    for _ in range(3):  # what nobody waits for is lost, and holds nobody up
+        distances.start(codes[:64], QUERIES, queries_n[:64])
+    np.testing.assert_array_equal(computed(codec, codes[:64], queries_n[:64]), wanted[0])
 
 
 def test_a_replay_forgets_the_last_one(gpu) -> None:

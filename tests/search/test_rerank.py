@@ -188,6 +188,7 @@ def test_a_gpu_reranks_as_a_cpu_does(metric: Metric, scale: float, monkeypatch: 
                 require_same_hits(found, wanted, most)
         assert {place.partition(" in ")[2] for place in devices.waits} <= {
             "codecs/decoding.py, wait",
+            "codecs/graphs.py, wait",
             *PREPARING,
         }
 
