@@ -22,6 +22,7 @@ from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.exports import ExportReport, FormatName
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
+from rqmoe_store.search.diversity import DiversityMethod
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery, SearchQuery, TableQuery, VectorSearchQuery
@@ -323,6 +324,14 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         self.blocking.distance_type(distance_type)
         return self
 
+    def diversify(self, lambda_: float = 0.5, *, method: DiversityMethod = "mmr") -> Self:
+        """Return rows that are near the query and unlike each other, or that cover what is near it.
+
+        `VectorSearchQuery.diversify` says what it takes, returns and raises.
+        """
+        self.blocking.diversify(lambda_, method=method)
+        return self
+
 
 class AsyncCompressedQuery(AsyncVectorSearchQuery):
     """A `CompressedQuery` for event loops: the same options, and the same results when awaited.
@@ -341,14 +350,6 @@ class AsyncCompressedQuery(AsyncVectorSearchQuery):
         `CompressedQuery.rerank` says what it takes, returns and raises.
         """
         self.blocking.rerank(kind)
-        return self
-
-    def diversify(self, lambda_: float = 0.5) -> Self:
-        """Return rows that are near the query and unlike each other: maximal marginal relevance.
-
-        `CompressedQuery.diversify` says what it takes, returns and raises.
-        """
-        self.blocking.diversify(lambda_)
         return self
 
     async def to_arrow(self) -> pa.Table:

@@ -200,6 +200,7 @@ def test_queries_of_any_length_get_finite_distances_in_order(tmp_path, metric, p
         for search in (
             table.search(query),
             table.search(query).diversify(0.5),
+            table.search(query).diversify(0.5, method="coverage"),
             table.search(query).nprobes(1),
         ):
             found = search.limit(5).to_pandas()

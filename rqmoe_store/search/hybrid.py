@@ -1,24 +1,28 @@
 """Hybrid queries: a vector search and a full-text search, fused by a LanceDB reranker.
 
-Shape legend: R rows of one result list.
+Shape legend: R rows of one result list, or of the fused one, D vector dimension.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from lancedb.expr import Expr
 from lancedb.query import FullTextQuery
 from lancedb.rerankers import Reranker, RRFReranker
 from lancedb.rerankers.util import check_reranker_result
 
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE, without
+from rqmoe_store.search.diversity import Diversity
 from rqmoe_store.search.query import CompressedQuery, VectorSearchQuery, is_batch, run_query
 from rqmoe_store.search.request import Trace, VectorOptions, indented
+from rqmoe_store.search.segments import Mask, Positions
 from rqmoe_store.search.source import TableReader
 from rqmoe_store.search.text import TextQuery, as_vector, require_reranker, reranker_text
 
@@ -108,6 +112,20 @@ def _restored(fused: pa.Table, results: pa.Table, name: str) -> pa.Table:
     return fused.set_column(place, results.schema.field(name), values_of(fused, results, name))
 
 
+def _name_besides(names: Collection[str]) -> str:
+    """A name that is none of these."""
+    return next(name for count in itertools.count(1) if (name := "_" * count + "compared") not in names)
+
+
+def _vectors_of(fused: pa.Table, results: Sequence[pa.Table], name: str, dim: int) -> Float32Array:
+    """Vectors (R, D) of fused rows from the results that they are in, zero for rows without one."""
+    vectors = pc.coalesce(*(values_of(fused, each, name).combine_chunks() for each in results))
+    vectors_RD = np.zeros((len(fused), dim), np.float32)
+    valid_R = vectors.is_valid().to_numpy(zero_copy_only=False)
+    vectors_RD[valid_R] = vectors.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    return vectors_RD
+
+
 _Terms = tuple[Any, str | FullTextQuery]
 """The vector and the text to search for."""
 
@@ -119,7 +137,8 @@ class HybridQuery(VectorSearchQuery):
 
     The reranker fuses the first 10 rows of both searches, and the best 10 of them come first. Next come the
     best other rows out of the first 15 of both searches, then out of 25, 50, 100 and so on, up to limit +
-    offset. Pages of any size thus continue each other.
+    offset. Pages of any size thus continue each other. After `diversify`, both lists are longer, and rows are
+    chosen by their vectors, too.
     """
 
     def __init__(
@@ -235,23 +254,39 @@ class HybridQuery(VectorSearchQuery):
 
     def _rerank_detail(self, depths: Sequence[int]) -> str:
         """Description of the rerank for the plan."""
-        first, last = ", ".join(map(str, depths)), self._offset + self._limit
-        name = type(self._reranker).__name__
-        return f"{name}, by {self._normalize}, first {first} of both, rows {self._offset} to {last}"
+        fused, last = [self._rows_to_fuse(depth) for depth in depths], self._offset + self._limit
+        name, first = type(self._reranker).__name__, ", ".join(map(str, fused))
+        chosen = "" if self._diversity is None else f"{self._diversity}, "
+        return f"{name}, by {self._normalize}, first {first} of both, {chosen}rows {self._offset} to {last}"
+
+    def _rows_to_fuse(self, depth: int) -> int:
+        """Number of rows of both searches to fuse for the first `depth` rows of the ranking."""
+        rows, options = depth, self._options
+        if self._diversity is not None:
+            rows = self._diversity.rows_to_fuse(depth)
+        if options.shortlist is not None:  # only shortlisted rows can be returned
+            rows = max(depth, min(rows, options.shortlist // (options.refine_factor or 1)))
+        return rows
 
     def _searches(self, terms: _Terms, depth: int) -> tuple[CompressedQuery, TextQuery]:
-        """The vector search and the full-text search for the first `depth` rows."""
-        vector, text = terms
+        """The vector search and the full-text search for the first `depth` rows of the ranking."""
+        (vector, text), both = terms, self._selected_of_both()
+        if self._diversity is not None:
+            both = both | {_name_besides(both): self._handle.columns.vector_column}
+        by_text = TextQuery(self._reader, text, self._columns).phrase_query(self._phrase)
+        by_vector = CompressedQuery(self._reader, vector, self._options)
+        rows = self._rows_to_fuse(depth)
+        self._with_filters(by_vector, rows).select(both | {DISTANCE: DISTANCE})
+        self._with_filters(by_text, rows).select(both | {SCORE: SCORE})
+        return by_vector, by_text
+
+    def _selected_of_both(self) -> dict[str, str | Expr]:
+        """The columns that both searches return for this one, by name."""
         chosen = self._reader.read_snapshot(
             lambda snapshot: self._result_columns(snapshot, RELEVANCE, ROW_ID)
         )
         selected = self._selected or {name: name for name in chosen.sources}
-        both = {name: source for name, source in selected.items() if name not in (RELEVANCE, ROW_ID)}
-        by_text = TextQuery(self._reader, text, self._columns).phrase_query(self._phrase)
-        by_vector = CompressedQuery(self._reader, vector, self._options)
-        self._with_filters(by_vector, depth).select(both | {DISTANCE: DISTANCE})
-        self._with_filters(by_text, depth).select(both | {SCORE: SCORE})
-        return by_vector, by_text
+        return {name: source for name, source in selected.items() if name not in (RELEVANCE, ROW_ID)}
 
     def _page(self, terms: _Terms, trace: Trace, vector_trace: Trace) -> pa.Table:
         """Fuse the rows of both searches, deeper and deeper, until the page is complete."""
@@ -289,7 +324,7 @@ class HybridQuery(VectorSearchQuery):
 
         def search(depth: int) -> tuple[pa.Table, pa.Table]:
             # The text search runs for every depth, because LanceDB's order of equal scores depends on it.
-            return nearest.slice(0, depth), self._searches(terms, depth)[1].to_arrow()
+            return nearest.slice(0, self._rows_to_fuse(depth)), self._searches(terms, depth)[1].to_arrow()
 
         return search
 
@@ -306,22 +341,44 @@ class HybridQuery(VectorSearchQuery):
         text_results: pa.Table,
     ) -> pa.Table:
         """Append the best other rows of both results to the ranked ones, up to `depth` rows."""
+        results = [vector_results, text_results]
         fused = fuse(
-            vector_results,
-            text_results,
+            *(results if self._diversity is None else [without(each, self._compared) for each in results]),
             query=reranker_text(terms[1]),
             reranker=self._reranker,
             normalize=self._normalize,
         )
-        if ranked is None:
+        if ranked is None and self._diversity is None:
             return fused.slice(0, depth)
         if ROW_ID not in fused.column_names:
             raise InvalidInputError(
                 f"{type(self._reranker).__name__} returned no column {ROW_ID}, by which the rows of several "
-                f"results are told apart. Have it keep {ROW_ID}, or ask for limit + offset of at most 10."
+                f"results are told apart. Have it keep {ROW_ID}, or ask for limit + offset of at most 10, "
+                "without diversify."
             )
-        new = fused.filter(pc.invert(pc.is_in(fused[ROW_ID], ranked[ROW_ID].combine_chunks())))
-        return pa.concat_tables([ranked, new.slice(0, depth - len(ranked))], promote_options="default")
+        if ranked is None:
+            ranked = fused.slice(0, 0)
+        placed_R = pc.is_in(fused[ROW_ID], ranked[ROW_ID].combine_chunks()).to_numpy()
+        if self._diversity is None:
+            best = np.flatnonzero(~placed_R)[: depth - len(ranked)]
+        else:
+            best = self._choose(self._diversity, fused, placed_R, results, depth - len(ranked))
+        return pa.concat_tables([ranked, fused.take(best)], promote_options="default")
+
+    @property
+    def _compared(self) -> str:
+        """Name of the column of vectors by which rows are chosen."""
+        return _name_besides(self._selected_of_both())
+
+    def _choose(
+        self, diversity: Diversity, fused: pa.Table, placed_R: Mask, results: list[pa.Table], count: int
+    ) -> Positions:
+        """Positions of the rows to come next, best first, out of fused rows of which some have a place."""
+        vectors = _vectors_of(fused, results, self._compared, self._handle.dim)
+        scores_R = fused[RELEVANCE].to_numpy().astype(np.float64)
+        diverse = diversity.fused_rows_of(scores_R, vectors)
+        diverse.choose(placed_R, len(fused))  # so that others are compared with them
+        return diverse.choose(~placed_R, count)
 
     def _vector_and_text(self) -> _Terms:
         if self._query is not None:

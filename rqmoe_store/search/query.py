@@ -25,6 +25,7 @@ from rqmoe_store.search.columns import (
     result_columns,
     take,
 )
+from rqmoe_store.search.diversity import Diversity, DiversityMethod, diversity_of
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.multivector import as_matrices, query_encodings, require_one_vector
 from rqmoe_store.search.request import (
@@ -202,6 +203,7 @@ class VectorSearchQuery(SearchQuery):
     def __init__(self, reader: TableReader, options: VectorOptions) -> None:
         super().__init__(reader)
         self._options = options
+        self._diversity: Diversity | None = None
 
     def nprobes(self, nprobes: int) -> Self:
         """Set the number of partitions to search per query; a number beyond their count means all.
@@ -276,6 +278,48 @@ class VectorSearchQuery(SearchQuery):
             )
         return self
 
+    def diversify(self, lambda_: float = 0.5, *, method: DiversityMethod = "mmr") -> Self:
+        """Return rows that are near the query and unlike each other, or that cover what is near it.
+
+        Rows are chosen one after the other, within the distance range and by their decoded vectors. Results
+        are in the order of choice, with their usual `_distance`; `offset` skips the rows chosen first. If
+        rows are ranked in stages (see `shortlist`), each stage chooses among the rows that it considers.
+        Conditions hold before rows are chosen, unless they filter the results.
+
+        "mmr", maximal marginal relevance (Carbonell and Goldstein, 1998), chooses from the shortlist (or the
+        refined rows) the row with the largest lambda_ * relevance - (1 - lambda_) * similarity, where
+        similarity is that to the most similar row chosen before. Both are cosines under "cosine" and minus
+        squared distances under "l2". Under "dot", relevance is the inner product divided by the lengths of
+        the query and of the longest row, and similarity is a cosine.
+
+        "coverage" chooses the row that adds most to how well the chosen rows stand for all rows considered:
+        the sum, over these, of weight * covered, where covered is 1 for a chosen row, and for another one
+        (1 - lambda_) * its similarity to the most similar chosen row. Weights go from 1 for the row nearest
+        to the query to 0 for the farthest one considered, in proportion to the distance; similarities from 1
+        for equal rows to 0 for the two most distant ones. Distances of two rows are squared, and of unit
+        length under "cosine" and "dot". The sum is monotone and submodular, so that the first 10 rows are
+        worth at least 1 - 1/e (63 %) of the 10 rows that cover most (Nemhauser, Wolsey and Fisher, 1978);
+        later stages add greedily to these. A stage that ends after n rows considers the nearest 10 * n, at
+        most 2,000 or n; the shortlist, and the rows refined, are at least as long, unless `shortlist` sets
+        it. With `lambda_` 1 nothing is to be covered, and the search is the plain one.
+
+        In a hybrid search, the rows fused are chosen from: for n results, the first 3 * n of both searches,
+        or 10 * n for "coverage". Relevance is then `_relevance_score`, scaled to the range from 0 to 1, and
+        rows are compared by the cosines of their vectors.
+
+        Args:
+            lambda_: 1 for the nearest rows, as without `diversify`; 0 for the most different ones, or for
+                those that cover most.
+            method: "mmr" or "coverage".
+
+        Raises:
+            InvalidInputError: `lambda_` is not a number from 0 to 1, `method` is another one, or rows of the
+                table have many vectors.
+        """
+        require_one_vector(self._handle, "diversify", "Leave diversify out.")
+        self._diversity = diversity_of(share("lambda_", lambda_), method)
+        return self
+
     def _set(self, **changes: Any) -> Self:
         self._options = dataclasses.replace(self._options, **changes)
         return self
@@ -309,7 +353,6 @@ class CompressedQuery(VectorSearchQuery):
             self._queries_QD = query_encodings(self._matrices, many)
         else:
             self._queries_QD = as_queries(query, dim=self._handle.dim, metric=self._handle.metric)
-        self._diversity: float | None = None
 
     def rerank(self, kind: Rerank) -> Self:
         """Set what orders the shortlist, and what `_distance` is the distance to.
@@ -330,29 +373,6 @@ class CompressedQuery(VectorSearchQuery):
                 f"Got kind={kind!r} of rerank; expected one of {', '.join(map(repr, get_args(Rerank)))}."
             )
         return self._set(rerank=kind)
-
-    def diversify(self, lambda_: float = 0.5) -> Self:
-        """Return rows that are near the query and unlike each other: maximal marginal relevance.
-
-        Rows are chosen one after the other from the shortlist (or the refined rows) within the distance
-        range: always the row with the largest lambda_ * relevance - (1 - lambda_) * similarity, where
-        similarity is that to the most similar row chosen before, by decoded vectors. Both are cosines under
-        "cosine" and minus squared distances under "l2". Under "dot", relevance is the inner product divided
-        by the lengths of the query and of the longest row, and similarity is a cosine. Results are in the
-        order of choice, with their usual `_distance`; `offset` skips the rows chosen first. A longer
-        shortlist gives more rows to choose from. If rows are ranked in stages (see `shortlist`), each stage
-        chooses from its own shortlist.
-
-        Args:
-            lambda_: 1 for the nearest rows, as without `diversify`; 0 for the most different ones.
-
-        Raises:
-            InvalidInputError: `lambda_` is not a number from 0 to 1.
-        """
-        instead = "Leave diversify out."
-        require_one_vector(self._handle, "diversify", instead)
-        self._diversity = share("lambda_", lambda_)
-        return self
 
     def to_arrow(self) -> pa.Table:
         """Run the query.
@@ -396,18 +416,18 @@ class CompressedQuery(VectorSearchQuery):
         return found
 
     def _request(self, state: TableState) -> SearchRequest:
-        parameters = self._options.parameters(state.snapshot.codecs, state.snapshot.tuned)
+        snapshot = state.snapshot
+        parameters = self._options.parameters(snapshot.codecs, snapshot.tuned, self._diversity)
         return SearchRequest(
             queries_QD=self._queries_QD,
             matrices=self._matrices,
-            where=self._where(state.snapshot),
+            where=self._where(snapshot),
             where_text=self._where_text,
             prefilter=self._prefilter,
             limit=self._limit,
             offset=self._offset,
             parameters=parameters,
             stages=parameters.stages(self._limit + self._offset),
-            diversity=self._diversity,
             lower=self._options.lower,
             upper=self._options.upper,
         )

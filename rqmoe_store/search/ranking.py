@@ -19,6 +19,7 @@ from lancedb.table import Table
 from rqmoe_store.codecs.selection import EVERY_ROW
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
+from rqmoe_store.search.diversity import Diversity
 from rqmoe_store.search.multivector import rank_by_encodings, rank_by_max_sim, refine_by_max_sim
 from rqmoe_store.search.refined import (
     Tables,
@@ -28,7 +29,6 @@ from rqmoe_store.search.refined import (
 )
 from rqmoe_store.search.request import SearchRequest, Trace
 from rqmoe_store.search.rerank import (
-    Float64Array,
     Hits,
     exact_values,
     exact_with_tie_breaks,
@@ -195,8 +195,7 @@ class Ranking:
 
     @property
     def _diversify_stage(self) -> tuple[str, str]:
-        request = self._request
-        return "Diversify", f"maximal marginal relevance, lambda {request.diversity:g}, keep {request.limit}"
+        return "Diversify", f"{self._request.diversity}, keep {self._request.limit}"
 
     def _kept(self, ranked: int) -> int:
         """Rows that the last stage ordered by distance passes on, out of those that it orders."""
@@ -207,7 +206,7 @@ class Ranking:
         request, table = self._request, self._state.snapshot.table
         with self._trace.stage(*self._refine_stage) as stage:
             counts = [stage.refined or 0 for stage in request.stages]
-            near = [rows_to_refine(found, counts, request.lower) for found in hits]
+            near = [nearest_of_stages(found, counts, request.lower) for found in hits]
             if request.matrices is not None:
                 hits = refine_by_max_sim(self._state.snapshot, request.matrices, near)
             else:
@@ -217,16 +216,17 @@ class Ranking:
         return hits
 
     def _diversify(
-        self, queries_QD: Float32Array, hits: list[Hits], lasts: list[list[bool]], lambda_: float
+        self, queries_QD: Float32Array, hits: list[Hits], lasts: list[list[bool]], diversity: Diversity
     ) -> list[Page]:
-        """The pages of rows that are near the query and unlike each other."""
-        pages, metric = [], self._codecs.metric
+        """The pages of rows that are near the query and unlike each other, or that cover its shortlist."""
+        pages, metric, stages = [], self._codecs.metric, self._request.stages
         with self._trace.stage(*self._diversify_stage) as stage:
             for query_D, found, last_K in zip(queries_QD, hits, lasts, strict=True):
+                if diversity.method == "coverage":
+                    found = nearest_of_stages(found, [diversity.rows_needed(each.end) for each in stages])
                 assert found.vectors_SD is not None, "reranked with vectors"
-                diverse = DiverseRows(
-                    query_D, found.vectors_SD, found.distances_S, metric, lambda_, found.tie_breaks_S
-                )
+                values_S = exact_values(found.distances_S, found.tie_breaks_S, metric)
+                diverse = diversity.rows_of(query_D, found.vectors_SD, values_S, metric)
                 pages.append(self._page(found, last_K, diverse.choose))
             stage.rows = sum(len(page.hits) for page in pages)
         return pages
@@ -295,100 +295,19 @@ def upper_bound_reached(hits: Hits, sizes_K: Sequence[int], lower: float | None,
     return last
 
 
-class DiverseRows:
-    """Maximal marginal relevance (Carbonell & Goldstein, 1998): rows near the query and unlike each other.
-
-    The next row is always the one with the largest
-
-        lambda * relevance - (1 - lambda) * similarity to the most similar row chosen before
-
-    where relevance and similarity depend on the metric:
-
-        l2      minus the squared distance to the query; minus the squared distance between two rows
-        cosine  the cosine of the angle to the query; the cosine of the angle between two rows
-        dot     the inner product with the query, relative to the largest one that a row as long as the
-                longest could have; the cosine between two rows (by inner products, a long vector would be
-                similar to all others)
-
-    For vectors of unit length all three choose the same rows.
-    """
-
-    def __init__(
-        self,
-        query_D: Float32Array,
-        vectors_SD: Float32Array,
-        distances_S: Float32Array,
-        metric: Metric,
-        lambda_: float,
-        tie_breaks_S: Float64Array | None = None,
-    ) -> None:
-        """Prepare to choose.
-
-        Args:
-            query_D: the query.
-            vectors_SD: decoded vectors of the rows to choose from.
-            distances_S: their distances to the query as LanceDB defines them, ascending.
-            metric: metric of the distances.
-            lambda_: 1 for the nearest rows, 0 for the most different ones.
-            tie_breaks_S: tie breaks of the distances, as in `Hits`.
-        """
-        self._metric, self._lambda = metric, lambda_
-        self._rows_SD = vectors_SD.astype(np.float64)
-        self._values_S = exact_values(distances_S, tie_breaks_S, metric)
-        self._lengths_S = np.linalg.norm(self._rows_SD, axis=1)
-        self._query_length = float(np.linalg.norm(query_D.astype(np.float64)))
-        if metric != "l2":
-            self._rows_SD /= np.where(self._lengths_S > 0, self._lengths_S, 1)[:, None]
-        self._chosen_S = np.zeros(len(distances_S), dtype=bool)
-        self._similarity_S = np.full(len(distances_S), -np.inf)
-
-    def choose(self, open_S: Mask, count: int) -> Positions:
-        """Choose up to `count` of the open rows, best first, of equally good rows the nearest first."""
-        open_S = open_S.copy()
-        relevances_S = self._lambda * self._relevances(open_S | self._chosen_S)
-        chosen = np.empty(min(count, int(open_S.sum())), np.int64)
-        for place in range(len(chosen)):
-            scores_S = relevances_S
-            if self._chosen_S.any():
-                scores_S = relevances_S - (1 - self._lambda) * self._similarity_S
-            row = chosen[place] = np.argmax(np.where(open_S, scores_S, -np.inf))
-            open_S[row], self._chosen_S[row] = False, True
-            np.maximum(self._similarity_S, self._similarities(row), out=self._similarity_S)
-        return chosen
-
-    def _similarities(self, row: np.int64) -> Float64Array:
-        """Similarity of every row to one of them, (S,)."""
-        rows_SD = self._rows_SD
-        # einsum gives bitwise equal results for equal rows.
-        similarities_S: Float64Array = np.einsum("sd,d->s", rows_SD, rows_SD[row])
-        if self._metric == "l2":
-            squares_S = self._lengths_S**2
-            similarities_S = np.minimum(2 * similarities_S - squares_S - squares_S[row], 0)
-        return similarities_S
-
-    def _relevances(self, considered_S: Mask) -> Float64Array:
-        """Relevance of every row, (S,)."""
-        if self._metric == "l2":
-            return -self._values_S
-        if self._metric == "cosine":
-            return 1 - self._values_S
-        largest = self._query_length * float(self._lengths_S[considered_S].max(initial=0))
-        return self._values_S / (largest or 1.0)
-
-
-def rows_to_refine(hits: Hits, counts_K: Sequence[int], lower: float | None) -> Hits:
-    """The hits to refine: for every stage, the nearest rows that it considers, as many as it refines.
+def nearest_of_stages(hits: Hits, counts_K: Sequence[int], lower: float | None = None) -> Hits:
+    """The nearest of the rows that every stage considers, as many of them as the stage needs.
 
     With a lower distance bound, that many rows on either side of it, since the distance to the raw vector
     decides on which side a row is.
 
     Args:
         hits: hits of one query, nearest first, with their stages.
-        counts_K: for every stage, the number of rows placed after it times the refine factor.
+        counts_K: number of rows that every stage needs, ascending.
         lower: the lower bound of `distance_range`; None for none.
 
     Returns:
-        The hits to refine, each with the first stage that refines it.
+        The hits that a stage needs, each with the first stage that does.
     """
     assert hits.stages_S is not None, "not ranked yet"
     first_S = np.full(len(hits), len(counts_K))

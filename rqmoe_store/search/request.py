@@ -26,6 +26,7 @@ from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_columns, is_tensor, listed
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
+from rqmoe_store.search.diversity import Diversity
 from rqmoe_store.store.metadata import TunedSearch
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -74,6 +75,8 @@ class SearchParameters:
     tuned: TunedSearch | None = None
     many: bool = False
     """Whether rows have many vectors each, which order the shortlist."""
+    diversity: Diversity | None = None
+    """How rows are chosen by their vectors; None for the nearest rows."""
 
     def stages(self, rows: int) -> tuple[RankingStage, ...]:
         """The stages that rank the first `rows` rows (limit + offset of a page).
@@ -111,11 +114,12 @@ class SearchParameters:
             yield end
 
     def _stage(self, end: int) -> RankingStage:
-        refined = None if self.refine_factor is None else self.refine_factor * end
-        least, per_row = refined or end, SHORTLIST_PER_ROW[self.rerank]
+        least, per_row = self._rows_needed(end), SHORTLIST_PER_ROW[self.rerank]
+        refined = None if self.refine_factor is None else least
         if self.many and self.rerank != "none":
             least, per_row = max(least, MANY_VECTORS_SHORTLIST), MANY_VECTORS_PER_ROW
         if self.shortlist is not None:
+            refined = None if refined is None else min(refined, self.shortlist)
             return RankingStage(end, self.shortlist, "asked for", refined)
         if self.tuned is None:
             return RankingStage(end, max(per_row * end, DEFAULT_SHORTLIST, least), "default", refined)
@@ -123,6 +127,11 @@ class SearchParameters:
         if needed <= self.tuned.shortlist:
             return RankingStage(end, self.tuned.shortlist, "tuned", refined)
         return RankingStage(end, needed, "default", refined)
+
+    def _rows_needed(self, end: int) -> int:
+        """Rows to refine, or to choose from where nothing is refined."""
+        needed = end if self.diversity is None else self.diversity.rows_needed(end)
+        return max(needed, (self.refine_factor or 1) * end)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +151,9 @@ class VectorOptions:
     upper: float | None = None
     """Upper bound of distances, exclusive."""
 
-    def parameters(self, codecs: TableCodec, tuned: TunedSearch | None) -> SearchParameters:
+    def parameters(
+        self, codecs: TableCodec, tuned: TunedSearch | None, diversity: Diversity | None = None
+    ) -> SearchParameters:
         """The search parameters in a table with these codecs and tuned ones, or with none.
 
         Raises:
@@ -168,6 +179,7 @@ class VectorOptions:
             self.refine_factor,
             tuned,
             many is not None,
+            diversity,
         )
 
 
@@ -214,14 +226,17 @@ class SearchRequest:
     parameters: SearchParameters
     stages: tuple[RankingStage, ...]
     """The stages of the ranking that the page needs."""
-    diversity: float | None = None
-    """Lambda of maximal marginal relevance; None for the nearest rows."""
     lower: float | None = None
     upper: float | None = None
 
     def matrices_of(self, queries: Sequence[int]) -> tuple[Float32Array, ...] | None:
         """The matrices of some of the queries."""
         return None if self.matrices is None else tuple(self.matrices[query] for query in queries)
+
+    @property
+    def diversity(self) -> Diversity | None:
+        """How rows are chosen by their vectors; None for the nearest rows."""
+        return self.parameters.diversity
 
     @property
     def shortlist(self) -> int:

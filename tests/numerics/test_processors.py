@@ -21,8 +21,8 @@ TESTS = Path(__file__).parents[1]
 NUMERIC = {
     "codecs": "additive base beam_search deformation encoding layouts parallel precision quantizer vectors",
     "training": "checkpoint distributed initialize loop parts sampler trainer",
-    "search": "columns diversity exhaustive hybrid query refine rerank reranker scan shortlist tensor_scan "
-    "tuning",
+    "search": "columns coverage diversity exhaustive hybrid query refine rerank reranker scan shortlist "
+    "tensor_scan tuning",
     "evaluation": "codec_benchmark codec_measurement engine_peers faiss_peers lancedb_peers recall "
     "search_benchmark search_systems",
     "store": "compress health statistics",

@@ -124,3 +124,11 @@ def text_world(tmp_path_factory: pytest.TempPathFactory) -> TextWorld:
 def own_text_world(tmp_path: Path) -> TextWorld:
     """For tests that write."""
     return build_text_world(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def refinable(tmp_path_factory: pytest.TempPathFactory) -> CompressedTable:
+    """A table that keeps its vectors."""
+    vectors = np.random.default_rng(7).normal(size=(300, 16)).astype(np.float32)
+    docs = lancedb.connect(tmp_path_factory.mktemp("refinable")).create_table("docs", source_table(vectors))
+    return compress(docs, tiny_codec(vectors, "l2", 4), "small", keep_vectors="float32", progress=False)

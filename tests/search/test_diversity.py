@@ -4,17 +4,16 @@ import lancedb
 import numpy as np
 import pytest
 from costly_examples import costly_examples
+from diverse_searches import METRICS, SEARCHES, near_first, queries_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tables import source_table, tiny_codec
 
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search import rerank as reranking
-from rqmoe_store.search.ranking import DiverseRows
-from rqmoe_store.search.rerank import exact_distances
+from rqmoe_store.search.diversity import DiverseRows, Diversity
+from rqmoe_store.search.rerank import exact_distances, exact_values
 from rqmoe_store.tables import compress
-
-METRICS = ["l2", "cosine", "dot"]
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -43,20 +42,15 @@ def by_definition(query, vectors, metric, lambda_, count) -> list[int]:
     return chosen
 
 
-def near_first(seed: int, rows: int, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A query, vectors by ascending distance, and the distances."""
-    random = np.random.default_rng(seed)
-    query, vectors = random.normal(size=6), random.normal(size=(rows, 6)) * random.uniform(0.1, 5, (rows, 1))
-    query, vectors = query.astype(np.float32), vectors.astype(np.float32)
-    distances = exact_distances(query, vectors, metric)
-    order = np.argsort(distances, kind="stable")
-    return query, vectors[order], distances[order]
+def prepared(query, vectors, distances, metric, lambda_) -> DiverseRows:
+    values = exact_values(distances, None, metric)
+    return Diversity(lambda_, "mmr").rows_of(query, vectors, values, metric)
 
 
 def diverse_rows(query, vectors, distances, metric, *, lambda_, count) -> np.ndarray:
     """All rows to choose from, at once."""
     every = np.ones(len(vectors), dtype=bool)
-    return DiverseRows(query, vectors, distances, metric, lambda_).choose(every, count)
+    return prepared(query, vectors, distances, metric, lambda_).choose(every, count)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -80,7 +74,7 @@ def test_it_is_what_the_definition_says(metric, seed, rows, count, lambda_) -> N
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 40), parts=st.lists(st.integers(0, 9), max_size=6))
 def test_it_may_be_done_in_parts(metric, seed, rows, parts) -> None:
     query, vectors, distances = near_first(seed, rows, metric)
-    diverse, open_rows = DiverseRows(query, vectors, distances, metric, 0.4), np.ones(rows, dtype=bool)
+    diverse, open_rows = prepared(query, vectors, distances, metric, 0.4), np.ones(rows, dtype=bool)
     found: list[int] = []
     for count in [*parts, 100]:
         chosen = diverse.choose(open_rows, count)
@@ -134,47 +128,24 @@ def test_zero_vectors(metric) -> None:
         assert sorted(found) == list(range(5))
 
 
-def queries_of(seed: int, count: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(count, 16)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def refinable(tmp_path_factory):
-    """A table that keeps its vectors."""
-    vectors = np.random.default_rng(7).normal(size=(300, 16)).astype(np.float32)
-    docs = lancedb.connect(tmp_path_factory.mktemp("refinable")).create_table("docs", source_table(vectors))
-    return compress(docs, tiny_codec(vectors, "l2", 4), "small", keep_vectors="float32", progress=False)
-
-
-SEARCHES = {
-    "plain": lambda query: query,
-    "filter": lambda query: query.where("lang = 'de'"),
-    "filter of the results": lambda query: query.where("lang = 'de'", prefilter=False),
-    "nothing matches": lambda query: query.where("id < 0"),
-    "offset": lambda query: query.offset(7),
-    "offset beyond": lambda query: query.offset(400).shortlist(500),
-    "more than there are": lambda query: query.limit(600),
-    "range": lambda query: query.distance_range(12.0, 25.0),
-    "shortlist": lambda query: query.limit(30).shortlist(40).nprobes(2),
-}
-
-
 @pytest.mark.parametrize("cache", ["memory", "disk"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
-def test_lambda_one_is_the_plain_search(worlds, search, count, cache) -> None:
+@pytest.mark.parametrize("method", ["mmr", "coverage"])
+def test_lambda_one_is_the_plain_search(worlds, method, search, count, cache) -> None:
     for metric in METRICS:
         store = worlds(metric, 4).store.use_cache(cache)
         plain, diverse = (search(store.search(queries_of(2, count)).with_row_id()) for _ in range(2))
-        assert diverse.diversify(1).to_arrow().equals(plain.to_arrow())
+        assert diverse.diversify(1, method=method).to_arrow().equals(plain.to_arrow())
 
 
-def test_lambda_one_is_the_plain_search_after_refining(refinable) -> None:
+@pytest.mark.parametrize("method", ["mmr", "coverage"])
+def test_lambda_one_is_the_plain_search_after_refining(refinable, method) -> None:
     for factor in (1, 4):
         plain, diverse = (
             refinable.search(queries_of(2, 3)).refine_factor(factor).offset(2) for _ in range(2)
         )
-        assert diverse.diversify(1.0).to_arrow().equals(plain.to_arrow())
+        assert diverse.diversify(1.0, method=method).to_arrow().equals(plain.to_arrow())
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -107,6 +107,7 @@ def searches(draw):
     prefilter, nprobes = draw(st.booleans()), draw(st.sampled_from([None, 1, 2, 9]))
     bounds = draw(st.sampled_from([None, None, (None, 6.0), (4.0, None), (0.2, 0.9), (3.0, 5.0)]))
     factor, lambda_ = draw(st.sampled_from([None, None, 1, 3])), draw(st.sampled_from([None, None, 0.5, 0.9]))
+    method = draw(st.sampled_from(["mmr", "coverage"]))
     shortlist = draw(st.sampled_from([None, None, 600]))
 
     def completed(query):
@@ -115,7 +116,7 @@ def searches(draw):
         query = query if nprobes is None else query.nprobes(nprobes)
         query = query if bounds is None else query.distance_range(*bounds)
         query = query if factor is None else query.refine_factor(factor)
-        query = query if lambda_ is None else query.diversify(lambda_)
+        query = query if lambda_ is None else query.diversify(lambda_, method=method)
         return query if shortlist is None else query.shortlist(shortlist)
 
     return completed

@@ -14,7 +14,7 @@ from small_tables import source_table, tiny_codec
 from rqmoe_store.config import KEEP_VECTORS
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search import ranking as refining
-from rqmoe_store.search.ranking import refine, rows_to_refine
+from rqmoe_store.search.ranking import nearest_of_stages, refine
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import compress
@@ -273,7 +273,7 @@ def test_rows_without_a_vector_are_left_out(keepers) -> None:
 )
 def test_candidates_lie_around_the_lower_bound(distances, count, lower) -> None:
     hits = unranked(np.arange(len(distances), dtype=np.uint64), np.array(distances, dtype=np.float32))
-    chosen = rows_to_refine(hits, [count], lower).row_ids_S.tolist()
+    chosen = nearest_of_stages(hits, [count], lower).row_ids_S.tolist()
     within = [row for row, distance in enumerate(distances) if lower is not None and distance < lower]
     beyond = [row for row in range(len(distances)) if row not in within]
     assert chosen == within[-count:] + beyond[:count]
@@ -287,9 +287,9 @@ def test_candidates_lie_around_the_lower_bound(distances, count, lower) -> None:
 def test_every_stage_refines_what_it_considers(stages, counts, lower) -> None:
     row_ids = np.arange(len(stages), dtype=np.uint64)
     hits = Hits(row_ids, row_ids.astype(np.float32), stages_S=np.array(stages, np.int64))
-    found = rows_to_refine(hits, counts, lower)
+    found = nearest_of_stages(hits, counts, lower)
     seen: set[int] = set()
     for stage, count in enumerate(counts):
-        alone = rows_to_refine(hits[hits.stages_S <= stage], [0] * stage + [count], lower)
+        alone = nearest_of_stages(hits[hits.stages_S <= stage], [0] * stage + [count], lower)
         seen |= set(alone.row_ids_S.tolist())
         assert set(found.row_ids_S[found.stages_S <= stage].tolist()) == seen

@@ -97,6 +97,7 @@ def queries(draw):
     offset, nprobes = draw(st.integers(0, 20)), draw(st.sampled_from([None, 1, 2, 9]))
     bounds = draw(st.sampled_from([None, (None, 12.0), (9.0, None), (0.9, 1.1), (10.0, 20.0)]))
     lambda_ = draw(st.sampled_from([None, None, 0.5]))
+    method = draw(st.sampled_from(["mmr", "coverage"]))
     shortlist = draw(st.sampled_from([None, limit + offset, 200]))
 
     def completed(query):
@@ -104,7 +105,7 @@ def queries(draw):
         query = query if where is None else query.where(where, prefilter=prefilter)
         query = query if nprobes is None else query.nprobes(nprobes)
         query = query if bounds is None else query.distance_range(*bounds)
-        query = query if lambda_ is None else query.diversify(lambda_)
+        query = query if lambda_ is None else query.diversify(lambda_, method=method)
         return query if shortlist is None else query.shortlist(max(shortlist, limit + offset))
 
     return completed
