@@ -138,6 +138,19 @@ class CodecConfig:
             expert_dim=self.expert_dim or (network_dim if large else min(network_dim, 96)),
         )
 
+    def without_partitions(self) -> "CodecConfig":
+        """This configuration for the vectors of rows that have many, which partitions cannot find.
+
+        Raises:
+            InvalidInputError: it asks for partitions.
+        """
+        if self.num_partitions:
+            raise InvalidInputError(
+                f"Got num_partitions={self.num_partitions} for rows of many vectors each; expected 0 or "
+                "None, as rows are not found by single vectors."
+            )
+        return dataclasses.replace(self, num_partitions=0)
+
     def require_bytes_for(self, dim: int) -> None:
         """Raise InvalidInputError if a transform code has more than 8 bits a dimension."""
         most = {"refine_bytes": dim + self._least_refine_bytes - 1}
@@ -165,14 +178,15 @@ class MultiVectorConfig:
 
     code_bytes: int = 256
     """Bytes of the code of a row's encoding."""
-    num_repetitions: int = 20
+    num_repetitions: int = 8
     """Independent partitions of space, whose encodings follow each other."""
-    num_hyperplanes: int = 5
+    num_hyperplanes: int = 2
     """Hyperplanes of each repetition, which divide space into 2 ** num_hyperplanes parts."""
-    projected_dim: int | None = 16
+    projected_dim: int | None = 64
     """Components to which the vectors of a part are projected; None for all. Never more than they have."""
-    final_dim: int | None = 2048
-    """Components to which the whole encoding is projected; None for all. Never more than it has."""
+    final_dim: int | None = None
+    """Components to which the whole encoding is projected, which costs much recall; None for all. Never more
+    than it has."""
     fill_empty_partitions: bool = True
     """Whether a part without any vector of the row gets its nearest one."""
     seed: int = 0

@@ -13,7 +13,7 @@ import pyarrow as pa
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.codecs.vectors import as_vectors
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 from rqmoe_store.progress import progress_bar
@@ -23,7 +23,7 @@ from rqmoe_store.store.databases import remove_old_versions
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import commit_schema, on_newest, retry_on_conflict, take_rows, to_newest
 from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
-from rqmoe_store.store.multivector import as_lists, encodings_of, token_config
+from rqmoe_store.store.multivector import ENCODINGS_FITTED, as_lists, encodings_of
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.reencoding import BackgroundEncoding, Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.registry import RemovedCodecs, remove_unused
@@ -42,9 +42,6 @@ Encode = bool | Literal["background"]
 
 StartOfTraining = Codec | Literal["auto"] | None
 """What a training starts from: a codec, the table's own if it is of the right shape, or new codebooks."""
-
-ENCODINGS_FITTED = 16_384
-"""Rows with many vectors whose fixed dimensional encodings the codec of encodings is fitted to."""
 
 _NEVER = datetime.timedelta(days=36_500)
 
@@ -114,7 +111,7 @@ def retrain(
     handle.refresh()
     config = handle.codecs.metadata.vector_config if config is None else config
     if handle.codecs.metadata.multi_vector is not None:
-        config = token_config(config)
+        config = config.without_partitions()
     lost = handle.table.count_rows(handle.columns.decoded_filter)
     if lost:
         warn_caller(
@@ -212,7 +209,6 @@ def _train_codecs(
     """
     # Imported here, since tables are opened and searched without torch.
     from rqmoe_store.training.sampler import draw_sample
-    from rqmoe_store.training.trainer import train as train_codec
     from rqmoe_store.training.warm_start import starting_config
 
     _require_columns(handle, handle.codecs.metadata.column_refine_bytes(config))
@@ -235,9 +231,19 @@ def _train_codecs(
     order = np.random.default_rng(training.seed).permutation(len(lists.values))[: training.max_rows]
     token_codec = _train_codec(handle, training, lists.values[order], config, start)
     encodings_nD = encodings_of(lists[:ENCODINGS_FITTED], many)
-    settings = TrainConfig(seed=training.seed, device=training.device, progress=False)
-    codec = train_codec(encodings_nD, config=metadata.config, training=settings)
-    return TrainedCodecs(codec, token_codec)
+    return TrainedCodecs(fit_encoding_codec(encodings_nD, metadata, training.seed), token_codec)
+
+
+def fit_encoding_codec(encodings_nD: Float32Array, metadata: TableMetadata, seed: int = 0) -> Codec:
+    """Fit the codec of fixed dimensional encodings for a table with this metadata."""
+    from rqmoe_store.training.trainer import train as train_codec
+
+    if len(encodings_nD) < metadata.config.least_training_rows:
+        raise TableError(
+            f"Got {len(encodings_nD)} rows with vectors to fit the codec of their encodings to; expected "
+            f"{metadata.config.least_training_rows} at least. Add rows."
+        )
+    return train_codec(encodings_nD, config=metadata.config, training=TrainConfig(seed=seed, progress=False))
 
 
 def _train_codec(

@@ -15,17 +15,25 @@ from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, KeepVectors, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
+from rqmoe_store.lifecycle import fit_encoding_codec
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.source import Cache
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import as_schema, require_keep_vectors
-from rqmoe_store.store.compress import compress_into, convert_in_place, require_local_table
+from rqmoe_store.store.compress import (
+    compress_into,
+    compress_lists_into,
+    convert_in_place,
+    require_local_table,
+)
 from rqmoe_store.store.creation import ExpectedSchema, RawTable, require_free_name, require_place
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.keys import require_key
+from rqmoe_store.store.multivector import require_no_encoding
 from rqmoe_store.store.rows import schema_and_rows
 from rqmoe_store.store.table_codec import TableCodec
+from rqmoe_store.store.vector_lists import has_vector_lists
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.threads import in_thread
 
@@ -155,6 +163,7 @@ def compress(
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
     key: str | None = None,
+    multi_vector: MultiVectorConfig | None = None,
     progress: bool = True,
 ) -> CompressedTable:
     """Create a table with the columns of `docs`, its vectors replaced by codes; or compress `docs` itself.
@@ -178,6 +187,8 @@ def compress(
         keep_vectors: "float16" or "float32" also keeps the raw vectors in such numbers, in the column
             `vector_column`: searches return them like any column, and `refine_factor` orders by them.
         key: the column that is the unique key; see `CompressedTable.set_key`. None for the key of `docs`.
+        multi_vector: how rows are found if `vector_column` has lists of vectors; None for the defaults. Such
+            tables can be compressed into new ones only.
         progress: show a progress bar.
 
     Raises:
@@ -198,19 +209,22 @@ def compress(
     docs = require_local_table(docs)
     if key is not None:
         require_key(docs, key)  # before hours of encoding
+    has_lists = has_vector_lists(docs.schema, vector_column)
+    if not has_lists:
+        require_no_encoding(multi_vector, vector_column)
+    if has_lists and in_place:
+        raise InvalidInputError(
+            f"Got in_place=True for column {vector_column!r}, whose rows have many vectors each; expected "
+            "into=, as such tables are compressed into new ones only."
+        )
     if in_place:
         store = _compress_in_place(docs, codec, db, vector_column, keep_vectors, progress)
     else:
-        handle = compress_into(
-            docs,
-            codec,
-            cast(str, into),
-            db=db,
-            vector_column=vector_column,
-            keep_vectors=keep_vectors,
-            progress=progress,
-        )
-        store = CompressedTable(handle)
+        settings: dict[str, Any] = {"db": db, "vector_column": vector_column, "keep_vectors": keep_vectors}
+        if has_lists:
+            settings |= {"fit": fit_encoding_codec, "multi_vector": multi_vector}
+        compressed = compress_lists_into if has_lists else compress_into
+        store = CompressedTable(compressed(docs, codec, cast(str, into), **settings, progress=progress))
     if key is not None:
         _set_key(store, key, new=not in_place)
     return store

@@ -51,7 +51,7 @@ MAY_IMPORT = {
         *(*GROUND, "codecs", "store", "search", "verification", "exports", "lifecycle"),
         *("table", "threads"),
     },
-    "tables": {*GROUND, "codecs", "store", "search", "table", "async_table", "threads"},
+    "tables": {*GROUND, "codecs", "store", "search", "lifecycle", "table", "async_table", "threads"},
     "distributed": {"codecs", "store", "search", "ingestion"},
     "managed_table": {*GROUND, "store", "lifecycle", "table", "tables", "threads"},
     "evaluation": {

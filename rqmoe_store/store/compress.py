@@ -28,7 +28,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import KeepVectors
+from rqmoe_store.config import KeepVectors, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, StorageError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.storage_errors import translates_errors
@@ -42,13 +42,20 @@ from rqmoe_store.store.columns import (
     require_keep_vectors,
     user_schema,
 )
-from rqmoe_store.store.creation import require_place, stored_schema
+from rqmoe_store.store.creation import require_place, stored_schema, vector_dim
 from rqmoe_store.store.embeddings import metadata_with_moved_embedding
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.multivector import (
+    ENCODINGS_FITTED,
+    encodings_of,
+    multi_vector_metadata,
+    require_no_embedding,
+)
+from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.sql import quoted
-from rqmoe_store.store.table_codec import TableCodec, metadata_of
+from rqmoe_store.store.table_codec import TableCodec, generation_metadata, metadata_of
 from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, rows_per_batch
 
 Advance = Callable[[int], object]
@@ -192,7 +199,7 @@ def compress_into(
     require_keep_vectors(keep_vectors)
     _require_precision(codec, keep_vectors)
     columns = CodeColumns(vector_column, codec.config.refine_bytes)
-    kept = metadata_of(codec, vector_column, keep_vectors).kept
+    kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim, metric=codec.config.metric)
     docs = require_local_table(docs)
     source = _pinned(docs)
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
@@ -245,6 +252,11 @@ def require_compressible(source: Table, codec: Codec, columns: CodeColumns, ours
     metadata_with_moved_embedding(
         source.schema.metadata, columns.vector_column, source.name
     )  # raises if unreadable
+    require_copyable(source)
+
+
+def require_copyable(source: Table) -> None:
+    """Raise TableError unless the other columns of `source` can be copied, and there are rows."""
     if blobs := source.blob_columns():
         raise TableError(
             f"Table {source.name!r} has blob columns {blobs}, which cannot be copied with their content. "
@@ -374,6 +386,87 @@ def _task(bar: Progress, description: str, source: Table) -> Advance:
     return lambda rows: bar.advance(task, rows)
 
 
+EncodingFit = Callable[[Float32Array, TableMetadata], Codec]
+"""Function that fits the codec of fixed dimensional encodings (n, F) for a table with this metadata."""
+
+
+@translates_errors
+def compress_lists_into(
+    docs: Table,
+    codec: Codec,
+    into: str,
+    *,
+    fit: EncodingFit,
+    db: DBConnection | None = None,
+    vector_column: str = "vector",
+    keep_vectors: KeepVectors = "none",
+    multi_vector: MultiVectorConfig | None = None,
+    progress: bool = True,
+) -> Handle:
+    """Create a table with the columns of `docs`, whose rows have many vectors each, and codes in their place.
+
+    Arguments and exceptions are those of `compress_into`, and:
+
+    Args:
+        fit: fits the codec of encodings to those of a sample of rows.
+        multi_vector: how rows are encoded; None for the defaults.
+    """
+    require_keep_vectors(keep_vectors)
+    source = _pinned(require_local_table(docs))
+    db = databases.database_of(cast(LanceTable, docs)) if db is None else db
+    dim, _ = vector_dim(source.schema, vector_column)
+    require_no_embedding(source.schema, vector_column, source.name)
+    metadata = multi_vector_metadata(vector_column, keep_vectors, dim, codec.config, multi_vector)
+    metadata.columns.require_absent_from(source.schema)
+    if codec.dim != dim:
+        raise InvalidInputError(
+            f"Column {vector_column!r} holds vectors of dimension {dim}; the codec was trained on dimension "
+            f"{codec.dim}. Train a codec on this column, or name another one."
+        )
+    require_column_names(source.schema)
+    require_copyable(source)
+    _require_free_name(db, into, cast(LanceTable, docs))
+    with progress_bar(progress) as bar:
+        encoding_codec = fit(_sample_encodings(source, metadata), metadata)
+        generation = generation_metadata(encoding_codec, codec)
+        metadata = metadata.with_generation(generation, codec.config.without_partitions())
+        neighbor = cast(LanceTable, registry.save(db, codec))
+        registry.save(db, encoding_codec)
+        codecs = TableCodec.load(db, metadata)
+        schema = stored_schema(source.name, source.schema, metadata)
+        encoder = RowEncoder(schema, codecs, table_name=source.name, encode=True)
+        batches = _encoded_batches(source, encoder, _task(bar, "Encoding", source))
+        table = databases.create_atomically(
+            db, into, schema, encoder.schema.names, batches, neighbor=neighbor
+        )
+        databases.require_stable_row_ids(table)
+    return Handle(table, codecs)
+
+
+def _encoded_batches(source: Table, encoder: RowEncoder, advance: Advance) -> Iterator[pa.RecordBatch]:
+    first_row, column = 0, encoder.columns.vector_column
+    names = [*encoder.others.names, column]
+    for batch in source.search().select(names).to_batches(encoder.codecs.metadata.rows_per_batch):
+        rows = pa.Table.from_batches([batch]).select(names)
+        yield from encoder.encoded_part(rows, first_row).combine_chunks().to_batches()
+        first_row += batch.num_rows
+        advance(batch.num_rows)
+
+
+def _sample_encodings(source: Table, metadata: TableMetadata) -> Float32Array:
+    """Fixed dimensional encodings (n, F) of rows chosen at random."""
+    many, rows = metadata.multi_vector, source.count_rows()
+    assert many is not None, "rows have many vectors"
+    chosen = np.random.default_rng(0).permutation(rows)[:ENCODINGS_FITTED]
+    parts = [np.empty((0, metadata.dim), np.float32)]
+    for start in range(0, len(chosen), metadata.rows_per_batch):
+        offsets = np.sort(chosen[start : start + metadata.rows_per_batch])
+        taken = cast(LanceTable, source).take_offsets(offsets.tolist()).select([metadata.vector_column])
+        vectors, _ = metadata.kept.read(taken.to_arrow()[metadata.vector_column], int(offsets[0]))
+        parts.append(encodings_of(vectors, many))
+    return np.concatenate(parts)
+
+
 @translates_errors
 def convert_in_place(
     docs: LanceTable, codec: Codec, vector_column: str, keep_vectors: str, advance: Advance
@@ -400,7 +493,7 @@ def convert_in_place(
     table, columns = databases.reopen(docs), CodeColumns(vector_column, codec.config.refine_bytes)
     new = _missing_columns(table, columns, codec.config.code_bytes)
     require_compressible(table, codec, columns, ours=[field.name for field in new])
-    kept = metadata_of(codec, vector_column, keep_vectors).kept
+    kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim, metric=codec.config.metric)
     _require_type(table, kept)
     sample = _check_vectors(table, codec, kept, advance)
     codec = _store_codec(table, codec, sample)

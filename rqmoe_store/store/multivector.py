@@ -24,6 +24,9 @@ from rqmoe_store.store.metadata import MULTI_VECTOR_FORMAT_VERSION, MultiVector,
 from rqmoe_store.store.ragged import Ragged, RowCodes
 from rqmoe_store.store.vector_lists import unit_vectors
 
+ENCODINGS_FITTED = 16_384
+"""Rows whose fixed dimensional encodings the codec of encodings is fitted to."""
+
 
 @functools.lru_cache(maxsize=16)
 def encoder_of(many: MultiVector) -> FixedDimensionalEncoder:
@@ -70,7 +73,7 @@ def multi_vector_metadata(
             f"Got metric='l2' for column {vector_column!r}, whose rows have many vectors each; expected "
             "'cosine' or 'dot', as rows are compared by inner products. Say CodecConfig(metric='cosine')."
         )
-    config = token_config(config)
+    config = config.without_partitions()
     config.require_bytes_for(dim)
     many = MultiVector(dim=dim, config=config, encoding=encoding or MultiVectorConfig())
     encoded_dim = encoder_of(many).fde_dim
@@ -83,20 +86,6 @@ def multi_vector_metadata(
         config=CodecConfig(kind="pq", metric="dot", code_bytes=code_bytes),
         multi_vector=many,
     )
-
-
-def token_config(config: CodecConfig) -> CodecConfig:
-    """The configuration of a codec of the vectors of rows that have many: without partitions.
-
-    Raises:
-        InvalidInputError: it has some.
-    """
-    if config.num_partitions:
-        raise InvalidInputError(
-            f"Got num_partitions={config.num_partitions} for a table whose rows have many vectors each; "
-            "expected 0 or None, as rows are not found by single vectors."
-        )
-    return dataclasses.replace(config, num_partitions=0)
 
 
 def require_no_encoding(encoding: MultiVectorConfig | None, vector_column: str) -> None:
@@ -181,14 +170,14 @@ def token_codes(
     """The codes of all vectors of rows, and how many each row has.
 
     Raises:
-        TableError: a row has a part of a code.
+        TableError: a row has a part of a code, or none.
     """
     config = token_codec.config
     width = config.code_bytes + config.refine_bytes
-    if (tokens.lengths_B % width).any():
+    if (tokens.lengths_B % width).any() or not tokens.lengths_B.all():
         raise TableError(
-            f"The table has rows whose vectors have codes of another length than {width} bytes each, as "
-            "their codec writes them. Delete these rows or restore an earlier version of the table, and "
+            f"The table has rows whose vectors have no codes, or codes of other than {width} bytes each, "
+            "as their codec writes them. Delete these rows or restore an earlier version of the table, and "
             "write to it through this package only."
         )
     bytes_TW = tokens.values.reshape(-1, width)

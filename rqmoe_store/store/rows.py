@@ -285,6 +285,8 @@ def _vectors(values: list[Any]) -> pa.Array:
             lists = [None if value is None else _vector_list(value, row) for row, value in enumerate(values)]
             return pa.array(lists, type=pa.list_(pa.list_(pa.float32())))
         arrays = [None if value is None else _vector(value, place) for place, value in enumerate(values)]
+    if not any(array is not None for array in arrays):
+        return pa.nulls(len(arrays))  # of one vector a row, or of many
     return pa.array(arrays, type=pa.list_(pa.float32()))
 
 

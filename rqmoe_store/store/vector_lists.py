@@ -26,6 +26,11 @@ def is_vector_list_type(data_type: pa.DataType) -> bool:
     return is_list(data_type) and is_vector_type(data_type.value_type)
 
 
+def has_vector_lists(schema: pa.Schema, column: str) -> bool:
+    """Whether a column of a schema has a list of vectors in every row."""
+    return column in schema.names and is_vector_list_type(schema.field(column).type)
+
+
 def vector_list_dim(data_type: pa.DataType) -> int | None:
     """Dimension of the vectors of a type that `is_vector_list_type` accepts; None if it is not fixed."""
     return fixed_length(data_type.value_type)
@@ -71,8 +76,13 @@ def _screened_lists(
 ) -> tuple[Ragged, Mask, dict[str, Mask]]:
     """The vectors, which rows have any, and problem -> which of the V rows do not have it."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_null(array.type):
-        array = array.cast(pa.list_(pa.list_(pa.float32())))
+    if _may_be_empty(array.type) and len(array.flatten()):
+        raise InvalidInputError(
+            f"Got vectors of type {array.type}; expected lists of vectors of {dim} numbers, as every row of "
+            "the table has many. Nothing was written."
+        )
+    if pa.types.is_null(array.type) or _may_be_empty(array.type):
+        array = pa.nulls(len(array), pa.list_(pa.list_(pa.float32())))
     if pa.types.is_list_view(array.type) or pa.types.is_large_list_view(array.type):
         array = array.cast(pa.large_list(array.type.value_field))
     lengths_N = np.zeros(len(array), np.int64)
@@ -92,6 +102,11 @@ def _screened_lists(
         problems[problem] = good_T
     by_row = {problem: _all_in_row(good_T, lengths_V) for problem, good_T in problems.items()}
     return Ragged(vectors_GD, lengths_V), valid_N, by_row
+
+
+def _may_be_empty(data_type: pa.DataType) -> bool:
+    """Whether this may be the type of lists without any vector, which those of dicts are read as."""
+    return is_vector_type(data_type) and fixed_length(data_type) is None
 
 
 def _list_lengths(array: pa.Array) -> Lengths:
@@ -158,7 +173,7 @@ class KeptVectorLists(KeptVectors):
 
     def require_type(self, data_type: pa.DataType) -> None:
         """Raise InvalidInputError unless a column of this type can hold lists of vectors."""
-        if pa.types.is_null(data_type):
+        if pa.types.is_null(data_type) or _may_be_empty(data_type):
             return
         if not is_vector_list_type(data_type) or vector_list_dim(data_type) not in (None, self.dim):
             raise InvalidInputError(

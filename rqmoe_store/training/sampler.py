@@ -25,6 +25,8 @@ MAX_SHARE = 0.8
 
 _READ_ROWS = 8192
 """Rows read from a table at a time."""
+_READ_LISTS = 128
+"""Rows of many vectors each read from a table at a time."""
 _NUMBERS = (pa.types.is_floating, pa.types.is_integer)
 
 _OUTLIER_FACTOR = 1024.0
@@ -81,6 +83,22 @@ def draw_sample(vectors: VectorReader, *, max_rows: int, seed: int) -> Float32Ar
     return sample_nD[generator.permutation(len(sample_nD))]
 
 
+def draw_sample_of_lists(rows: VectorReader, *, max_rows: int, seed: int) -> Float32Array:
+    """Sample at most `max_rows` vectors (n, D) of rows that have many each, in random order."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(rows))
+    chunks, count = [np.empty((0, 0), dtype=np.float32)], 0
+    for start in range(0, len(order), _READ_LISTS):
+        chunk_nD = rows.take(np.sort(order[start : start + _READ_LISTS]))
+        if len(chunk_nD):
+            chunks = [*(chunk for chunk in chunks if len(chunk)), chunk_nD]
+            count += len(chunk_nD)
+        if count >= max_rows:
+            break
+    sample_nD = np.concatenate(chunks)
+    return sample_nD[generator.permutation(len(sample_nD))[:max_rows]]
+
+
 def sample_vectors(
     data: Any, *, vector_column: str, metric: Metric, max_rows: int, seed: int
 ) -> Float32Array:
@@ -107,7 +125,9 @@ def sample_vectors(
         error = TableError if is_table else InvalidInputError
         raise error("Got no vectors to train on; add rows first.")
     if is_table:
-        sample_nD = draw_sample(_TableColumn(data, vector_column, metric), max_rows=max_rows, seed=seed)
+        column = _TableColumn(data, vector_column, metric)
+        draw = draw_sample_of_lists if has_many_vectors(data, vector_column) else draw_sample
+        sample_nD = draw(column, max_rows=max_rows, seed=seed)
         if len(sample_nD) == 0:
             raise TableError(
                 f"Column {vector_column!r} of table {data.name!r} holds only nulls; expected vectors."
@@ -129,8 +149,9 @@ def _check_column(table: Any, vector_column: str) -> None:
     column_type = schema.field(vector_column).type
     is_tensor = isinstance(column_type, pa.FixedShapeTensorType) and len(column_type.shape) == 1
     column_type = column_type.storage_type if is_tensor else column_type
-    is_list = pa.types.is_list(column_type) or pa.types.is_large_list(column_type)
-    if not is_list and not pa.types.is_fixed_size_list(column_type):
+    if has_many_vectors(table, vector_column):
+        column_type = column_type.value_type
+    if not _is_list(column_type):
         raise TableError(
             f"Column {vector_column!r} has type {column_type}; expected a list of numbers. "
             "Name the column that holds the embeddings with vector_column=."
@@ -143,12 +164,26 @@ def _check_column(table: Any, vector_column: str) -> None:
         )
 
 
+def has_many_vectors(data: Any, vector_column: str) -> bool:
+    """Whether `data` is a table whose rows have a list of vectors each."""
+    if not hasattr(data, "count_rows") or vector_column not in data.schema.names:
+        return False
+    column_type = data.schema.field(vector_column).type
+    return _is_list(column_type) and _is_list(column_type.value_type)
+
+
+def _is_list(column_type: pa.DataType) -> bool:
+    checks = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list
+    return any(is_kind(column_type) for is_kind in checks)
+
+
 class _TableColumn:
     """The vectors in a column of a LanceDB table, for `draw_sample`."""
 
     def __init__(self, table: Any, column: str, metric: Metric) -> None:
         self._table, self._column, self._metric = table, column, metric
         self._dims = set[int]()
+        self._many = has_many_vectors(table, column)
 
     def __len__(self) -> int:
         return int(self._table.count_rows())
@@ -163,6 +198,14 @@ class _TableColumn:
         rows = positions[np.flatnonzero(column.is_valid().to_numpy())]
         values = column.drop_null().combine_chunks()
         values = getattr(values, "storage", values)  # tensors of Arrow are stored as lists
+        if self._many:
+            rows = np.repeat(rows, values.value_lengths().to_numpy(zero_copy_only=False))
+            values = values.flatten()
+            if values.null_count:
+                raise InvalidInputError(
+                    f"Column {self._column!r} of table {self._table.name!r} has rows with a null in "
+                    "their list of vectors; expected vectors only. Repair these rows."
+                )
         if len(values) == 0:
             return np.empty((0, 0), dtype=np.float32)
         self._dims.update(np.unique(values.value_lengths().to_numpy(zero_copy_only=False)).tolist())

@@ -36,7 +36,7 @@ from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
 from rqmoe_store.training.initialize import Start, check_trainable, fresh_start, resumed_start, warn_if_few
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.loss import validation_mse
-from rqmoe_store.training.sampler import count_vectors, sample_vectors, without_outliers
+from rqmoe_store.training.sampler import count_vectors, has_many_vectors, sample_vectors, without_outliers
 from rqmoe_store.training.transform import (
     FITTED_ROWS,
     fit_refiner,
@@ -104,7 +104,8 @@ def train(
 
     Args:
         data: a LanceDB table, or an array-like or torch tensor of shape (rows, D), of any castable type.
-        vector_column: the table's column of vectors. Null vectors are skipped.
+        vector_column: the table's column of vectors. Null vectors are skipped. Where rows have lists of
+            vectors, all vectors of a sample of rows are trained on, without partitions.
         config: shape of the codec. None means the defaults of CodecConfig, or the shape of `start`.
         training: how to train. None means the defaults of TrainConfig.
         validation: vectors (rows, D) to measure on. None means to hold out some of the sample.
@@ -145,6 +146,7 @@ def train(
             seed=settings.seed,
         )
         require_dim(start, sample_nD.shape[1])
+        config = config.without_partitions() if has_many_vectors(data, vector_column) else config
         config = config.resolve(dim=sample_nD.shape[1], rows=count_vectors(data))
         training_nD, validation_nD = _split(sample_nD, validation, config, settings)
         frame = Frame.plain(sample_nD.shape[1])

@@ -22,10 +22,11 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.errors import ArtifactError, TableError
 from rqmoe_store.store import registry
 from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.multivector import token_codes
+from rqmoe_store.store.ragged import Ragged, RowCodes
 from rqmoe_store.store.registry import GRACE, places_in_use, unused_codecs
 from rqmoe_store.store.statistics import readable
 from rqmoe_store.store.table_codec import generations_in
-from rqmoe_store.store.vector_arrays import rows_per_batch
 from rqmoe_store.verification.report import Findings, RowCounts
 
 _CHUNK = 2**20
@@ -135,6 +136,8 @@ class VerifiedCodec:
     """None if the codec is missing or damaged."""
     refine_bytes: int = 0
     """Bytes of its refine codes; 0 if it has none."""
+    token_codec: Codec | None = None
+    """The codec of the vectors of rows that have many; None if they have one, or it is missing or damaged."""
 
 
 def verify_codecs(
@@ -147,12 +150,16 @@ def verify_codecs(
     generations, verified = generations_in(db, metadata), []
     for place in places:
         generation = generations[place]
-        codec = None
+        codec, token_codec, many = None, None, metadata.multi_vector is not None
         with findings.recording(f"codec {place + 1} of {len(generations)}"):
             codec = generation.codec
             _find_damaged_copies(db, codec, findings)
-        first, metadata_of = generation.first_partition, generation.metadata
-        verified.append(VerifiedCodec(first, metadata_of.num_partitions, codec, metadata_of.refine_bytes))
+        with findings.recording(f"codec {place + 1} of {len(generations)}, of the vectors of rows"):
+            if many:
+                token_codec = generation.vector_codec
+                _find_damaged_copies(db, token_codec, findings)
+        first, made = generation.first_partition, generation.metadata
+        verified.append(VerifiedCodec(first, made.num_partitions, codec, made.refine_bytes, token_codec))
     return verified
 
 
@@ -208,7 +215,7 @@ class RowChecks:
     @property
     def rows_per_batch(self) -> int:
         """Rows of a batch, so that its memory is bounded."""
-        return rows_per_batch(self._metadata.dim)
+        return self._metadata.rows_per_batch
 
     def check(self, batch: pa.RecordBatch) -> RowCounts:
         """Check N rows that have the columns `names` and `_rowid`, record problems, and return counts."""
@@ -225,6 +232,11 @@ class RowChecks:
             self._findings.add_rows(
                 "rows have a code and no vector, which this table keeps", row_ids_N[coded_N & ~vector_N]
             )
+        if self.columns.many:
+            self._findings.add_rows(
+                "rows have a code and no codes of their vectors, or these and no code",
+                row_ids_N[code_N != _valid(batch[self.columns.tokens])],
+            )
         codes, valid_N = self.columns.from_arrow(batch)
         refined_C = self.columns.refined(batch, valid_N)
         older, decoded = self._check_codes(codes, refined_C, row_ids_N[valid_N])
@@ -234,6 +246,10 @@ class RowChecks:
 
     def _check_vectors(self, column: pa.Array, vector_N: Mask, row_ids_N: RowIds) -> None:
         row_ids_V = row_ids_N[vector_N]
+        if self._metadata.multi_vector is not None:
+            for row, problem in self._metadata.kept.unusable(column).items():
+                self._findings.add_rows(f"rows have a vector with {problem}", row_ids_N[[row]])
+            return
         # A null component becomes NaN.
         components = column.drop_null().flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
         vectors_VD = components.reshape(len(row_ids_V), self._metadata.dim)
@@ -263,9 +279,29 @@ class RowChecks:
                 own = codes[own_C] if verified.refine_bytes else codes.unrefined[own_C]
                 local = dataclasses.replace(own, partitions=own.partitions - np.int32(first))
                 decoded += self._decode(verified, local, row_ids_C[own_C])
+            if verified.token_codec is not None and isinstance(codes, RowCodes):
+                self._check_tokens(codes.tokens[own_C], verified.token_codec, row_ids_C[own_C])
         self._findings.add_rows("rows are in a partition that no codec of the table has", row_ids_C[~known_C])
         newest = self._metadata.first_partitions[-2] if self._metadata.generations else 0
         return int((codes.partitions < newest).sum()), decoded
+
+    def _check_tokens(self, tokens: Ragged, codec: Codec, row_ids_C: RowIds) -> None:
+        """Check the codes of all vectors of rows, and decode a sample of them."""
+        width = codec.config.code_bytes + codec.config.refine_bytes
+        whole_C = (tokens.lengths_B % width == 0) & (tokens.lengths_B > 0)
+        self._findings.add_rows("rows have parts of codes of their vectors, or none", row_ids_C[~whole_C])
+        codes, lengths_C = token_codes(tokens[whole_C], codec)
+        good_T = (codes.codes < codec.config.codebook_size).all(axis=1)
+        rows_T = np.repeat(row_ids_C[whole_C], lengths_C)
+        self._findings.add_rows(
+            "rows have a code of a vector that their codec does not have", np.unique(rows_T[~good_T])
+        )
+        sample = np.flatnonzero(good_T)
+        sample = sample[:: max(1, len(sample) // _DECODED_PER_BATCH)][:_DECODED_PER_BATCH]
+        finite = np.isfinite(codec.decode(codes[sample])).all(axis=1)
+        self._findings.add_rows(
+            "rows have vectors that decode to NaN or infinite values", np.unique(rows_T[sample[~finite]])
+        )
 
     def _decode(self, verified: VerifiedCodec, codes: Codes, row_ids_C: RowIds) -> int:
         """Check codes of one codec and decode a sample of them. Return the size of the sample."""

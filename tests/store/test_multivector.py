@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import rqmoe_store as rqs
-from rqmoe_store.errors import TableError
+from rqmoe_store.errors import InvalidInputError, TableError
 
 DIM = 8
 CONFIG = rqs.CodecConfig(kind="rq", metric="cosine", code_bytes=4, codebook_size=16)
@@ -222,3 +222,289 @@ def test_tables_of_older_releases_are_not_changed_by_this_one(db):
     assert b"rqmoe_store.multi_vector" not in metadata
     many = rqs.create_table(db, "many", make_rows(3), schema=SCHEMA, multi_vector=ENCODING)
     assert many.table.schema.metadata[b"rqmoe_store.format_version"] == b"4"
+
+
+@pytest.fixture
+def docs(db):
+    rows = [row | {"vector": row["vector"].tolist()} for row in make_rows(200)]
+    rows[5]["vector"], rows[6]["vector"] = None, []
+    return db.create_table("docs", pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def test_a_table_of_lancedb_is_compressed(db, docs):
+    codec = rqs.train(docs, config=CONFIG, training=QUICK)
+    assert codec.dim == DIM and codec.num_partitions == 1
+    store = rqs.compress(docs, codec, into="small", multi_vector=ENCODING, key="id", progress=False)
+    assert store.count_rows() == 200 and store.stats().raw_rows == 0 and store.key == "id"
+    assert store.count_rows("vector IS NULL") == 2
+    decoded = {row["id"]: row["vector"] for row in store.search().select(["id", "vector"]).to_list()}
+    assert decoded[5] is None and decoded[6] is None
+    query = make_query()
+    found = store.search(query).shortlist(200).limit(198).to_list()
+    expected = [distances(query, decoded[row["id"]]) for row in found]
+    np.testing.assert_allclose([row["_distance"] for row in found], expected, atol=1e-4)
+    assert len(found) == 198
+    with pytest.raises(InvalidInputError, match="into"):
+        rqs.compress(docs, codec, in_place=True, progress=False)
+    other = rqs.train(np.random.default_rng(0).normal(size=(99, 5)), config=CONFIG, training=QUICK)
+    with pytest.raises(InvalidInputError, match=r"dimension 8.*dimension 5"):
+        rqs.compress(docs, other, into="other", progress=False)
+    assert "other" not in db.list_tables().tables
+
+
+def test_merges_replace_and_insert_lists(store):
+    store.set_key("id")
+    done = (
+        store.merge_insert()
+        .when_matched_update_all()
+        .when_not_matched_insert_all()
+        .execute(make_rows(20, 290, seed=9))
+    )
+    assert (done.num_updated_rows, done.num_inserted_rows) == (10, 10)
+    new = {row["id"]: row["vector"] for row in make_rows(20, 290, seed=9)}
+    decoded = {row["id"]: row["vector"] for row in store.search().select(["id", "vector"]).to_list()}
+    assert all(len(decoded[number]) == len(new[number]) for number in new)
+    assert store.stats().raw_rows == 0
+    store.merge_insert().when_matched_update_all().execute([{"id": 3, "vector": None}])
+    assert store.count_rows("vector IS NULL") == 1
+    assert store.verify(progress=False).ok
+
+
+def test_updates_and_deletes(store):
+    store.update(where="id = 7", values={"vector": make_rows(1, 500)[0]["vector"], "text": "new"})
+    row = store.search().where("id = 7").select(["text", "vector"]).to_list()[0]
+    assert row["text"] == "new" and len(row["vector"]) == len(make_rows(1, 500)[0]["vector"])
+    before = store.version
+    assert store.delete("id < 100") == 100
+    query = make_query()
+    assert min(row["id"] for row in store.search(query).shortlist(300).limit(200).to_list()) >= 100
+    store.checkout(before)
+    assert len(store.search(query).shortlist(300).limit(300).to_list()) == 300
+    store.restore()
+    assert store.count_rows() == 300 and len(store.search(query).shortlist(300).limit(300).to_list()) == 300
+
+
+def test_ingestion_puts_bad_lists_in_quarantine(db, store, tmp_path):
+    rows = [row | {"vector": row["vector"].tolist()} for row in make_rows(50, 300)]
+    rows[4]["vector"][0][2] = float("nan")
+    rows[9]["vector"] = []
+    path = tmp_path / "more.parquet"
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    report = rqs.ingest(str(path), store, progress=False, on_bad_rows="quarantine")
+    assert report.rows == 49 and store.count_rows() == 349
+    assert store.count_rows("vector IS NULL") == 1
+    assert store.count_rows("id = 304") == 0
+    assert store.search(make_query()).shortlist(400).limit(400).to_arrow().num_rows == 348
+
+
+def test_exports(store, tmp_path):
+    import pyarrow.parquet as pq
+
+    store.export(tmp_path / "all.parquet", progress=False)
+    exported = pq.read_table(tmp_path / "all.parquet")
+    decoded = store.search().select(["id", "vector"]).to_arrow()
+    assert exported["vector"].to_pylist() == decoded["vector"].to_pylist()
+    store.export(tmp_path / "codes", format="codes", progress=False)
+    rows = pq.read_table(tmp_path / "codes" / "rows")
+    (folder,) = (tmp_path / "codes").glob("codec-*-tokens")
+    codec = rqs.load_codec(folder)
+    tokens = np.frombuffer(rows["vector_tokens"][0].as_py(), np.uint8).reshape(-1, 4)
+    np.testing.assert_allclose(codec.decode(tokens), decoded["vector"][0].as_py(), atol=1e-6)
+    with pytest.raises(InvalidInputError, match="many vectors"):
+        store.export(tmp_path / "all.npy", format="npy", progress=False)
+
+
+def test_hybrid_searches(store):
+    store.create_fts_index("text")
+    query = make_query()
+    found = store.search(query_type="hybrid").vector(query).text("row 3").limit(5).to_list()
+    assert len(found) == 5 and "_relevance_score" in found[0]
+    with pytest.raises(InvalidInputError, match="batch"):
+        store.search(query_type="hybrid").vector([query, query]).text("row 3").to_list()
+
+
+async def _found_in_event_loop(db, query):
+    table = await rqs.open_table_async(db, "raw")
+    return await (await table.search(query)).limit(4).to_arrow()
+
+
+def test_event_loops(db, store):
+    import asyncio
+
+    query = make_query()
+    assert asyncio.run(_found_in_event_loop(db, query)) == store.search(query).limit(4).to_arrow()
+
+
+def test_shards_find_the_same(db, store):
+    from rqmoe_store.search.shards import Shard
+    from rqmoe_store.store.databases import TablePlace
+
+    shards = [Shard(TablePlace.of(store.table), device="cpu") for _ in range(2)]
+
+    def call(method, parts, arguments):
+        return [getattr(shards[shard], method)(part, *arguments) for shard, part in parts.items()]
+
+    store.add(make_rows(40, 300))
+    queries = [make_query(), make_query(2, seed=4)]
+    expected = store.search(queries).where("id > 9").limit(6).to_arrow()
+    sharded = rqs.open_table(db, "raw").use_shards(2, call)
+    assert sharded.search(queries).where("id > 9").limit(6).to_arrow() == expected
+
+
+@pytest.mark.parametrize("damage", ["cut", "beyond", "gone"])
+def test_damaged_codes_of_vectors_are_found(store, damage):
+    tokens = {
+        "cut": "X'000102'",
+        "beyond": "X'ffffffff'",
+        "gone": "NULL",
+    }[damage]
+    store.table.to_lance().update({"vector_tokens": tokens}, where="id = 11")
+    report = store.verify(progress=False)
+    assert not report.ok and any("row" in problem for problem in report.problems)
+    with pytest.raises(TableError):
+        store.search().select(["vector"]).to_arrow()
+
+
+def test_what_makes_no_sense_is_refused(store):
+    query = make_query()
+    for call in (
+        lambda: store.search(query).diversify(),
+        lambda: store.search(query).distance_range(0, 1),
+        lambda: store.tune(progress=False),
+        lambda: rqs.DecodedReranker(store, query),
+        lambda: store.search(query).distance_type("l2"),
+        lambda: store.search(query).rerank("refined").to_arrow(),
+    ):
+        with pytest.raises(InvalidInputError):
+            call()
+    assert store.search(query).distance_type("cosine").limit(1).to_list()
+
+
+def test_health_and_statistics(store):
+    store.add(make_rows(300, 300))
+    health = store.health()
+    assert health.rows == 300 and health.error_ratio is not None and health.error_ratio < 3
+    vectors = sum(len(row["vector"]) for row in [*make_rows(300), *make_rows(300, 300)])
+    stats = store.stats()
+    assert stats.raw_bytes == 4 * DIM * vectors and stats.dim == DIM and stats.code_disk_bytes > 0
+    store.add(make_rows(10, 600), encode=False)
+    assert store.stats().raw_bytes > stats.raw_bytes and store.stats().vector_disk_bytes > 0
+
+
+BAD_QUERIES = {
+    "no vectors": np.zeros((0, DIM), np.float32),
+    "nothing": [],
+    "another dimension": np.ones((2, DIM + 1), np.float32),
+    "a component that is NaN": np.full((2, DIM), np.nan, np.float32),
+    "zero": np.zeros((2, DIM), np.float32),
+    "four dimensions": np.ones((1, 2, 2, DIM), np.float32),
+    "an empty query in a batch": [np.ones((2, DIM)), np.zeros((0, DIM))],
+    "vectors of different dimensions": [[1.0] * DIM, [1.0]],
+    "text in it": [["a"] * DIM],
+}
+
+
+@pytest.mark.parametrize("what", BAD_QUERIES)
+def test_bad_queries(store, raw, what):
+    with pytest.raises(InvalidInputError):
+        store.search(BAD_QUERIES[what]).to_arrow()
+
+
+GOOD = [[1.0] * DIM, [2.0] + [0.5] * (DIM - 1)]
+BAD_LISTS = {
+    "another dimension": [[1.0] * DIM, [1.0] * (DIM - 1)],
+    "NaN": [[1.0] * DIM, [float("nan")] * DIM],
+    "infinite": [[1.0] * DIM, [float("inf")] + [1.0] * (DIM - 1)],
+    "a null": [[1.0] * DIM, None],
+    "a null component": [[1.0] * DIM, [None] + [1.0] * (DIM - 1)],
+    "zero": [[1.0] * DIM, [0.0] * DIM],
+}
+
+
+@pytest.mark.parametrize("what", BAD_LISTS)
+@pytest.mark.parametrize("encode", [False, True])
+def test_bad_lists_are_refused_by_row_before_anything_is_written(store, what, encode):
+    version = store.version
+    rows = [{"id": 900, "vector": GOOD}, {"id": 901, "vector": BAD_LISTS[what]}]
+    with pytest.raises(InvalidInputError, match=r"rows? 1"):
+        store.add(rows, encode=encode)
+    arrow = pa.table(
+        {"id": [900, 901], "vector": pa.array([GOOD, BAD_LISTS[what]], pa.list_(pa.list_(pa.float32())))}
+    )
+    with pytest.raises(InvalidInputError, match="rows 1 "):
+        store.add(arrow, encode=encode)
+    assert store.version == version and store.count_rows() == 300
+    assert store.add(arrow, on_bad_vectors="drop") == 1
+    assert store.add(arrow, on_bad_vectors="null") == 2
+    assert store.count_rows("id = 901 AND vector IS NULL") == 1
+    with pytest.raises(InvalidInputError, match="fill"):
+        store.add(arrow, on_bad_vectors="fill")
+
+
+def test_rows_without_vectors_and_with_thousands(store):
+    many = np.random.default_rng(0).normal(size=(5_000, DIM)).astype(np.float32)
+    store.add([{"id": 800, "vector": []}, {"id": 801, "vector": None}, {"id": 802, "vector": many}])
+    store.add([{"id": 803, "vector": []}, {"id": 804, "vector": None}])
+    store.add([{"id": 805, "vector": None}, {"id": 806}])
+    assert store.count_rows("vector IS NULL") == 6
+    found = store.search(many[:40]).limit(1).to_list()
+    assert found[0]["id"] == 802
+    assert len(store.search().where("id = 802").select(["vector"]).to_list()[0]["vector"]) == 5_000
+
+
+def test_single_vectors_are_refused_in_such_a_table_and_lists_in_others(db, store):
+    with pytest.raises(InvalidInputError, match="lists of vectors"):
+        store.add([{"id": 1, "vector": [1.0] * DIM}])
+    one = rqs.create_table(db, "one", [{"id": 1, "vector": [1.0] * DIM}])
+    with pytest.raises(InvalidInputError, match="expected vectors of 8 numbers"):
+        one.add([{"id": 1, "vector": GOOD}])
+
+
+def test_settings_that_do_not_fit(db):
+    rows = make_rows(3)
+    with pytest.raises(InvalidInputError, match="metric='l2'"):
+        rqs.create_table(db, "bad", rows, schema=SCHEMA, config=rqs.CodecConfig(metric="l2"))
+    with pytest.raises(InvalidInputError, match="num_partitions=4"):
+        config = rqs.CodecConfig(metric="cosine", num_partitions=4)
+        rqs.create_table(db, "bad", rows, schema=SCHEMA, config=config)
+    with pytest.raises(InvalidInputError, match="one vector each"):
+        rqs.create_table(db, "bad", [{"vector": [1.0, 2.0]}], multi_vector=ENCODING)
+    with pytest.raises(InvalidInputError, match="so that the dimension is known"):
+        rqs.create_table(db, "bad", schema=pa.schema([("vector", pa.list_(pa.list_(pa.float32())))]))
+    assert db.list_tables().tables == [] or "bad" not in db.list_tables().tables
+    table = rqs.create_table(db, "few", rows[:1], schema=SCHEMA, config=CONFIG, multi_vector=ENCODING)
+    with pytest.raises((TableError, InvalidInputError)):
+        table.train(QUICK, progress=False)
+
+
+def test_the_schema_is_inferred_from_lists(db):
+    store = rqs.create_table(db, "inferred", make_rows(5))
+    assert store.dim == DIM and store.metric == "cosine"
+    again = rqs.create_table(
+        db, "inferred", make_rows(5, 5), exist_ok=True, multi_vector=rqs.MultiVectorConfig()
+    )
+    assert again.count_rows() == 10
+    with pytest.raises(TableError, match="multi_vector"):
+        rqs.create_table(db, "inferred", exist_ok=True, multi_vector=ENCODING)
+    with pytest.raises(TableError, match="many vectors a row"):
+        rqs.create_table(
+            db, "inferred", exist_ok=True, schema=pa.schema([("vector", pa.list_(pa.float32(), DIM))])
+        )
+
+
+def test_codecs_of_vectors_are_kept_as_long_as_rows_need_them(db, store):
+    import datetime
+
+    first = store.codecs.metadata.generations[0]
+    with pytest.warns(UserWarning, match="codes only"):
+        store.retrain(QUICK, vectors="decoded", progress=False)
+    report = store.optimize(
+        progress=False,
+        cleanup_older_than=datetime.timedelta(0),
+        codecs_older_than=datetime.timedelta(0),
+    )
+    assert report.removed.codecs == 2
+    assert rqs.open_table(db, "raw").search(make_query()).limit(1).to_list()
+    assert first.fingerprints.isdisjoint(store.codecs.metadata.generations[-1].fingerprints)
