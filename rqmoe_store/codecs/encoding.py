@@ -16,6 +16,7 @@ import dataclasses
 import functools
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -25,6 +26,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.deformation import ExpertArrays
 from rqmoe_store.codecs.device import as_tensor, full_precision
 from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.graphs import HostComputation
 from rqmoe_store.codecs.parallel import rows_in_budget, run_chunks
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
@@ -37,6 +39,12 @@ _MOST_ROWS = 2**13
 
 _PADDING, _LEAST_PADDED = 4, 32
 """Ratio of two sizes that chunks are padded to, and the smallest one that there may be."""
+
+_MOST_RECORDED = 512
+"""Most vectors that a GPU encodes by one launch. Of more, kernels take longer than their launches."""
+
+_RECORDED_SHARE = 8
+"""A recording, which keeps its memory, takes at most one part in this many of the memory for a chunk."""
 
 _BLOCK = 32
 """Candidates per vector that the experts score at a time."""
@@ -218,6 +226,79 @@ def encode_block(
     return encode_with_torch(quantizer, tables, vectors_nD, beam=beam, preselect=preselect)
 
 
+class Encoder:
+    """Encodes as `encode_block` does. A GPU encodes few vectors by one launch, recorded at its first use.
+
+    They are padded as without a recording, and have the same codes.
+    """
+
+    def __init__(self, quantizer: ResidualQuantizer, tables: EncodingTables) -> None:
+        self._quantizer, self._tables = quantizer, tables
+        device = quantizer.codebooks_MKD.device
+        self._recordings: HostComputation | None = None
+        if device.type != "cpu":
+            self._recordings = HostComputation(device, largest_batch=_MOST_RECORDED)
+
+    def encode(self, vectors_nD: Float32Array, *, beam: int, preselect: int | None) -> Codes:
+        """Encode clamped vectors."""
+        codes = None
+        if self._recordings is not None and 0 < len(vectors_nD) <= self._recordings.largest_batch:
+            codes = self._encode_few(self._recordings, vectors_nD, beam, preselect)
+        if codes is None:
+            return encode_block(self._quantizer, self._tables, vectors_nD, beam=beam, preselect=preselect)
+        return codes
+
+    def _encode_few(
+        self, recordings: HostComputation, vectors_nD: Float32Array, beam: int, preselect: int | None
+    ) -> Codes | None:
+        """The codes of few vectors by a recorded launch; None if there is none now."""
+        count, dim = vectors_nD.shape
+        most = chunk_rows(self._quantizer, beam=beam, preselect=preselect)
+        rows = padded_rows(count, most)
+        if rows * _RECORDED_SHARE > most:
+            return None
+        key = rows, beam, preselect
+        encode_rows = functools.partial(self._encode_rows, rows, beam, preselect)
+        try:
+            recording = recordings.take(key, 4 * rows * dim, encode_rows)
+        except torch.OutOfMemoryError:
+            return None
+        if recording is None:
+            return None
+        given_BD = recording.given_X.view(np.float32).reshape(rows, dim)
+        given_BD[:count], given_BD[count:] = vectors_nD, 0
+        recording.start()
+        codes = _codes_of(recording.wait()[:count])
+        recordings.give_back(key, recording)
+        return codes
+
+    @torch.inference_mode()
+    def _encode_rows(self, rows: int, beam: int, preselect: int | None, given_X: Tensor) -> Tensor:
+        given_BD = given_X.view(torch.float32).view(rows, -1)
+        with full_precision(given_X.device):  # codes do not follow a context or a setting of the caller
+            return _encode_padded(self._quantizer, self._tables, given_BD, beam=beam, preselect=preselect)
+
+
+def _encode_padded(
+    quantizer: ResidualQuantizer,
+    tables: EncodingTables,
+    padded_BD: Tensor,
+    *,
+    beam: int,
+    preselect: int | None,
+) -> Tensor:
+    """Codes and partition ids (B, M + 1), int32, of clamped vectors on a GPU."""
+    codes_BM, partitions_B = encode(
+        quantizer, tables, quantizer.normalize(padded_BD), beam=beam, preselect=preselect
+    )
+    return torch.cat([codes_BM, partitions_B[:, None]], dim=1).int()
+
+
+def _codes_of(numbers_nX: npt.NDArray[np.int32]) -> Codes:
+    """Codes, given codes and partition ids (n, M + 1)."""
+    return Codes(numbers_nX[:, :-1].astype(np.uint8), numbers_nX[:, -1].copy())
+
+
 def encode_with_torch(
     quantizer: ResidualQuantizer,
     tables: EncodingTables,
@@ -235,12 +316,9 @@ def encode_with_torch(
     def encode_chunk(start: int, stop: int, rows: int) -> None:
         padded_BD = torch.zeros(padded_rows(stop - start, rows), quantizer.dim, device=device)
         padded_BD[: stop - start].copy_(as_tensor(vectors_nD[start:stop]), non_blocking=True)
-        codes_BM, partitions_B = encode(
-            quantizer, tables, quantizer.normalize(padded_BD), beam=beam, preselect=preselect
-        )
-        # In one copy, for every copy waits for the device.
-        numbers_BX = torch.cat([codes_BM, partitions_B[:, None]], dim=1)[: stop - start].int().cpu().numpy()
-        codes_nM[start:stop], partitions_n[start:stop] = numbers_BX[:, :-1], numbers_BX[:, -1]
+        numbers_BX = _encode_padded(quantizer, tables, padded_BD, beam=beam, preselect=preselect)
+        found = _codes_of(numbers_BX[: stop - start].cpu().numpy())
+        codes_nM[start:stop], partitions_n[start:stop] = found.codes, found.partitions
 
     with full_precision(device):  # codes do not follow a context or a setting of the caller
         run_chunks(len(vectors_nD), chunk_rows(quantizer, beam=beam, preselect=preselect), encode_chunk)

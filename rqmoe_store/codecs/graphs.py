@@ -143,6 +143,10 @@ class _Attempts:
         self._failures = 0
         return recording
 
+    def place_on(self, device: torch.device) -> _Place | None:
+        """What recordings on a device share, which is recorded itself; None if that fails now."""
+        return _places.get(device) or self.made(lambda: _place_on(device))
+
     def _note_failure(self, error: RuntimeError) -> None:
         """Wait longer after every failure in a row before recording again."""
         self._failures += 1
@@ -213,7 +217,9 @@ class HostComputation:
         Raises:
             torch.OutOfMemoryError: the GPU has no memory for a recording.
         """
-        place = _place_on(self._device)
+        place = self._attempts.place_on(self._device)
+        if place is None:
+            return None
         with place.lock:
             if idle := self._idle.get(key):
                 self._idle.move_to_end(key)
@@ -257,7 +263,10 @@ class GraphedComputation:
 
         It is made at its first use, from `blank` inputs; None if that fails now.
         """
-        place = _place_on(device)
+        place = self._attempts.place_on(device)
+        if place is None:
+            yield None
+            return
         with torch.cuda.device(device), place.lock:
             callers = torch.cuda.current_stream()
             with torch.cuda.stream(place.stream):

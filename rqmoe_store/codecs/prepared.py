@@ -26,7 +26,7 @@ from rqmoe_store.codecs.decoding import (
 )
 from rqmoe_store.codecs.device import Precision, as_tensor, has_bfloat16_units
 from rqmoe_store.codecs.distances import FLOATS_PER_COMPONENT, DecodeRows, GpuDistances
-from rqmoe_store.codecs.encoding import encode_block, exact_tables
+from rqmoe_store.codecs.encoding import Encoder, exact_tables
 from rqmoe_store.codecs.experts import FoldedExperts
 from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.graphs import GraphedDecoder
@@ -46,6 +46,7 @@ class PreparedQuantizer:
     def __init__(self, quantizer: ResidualQuantizer) -> None:
         self.quantizer = quantizer.eval().requires_grad_(False)
         self._tables = exact_tables(quantizer)
+        self._encoder = Encoder(quantizer, self._tables)
         self._converted: dict[Precision, FoldedExperts | None] = {"float32": None}
         self._graphed: dict[Precision, GraphedDecoder] = {}
         self._distances: dict[tuple[Precision, Frame], GpuDistances] = {}
@@ -57,7 +58,7 @@ class PreparedQuantizer:
 
     def encode(self, vectors_nD: Float32Array, *, beam: int, preselect: int | None) -> Codes:
         """Encode clamped vectors."""
-        return encode_block(self.quantizer, self._tables, vectors_nD, beam=beam, preselect=preselect)
+        return self._encoder.encode(vectors_nD, beam=beam, preselect=preselect)
 
     def decode(self, codes: Codes, *, sequential: bool, precision: Precision) -> Float32Array:
         """Decode checked codes to vectors (n, D)."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from simulated_cuda import simulated_cuda
 
-from rqmoe_store.codecs.distances import StartedDistances
+from rqmoe_store.codecs.graphs import HostRecording
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation import gpu_benchmark, gpu_measurement
 from rqmoe_store.evaluation.gpu_benchmark import GPUSettings, benchmark_gpu, main
@@ -39,7 +39,7 @@ def test_the_nearest_of_a_shortlist_are_found_as_searches_find_them(monkeypatch)
         measure = functools.partial(Bench, cuda, TINY, figures.__setitem__, None, 1)
         PARTS["shortlist"](measure())
         assert figures["shortlist.16.us"] > 0 and figures["shortlist.16.float32.us"] > 0
-        monkeypatch.setattr(StartedDistances, "wait", lambda started: np.ones(50))
+        monkeypatch.setattr(HostRecording, "wait", lambda recording: np.ones(64))
         PARTS["shortlist"](measure())
         assert "distances are wrong" in figures["shortlist.16.us"]["error"]
 

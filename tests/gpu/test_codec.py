@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import signal
 import warnings
@@ -16,7 +17,7 @@ from rqmoe_store.codecs import decoding, encoding, graphs
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import full_precision, select_device
-from rqmoe_store.codecs.encoding import padded_rows
+from rqmoe_store.codecs.encoding import encode_with_torch, padded_rows
 from rqmoe_store.errors import InvalidInputError
 
 ROWS = vectors(300, seed=4)
@@ -224,6 +225,64 @@ def test_decoded_tensors_are_in_the_units_of_the_input(gpu, monkeypatch) -> None
     np.testing.assert_array_equal(far.decode_tensor(codes).cpu().numpy(), far.decode(codes))
 
 
+def unrecorded(codec: Codec, vectors_nD: np.ndarray, **settings: int | None) -> Codes:
+    """The codes of vectors, encoded with one launch for every kernel."""
+    ready, clamped_nD = codec.coder._ready(), codec.coder.clamp(codec.frame, vectors_nD)
+    return encode_with_torch(ready.quantizer, ready._tables, clamped_nD, **settings)
+
+
+@pytest.mark.parametrize("name", ["rq, partitions", NARROW, "qinco"])
+def test_recorded_encoding_gives_the_same_codes(gpu, name: str) -> None:
+    codec = on_gpu(name)
+    settings = [{"beam": 3, "preselect": 3}, {"beam": 1, "preselect": None}]
+    for count, beams in itertools.product((1, 33, 5), settings):
+        rows = ROWS[-count:]
+        found, wanted = codec.encode(rows, **beams), unrecorded(codec, rows, **beams)
+        np.testing.assert_array_equal(found.codes, wanted.codes)
+        np.testing.assert_array_equal(found.partitions, wanted.partitions)
+    with torch.autocast("cuda", torch.bfloat16):
+        np.testing.assert_array_equal(codec.encode(rows, **beams).codes, wanted.codes)
+
+
+def test_few_vectors_are_encoded_by_one_launch(cuda, monkeypatch) -> None:
+    codec = on_gpu("rqmoe, partitions")
+    for count, recordings in ((1, 2), (20, 2), (32, 2), (33, 3), (128, 3), (1, 3)):  # one holds the memory
+        codec.encode(ROWS[:count])
+        cuda.calls.clear()
+        cuda.waits.clear()
+        codec.encode(ROWS[:count])
+        assert +cuda.calls == {"replay in codecs/graphs.py, replay": 1}
+        assert dict(cuda.waits) == {"synchronize in codecs/graphs.py, wait": 1}
+        assert cuda.recorded == recordings
+    monkeypatch.setattr(encoding, "_MOST_ROWS", 128)  # a recording would take as much memory as a chunk
+    codec.encode(ROWS[:40])
+    assert cuda.recorded == 3
+
+
+def test_encoding_that_cannot_be_recorded(cuda) -> None:
+    codec = on_gpu("rqmoe")
+    wanted = unrecorded(codec, ROWS[:20], beam=2, preselect=2)
+    cuda.refuse_recordings = 2  # of the memory for recordings, and of a recording
+    for _ in range(24):
+        np.testing.assert_array_equal(codec.encode(ROWS[:20], beam=2, preselect=2).codes, wanted.codes)
+    assert cuda.refuse_recordings == 0 and cuda.recorded == 2
+
+
+def test_many_threads_encode_at_a_time(gpu, in_thread) -> None:
+    codec = on_gpu("rqmoe")
+    wanted = {start: codec.encode(ROWS[start : start + 40]) for start in (0, 60, 120, 180)}
+
+    def encode(start: int) -> None:
+        for _ in range(5):
+            codes = codec.encode(ROWS[start : start + 40])
+            np.testing.assert_array_equal(codes.codes, wanted[start].codes)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(in_thread(lambda start=start: encode(start))) for start in wanted]
+    for each in done:
+        each.result()
+
+
 @pytest.mark.parametrize("shape", [{"kind": "pq"}, {"kind": "saq", "refine_bytes": 8}])
 def test_codes_that_a_cpu_decodes_become_tensors_on_the_gpu(gpu, shape: dict[str, object]) -> None:
     codec = trained_small(ROWS, **shape).to("cuda")
@@ -277,7 +336,7 @@ def test_a_codec_moves_between_devices_while_it_decodes(gpu, in_thread) -> None:
     codec, expected = on_gpu("rqmoe"), ON_CPU["rqmoe"].decode(CODES["rqmoe"])
 
     def decode() -> None:
-        for _ in range(20):
+        for _ in range(5):
             require_near(codec.decode(CODES["rqmoe"]), expected)
             require_as_good(codec.encode(ROWS[:20]), "rqmoe", ROWS[:20])
 
