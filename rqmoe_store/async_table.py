@@ -26,13 +26,14 @@ from rqmoe_store.search.diversity import DiversityMethod
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery, SearchQuery, TableQuery, VectorSearchQuery
-from rqmoe_store.search.request import Rerank, batch_length
+from rqmoe_store.search.request import DEFAULT_WEIGHT, Rerank, batch_length
 from rqmoe_store.search.shards import ShardCall
 from rqmoe_store.search.source import Cache
 from rqmoe_store.search.text import QueryType, TextIndexOptions, TextQuery, is_content
 from rqmoe_store.search.tuning import TuningReport
 from rqmoe_store.store.health import HealthReport
 from rqmoe_store.store.merge import MergeInsert, MergeResult
+from rqmoe_store.store.neighbor_graph import GraphReport
 from rqmoe_store.store.reencoding import BackgroundEncoding, Reencoded
 from rqmoe_store.store.registry import GRACE
 from rqmoe_store.store.row_encoder import OnBadVectors
@@ -317,6 +318,14 @@ class AsyncVectorSearchQuery(AsyncSearchQuery):
         `VectorSearchQuery.distance_range` says what it takes, returns and raises.
         """
         self.blocking.distance_range(lower_bound, upper_bound)
+        return self
+
+    def expand(self, hops: int = 1, neighbors: int = 5, *, weight: float = DEFAULT_WEIGHT) -> Self:
+        """Take in neighbors of the results from the table's neighbor graph; see `build_neighbor_graph`.
+
+        `VectorSearchQuery.expand` says what it takes, returns and raises.
+        """
+        self.blocking.expand(hops, neighbors, weight=weight)
         return self
 
     def distance_type(self, distance_type: str) -> Self:
@@ -933,6 +942,17 @@ class AsyncCompressedTable:
                 codecs_older_than=codecs_older_than,
                 progress=progress,
             )
+        )
+
+    async def build_neighbor_graph(
+        self, neighbors: int = 10, *, rebuild: bool = False, progress: bool = True
+    ) -> GraphReport:
+        """Find the nearest rows of each row, for `expand` of queries, or bring what was found up to date.
+
+        `CompressedTable.build_neighbor_graph` says what it takes, returns and raises.
+        """
+        return await in_thread(
+            lambda: self.blocking.build_neighbor_graph(neighbors, rebuild=rebuild, progress=progress)
         )
 
     async def is_due_for_training(self, train_from: int | None = ROWS_TO_TRAIN) -> bool:

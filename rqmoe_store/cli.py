@@ -381,6 +381,28 @@ def optimize(
 
 
 @app.command()
+def graph(
+    database: Database,
+    table: TableName,
+    neighbors: Annotated[int, typer.Option(help="Nearest rows to keep of each row.")] = 10,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Search for all rows, also those that are up to date.")
+    ] = False,
+) -> None:
+    """Build the neighbor graph of a table, or bring it up to date: queries expand their results by it.
+
+    Example: [bold]rqmoe graph ./data docs --neighbors 10[/bold]
+
+    It can be interrupted at any time, and goes on when it is run again. `rqmoe optimize` keeps the graph of
+    a table that has one up to date.
+    """
+    from rqmoe_store.tables import open_table
+
+    report = open_table(connect(database), table).build_neighbor_graph(neighbors, rebuild=rebuild)
+    typer.echo(str(report))
+
+
+@app.command()
 def health(
     database: Database,
     table: TableName,

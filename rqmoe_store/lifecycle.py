@@ -5,6 +5,7 @@ Shape suffixes: n sampled rows, D vector dimension.
 
 import dataclasses
 import datetime
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import commit_schema, on_newest, retry_on_conflict, take_rows, to_newest
 from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
 from rqmoe_store.store.multivector import ENCODINGS_FITTED, as_lists, encodings_of
+from rqmoe_store.store.neighbor_graph import GraphReport, has_graph, remove_old_graphs
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.reencoding import BackgroundEncoding, Reencoded, reencode_table, stale_filter
 from rqmoe_store.store.registry import RemovedCodecs, remove_unused
@@ -62,6 +64,8 @@ class OptimizeReport:
     """The same afterwards."""
     removed: RemovedCodecs
     """Codecs that nothing in the database needed any more."""
+    graph: GraphReport | None = None
+    """What bringing the neighbor graph up to date did; None in a table without one."""
 
     def __str__(self) -> str:
         error = "" if self.encoded.mse is None else f", mean squared error {self.encoded.mse:.4g}"
@@ -70,6 +74,8 @@ class OptimizeReport:
             f"{self.raw_rows:,} rows are raw",
             f"{readable(self.bytes_before)} on disk before, {readable(self.bytes_after)} now",
         ]
+        if self.graph is not None:
+            lines.append(f"neighbor graph: {self.graph}")
         if self.removed.codecs:
             size = readable(self.removed.bytes)
             lines.append(f"removed {self.removed.codecs} codecs that nothing needs any more, {size}")
@@ -140,9 +146,13 @@ def optimize(
     train_from: int | None,
     cleanup_older_than: datetime.timedelta | None,
     codecs_older_than: datetime.timedelta,
+    update_graph: Callable[[], GraphReport],
     progress: bool,
 ) -> OptimizeReport:
-    """See `CompressedTable.optimize`."""
+    """See `CompressedTable.optimize`.
+
+    `update_graph` brings the neighbor graph up to date; it is called if the table has one, and a codec.
+    """
     handle.refresh()
     before = disk_bytes(handle.table)
     if handle.encoding is not None:
@@ -154,7 +164,10 @@ def optimize(
         # If others were quicker, theirs is used.
         trained = add_generation(handle, codecs.codec, config, first=True, token_codec=codecs.token_codec)
     encoded = _reencode(handle, progress)
+    newest = handle.newest()
+    graph = update_graph() if has_graph(newest.dataset, handle.name) and newest.codecs.newest else None
     tidy(handle.table, handle.codecs, cleanup_older_than)
+    remove_old_graphs(handle.table, cleanup_older_than)
     handle.refresh()
     removed = remove_unused(databases.database_of(handle.table), codecs_older_than)
     return OptimizeReport(
@@ -164,6 +177,7 @@ def optimize(
         bytes_before=before,
         bytes_after=disk_bytes(handle.table),
         removed=removed,
+        graph=graph,
     )
 
 

@@ -16,12 +16,14 @@ from lancedb.query import FullTextQuery
 from lancedb.table import IndexStatistics, LanceTable
 
 from rqmoe_store import lifecycle
+from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.exports import ExportReport, FormatName, export
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
 from rqmoe_store.search.cached_columns import check_cache_columns
+from rqmoe_store.search.graph_building import build_graph
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
 from rqmoe_store.search.query import CompressedQuery
@@ -44,6 +46,7 @@ from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.health import HealthReport, measure_health
 from rqmoe_store.store.merge import MergeInsert
+from rqmoe_store.store.neighbor_graph import MOST_NEIGHBORS, GraphReport
 from rqmoe_store.store.reencoding import BackgroundEncoding
 from rqmoe_store.store.registry import GRACE
 from rqmoe_store.store.row_encoder import OnBadVectors
@@ -758,7 +761,8 @@ class CompressedTable(TranslatesErrors):
         compared. The vector's bytes are free once all versions that have it are older than
         `cleanup_older_than`. Codecs are removed if nothing in the database needs them: no row of any version,
         of any table, that can still be restored. An encoding in the background that was started through this
-        handle is stopped, and its rows are encoded here.
+        handle is stopped, and its rows are encoded here. A neighbor graph is brought up to date, as
+        `build_neighbor_graph` does.
 
         Args:
             training: how to train the first codec of a table that has none; None for the defaults.
@@ -781,8 +785,43 @@ class CompressedTable(TranslatesErrors):
             train_from=train_from,
             cleanup_older_than=cleanup_older_than,
             codecs_older_than=codecs_older_than,
+            update_graph=lambda: build_graph(self._source, None, rebuild=False, progress=progress),
             progress=progress,
         )
+
+    def build_neighbor_graph(
+        self, neighbors: int = 10, *, rebuild: bool = False, progress: bool = True
+    ) -> GraphReport:
+        """Find the nearest rows of each row, for `expand` of queries, or bring what was found up to date.
+
+        Each row with a code is searched for as any query is, by the vector that its code stands for. The
+        neighbor graph is kept in the folder of the table and dropped with it. It takes about 3 bytes per
+        neighbor, and 24 bytes of memory per row while it is built. Every version of the table has the graph
+        that it had when it was committed; `optimize` brings that of the newest one up to date.
+
+        If there is a graph with as many neighbors, or if building one was interrupted, this goes on from
+        there. It searches for rows that were added, updated or encoded again, for their neighbors, and for
+        rows that have lost a neighbor or whose neighbor has changed. What is approximate is that a new row
+        enters the list of an older one only if that is among its own neighbors; `rebuild` searches for all.
+
+        Args:
+            neighbors: nearest rows to keep of each row, 1 to 1,000; another number than that of the graph
+                builds it anew.
+            rebuild: search for all rows, also those that are up to date.
+            progress: show a progress bar.
+
+        Returns:
+            The rows of the graph, and the work done; prints as text.
+
+        Raises:
+            InvalidInputError: `neighbors` is out of its range, or rows have many vectors each.
+            TableError: the table has no codec yet, or no stable row ids; an earlier version is checked out;
+                or another process has begun to build the graph, or restored the table. Searches go on with
+                the graph that they had.
+            StorageError: the disk or bucket refuses a write; call it again to go on.
+        """
+        neighbors = whole_number("neighbors", neighbors, 1, MOST_NEIGHBORS)
+        return build_graph(self._source, neighbors, rebuild=rebuild, progress=progress)
 
     def is_due_for_training(self, train_from: int | None = ROWS_TO_TRAIN) -> bool:
         """Whether `optimize(train_from=train_from)` would train a first codec."""

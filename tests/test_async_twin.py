@@ -102,7 +102,16 @@ def test_names_and_coroutines_are_those_of_lancedb() -> None:
         "save_health_report",
         "tune",
     }
-    own |= {"verify", "export", "key", "set_key", "encode_in_background", "encoding", "is_due_for_training"}
+    own |= {
+        "build_neighbor_graph",
+        "verify",
+        "export",
+        "key",
+        "set_key",
+        "encode_in_background",
+        "encoding",
+        "is_due_for_training",
+    }
     own |= {
         "dim",
         "metric",
@@ -140,6 +149,7 @@ CALLS = {
     "add": call([{"id": 1000, "text": "x", "vector": VECTORS[0]}, {"id": 1001}], on_bad_vectors="null"),
     "add_columns": call({"double": "2 * id"}),
     "alter_columns": call({"path": "lang", "rename": "language"}, {"path": "text", "nullable": True}),
+    "build_neighbor_graph": call(3, rebuild=True, progress=False),
     "checkout": call(1),
     "checkout_latest": call(),
     "count_rows": call("id < 7"),

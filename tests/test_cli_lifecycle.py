@@ -1,4 +1,4 @@
-"""`rqmoe optimize`, `rqmoe health` and `rqmoe compress --in-place`."""
+"""`rqmoe optimize`, `rqmoe graph`, `rqmoe health` and `rqmoe compress --in-place`."""
 
 import lancedb
 import numpy as np
@@ -52,6 +52,21 @@ def test_a_codec_that_does_not_fit_any_more_is_an_exit_code(db):
         store.add(rows_of(5 + 9 * VECTORS))
     result = invoke("health", db.uri, "docs")
     assert result.exit_code == 1 and "retrain()" in result.stdout
+
+
+def test_a_neighbor_graph_is_built_and_kept_up_to_date(db):
+    store = create_table(db, "docs", rows_of(VECTORS), config=CONFIG)
+    result = invoke("graph", db.uri, "docs")
+    assert result.exit_code == 1 and "no codec yet" in result.stderr
+    store.train(TrainConfig(epochs=0, progress=False), progress=False)
+    result = invoke("graph", db.uri, "docs", "--neighbors", 3)
+    assert result.exit_code == 0 and "3 neighbors of each of 400 rows" in result.stdout
+    assert (
+        "searched for those of 400 rows"
+        in invoke("graph", db.uri, "docs", "--neighbors", 3, "--rebuild").stdout
+    )
+    store.delete("id < 10")
+    assert "neighbor graph: 3 neighbors of each of 390 rows" in invoke("optimize", db.uri, "docs").stdout
 
 
 def test_compressing_in_place(db, tmp_path):

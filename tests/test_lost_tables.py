@@ -49,6 +49,7 @@ def store(tmp_path: Path) -> CompressedTable:
     store.create_fts_index("text")
     store.tags.create("first", 1)
     store.add([ROW])
+    store.build_neighbor_graph(2, progress=False)
     return store
 
 
@@ -62,6 +63,7 @@ def reads(store: CompressedTable, folder: Path) -> Calls:
         "save_health_report": lambda: store.save_health_report(folder / "health.html"),
         "search": lambda: store.search(vector).to_list(),
         "search where": lambda: store.search(vector).where("id < 3").to_arrow(),
+        "search expanded": lambda: store.search(vector).expand(neighbors=2).to_list(),
         "search plain": lambda: store.search().to_list(),
         "search plain batches": lambda: store.search().to_batches().read_all(),
         "search text": lambda: store.search("text", query_type="fts").to_list(),
@@ -99,6 +101,7 @@ def writes(store: CompressedTable) -> Calls:
         "create_scalar_index": lambda: store.create_scalar_index("id"),
         "drop_index": lambda: store.drop_index("text_idx"),
         "optimize": lambda: store.optimize(progress=False),
+        "build_neighbor_graph": lambda: store.build_neighbor_graph(rebuild=True, progress=False),
         "retrain": lambda: store.retrain(TRAINING, vectors=VECTORS, progress=False),
         "tune": lambda: store.tune(VECTORS[:3] + 1, progress=False),
         "ingest": lambda: ingest(pa.table({"vector": VECTORS.tolist()}), store, progress=False),

@@ -122,6 +122,7 @@ def make(place: lancedb.DBConnection) -> Callable[[], CompressedTable]:
         store.train(TRAINING, progress=False)
         store.create_fts_index("text")
         store.tags.create("first", 1)
+        store.build_neighbor_graph(5, progress=False)
         return store
 
     return made
@@ -162,6 +163,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "add": {"rows": [ROW]},
     "add_columns": {"transforms": {"more": "1"}},
     "alter_columns": {},
+    "build_neighbor_graph": {"neighbors": 2, "progress": False},
     "checkout": {"version": 1},
     "create_fts_index": {"columns": "text", "exist_ok": True},
     "create_scalar_index": {"column": "id"},
@@ -180,7 +182,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "open": {"db": None, "name": "docs"},
 }
 """Good values for what has none by default, or takes long."""
-LONG = {"train", "retrain", "optimize", "tune", "verify", "export"}
+LONG = {"build_neighbor_graph", "train", "retrain", "optimize", "tune", "verify", "export"}
 """Methods that take long where they do anything."""
 
 

@@ -29,6 +29,9 @@ from rqmoe_store.search.diversity import Diversity, DiversityMethod, diversity_o
 from rqmoe_store.search.execution import Execution
 from rqmoe_store.search.multivector import as_matrices, query_encodings, require_one_vector
 from rqmoe_store.search.request import (
+    DEFAULT_WEIGHT,
+    MOST_HOPS,
+    Expansion,
     Rerank,
     SearchRequest,
     Trace,
@@ -44,6 +47,7 @@ from rqmoe_store.search.source import TableReader, TableState
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.handle import Handle
+from rqmoe_store.store.neighbor_graph import MOST_NEIGHBORS
 from rqmoe_store.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -268,6 +272,48 @@ class VectorSearchQuery(SearchQuery):
             )
         return self._set(lower=lower, upper=upper)
 
+    def expand(self, hops: int = 1, neighbors: int = 5, *, weight: float = DEFAULT_WEIGHT) -> Self:
+        """Take in neighbors of the results from the table's neighbor graph; see `build_neighbor_graph`.
+
+        The nearest rows of the shortlist are the seeds: as many as the stage of the ranking ends after, 10
+        for the first 10 results (see `shortlist`). Rows that are reached from a seed in up to `hops` steps,
+        each to one of the `neighbors` nearest rows of a row, join the rows to choose from. All are then in
+        the order of (1 - weight) * similarity + weight * graph score, the largest first, of equal scores the
+        nearest:
+
+        - similarity: 1 for the nearest row; 0 for the last of the nearest 3 rows of the shortlist per seed,
+          and for farther ones; in between, in proportion to the distance (under "dot", the inner product).
+        - graph score: the largest similarity of a seed that the row is reached from, halved for every step; 0
+          for rows that are not reached. A seed counts if it is reached from another one.
+
+        `_distance` is the usual one. Rows that the filter excludes are neither returned nor stepped through,
+        unless it filters the results of the search. With `diversify`, the best rows by this score, as many as
+        the shortlist has, are those to choose from. In a hybrid query, this is the order of the vector
+        search's results, which rerankers that use ranks respect; others use distances.
+
+        The graph may be older than the table. Rows that it does not know have no neighbors, rows that are
+        gone are skipped, and rows that were encoded again keep the neighbors they had.
+
+        Args:
+            hops: most steps, 1 to 4.
+            neighbors: steps from a row, up to the number of neighbors that the graph has of each row.
+            weight: share of the graph score, 0 to 1.
+
+        Raises:
+            InvalidInputError: an argument is out of its range, or rows have many vectors each; and, when the
+                query runs, for more neighbors than the graph has.
+            TableError: when the query runs, for a version of the table without a neighbor graph, or whose
+                graph was cleaned up.
+        """
+        require_one_vector(self._handle, "expand", "Its rows have no neighbor graph.")
+        return self._set(
+            expansion=Expansion(
+                whole_number("hops", hops, 1, MOST_HOPS),
+                whole_number("neighbors", neighbors, 1, MOST_NEIGHBORS),
+                share("weight", weight),
+            )
+        )
+
     def distance_type(self, distance_type: str) -> Self:
         """State the metric, which the codec fixes. Raises InvalidInputError for another metric."""
         metric = self._handle.metric
@@ -430,6 +476,7 @@ class CompressedQuery(VectorSearchQuery):
             stages=parameters.stages(self._limit + self._offset),
             lower=self._options.lower,
             upper=self._options.upper,
+            expansion=self._options.expansion,
         )
 
     def _columns_of(self, state: TableState) -> ResultColumns:

@@ -20,6 +20,7 @@ from rqmoe_store.codecs.selection import EVERY_ROW
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.search.diversity import Diversity
+from rqmoe_store.search.expansion import ExpandedRows, expand
 from rqmoe_store.search.multivector import rank_by_encodings, rank_by_max_sim, refine_by_max_sim
 from rqmoe_store.search.refined import (
     Tables,
@@ -88,6 +89,8 @@ class Ranking:
         self._trace.plan(*self._rerank_stage)
         if self._request.refined is not None:
             self._trace.plan(*self._refine_stage)
+        if self._request.expansion is not None:
+            self._trace.plan(*self._expand_stage)
         if self._request.diversity is not None:
             self._trace.plan(*self._diversify_stage)
 
@@ -113,6 +116,12 @@ class Ranking:
             hits = self._refine(queries_QD, hits)
         lasts = [self._last_stages(found, every) for found, every in zip(hits, complete, strict=True)]
         hits = [within(found, request.lower, request.upper) for found in hits]
+        if request.expansion is not None:
+            expanded = self._expand(queries_QD, hits, tables)
+            if diversity is None:
+                each = zip(expanded, lasts, strict=True)
+                return [self._page(rows.hits, last_K, rows.choose) for rows, last_K in each]
+            hits = [rows.best() for rows in expanded]
         if diversity is not None:
             return self._diversify(queries_QD, hits, lasts, diversity)
         return [self._page(found, last_K, first_open) for found, last_K in zip(hits, lasts, strict=True)]
@@ -152,7 +161,8 @@ class Ranking:
         """How many of the nearest rows that a stage considers the rest of the ranking needs."""
         request = self._request
         bounded = request.lower is not None or request.upper is not None
-        return EVERY_ROW if bounded or request.refined is not None else self._last
+        needs_all = bounded or request.refined is not None or request.expansion is not None
+        return EVERY_ROW if needs_all else self._last
 
     def _last_stages(self, hits: Hits, complete: bool) -> list[bool]:
         """Whether a stage is the last one if it has too few rows, because no other row can fill it, (K,).
@@ -194,12 +204,36 @@ class Ranking:
         return "Refine", f"{self._codecs.metadata.metric} distance to raw vectors, keep {kept}"
 
     @property
+    def _expand_stage(self) -> tuple[str, str]:
+        expansion = self._request.expansion
+        assert expansion is not None, "planned with an expansion"
+        steps = f"{expansion.neighbors} neighbors, {expansion.hops} hops"
+        return "Expand", f"{steps}, weight {expansion.weight:g}"
+
+    @property
     def _diversify_stage(self) -> tuple[str, str]:
         return "Diversify", f"{self._request.diversity}, keep {self._request.limit}"
 
     def _kept(self, ranked: int) -> int:
         """Rows that the last stage ordered by distance passes on, out of those that it orders."""
-        return self._request.limit if self._request.diversity is None else ranked
+        request = self._request
+        return request.limit if request.diversity is None and request.expansion is None else ranked
+
+    def _expand(self, queries_QD: Float32Array, hits: list[Hits], tables: Tables) -> list[ExpandedRows]:
+        """The rows of every query, and those that are reached from the nearest ones in the neighbor graph."""
+        request = self._request
+
+        def score(candidates: Candidates) -> list[Hits]:
+            found = self._rerank(queries_QD, candidates, tables)
+            if request.refined is not None:
+                table, metric = self._state.snapshot.table, self._codecs.metric
+                found = refine(table, self._columns.vector_column, queries_QD, found, metric)
+            return [within(each, request.lower, request.upper) for each in found]
+
+        with self._trace.stage(*self._expand_stage) as stage:
+            expanded = expand(request, self._state, hits, score)
+            stage.rows = sum(len(rows.hits) for rows in expanded)
+        return expanded
 
     def _refine(self, queries_QD: Float32Array, hits: list[Hits]) -> list[Hits]:
         """The nearest rows of every query, in the order of distances to their raw vectors."""

@@ -34,6 +34,9 @@ Origin = Literal["asked for", "tuned", "default"]
 Rerank = Literal["refined", "decoded", "none"]
 """What orders a shortlist: refine codes (rows without are decoded), decoded vectors, or look-up tables."""
 
+DEFAULT_WEIGHT = 0.2
+"""Weight of `expand` unless a query says otherwise: see docs/guides/searching.md for what was measured."""
+MOST_HOPS = 4
 DEFAULT_NPROBES = 20
 DEFAULT_SHORTLIST = 30
 SHORTLIST_PER_ROW: dict[Rerank, int] = {"refined": 20, "decoded": 3, "none": 1}
@@ -134,6 +137,17 @@ class SearchParameters:
         return max(needed, (self.refine_factor or 1) * end)
 
 
+class Expansion(NamedTuple):
+    """How a query takes in neighbors of its results; see `VectorSearchQuery.expand`."""
+
+    hops: int
+    """Most steps from a seed to a row."""
+    neighbors: int
+    """Neighbors of a row to go on to."""
+    weight: float
+    """Share of the graph score in the score that orders rows."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VectorOptions:
     """Options that a query sets for its vector search; None for options that it does not set."""
@@ -150,6 +164,8 @@ class VectorOptions:
     """Least distance of a result."""
     upper: float | None = None
     """Upper bound of distances, exclusive."""
+    expansion: Expansion | None = None
+    """How to take in neighbors of the results."""
 
     def parameters(
         self, codecs: TableCodec, tuned: TunedSearch | None, diversity: Diversity | None = None
@@ -228,6 +244,8 @@ class SearchRequest:
     """The stages of the ranking that the page needs."""
     lower: float | None = None
     upper: float | None = None
+    expansion: Expansion | None = None
+    """How to take in neighbors of the results; None for the rows that the search finds alone."""
 
     def matrices_of(self, queries: Sequence[int]) -> tuple[Float32Array, ...] | None:
         """The matrices of some of the queries."""

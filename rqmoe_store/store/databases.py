@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import lance
 import lancedb
 import pyarrow as pa
 from lancedb.db import DBConnection, LanceDBConnection
@@ -310,7 +311,12 @@ def remove_old_versions(table: LanceTable, older_than: datetime.timedelta | None
         table: any handle on the table; it stays at its version.
         older_than: age of versions to remove; None for 7 days.
     """
-    reopen(table).to_lance().cleanup_old_versions(
+    clean_up(reopen(table).to_lance(), older_than)
+
+
+def clean_up(dataset: lance.LanceDataset, older_than: datetime.timedelta | None) -> None:
+    """Remove old versions of a table as `remove_old_versions` does, by a dataset at its newest version."""
+    dataset.cleanup_old_versions(
         older_than=max(_AT_ONCE, KEPT_FOR if older_than is None else older_than),
         error_if_tagged_old_versions=False,
     )

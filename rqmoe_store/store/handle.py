@@ -146,9 +146,10 @@ class Handle:
         Raises:
             TableError: the table has none yet.
         """
-        return self._require_codec(self.snapshots.current())
+        return self.require_codec(self.snapshots.current())
 
-    def _require_codec(self, snapshot: Snapshot) -> Codec:
+    def require_codec(self, snapshot: Snapshot) -> Codec:
+        """The newest codec of a version. Raises as `codec`."""
         if snapshot.codecs.newest is None:
             raise TableError(
                 f"Table {self.name!r} has no codec yet: its {snapshot.rows} rows are kept raw. "
@@ -242,7 +243,7 @@ class Handle:
         if encode is None:
             encode = snapshot.codecs.newest is not None
         if encode:
-            self._require_codec(snapshot)
+            self.require_codec(snapshot)
         return RowEncoder(snapshot.schema, snapshot.codecs, table_name=self.name, encode=encode)
 
     def checkout(self, number: int) -> None:

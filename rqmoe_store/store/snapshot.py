@@ -19,6 +19,7 @@ from rqmoe_store.store.databases import TablePlace
 from rqmoe_store.store.embeddings import embedding_description
 from rqmoe_store.store.lance import Freshness
 from rqmoe_store.store.metadata import TableMetadata, TunedSearch
+from rqmoe_store.store.neighbor_graph import NeighborGraph
 from rqmoe_store.store.registry import places_in_use
 from rqmoe_store.store.table_codec import TableCodec
 
@@ -94,6 +95,11 @@ class Snapshot:
     def places_in_use(self) -> list[int]:
         """Positions of the codecs that any row has a code of; the newest is always among them."""
         return places_in_use(self.dataset, self.codecs.metadata)
+
+    @functools.cached_property
+    def neighbor_graph(self) -> NeighborGraph:
+        """The neighbors of its rows. Raises as `NeighborGraph.open`."""
+        return NeighborGraph.open(self.dataset, self.database, self.name)
 
     @functools.cached_property
     def tuned(self) -> TunedSearch | None:

@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.lance import field_ids
+from rqmoe_store.store.neighbor_graph import NeighborGraph
 from rqmoe_store.store.ragged import RowCodes
 from rqmoe_store.store.registry import places_in_use
 from rqmoe_store.store.sql import quoted
@@ -73,6 +75,15 @@ class TableStats:
     refine_codes_in: str = "none"
     """Where searches read refine codes: "memory", "disk", or "none" if there are none."""
 
+    graph_neighbors: int = 0
+    """Neighbors of a row in the neighbor graph of this version; 0 if it has none."""
+    graph_rows: int = 0
+    """Rows of the neighbor graph."""
+    graph_version: int | None = None
+    """Version of the table whose rows it has; None if there is none."""
+    graph_disk_bytes: int = 0
+    """Size of the neighbor graph in its data files; part of `disk_bytes`."""
+
     def __str__(self) -> str:
         lines = {
             "rows": f"{self.rows:,}" + (f", {self.raw_rows:,} of them raw" if self.raw_rows else ""),
@@ -88,6 +99,7 @@ class TableStats:
             "codec pays for itself": self._break_even(),
             "squared error": self._error(),
             "codewords in use": f"{self.codeword_utilisation:.1%}",
+            "neighbor graph": self._neighbor_graph(),
             "in memory": readable(self.resident_bytes),
             "of it cached columns": self._cached_columns(),
         }
@@ -103,6 +115,14 @@ class TableStats:
         if not self.cached_columns:
             return "none"
         return f"{readable(self.cached_column_bytes)}: {', '.join(self.cached_columns)}"
+
+    def _neighbor_graph(self) -> str:
+        if self.graph_version is None:
+            return "none"
+        return (
+            f"{self.graph_neighbors} neighbors of each of {self.graph_rows:,} rows, as of version "
+            f"{self.graph_version}, {readable(self.graph_disk_bytes)}"
+        )
 
     def _error(self) -> str:
         if self.mse_estimate is None or self.relative_mse is None:
@@ -132,6 +152,7 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
     codec_bytes = sum(len(artifact.config_json.encode()) + len(artifact.weights) for artifact in artifacts)
     saved = (raw_bytes / rows if rows else 0) - bytes_per_vector
     report = None if codecs.newest is None else codecs.newest.report
+    graph = NeighborGraph.find(table.to_lance(), databases.database_of(table), table.name)
     return TableStats(
         rows=rows,
         raw_rows=table.count_rows(columns.raw_filter),
@@ -149,6 +170,10 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
         mse_estimate=None if report is None else report.whole_mse,
         relative_mse=None if report is None else report.relative_mse,
         codeword_utilisation=_utilisation(table, codecs, columns, in_use),
+        graph_neighbors=0 if graph is None else graph.neighbors,
+        graph_rows=0 if graph is None else len(graph),
+        graph_version=None if graph is None else graph.covers,
+        graph_disk_bytes=0 if graph is None else graph.nbytes,
     )
 
 

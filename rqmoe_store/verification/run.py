@@ -15,6 +15,7 @@ from rqmoe_store.store import databases, health, ingest_log
 from rqmoe_store.store.embeddings import TableEmbedding
 from rqmoe_store.store.keys import key_of
 from rqmoe_store.store.metadata import TableMetadata, TunedSearch
+from rqmoe_store.store.neighbor_graph import GRAPH_FOLDER
 from rqmoe_store.store.table_codec import TableCodec, generations_in
 from rqmoe_store.verification.report import Findings, OrphanedFile, RowCounts, VerifyReport
 from rqmoe_store.verification.rows import (
@@ -27,7 +28,7 @@ from rqmoe_store.verification.rows import (
     verify_codecs,
 )
 
-_UNTRACKED = ("_refs/", "latest_version_hint.json")
+_UNTRACKED = ("_refs/", "latest_version_hint.json", f"{GRAPH_FOLDER}/")
 """Parts of the names of files that are needed although no version lists them."""
 
 _INDEX_ROWS = 1024

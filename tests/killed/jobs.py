@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from lancedb.index import FTS, BTree, IvfFlat
 
-from killed.intact import DIM, Contents, assert_untouched, has_vector, rows_of
+from killed.intact import DIM, Contents, assert_untouched, has_vector, rows_of, vectors_of
 from killed.operation import (
     FIRST,
     TABLE,
@@ -202,6 +202,35 @@ class RetrainInBackground(Retrain):
         if len(target.codecs.generations) < self.generations:
             target.retrain(ANOTHER, vectors="decoded", encode="background", progress=False)
         target.encode_in_background().wait()
+
+
+class BuildGraph(Operation):
+    """A neighbor graph built; rows deleted and added, and the graph brought up to date by `optimize`."""
+
+    name, calls = "build neighbor graph", 3
+
+    def prepare(self, folder: Path) -> None:
+        store = create_table(database(folder), TABLE, rows_of(FIRST), config=small_config())
+        store.train(TRAINING, progress=False)
+
+    def call(self, target: CompressedTable, number: int) -> None:
+        if number == 0:
+            target.build_neighbor_graph(5, progress=False)
+        elif number == 1:
+            target.delete("id % 13 = 5")
+        else:
+            target.optimize(cleanup_older_than=_NOW, codecs_older_than=_NOW, progress=False)
+
+    def contents(self, calls: int) -> Contents:
+        return {row: 0 for row in FIRST if row % 13 != 5} if calls > 1 else FIRST
+
+    def check_done(self, folder: Path, calls: int) -> None:
+        store = open_table(database(folder), TABLE)
+        found = store.search(vectors_of(FIRST)[0]).expand(hops=2).select(["id"]).to_list()
+        assert len(found) == 10
+        if calls != 2:
+            coded = store.count_rows("vector IS NOT NULL")
+            assert (store.stats().graph_rows, store.stats().graph_neighbors) == (coded, 5)
 
 
 class Optimize(Operation):

@@ -3,6 +3,7 @@
 from killed.codecs import Register, Save
 from killed.ingestion import Ingest, IngestNew
 from killed.jobs import (
+    BuildGraph,
     CompressInPlace,
     CompressInto,
     Create,
@@ -26,6 +27,7 @@ OPERATIONS: list[Operation] = [
     Train("train"),
     Retrain("retrain"),
     Optimize(),
+    BuildGraph(),
     Ingest("ingest"),
     Save(),
     Register(),
