@@ -130,7 +130,9 @@ class GpuDistances:
             return None
         if recording is None:
             return None
-        layout.fill(recording.given_X, codes, queries_QD, queries_n)
+        if not recording.views:
+            recording.views = layout.views(recording.given_X)
+        _fill(recording.views, codes, queries_QD, queries_n)
         recording.start()
         return _StartedRecording(self._recordings, layout, recording, len(codes))
 
@@ -206,29 +208,14 @@ class _Layout(NamedTuple):
     def packed(self, pairs: _Pairs) -> Tensor:
         """Everything in pinned memory."""
         packed_X = torch.empty(self.num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
-        views = self._views(packed_X.numpy())
+        views = self.views(packed_X.numpy())
         codes = pairs.codes
         arrays = pairs.queries_QD, pairs.queries_n, pairs.places_n, codes.partitions, codes.codes
         for view, array in zip(views, arrays, strict=True):
             view[...] = array
         return packed_X
 
-    def fill(
-        self,
-        packed_X: npt.NDArray[np.uint8],
-        codes: Codes,
-        queries_QD: Float32Array,
-        queries_n: Numbers,
-    ) -> None:
-        """Pack distinct codes, and pairs of all codes and queries; there may be more room, with codes and
-        numbers of a codec and queries like these."""
-        queries, numbers, places, partitions, filled = self._views(packed_X)
-        queries[: len(queries_QD)] = queries_QD
-        numbers[: len(codes)] = queries_n
-        slots_S = np.full(2 * self.pairs, -1)
-        _pack_distinct(_plain(codes.codes), _plain(codes.partitions), slots_S, filled, partitions, places)
-
-    def _views(self, packed_X: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
+    def views(self, packed_X: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:
         """Queries (Q, D), the queries (B,) and places (B,) of pairs, partition ids (C,) and codes (C, M)."""
         queries, numbers, places, partitions, codes = (packed_X[each] for each in self._slices)
         return (
@@ -258,6 +245,18 @@ class _Layout(NamedTuple):
             partitions.view(torch.int32),
             codes.view(self.codes, self.steps),
         )
+
+
+def _fill(
+    views: tuple[npt.NDArray[Any], ...], codes: Codes, queries_QD: Float32Array, queries_n: Numbers
+) -> None:
+    """Pack distinct codes, and pairs of all codes and queries; there may be more room, with codes and numbers
+    of a codec and queries like these."""
+    queries, numbers, places, partitions, filled = views
+    queries[: len(queries_QD)] = queries_QD
+    numbers[: len(codes)] = queries_n
+    slots_S = np.full(2 * len(places), -1)
+    _pack_distinct(_plain(codes.codes), _plain(codes.partitions), slots_S, filled, partitions, places)
 
 
 class Distances:

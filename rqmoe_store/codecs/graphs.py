@@ -172,6 +172,8 @@ class HostRecording:
         self._recording = Recording(place, (), compute_given, to_host=True)
         self.given_X: npt.NDArray[np.uint8] = given_X.numpy()
         """The input, to be filled before `start`. It still has what the caller before wrote."""
+        self.views: tuple[npt.NDArray[Any], ...] = ()
+        """Parts of the input, for callers to keep."""
         self._output: npt.NDArray[Any] = self._recording.output.numpy()
         self._done = torch.cuda.Event()
 

@@ -32,7 +32,7 @@ from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.graphs import GraphedDecoder
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.kinds import make_quantizer
-from rqmoe_store.codecs.parallel import run_chunks, run_parallel
+from rqmoe_store.codecs.parallel import Lock, run_chunks, run_parallel
 from rqmoe_store.codecs.precision import TRIAL_ROWS, PrecisionTrial, try_precisions
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
@@ -50,6 +50,7 @@ class PreparedQuantizer:
         self._converted: dict[Precision, FoldedExperts | None] = {"float32": None}
         self._graphed: dict[Precision, GraphedDecoder] = {}
         self._distances: dict[tuple[Precision, Frame], GpuDistances] = {}
+        self._lock = Lock()  # threads that need the same for the first time share it, with its recordings
 
     @classmethod
     def of(cls, weights: QuantizerWeights, device: str) -> Self:
@@ -83,8 +84,9 @@ class PreparedQuantizer:
 
     def _decode(self, codes: Codes, sequential: bool, precision: Precision, out_nD: Tensor | None) -> Tensor:
         exact, converted = self._tables.folded, self._folded_in(precision)
-        if self._device.type == "cuda" and precision not in self._graphed:
-            self._graphed[precision] = graphed_decoder(self.quantizer, converted or exact)
+        with self._lock:
+            if self._device.type == "cuda" and precision not in self._graphed:
+                self._graphed[precision] = graphed_decoder(self.quantizer, converted or exact)
         return decode(
             self.quantizer,
             self._tables,
@@ -103,11 +105,12 @@ class PreparedQuantizer:
     def distances(self, frame: Frame, precision: Precision) -> GpuDistances:
         """What computes distances of codes to queries, on a GPU; vectors are in this frame."""
         key = precision, frame
-        if key not in self._distances:
-            rows = chunk_rows(self.quantizer, FLOATS_PER_COMPONENT * self.quantizer.dim)
-            decode_rows, metric = self._decode_rows_in(precision), self.quantizer.config.metric
-            self._distances[key] = GpuDistances(decode_rows, frame, metric, self._device, rows=rows)
-        return self._distances[key]
+        with self._lock:
+            if key not in self._distances:
+                rows = chunk_rows(self.quantizer, FLOATS_PER_COMPONENT * self.quantizer.dim)
+                decode_rows, metric = self._decode_rows_in(precision), self.quantizer.config.metric
+                self._distances[key] = GpuDistances(decode_rows, frame, metric, self._device, rows=rows)
+            return self._distances[key]
 
     def _decode_rows_in(self, precision: Precision) -> DecodeRows:
         folded = self._folded_in(precision) or self._tables.folded

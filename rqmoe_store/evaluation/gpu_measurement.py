@@ -27,6 +27,8 @@ from rqmoe_store.codecs.artifact import TrainingReport
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import Precision
+from rqmoe_store.codecs.distances import nearest_of_all
+from rqmoe_store.codecs.encoding import encode_with_torch, exact_tables
 from rqmoe_store.codecs.frame import ScoreUnits, to_float32
 from rqmoe_store.codecs.kernels import has_kernels
 from rqmoe_store.codecs.kinds import make_quantizer
@@ -450,8 +452,31 @@ def _nearest_time(bench: Bench, codec: Codec, codes: Codes, precision: Precision
     return round(1e6 * bench.seconds(answer, repeats=100), 1)
 
 
+def measure_exhaustive(bench: Bench) -> None:
+    """Codes a second that are decoded and compared with all of some queries, and how far the nearest
+    ten are off those of the CPU."""
+    for dim, steps, hidden in bench.sizes.codecs:
+        codec, name = made_codec("rqmoe", dim, steps, hidden, bench.device), f"exhaustive.{dim}"
+        codes_NM = np.random.default_rng(4).integers(0, 256, (bench.sizes.torch_batch, steps))
+        codes = Codes(codes_NM.astype(np.uint8), np.zeros(len(codes_NM), np.int32))
+        queries_QD = _random_vectors(dim, BATCH).astype(np.float64)
+
+        def answer(codec: Codec = codec, codes: Codes = codes, queries_QD: Any = queries_QD) -> Any:
+            return nearest_of_all(queries_QD, codec.decode_checked(codes), "l2", _PAGE, None)
+
+        def rate(answer: Callable[[], Any] = answer, rows: int = len(codes)) -> float:
+            return round(rows / bench.seconds(answer))
+
+        bench.attempt(f"{name}.codes_per_s", rate)
+        decoded_ND = codec.decode(codes).astype(np.float64)
+        squares_QN = np.square(decoded_ND).sum(axis=1) - 2 * queries_QD @ decoded_ND.T
+        wanted_QK = np.sort(squares_QN, axis=1)[:, :_PAGE] + np.square(queries_QD).sum(axis=1)[:, None]
+        off = float(np.abs(np.sort(answer()[0], axis=1) / wanted_QK - 1).max())
+        bench.note(f"{name}.largest_deviation", off)
+
+
 def measure_encode(bench: Bench) -> None:
-    """Microseconds a vector of `Codec.encode`, by rows of a call."""
+    """Microseconds a vector of `Codec.encode`, by rows of a call; of one, also without a recorded launch."""
     for dim, steps, hidden in bench.sizes.codecs:
         codec = made_codec("rqmoe", dim, steps, hidden, bench.device)
         for rows in (1, 1_024, bench.sizes.encoded):
@@ -459,6 +484,13 @@ def measure_encode(bench: Bench) -> None:
             work = functools.partial(codec.encode, vectors_ND, beam=3, preselect=3)
             rate = functools.partial(_microseconds, bench, work, rows)
             bench.attempt(f"encode.{dim}.{rows}.us", rate)
+        quantizer, one_1D = codec.coder.quantizer, _random_vectors(dim, 1)  # type: ignore[attr-defined]
+        launch = functools.partial(
+            encode_with_torch, quantizer, exact_tables(quantizer), one_1D, beam=3, preselect=3
+        )
+        bench.attempt(f"encode.{dim}.1.launched.us", functools.partial(_microseconds, bench, launch, 1))
+        recorded_1M, launched_1M = codec.encode(one_1D, beam=3, preselect=3).codes, launch().codes
+        bench.note(f"encode.{dim}.1.same_codes", bool((recorded_1M == launched_1M).all()))
 
 
 def measure_train(bench: Bench) -> None:
@@ -546,6 +578,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "scan": measure_scan,
     "decode": measure_decode,
     "shortlist": measure_shortlist,
+    "exhaustive": measure_exhaustive,
     "encode": measure_encode,
     "train": measure_train,
 }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rqmoe_store.codecs.device import as_tensor
+from rqmoe_store.codecs.device import as_tensor, require_usable
 from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.segments import Segment
@@ -29,7 +29,12 @@ _lock = Lock()  # two threads that scan a segment for the first time upload it o
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name; "cuda" is the current one of all GPUs, as a number."""
+    """The device of a name; "cuda" is the current one of all GPUs, as a number.
+
+    Raises:
+        InvalidInputError: it is a GPU that this process cannot use, as its parent has used one.
+    """
+    require_usable(name)
     if name == "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)

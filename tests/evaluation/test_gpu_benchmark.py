@@ -22,8 +22,11 @@ def tried(*parts: str, minutes: float = 10) -> tuple[dict, list[str]]:
 
 
 def test_parts_are_measured_in_turn() -> None:
-    figures, seen = tried("machine", "scan", "decode", "shortlist", "encode")
-    assert figures["parts"] == dict.fromkeys(("machine", "scan", "decode", "shortlist", "encode"), "done")
+    figures, seen = tried("machine", "scan", "decode", "shortlist", "exhaustive", "encode")
+    assert figures["exhaustive.16.largest_deviation"] < 1e-9 and figures["encode.16.1.same_codes"]
+    assert figures["parts"] == dict.fromkeys(
+        ("machine", "scan", "decode", "shortlist", "exhaustive", "encode"), "done"
+    )
     errors = {name: value for name, value in figures.items() if isinstance(value, dict) and "error" in value}
     assert errors.keys() <= {"machine.triton"}  # not installed
     assert all(figures[f"scan.{metric}.equals_cpu"] for metric in ("l2", "cosine", "dot"))

@@ -11,7 +11,7 @@ from small_codecs import DIM, SHAPES, as_codec, exact_distances, small_config, s
 from rqmoe_store.codecs import decoding, graphs
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.distances import Distances, distinct
+from rqmoe_store.codecs.distances import Distances, distinct, nearest_of_all
 from rqmoe_store.codecs.frame import Frame, to_float32
 from rqmoe_store.config import METRICS
 from rqmoe_store.errors import InvalidInputError
@@ -190,6 +190,21 @@ def test_codecs_that_decode_on_a_cpu_have_none(gpu) -> None:
     assert codec.gpu_distances("auto") is None
     assert codec.to("cuda").gpu_distances("float32") is not None
     assert trained_small(ROWS, kind="pq").to("cuda").gpu_distances("auto") is None
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("count", [1, 7, 300, 900])
+def test_the_nearest_of_all(gpu, metric: str, count: int) -> None:
+    vectors_CD = np.concatenate([ROWS, np.zeros((1, DIM), np.float32)])
+    excluded_QC = np.random.default_rng(7).random((len(QUERIES), len(vectors_CD))) < 0.3
+    wanted_QC = exact_distances(QUERIES, vectors_CD, metric)
+    wanted_QC[np.isnan(wanted_QC)] = np.inf
+    on_gpu = torch.from_numpy(vectors_CD).to("cuda:0")
+    for excluded in (None, excluded_QC):
+        left_QC = wanted_QC if excluded is None else np.where(excluded, np.inf, wanted_QC)
+        found_QK, places_QK = nearest_of_all(QUERIES.astype(np.float64), on_gpu, metric, count, excluded)
+        np.testing.assert_allclose(found_QK, np.take_along_axis(left_QC, places_QK, axis=1), atol=1e-9)
+        np.testing.assert_allclose(np.sort(found_QK), np.sort(left_QC)[:, :count], atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 3_000])

@@ -161,6 +161,8 @@ def test_a_forked_process_searches_on_the_cpu(
     monkeypatch.setattr(devices._ForkedGpu, "lost", True)
     with pytest.raises(rqs.InvalidInputError, match=r"forked .*open_table\(\.\.\., device='cpu'\)"):
         found(store)
+    with pytest.raises(rqs.InvalidInputError, match="forked"):  # by the scan, which needs no codec there
+        store.search(QUERIES).rerank("none").to_arrow()
     assert found(store.use_device("cpu"))[0] == wanted
 
 
