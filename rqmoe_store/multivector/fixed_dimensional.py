@@ -83,7 +83,8 @@ class FixedDimensionalEncoder:
     num_repetitions: int = 20
     """Independent random partitions of the space. More of them lower the error."""
     num_hyperplanes: int = 5
-    """Random hyperplanes of a repetition, which divide the space into 2**num_hyperplanes partitions."""
+    """Random hyperplanes of a repetition, which divide the space into 2**num_hyperplanes partitions. With 0,
+    encodings are those of the mean."""
     projected_dim: int | None = None
     """Dimension to which vectors are projected at random in every partition; None leaves them as they are."""
     final_dim: int | None = None
@@ -98,7 +99,7 @@ class FixedDimensionalEncoder:
         limits = {
             "dim": (1, _MAX_DIM),
             "num_repetitions": (1, _MAX_REPETITIONS),
-            "num_hyperplanes": (1, _MAX_HYPERPLANES),
+            "num_hyperplanes": (0, _MAX_HYPERPLANES),
             "projected_dim": (1, _MAX_DIM),
             "final_dim": (1, _MAX_UNPROJECTED),
             "seed": (0, 2**63 - 1),

@@ -48,9 +48,8 @@ def reference(encoder, vectors, is_query):
         sides = [tuple(int(each > 0) for each in vector @ planes) for vector in vectors.astype(np.float64)]
         # Partitions in the order of the Gray code: neighbors differ in one side.
         for partition in range(2**encoder.num_hyperplanes):
-            wanted = tuple(
-                int(bit) for bit in format(partition ^ partition >> 1, f"0{encoder.num_hyperplanes}b")
-            )
+            bits = format(partition ^ partition >> 1, f"0{encoder.num_hyperplanes}b")
+            wanted = tuple(int(bit) for bit in bits[: encoder.num_hyperplanes])
             inside = [v for v, s in zip(vectors.astype(np.float64), sides, strict=True) if s == wanted]
             part = np.zeros(encoder.dim)
             if is_query and inside:
@@ -74,7 +73,7 @@ ENCODERS = st.builds(
     rqs.FixedDimensionalEncoder,
     st.integers(1, 9),
     num_repetitions=st.integers(1, 3),
-    num_hyperplanes=st.integers(1, 4),
+    num_hyperplanes=st.integers(0, 4),
     projected_dim=st.none() | st.integers(1, 5),
     final_dim=st.none() | st.integers(1, 40),
     fill_empty_partitions=st.booleans(),
