@@ -157,7 +157,9 @@ def max_sim_tensor(
         last = max(first + 1, fits)
         part_TD = vectors_TD[int(starts_B1[first]) : int(starts_B1[last])]
         counts_B = torch.from_numpy(lengths_B[first:last]).to(device)
-        documents_T = torch.arange(last - first, device=device).repeat_interleave(counts_B)
+        documents_T = torch.arange(last - first, device=device).repeat_interleave(
+            counts_B, output_size=len(part_TD)
+        )
         with full_precision(device):
             products_KT = queries_KD @ part_TD.T
         best_KB = products_KT.new_full((len(queries_KD), last - first), -torch.inf)

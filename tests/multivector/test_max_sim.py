@@ -80,19 +80,6 @@ def test_tensors_are_computed_in_parts(monkeypatch):
     np.testing.assert_allclose(parts[0].numpy(), max_sim(query, vectors, lengths), rtol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_scores_on_a_gpu():
-    random = np.random.default_rng(3)
-    lengths, query_lengths = random.integers(0, 60, size=50), np.array([5, 12])
-    vectors = random.normal(size=(int(lengths.sum()), 64)).astype(np.float32)
-    queries = random.normal(size=(17, 64)).astype(np.float32)
-    found = max_sim_tensor(
-        torch.from_numpy(queries).cuda(), query_lengths, torch.from_numpy(vectors).cuda(), lengths
-    )
-    expected = max_sim(queries, vectors, lengths, query_lengths=query_lengths)
-    np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,6 +25,7 @@ NUMERIC = {
     "tensor_scan tuning",
     "evaluation": "codec_benchmark codec_measurement engine_peers faiss_peers lancedb_peers recall "
     "search_benchmark search_systems",
+    "multivector": "fixed_dimensional max_sim",
     "store": "compress health statistics",
     "": "lifecycle",
 }
