@@ -8,25 +8,34 @@ of an encoding.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from rqmoe_store.codecs.additive import SMALLEST_SQUARE
+from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.parallel import compiled, run_parallel
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_tensor, listed
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.multivector.max_sim import max_sim
+from rqmoe_store.multivector.max_sim import document_shares, max_sim
 from rqmoe_store.search.rerank import Hits, ordered, ordered_hits
 from rqmoe_store.search.segments import RowIds
 from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows_of_version
 from rqmoe_store.store.metadata import MultiVector
-from rqmoe_store.store.multivector import decode_lists, encoder_of
+from rqmoe_store.store.multivector import decode_lists, encoder_of, token_codes
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_lists import unit_vectors
+
+_LANES = 16
+"""Query vectors are padded to a multiple of this, so that compiled loops have no single ones left."""
+_TASK_WORK = 2**21
+"""Least additions of a task. Less is not worth another thread."""
 
 Matrices = tuple[Float32Array, ...]
 """The vectors (K, D) of every query, of length 1 under cosine."""
@@ -100,16 +109,84 @@ def rank_by_max_sim(
         refined: whether to decode refine codes, too.
         most: how many of the nearest rows that a stage considers matter, as in `ordered_hits`.
     """
-    metric = snapshot.codecs.metadata.metric
     distances = [np.empty(0, np.float32)]
     for query_KD, some in zip(matrices, candidates.each(), strict=True):
         distances_S = np.empty(len(some.rows), np.float32)
         tokens = _take_tokens(snapshot, some.rows.row_ids_N)
         for generation, rows in snapshot.codecs.by_generation(some.rows.codes) if len(some.rows) else ():
-            vectors = decode_lists(tokens[rows], generation.vector_codec, refined=refined)
-            distances_S[rows] = distances_to(query_KD, vectors, metric)
+            distances_S[rows] = coded_distances(query_KD, tokens[rows], generation.vector_codec, refined)
         distances.append(distances_S)
     return ordered_hits(candidates, np.concatenate(distances), most)
+
+
+def coded_distances(query_KD: Float32Array, tokens: Ragged, codec: Codec, refined: bool) -> Float32Array:
+    """The distances (S,) of rows to one query by what the codes of their vectors stand for.
+
+    Look-up tables of a transform code are exact, so that nothing is decoded under cosine.
+
+    Args:
+        query_KD: vectors of the query.
+        tokens: bytes of the codes of all vectors of the rows.
+        codec: their codec.
+        refined: whether to use refine codes, if there are any.
+
+    Raises:
+        TableError: the bytes are not codes of the codec.
+    """
+    config = codec.config
+    if not config.is_transform or config.metric != "cosine" or (refined and config.refine_bytes):
+        return distances_to(query_KD, decode_lists(tokens, codec, refined=refined), config.metric)
+    codes, lengths_S = token_codes(tokens, codec)
+    tables, starts_S1 = codec.lookup_tables(query_KD), Ragged(codes.codes, lengths_S).starts_B1
+    lanes = -(-len(query_KD) // _LANES) * _LANES
+    scores_TP = np.zeros((tables.by_codeword.shape[1], lanes), np.float32)
+    scores_TP[:, : len(query_KD)] = tables.by_codeword.T
+    first_P, codes_nM = np.zeros(lanes, np.float32), np.ascontiguousarray(codes.codes)
+    first_P[: len(query_KD)] = tables.by_partition[:, 0]
+    norms_T, sums_S = tables.norms_T, np.empty(len(lengths_S), np.float32)
+    run_parallel(
+        functools.partial(
+            _sum_best, scores_TP, first_P, norms_T, codes_nM, starts_S1, start, stop, len(query_KD), sums_S
+        )
+        for start, stop in document_shares(starts_S1, lanes * config.code_bytes, _TASK_WORK)
+    )
+    return np.float32(len(query_KD)) - sums_S
+
+
+@compiled
+def _sum_best(
+    scores_TP: Any,
+    first_P: Any,
+    norms_T: Any,
+    codes_nM: Any,
+    starts_S1: Any,
+    start: int,
+    stop: int,
+    queries: int,
+    sums_S: Any,
+) -> None:
+    """Fill in the MaxSim of rows from `start` to `stop`: cosines of all their vectors, by look-up tables."""
+    lanes = scores_TP.shape[1]
+    sums_P, best_P = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
+    for row in range(start, stop):
+        best_P[:] = -np.inf
+        for vector in range(starts_S1[row], starts_S1[row + 1]):
+            square = norms_T[0]
+            for lane in range(lanes):
+                sums_P[lane] = first_P[lane]
+            for step in range(codes_nM.shape[1]):
+                entry = 256 * step + codes_nM[vector, step]
+                square += norms_T[1 + entry]
+                scores_P = scores_TP[entry]
+                for lane in range(lanes):
+                    sums_P[lane] += scores_P[lane]
+            factor = np.float32(1 / np.sqrt(max(square, SMALLEST_SQUARE)))
+            for lane in range(lanes):
+                best_P[lane] = max(best_P[lane], factor * sums_P[lane])
+        total = 0.0
+        for lane in range(queries):
+            total += best_P[lane]
+        sums_S[row] = total
 
 
 def _take_tokens(snapshot: Snapshot, row_ids_S: RowIds) -> Ragged:

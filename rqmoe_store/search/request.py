@@ -44,7 +44,7 @@ SHORTLIST_PER_ROW: dict[Rerank, int] = {"refined": 20, "decoded": 3, "none": 1}
 costs next to nothing, and finds neighbors that look-up tables place far behind. In a tuned table the
 shortlist is the tuned one up to the limit it was tuned for, and the longer of the two beyond that."""
 
-MANY_VECTORS_PER_ROW, MANY_VECTORS_SHORTLIST = 10, 300
+MANY_VECTORS_PER_ROW, MANY_VECTORS_SHORTLIST = 10, 400
 """The same where rows have many vectors: inner products of encodings are far from what orders rows. And the
 shortest default shortlist of these."""
 

@@ -508,3 +508,28 @@ def test_codecs_of_vectors_are_kept_as_long_as_rows_need_them(db, store):
     assert report.removed.codecs == 2
     assert rqs.open_table(db, "raw").search(make_query()).limit(1).to_list()
     assert first.fingerprints.isdisjoint(store.codecs.metadata.generations[-1].fingerprints)
+
+
+def test_tables_of_transform_codes_give_the_distances_of_decoded_vectors():
+    from rqmoe_store.search.multivector import coded_distances, distances_to
+    from rqmoe_store.store.multivector import decode_lists
+    from rqmoe_store.store.ragged import Ragged
+
+    generator = np.random.default_rng(3)
+    vectors = generator.normal(size=(600, DIM)).astype(np.float32)
+    for kind, refine in (("pq", 0), ("saq", 0), ("pq", 4), ("rq", 0)):
+        config = rqs.CodecConfig(
+            kind=kind, metric="cosine", code_bytes=3, refine_bytes=refine, num_partitions=0
+        )
+        codec = rqs.train(vectors, config=config, training=QUICK)
+        lengths = np.array([1, 5, 60, 34])
+        codes = codec.encode(vectors[:100])
+        both = codes.codes if codes.refine is None else np.concatenate([codes.codes, codes.refine], axis=1)
+        tokens = Ragged(np.ascontiguousarray(both).ravel(), lengths * both.shape[1])
+        for count in (1, 7, 20):
+            query = generator.normal(size=(count, DIM))
+            query = (query / np.linalg.norm(query, axis=1, keepdims=True)).astype(np.float32)
+            for refined in (False, True):
+                expected = distances_to(query, decode_lists(tokens, codec, refined=refined), "cosine")
+                found = coded_distances(query, tokens, codec, refined)
+                np.testing.assert_allclose(found, expected, atol=2e-5 * count)
