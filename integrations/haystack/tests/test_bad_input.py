@@ -231,6 +231,10 @@ def test_refuses_search_settings(small_store: RQMoEDocumentStore) -> None:
         small_store.embedding_retrieval([1.0] * 8, nprobes=0)
     with pytest.raises(DocumentStoreError, match="shortlist"):
         small_store.embedding_retrieval([1.0] * 8, shortlist=5, top_k=10)
+    with pytest.raises(DocumentStoreError, match="lambda_=2"):
+        small_store.embedding_retrieval([1.0] * 8, diversity=2)
+    with pytest.raises(DocumentStoreError, match="method='medoids'"):
+        small_store.embedding_retrieval([1.0] * 8, diversity=0.5, diversity_method="medoids")  # type: ignore[arg-type]
     with pytest.raises(DocumentStoreError, match="text"):
         small_store.hybrid_retrieval(5, [1.0] * 8)  # type: ignore[arg-type]
 

@@ -144,6 +144,32 @@ def test_filters_come_before_the_search(coded_document_store: RQMoEDocumentStore
     assert sorted(_ids(found), key=int) == [str(n) for n in range(91, 100)]
 
 
+def test_results_that_differ_and_that_cover(database: str) -> None:
+    # Two groups, and an outlier that is the most different from the nearest document.
+    vectors = {"a": (1, 0.1), "b": (1, 0.12), "c": (1, -0.9), "d": (1, -0.92), "e": (1, -0.94), "f": (-1, 0)}
+    store = new_store(database)
+    store.write_documents(
+        [
+            Document(id=name, content="word", embedding=[float(x), float(y)])
+            for name, (x, y) in vectors.items()
+        ]
+    )
+
+    def found(kind: type[Any], method: str, diversity: float | None, **query: Any) -> list[str]:
+        retriever = kind(store, top_k=2, diversity=diversity, diversity_method=method)
+        again = kind.from_dict(retriever.to_dict()).run(query_embedding=[1.0, 0.0], **query)
+        assert again == retriever.run(query_embedding=[1.0, 0.0], **query)
+        return _ids(again)
+
+    assert found(RQMoEEmbeddingRetriever, "coverage", None) == ["a", "b"]
+    assert found(RQMoEEmbeddingRetriever, "coverage", 1) == ["a", "b"]
+    assert found(RQMoEEmbeddingRetriever, "mmr", 0) == ["a", "f"]
+    covering = found(RQMoEEmbeddingRetriever, "coverage", 0)
+    assert len({"a", "b"} & set(covering)) == len({"c", "d", "e"} & set(covering)) == 1
+    assert "f" in found(RQMoEHybridRetriever, "mmr", 0, query="word")
+    assert len(found(RQMoEHybridRetriever, "coverage", 0, query="word")) == 2
+
+
 def test_without_documents_nothing_is_found(database: str) -> None:
     store = new_store(database)
     assert RQMoEEmbeddingRetriever(store).run(query_embedding=EAST) == {"documents": []}

@@ -43,7 +43,9 @@ class Search:
     shortlist: int | None = None
     prefilter: bool = True
     diversity: float | None = None
-    """Lambda of maximal marginal relevance; None for the best rows, however alike they are."""
+    """1 for the best rows to 0 for the most different ones; None for the best, however alike they are."""
+    method: str = "mmr"
+    """How different rows are chosen, as in a table's `diversify`."""
 
     @classmethod
     def of(
@@ -55,13 +57,16 @@ class Search:
             defaults: of the store.
             k: documents to find.
             given: the filter.
-            options: of the caller: query_type, nprobes, shortlist, prefilter.
+            options: of the caller: query_type, nprobes, shortlist, prefilter; method, if rows are to differ.
             more: set by the method that was called; the caller cannot set these.
 
         Raises:
             InvalidInputError: other options, an unknown query_type, or a filter that cannot be used.
         """
-        known = [name for name in ("query_type", "nprobes", "shortlist", "prefilter") if name not in more]
+        options_of_all = ("query_type", "nprobes", "shortlist", "prefilter")
+        known = [name for name in options_of_all if name not in more]
+        if "diversity" in more:
+            known.append("method")
         unknown = [name for name in options if name not in known]
         if unknown:
             raise InvalidInputError(
@@ -131,7 +136,7 @@ class Search:
             # A default for all searches must not keep one of them from finding k.
             query = query.shortlist(shortlist if self.shortlist is not None else max(shortlist, self.k))
         if self.diversity is not None:
-            query = query.diversify(self.diversity)
+            query = query.diversify(self.diversity, method=self.method)
         return query
 
 

@@ -379,7 +379,9 @@ class RQMoEVectorStore(VectorStore):
             k: documents to choose.
             fetch_k: the nearest documents that they are chosen from, in place of `shortlist`.
             lambda_mult: 1 for the nearest, 0 for the most different.
-            filter, kwargs: as for `similarity_search`, without `query_type` and `shortlist`.
+            filter, kwargs: as for `similarity_search`, without `query_type` and `shortlist`; and `method`:
+                "mmr", the default, or "coverage" for the documents that best stand for the `fetch_k` nearest
+                (at most 10 for each of `k`).
 
         Raises as `similarity_search`.
         """
@@ -464,7 +466,7 @@ class RQMoEVectorStore(VectorStore):
     def _diverse_search(
         self, k: int, fetch_k: int, lambda_mult: float, given: Filter, options: dict[str, Any]
     ) -> Search:
-        """A search by maximal marginal relevance, out of `fetch_k` rows."""
+        """A search for rows that differ, out of `fetch_k` rows."""
         return Search.of(
             self._defaults,
             k,

@@ -35,6 +35,7 @@ def awaited(tmp_path: Path) -> RQMoEVectorStore:
         ("similarity_search_with_relevance_scores", {"query": "0 0", "k": 2, "score_threshold": 0.2}),
         ("max_marginal_relevance_search", {"query": "0 0", "k": 2, "lambda_mult": 0.3}),
         ("max_marginal_relevance_search_by_vector", {"embedding": ZERO, "k": 2, "fetch_k": 3}),
+        ("max_marginal_relevance_search", {"query": "0 0", "k": 2, "method": "coverage"}),
         ("search", {"query": "0 0", "search_type": "mmr"}),
     ],
 )

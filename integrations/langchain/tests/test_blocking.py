@@ -125,6 +125,20 @@ def test_diverse_results(empty):
     assert sorted(ids_of(by_vector)) == ["a", "b", "c", "d"]
 
 
+def test_results_that_cover_the_others(empty):
+    # Of three groups, the larger ones are worth more than the outlier, which is the most different.
+    texts = {"a": "1 0", "b": "1.1 0", "c": "1.2 0", "d": "0 2", "e": "0.1 2", "f": "9 9"}
+    empty.add_texts(texts.values(), ids=list(texts))
+    options = {"k": 2, "fetch_k": 6, "lambda_mult": 0}
+    assert "f" in ids_of(empty.max_marginal_relevance_search("0 0", **options))
+    covering = ids_of(empty.max_marginal_relevance_search("0 0", method="coverage", **options))
+    assert len(set(covering) & {"a", "b", "c"}) == len(set(covering) & {"d", "e"}) == 1
+    by_vector = empty.max_marginal_relevance_search_by_vector([0.0] * DIM, method="coverage", **options)
+    assert ids_of(by_vector) == covering
+    nearest = empty.max_marginal_relevance_search("0 0", k=3, method="coverage", lambda_mult=1)
+    assert ids_of(nearest) == ["a", "b", "c"]
+
+
 def test_search_by_text_and_by_both(store):
     assert ids_of(store.similarity_search("cherry", query_type="fts")) == ["c"]
     scored = store.similarity_search_with_score("banana 0 4", k=3, query_type="hybrid")

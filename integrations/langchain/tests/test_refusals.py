@@ -86,6 +86,10 @@ def test_options_that_a_method_has_words_for(store):
         store.max_marginal_relevance_search("0 0", shortlist=30)
     with pytest.raises(InvalidInputError, match="lambda_"):
         store.max_marginal_relevance_search("0 0", lambda_mult=2)
+    with pytest.raises(InvalidInputError, match="Got method='medoids' of diversify"):
+        store.max_marginal_relevance_search("0 0", method="medoids")
+    with pytest.raises(InvalidInputError, match="Got method='mmr' for a search"):
+        store.similarity_search("0 0", method="mmr")
     with pytest.raises(InvalidInputError, match="Got delete_all=True for delete"):
         store.delete(delete_all=True)
     assert store.table.count_rows() == 4

@@ -92,6 +92,7 @@ def test_modes_that_are_not_known(plane: RQMoEVectorStore, mode: str) -> None:
         (asked(embedding_field="other"), {}, "embeddings of this store are in 'vector'"),
         (asked(mode="hybrid", query_str="x", alpha=1.5), {}, "expected 0 .* to 1"),
         (asked(mode="mmr"), {"mmr_threshold": 2}, "number from 0 to 1"),
+        (asked(mode="mmr"), {"mmr_method": "medoids"}, "expected one of 'mmr', 'coverage'"),
         (asked(), {"nprobes": 0}, "nprobes=0"),
         (asked(), {"shortlist": 0}, "shortlist=0"),
         (asked(), {"where": "nope = 1"}, "which LanceDB refuses"),

@@ -109,6 +109,19 @@ def test_mmr_thresholds(store: RQMoEVectorStore, of_query: Any, options: Any, ex
     assert found.similarities == pytest.approx([1.0, float(expected[1] == "b")], abs=1e-6)
 
 
+def test_mmr_by_coverage(store: RQMoEVectorStore) -> None:
+    # Two groups, and an outlier that is the most different from the nearest node.
+    store.add(
+        [node("a", [1.0, 0.1]), node("b", [1.0, 0.12]), node("c", [1.0, -0.9]), node("d", [1.0, -0.92])]
+    )
+    store.add([node("e", [1.0, -0.94]), node("f", [-1.0, 0.0])])
+    query = asked(top=2, mode="mmr", mmr_threshold=0.0)
+    assert store.query(query).ids == ["a", "f"]
+    covering = store.query(query, mmr_method="coverage").ids or []
+    assert len({"a", "b"} & set(covering)) == len({"c", "d", "e"} & set(covering)) == 1
+    assert store.query(query, mmr_method="coverage", mmr_threshold=1.0).ids == ["a", "b"]
+
+
 def test_text_search(plane: RQMoEVectorStore) -> None:
     found = plane.query(asked(None, mode="text_search", query_str="sun"))
     assert set(found.ids or []) == {"east", "west"}

@@ -141,7 +141,8 @@ class RQMoEVectorStore(StoreSettings):
         Args:
             query: LlamaIndex's query.
             kwargs: `mmr_threshold`, 0 for the most different nodes up to 1 for the nearest, in place of the
-                query's; `nprobes` and `shortlist`, in place of the store's; `where`, an SQL condition on the
+                query's; `mmr_method`, "mmr" or "coverage" for the nodes that best stand for all near the
+                question; `nprobes` and `shortlist`, in place of the store's; `where`, an SQL condition on the
                 table's columns, in addition to the query's filters.
 
         Returns:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 from lancedb.query import FullTextQuery
@@ -29,6 +29,7 @@ _MODES = (
 _BY_TEXT = (VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.TEXT_SEARCH)
 _BY_VECTOR = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.HYBRID, VectorStoreQueryMode.MMR)
 _MMR_THRESHOLD = 0.5  # LlamaIndex's own
+DiversityMethod = Literal["mmr", "coverage"]
 _SCORE, _RELEVANCE, _DISTANCE = "_score", "_relevance_score", "_distance"
 
 
@@ -52,6 +53,7 @@ class NodeSearch:
         columns: NodeColumns,
         settings: SearchSettings,
         mmr_threshold: float | None,
+        mmr_method: DiversityMethod = "mmr",
     ) -> None:
         """Check a query.
 
@@ -61,6 +63,7 @@ class NodeSearch:
             settings: how to search.
             mmr_threshold: for mode "mmr", 0 for the most different nodes up to 1 for the nearest; None for
                 0.5.
+            mmr_method: for mode "mmr", how nodes are chosen: "mmr" or "coverage".
 
         Raises:
             InvalidInputError: another mode, no embedding or text where the mode needs one, a count below 1,
@@ -69,6 +72,7 @@ class NodeSearch:
         _require_answerable(query, columns)
         self._query, self._columns, self._settings = query, columns, settings
         self._lambda = _MMR_THRESHOLD if mmr_threshold is None else mmr_threshold
+        self._method = mmr_method
         self._where = _where(query, columns)
 
     @property
@@ -98,7 +102,7 @@ class NodeSearch:
             if settings.shortlist is not None:
                 search.shortlist(settings.shortlist)
         if query.mode == VectorStoreQueryMode.MMR:
-            search.diversify(self._lambda)
+            search.diversify(self._lambda, method=self._method)
         if query.mode == VectorStoreQueryMode.HYBRID:
             search.vector(query.query_embedding).text(self._words).rerank(self._reranker)
         return search

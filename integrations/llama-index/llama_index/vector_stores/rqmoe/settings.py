@@ -145,7 +145,7 @@ class StoreSettings(BasePydanticVectorStore):
         return table
 
     def _search(self, query: VectorStoreQuery, options: Mapping[str, Any]) -> NodeSearch:
-        require_known(options, "query", ["mmr_threshold", "nprobes", "shortlist", "where"])
+        require_known(options, "query", ["mmr_threshold", "mmr_method", "nprobes", "shortlist", "where"])
         settings = SearchSettings(
             nprobes=options.get("nprobes", self.nprobes),
             shortlist=options.get("shortlist", self.shortlist),
@@ -153,7 +153,7 @@ class StoreSettings(BasePydanticVectorStore):
             where=options.get("where"),
         )
         threshold = options.get("mmr_threshold", query.mmr_threshold)
-        return NodeSearch(query, self._columns, settings, threshold)
+        return NodeSearch(query, self._columns, settings, threshold, options.get("mmr_method", "mmr"))
 
 
 def _connect(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,8 @@ from haystack_integrations.document_stores.rqmoe._rows import (
 )
 
 import rqmoe_store as rqs
+
+DiversityMethod = Literal["mmr", "coverage"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +119,19 @@ def updated_metadata(rows: pa.Table, meta: dict[str, Any]) -> pa.Table:
     return metadata_rows(rows[ID].to_pylist(), [old | meta for old in metas_of(rows)])
 
 
-def set_parameters(query: Any, nprobes: int | None, shortlist: int | None) -> Any:
+def set_parameters(
+    query: Any,
+    nprobes: int | None,
+    shortlist: int | None,
+    diversity: float | None,
+    diversity_method: DiversityMethod,
+) -> Any:
     """Set the search parameters of a search by embedding, and return it."""
     if nprobes is not None:
         query.nprobes(nprobes)
-    return query if shortlist is None else query.shortlist(shortlist)
+    if shortlist is not None:
+        query.shortlist(shortlist)
+    return query if diversity is None else query.diversify(diversity, method=diversity_method)
 
 
 def one_vector(query_embedding: Any) -> Any:

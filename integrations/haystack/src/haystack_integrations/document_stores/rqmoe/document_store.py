@@ -14,6 +14,7 @@ from haystack.document_stores.types import DuplicatePolicy
 from haystack.utils import Secret
 from haystack_integrations.document_stores.rqmoe import _metadata, _requests
 from haystack_integrations.document_stores.rqmoe._filters import condition_of, condition_to_change_by
+from haystack_integrations.document_stores.rqmoe._requests import DiversityMethod
 from haystack_integrations.document_stores.rqmoe._rows import (
     COLUMNS,
     CONTENT,
@@ -377,6 +378,8 @@ class RQMoEDocumentStore:
         return_embedding: bool = False,
         nprobes: int | None = None,
         shortlist: int | None = None,
+        diversity: float | None = None,
+        diversity_method: DiversityMethod = "mmr",
     ) -> list[Document]:
         """The documents whose embeddings are most similar to the query's, the most similar first.
 
@@ -388,6 +391,10 @@ class RQMoEDocumentStore:
             nprobes, shortlist: how much of a large table is searched, and how many documents are compared by
                 what their codes decode to; None for the settings that the table was tuned to, or its
                 defaults.
+            diversity: 1 for the most similar documents to 0 for the most different ones; None for the most
+                similar, however alike they are. Documents are in the order in which they were chosen.
+            diversity_method: "mmr", maximal marginal relevance, or "coverage", documents that best stand for
+                all that are similar to the query.
 
         Returns:
             Documents whose `score` is the cosine with the query, or the inner product where the metric is
@@ -405,7 +412,7 @@ class RQMoEDocumentStore:
             return []
         with store_errors():
             query = table.search(_requests.one_vector(query_embedding), "vector")
-            _requests.set_parameters(query, nprobes, shortlist)
+            _requests.set_parameters(query, nprobes, shortlist, diversity, diversity_method)
             found = _requests.restrict(query, condition, columns, top_k).to_arrow()
             return _requests.documents_by_distance(found, table.metric)
 
@@ -418,6 +425,8 @@ class RQMoEDocumentStore:
         return_embedding: bool = False,
         nprobes: int | None = None,
         shortlist: int | None = None,
+        diversity: float | None = None,
+        diversity_method: DiversityMethod = "mmr",
     ) -> list[Document]:
         """As `embedding_retrieval`, awaited."""
         return await self._table.in_thread(
@@ -428,6 +437,8 @@ class RQMoEDocumentStore:
             return_embedding=return_embedding,
             nprobes=nprobes,
             shortlist=shortlist,
+            diversity=diversity,
+            diversity_method=diversity_method,
         )
 
     def hybrid_retrieval(
@@ -440,6 +451,8 @@ class RQMoEDocumentStore:
         return_embedding: bool = False,
         nprobes: int | None = None,
         shortlist: int | None = None,
+        diversity: float | None = None,
+        diversity_method: DiversityMethod = "mmr",
     ) -> list[Document]:
         """The documents that are best by their embeddings and by their words together, by reciprocal rank
         fusion.
@@ -450,8 +463,8 @@ class RQMoEDocumentStore:
         Args:
             query: any text, whose words are searched for. Without any, documents are found by their
                 embeddings alone.
-            query_embedding, filters, top_k, return_embedding, nprobes, shortlist: as for
-                `embedding_retrieval`.
+            query_embedding, filters, top_k, return_embedding, nprobes, shortlist, diversity,
+                diversity_method: as for `embedding_retrieval`.
 
         Returns:
             Documents whose `score` is their relevance by both.
@@ -466,7 +479,7 @@ class RQMoEDocumentStore:
             table = self._table.open(text_index=True)
             assert table is not None
             hybrid = table.search(query_type="hybrid").vector(_requests.one_vector(query_embedding))
-            _requests.set_parameters(hybrid.text(words), nprobes, shortlist)
+            _requests.set_parameters(hybrid.text(words), nprobes, shortlist, diversity, diversity_method)
             found = _requests.restrict(hybrid, condition, columns, top_k).to_arrow()
             return _requests.documents_by_relevance(found)
 
@@ -480,6 +493,8 @@ class RQMoEDocumentStore:
         return_embedding: bool = False,
         nprobes: int | None = None,
         shortlist: int | None = None,
+        diversity: float | None = None,
+        diversity_method: DiversityMethod = "mmr",
     ) -> list[Document]:
         """As `hybrid_retrieval`, awaited."""
         return await self._table.in_thread(
@@ -491,6 +506,8 @@ class RQMoEDocumentStore:
             return_embedding=return_embedding,
             nprobes=nprobes,
             shortlist=shortlist,
+            diversity=diversity,
+            diversity_method=diversity_method,
         )
 
     def _connect(self) -> DBConnection:

@@ -5,6 +5,7 @@ from typing import Any, Self
 from haystack import default_from_dict, default_to_dict
 from haystack.document_stores.types import FilterPolicy, apply_filter_policy
 from haystack_integrations.document_stores.rqmoe import RQMoEDocumentStore
+from haystack_integrations.document_stores.rqmoe._requests import DiversityMethod
 
 
 class RetrieverBase:
@@ -20,6 +21,8 @@ class RetrieverBase:
         return_embedding: bool = False,
         nprobes: int | None = None,
         shortlist: int | None = None,
+        diversity: float | None = None,
+        diversity_method: DiversityMethod = "mmr",
     ) -> None:
         """Describe a retriever.
 
@@ -29,7 +32,8 @@ class RetrieverBase:
             top_k: documents to return at most.
             filter_policy: whether filters of a call replace those given here, or are merged with them.
             return_embedding: whether documents have their embeddings.
-            nprobes, shortlist: as for `RQMoEDocumentStore.embedding_retrieval`.
+            nprobes, shortlist, diversity, diversity_method: as for
+                `RQMoEDocumentStore.embedding_retrieval`.
 
         Raises:
             ValueError: a document store of another kind, a `top_k` below 1, or an unknown policy.
@@ -49,6 +53,8 @@ class RetrieverBase:
         self.return_embedding = return_embedding
         self.nprobes = nprobes
         self.shortlist = shortlist
+        self.diversity = diversity
+        self.diversity_method = diversity_method
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, those of the document store among them, as `from_dict` reads them."""
@@ -61,6 +67,8 @@ class RetrieverBase:
             return_embedding=self.return_embedding,
             nprobes=self.nprobes,
             shortlist=self.shortlist,
+            diversity=self.diversity,
+            diversity_method=self.diversity_method,
         )
 
     @classmethod
@@ -77,4 +85,6 @@ class RetrieverBase:
             "return_embedding": self.return_embedding,
             "nprobes": self.nprobes,
             "shortlist": self.shortlist,
+            "diversity": self.diversity,
+            "diversity_method": self.diversity_method,
         }
