@@ -3,6 +3,7 @@
 The commands join those of `cli_bench`, whose rules hold here as well.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,16 +15,18 @@ from rqmoe_store.cli_bench import (
     Epochs,
     JsonOut,
     Minutes,
+    Seed,
     bench_app,
     check_outputs,
     training_of,
     write_report,
 )
-from rqmoe_store.config import CODEC_KINDS, MultiVectorConfig
+from rqmoe_store.config import CODEC_KINDS, CodecConfig, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.terminal import names_in, numbers_in
 
 if TYPE_CHECKING:
+    from rqmoe_store.evaluation.coverage_benchmark import CoverageResult
     from rqmoe_store.evaluation.multivector_benchmark import MultiVectorReport
 
 
@@ -141,3 +144,76 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
             )
         sizes.append((int(code), int(refine or "0")))
     return tuple(sizes)
+
+
+@bench_app.command("coverage")
+def bench_coverage(
+    rows: Annotated[int, typer.Option(help="Most passages.")] = 60_000,
+    queries: Annotated[int, typer.Option(help="Most headings, and most titles of pages.")] = 1_000,
+    lambdas: Annotated[
+        str, typer.Option(help="Lambdas of mmr and coverage, separated by commas.")
+    ] = "0.3,0.5,0.7",
+    code_bytes: Annotated[int, typer.Option("--bytes", help="Code size.")] = 16,
+    kind: Annotated[str, typer.Option(help=f"Kind of the codec: one of {', '.join(CODEC_KINDS)}.")] = "rq",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option(help="Folder to take texts from, instead of installed packages.")
+    ] = None,
+    seed: Seed = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Compare the nearest results with those of diversify: sections covered, redundancy, answers found.
+
+    Example: [bold]rqmoe bench coverage --rows 60000 --lambdas 0.3,0.5,0.7 --minutes 5[/bold]
+
+    Searches the documentation of installed packages for its headings, and for titles of pages with at least
+    three sections, in a table of codes. Vectors are averages of static vectors of tokens.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    """
+    from rqmoe_store.evaluation.machine import require_bench
+
+    require_bench("psutil", "wordllama", "safetensors", "tokenizers")
+    check_outputs(json_out, None)
+    import torch
+
+    from rqmoe_store.evaluation.coverage_benchmark import (
+        CoverageReport,
+        CoverageSettings,
+        benchmark_coverage,
+        coverage_tables,
+    )
+    from rqmoe_store.evaluation.documentation import StaticEmbedder, collect_documentation, default_roots
+    from rqmoe_store.evaluation.machine import describe_machine
+    from rqmoe_store.evaluation.tables import print_tables
+
+    console = Console(stderr=True)
+    settings = CoverageSettings(
+        queries=queries,
+        lambdas=_shares_in("--lambdas", lambdas),
+        config=CodecConfig(kind=kind, metric="cosine", code_bytes=code_bytes),  # type: ignore[arg-type]  # checked
+        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed),
+        seed=seed,
+    )
+    found = collect_documentation(texts or default_roots(), rows)
+    machine = describe_machine(torch.device("cpu"))
+    report = CoverageReport(
+        settings=dataclasses.asdict(settings), machine=machine, passages=len(found.passages)
+    )
+
+    def note(result: "CoverageResult") -> None:
+        # The report is written after every result, as a long run may not get to its end.
+        report.results.append(result)
+        console.print(f"{result}", highlight=False, markup=False, soft_wrap=True)
+        write_report(json_out, report.to_dict(), coverage_tables(report))
+
+    benchmark_coverage(found, StaticEmbedder(), settings, note)
+    print_tables(coverage_tables(report))
+
+
+def _shares_in(option: str, text: str) -> tuple[float, ...]:
+    """The numbers in a list separated by commas; raises InvalidInputError for anything else."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise InvalidInputError(f"Got {option} {text!r}; expected numbers, such as 0.3,0.5.") from error

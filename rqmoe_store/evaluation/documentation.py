@@ -12,9 +12,11 @@ import dataclasses
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import re
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from rqmoe_store.evaluation.machine import require_bench
 
 PASSAGE_CHARACTERS = range(50, 601)
 HEADING_CHARACTERS = range(12, 121)
+LEAST_SECTIONS = 3
 
 _SUFFIXES = {".py", ".md", ".rst"}
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -45,6 +48,16 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True)
+class Page:
+    """A file with at least `LEAST_SECTIONS` sections that have passages of their own."""
+
+    title: str
+    """Its first heading."""
+    sections: tuple[int, ...]
+    """Numbers of these sections, ascending."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Documentation:
     """Distinct passages, and headings with the passages that they are about."""
 
@@ -54,6 +67,10 @@ class Documentation:
     headings: list[str]
     relevant: list[tuple[int, ...]]
     """Of each heading: positions of its passages, at least one."""
+    sections: list[int]
+    """Of each passage: number of the section that it was first found in."""
+    pages: list[Page]
+    """Files with several sections, whose title no other one has."""
 
 
 def default_roots() -> list[Path]:
@@ -67,24 +84,36 @@ def collect_documentation(roots: Sequence[Path], most_passages: int) -> Document
 
     Files are read in the order of a hash of their path in the root, so that a limited collection draws from
     all folders. A heading that stands above different passages in different places is left out, as nobody
-    could tell which of them it means; so is one that is also a passage.
+    could tell which of them it means; so is one that is also a passage, and a page whose title is no single
+    page's.
     """
     positions: dict[str, int] = {}
     packages: list[str] = []
+    sections: list[int] = []
     under: dict[str, tuple[int, ...] | None] = {}
+    pages: list[Page] = []
+    numbers = itertools.count()
     for package, path in _files(roots):
-        for section in sections_of(path):
+        title, first = None, len(sections)
+        for number, section in zip(numbers, sections_of(path), strict=False):
             for passage in section.passages:
                 if passage not in positions and len(positions) < most_passages:
                     positions[passage] = len(positions)
                     packages.append(package)
+                    sections.append(number)
             if section.heading is not None:
+                title = title or section.heading
                 found = tuple(sorted({positions[text] for text in section.passages if text in positions}))
                 under[section.heading] = found if under.get(section.heading, found) == found else None
+        own = tuple(sorted(set(sections[first:])))
+        if title is not None and len(own) >= LEAST_SECTIONS:
+            pages.append(Page(title, own))
         if len(positions) >= most_passages:
             break
     asked = {heading: found for heading, found in under.items() if found and heading not in positions}
-    return Documentation(list(positions), packages, list(asked), list(asked.values()))
+    titles = Counter(page.title for page in pages)
+    pages = [page for page in pages if titles[page.title] == 1 and page.title not in positions]
+    return Documentation(list(positions), packages, list(asked), list(asked.values()), sections, pages)
 
 
 def _files(roots: Sequence[Path]) -> list[tuple[str, Path]]:

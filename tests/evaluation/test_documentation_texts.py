@@ -116,3 +116,23 @@ def test_texts_of_like_words_have_like_vectors() -> None:
     assert vectors_ND.shape == (3, 256) and vectors_ND.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors_ND, axis=1), 1, rtol=1e-5)
     assert vectors_ND[0] @ vectors_ND[1] > vectors_ND[0] @ vectors_ND[2] + 0.2
+
+
+def test_sections_of_passages_and_pages_with_several(tmp_path) -> None:
+    def passage(name: str) -> str:
+        return f"This is the passage that is called {name}, which stands in one section of one page only."
+
+    def page(title: str, *names: str) -> str:
+        return f"# {title}\n\n" + "\n".join(f"## The part of {name}\n\n{passage(name)}\n" for name in names)
+
+    (tmp_path / "one.md").write_text(page("The first of the pages", "Ann", "Ben", "Cy", "Ann"))
+    (tmp_path / "two.md").write_text(page("A page of two parts only", "Dan", "Eve"))
+    for name in ("three.md", "four.md"):
+        (tmp_path / name).write_text(
+            page("A title that two pages have", *(f"{part} {name}" for part in "xyz"))
+        )
+    found = collect_documentation([tmp_path], 100)
+    assert [page.title for page in found.pages] == ["The first of the pages"]
+    numbers = dict(zip(found.passages, found.sections, strict=True))
+    assert found.pages[0].sections == tuple(sorted(numbers[passage(name)] for name in ("Ann", "Ben", "Cy")))
+    assert len(set(numbers.values())) == len(numbers) == 11
