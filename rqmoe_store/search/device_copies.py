@@ -12,7 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rqmoe_store.codecs.decoding import HostCopy
 from rqmoe_store.codecs.device import as_tensor, require_usable
+from rqmoe_store.codecs.device import upload as send
 from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.segments import Segment
@@ -85,6 +87,20 @@ def upload(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     signed = array.view(np.int16) if array.dtype == np.uint16 else array
     # On a CPU, a tensor in the array's memory would keep the array, and itself, alive.
     return as_tensor(signed).to(device, copy=True)
+
+
+def sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A small array on a device, for which the host does not wait; in the same memory on a CPU."""
+    return send(torch.from_numpy(array), device)
+
+
+def to_host(*tensors: Tensor) -> list[npt.NDArray[Any]]:
+    """The numbers of tensors of one device, for which the host waits once."""
+    if tensors[0].device.type == "cpu":
+        return [each.numpy() for each in tensors]
+    copies = [HostCopy.of(each) for each in tensors]
+    copies[-1].wait()
+    return [each.pinned.numpy() for each in copies]
 
 
 def upload_codes(codes_NM: npt.NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rqmoe_store.codecs.kernels import kernel
+from rqmoe_store.search.device_copies import sent
 from rqmoe_store.search.tensor_scan import Scorer
 
 _QUERIES_PER_WORD = 4
@@ -127,7 +128,7 @@ class _Tiles(NamedTuple):
         # A tile of the run that ends with tile E starts at start + (tile - (E - tiles)) * rows.
         origins_R = runs.starts_R - (ends_R - tiles_R) * rows
         table_4R = np.stack([ends_R, origins_R, runs.stops_R, runs.partitions_R])
-        ends, origins, stops, partitions = torch.from_numpy(table_4R).to(device)
+        ends, origins, stops, partitions = sent(table_4R, device)
         tiles_T = torch.arange(int(ends_R[-1]), device=device)
         runs_T = torch.searchsorted(ends, tiles_T, right=True)
         first_T = origins[runs_T] + tiles_T * rows

@@ -18,7 +18,7 @@ from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS
 from rqmoe_store.codecs.parallel import run_chunks
-from rqmoe_store.search.device_copies import copy_of, device_of, upload, upload_codes
+from rqmoe_store.search.device_copies import copy_of, device_of, sent, to_host, upload, upload_codes
 from rqmoe_store.search.device_copies import fits as fits_on
 from rqmoe_store.search.row_ids import Positions
 from rqmoe_store.search.scan import norms_of
@@ -89,8 +89,8 @@ def _scan_by_kernel(scorer: "Scorer", size: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def _shortlists(segment: Segment, queries_H: Tensor, scores_H: Tensor, rows_H: Tensor) -> Shortlists:
-    rows = segment.rows(rows_H.cpu().numpy())
-    return Shortlists(queries_H.cpu().numpy(), scores_H.cpu().numpy(), rows)
+    queries, scores, rows = to_host(queries_H, scores_H, rows_H)
+    return Shortlists(queries, scores, segment.rows(rows))
 
 
 def _scan_chunks(scorer: "Scorer", segment: Segment, sides: list[Side], size: int) -> list[list[Shortlists]]:
@@ -113,7 +113,9 @@ def _scan_chunks(scorer: "Scorer", segment: Segment, sides: list[Side], size: in
                 worst_GQ[index] = torch.minimum(worst_GQ[index], worst_Q)
             kept_QC = inside_QC & (signed_QC <= worst_GQ[index, :, None])
             queries_H, columns_H = kept_QC.nonzero(as_tuple=True)
-            parts.append(_shortlists(segment, queries_H, signed_QC[kept_QC], rows_C[columns_H]))
+            # By positions: another look at the mask would wait for the GPU again.
+            scores_H = signed_QC[queries_H, columns_H]
+            parts.append(_shortlists(segment, queries_H, scores_H, rows_C[columns_H]))
         for part, side_found in zip(parts, found, strict=True):  # the whole chunk, or it is scanned again
             side_found.append(part)
 
@@ -125,15 +127,17 @@ def _scan_chunks(scorer: "Scorer", segment: Segment, sides: list[Side], size: in
 def _bounds_of(side: Side, scorer: "Scorer") -> list[Tensor]:
     """Low and high bounds (Q, 1) of a side, in the units of every query's scores."""
     bounds = scorer.tables.units.scores_of(side.low), scorer.tables.units.scores_of(side.high)
-    return [torch.from_numpy(bounds_Q[:, None]).to(scorer.device) for bounds_Q in bounds]
+    return [sent(bounds_Q[:, None], scorer.device) for bounds_Q in bounds]
 
 
 class Runs:
-    """The rows in partitions that any query probes, in runs of consecutive rows, one of each partition."""
+    """The rows in partitions that any query probes, in runs of consecutive rows, one of each partition; for
+    one device."""
 
     def __init__(self, starts_R: Positions, stops_R: Positions, partitions_R: Positions) -> None:
         self.starts_R, self.stops_R, self.partitions_R = starts_R, stops_R, partitions_R
         self.ends_R = np.cumsum(stops_R - starts_R)
+        self._sent: tuple[Tensor, Tensor] | None = None
         self.rows = int(self.ends_R[-1]) if len(starts_R) else 0
 
     @classmethod
@@ -145,8 +149,9 @@ class Runs:
 
     def positions(self, places_C: Tensor) -> Tensor:
         """Positions in the segment of rows that are given by their places in all runs together."""
-        ends_R = torch.from_numpy(self.ends_R).to(places_C.device)
-        stops_R = torch.from_numpy(self.stops_R).to(places_C.device)
+        if self._sent is None:
+            self._sent = sent(self.ends_R, places_C.device), sent(self.stops_R, places_C.device)
+        ends_R, stops_R = self._sent
         runs_C = torch.searchsorted(ends_R, places_C, right=True)
         return stops_R[runs_C] - (ends_R[runs_C] - places_C)
 
@@ -166,10 +171,10 @@ class Scorer:
         allowed_N = selection.allowed_N
         self.allowed_N = None if allowed_N is None else copy_of(allowed_N, device, upload)
         entries_QMK = tables.by_codeword.reshape(self.queries, self.steps, -1)
-        self.scores_QP = torch.from_numpy(tables.by_partition).to(device)
-        self.entries_MQK = torch.from_numpy(np.ascontiguousarray(entries_QMK.swapaxes(0, 1))).to(device)
-        self.probed_QP = torch.from_numpy(probed_QP).to(device)
-        self._stops_P = torch.from_numpy(np.ascontiguousarray(segment.starts_P[1:])).to(device)
+        self.scores_QP = sent(tables.by_partition, device)
+        self.entries_MQK = sent(np.ascontiguousarray(entries_QMK.swapaxes(0, 1)), device)
+        self.probed_QP = sent(probed_QP, device)
+        self._stops_P = sent(np.ascontiguousarray(segment.starts_P[1:]), device)
 
     @property
     def is_finite(self) -> bool:

@@ -29,3 +29,15 @@ def test_few_rows(gpu, metric: str, lower: float | None) -> None:
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_as_many_rows_as_the_kernel_scans(real_gpu, metric: str) -> None:
     require_same(5, 2 * tensor_scan.KERNEL_ROWS, metric, None)
+
+
+def test_the_host_waits_for_results_only(cuda) -> None:
+    rows, tables = rows_of(4, 3_000), tables_of(4, 3, "cosine")
+    selections, probed = selections_of(rows, []), np.ones((3, PARTITIONS), dtype=bool)
+    for _ in range(2):  # codes are uploaded first
+        cuda.waits.clear()
+        scan(selections, {0: tables}, probed, 50, device="cuda")
+    assert dict(cuda.waits) == {
+        "nonzero in search/tensor_scan.py, scan_chunk": 1,
+        "synchronize in codecs/decoding.py, wait": 1,
+    }
