@@ -18,6 +18,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, warn_caller
 from rqmoe_store.evaluation.data import VectorSource
+from rqmoe_store.search.multivector import require_one_vector
 from rqmoe_store.search.resident import read_codes
 from rqmoe_store.search.segments import concatenated, no_rows
 from rqmoe_store.store.compress import require_local_table
@@ -195,6 +196,7 @@ def _of_table(table: Table, vector_column: str) -> Vectors:
 
 def _of_handle(handle: Handle) -> Vectors:
     """The raw vectors of a compressed table if it has them, and what its codes decode to otherwise."""
+    require_one_vector(handle, "advise", "Give an array of vectors like those of its rows.")
     handle.snapshots.current()
     if handle.kept.kept or handle.codecs.newest is None:
         return TableVectors(handle.name, handle.table, handle.kept.column, handle.metric)

@@ -372,7 +372,10 @@ def test_what_makes_no_sense_is_refused(store):
     for call in (
         lambda: store.search(query).diversify(),
         lambda: store.search(query).distance_range(0, 1),
+        lambda: store.search(query).expand(),
+        lambda: store.build_neighbor_graph(progress=False),
         lambda: store.tune(progress=False),
+        lambda: rqs.advise(store),
         lambda: rqs.DecodedReranker(store, query),
         lambda: store.search(query).distance_type("l2"),
         lambda: store.search(query).rerank("refined").to_arrow(),
@@ -382,8 +385,10 @@ def test_what_makes_no_sense_is_refused(store):
     assert store.search(query).distance_type("cosine").limit(1).to_list()
 
 
-def test_health_and_statistics(store):
+def test_health_and_statistics(store, tmp_path):
     store.add(make_rows(300, 300))
+    store.save_health_report(tmp_path / "health.html")
+    assert (tmp_path / "health.html").stat().st_size > 1_000
     health = store.health()
     assert health.rows == 300 and health.error_ratio is not None and health.error_ratio < 3
     vectors = sum(len(row["vector"]) for row in [*make_rows(300), *make_rows(300, 300)])
