@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from rqmoe_store.table import CompressedTable
     from rqmoe_store.tables import compress, create_table, open_table, open_table_async
+    from rqmoe_store.training.relevance import tune_codec
     from rqmoe_store.training.trainer import add_refine_codes, train
 
 __version__ = "0.1.0"
@@ -83,6 +84,7 @@ __all__ = [
     "set_num_threads",
     "set_rerank_precision",
     "train",
+    "tune_codec",
     "words_query",
 ]
 
@@ -114,6 +116,7 @@ _LAZY = {
     "open_table": "rqmoe_store.tables",
     "open_table_async": "rqmoe_store.tables",
     "train": "rqmoe_store.training.trainer",
+    "tune_codec": "rqmoe_store.training.relevance",
     "words_query": "rqmoe_store.search.text",
 }
 

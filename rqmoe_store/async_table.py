@@ -43,6 +43,7 @@ from rqmoe_store.store.structure import ScalarIndex
 from rqmoe_store.store.versions import TableTags
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.threads import in_thread
+from rqmoe_store.training.relevance import RelevanceReport
 from rqmoe_store.verification.report import VerifyReport
 
 if TYPE_CHECKING:
@@ -729,6 +730,26 @@ class AsyncCompressedTable:
         return await in_thread(
             lambda: self.blocking.tune(
                 queries, target_recall=target_recall, limit=limit, sample=sample, seed=seed, progress=progress
+            )
+        )
+
+    async def tune_codec(
+        self,
+        queries: Any,
+        positives: Any = None,
+        *,
+        on: str | None = None,
+        held_out: float = 0.3,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> RelevanceReport:
+        """Correct distances so that queries like those given find more of the rows that they should find.
+
+        `CompressedTable.tune_codec` says what it takes, returns and raises.
+        """
+        return await in_thread(
+            lambda: self.blocking.tune_codec(
+                queries, positives, on=on, held_out=held_out, seed=seed, progress=progress
             )
         )
 

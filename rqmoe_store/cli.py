@@ -255,6 +255,37 @@ def tune(
 
 
 @app.command()
+def tune_codec(
+    database: Database,
+    table: TableName,
+    queries: Annotated[str, typer.Option("--queries", help="Typical query vectors: a .npy or .json file.")],
+    positives: Annotated[
+        str | None,
+        typer.Option(
+            "--positives", help="A .json file: a list with the values of rows that answer each query."
+        ),
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", help="Column that has these values; by default the table's key.")
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the queries that decide.")] = 0.3,
+) -> None:
+    """Correct the distances of a table's codes, so that typical queries find more.
+
+    Example: [bold]rqmoe tune-codec ./data docs_compressed --queries queries.npy --positives answers.json --on
+    id[/bold]
+
+    No row is encoded again. If queries that were held out do not clearly gain by it, nothing is changed.
+    Without --positives, the exact neighbors of queries should be found, in a table that keeps its vectors.
+    """
+    from rqmoe_store.tables import open_table
+
+    answers = None if positives is None else read_query(positives, "--positives")
+    store = open_table(connect(database), table)
+    typer.echo(str(store.tune_codec(read_query(queries, "--queries"), answers, on=on, held_out=held_out)))
+
+
+@app.command()
 def stats(database: Database, table: TableName) -> None:
     """Show the size of a compressed table and the quality of its codes.
 

@@ -340,7 +340,7 @@ class CodesFormat(Format):
         return f"codec-{self._fingerprint(place)[:12]}"
 
     def _fingerprint(self, place: int) -> str:
-        return self.codecs.metadata.generations[place].fingerprint
+        return self.codecs.metadata.generations[place].reader
 
 
 FORMATS: dict[str, type[Format]] = {"parquet": ParquetFormat, "npy": NpyFormat, "codes": CodesFormat}

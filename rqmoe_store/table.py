@@ -23,6 +23,7 @@ from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.exports import ExportReport, FormatName, export
 from rqmoe_store.lifecycle import ROWS_TO_TRAIN, Encode, OptimizeReport
 from rqmoe_store.search.cached_columns import check_cache_columns
+from rqmoe_store.search.codec_tuning import RelevanceSettings, tune_codec
 from rqmoe_store.search.graph_building import build_graph
 from rqmoe_store.search.hybrid import HybridQuery
 from rqmoe_store.search.plain import PlainQuery
@@ -56,6 +57,7 @@ from rqmoe_store.store.statistics import TableStats, measure
 from rqmoe_store.store.structure import ScalarIndex
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.versions import TableTags
+from rqmoe_store.training.relevance import RelevanceReport
 from rqmoe_store.verification.report import VerifyReport
 from rqmoe_store.verification.run import verify
 
@@ -359,6 +361,46 @@ class CompressedTable(TranslatesErrors):
         """
         goal = TuningGoal(target_recall=target_recall, limit=limit, sample=sample, seed=seed)
         return tune_table(self._source, queries, goal, progress=progress)
+
+    def tune_codec(
+        self,
+        queries: Any,
+        positives: Any = None,
+        *,
+        on: str | None = None,
+        held_out: float = 0.3,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> RelevanceReport:
+        """Correct distances so that queries like those given find more of the rows that they should find.
+
+        Codes and decoded vectors stay as they are. Searches take a correction off distances, which depends on
+        the query and the code, and `_distance` is the corrected distance. If queries that were held out do
+        not clearly gain by it, nothing is changed. Another codec (`retrain`) starts without a correction, and
+        `restore` brings back the version before.
+
+        Args:
+            queries: at least 100 different vectors (Q, D) like those that will be searched for.
+            positives: for each query a value, or a list of them, that rows which answer it have in the column
+                `on`. None takes the 10 exact neighbors of each query, in a table that keeps its vectors.
+            on: a column, such as that of document ids; None for the table's key.
+            held_out: share of the queries that decide whether the result is kept, above 0 and below 1.
+            seed: seed of that choice, and of the order of training.
+            progress: show a progress bar.
+
+        Returns:
+            What queries that were held out find before and after, and whether the result is kept.
+
+        Raises:
+            InvalidInputError: arguments out of range, queries that `search` refuses or too few of them,
+                positives that the table does not have, or none in a table that keeps no vectors; or the codec
+                has refine codes, which leave nothing to gain.
+            TableError: no codec, no rows, rows of an earlier codec (`optimize` encodes them), an earlier
+                version is checked out, or another process gave the table a codec meanwhile.
+            StorageError: the disk or bucket refuses to keep the codec.
+        """
+        settings = RelevanceSettings(positives=positives, on=on, held_out=held_out, seed=seed)
+        return tune_codec(self._source, queries, settings, progress=progress)
 
     def add(
         self,

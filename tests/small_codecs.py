@@ -10,6 +10,7 @@ from rqmoe_store.codecs.artifact import TrainingReport
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.correction import DistanceCorrection
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, TrainConfig
@@ -104,6 +105,19 @@ def trained_small(rows: np.ndarray, seed: int = 0, **changes: object) -> Codec:
         few = {"codebook_size": 16, "num_partitions": 0, "hidden_dim": 8, "num_experts": 2, "beam": 2}
         config = CodecConfig(**{**few, **settings})
     return train(rows, config=config, training=TrainConfig(epochs=1, progress=False, device="cpu", seed=seed))
+
+
+def corrected(codec: Codec, directions: int = 3) -> Codec:
+    """The codec with a random correction of distances."""
+    random, config = np.random.default_rng(8), codec.config
+    rows = codec.num_partitions + config.code_bytes * config.codebook_size
+    correction = DistanceCorrection(
+        random.normal(size=(rows, directions + 1)).astype(np.float32),
+        random.normal(size=(directions, codec.dim)).astype(np.float32),
+        codec.num_partitions,
+        config.codebook_size,
+    )
+    return codec.with_correction(correction)
 
 
 def exact_distances(queries: np.ndarray, decoded: np.ndarray, metric: str) -> np.ndarray:

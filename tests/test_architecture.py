@@ -39,16 +39,18 @@ MAY_IMPORT = {
     "training": {*GROUND, "codecs"},
     "store": {*GROUND, "codecs", "multivector", "pages"},
     # These four take an open table's handle, and know nothing of each other.
-    "search": {*GROUND, "codecs", "multivector", "store"},
+    "search": {*GROUND, "codecs", "multivector", "store", "training"},
     "ingestion": {*GROUND, "codecs", "store"},
     "verification": {*GROUND, "codecs", "store"},
     "exports": {*GROUND, "codecs", "store"},
     "lifecycle": {*GROUND, "codecs", "training", "store"},
     # The public table, and what is made with it.
-    "table": {*GROUND, "codecs", "pages", "store", "search", "verification", "exports", "lifecycle"},
+    "table": {
+        *(*GROUND, "codecs", "pages", "training", "store", "search", "verification", "exports", "lifecycle"),
+    },
     "threads": set(),
     "async_table": {
-        *(*GROUND, "codecs", "store", "search", "verification", "exports", "lifecycle"),
+        *(*GROUND, "codecs", "training", "store", "search", "verification", "exports", "lifecycle"),
         *("table", "threads"),
     },
     "tables": {*GROUND, "codecs", "store", "search", "lifecycle", "table", "async_table", "threads"},

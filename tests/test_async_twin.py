@@ -101,6 +101,7 @@ def test_names_and_coroutines_are_those_of_lancedb() -> None:
         "health",
         "save_health_report",
         "tune",
+        "tune_codec",
     }
     own |= {
         "build_neighbor_graph",
@@ -178,6 +179,7 @@ CALLS = {
     "stats": call(),
     "train": call(TRAINING, encode=True, progress=False),
     "tune": call(VECTORS[:9], target_recall=0.1, limit=3, progress=False),
+    "tune_codec": call(VECTORS[:120] + 1, [[1]] * 120, on="id", held_out=0.5, seed=1, progress=False),
     "verify": call(progress=False),
     "version": call(),
 }

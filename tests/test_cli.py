@@ -235,3 +235,15 @@ def test_train_replaces_no_codec_unless_told_to(data, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} != before
     (tmp_path / "file").write_text("x")
     assert "is a file" in invoke(*arguments[:4], tmp_path / "file", *arguments[5:]).stderr
+
+
+def test_tune_codec(data):
+    np.save(
+        data / "questions.npy", np.load(data / "queries.npy")[np.arange(120) % 2] + np.arange(120)[:, None]
+    )
+    (data / "answers.json").write_text(json.dumps([[0]] * 120))
+    arguments = ("tune-codec", data / "db", "small", "--queries", data / "questions.npy")
+    found = invoke(*arguments, "--positives", data / "answers.json", "--on", "id", "--held-out", 0.4)
+    assert "nDCG@10" in found.output and "48 queries held out from 72" in found.output
+    assert "keeps no vectors" in fails(*arguments)
+    assert "--positives" in fails(*arguments, "--positives", data / "missing.json")

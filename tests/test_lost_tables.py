@@ -104,6 +104,8 @@ def writes(store: CompressedTable) -> Calls:
         "build_neighbor_graph": lambda: store.build_neighbor_graph(rebuild=True, progress=False),
         "retrain": lambda: store.retrain(TRAINING, vectors=VECTORS, progress=False),
         "tune": lambda: store.tune(VECTORS[:3] + 1, progress=False),
+        # One row answers all queries, which pays, so that it is written.
+        "tune_codec": lambda: store.tune_codec(VECTORS[:120] + 1, [21] * 120, on="id", progress=False),
         "ingest": lambda: ingest(pa.table({"vector": VECTORS.tolist()}), store, progress=False),
         "restore": lambda: store.restore(2),
         "tags create": lambda: store.tags.create("second", 2),

@@ -176,13 +176,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "set_key": {"key": "id"},
     "train": {"training": TRAINING, "vectors": VECTORS, "progress": False},
     "tune": {"queries": VECTORS[:3] + 1, "progress": False},
+    "tune_codec": {"queries": VECTORS[:120] + 1, "positives": [1] * 120, "on": "id", "progress": False},
     "update": {"where": "id = 1", "values": {"text": "y"}},
     "use_shards": {"shards": 2, "call": print},
     "verify": {"progress": False},
     "open": {"db": None, "name": "docs"},
 }
 """Good values for what has none by default, or takes long."""
-LONG = {"build_neighbor_graph", "train", "retrain", "optimize", "tune", "verify", "export"}
+LONG = {"build_neighbor_graph", "train", "retrain", "optimize", "tune", "tune_codec", "verify", "export"}
 """Methods that take long where they do anything."""
 
 
@@ -304,6 +305,7 @@ def test_functions(
         "train": lambda: {"data": VECTORS, "config": CONFIG, "training": TRAINING},
         "advise": lambda: {"source": VECTORS, "minutes": 0, "progress": False},
         "add_refine_codes": lambda: {"codec": codec, "data": VECTORS, "refine_bytes": 4},
+        "tune_codec": lambda: {"codec": codec, "vectors": VECTORS, "queries": VECTORS[:120] + 1},
     }
     create_table(place, "opened", source_table(VECTORS))
     public = {name: getattr(rqmoe_store, name) for name in rqmoe_store.__all__}

@@ -24,6 +24,7 @@ import safetensors
 from rqmoe_store.codecs.additive import complete_tables
 from rqmoe_store.codecs.coder import Coder, ResidualCoder, TransformCoder
 from rqmoe_store.codecs.codes import Codes, check_codes
+from rqmoe_store.codecs.correction import DistanceCorrection
 from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.refine import Refiner
@@ -57,6 +58,7 @@ read as integers."""
 _WEIGHT = "quantizer."  # prefix of the quantizer's tensors
 _OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
 _TRANSFORM, _REFINE = "transform.", "refine."  # prefixes of the arrays of transform codes
+_CORRECTION = "correction."  # prefix of the arrays of a distance correction
 _CALIBRATION = ("calibration.codes", "calibration.partitions")
 _TABLES = ("tables.corrections", "tables.norms")
 _EXPONENTS = ".exponents"
@@ -268,6 +270,7 @@ class CodecParts:
     report: TrainingReport
     frame: Frame
     refiner: Refiner | None = None
+    correction: DistanceCorrection | None = None
 
 
 def pack(parts: CodecParts) -> Artifact:
@@ -282,6 +285,9 @@ def pack(parts: CodecParts) -> Artifact:
         arrays |= _with_prefix(_TRANSFORM, coder.quantizer.arrays())
     if parts.refiner is not None:
         arrays |= _with_prefix(_REFINE, parts.refiner.arrays())
+    if parts.correction is not None:
+        # A release without corrections finds unknown tensors and refuses the codec.
+        arrays |= _with_prefix(_CORRECTION, parts.correction.arrays())
     description: dict[str, Any] = {
         "config": coder.config.to_dict(),
         "dim": coder.dim,
@@ -329,8 +335,10 @@ def unpack(artifact: Artifact) -> CodecParts:
         report = TrainingReport.from_dict(description["report"])
         _require_fitting(config, calibration, report)
         refiner = _refiner(config, dim, _pop_arrays(_REFINE, arrays))
+        corrected = _pop_arrays(_CORRECTION, arrays)
+        correction = DistanceCorrection.from_arrays(corrected, config, dim) if corrected else None
         unpack_coder = _transform_coder if config.is_transform else _residual_coder
-        return CodecParts(unpack_coder(config, dim, arrays), calibration, report, frame, refiner)
+        return CodecParts(unpack_coder(config, dim, arrays), calibration, report, frame, refiner, correction)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"The codec's parts do not fit together ({type(error).__name__}: {error}). "

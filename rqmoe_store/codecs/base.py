@@ -24,6 +24,7 @@ from rqmoe_store.codecs.artifact import (
 )
 from rqmoe_store.codecs.coder import Coder, refine_base
 from rqmoe_store.codecs.codes import Codes, check_codes, encode_vectors
+from rqmoe_store.codecs.correction import DistanceCorrection
 from rqmoe_store.codecs.device import Precision, PrecisionChoice, check_precision, numbered_device
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, shared_score_units
 from rqmoe_store.codecs.precision import rerank_precision
@@ -55,12 +56,15 @@ class Codec(TranslatesErrors):
         report: TrainingReport,
         frame: Frame | None = None,
         refiner: Refiner | None = None,
+        correction: DistanceCorrection | None = None,
     ) -> None:
         """Assemble a codec from its parts; without a frame, it computes in the units of the vectors."""
         self.config: CodecConfig = coder.config
         self.report = report
         self._frame = Frame.plain(coder.dim) if frame is None else frame
         self._coder, self._refiner = coder, refiner
+        self.correction = correction
+        """What training by relevance takes off the distances of codes; None without such training."""
         self.calibration = calibration
         """Codes of at most 32,768 of the training vectors."""
         self._artifact: Artifact | None = None
@@ -316,9 +320,15 @@ class Codec(TranslatesErrors):
         """The offset and the unit in which the codec computes."""
         return self._frame
 
+    def with_correction(self, correction: DistanceCorrection | None) -> "Codec":
+        """The codec with another correction of distances, or without one: the same codes and vectors, under
+        another fingerprint."""
+        own = self.calibration, self.report, self._frame, self._refiner, correction
+        return Codec(self._coder, *own)
+
     def truncate(self, num_steps: int) -> "Codec":
-        """The codec of the first `num_steps` bytes, without refine codes. It decodes prefixes of this codec's
-        codes.
+        """The codec of the first `num_steps` bytes, without refine codes and corrections of distances. It
+        decodes prefixes of this codec's codes.
 
         Its look-up tables are fitted anew, to the calibration codes.
 
@@ -342,7 +352,8 @@ class Codec(TranslatesErrors):
         Both share the weights in the CPU's memory.
         """
         coder = self._coder.with_config(self.config).to(numbered_device(device))
-        copied = Codec(coder, self.calibration, self.report, self._frame, self._refiner)
+        own = self.calibration, self.report, self._frame, self._refiner, self.correction
+        copied = Codec(coder, *own)
         copied._artifact = self._artifact
         return copied
 
@@ -354,8 +365,8 @@ class Codec(TranslatesErrors):
     def to_artifact(self) -> Artifact:
         """The codec as two byte strings, which can be stored anywhere."""
         if self._artifact is None:
-            parts = CodecParts(self._coder, self.calibration, self.report, self._frame, self._refiner)
-            self._artifact = pack(parts)
+            parts = (self._coder, self.calibration, self.report, self._frame, self._refiner, self.correction)
+            self._artifact = pack(CodecParts(*parts))
         return self._artifact
 
     @classmethod
@@ -367,7 +378,8 @@ class Codec(TranslatesErrors):
                 fit its configuration.
         """
         parts = unpack(artifact)
-        codec = cls(parts.coder, parts.calibration, parts.report, parts.frame, parts.refiner).to(device)
+        own = parts.calibration, parts.report, parts.frame, parts.refiner, parts.correction
+        codec = cls(parts.coder, *own).to(device)
         codec._artifact = artifact
         return codec
 

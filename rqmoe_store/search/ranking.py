@@ -19,6 +19,7 @@ from lancedb.table import Table
 from rqmoe_store.codecs.selection import EVERY_ROW
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
+from rqmoe_store.search.corrected import with_corrected_distances
 from rqmoe_store.search.diversity import Diversity
 from rqmoe_store.search.expansion import ExpandedRows, expand
 from rqmoe_store.search.multivector import rank_by_encodings, rank_by_max_sim, refine_by_max_sim
@@ -127,6 +128,16 @@ class Ranking:
         return [self._page(found, last_K, first_open) for found, last_K in zip(hits, lasts, strict=True)]
 
     def _rerank(self, queries_QD: Float32Array, candidates: Candidates, tables: Tables) -> list[Hits]:
+        """The candidates of every query in the order that the request asks for, by corrected distances if the
+        codec was tuned."""
+        hits = self._rank_candidates(queries_QD, candidates, tables)
+        if not self._codecs.are_corrected:
+            return hits
+        return with_corrected_distances(self._codecs, queries_QD, candidates, hits)
+
+    def _rank_candidates(
+        self, queries_QD: Float32Array, candidates: Candidates, tables: Tables
+    ) -> list[Hits]:
         """The candidates of every query in the order that the request asks for."""
         kind, diverse = self._request.parameters.rerank, self._request.diversity is not None
         matrices = self._request.matrices
@@ -162,7 +173,7 @@ class Ranking:
         request = self._request
         bounded = request.lower is not None or request.upper is not None
         needs_all = bounded or request.refined is not None or request.expansion is not None
-        return EVERY_ROW if needs_all else self._last
+        return EVERY_ROW if needs_all or self._codecs.are_corrected else self._last
 
     def _last_stages(self, hits: Hits, complete: bool) -> list[bool]:
         """Whether a stage is the last one if it has too few rows, because no other row can fill it, (K,).
@@ -196,7 +207,8 @@ class Ranking:
             kind = f"rows with refine codes, {self._state.refine_codes_in}"
         elif self._request.parameters.rerank == "none" and self._request.diversity is None:
             kind = "rows by look-up tables alone"
-        return "Rerank", f"{self._codecs.metadata.metric} distance to {kind}, keep {kept}"
+        corrected = "corrected " if self._codecs.are_corrected else ""
+        return "Rerank", f"{corrected}{self._codecs.metadata.metric} distance to {kind}, keep {kept}"
 
     @property
     def _refine_stage(self) -> tuple[str, str]:

@@ -56,10 +56,10 @@ def exact_with_tie_breaks(
         _values(query, vectors_SD[start : start + step].astype(np.float64), metric)
         for start in range(0, len(vectors_SD), step)
     ]
-    return _rounded(np.concatenate([np.empty(0), *parts]), metric)
+    return rounded(np.concatenate([np.empty(0), *parts]), metric)
 
 
-def _rounded(values_S: Float64Array, metric: Metric) -> tuple[Float32Array, Float64Array | None]:
+def rounded(values_S: Float64Array, metric: Metric) -> tuple[Float32Array, Float64Array | None]:
     """Distances and tie breaks, given distances in float64, or inner products under "dot"."""
     return to_float32(1 - values_S if metric == "dot" else values_S), _tie_breaks(values_S, metric)
 
@@ -85,7 +85,7 @@ def decoded_distances(
     if codes.refine is None:
         values_n = codecs.distances_on_gpu(codes, queries_QD, queries_n, precision=precision)
     if values_n is not None:
-        return _rounded(values_n, metric)[0]
+        return rounded(values_n, metric)[0]
     decoded_nD = codecs.decode(codes, precision=precision)
     ends = np.searchsorted(queries_n, np.arange(len(queries_QD) + 1)).tolist()
     return np.concatenate(
@@ -212,7 +212,7 @@ def rerank(
         if values_H is None:
             hits += _rerank_decoded(codecs, queries_QD[turn], some, refined, with_vectors)
         else:
-            distances_H, tie_breaks_H = _rounded(values_H, codecs.metric)
+            distances_H, tie_breaks_H = rounded(values_H, codecs.metric)
             hits += ordered_hits(some, distances_H, most, tie_breaks_H)
     return hits
 

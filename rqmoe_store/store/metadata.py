@@ -137,16 +137,29 @@ class GenerationMetadata:
     token_codec: str = ""
     """Fingerprint of the codec of a row's vectors, where rows have many; its rows are then found by one
     encoding each, which the other codec is for. Empty in other tables."""
+    tuned: str = ""
+    """Fingerprint of the codec that reads the rows: one with the same codes that corrects distances. It may
+    be the codec that rows are encoded with. Empty if the codec was not tuned."""
+
+    @property
+    def reader(self) -> str:
+        """Fingerprint of the codec that reads the rows."""
+        return self.tuned or self.fingerprint
+
+    @property
+    def untuned(self) -> "GenerationMetadata":
+        """What says how rows were encoded."""
+        return dataclasses.replace(self, tuned="")
 
     @property
     def fingerprints(self) -> set[str]:
-        """Fingerprints of all codecs that its rows need."""
-        return {self.fingerprint} | ({self.token_codec} if self.token_codec else set())
+        """Fingerprints of all codecs that its rows need, and of the one that encoded them."""
+        return {self.fingerprint, self.reader, self.token_codec} - {""}
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-ready values, as older releases read them where there is no second codec."""
+        """The fields as JSON-ready values, as older releases read them where there is no other codec."""
         fields = dataclasses.asdict(self)
-        return fields if self.token_codec else {k: v for k, v in fields.items() if k != "token_codec"}
+        return {key: value for key, value in fields.items() if key not in ("token_codec", "tuned") or value}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,6 +333,12 @@ class TableMetadata:
         """Bytes of the refine codes that a codec of the user's vectors needs a column for."""
         return config.refine_bytes if self.multi_vector is None else self.refine_bytes
 
+    def with_tuned_codec(self, fingerprint: str) -> "TableMetadata":
+        """The metadata of the table once a codec of this fingerprint reads the rows of its newest codec; ""
+        for the codec that they were encoded with."""
+        (*older, newest) = self.generations
+        return dataclasses.replace(self, generations=(*older, dataclasses.replace(newest, tuned=fingerprint)))
+
     def columns_with(self, refine_bytes: int) -> CodeColumns:
         """The columns of the table once it has a codec with refine codes of `refine_bytes` bytes, or without.
 
@@ -355,7 +374,7 @@ def _generations(text: str) -> tuple[GenerationMetadata, ...]:
     generations = tuple(GenerationMetadata(**entry) for entry in json.loads(text))
     for each in generations:
         count, size = each.num_partitions, each.refine_bytes
-        names = isinstance(each.fingerprint, str) and isinstance(each.token_codec, str)
+        names = all(isinstance(name, str) for name in (each.fingerprint, each.token_codec, each.tuned))
         if not names or type(count) is not int or not 0 < count <= _LARGEST_ID:
             raise ValueError(f"{each} is no generation")
         if type(size) is not int or not 0 <= size <= _LARGEST_ID:

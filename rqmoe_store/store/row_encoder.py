@@ -162,7 +162,8 @@ class RowEncoder:
         column of refine codes."""
         generations = self.codecs.metadata.generations
         found = TableMetadata.read(schema, self._table_name)
-        if self._encode and found.generations[: len(generations)] != generations:
+        encoded_by = [each.untuned for each in found.generations[: len(generations)]]
+        if self._encode and encoded_by != [each.untuned for each in generations]:
             raise TableError(
                 f"Table {self._table_name!r} was restored, while rows were encoded, to a version that lacks "
                 "the codec they were encoded by. Nothing was written; try again."

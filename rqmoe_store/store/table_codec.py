@@ -96,8 +96,13 @@ def generations_in(db: DBConnection, metadata: TableMetadata, device: str = "aut
 
 def generation_metadata(codec: Codec, token_codec: Codec | None = None) -> GenerationMetadata:
     """The entry for a codec in the metadata of a table, and that of the vectors if rows have many."""
-    token = "" if token_codec is None else token_codec.fingerprint
-    return GenerationMetadata(codec.fingerprint, codec.num_partitions, codec.config.refine_bytes, token)
+    return GenerationMetadata(
+        codec.fingerprint,
+        codec.num_partitions,
+        codec.config.refine_bytes,
+        token_codec="" if token_codec is None else token_codec.fingerprint,
+        tuned="" if codec.correction is None else codec.fingerprint,
+    )
 
 
 def require_match(codec: Codec, generation: GenerationMetadata, metadata: TableMetadata) -> None:
@@ -120,7 +125,7 @@ def require_match(codec: Codec, generation: GenerationMetadata, metadata: TableM
         if found[name] != value:
             raise ArtifactError(
                 f"The table was written with a codec of {name} {value!r}; got "
-                f"{generation.fingerprint[:12]!r} of {name} {found[name]!r}. "
+                f"{generation.reader[:12]!r} of {name} {found[name]!r}. "
                 "Use the codec it was made with, or restore an earlier version."
             )
 
@@ -130,7 +135,7 @@ def _identity(codec: Codec) -> Codec:
 
 
 def _load(db: DBConnection, generation: GenerationMetadata, metadata: TableMetadata, device: str) -> Codec:
-    codec = registry.load(db, generation.fingerprint, device=device)
+    codec = registry.load(db, generation.reader, device=device)
     require_match(codec, generation, metadata)
     return codec
 
@@ -391,6 +396,31 @@ class TableCodec:
         for (_, rows), each in zip(parts, started, strict=True):
             values_n[rows] = each.wait()
         return values_n
+
+    def read_by(self, codec: Codec) -> "TableCodec":
+        """These codecs, with another one in place of the newest that has the same codes."""
+        (*older, newest) = self.generations
+        metadata = self.metadata.with_tuned_codec("" if codec.correction is None else codec.fingerprint)
+        own = Generation(
+            metadata.generations[-1], newest.first_partition, functools.partial(_identity, codec)
+        )
+        return TableCodec(metadata, [*older, own], self.chosen_device)
+
+    @property
+    def are_corrected(self) -> bool:
+        """Whether any codec that rows may need corrects distances."""
+        return any(each.metadata.tuned for each in self.generations)
+
+    def corrections(
+        self, codes: Codes, queries_QD: Float32Array, queries_n: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """What is taken off the distances (n,) of codes, each to a query of its own; 0 for untuned codecs."""
+        amounts_n = np.zeros(len(codes))
+        for generation, rows in self.by_generation(codes) if len(codes) else ():
+            if generation.metadata.tuned and generation.codec.correction is not None:
+                local = local_codes(codes[rows], generation)
+                amounts_n[rows] = generation.codec.correction.amounts(queries_QD, queries_n[rows], local)
+        return amounts_n
 
     def read(self, rows: pa.Table | pa.RecordBatch) -> tuple[Codes, npt.NDArray[np.bool_]]:
         """Read codes as `CodeColumns.from_arrow` does, and check them.

@@ -20,7 +20,7 @@ import torch
 from costly_examples import costly_examples
 from hypothesis import given
 from hypothesis import strategies as st
-from small_codecs import SHAPES, as_codec, small_config, stirred, trained_small, vectors
+from small_codecs import SHAPES, as_codec, corrected, small_config, stirred, trained_small, vectors
 from small_damage import HOSTILE, damaged
 
 from rqmoe_store.codecs.artifact import CONFIG_FILE, Artifact, read_artifact, require_fingerprint
@@ -43,8 +43,9 @@ REFINED = {
     "turboquant": trained_small(
         np.random.default_rng(0).standard_normal((90, 1024)), kind="turboquant", code_bytes=2
     ),
+    "corrected": corrected(trained_small(vectors(300), kind="pq")),
 }
-"""Codecs with refine codes of one stage and of two, and one with a fast rotation."""
+"""Codecs with refine codes of one stage and of two, one with a fast rotation, and one with a correction."""
 REFINED_TENSORS = {name: safetensors.torch.load(each.to_artifact().weights) for name, each in REFINED.items()}
 
 MOST_MEMORY = 200 * 2**20  # bytes, of which most is what the libraries take on their first use
@@ -216,7 +217,7 @@ def test_other_tensors_behind_good_hashes(name: str) -> None:
         (owner, name)
         for owner, tensors in REFINED_TENSORS.items()
         for name in sorted(tensors)
-        if name.startswith(("transform.", "refine."))
+        if name.startswith(("transform.", "refine.", "correction."))
     ],
 )
 def test_other_arrays_of_transform_codes_behind_good_hashes(owner: str, name: str) -> None:
