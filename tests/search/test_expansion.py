@@ -290,5 +290,5 @@ def test_bad_arguments(store, wrong) -> None:
 
 def test_plans(store) -> None:
     query = store.search(QUERY).expand(hops=2, neighbors=3).diversify()
-    assert "Expand: 3 neighbors, 2 hops, weight 0.2" in query.explain_plan()
-    assert "Expand: 3 neighbors, 2 hops, weight 0.2" in query.analyze_plan()
+    assert "Expand: 3 neighbors, 2 hops, weight 0.1" in query.explain_plan()
+    assert "Expand: 3 neighbors, 2 hops, weight 0.1" in query.analyze_plan()
