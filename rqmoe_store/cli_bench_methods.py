@@ -163,7 +163,7 @@ def bench_coverage(
     seed: Seed = 0,
     json_out: JsonOut = None,
 ) -> None:
-    """Compare the nearest results with those of diversify: sections covered, redundancy, answers found.
+    """Compare the nearest results with those of diversify and expand: sections, redundancy, answers found.
 
     Example: [bold]rqmoe bench coverage --rows 60000 --lambdas 0.3,0.5,0.7 --minutes 5[/bold]
 
@@ -207,7 +207,8 @@ def bench_coverage(
         console.print(f"{result}", highlight=False, markup=False, soft_wrap=True)
         write_report(json_out, report.to_dict(), coverage_tables(report))
 
-    benchmark_coverage(found, StaticEmbedder(), settings, note)
+    report.graph = benchmark_coverage(found, StaticEmbedder(), settings, note)
+    write_report(json_out, report.to_dict(), coverage_tables(report))
     print_tables(coverage_tables(report))
 
 

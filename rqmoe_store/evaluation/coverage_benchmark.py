@@ -1,13 +1,15 @@
 """Coverage of results: sections and packages among 10 passages, their redundancy, and answers found.
 
 Headings ask for the passages below them, and titles of pages for passages of many sections. Ways to choose
-results are compared in a table of codes: the nearest, maximal marginal relevance, coverage.
+results are compared in a table of codes: the nearest, maximal marginal relevance, coverage, and expansion by
+the neighbor graph, which is also measured for what it takes to build.
 
 Shape suffixes: N passages, Q queries, K results, S nearest passages, D vector dimension.
 """
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +36,7 @@ NEAREST = 100
 """Passages nearest to a query by their raw vectors: how well results stand for them is measured."""
 
 PLAIN = "nearest"
+_EVERY_PARTITION = 2**20
 
 Choice = Callable[[CompressedQuery], CompressedQuery]
 """Completes a search by a way to choose its results."""
@@ -83,6 +86,17 @@ class CoverageResult:
     """Cosine of one of the nearest passages and the result most similar to it."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphCost:
+    """What building the neighbor graph took."""
+
+    neighbors: int
+    seconds_per_1000_rows: float
+    """Processor time, of all threads."""
+    bytes_per_row: float
+    """In its data files."""
+
+
 @dataclasses.dataclass(kw_only=True)
 class CoverageReport:
     """All results so far."""
@@ -91,6 +105,8 @@ class CoverageReport:
     machine: dict[str, Any]
     passages: int
     results: list[CoverageResult] = dataclasses.field(default_factory=list)
+    graph: GraphCost | None = None
+    """None until the run is complete."""
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON-ready values."""
@@ -120,7 +136,13 @@ def choices(lambdas: Sequence[float]) -> dict[str, Choice]:
         for method in ("mmr", "coverage")
         for lambda_ in lambdas
     }
-    return {PLAIN: lambda query: query, **different}
+    expanded: dict[str, Choice] = {
+        "expand, 1 hop": lambda query: query.expand(),
+        "expand, 2 hops": lambda query: query.expand(hops=2),
+        "all partitions": lambda query: query.nprobes(_EVERY_PARTITION),
+        "all partitions, expand, 2 hops": lambda query: query.nprobes(_EVERY_PARTITION).expand(hops=2),
+    }
+    return {PLAIN: lambda query: query, **different, **expanded}
 
 
 def benchmark_coverage(
@@ -128,7 +150,7 @@ def benchmark_coverage(
     embed: Callable[[Sequence[str]], Float32Array],
     settings: CoverageSettings,
     on_done: Callable[[CoverageResult], None],
-) -> None:
+) -> GraphCost:
     """Search passages for headings and titles, by every way to choose results.
 
     Args:
@@ -136,6 +158,9 @@ def benchmark_coverage(
         embed: makes vectors of unit length.
         settings: what to measure.
         on_done: called with every result.
+
+    Returns:
+        What the neighbor graph takes.
 
     Raises:
         InvalidInputError: there are fewer passages than are compared, no headings, or no pages.
@@ -154,6 +179,7 @@ def benchmark_coverage(
         }
         docs = lancedb.connect(folder).create_table("docs", pa.table(columns))
         store = compress(docs, codec, into="codes", vector_column=VECTOR, progress=False)
+        graph = _build_graph(store)
         for asked in queries_of(texts, settings):
             queries_QD = embed(asked.texts)
             nearest_QS, _ = exact_neighbors(queries_QD, vectors_ND, NEAREST, metric="cosine")
@@ -161,6 +187,20 @@ def benchmark_coverage(
                 found_QK = _search(store, queries_QD, choose)
                 measured = measures(found_QK, nearest_QS, vectors_ND, texts, asked)
                 on_done(CoverageResult(choice=name, asked=asked.kind, **measured))
+    return graph
+
+
+def _build_graph(store: CompressedTable) -> GraphCost:
+    """Build the neighbor graph of a table."""
+    started = time.process_time()
+    report = store.build_neighbor_graph(progress=False)
+    seconds = time.process_time() - started
+    size = store.stats().graph_disk_bytes
+    return GraphCost(
+        neighbors=report.neighbors,
+        seconds_per_1000_rows=1_000 * seconds / report.rows,
+        bytes_per_row=size / report.rows,
+    )
 
 
 def queries_of(texts: Documentation, settings: CoverageSettings) -> Iterator[Asked]:
@@ -233,5 +273,12 @@ def coverage_tables(report: CoverageReport) -> list[Table]:
                     f"{each.redundancy:.3f}",
                     f"{each.represented:.3f}",
                 )
+        tables.append(shown)
+    if report.graph is not None:
+        shown = table_of("Neighbor graph", "neighbors of a row; CPU seconds per 1,000 rows; bytes per row")
+        graph = report.graph
+        shown.add_row(
+            f"{graph.neighbors}", f"{graph.seconds_per_1000_rows:.2f}", f"{graph.bytes_per_row:.1f}"
+        )
         tables.append(shown)
     return tables

@@ -81,8 +81,9 @@ def test_a_run_compares_all_ways_to_choose(folder: Path, tmp_path: Path) -> None
     assert run.exit_code == 0, run.output
     record = json.loads(out.read_text())
     names = ["nearest", "mmr 0.2", "mmr 1", "coverage 0.2", "coverage 1"]
+    more = ["expand, 1 hop", "expand, 2 hops", "all partitions", "all partitions, expand, 2 hops"]
     by_name = {(each["asked"], each["choice"]): each for each in record["results"]}
-    assert list(by_name) == [(kind, name) for kind in ("headings", "titles") for name in names]
+    assert list(by_name) == [(kind, name) for kind in ("headings", "titles") for name in [*names, *more]]
     for kind in ("headings", "titles"):
         plain, mmr, nearest, covering, also_nearest = (dict(by_name[kind, name]) for name in names)
         for other in (nearest, also_nearest):  # lambda 1
@@ -90,9 +91,11 @@ def test_a_run_compares_all_ways_to_choose(folder: Path, tmp_path: Path) -> None
         assert mmr["redundancy"] < plain["redundancy"] != covering["redundancy"]
     assert by_name["titles", "nearest"]["success_10"] == 1
     assert {name: len(table["rows"]) for name, table in record["tables"].items()} == {
-        "headings": 5,
-        "titles": 5,
+        "headings": 9,
+        "titles": 9,
+        "neighbor-graph": 1,
     }
+    assert record["graph"]["neighbors"] == 10 and record["graph"]["bytes_per_row"] > 0
 
 
 @needs_wordllama
