@@ -19,10 +19,11 @@ pytest.importorskip("faiss")
 
 TESTS = Path(__file__).parents[1]
 NUMERIC = {
-    "codecs": "additive base beam_search deformation encoding layouts parallel precision quantizer vectors",
-    "training": "checkpoint distributed initialize loop parts sampler trainer",
-    "search": "columns coverage diversity exhaustive hybrid query refine rerank reranker scan shortlist "
-    "tensor_scan tuning",
+    "codecs": "additive base beam_search correction deformation encoding layouts parallel precision "
+    "quantizer vectors",
+    "training": "checkpoint distributed initialize loop parts relevance sampler trainer",
+    "search": "codec_tuning columns coverage diversity exhaustive hybrid query refine rerank "
+    "reranker scan shortlist tensor_scan tuning",
     "evaluation": "codec_benchmark codec_measurement engine_peers faiss_peers lancedb_peers recall "
     "search_benchmark search_systems",
     "multivector": "fixed_dimensional max_sim",
