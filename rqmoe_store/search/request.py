@@ -24,7 +24,7 @@ import numpy as np
 
 from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_columns, is_tensor, listed
-from rqmoe_store.config import Metric
+from rqmoe_store.config import CodecConfig, Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.search.diversity import Diversity
 from rqmoe_store.store.metadata import TunedSearch
@@ -44,9 +44,11 @@ SHORTLIST_PER_ROW: dict[Rerank, int] = {"refined": 20, "decoded": 3, "none": 1}
 costs next to nothing, and finds neighbors that look-up tables place far behind. In a tuned table the
 shortlist is the tuned one up to the limit it was tuned for, and the longer of the two beyond that."""
 
-MANY_VECTORS_PER_ROW, MANY_VECTORS_SHORTLIST = 10, 400
-"""The same where rows have many vectors: inner products of encodings are far from what orders rows. And the
-shortest default shortlist of these."""
+MANY_VECTORS_PER_ROW = 10
+"""The same where rows have many vectors: inner products of encodings are far from what orders rows."""
+MANY_VECTORS_SHORTLIST, MANY_VECTORS_DECODED = 600, 300
+"""Shortest default shortlists of these, where look-up tables order them, and where vectors are decoded, which
+takes many times as long a row."""
 
 _STEPS = (10, 15, 25, 50)
 """Where stages end, times powers of ten. No page decodes twice as many rows as it needs. More steps would
@@ -76,8 +78,8 @@ class SearchParameters:
     """The shortlist that the query sets for all stages; None for the default of each stage."""
     refine_factor: int | None = None
     tuned: TunedSearch | None = None
-    many: bool = False
-    """Whether rows have many vectors each, which order the shortlist."""
+    many_shortlist: int | None = None
+    """Shortest default shortlist where rows have many vectors each; None where they have one."""
     diversity: Diversity | None = None
     """How rows are chosen by their vectors; None for the nearest rows."""
 
@@ -119,8 +121,8 @@ class SearchParameters:
     def _stage(self, end: int) -> RankingStage:
         least, per_row = self._rows_needed(end), SHORTLIST_PER_ROW[self.rerank]
         refined = None if self.refine_factor is None else least
-        if self.many and self.rerank != "none":
-            least, per_row = max(least, MANY_VECTORS_SHORTLIST), MANY_VECTORS_PER_ROW
+        if self.many_shortlist is not None and self.rerank != "none":
+            least, per_row = max(least, self.many_shortlist), MANY_VECTORS_PER_ROW
         if self.shortlist is not None:
             refined = None if refined is None else min(refined, self.shortlist)
             return RankingStage(end, self.shortlist, "asked for", refined)
@@ -194,9 +196,14 @@ class VectorOptions:
             self.shortlist,
             self.refine_factor,
             tuned,
-            many is not None,
+            None if many is None else _shortlist_of_many(many.config),
             diversity,
         )
+
+
+def _shortlist_of_many(config: CodecConfig) -> int:
+    by_tables = config.is_transform and not config.refine_bytes and config.metric == "cosine"
+    return MANY_VECTORS_SHORTLIST if by_tables else MANY_VECTORS_DECODED
 
 
 def default_rerank(codecs: TableCodec) -> Rerank:
