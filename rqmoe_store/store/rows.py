@@ -296,8 +296,13 @@ def _is_list_of_vectors(value: Any) -> bool:
         return bool(value.ndim == 2)
     if not isinstance(value, list | tuple) or not value:
         return False
-    first = next((each for each in value if each is not None), None)
+    first = _first_of(value)
     return isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 1
+
+
+def _first_of(value: Any) -> Any:
+    """The first element that is not None; None if there is none."""
+    return next((each for each in value if each is not None), None)
 
 
 def _vector_list(value: Any, position: int) -> Any:
@@ -308,6 +313,11 @@ def _vector_list(value: Any, position: int) -> Any:
         raise InvalidInputError(
             f"The vectors in row {position} of the list are {type(value).__name__}; expected a list of "
             "vectors."
+        )
+    if np.ndim(_first_of(value)) == 0 and _first_of(value) is not None:
+        raise InvalidInputError(
+            f"Row {position} of the list has one vector, and another row a list of vectors; expected either "
+            "in all rows."
         )
     return [None if each is None else _vector(each, position) for each in value]
 

@@ -13,7 +13,7 @@ import pytest
 
 from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.search import columns
+from rqmoe_store.store import metadata
 from rqmoe_store.table import CompressedTable
 from rqmoe_store.tables import create_table
 
@@ -82,7 +82,7 @@ QUERIES: dict[str, Callable[[Any], Any]] = {
     "names", [["id", "My Vec"], ["My Vec", "id", "My Vec_code"], ["My Vec", "meta", "id"]]
 )
 def test_vectors_are_those_of_the_rows(store, kind, names, monkeypatch) -> None:
-    monkeypatch.setattr(columns, "rows_per_batch", lambda dim: 47)  # several parts
+    monkeypatch.setattr(metadata, "rows_per_batch", lambda dim: 47)  # several parts
     found = QUERIES[kind](store).select(names).to_arrow()
     assert [name for name in found.column_names if name in store.table.schema.names] == names
     assert found.schema.field("My Vec").type == TYPE

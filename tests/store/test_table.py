@@ -146,7 +146,7 @@ def with_vector(vector, **more):
         (with_vector([None] * DIM), "missing, NaN.*rows 1"),
         (with_vector(["a"] * DIM), "row 1 of the list cannot be read as float32"),
         (with_vector(float("nan")), r"row 1 of the list has shape \(\)"),
-        (with_vector([[1.0] * DIM]), r"has shape \(1, 16\)"),
+        (with_vector([[1.0] * DIM]), "Row 0 of the list has one vector, and another row a list of vectors"),
         (with_vector([1.0] * DIM, color="red"), "unknown: color.*expected id, text, vector"),
         (with_vector([1.0] * DIM, text=5), "'text' cannot be read as string"),
         ([{"id": "one", "vector": [1.0] * DIM}], "'id' cannot be read as int64"),
@@ -309,7 +309,8 @@ def generations_text(fingerprint, num_partitions=4):
         ({"config": '{"metric": "far"}'}, TableError, "rqmoe_store.config.*metric='far' is unknown"),
         ({"dim": "17"}, ArtifactError, "codec of dim 17; got .* of dim 16"),
         ({"dim": "wide"}, TableError, "rqmoe_store.dim' of table 'store' is b'wide'"),
-        ({"format_version": "4"}, TableError, "format version 4.*reads up to 3. Upgrade"),
+        ({"format_version": "4"}, TableError, "rqmoe_store.multi_vector.*it is missing"),
+        ({"format_version": "5"}, TableError, "format version 5.*reads up to 4. Upgrade"),
         ({"vector_column": "emb"}, TableError, "no column 'emb_code', 'emb_partition'"),
     ],
 )
