@@ -1,6 +1,7 @@
 """Rows in any form (dicts, models, frames, Arrow data, iterables), converted to Arrow tables of a schema."""
 
 import itertools
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -296,11 +297,11 @@ def _is_list_of_vectors(value: Any) -> bool:
         return bool(value.ndim == 2)
     if not isinstance(value, list | tuple) or not value:
         return False
-    first = _first_of(value)
+    first = _first_element(value)
     return isinstance(first, list | tuple) or getattr(first, "ndim", 0) == 1
 
 
-def _first_of(value: Any) -> Any:
+def _first_element(value: Any) -> Any:
     """The first element that is not None; None if there is none."""
     return next((each for each in value if each is not None), None)
 
@@ -314,7 +315,7 @@ def _vector_list(value: Any, position: int) -> Any:
             f"The vectors in row {position} of the list are {type(value).__name__}; expected a list of "
             "vectors."
         )
-    if np.ndim(_first_of(value)) == 0 and _first_of(value) is not None:
+    if isinstance(_first_element(value), numbers.Number):
         raise InvalidInputError(
             f"Row {position} of the list has one vector, and another row a list of vectors; expected either "
             "in all rows."
