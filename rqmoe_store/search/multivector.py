@@ -20,14 +20,14 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.parallel import compiled, run_parallel
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_tensor, listed
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.multivector.max_sim import document_shares, max_sim
+from rqmoe_store.multivector.max_sim import document_shares, max_sim, max_sim_tensor
 from rqmoe_store.search.rerank import Hits, ordered, ordered_hits
 from rqmoe_store.search.segments import RowIds
 from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows_of_version
 from rqmoe_store.store.metadata import MultiVector
-from rqmoe_store.store.multivector import decode_lists, encoder_of, token_codes
+from rqmoe_store.store.multivector import codes_of_tables, decode_lists, encoder_of, token_codes
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.vector_lists import unit_vectors
@@ -122,7 +122,8 @@ def rank_by_max_sim(
 def coded_distances(query_KD: Float32Array, tokens: Ragged, codec: Codec, refined: bool) -> Float32Array:
     """The distances (S,) of rows to one query by what the codes of their vectors stand for.
 
-    Look-up tables of a transform code are exact, so that nothing is decoded under cosine.
+    Look-up tables of a transform code are exact, so that nothing is decoded under cosine. What a codec on a
+    GPU decodes is compared there.
 
     Args:
         query_KD: vectors of the query.
@@ -135,6 +136,8 @@ def coded_distances(query_KD: Float32Array, tokens: Ragged, codec: Codec, refine
     """
     config = codec.config
     if not config.is_transform or config.metric != "cosine" or (refined and config.refine_bytes):
+        if codec.device_name != "cpu":
+            return _distances_on_gpu(query_KD, tokens, codec, refined)
         return distances_to(query_KD, decode_lists(tokens, codec, refined=refined), config.metric)
     codes, lengths_S = token_codes(tokens, codec)
     tables, starts_S1 = codec.lookup_tables(query_KD), Ragged(codes.codes, lengths_S).starts_B1
@@ -151,6 +154,21 @@ def coded_distances(query_KD: Float32Array, tokens: Ragged, codec: Codec, refine
         for start, stop in document_shares(starts_S1, lanes * config.code_bytes, _TASK_WORK)
     )
     return np.float32(len(query_KD)) - sums_S
+
+
+def _distances_on_gpu(query_KD: Float32Array, tokens: Ragged, codec: Codec, refined: bool) -> Float32Array:
+    """The distances (S,) of rows to one query by decoded vectors, which stay on the codec's GPU."""
+    import torch
+
+    codes, lengths_S = token_codes(tokens, codec)
+    with codes_of_tables():
+        vectors_TD = codec.decode_tensor(codes if refined else codes.unrefined, precision="auto")
+    if codec.config.metric == "cosine":
+        lengths_T1 = torch.linalg.vector_norm(vectors_TD, dim=1, keepdim=True, dtype=torch.float64)
+        vectors_TD = (vectors_TD / torch.where(lengths_T1 > 0, lengths_T1, 1)).to(torch.float32)
+    queries_KD = torch.from_numpy(query_KD).to(vectors_TD.device)
+    scores_1S = max_sim_tensor(queries_KD, np.array([len(query_KD)]), vectors_TD, lengths_S)
+    return np.float32(len(query_KD)) - scores_1S[0].cpu().numpy()
 
 
 @compiled

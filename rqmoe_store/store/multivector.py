@@ -4,8 +4,10 @@ Shape legend: B rows, T vectors of all rows, D components of a vector, F of an e
 of a vector.
 """
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -154,10 +156,20 @@ def decode_lists(
         TableError: the bytes are not codes of the codec.
     """
     codes, lengths_B = token_codes(tokens, token_codec)
+    with codes_of_tables():
+        return Ragged(
+            token_codec.decode(codes if refined else codes.unrefined, precision=precision), lengths_B
+        )
+
+
+@contextlib.contextmanager
+def codes_of_tables() -> Iterator[None]:
+    """Raise TableError where a codec refuses codes, as these are a table's."""
     try:
-        decoded_TD = token_codec.decode(codes if refined else codes.unrefined, precision=precision)
-        return Ragged(decoded_TD, lengths_B)
+        yield
     except InvalidInputError as error:
+        if error.__cause__ is not None:  # a GPU without memory: the codes may be right
+            raise
         raise TableError(
             f"The table has codes that none of its codecs wrote. {error} Delete these rows or restore an "
             "earlier version of the table, and write to it through this package only."

@@ -15,7 +15,7 @@ from small_tables import source_table, tiny_codec
 
 import rqmoe_store as rqs
 from rqmoe_store.codecs import device as devices
-from rqmoe_store.search import device_copies
+from rqmoe_store.search import device_copies, multivector
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.shards import Shard
 
@@ -169,3 +169,34 @@ def test_a_forked_process_searches_on_the_cpu(
 def test_all_openings_take_a_device() -> None:
     for call in (rqs.open_table, rqs.open_table_async, rqs.CompressedTable.use_device):
         assert inspect.signature(call).parameters["device"].default == "auto"
+
+
+@pytest.mark.parametrize("refine_bytes", [0, 6])
+def test_many_vectors_of_a_row_are_compared_on_the_device(
+    tmp_path: Path, refine_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = np.array_split(VECTORS, 100)
+    rows = [{"id": number, "vector": vectors} for number, vectors in enumerate(lists)]
+    config = rqs.CodecConfig(
+        kind="rq", metric="cosine", code_bytes=4, codebook_size=16, refine_bytes=refine_bytes
+    )
+    db = lancedb.connect(tmp_path)
+    store = rqs.create_table(db, "many", rows, config=config)
+    store.train(rqs.TrainConfig(epochs=0, progress=False))
+    store.optimize(progress=False)
+
+    def found(device: str) -> tuple[list[int], np.ndarray]:
+        hits = rqs.open_table(db, "many", device=device).search(QUERIES).limit(20).to_arrow()
+        return hits["id"].to_pylist(), hits["_distance"].to_numpy()
+
+    wanted, distances = found("cpu")
+    compared = []
+    on_gpu = multivector.max_sim_tensor
+    monkeypatch.setattr(
+        multivector, "max_sim_tensor", lambda *given: compared.append(given[2].device) or on_gpu(*given)
+    )
+    with simulated_cuda(count=2):
+        ids, close = found("cuda:1")
+    assert [str(place) for place in compared] == ["cuda:1"]
+    assert ids == wanted
+    np.testing.assert_allclose(close, distances, rtol=1e-4, atol=1e-4)
