@@ -248,7 +248,7 @@ def test_bad_rows_do_not_pile_up_in_memory(store, db, monkeypatch):
     quarantine = db.open_table("docs_quarantine").to_lance()
     assert max(fragment.count_rows() for fragment in quarantine.get_fragments()) <= 50
     monkeypatch.setattr(writer, "_BAD_BYTES", 100)
-    monkeypatch.setattr("rqmoe_store.ingestion.job.rows_per_batch", lambda dim: 5)
+    monkeypatch.setattr("rqmoe_store.store.metadata.rows_per_batch", lambda dim: 5)
     assert ingest(rows, store, commit_rows=50).quarantined == 60
     quarantine = db.open_table("docs_quarantine").to_lance()
     assert min(fragment.count_rows() for fragment in quarantine.get_fragments()) == 5

@@ -199,7 +199,7 @@ def test_what_is_left_is_done_later(store, gate, by):
 
 
 def test_a_stop_does_not_wait_for_the_end_of_a_fragment(store, monkeypatch):
-    monkeypatch.setattr(reencoding, "rows_per_batch", lambda dim: 10)
+    monkeypatch.setattr("rqmoe_store.store.metadata.rows_per_batch", lambda dim: 10)
     inside, go_on = threading.Event(), threading.Event()
     encode = reencoding._FragmentStep._encode
 
