@@ -20,7 +20,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.parallel import compiled, run_parallel
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_tensor, listed
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.multivector.max_sim import document_shares, max_sim, max_sim_tensor
+from rqmoe_store.multivector.max_sim import checked_max_sim, document_shares, max_sim_tensor
 from rqmoe_store.search.rerank import Hits, ordered, ordered_hits
 from rqmoe_store.search.segments import RowIds
 from rqmoe_store.search.shortlists import Candidates
@@ -94,7 +94,8 @@ def require_one_vector(handle: Handle, what: str, instead: str) -> None:
 def distances_to(query_KD: Float32Array, vectors: Ragged, metric: str) -> Float32Array:
     """The distances (B,) of rows to one query: float32, smaller is nearer."""
     vectors_TD = unit_vectors(vectors.values, metric)
-    return np.float32(len(query_KD)) - max_sim(query_KD, vectors_TD, vectors.lengths_B)
+    scores_1B = checked_max_sim(query_KD, np.array([len(query_KD)]), vectors_TD, vectors.lengths_B)
+    return np.asarray(np.float32(len(query_KD)) - scores_1B[0], dtype=np.float32)
 
 
 def rank_by_max_sim(
