@@ -93,11 +93,13 @@ format: $(VENV)/.installed-dev
 versions: $(VENV)/.installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/release/versions.py
 
+# Package indexes show READMEs beside no files: their links lead to REPOSITORY, the address of this repository on a forge,
+# and are words where none is given.
 dist: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python tests/release/dist.py dist
+	REPOSITORY="$(REPOSITORY)" PYTHONPATH=tests $(BIN)/python tests/release/dist.py dist
 
 async: $(VENV)/.installed-dev
-	$(BIN)/python tests/generate_async.py
+	PYTHONPATH=. $(BIN)/python tests/generate_async.py
 
 clean:
 	rm -rf $(VENV) integrations/*/.venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from release.archives import Archives, build_archives, check_archives, check_description
 from release.distributions import CORE, DISTRIBUTIONS, ROOT, Distribution, copy_tracked_files
+from release.readmes import publish_readmes
 
 
 def main(target: Path) -> None:
@@ -27,8 +28,12 @@ def main(target: Path) -> None:
 
 
 def build_all(sources: Path, target: Path) -> dict[Distribution, Archives]:
-    """Build and check the archives of all distributions, from the files that git tracks."""
+    """Build and check the archives of all distributions, from the files that git tracks.
+
+    The environment variable REPOSITORY is the address that links of READMEs lead to.
+    """
     copy_tracked_files(sources)
+    publish_readmes(sources, os.environ.get("REPOSITORY") or None)
     built = {}
     for distribution in DISTRIBUTIONS:
         archives = build_archives(distribution, sources=sources, target=target)
