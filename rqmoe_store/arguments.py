@@ -7,6 +7,7 @@ others are checked only after the call has failed, because the call's own checks
 import datetime
 import functools
 import inspect
+import math
 import operator
 import reprlib
 import types
@@ -165,6 +166,35 @@ def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
             f"Got {name}={_shown.repr(value)}; expected a whole number from {low} to {high}."
         )
     return number
+
+
+def real_number(name: str, value: Any, fits: Callable[[float], bool], words: str) -> float:
+    """`value` as a float; raises InvalidInputError unless it is a number that fits.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        fits: whether a number is one of those expected. NaN, which stands for what is no number or beyond
+            the range of floats, must not fit.
+        words: complete "expected ..." in the message.
+    """
+    try:
+        number = float(value) if _is_number(value) else math.nan
+    except OverflowError:
+        number = math.nan
+    if not fits(number):
+        raise InvalidInputError(f"Got {name}={_shown.repr(value)}; expected {words}.")
+    return number
+
+
+def share(name: str, value: Any) -> float:
+    """`value` as a float from 0 to 1. Raises InvalidInputError for other values."""
+    return real_number(name, value, lambda number: 0 <= number <= 1, "a number from 0 to 1")
+
+
+def open_share(name: str, value: Any) -> float:
+    """`value` as a float above 0 and below 1. Raises InvalidInputError for other values."""
+    return real_number(name, value, lambda number: 0 < number < 1, "a number above 0 and below 1")
 
 
 _SIMPLE: dict[Any, _Kind] = {

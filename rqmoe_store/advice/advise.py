@@ -31,11 +31,10 @@ from rqmoe_store.advice.result import (
 )
 from rqmoe_store.advice.sample import Sample, SampleSizes, draw_sample, metric_of
 from rqmoe_store.advice.vectors import open_vectors
-from rqmoe_store.arguments import whole_number
+from rqmoe_store.arguments import real_number, share, whole_number
 from rqmoe_store.config import METRICS, Metric
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.progress import progress_bar
-from rqmoe_store.search.request import share
 from rqmoe_store.storage_errors import translates_errors
 
 QUERIES, TRAINING_ROWS, ENCODED_ROWS = 500, 70_000, 20_000
@@ -190,10 +189,8 @@ def _fraction(name: str, value: Any) -> float:
 
 
 def _minutes(value: Any) -> float:
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:
-        raise InvalidInputError(f"Got minutes={value!r}; expected a number of minutes, 0 for no RQ-MoE.")
-    return float(value)
+    words = "a number of minutes, 0 for no RQ-MoE"
+    return real_number("minutes", value, lambda number: 0 <= number < math.inf, words)
 
 
 def _read_queries(path: str) -> Any:

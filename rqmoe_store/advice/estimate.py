@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.advice.sample import Sample
+from rqmoe_store.codecs.neighbors import all_distances
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.search.exhaustive import all_distances
 
 Float64Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

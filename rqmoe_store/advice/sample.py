@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.advice.vectors import Offsets, Vectors
+from rqmoe_store.codecs.neighbors import NearestRows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.evaluation.recall import Indices, exact_neighbors, nearest_of_both
+from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.search.request import as_queries
 
 Progress = Callable[[int], None]
@@ -194,19 +195,13 @@ def _exact_neighbors(
     progress: Progress,
 ) -> tuple[int, Offsets, Float32Array]:
     """Rows read, and offsets and distances (Q, K) of the nearest ones, nearest first, ties by offset."""
-    rows = 0
-    offsets_QK = np.empty((len(queries_QD), 0), np.int64)
-    distances_QK = np.empty((len(queries_QD), 0), np.float32)
+    rows, nearest = 0, NearestRows(queries_QD, count, metric)
     for offsets_N, chunk_ND in vectors.chunks(metric):
         kept_N = ~np.isin(offsets_N, excluded)
         offsets_N, chunk_ND = offsets_N[kept_N], chunk_ND[kept_N]
         if len(offsets_N) == 0:
             continue
         rows += len(offsets_N)
-        found_QK, found_distances_QK = exact_neighbors(
-            queries_QD, chunk_ND, min(count, len(chunk_ND)), metric=metric
-        )
-        found = offsets_N[found_QK], found_distances_QK
-        offsets_QK, distances_QK = nearest_of_both((offsets_QK, distances_QK), found, count)
+        nearest.add(chunk_ND, offsets_N)
         progress(int(offsets_N[-1]) + 1)
-    return rows, offsets_QK, distances_QK
+    return rows, nearest.ids_QK, nearest.distances_QK

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rqmoe_store.codecs.device import select_device
+from rqmoe_store.codecs.neighbors import NearestRows
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
@@ -25,7 +26,7 @@ from rqmoe_store.evaluation.contenders import (
 )
 from rqmoe_store.evaluation.machine import describe_machine
 from rqmoe_store.evaluation.peer_names import LANCEDB_RQ, family_of
-from rqmoe_store.evaluation.recall import Indices, exact_neighbors, k_recall_at_k, nearest_of_both
+from rqmoe_store.evaluation.recall import Indices, k_recall_at_k
 from rqmoe_store.evaluation.tables import table_of
 from rqmoe_store.progress import late_progress
 
@@ -190,17 +191,13 @@ def _bounds(rows: Sequence[int]) -> list[tuple[int, int]]:
 
 def _nearest(queries_QD: Float32Array, parts: Sequence[Any], metric: Metric) -> Iterator[Indices]:
     """The nearest rows (Q, K) of the first part, of the first two, and so on."""
-    indices_QK: Indices = np.empty((len(queries_QD), 0), np.int64)
-    distances_QK: Float32Array = np.empty((len(queries_QD), 0), np.float32)
-    first = 0
+    nearest, first = NearestRows(queries_QD, NEIGHBORS, metric), 0
     for part in parts:
-        # A part may have fewer rows than neighbors are wanted.
-        wanted = min(NEIGHBORS, len(part))
-        part_QK, nearest_QK = exact_neighbors(queries_QD, part, wanted, metric=metric, chunk_rows=_CHUNK_ROWS)
-        found = part_QK + first, nearest_QK
-        indices_QK, distances_QK = nearest_of_both((indices_QK, distances_QK), found, NEIGHBORS)
-        first += len(part)
-        yield indices_QK
+        for start in range(0, len(part), _CHUNK_ROWS):
+            chunk_ND = as_vectors(part[start : start + _CHUNK_ROWS], dim=queries_QD.shape[1], metric=metric)
+            nearest.add(chunk_ND, np.arange(first, first + len(chunk_ND)))
+            first += len(chunk_ND)
+        yield nearest.ids_QK
 
 
 def _result(

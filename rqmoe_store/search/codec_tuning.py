@@ -15,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rqmoe_store.arguments import whole_number
+from rqmoe_store.arguments import open_share, whole_number
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.frame import Float64Array
+from rqmoe_store.codecs.neighbors import NearestRows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.execution import Execution
-from rqmoe_store.search.exhaustive import all_distances
 from rqmoe_store.search.request import SearchRequest, Trace, VectorOptions, as_queries
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.resident import read_codes, row_id_filter
@@ -41,7 +41,6 @@ from rqmoe_store.training.relevance import (
     RelevanceReport,
     listed_positives,
     ndcg,
-    open_share,
     recall,
     require_tunable,
     split_queries,
@@ -217,8 +216,8 @@ def _labeled_rows(
 def _exact_neighbors(state: TableState, handle: Handle, queries_QD: Float32Array) -> list[RowIds]:
     """The rows with a code whose raw vectors are nearest, by reading all of them once."""
     snapshot, columns = state.snapshot, handle.columns
-    codecs, queries = snapshot.codecs, queries_QD.astype(np.float64)
-    best_QK, row_ids_QK = np.full((len(queries), 0), np.inf), np.empty((len(queries), 0), np.uint64)
+    codecs = snapshot.codecs
+    nearest = NearestRows(queries_QD, RANKED, codecs.metric)
     scanner = snapshot.dataset.scanner(
         [columns.vector_column],
         filter=f"{quoted(columns.code)} IS NOT NULL AND {quoted(columns.vector_column)} IS NOT NULL",
@@ -228,16 +227,10 @@ def _exact_neighbors(state: TableState, handle: Handle, queries_QD: Float32Array
     for batch in scanner.to_batches():
         column = batch[columns.vector_column]
         vectors_BD, valid = read_vectors(column, dim=codecs.dim, metric=codecs.metric, first_row=0)
-        ids_B = batch["_rowid"].to_numpy().astype(np.uint64)[valid]
-        distances_QB = all_distances(queries, vectors_BD.astype(np.float64), codecs.metric)
-        best_QK = np.concatenate([best_QK, distances_QB], axis=1)
-        row_ids_QK = np.concatenate([row_ids_QK, np.broadcast_to(ids_B, (len(queries), len(ids_B)))], axis=1)
-        order_QK = np.argsort(best_QK, axis=1, kind="stable")[:, :RANKED]
-        best_QK = np.take_along_axis(best_QK, order_QK, axis=1)
-        row_ids_QK = np.take_along_axis(row_ids_QK, order_QK, axis=1)
-    if row_ids_QK.shape[1] == 0:
+        nearest.add(vectors_BD, batch["_rowid"].to_numpy()[valid].astype(np.int64))
+    if nearest.ids_QK.shape[1] == 0:
         raise TableError(f"Table {handle.name!r} has no rows with a code and a raw vector; add some.")
-    return list(row_ids_QK)
+    return list(nearest.ids_QK.astype(np.uint64))
 
 
 def _find_rows(

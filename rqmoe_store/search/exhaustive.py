@@ -13,16 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.frame import Float64Array
+from rqmoe_store.codecs.neighbors import all_distances
 from rqmoe_store.codecs.parallel import run_chunks
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import Metric
 from rqmoe_store.search.segments import CodeBatch, Positions, RowIds
 from rqmoe_store.store.table_codec import TableCodec
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Float64Array = npt.NDArray[np.float64]
 
 _CHUNK_COMPONENTS = 2**22
 """Components decoded at a time on a CPU: 16 MB, and twice that in float64."""
@@ -145,20 +144,3 @@ def _records(chunk: CodeBatch, distances_QK: Float64Array, places_QK: Positions)
 def _rows(records_K: npt.NDArray[np.void]) -> CodeBatch:
     row_ids, codes, partitions = (records_K[name].copy() for name in ("row_id", "codes", "partition"))
     return CodeBatch(row_ids, Codes(codes=codes, partitions=partitions))
-
-
-def all_distances(queries_QD: Float64Array, vectors_CD: Float64Array, metric: Metric) -> Float64Array:
-    """Distances (Q, C) of all pairs, infinite where undefined; by the expanded square, in float64."""
-    if metric == "l2":  # centering keeps the precision of differences between vectors far from the origin
-        middle_D = queries_QD.mean(axis=0)
-        queries_QD, vectors_CD = queries_QD - middle_D, vectors_CD - middle_D
-    products_QC: Float64Array = queries_QD @ vectors_CD.T
-    if metric == "dot":
-        return 1 - products_QC
-    squares_C = np.einsum("cd,cd->c", vectors_CD, vectors_CD)
-    if metric == "l2":
-        squares_Q1 = np.einsum("qd,qd->q", queries_QD, queries_QD)[:, None]
-        return np.asarray(np.maximum(squares_Q1 + squares_C - 2 * products_QC, 0), dtype=np.float64)
-    lengths_QC = np.sqrt(squares_C) * np.linalg.norm(queries_QD, axis=1, keepdims=True)
-    lengths_QC[lengths_QC == 0] = np.nan
-    return np.asarray(np.nan_to_num(1 - products_QC / lengths_QC, nan=np.inf), dtype=np.float64)

@@ -4,8 +4,8 @@ Shape legend: R rows of one result list, or of the fused one, D vector dimension
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal, Self, TypeVar, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -112,11 +112,6 @@ def _restored(fused: pa.Table, results: pa.Table, name: str) -> pa.Table:
     return fused.set_column(place, results.schema.field(name), values_of(fused, results, name))
 
 
-def _name_besides(names: Collection[str]) -> str:
-    """A name that is none of these."""
-    return next(name for count in itertools.count(1) if (name := "_" * count + "compared") not in names)
-
-
 def _vectors_of(fused: pa.Table, results: Sequence[pa.Table], name: str, dim: int) -> Float32Array:
     """Vectors (R, D) of fused rows from the results that they are in, zero for rows without one."""
     vectors = pc.coalesce(*(values_of(fused, each, name).combine_chunks() for each in results))
@@ -126,8 +121,31 @@ def _vectors_of(fused: pa.Table, results: Sequence[pa.Table], name: str, dim: in
     return vectors_RD
 
 
-_Terms = tuple[Any, str | FullTextQuery]
-"""The vector and the text to search for."""
+def _choose(
+    diversity: Diversity, fused: pa.Table, placed_R: Mask, vectors_RD: Float32Array, count: int
+) -> Positions:
+    """Positions of the rows to come next, best first, out of fused rows of which some have a place."""
+    scores_R = fused[RELEVANCE].to_numpy().astype(np.float64)
+    diverse = diversity.fused_rows_of(scores_R, vectors_RD)
+    diverse.choose(placed_R, len(fused))  # so that others are compared with them
+    return diverse.choose(~placed_R, count)
+
+
+class _Terms(NamedTuple):
+    """What both searches look for, and what they return of the rows."""
+
+    vector: Any
+    text: str | FullTextQuery
+    selected: Mapping[str, str | Expr]
+    """Columns by name, resolved once for all searches of a page."""
+
+    @property
+    def compared(self) -> str:
+        """Name of the column of vectors by which rows are chosen, besides those selected."""
+        return next(
+            name for count in itertools.count(1) if (name := "_" * count + "compared") not in self.selected
+        )
+
 
 _OneSided = TypeVar("_OneSided", TextQuery, CompressedQuery)
 
@@ -220,14 +238,14 @@ class HybridQuery(VectorSearchQuery):
                 several of its results must be joined, or as the two searches raise.
             RQMoEError: the embedding function cannot be used.
         """
-        return self._page(self._vector_and_text(), Trace(), Trace())
+        return self._page(self._terms(), Trace(), Trace())
 
     def explain_plan(self) -> str:
         """The plan of the query, without running it: the rerank, and below it the plans of both searches.
 
         The plan of the full-text search is LanceDB's. Raises as `to_arrow`.
         """
-        trace, terms = Trace(), self._vector_and_text()
+        trace, terms = Trace(), self._terms()
         depths, _ = self._depths()
         by_vector, by_text = self._searches(terms, depths[-1])
         trace.plan("Rerank", self._rerank_detail(depths))
@@ -238,7 +256,7 @@ class HybridQuery(VectorSearchQuery):
 
         The full-text search is run once more to be measured. Raises as `to_arrow`.
         """
-        trace, vector_trace, terms = Trace(), Trace(), self._vector_and_text()
+        trace, vector_trace, terms = Trace(), Trace(), self._terms()
         self._page(terms, trace, vector_trace)
         _, by_text = self._searches(terms, self._depths()[0][-1])
         return "\n".join([str(trace), indented(str(vector_trace)), indented(by_text.analyze_plan())])
@@ -270,11 +288,11 @@ class HybridQuery(VectorSearchQuery):
 
     def _searches(self, terms: _Terms, depth: int) -> tuple[CompressedQuery, TextQuery]:
         """The vector search and the full-text search for the first `depth` rows of the ranking."""
-        (vector, text), both = terms, self._selected_of_both()
+        both = dict(terms.selected)
         if self._diversity is not None:
-            both = both | {_name_besides(both): self._handle.columns.vector_column}
-        by_text = TextQuery(self._reader, text, self._columns).phrase_query(self._phrase)
-        by_vector = CompressedQuery(self._reader, vector, self._options)
+            both[terms.compared] = self._handle.columns.vector_column
+        by_text = TextQuery(self._reader, terms.text, self._columns).phrase_query(self._phrase)
+        by_vector = CompressedQuery(self._reader, terms.vector, self._options)
         rows = self._rows_to_fuse(depth)
         self._with_filters(by_vector, rows).select(both | {DISTANCE: DISTANCE})
         self._with_filters(by_text, rows).select(both | {SCORE: SCORE})
@@ -343,8 +361,8 @@ class HybridQuery(VectorSearchQuery):
         """Append the best other rows of both results to the ranked ones, up to `depth` rows."""
         results = [vector_results, text_results]
         fused = fuse(
-            *(results if self._diversity is None else [without(each, self._compared) for each in results]),
-            query=reranker_text(terms[1]),
+            *(results if self._diversity is None else [without(each, terms.compared) for each in results]),
+            query=reranker_text(terms.text),
             reranker=self._reranker,
             normalize=self._normalize,
         )
@@ -362,25 +380,15 @@ class HybridQuery(VectorSearchQuery):
         if self._diversity is None:
             best = np.flatnonzero(~placed_R)[: depth - len(ranked)]
         else:
-            best = self._choose(self._diversity, fused, placed_R, results, depth - len(ranked))
+            vectors = _vectors_of(fused, results, terms.compared, self._handle.dim)
+            best = _choose(self._diversity, fused, placed_R, vectors, depth - len(ranked))
         return pa.concat_tables([ranked, fused.take(best)], promote_options="default")
 
-    @property
-    def _compared(self) -> str:
-        """Name of the column of vectors by which rows are chosen."""
-        return _name_besides(self._selected_of_both())
+    def _terms(self) -> _Terms:
+        """The checked vector and text, and the columns that both searches return."""
+        return _Terms(*self._vector_and_text(), self._selected_of_both())
 
-    def _choose(
-        self, diversity: Diversity, fused: pa.Table, placed_R: Mask, results: list[pa.Table], count: int
-    ) -> Positions:
-        """Positions of the rows to come next, best first, out of fused rows of which some have a place."""
-        vectors = _vectors_of(fused, results, self._compared, self._handle.dim)
-        scores_R = fused[RELEVANCE].to_numpy().astype(np.float64)
-        diverse = diversity.fused_rows_of(scores_R, vectors)
-        diverse.choose(placed_R, len(fused))  # so that others are compared with them
-        return diverse.choose(~placed_R, count)
-
-    def _vector_and_text(self) -> _Terms:
+    def _vector_and_text(self) -> tuple[Any, str | FullTextQuery]:
         if self._query is not None:
             if self._vector is not None or self._text is not None:
                 raise InvalidInputError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import pyarrow as pa
 from lancedb.expr import Expr
 
-from rqmoe_store.arguments import whole_number
+from rqmoe_store.arguments import share, whole_number
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import (
     DISTANCE,
@@ -40,7 +40,6 @@ from rqmoe_store.search.request import (
     batch_length,
     bound,
     require_installed,
-    share,
 )
 from rqmoe_store.search.resident import conjunction
 from rqmoe_store.search.source import TableReader, TableState

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from rqmoe_store.arguments import whole_number
+from rqmoe_store.arguments import real_number, whole_number
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_columns, is_tensor, listed
 from rqmoe_store.config import CodecConfig, Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
@@ -298,18 +298,7 @@ def bound(name: str, value: Any) -> float | None:
     """A bound of a distance range as a float. Raises InvalidInputError unless it is a number or None."""
     if value is None:
         return None
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or math.isnan(value):
-        raise InvalidInputError(f"Got {name}={value!r}; expected a number, or None for no bound.")
-    return float(value)
-
-
-def share(name: str, value: Any) -> float:
-    """`value` as a float from 0 to 1. Raises InvalidInputError for other values."""
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= 1:
-        raise InvalidInputError(f"Got {name}={value!r}; expected a number from 0 to 1.")
-    return float(value)
+    return real_number(name, value, lambda number: not math.isnan(number), "a number, or None for no bound")
 
 
 def require_installed(module: str) -> ModuleType:

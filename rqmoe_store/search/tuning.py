@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.arguments import whole_number
+from rqmoe_store.arguments import share, whole_number
 from rqmoe_store.codecs.frame import to_float32
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -31,7 +31,6 @@ from rqmoe_store.search.request import (
     Trace,
     as_queries,
     default_rerank,
-    share,
 )
 from rqmoe_store.search.rerank import Float64Array
 from rqmoe_store.search.resident import matching_row_ids, read_codes, row_id_filter

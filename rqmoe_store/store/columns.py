@@ -319,11 +319,17 @@ class KeptVectors:
         Raises:
             InvalidInputError: as `read_vectors`, or the column cannot hold a vector.
         """
-        if pa.types.is_null(column.type):
-            column = column.cast(pa.list_(pa.float32()))
-        vectors_VD, valid_N = read_vectors(column, dim=self.dim, metric=self.metric, first_row=first_row)
+        vectors_VD, valid_N = self._read_finite(column, first_row)
         self.require_storable(vectors_VD, valid_N, first_row=first_row)
         return vectors_VD, valid_N
+
+    def _read_finite(
+        self, column: pa.ChunkedArray | pa.Array, first_row: int
+    ) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+        """`read` without the limits of float16."""
+        if pa.types.is_null(column.type):
+            column = column.cast(pa.list_(pa.float32()))
+        return read_vectors(column, dim=self.dim, metric=self.metric, first_row=first_row)
 
     def stored(self, column: pa.Array) -> tuple[Vectors, npt.NDArray[np.bool_]]:
         """The vectors that this column holds, unchecked, and which of its N rows have one."""
@@ -333,14 +339,16 @@ class KeptVectors:
 
     def unusable(self, column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
         """Position of a row that `read` refuses -> what is wrong with its vector."""
-        bad = unusable_vectors(column, dim=self.dim, metric=self.metric)
+        bad = self._unreadable(column)
         rows_N = np.setdiff1d(np.arange(len(column)), list(bad))
-        vectors_VD, valid_N = read_vectors(
-            column.take(pa.array(rows_N)), dim=self.dim, metric=self.metric, first_row=0
-        )
+        vectors_VD, valid_N = self._read_finite(column.take(pa.array(rows_N)), first_row=0)
         for problem, good_V in self.problems(vectors_VD).items():
             bad |= {int(row): problem for row in rows_N[valid_N][~good_V]}
         return bad
+
+    def _unreadable(self, column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
+        """`unusable` without the limits of float16."""
+        return unusable_vectors(column, dim=self.dim, metric=self.metric)
 
     def require_type(self, data_type: pa.DataType) -> None:
         """Raise InvalidInputError unless a column of this type can hold vectors."""

@@ -146,11 +146,9 @@ class KeptVectorLists(KeptVectors):
         offsets = pa.array(vectors.offsets_in(valid_N).astype(np.int32))
         return pa.ListArray.from_arrays(offsets, values, type=self.field.type, mask=pa.array(~valid_N))
 
-    def read(self, column: pa.ChunkedArray | pa.Array, first_row: int) -> tuple[Ragged, Mask]:
-        """As `KeptVectors.read`, but raises as `read_vector_lists`."""
-        vectors, valid_N = read_vector_lists(column, dim=self.dim, metric=self.metric, first_row=first_row)
-        self.require_storable(vectors, valid_N, first_row=first_row)
-        return vectors, valid_N
+    def _read_finite(self, column: pa.ChunkedArray | pa.Array, first_row: int) -> tuple[Ragged, Mask]:
+        """As that of `KeptVectors`, but raises as `read_vector_lists`."""
+        return read_vector_lists(column, dim=self.dim, metric=self.metric, first_row=first_row)
 
     def stored(self, column: pa.Array) -> tuple[Ragged, Mask]:
         """The vectors that this column holds, unchecked, and which of its N rows have any."""
@@ -160,16 +158,8 @@ class KeptVectorLists(KeptVectors):
         valid_N = column.is_valid().to_numpy(zero_copy_only=False)
         return Ragged(vectors_TD, _list_lengths(present)), valid_N
 
-    def unusable(self, column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
-        """Position of a row that `read` refuses -> what is wrong with its vectors."""
-        bad = unusable_lists(column, dim=self.dim, metric=self.metric)
-        rows_N = np.setdiff1d(np.arange(len(column)), list(bad))
-        vectors, valid_N = read_vector_lists(
-            column.take(pa.array(rows_N)), dim=self.dim, metric=self.metric, first_row=0
-        )
-        for problem, good_V in self.problems(vectors).items():
-            bad |= {int(row): problem for row in rows_N[valid_N][~good_V]}
-        return bad
+    def _unreadable(self, column: pa.ChunkedArray | pa.Array) -> dict[int, str]:
+        return unusable_lists(column, dim=self.dim, metric=self.metric)
 
     def require_type(self, data_type: pa.DataType) -> None:
         """Raise InvalidInputError unless a column of this type can hold lists of vectors."""
@@ -193,16 +183,8 @@ class KeptVectorLists(KeptVectors):
 
     def problems(self, vectors: Ragged) -> dict[str, Mask]:
         """Problem of storing finite vectors as float16 -> which of the V rows do not have it."""
-        if self.keep != "float16":
-            return {}
-        with np.errstate(over="ignore"):
-            halves_TD = vectors.values.astype(np.float16)
-        finite_T = np.logical_and.reduce(np.isfinite(halves_TD), axis=1)
-        problems = {"components beyond 65,504, the range of float16": finite_T}
-        if self.metric == "cosine":
-            directed_T = np.logical_or.reduce(halves_TD != 0, axis=1)
-            problems["zeros only in float16, which have no direction under 'cosine'"] = directed_T
-        return {what: _all_in_row(good_T, vectors.lengths_B) for what, good_T in problems.items()}
+        problems = super().problems(vectors.values)
+        return {problem: _all_in_row(good_T, vectors.lengths_B) for problem, good_T in problems.items()}
 
 
 def unit_vectors(vectors_TD: Float32Array, metric: str) -> Float32Array:

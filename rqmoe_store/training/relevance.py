@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.arguments import whole_number
+from rqmoe_store.arguments import open_share, whole_number
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.correction import DistanceCorrection
 from rqmoe_store.codecs.frame import Float64Array
+from rqmoe_store.codecs.neighbors import nearest_rows
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError
@@ -419,14 +420,6 @@ def require_tunable(codec: Codec) -> None:
         )
 
 
-def open_share(name: str, value: Any) -> float:
-    """`value` as a float above 0 and below 1. Raises InvalidInputError for other values."""
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < 1:
-        raise InvalidInputError(f"Got {name}={value!r}; expected a number above 0 and below 1.")
-    return float(value)
-
-
 def measures(found: FoundRows, distances_QC: Float32Array) -> tuple[Float64Array, Float64Array]:
     """nDCG@10 and recall@10 (Q,) of rows in the order of distances."""
     order_QC = np.argsort(distances_QC, axis=1, kind="stable")[:, :RANKED]
@@ -507,17 +500,6 @@ def joined_rows(near_QC: Positions, relevant: Sequence[Positions]) -> Positions:
     for query, each in enumerate(missing):
         rows_QC[query, near_QC.shape[1] : near_QC.shape[1] + len(each)] = each
     return rows_QC
-
-
-def nearest_rows(queries_QD: Float32Array, vectors_ND: Float32Array, count: int, metric: Metric) -> Positions:
-    """Positions (Q, count) of the nearest vectors, nearest first."""
-    nearest = []
-    for start in range(0, len(queries_QD), _BATCH_QUERIES):
-        distances_BN = _distances(queries_QD[start : start + _BATCH_QUERIES], vectors_ND, metric)
-        some_BC = np.argpartition(distances_BN, count - 1, axis=1)[:, :count]
-        order_BC = np.argsort(np.take_along_axis(distances_BN, some_BC, axis=1), axis=1, kind="stable")
-        nearest.append(np.take_along_axis(some_BC, order_BC, axis=1))
-    return np.concatenate(nearest)
 
 
 def _distances(queries_BD: Float32Array, vectors_ND: Float32Array, metric: Metric) -> Float32Array:

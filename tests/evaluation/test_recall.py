@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rqmoe_store.codecs import neighbors
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation import recall as module
 from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k, one_recall_at
 
 
@@ -39,7 +39,7 @@ def test_blocks_of_queries_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     generator = np.random.default_rng(0)
     queries, vectors = generator.normal(size=(9, 5)), generator.normal(size=(60, 5))
     whole = exact_neighbors(queries, vectors, 4)
-    monkeypatch.setattr(module, "_MAX_DISTANCES", 40)
+    monkeypatch.setattr(neighbors, "_MAX_DISTANCES", 40)
     parts = exact_neighbors(queries, vectors, 4, chunk_rows=20)
     assert (whole[0] == parts[0]).all() and (whole[1] == parts[1]).all()
 

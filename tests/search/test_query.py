@@ -276,6 +276,7 @@ def test_a_missing_package_is_named_with_its_command(world, monkeypatch, module)
         (lambda query: query.distance_range(1.0, 1.0), "lower_bound < upper_bound"),
         (lambda query: query.distance_range(2, 1), "lower_bound < upper_bound"),
         (lambda query: query.distance_range(float("nan"), None), "lower_bound=nan"),
+        (lambda query: query.distance_range(None, 10**400), "upper_bound=10"),
         (lambda query: query.distance_range(None, "far"), "upper_bound='far'"),
         (lambda query: query.distance_type("cosine"), "trained for 'l2'"),
         (lambda query: query.where(3), "expected an SQL condition"),
