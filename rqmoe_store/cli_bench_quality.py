@@ -186,7 +186,7 @@ def bench_answers(
     from rqmoe_store.evaluation.machine import require_bench
     from rqmoe_store.evaluation.tables import print_tables
 
-    require_bench("psutil", "pytrec_eval")
+    require_bench("psutil", "ranx")
     check_outputs(json_out, None)
     console = Console(stderr=True)
     settings = AnswerSettings(

@@ -14,6 +14,7 @@ from rqmoe_store.evaluation.records import machine_line, markdown_table, run_rec
 
 ROOT = Path(__file__).parent.parent
 RENDER = runpy.run_path(str(ROOT / "docs/benchmarks/render.py"))
+JOIN = runpy.run_path(str(ROOT / "docs/benchmarks/join_bytes.py"))
 
 RUN: dict[str, Any] = {
     "command": "rqmoe bench rows --rows 10000",
@@ -108,3 +109,51 @@ def test_machines_are_named_by_what_runs_the_work() -> None:
     machine = {"gpu": None, "threads": 2, "cpu": "a processor", "versions": {"torch": "2.13"}}
     assert machine_line(machine) == "2 threads on a processor, torch 2.13"
     assert machine_line({**machine, "gpu": "a GPU"}).startswith("a GPU, 2 threads")
+
+
+def codec_run(command: str, total_bytes: list[int], recall: dict[tuple[str, int], float]) -> dict[str, Any]:
+    """A record of `bench codec`, of codecs at sizes with so much recall."""
+    measures = ("one_recall_1", "one_recall_10", "one_recall_100", "ten_recall_10")
+    results = [
+        {
+            **dict.fromkeys(("training_seconds", "peak_cuda_bytes", "epochs", "mse"), None),
+            **{name: dict.fromkeys(measures, found) for name in ("recall", "unseen_recall")},
+            "codec": codec,
+            "code_bytes": size,
+            "settings": {},
+            "peak_memory_bytes": 0,
+        }
+        for (codec, size), found in recall.items()
+    ]
+    return {
+        "command": command,
+        "date": "2026-11-27",
+        "machine": {"cpu": "a laptop", "versions": {command: "1"}},
+        "data": {"rows": 300},
+        "settings": {"total_bytes": total_bytes},
+        "results": results,
+    }
+
+
+def test_runs_are_joined_to_the_best_at_each_size() -> None:
+    ours = codec_run("ours", [8, 16], {("rqmoe", 8): 0.5, ("rq", 8): 0.4, ("rqmoe", 16): 0.6})
+    others = codec_run("others", [16, 32], {("opq", 16): 0.7, ("opq", 32): 0.8, ("rqmoe", 16): 0.9})
+    record = JOIN["joined"]([ours, others])
+    assert record["command"] == ["ours", "others"] and set(record["machine"]["versions"]) == {
+        "ours",
+        "others",
+    }
+    rows = record["tables"]["best-by-bytes"]["rows"]
+    assert [row[:3] for row in rows] == [
+        ["8", "rqmoe", "0.500"],
+        ["16", "rqmoe", "0.600"],
+        ["32", "rqmoe", "0.600"],
+    ]
+    assert rows[0][-1].startswith("yes") and rows[1][-1].startswith("NO: opq +0.100")
+    assert len(record["results"]) == 5
+
+
+def test_runs_on_other_vectors_are_not_joined() -> None:
+    run = codec_run("ours", [8], {("rqmoe", 8): 0.5})
+    with pytest.raises(ValueError, match="expected the same vectors"):
+        JOIN["joined"]([run, {**run, "data": {"rows": 301}}])

@@ -1,8 +1,9 @@
 """Answers found: nDCG@10 and success@k of codecs where it is known which rows answer a query.
 
-The measures are trec_eval's, by `pytrec_eval-terrier` from the extra `bench`.
+The measures are those of `ranx`, from the extra `bench`.
 
-Shape suffixes: N vectors, Q queries, K neighbors, D vector dimension, S samples of a bootstrap.
+Shape suffixes: N vectors, Q queries, K neighbors, A answers of a query, D vector dimension, S samples of a
+bootstrap, 2 a row and its relevance or score.
 """
 
 import dataclasses
@@ -35,7 +36,6 @@ RAW = "raw vectors"
 _CHUNK_ROWS = 8192
 _SAMPLES = 1_000
 _BETWEEN = (2.5, 97.5)
-_MEASURES = {"ndcg_cut.10", "success.1,10"}
 _WITHOUT_PARTITIONS = CodecConfig(metric="cosine", num_partitions=0)
 _TRAINING = TrainConfig()
 
@@ -123,7 +123,7 @@ def benchmark_answers(
         ArtifactError: a folder has no readable codec.
         RQMoEError: the extra `bench` is not installed.
     """
-    require_bench("pytrec_eval")
+    require_bench("ranx")
     metric = settings.config.metric
     vectors_ND = as_vectors(np.array(vectors), metric=metric)
     queries_QD = as_vectors(queries, dim=vectors_ND.shape[1], metric=metric)
@@ -147,7 +147,7 @@ def benchmark_answers(
         console.print(f"Training and searching {contender}", highlight=False)
         found_QK = _search(contender.prepare(vectors_ND), vectors_ND, queries_QD, settings.config)
         measured = ranking_measures(found_QK, relevant)
-        low, share, high = shares_kept(raw["ndcg_cut_10"], measured["ndcg_cut_10"])
+        low, share, high = shares_kept(raw["ndcg_10"], measured["ndcg_10"])
         result = dataclasses.replace(
             _result(contender.name, contender.code_bytes, measured),
             kept=share,
@@ -186,23 +186,26 @@ def _search(
 
 
 def ranking_measures(found_QK: Indices, relevant: Sequence[Sequence[int]]) -> dict[str, Float64Array]:
-    """trec_eval's "ndcg_cut_10", "success_1" and "success_10" of every query (Q).
+    """Measure "ndcg_10", "success_1" and "success_10" of every query (Q), by ranx.
 
     Args:
         found_QK: rows, best first; negative ones mean "nothing found".
         relevant: of each query, the rows that answer it.
     """
-    import pytrec_eval
+    from ranx.metrics import hit_rate, ndcg
 
-    answers = {f"{query}": {f"{row}": 1 for row in rows} for query, rows in enumerate(relevant)}
-    run = {
-        f"{query}": {f"{row}": float(-rank) for rank, row in enumerate(rows) if row >= 0}
-        for query, rows in enumerate(found_QK.tolist())
+    # Pairs of a row and its relevance or score, as ranx takes them. It skips pairs of no relevance, and rows
+    # below all that are relevant, which negative ones are.
+    most = max(map(len, relevant))
+    padded = [[(row, 1) for row in rows] + [(-1, 0)] * (most - len(rows)) for rows in relevant]
+    answers_QA2 = np.array(padded, dtype=np.float64)
+    scores_QK = np.broadcast_to(-np.arange(found_QK.shape[1]), found_QK.shape)
+    run_QK2 = np.stack([found_QK, scores_QK], axis=2).astype(np.float64)
+    return {
+        "ndcg_10": ndcg(answers_QA2, run_QK2, 10),
+        "success_1": hit_rate(answers_QA2, run_QK2, 1),
+        "success_10": hit_rate(answers_QA2, run_QK2, 10),
     }
-    measured = pytrec_eval.RelevanceEvaluator(answers, _MEASURES).evaluate(run)
-    names = ("ndcg_cut_10", "success_1", "success_10")
-    # A query of which nothing was found is missing from a run, and counts as a failure.
-    return {name: np.array([measured.get(query, {}).get(name, 0.0) for query in answers]) for name in names}
 
 
 def shares_kept(raw_Q: Float64Array, kept_Q: Float64Array) -> tuple[float, float, float]:
@@ -228,7 +231,7 @@ def _result(name: str, code_bytes: int, measured: dict[str, Float64Array]) -> An
     return AnswerResult(
         codec=name,
         code_bytes=code_bytes,
-        ndcg_10=float(measured["ndcg_cut_10"].mean()),
+        ndcg_10=float(measured["ndcg_10"].mean()),
         success_1=float(measured["success_1"].mean()),
         success_10=float(measured["success_10"].mean()),
     )

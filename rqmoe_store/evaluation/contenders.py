@@ -369,8 +369,9 @@ def _refined(base: Contender, refine_bytes: int, config: CodecConfig) -> Contend
         )
         return OwnCodec(refined)
 
-    name, size = f"{base.name}-{base.code_bytes}+{config.refine_kind}", base.code_bytes + refine_bytes
-    return Contender(name, size, True, base.device, prepare)
+    size = f"-{base.code_bytes}"  # the folder of a codec may be named so, as by `--save`
+    name = f"{base.name.removesuffix(size)}{size}+{config.refine_kind}"
+    return Contender(name, base.code_bytes + refine_bytes, True, base.device, prepare)
 
 
 def load_matching(folder: str, *, dim: int | None, metric: Metric, device: str) -> Codec:

@@ -1,6 +1,7 @@
 """Which codecs are measured at which sizes, what is refused before training, and how they are timed."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -86,6 +87,11 @@ def test_codecs_of_ours_are_measured_with_refine_codes_too(folder) -> None:
         np.square(rows - found.decode(found.encode(rows))).sum()
         < np.square(rows - plain.decode(plain.encode(rows))).sum()
     )
+
+
+def test_a_folder_that_is_named_by_its_size_is_not_told_it_twice(folder, tmp_path) -> None:
+    named = str(shutil.copytree(folder, tmp_path / "rq-4"))
+    assert planned([named], sizes=[4], total_bytes=[4, 7]) == [("rq", 4), (named, 4), (f"{named}+pq", 7)]
 
 
 def test_a_folder_is_loaded_and_not_trained(folder) -> None:
