@@ -180,9 +180,9 @@ class MultiVectorConfig:
     """Bytes of the code of a row's encoding."""
     num_repetitions: int = 8
     """Independent partitions of space, whose encodings follow each other."""
-    num_hyperplanes: int = 2
+    num_hyperplanes: int = 1
     """Hyperplanes of each repetition, which divide space into 2 ** num_hyperplanes parts."""
-    projected_dim: int | None = 64
+    projected_dim: int | None = 128
     """Components to which the vectors of a part are projected; None for all. Never more than they have."""
     final_dim: int | None = None
     """Components to which the whole encoding is projected, which costs much recall; None for all. Never more
@@ -191,6 +191,9 @@ class MultiVectorConfig:
     """Whether a part without any vector of the row gets its nearest one."""
     seed: int = 0
     """Seed of hyperplanes and projections."""
+    subtract_mean: bool = True
+    """Whether the codes of a row's vectors are of what their mean leaves over. The mean takes no bytes of its
+    own, as it follows from the code of the row's encoding."""
 
     def __post_init__(self) -> None:
         _require_int("code_bytes", self.code_bytes, 1, 4096)
@@ -199,10 +202,9 @@ class MultiVectorConfig:
         for name in ("projected_dim", "final_dim"):
             if getattr(self, name) is not None:
                 _require_int(name, getattr(self, name), 1, 2**16)
-        if not isinstance(self.fill_empty_partitions, bool):
-            raise InvalidInputError(
-                f"fill_empty_partitions={self.fill_empty_partitions!r} must be True or False."
-            )
+        for name in ("fill_empty_partitions", "subtract_mean"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"{name}={getattr(self, name)!r} must be True or False.")
         _require_int("seed", self.seed, 0, 2**31 - 1)
 
     def to_dict(self) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from rqmoe_store.store.columns import Vectors
 from rqmoe_store.store.databases import remove_old_versions
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import commit_schema, on_newest, retry_on_conflict, take_rows, to_newest
-from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
-from rqmoe_store.store.multivector import ENCODINGS_FITTED, as_lists, encodings_of
+from rqmoe_store.store.metadata import GenerationMetadata, MultiVector, TableMetadata
+from rqmoe_store.store.multivector import ENCODINGS_FITTED, as_lists, encodings_of, left_over, row_means
 from rqmoe_store.store.neighbor_graph import GraphReport, has_graph, remove_old_graphs
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.reencoding import BackgroundEncoding, Reencoded, reencode_table, stale_filter
@@ -228,10 +228,12 @@ def _train_codecs(
     _require_columns(handle, handle.codecs.metadata.column_refine_bytes(config))
     if isinstance(start, str) and start != "auto":
         raise InvalidInputError(f"Got start={start!r}; expected a codec, 'auto' or None.")
+    metadata, many = handle.codecs.metadata, handle.codecs.metadata.multi_vector
+    if many is not None:
+        config = _token_config(config, many, handle.name)
     if not isinstance(start, str):
         starting_config(start, config)
     training = TrainConfig(progress=progress) if training is None else training
-    metadata, many = handle.codecs.metadata, handle.codecs.metadata.multi_vector
     decoded = isinstance(vectors, str) and vectors == "decoded"
     stored = StoredVectors(handle, decoded=decoded) if vectors is None or decoded else None
     if many is None:
@@ -242,10 +244,33 @@ def _train_codecs(
         lists = draw_lists(stored, max_vectors=training.max_rows, seed=training.seed)
     else:
         lists = as_lists(vectors, many)
-    order = np.random.default_rng(training.seed).permutation(len(lists.values))[: training.max_rows]
-    token_codec = _train_codec(handle, training, lists.values[order], config, start)
     encodings_nD = encodings_of(lists[:ENCODINGS_FITTED], many)
-    return TrainedCodecs(fit_encoding_codec(encodings_nD, metadata, training.seed), token_codec)
+    codec = fit_encoding_codec(encodings_nD, metadata, training.seed)
+    vectors_TD = _left_over(lists, many, codec)
+    order = np.random.default_rng(training.seed).permutation(len(vectors_TD))[: training.max_rows]
+    return TrainedCodecs(codec, _train_codec(handle, training, vectors_TD[order], config, start))
+
+
+def _token_config(config: CodecConfig, many: MultiVector, table_name: str) -> CodecConfig:
+    """The configuration of a codec of vectors where rows have many, given that which was asked for."""
+    if config.metric != many.config.metric:
+        raise InvalidInputError(
+            f"Got a config of metric {config.metric!r} for table {table_name!r}; expected "
+            f"{many.config.metric!r}, as a table keeps its metric. Make a new one for another."
+        )
+    return dataclasses.replace(config, metric=many.token_metric)
+
+
+def _left_over(lists: Ragged, many: MultiVector, codec: Codec) -> Float32Array:
+    """What the codec of vectors is to encode of rows (T, D), given that of their encodings."""
+    parts = []
+    for start in range(0, len(lists), ENCODINGS_FITTED):
+        some = lists[start : start + ENCODINGS_FITTED]
+        means_BD = None
+        if many.encoding.subtract_mean:
+            means_BD = row_means(codec.encode(encodings_of(some, many)), many, codec)
+        parts.append(left_over(some, means_BD, many))
+    return np.concatenate(parts)
 
 
 def fit_encoding_codec(encodings_nD: Float32Array, metadata: TableMetadata, seed: int = 0) -> Codec:
@@ -267,7 +292,7 @@ def _train_codec(
     from rqmoe_store.training.trainer import train as train_codec
     from rqmoe_store.training.warm_start import can_start_from
 
-    checked = as_vectors(vectors, dim=handle.dim, metric=handle.metric)
+    checked = as_vectors(vectors, dim=handle.dim, metric=config.metric)
     if isinstance(start, str):
         own = handle.codecs.newest
         start = own if own is not None and can_start_from(own, config, len(checked)) else None

@@ -315,7 +315,8 @@ def _raw_encodings(data: MultiVectorData, settings: MultiVectorSettings) -> _Sys
 
 def _encoder(encoding: MultiVectorConfig, dim: int) -> FixedDimensionalEncoder:
     fields = {**encoding.to_dict()}
-    fields.pop("code_bytes")
+    for name in ("code_bytes", "subtract_mean"):
+        fields.pop(name)
     return FixedDimensionalEncoder(dim, **fields)
 
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.parallel import compiled, run_parallel
-from rqmoe_store.codecs.products import multiply_rows
-from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.codecs.products import multiply_rows, product
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.multivector.max_sim import document_shares
 from rqmoe_store.multivector.vector_lists import VectorLists, as_vector_lists
@@ -42,6 +42,10 @@ _BITS = 256
 
 _TASK_WORK = 2**21
 """Least multiply-adds of a task. Less is not worth another thread."""
+
+_RIDGE = 0.03
+"""What is added to the squares of a projection before it is inverted, in shares of their mean. Directions
+that projections hardly keep would be noise otherwise."""
 
 _FARTHER = 2**32
 """What one bit of distance counts beside the position of a vector."""
@@ -170,6 +174,35 @@ class FixedDimensionalEncoder:
                 "least one vector of every query."
             )
         return self._encode(queries, is_query=True)
+
+    def estimate_means(self, encodings: Any) -> Float32Array:
+        """The mean of each document's vectors, as far as its encoding tells it.
+
+        Without projections and hyperplanes an encoding is that mean. Partitions count alike, whether they
+        have many vectors of a document or few, and projections lose some of it.
+
+        Args:
+            encodings: encodings (B, fde_dim) of documents.
+
+        Returns:
+            Estimates (B, dim), float32.
+
+        Raises:
+            InvalidInputError: encodings of another dimension, that are not numbers, or NaN or infinite.
+        """
+        encodings_BF = as_vectors(encodings, dim=self.fde_dim)
+        return product(encodings_BF, self._means_FD)
+
+    @functools.cached_property
+    def _means_FD(self) -> Float32Array:
+        """What encodings are multiplied with to estimate means: the regularized inverse of the encoding of a
+        single vector, which is linear if all partitions are filled."""
+        filled = dataclasses.replace(self, fill_empty_partitions=True)
+        units_DD, one_D = np.eye(self.dim, dtype=np.float32), np.ones(self.dim, np.int64)
+        encoded_DF = filled.encode_documents(units_DD, one_D).astype(np.float64)
+        products_DD = encoded_DF @ encoded_DF.T
+        products_DD += _RIDGE * np.trace(products_DD) / self.dim * np.eye(self.dim)
+        return np.ascontiguousarray(np.linalg.solve(products_DD, encoded_DF).T, np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready values, from which `from_dict` makes the same encoder."""

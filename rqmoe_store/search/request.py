@@ -24,10 +24,10 @@ import numpy as np
 
 from rqmoe_store.arguments import real_number, whole_number
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_columns, is_tensor, listed
-from rqmoe_store.config import CodecConfig, Metric
+from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.search.diversity import Diversity
-from rqmoe_store.store.metadata import TunedSearch
+from rqmoe_store.store.metadata import MultiVector, TunedSearch
 from rqmoe_store.store.table_codec import TableCodec
 
 Origin = Literal["asked for", "tuned", "default"]
@@ -47,8 +47,8 @@ shortlist is the tuned one up to the limit it was tuned for, and the longer of t
 MANY_VECTORS_PER_ROW = 10
 """The same where rows have many vectors: inner products of encodings are far from what orders rows."""
 MANY_VECTORS_SHORTLIST, MANY_VECTORS_DECODED = 600, 300
-"""Shortest default shortlists of these, where look-up tables order them, and where vectors are decoded, which
-takes many times as long a row."""
+"""Shortest default shortlists of these, and where networks decode vectors, which takes many times as long a
+row."""
 
 _STEPS = (10, 15, 25, 50)
 """Where stages end, times powers of ten. No page decodes twice as many rows as it needs. More steps would
@@ -196,14 +196,14 @@ class VectorOptions:
             self.shortlist,
             self.refine_factor,
             tuned,
-            None if many is None else _shortlist_of_many(many.config),
+            None if many is None else _shortlist_of_many(many),
             diversity,
         )
 
 
-def _shortlist_of_many(config: CodecConfig) -> int:
-    by_tables = config.is_transform and not config.refine_bytes and config.metric == "cosine"
-    return MANY_VECTORS_SHORTLIST if by_tables else MANY_VECTORS_DECODED
+def _shortlist_of_many(many: MultiVector) -> int:
+    by_networks = many.config.kind in ("rqmoe", "qinco")
+    return MANY_VECTORS_DECODED if by_networks else MANY_VECTORS_SHORTLIST
 
 
 def default_rerank(codecs: TableCodec) -> Rerank:

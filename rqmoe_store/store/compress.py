@@ -9,6 +9,7 @@ Shape legend: N rows of the table, B rows of a batch, V of them with a vector, M
 refine code, P partitions, P1 is P + 1.
 """
 
+import dataclasses
 import math
 import os
 import tempfile
@@ -409,14 +410,17 @@ def compress_lists_into(
 
     Args:
         fit: fits the codec of encodings to those of a sample of rows.
-        multi_vector: how rows are encoded; None for the defaults.
+        multi_vector: how rows are encoded; None for the defaults. Codes are of whole vectors, as the codec
+            was trained for.
     """
     require_keep_vectors(keep_vectors)
     source = _pinned(require_local_table(docs))
     db = databases.database_of(cast(LanceTable, docs)) if db is None else db
     dim, _ = vector_dim(source.schema, vector_column)
     require_no_embedding(source.schema, vector_column, source.name)
-    metadata = multi_vector_metadata(vector_column, keep_vectors, dim, codec.config, multi_vector)
+    # The codec was trained on whole vectors.
+    whole = dataclasses.replace(multi_vector or MultiVectorConfig(), subtract_mean=False)
+    metadata = multi_vector_metadata(vector_column, keep_vectors, dim, codec.config, whole)
     metadata.columns.require_absent_from(source.schema)
     if codec.dim != dim:
         raise InvalidInputError(

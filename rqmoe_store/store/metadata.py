@@ -30,8 +30,9 @@ Record = TypeVar("Record")
 
 FORMAT_VERSION = 3
 """Raised whenever an older release of this package could misread a table."""
-MULTI_VECTOR_FORMAT_VERSION = 4
-"""That of tables whose rows have many vectors each, which releases before it could not read."""
+MULTI_VECTOR_FORMAT_VERSION = 5
+"""That of tables whose rows have many vectors each. Before 4, none did. In 4, all codes of their vectors were
+of whole vectors."""
 
 PREFIX = "rqmoe_store."
 """Prefix of all metadata keys of this package."""
@@ -173,6 +174,12 @@ class MultiVector:
     encoding: MultiVectorConfig
     """How a row's vectors become one encoding."""
 
+    @property
+    def token_metric(self) -> Metric:
+        """Metric of the codecs of vectors: that of the table, or one by which the lengths count of what means
+        leave over."""
+        return "dot" if self.encoding.subtract_mean else self.config.metric
+
     def write(self) -> str:
         """The record as JSON."""
         settings = {"config": self.config.to_dict(), "encoding": self.encoding.to_dict()}
@@ -188,7 +195,8 @@ class MultiVector:
         if not text:
             return None
         fields = json_object(text)
-        config, encoding = CodecConfig(**fields["config"]), MultiVectorConfig(**fields["encoding"])
+        config = CodecConfig(**fields["config"])
+        encoding = MultiVectorConfig(**{"subtract_mean": False} | fields["encoding"])
         return cls(dim=_whole_number(str(fields["dim"])), config=config, encoding=encoding)
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import PrecisionChoice
-from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
@@ -125,10 +125,37 @@ def as_lists(matrices: Any, many: MultiVector) -> Ragged:
     return Ragged(vectors_TD, lengths_B)
 
 
+def row_means(codes: Codes, many: MultiVector, codec: Codec) -> Float32Array | None:
+    """What is taken off the vectors of rows before they are encoded (B, D); None for nothing.
+
+    Args:
+        codes: codes of the rows' encodings, by `codec`.
+        many: how rows have many vectors.
+        codec: the codec of encodings.
+
+    Raises:
+        InvalidInputError: the codes are not codes of the codec.
+    """
+    if not many.encoding.subtract_mean:
+        return None
+    return encoder_of(many).estimate_means(codec.decode(codes))
+
+
+def left_over(vectors: Ragged, means_BD: Float32Array | None, many: MultiVector) -> Float32Array:
+    """What codecs of vectors encode (T, D): the vectors, of length 1 under cosine, without means if there are
+    any.
+
+    Raises:
+        InvalidInputError: a vector is zero under cosine.
+    """
+    vectors_TD = as_vectors(vectors.values, metric=many.config.metric)
+    return vectors_TD if means_BD is None else vectors_TD - np.repeat(means_BD, vectors.lengths_B, axis=0)
+
+
 def encode_lists(vectors: Ragged, many: MultiVector, codec: Codec, token_codec: Codec) -> RowCodes:
     """Encode rows: their encodings by `codec`, and all their vectors by `token_codec`."""
     codes = codec.encode(encodings_of(vectors, many))
-    tokens = token_codec.encode(vectors.values)
+    tokens = token_codec.encode(left_over(vectors, row_means(codes, many, codec), many))
     bytes_TW = tokens.codes
     if tokens.refine is not None:
         bytes_TW = np.concatenate([tokens.codes, tokens.refine], axis=1)
@@ -142,7 +169,12 @@ def encode_lists(vectors: Ragged, many: MultiVector, codec: Codec, token_codec: 
 
 
 def decode_lists(
-    tokens: Ragged, token_codec: Codec, precision: PrecisionChoice = "auto", *, refined: bool = True
+    tokens: Ragged,
+    token_codec: Codec,
+    precision: PrecisionChoice = "auto",
+    *,
+    refined: bool = True,
+    means_BD: Float32Array | None = None,
 ) -> Ragged:
     """Decode all vectors of rows.
 
@@ -151,15 +183,17 @@ def decode_lists(
         token_codec: the codec that encoded them.
         precision: as in `Codec.decode`.
         refined: whether to use their refine codes, if there are any.
+        means_BD: what was taken off the vectors of every row; None for nothing.
 
     Raises:
         TableError: the bytes are not codes of the codec.
     """
     codes, lengths_B = token_codes(tokens, token_codec)
     with codes_of_tables():
-        return Ragged(
-            token_codec.decode(codes if refined else codes.unrefined, precision=precision), lengths_B
-        )
+        decoded_TD = token_codec.decode(codes if refined else codes.unrefined, precision=precision)
+    if means_BD is not None:
+        decoded_TD += np.repeat(means_BD, lengths_B, axis=0)
+    return Ragged(decoded_TD, lengths_B)
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ from rqmoe_store.config import Metric
 from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns, Vectors
-from rqmoe_store.store.metadata import GenerationMetadata, TableMetadata
-from rqmoe_store.store.multivector import decode_lists, encode_lists
+from rqmoe_store.store.metadata import GenerationMetadata, MultiVector, TableMetadata
+from rqmoe_store.store.multivector import decode_lists, encode_lists, row_means
 from rqmoe_store.store.ragged import Ragged, RowCodes, merged_vectors
 
 if TYPE_CHECKING:
@@ -60,6 +60,15 @@ class Generation:
     def vector_codec(self) -> Codec:
         """The codec of the user's vectors. Raises as `codec`."""
         return self.codec if self.load_token_codec is None else self.load_token_codec()
+
+    def row_means(self, codes: Codes, many: MultiVector) -> Float32Array | None:
+        """What was taken off the vectors (B, D) of rows before they were encoded; None for nothing.
+
+        Args:
+            codes: codes of the encodings of B rows of this generation, with partition ids of the table.
+            many: how the table's rows have many vectors.
+        """
+        return row_means(local_codes(codes, self), many, self.codec)
 
     @property
     def partitions(self) -> slice:
@@ -158,7 +167,9 @@ def _load_token_codec(
 
 def require_token_match(codec: Codec, metadata: TableMetadata) -> None:
     """Raise ArtifactError unless `codec` can encode the vectors of rows that have many."""
-    expected = {"dim": metadata.vector_dim, "metric": metadata.metric, "num_partitions": 1}
+    many = metadata.multi_vector
+    assert many is not None, "rows have many vectors"
+    expected = {"dim": many.dim, "metric": many.token_metric, "num_partitions": 1}
     found = {"dim": codec.dim, "metric": codec.config.metric, "num_partitions": codec.num_partitions}
     for name, value in expected.items():
         if found[name] != value:
@@ -337,9 +348,12 @@ class TableCodec:
             return self.decode(codes, precision=precision)
         self.check(codes)
         assert isinstance(codes, RowCodes), "codes of rows with many vectors"
+        many = self.metadata.multi_vector
         parts, order = [self.metadata.kept.none], [np.empty(0, np.int64)]
         for generation, rows in self.by_generation(codes) if len(codes) else ():
-            parts.append(decode_lists(codes.tokens[rows], generation.vector_codec, precision))
+            some = codes[rows]
+            means_BD = generation.row_means(some, many)
+            parts.append(decode_lists(some.tokens, generation.vector_codec, precision, means_BD=means_BD))
             order.append(np.arange(len(codes))[rows])
         return Ragged.joined(parts)[np.argsort(np.concatenate(order))]
 

@@ -4,18 +4,24 @@ Shape legend: N rows, V of them with vectors, T vectors of all rows, G of them n
 """
 
 import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rqmoe_store.codecs.parallel import compiled, num_threads, run_parallel
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store.casts import is_list
 from rqmoe_store.store.columns import NUMBER_TYPES, KeptVectors
 from rqmoe_store.store.ragged import Lengths, Mask, Ragged
 from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type, require_rows, screened
+
+_TASK_COMPONENTS = 2**18
+"""Least components of a task. Fewer are not worth another thread."""
 
 ROWS_PER_BATCH = 128
 """Rows to hold in memory at a time: their vectors take some 100 MB, if they are as many as of a page."""
@@ -189,7 +195,26 @@ class KeptVectorLists(KeptVectors):
 
 def unit_vectors(vectors_TD: Float32Array, metric: str) -> Float32Array:
     """The vectors as similarities compare them: of length 1 under "cosine", where zeros stay zero."""
+    given_TD = np.ascontiguousarray(vectors_TD, dtype=np.float32)
     if metric != "cosine":
-        return np.ascontiguousarray(vectors_TD, dtype=np.float32)
-    lengths_T1 = np.linalg.norm(vectors_TD.astype(np.float64), axis=1, keepdims=True)
-    return (vectors_TD / np.where(lengths_T1 > 0, lengths_T1, 1)).astype(np.float32)
+        return given_TD
+    units_TD = np.empty_like(given_TD)
+    shares = max(1, min(num_threads(), given_TD.size // _TASK_COMPONENTS))
+    edges = np.linspace(0, len(given_TD), shares + 1).astype(np.int64)
+    run_parallel(
+        functools.partial(_scale_to_length_1, given_TD, int(start), int(stop), units_TD)
+        for start, stop in itertools.pairwise(edges)
+    )
+    return units_TD
+
+
+@compiled
+def _scale_to_length_1(vectors_TD: Any, start: int, stop: int, units_TD: Any) -> None:
+    """Fill in the vectors from `start` to `stop`, of length 1; zeros stay zero."""
+    for row in range(start, stop):
+        square = 0.0
+        for component in range(vectors_TD.shape[1]):
+            square += np.float64(vectors_TD[row, component]) * np.float64(vectors_TD[row, component])
+        factor = 1 / np.sqrt(square) if square > 0 else 1.0
+        for component in range(vectors_TD.shape[1]):
+            units_TD[row, component] = vectors_TD[row, component] * factor

@@ -242,3 +242,20 @@ def test_a_table_without_a_codec(second: Path) -> None:
     store.add([{"id": 20, "text": "new", "vector": vectors[20]}])
     assert len(store) == 21 and store.table.count_rows(store.columns.raw_filter) == 0
     assert store.verify(progress=False).ok
+
+
+def test_tables_of_many_vectors_whose_codes_are_of_whole_vectors(tmp_path: Path) -> None:
+    fifth = Path(shutil.copytree(Path(__file__).parent / "fifth", tmp_path / "fifth"))
+    store = opened(fifth, "many")
+    lengths, query = np.load(fifth / "lengths.npy"), np.load(fifth / "query.npy")
+    rows = sorted(store.search().select(["id", "vector"]).to_list(), key=lambda row: row["id"])
+    assert [len(row["vector"]) for row in rows] == lengths.tolist()
+    decoded = np.concatenate([np.array(row["vector"]) for row in rows])
+    np.testing.assert_allclose(decoded, np.load(fifth / "many_vectors.npy"), **CLOSE)
+    found = {row["id"]: row["_distance"] for row in store.search(query).limit(50).to_list()}
+    expected = {int(row): distance for row, distance in np.load(fifth / "distances.npy")}
+    assert found == {row: pytest.approx(distance, abs=1e-4) for row, distance in expected.items()}
+    assert not store.codecs.metadata.multi_vector.encoding.subtract_mean
+    with pytest.warns(UserWarning, match="codes only"):
+        store.retrain(TRAINING, vectors=[row["vector"] for row in rows] * 8, progress=False)
+    assert len(store) == 50 and store.verify().ok

@@ -243,3 +243,35 @@ def test_documents_without_vectors_have_zeros_and_queries_without_are_refused():
     assert encoder.encode_documents(np.empty((0, 4)), []).shape == (0, 16)
     with pytest.raises(rqs.InvalidInputError, match="query 1 "):
         encoder.encode_queries([np.ones((2, 4)), []])
+
+
+@given(ENCODERS, st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_means_follow_from_encodings_without_partitions_and_projections(encoder, lengths, seed):
+    random = np.random.default_rng(seed)
+    vectors = unit_vectors(random, sum(lengths), encoder.dim)
+    means = np.stack([each.mean(axis=0) for each in np.split(vectors, np.cumsum(lengths)[:-1])])
+    whole = dataclasses.replace(encoder, num_hyperplanes=0, projected_dim=None, final_dim=None)
+    estimated = whole.estimate_means(whole.encode_documents(vectors, lengths))
+    np.testing.assert_allclose(estimated, means, atol=0.05)
+    # Of documents of one vector, whatever projections keep of it is nearer than nothing.
+    encodings = encoder.encode_documents(vectors, np.ones(len(vectors), np.int64))
+    if encoder.fill_empty_partitions:
+        left = vectors - encoder.estimate_means(encodings)
+        assert (np.linalg.norm(left, axis=1) <= 1 + 1e-5).all()
+
+
+def test_means_of_random_partitions_are_near_those_of_vectors():
+    random = np.random.default_rng(0)
+    centers = unit_vectors(random, 50, 32)
+    vectors = np.repeat(centers, 10, axis=0) + 0.1 * random.normal(size=(500, 32)).astype(np.float32)
+    encoder = rqs.FixedDimensionalEncoder(32, num_repetitions=8, num_hyperplanes=1, projected_dim=16)
+    means = vectors.reshape(50, 10, 32).mean(axis=1)
+    estimated = encoder.estimate_means(encoder.encode_documents(vectors, np.full(50, 10)))
+    assert np.square(estimated - means).sum() < 0.1 * np.square(means).sum()
+
+
+def test_encodings_of_another_dimension_have_no_means():
+    encoder = rqs.FixedDimensionalEncoder(8, num_repetitions=2, num_hyperplanes=1)
+    with pytest.raises(rqs.InvalidInputError, match="expected 32"):
+        encoder.estimate_means(np.zeros((1, 8), np.float32))

@@ -3,6 +3,8 @@
 The numbers of LanceDB's own multivector search are the reference for exact search.
 """
 
+import dataclasses
+
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -221,7 +223,7 @@ def test_tables_of_older_releases_are_not_changed_by_this_one(db):
     assert metadata[b"rqmoe_store.format_version"] == b"3"
     assert b"rqmoe_store.multi_vector" not in metadata
     many = rqs.create_table(db, "many", make_rows(3), schema=SCHEMA, multi_vector=ENCODING)
-    assert many.table.schema.metadata[b"rqmoe_store.format_version"] == b"4"
+    assert many.table.schema.metadata[b"rqmoe_store.format_version"] == b"5"
 
 
 @pytest.fixture
@@ -309,9 +311,12 @@ def test_exports(store, tmp_path):
     store.export(tmp_path / "codes", format="codes", progress=False)
     rows = pq.read_table(tmp_path / "codes" / "rows")
     (folder,) = (tmp_path / "codes").glob("codec-*-tokens")
-    codec = rqs.load_codec(folder)
+    codec, of_encodings = rqs.load_codec(folder), rqs.load_codec(str(folder).removesuffix("-tokens"))
     tokens = np.frombuffer(rows["vector_tokens"][0].as_py(), np.uint8).reshape(-1, 4)
-    np.testing.assert_allclose(codec.decode(tokens), decoded["vector"][0].as_py(), atol=1e-6)
+    encoder = rqs.FixedDimensionalEncoder(DIM, num_repetitions=4, num_hyperplanes=2)
+    code = np.frombuffer(rows["vector_code"][0].as_py(), np.uint8)[None]
+    means = encoder.estimate_means(of_encodings.decode(code))
+    np.testing.assert_allclose(codec.decode(tokens) + means, decoded["vector"][0].as_py(), atol=1e-6)
     with pytest.raises(InvalidInputError, match="many vectors"):
         store.export(tmp_path / "all.npy", format="npy", progress=False)
 
@@ -383,6 +388,12 @@ def test_what_makes_no_sense_is_refused(store):
         with pytest.raises(InvalidInputError):
             call()
     assert store.search(query).distance_type("cosine").limit(1).to_list()
+    dot = dataclasses.replace(CONFIG, metric="dot")
+    with (
+        pytest.warns(UserWarning, match="codes only"),
+        pytest.raises(InvalidInputError, match="keeps its metric"),
+    ):
+        store.retrain(QUICK, vectors="decoded", config=dot, progress=False)
 
 
 def test_health_and_statistics(store, tmp_path):
@@ -515,16 +526,24 @@ def test_codecs_of_vectors_are_kept_as_long_as_rows_need_them(db, store):
     assert first.fingerprints.isdisjoint(store.codecs.metadata.generations[-1].fingerprints)
 
 
-def test_tables_of_transform_codes_give_the_distances_of_decoded_vectors():
+@pytest.mark.parametrize("has_means", [False, True])
+def test_tables_of_transform_codes_give_the_distances_of_decoded_vectors(has_means):
     from rqmoe_store.search.multivector import coded_distances, distances_to
     from rqmoe_store.store.multivector import decode_lists
     from rqmoe_store.store.ragged import Ragged
 
     generator = np.random.default_rng(3)
     vectors = generator.normal(size=(600, DIM)).astype(np.float32)
+    means = generator.normal(size=(4, DIM)).astype(np.float32)
+    means[1], means[2] = 0, 1e-12 * means[2]
+    given = {"metric": "cosine", "means_SD": means if has_means else None}
     for kind, refine in (("pq", 0), ("saq", 0), ("pq", 4), ("rq", 0)):
         config = rqs.CodecConfig(
-            kind=kind, metric="cosine", code_bytes=3, refine_bytes=refine, num_partitions=0
+            kind=kind,
+            metric="dot" if has_means else "cosine",
+            code_bytes=3,
+            refine_bytes=refine,
+            num_partitions=0,
         )
         codec = rqs.train(vectors, config=config, training=QUICK)
         lengths = np.array([1, 5, 60, 34])
@@ -535,6 +554,42 @@ def test_tables_of_transform_codes_give_the_distances_of_decoded_vectors():
             query = generator.normal(size=(count, DIM))
             query = (query / np.linalg.norm(query, axis=1, keepdims=True)).astype(np.float32)
             for refined in (False, True):
-                expected = distances_to(query, decode_lists(tokens, codec, refined=refined), "cosine")
-                found = coded_distances(query, tokens, codec, refined)
+                decoded = decode_lists(tokens, codec, refined=refined, means_BD=given["means_SD"])
+                found = coded_distances(query, tokens, codec, refined, **given)
+                expected = distances_to(query, decoded, "cosine")
                 np.testing.assert_allclose(found, expected, atol=2e-5 * count)
+
+
+def test_codes_of_what_means_leave_over_come_nearer(db):
+    generator = np.random.default_rng(0)
+    lists = [
+        (generator.normal(size=DIM) + 0.3 * generator.normal(size=(number % 5 + 2, DIM))).astype(np.float32)
+        for number in range(300)
+    ]
+    rows = [{"id": number, "text": "", "vector": vectors} for number, vectors in enumerate(lists)]
+    units = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in lists]
+
+    def error(name, encoding):
+        config = rqs.CodecConfig(kind="pq", metric="cosine", code_bytes=3)
+        table = rqs.create_table(db, name, rows, schema=SCHEMA, config=config, multi_vector=encoding)
+        table.train(QUICK, progress=False)
+        found = sorted(table.search().select(["id", "vector"]).to_list(), key=lambda row: row["id"])
+        decoded = [np.array(row["vector"]) for row in found]
+        assert table.verify().ok
+        return np.mean(
+            [np.square(each - unit).sum(axis=1).mean() for each, unit in zip(decoded, units, strict=True)]
+        )
+
+    whole = error("whole", dataclasses.replace(ENCODING, subtract_mean=False))
+    assert error("left", ENCODING) < 0.7 * whole
+
+
+@pytest.mark.parametrize("kind", ["rq", "pq"])
+def test_distances_are_those_of_the_vectors_that_rows_decode_to(db, kind):
+    config = rqs.CodecConfig(kind=kind, metric="dot", code_bytes=4, codebook_size=256 if kind == "pq" else 16)
+    table = rqs.create_table(db, kind, make_rows(300), schema=SCHEMA, config=config, multi_vector=ENCODING)
+    table.train(QUICK, progress=False)
+    query = make_query()
+    for row in table.search(query).limit(20).select(["id", "vector"]).to_list():
+        expected = distances(query, np.array(row["vector"]), "dot")
+        assert row["_distance"] == pytest.approx(expected, abs=1e-3)
