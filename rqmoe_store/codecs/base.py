@@ -271,6 +271,10 @@ class Codec(TranslatesErrors):
         """The `nprobes` partitions (Q, nprobes) nearest to each checked query, nearest first."""
         return self._coder.nearest_partitions(self._frame, queries_QD, nprobes)
 
+    def probed(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.bool_]:
+        """Whether `probe` gives a partition (Q, P) for a query, in less time."""
+        return self._coder.probed(self._frame, queries_QD, nprobes)
+
     def framed(self, queries_QD: Float32Array) -> FramedQueries:
         """Checked queries (normalized under cosine) in the codec's frame."""
         return FramedQueries.of(queries_QD, self._frame, self.config.metric)

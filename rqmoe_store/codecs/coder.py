@@ -20,7 +20,7 @@ from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, clamp_vec
 from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.codecs.precision import PrecisionTrial
 from rqmoe_store.codecs.products import product
-from rqmoe_store.codecs.selection import smallest
+from rqmoe_store.codecs.selection import mark_smallest, smallest
 from rqmoe_store.codecs.transform import CODEWORDS, TransformQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.codecs.weights import QuantizerWeights
@@ -81,6 +81,9 @@ class Coder(Protocol):
 
     def nearest_partitions(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.int64]:
         """The partitions (Q, count) nearest to checked queries, nearest first."""
+
+    def probed(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.bool_]:
+        """Whether a partition (Q, P) is one of the `count` nearest."""
 
     def lookup_tables(self, queries: FramedQueries, units: ScoreUnits) -> LookupTables:
         """Look-up tables for queries in the frame, with scores in `units`."""
@@ -171,6 +174,17 @@ class ResidualCoder:
         """The partitions (Q, count) nearest to checked queries, nearest first."""
         if not self.num_partitions:
             return np.zeros((len(queries_QD), 1), dtype=np.int64)
+        return smallest(self._partition_scores(frame, queries_QD), min(count, self.num_partitions))
+
+    def probed(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.bool_]:
+        """Whether a partition (Q, P) is one of the `count` nearest."""
+        probed_QP = np.ones((len(queries_QD), max(1, self.num_partitions)), dtype=bool)
+        if count < self.num_partitions:
+            mark_smallest(self._partition_scores(frame, queries_QD), count, probed_QP)
+        return probed_QP
+
+    def _partition_scores(self, frame: Frame, queries_QD: Float32Array) -> Float32Array:
+        """Scores (Q, P), smaller for partitions that are nearer."""
         if self.config.metric == "dot":
             queries_QD = FramedQueries.of(queries_QD, frame, "dot").queries_QD
         else:
@@ -179,7 +193,7 @@ class ResidualCoder:
         scores_QP = -2 * product(np.ascontiguousarray(queries_QD), centroids_DP)
         if self.config.metric != "dot":
             scores_QP += squares_P
-        return smallest(scores_QP, min(count, self.num_partitions))
+        return scores_QP
 
     def lookup_tables(self, queries: FramedQueries, units: ScoreUnits) -> LookupTables:
         """Look-up tables for queries in the frame, with scores in `units`."""
@@ -255,6 +269,10 @@ class TransformCoder:
     def nearest_partitions(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.int64]:
         """The only partition id (Q, 1)."""
         return np.zeros((len(queries_QD), 1), dtype=np.int64)
+
+    def probed(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.bool_]:
+        """The only partition is."""
+        return np.ones((len(queries_QD), 1), dtype=bool)
 
     def lookup_tables(self, queries: FramedQueries, units: ScoreUnits) -> LookupTables:
         """Look-up tables for queries in the frame, with scores in `units`."""

@@ -71,7 +71,10 @@ class Execution:
             return Candidates.none(len(request.queries_QD), self._codecs.code_bytes)
         where = request.where if request.prefilter else None
         postfiltered = self._scan_and_postfilter(where) if where else None
-        return self._scan_all(self._scan_of(where)) if postfiltered is None else postfiltered
+        if postfiltered is not None:
+            return postfiltered
+        # Which stage considers a row depends on its place in the order of the scan; a single stage has all.
+        return self._scan_all(self._scan_of(where, ordered=len(request.stages) > 1))
 
     def plan(self) -> None:
         """Add the stages that `run` would go through, as far as they are known, to the trace."""
@@ -148,7 +151,7 @@ class Execution:
         partitions, kept = f"{probed} of {total} partitions ({probed_as})", f"keep {size} ({kept_as})"
         return "Scan", f"look-up tables, {partitions}, {where}, {kept}"
 
-    def _scan_of(self, where: str | None) -> Scan:
+    def _scan_of(self, where: str | None, *, ordered: bool) -> Scan:
         request, remote = self._request, self._state.remote
         if remote is not None:
             return functools.partial(remote.scan, where, request.lower)
@@ -156,7 +159,7 @@ class Execution:
 
         def scan_rows(tables: Mapping[int, LookupTables], probed_QP: Mask, size: int) -> list[Shortlists]:
             rows = rows_of(np.logical_or.reduce(probed_QP))
-            return scan(rows, tables, probed_QP, size, request.lower, device)
+            return scan(rows, tables, probed_QP, size, request.lower, device, ordered=ordered)
 
         return scan_rows
 
@@ -238,7 +241,7 @@ class Execution:
             return None
         all_queries = list(range(len(request.queries_QD)))
         nprobes = min(request.parameters.nprobes, self._codecs.most_partitions)
-        (longer,) = self._scan_once(self._scan_of(None), all_queries, nprobes, size)
+        (longer,) = self._scan_once(self._scan_of(None, ordered=True), all_queries, nprobes, size)
         with self._trace.stage("Filter", f"{self._request.where_text}, of the rows kept") as stage:
             matched = longer.only(self._matching([longer.rows.row_ids_N], where))
             stage.rows = len(matched)

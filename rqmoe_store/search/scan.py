@@ -57,6 +57,8 @@ def scan(
     size: int,
     lower: float | None = None,
     device: str = "cpu",
+    *,
+    ordered: bool = True,
 ) -> list[Shortlists]:
     """Scan for the shortlist of every query: the `size` rows of smallest approximate distance.
 
@@ -70,9 +72,12 @@ def scan(
         size: rows kept per query, and with `lower` per side.
         lower: a distance in the codec's metric.
         device: device to scan on; segments are copied to a GPU once, as far as they fit.
+        ordered: whether the rows of a query must be best first. It takes time, which is wasted where they are
+            ranked anew.
 
     Returns:
-        The shortlists of all queries, best first, for either side of `lower`, or for a single side without.
+        The shortlists of all queries, query after query, for either side of `lower`, or for a single side
+        without.
     """
     sides = sides_of(lower)
     (num_steps,) = {each.num_steps for each in tables.values()}
@@ -81,11 +86,13 @@ def scan(
         for first, each in tables.items():
             partitions = slice(first, first + each.num_partitions)
             seen, probed = selection.of_partitions(partitions), probed_QP[:, partitions]
-            for side, parts in enumerate(_parts(seen, each, probed, sides, size, device)):
+            for side, parts in enumerate(_parts(seen, each, probed, sides, size, device, ordered)):
                 found = [part.shifted(first) for part in parts if len(part)]
                 if found:
                     earlier = [best[side]] if len(best[side]) else []
-                    best[side] = Shortlists.joined([*earlier, *found]).best(size)
+                    joined = Shortlists.joined([*earlier, *found])
+                    is_done = not ordered and joined.are_short(size)
+                    best[side] = joined if is_done else joined.best(size)
     return best
 
 
@@ -96,6 +103,7 @@ def _parts(
     sides: list[Side],
     size: int,
     device: str,
+    ordered: bool,
 ) -> list[list[Shortlists]]:
     """For every side, rows of a selection that include the best ones."""
     if device != "cpu":
@@ -103,7 +111,7 @@ def _parts(
 
         if tensor_scan.fits(selection.segment, device):
             return tensor_scan.nearest(device, selection, tables, probed_QP, sides, size)
-    scan_one = functools.partial(_scan_task, selection, tables, probed_QP, size)
+    scan_one = functools.partial(_scan_task, selection, tables, probed_QP, size, ordered)
     tasks = list(_tasks(len(selection.segment), len(probed_QP), sides, size))
     found = run_parallel(functools.partial(scan_one, task) for task in tasks)
     return [[part for task, part in zip(tasks, found, strict=True) if task.side is side] for side in sides]
@@ -133,7 +141,7 @@ def _tasks(rows: int, queries: int, sides: list[Side], size: int) -> Iterator[_T
 
 
 def _scan_task(
-    selection: Selection, tables: LookupTables, probed_QP: Mask, size: int, task: _Task
+    selection: Selection, tables: LookupTables, probed_QP: Mask, size: int, ordered: bool, task: _Task
 ) -> Shortlists:
     segment, side, few = selection.segment, task.side, tables.select(task.queries)
     norms_N, queries, size = norms_of(segment, tables), len(few.scores_QT), min(size, len(segment))
@@ -165,10 +173,11 @@ def _scan_task(
     scores_H, positions_H = np.empty(starts_Q[-1], np.float32), np.empty(starts_Q[-1], np.int64)
     copy_kept(kept, starts_Q, scores_H, positions_H)
     row_ids_H = segment.row_ids(positions_H)
-    order_H, _ = order_rows(starts_Q, scores_H, row_ids_H)
     queries_H = np.repeat(np.arange(task.queries.start, task.queries.stop), kept.filled_Q)
-    rows = segment.rows(positions_H[order_H], row_ids_H[order_H])
-    return Shortlists(queries_H, scores_H[order_H], rows)
+    if ordered:
+        order_H, _ = order_rows(starts_Q, scores_H, row_ids_H)
+        scores_H, positions_H, row_ids_H = scores_H[order_H], positions_H[order_H], row_ids_H[order_H]
+    return Shortlists(queries_H, scores_H, segment.rows(positions_H, row_ids_H))
 
 
 _EVERY_ROW = np.empty(0, dtype=bool)

@@ -63,6 +63,11 @@ class Shortlists:
         order_H = np.lexsort((self.rows.row_ids_N, self.scores_H, self.queries_H))
         return self[order_H[_places_of(self.queries_H[order_H]) < size]]
 
+    def are_short(self, size: int) -> bool:
+        """Whether rows come query after query, and no query has more than `size`."""
+        is_ascending = bool((self.queries_H[1:] >= self.queries_H[:-1]).all())
+        return is_ascending and bool(np.bincount(self.queries_H, minlength=1).max() <= size)
+
     @property
     def _are_in_order(self) -> bool:
         queries_H, scores_H, row_ids_H = self.queries_H, self.scores_H, self.rows.row_ids_N
@@ -103,7 +108,9 @@ class Shortlists:
 
 def _places_of(queries_H: Positions) -> Positions:
     """The place of every row among the rows of its query; queries ascend."""
-    return np.arange(len(queries_H)) - np.searchsorted(queries_H, queries_H)
+    firsts_Q = np.flatnonzero(np.diff(queries_H, prepend=-1))
+    counts_Q = np.diff(firsts_Q, append=len(queries_H))
+    return np.asarray(np.arange(len(queries_H)) - np.repeat(firsts_Q, counts_Q), np.int64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -506,9 +506,7 @@ class TableCodec:
         for generation in generations:
             if nprobes >= generation.metadata.num_partitions:
                 continue  # all of them, in whatever order
-            probed_QP[:, generation.partitions] = False
-            nearest = generation.codec.probe(queries_QD, nprobes)
-            np.put_along_axis(probed_QP, nearest + generation.first_partition, True, axis=1)
+            probed_QP[:, generation.partitions] = generation.codec.probed(queries_QD, nprobes)
         return probed_QP
 
     def lookup_tables(

@@ -139,6 +139,16 @@ def test_probe_orders_partitions_by_distance() -> None:
     assert PARTITIONED.probe(queries, 100).shape == (5, 3)
 
 
+@pytest.mark.parametrize("codec", [PARTITIONED, PLAIN])
+@pytest.mark.parametrize("nprobes", [1, 2, 3, 9])
+def test_partitions_are_marked_that_probe_gives(codec: Codec, nprobes: int) -> None:
+    queries = vectors(5)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    expected = np.zeros((5, codec.num_partitions), dtype=bool)
+    np.put_along_axis(expected, codec.probe(queries, nprobes), True, axis=1)
+    np.testing.assert_array_equal(codec.probed(queries, nprobes), expected)
+
+
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
 def test_unknown_devices(device: str) -> None:
     with pytest.raises(InvalidInputError, match="device="):

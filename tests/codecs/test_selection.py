@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqmoe_store.codecs.selection import nth_smallest, order_rows, smallest
+from rqmoe_store.codecs.selection import mark_smallest, nth_smallest, order_rows, smallest
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint64])
@@ -72,3 +72,6 @@ def test_the_smallest_columns_come_in_order(seed: int, rows: int, columns: int, 
     count = data.draw(st.integers(1, columns))
     expected = np.argsort(values, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(smallest(values, count), expected)
+    marked = np.zeros_like(values, dtype=bool)
+    mark_smallest(values, count, marked)
+    np.testing.assert_array_equal(np.argwhere(marked)[:, 1].reshape(rows, count), np.sort(expected, axis=1))

@@ -45,8 +45,11 @@ def test_shortlists_are_the_smallest_scores(metric, seed, count, queries, size, 
     rows, tables = rows_of(seed, count), tables_of(seed, queries, metric)
     probed = np.random.default_rng(seed).random((queries, PARTITIONS)) < 0.6
     (found,) = scan(selections_of(rows, cuts), {0: tables}, probed, size)
+    (unordered,) = scan(selections_of(rows, cuts), {0: tables}, probed, size, ordered=False)
+    assert (np.diff(unordered.queries_H) >= 0).all()
     scores = tables.score(rows.codes)
     for query, shortlist in enumerate(each_query(found, queries)):
+        assert set(ids_of(each_query(unordered, queries)[query])) == set(ids_of(shortlist))
         some = probed[query][rows.codes.partitions]
         assert ids_of(shortlist) == best(scores[query], rows.row_ids_N, some, size)
         place = {row_id: index for index, row_id in enumerate(rows.row_ids_N.tolist())}
