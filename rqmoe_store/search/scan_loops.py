@@ -3,8 +3,8 @@
 Rows that may be among the best of a query gather in its buffer, of which all but the best are dropped when it
 is full. The worst of these bounds the rows that are gathered from then on.
 
-Shape legend: Q queries, P partitions, N rows of a segment, B rows of a block, Y some of them, M code bytes,
-W words of eight code bytes, T = 256 M table entries, X rows in a buffer.
+Shape legend: Q queries, P partitions, N rows of a segment, B rows of a block, M code bytes, W words of eight
+code bytes, T = 256 M table entries, X rows in a buffer or entries of several tables.
 """
 
 from typing import Any, NamedTuple
@@ -128,7 +128,8 @@ def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, siz
                 for query in probing_Q[:probing]:
                     _scan_rows(query, partition, rows, rows_B, squares_B, count, scored, kept)
             for query in probing_Q[:probing]:
-                _keep_best(query, kept, rows.row_ids, size, 2 * size)
+                if kept.filled_Q[query] >= 2 * size:  # calls take time, too
+                    _keep_best(query, kept, rows.row_ids, size, 2 * size)
     for query in range(queries):
         _keep_best(query, kept, rows.row_ids, size, size + 1)
 
@@ -208,7 +209,8 @@ def _scan_bounded(
     lanes: Any,
     kept: Any,
 ) -> None:
-    """Find the rows of a block that each query may keep by bounds of all queries at once, and score these."""
+    """Find the rows of a block that each query may keep by bounds of all queries at once, and score these,
+    as `_scan_rows` does."""
     by_length, lengths_B = len(rows.norms_N) > 0, np.ones(count, np.float32)
     if by_length:
         for place in range(count):
@@ -222,25 +224,29 @@ def _scan_bounded(
     )
     if some == 0:
         return
-    queries = len(scored.probed_QP)
-    own_QY, squares_QY, found_Q = (
-        np.empty((queries, some), np.int64),
-        np.empty((queries, some), np.float32),
-        np.zeros(queries, np.int64),
-    )
+    # One row after the other: a query has too few of a block for a loop of its own to be worth its start.
+    codes_NW, codes_NM, sign = rows.codes_NW, rows.codes_NM, scored.sign
+    entries_X, width = scored.entries_QT.reshape(-1), scored.entries_QT.shape[1]
+    words, steps = codes_NW.shape[1], codes_NM.shape[1]
     for index in range(some):
         place, bits = places_B[index], lanes_B[index]
+        row = rows_B[place]
+        if len(rows.allowed_N) and not rows.allowed_N[row]:
+            continue
         while bits:
             query = lowest_bit(bits)
             bits &= bits - np.uint32(1)
-            found = found_Q[query]
-            own_QY[query, found], squares_QY[query, found] = rows_B[place], squares_B[place]
-            found_Q[query] = found + 1
-    for query in probing_Q:
-        found = found_Q[query]
-        if found:
-            own_Y, squares_Y = own_QY[query, :found], squares_QY[query, :found]
-            _scan_rows(query, partition, rows, own_Y, squares_Y, found, scored, kept)
+            score, own = scored.scores_QP[query, partition], width * query
+            for word in range(words):
+                score += _entries_of_word(codes_NW[row, word], np.uint64(own + 2048 * word), entries_X)
+            for step in range(WORD * words, steps):
+                score += entries_X[own + 256 * step + codes_NM[row, step]]
+            if by_length:
+                score = _ONE - score / lengths_B[place]
+            if score * sign <= kept.worst_Q[query] and scored.lows_Q[query] <= score < scored.highs_Q[query]:
+                filled = kept.filled_Q[query]
+                kept.scores_QX[query, filled], kept.positions_QX[query, filled] = score * sign, row
+                kept.filled_Q[query] = filled + 1
 
 
 @compiled
@@ -270,30 +276,35 @@ def _scan_rows(
 
 @compiled
 def _sum_words(codes_NW: Any, rows_B: Any, entries_T: Any, initial: Any, scores_B: Any) -> None:
-    """Fill in the sums of entries for whole words of code bytes. A word is loaded at once, and its entries
-    are added in pairs, so that no addition waits for all of those before it."""
+    """Fill in the sums of entries for whole words of code bytes."""
     for place in range(len(scores_B)):
         score, row = initial, rows_B[place]
         for word in range(codes_NW.shape[1]):
-            value, table = codes_NW[row, word], np.uint64(2048 * word)
-            first = (
-                entries_T[table + (value & _BYTE)]
-                + entries_T[table + np.uint64(256) + ((value >> np.uint64(8)) & _BYTE)]
-            )
-            second = (
-                entries_T[table + np.uint64(512) + ((value >> np.uint64(16)) & _BYTE)]
-                + entries_T[table + np.uint64(768) + ((value >> np.uint64(24)) & _BYTE)]
-            )
-            third = (
-                entries_T[table + np.uint64(1024) + ((value >> np.uint64(32)) & _BYTE)]
-                + entries_T[table + np.uint64(1280) + ((value >> np.uint64(40)) & _BYTE)]
-            )
-            fourth = (
-                entries_T[table + np.uint64(1536) + ((value >> np.uint64(48)) & _BYTE)]
-                + entries_T[table + np.uint64(1792) + (value >> np.uint64(56))]
-            )
-            score += (first + second) + (third + fourth)
+            score += _entries_of_word(codes_NW[row, word], np.uint64(2048 * word), entries_T)
         scores_B[place] = score
+
+
+@compiled
+def _entries_of_word(value: Any, table: Any, entries_X: Any) -> Any:
+    """The sum of the entries for a word of code bytes, of tables that begin at `table`. A word is loaded at
+    once, and its entries are added in pairs, so that no addition waits for all of those before it."""
+    first = (
+        entries_X[table + (value & _BYTE)]
+        + entries_X[table + np.uint64(256) + ((value >> np.uint64(8)) & _BYTE)]
+    )
+    second = (
+        entries_X[table + np.uint64(512) + ((value >> np.uint64(16)) & _BYTE)]
+        + entries_X[table + np.uint64(768) + ((value >> np.uint64(24)) & _BYTE)]
+    )
+    third = (
+        entries_X[table + np.uint64(1024) + ((value >> np.uint64(32)) & _BYTE)]
+        + entries_X[table + np.uint64(1280) + ((value >> np.uint64(40)) & _BYTE)]
+    )
+    fourth = (
+        entries_X[table + np.uint64(1536) + ((value >> np.uint64(48)) & _BYTE)]
+        + entries_X[table + np.uint64(1792) + (value >> np.uint64(56))]
+    )
+    return (first + second) + (third + fourth)
 
 
 @compiled
