@@ -354,6 +354,7 @@ def bench_latency(
     vector_column: VectorColumn = "vector",
     rows: MostVectors = 200_000,
     nprobes: Annotated[int | None, typer.Option(help="Partitions that our table probes.")] = None,
+    shortlist: Annotated[int | None, typer.Option(help="Rows that our table ranks exactly.")] = None,
     peer_nprobes: Annotated[int | None, typer.Option(help="Partitions that LanceDB probes.")] = None,
     timed_queries: Annotated[int, typer.Option(help="Queries timed one at a time.")] = 300,
     rounds: Annotated[int, typer.Option(help="Batches of 64 that are timed.")] = 10,
@@ -381,13 +382,8 @@ def bench_latency(
     )
     from rqmoe_store.training.trainer import add_refine_codes
 
-    settings = LatencySettings(
-        nprobes=nprobes,
-        peer_nprobes=peer_nprobes,
-        timed_queries=timed_queries,
-        rounds=rounds,
-        busy_processes=busy,
-    )
+    search = {"nprobes": nprobes, "shortlist": shortlist, "peer_nprobes": peer_nprobes}
+    settings = LatencySettings(**search, timed_queries=timed_queries, rounds=rounds, busy_processes=busy)
     console, ours = Console(stderr=True), load_codec(codec)
     most = rows, MAX_SEARCH_QUERIES
     vectors_ND, queries_QD, data = read_described(

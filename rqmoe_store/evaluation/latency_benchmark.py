@@ -1,7 +1,8 @@
 """Benchmark of latency and throughput: our searches and those of others, in turn, quiet and on busy cores.
 
 Every query is answered by all systems, one after the other, before the next query. What else the machine does
-then slows all of them alike, so ratios hold although times do not.
+then slows all of them alike, so ratios hold although times do not. The order is drawn anew for every query: a
+system finds the processor's caches as the one before leaves them, whose threads may not have come to rest.
 
 Shape suffixes: N vectors, Q queries, K neighbors.
 """
@@ -67,6 +68,8 @@ class LatencySettings:
 
     nprobes: int | None = None
     """Partitions that our table probes; None for its default."""
+    shortlist: int | None = None
+    """Rows that our table ranks by refine codes or decoded; None for its default."""
     peer_nprobes: int | None = None
     """Partitions that LanceDB's index probes; None for LanceDB's default."""
     timed_queries: int = 300
@@ -80,10 +83,10 @@ class LatencySettings:
         for name, least in (("timed_queries", 1), ("rounds", 1), ("busy_processes", 0)):
             if getattr(self, name) < least:
                 raise InvalidInputError(f"Got {name}={getattr(self, name)}; expected at least {least}.")
-        for name in ("nprobes", "peer_nprobes"):
+        for name, least in (("nprobes", 1), ("peer_nprobes", 1), ("shortlist", NEIGHBORS)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInputError(f"Got {name}={value}; expected at least 1, or None.")
+            if value is not None and value < least:
+                raise InvalidInputError(f"Got {name}={value}; expected at least {least}, or None.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,7 +224,8 @@ def _build(folder: str, vectors_ND: Float32Array, codec: Codec, settings: Latenc
 
     def ours(store: CompressedTable, queries_QD: Float32Array) -> Found:
         query = store.search(queries_QD).limit(NEIGHBORS).select([ID])
-        return (query if settings.nprobes is None else query.nprobes(settings.nprobes)).to_arrow()
+        query = query if settings.nprobes is None else query.nprobes(settings.nprobes)
+        return (query if settings.shortlist is None else query.shortlist(settings.shortlist)).to_arrow()
 
     def peer(refine_factor: int | None, queries_QD: Float32Array) -> Found:
         return _search_lancedb(docs, queries_QD, codec, settings.peer_nprobes, refine_factor)
@@ -335,9 +339,11 @@ def _time_in_turn(
     searches: Mapping[str, Search], queries: list[Float32Array], *, warm_up: int
 ) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in searches}
+    random, names = np.random.default_rng(0), list(searches)
     for turn, queries_QD in enumerate(queries):
-        for name, search in searches.items():
-            started = time.perf_counter()
+        for place in random.permutation(len(names)):
+            name = names[place]
+            search, started = searches[name], time.perf_counter()
             search(queries_QD)
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - started)

@@ -58,14 +58,16 @@ def test_every_system_is_measured_in_every_part(capsys) -> None:
 def test_a_system_that_is_not_installed_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr(latency_benchmark.importlib.util, "find_spec", lambda name: None)
     vectors = unit(VECTORS)
-    brief = LatencySettings(timed_queries=1, rounds=1, busy_processes=0, nprobes=1, peer_nprobes=1)
+    brief = LatencySettings(
+        timed_queries=1, rounds=1, busy_processes=0, nprobes=1, shortlist=10, peer_nprobes=1
+    )
     report = benchmark_latency(vectors, vectors[:64], codec_of("cosine"), brief)
     assert report.missing == (TURBOVEC,)
     print_latency_report(report)
     assert "pip install turbovec" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("setting", ["nprobes", "peer_nprobes", "timed_queries", "rounds"])
+@pytest.mark.parametrize("setting", ["nprobes", "shortlist", "peer_nprobes", "timed_queries", "rounds"])
 def test_settings_out_of_range_are_refused(setting) -> None:
     with pytest.raises(InvalidInputError, match=f"{setting}=0"):
         LatencySettings(**{setting: 0})
