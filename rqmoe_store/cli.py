@@ -47,6 +47,10 @@ app.command()(advise)
 
 Database = Annotated[str, typer.Argument(metavar="DB", help="Folder or bucket URI of a LanceDB database.")]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of a table in the database.")]
+Positives = Annotated[
+    str | None,
+    typer.Option("--positives", help="A .json file: a list with the values of rows that answer each query."),
+]
 VectorColumn = Annotated[str, typer.Option("--vector-column", help="Column that holds the vectors.")]
 
 
@@ -107,6 +111,12 @@ def train(
     start: Annotated[
         Path | None, typer.Option(help="Folder of a codec to go on from, if it is better than a new start.")
     ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option("--queries", help="Query vectors to tune the codec for: a .npy or .json file."),
+    ] = None,
+    positives: Positives = None,
+    on: Annotated[str | None, typer.Option("--on", help="Column that has these values.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the codec in --out.")] = False,
 ) -> None:
     """Train a codec on a sample of a table's vectors.
@@ -116,6 +126,7 @@ def train(
     More bytes keep more of each vector. More minutes make better use of the bytes. The table is only read.
     --refine-bytes 48 makes searches near-lossless without raw vectors. pq, saq and turboquant take seconds.
     --start goes on from a codec of the same shape, which --kind, --metric and --bytes then default to.
+    --queries tunes the codec for queries, as [bold]rqmoe tune-codec[/bold] does for the codec of a table.
     On several GPUs: [bold]accelerate launch --multi_gpu --num_processes 4 -m rqmoe_store train ...[/bold]
     """
     from rqmoe_store.codecs.base import load_codec
@@ -134,10 +145,21 @@ def train(
     begin = None if start is None else load_codec(start)
     if begin is not None:
         config = _with_shape_of(begin, config, context)
-    codec = train_codec(docs, vector_column, config=config, training=training, start=begin)
+    asked = {
+        "queries": None if queries is None else read_query(queries, "--queries"),
+        "positives": None if positives is None else read_query(positives, "--positives"),
+        "on": on,
+    }
+    codec = train_codec(docs, vector_column, config=config, training=training, start=begin, **asked)
     if is_main_process():
         codec.save(out)
         print_trained(codec, out)
+        if queries is not None:
+            typer.echo(
+                "It is tuned for the queries."
+                if codec.correction is not None
+                else "It is not tuned: queries that were held out did not clearly gain by it."
+            )
     leave_workers()
 
 
@@ -259,12 +281,7 @@ def tune_codec(
     database: Database,
     table: TableName,
     queries: Annotated[str, typer.Option("--queries", help="Typical query vectors: a .npy or .json file.")],
-    positives: Annotated[
-        str | None,
-        typer.Option(
-            "--positives", help="A .json file: a list with the values of rows that answer each query."
-        ),
-    ] = None,
+    positives: Positives = None,
     on: Annotated[
         str | None, typer.Option("--on", help="Column that has these values; by default the table's key.")
     ] = None,

@@ -247,3 +247,9 @@ def test_tune_codec(data):
     assert "nDCG@10" in found.output and "48 queries held out from 72" in found.output
     assert "keeps no vectors" in fails(*arguments)
     assert "--positives" in fails(*arguments, "--positives", data / "missing.json")
+    train = ("train", data / "db", "docs", "--out", data / "tuned", "--bytes", 4, "--kind", "pq")
+    train = (*train, "--queries", data / "questions.npy")
+    found = invoke(*train, "--positives", data / "answers.json", "--on", "id")
+    assert "It is tuned for the queries" in found.output or "It is not tuned" in found.output
+    refused = invoke(*train, "--overwrite", "--positives", data / "answers.json")
+    assert refused.exit_code == 1 and "on=None" in refused.stderr

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from rqmoe_store.arguments import open_share, whole_number
 from rqmoe_store.codecs.base import Codec
@@ -34,12 +32,13 @@ from rqmoe_store.store.lance import retry_on_conflict
 from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.sql import quoted
 from rqmoe_store.store.vector_arrays import read_vectors, rows_per_batch
+from rqmoe_store.training.positives import PositiveValues
 from rqmoe_store.training.relevance import (
     FOUND_ROWS,
+    HELD_OUT,
     RANKED,
     FoundRows,
     RelevanceReport,
-    listed_positives,
     ndcg,
     recall,
     require_tunable,
@@ -62,7 +61,7 @@ class RelevanceSettings:
     neighbors of each query."""
     on: str | None = None
     """A column; None for the table's key."""
-    held_out: float = 0.3
+    held_out: float = HELD_OUT
     """Share of the queries that decide whether the result is kept."""
     seed: int = 0
     """Seed of that choice, and of the order of training."""
@@ -181,36 +180,16 @@ def _relevant_rows(
 def _labeled_rows(
     state: TableState, handle: Handle, queries: int, settings: RelevanceSettings
 ) -> list[RowIds]:
-    wanted = listed_positives(settings.positives, queries)
-    column = settings.on or handle.key
-    if column is None or column not in state.snapshot.schema.names:
+    column, schema = settings.on or handle.key, state.snapshot.schema
+    if column is None or column not in schema.names:
         raise InvalidInputError(
             f"Got on={settings.on!r}; expected a column of table {handle.name!r} that has the positives."
         )
-    condition, kind = f"{quoted(handle.columns.code)} IS NOT NULL", state.snapshot.schema.field(column).type
+    values = PositiveValues(settings.positives, queries, schema.field(column))
+    condition = f"{quoted(handle.columns.code)} IS NOT NULL"
     rows = state.snapshot.dataset.scanner([column], filter=condition, with_row_id=True).to_table()
-    try:
-        values = list(dict.fromkeys(value for each in wanted for value in each))
-        places = pc.index_in(rows[column], value_set=pa.array(values, kind))
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InvalidInputError(
-            f"Got positives such as {wanted[0][0]!r} for column {column!r} of {kind} ({error}); expected "
-            "values of that type."
-        ) from error
-    row_ids_of: dict[object, list[int]] = {value: [] for value in values}
-    for place, row_id in zip(places.to_pylist(), rows["_rowid"].to_pylist(), strict=True):
-        if place is not None:
-            row_ids_of[values[place]].append(row_id)
-    missing = [value for value in values if not row_ids_of[value]]
-    if missing:
-        raise InvalidInputError(
-            f"Got {len(missing):,} positives that no row with a code has in column {column!r}, such as "
-            f"{missing[0]!r}; expected values of rows of table {handle.name!r}."
-        )
-    return [
-        np.unique(np.array([row_id for value in each for row_id in row_ids_of[value]], np.uint64))
-        for each in wanted
-    ]
+    where = f"table {handle.name!r}"
+    return values.rows_of_queries(values.places(rows[column]), rows["_rowid"].to_numpy(), where)
 
 
 def _exact_neighbors(state: TableState, handle: Handle, queries_QD: Float32Array) -> list[RowIds]:

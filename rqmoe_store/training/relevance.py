@@ -10,7 +10,7 @@ T rows of the correction, S samples of a bootstrap.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from rqmoe_store.codecs.correction import DistanceCorrection
 from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.neighbors import nearest_rows
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
-from rqmoe_store.config import Metric
+from rqmoe_store.config import CodecConfig, Metric
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.storage_errors import translates_errors
+from rqmoe_store.training.positives import Positions, positions_in
 
 LEAST_QUERIES = 100
 """Fewer distinct queries could not tell a gain from chance."""
@@ -33,6 +34,8 @@ FOUND_ROWS = 400
 """Rows found for each query, among which negatives are searched."""
 RANKED = 10
 """Recall and nDCG are those of the first 10 rows."""
+HELD_OUT = 0.3
+"""Share of the queries that decide, unless another is asked for."""
 
 _DIRECTIONS = 64
 _NEGATIVES = 200
@@ -47,7 +50,6 @@ _MOMENTUM, _SQUARES = 0.9, 0.999
 _SAMPLES, _BETWEEN = 1_000, (2.5, 97.5)
 
 Mask = npt.NDArray[np.bool_]
-Positions = npt.NDArray[np.int64]
 Parameters = dict[str, Float32Array]
 
 
@@ -364,7 +366,7 @@ def tune_codec(
     queries: Any,
     positives: Sequence[int | Sequence[int]] | None = None,
     *,
-    held_out: float = 0.3,
+    held_out: float = HELD_OUT,
     seed: int = 0,
 ) -> tuple[Codec, RelevanceReport]:
     """Tune a codec for queries like those given: rows that should be found come nearer.
@@ -391,21 +393,51 @@ def tune_codec(
     """
     held_out, seed = open_share("held_out", held_out), whole_number("seed", seed, 0)
     require_tunable(codec)
-    metric = codec.config.metric
-    vectors_ND = as_vectors(vectors, dim=codec.dim, metric=metric)
-    queries_QD = as_vectors(queries, dim=codec.dim, metric=metric)
-    training_Q, held_Q = split_queries(queries_QD, held_out, seed)
-    if len(vectors_ND) < 2 * RANKED:
-        raise InvalidInputError(f"Got {len(vectors_ND)} vectors; expected at least {2 * RANKED}.")
-    relevant = None if positives is None else _positions(positives, len(queries_QD), len(vectors_ND))
-    found = _find_rows(codec, vectors_ND, queries_QD, relevant)
-    correction = train_correction(codec, found.select(training_Q), seed)
-    held = found.select(held_Q)
+    vectors_ND = as_vectors(vectors, dim=codec.dim, metric=codec.config.metric)
+    queries_QD = as_vectors(queries, dim=codec.dim, metric=codec.config.metric)
+    relevant = None if positives is None else positions_in(positives, len(queries_QD), len(vectors_ND))
+    return tune_for(codec, KnownQueries.of(vectors_ND, queries_QD, relevant, held_out, seed), seed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KnownQueries:
+    """Queries to tune a codec for, and the vectors among which they should find some; checked."""
+
+    vectors_ND: Float32Array
+    queries_QD: Float32Array
+    relevant: list[Positions] | None
+    """For each query the positions of the vectors that it should find; None for its exact neighbors."""
+    training_Q: Positions
+    """Queries to train with."""
+    held_Q: Positions
+    """Queries that decide whether the result is kept."""
+
+    @classmethod
+    def of(
+        cls,
+        vectors_ND: Float32Array,
+        queries_QD: Float32Array,
+        relevant: list[Positions] | None,
+        held_out: float = HELD_OUT,
+        seed: int = 0,
+    ) -> "KnownQueries":
+        """Hold out a share of checked queries. Raises InvalidInputError for too few queries or vectors."""
+        training_Q, held_Q = split_queries(queries_QD, held_out, seed)
+        if len(vectors_ND) < 2 * RANKED:
+            raise InvalidInputError(f"Got {len(vectors_ND)} vectors; expected at least {2 * RANKED}.")
+        return cls(vectors_ND, queries_QD, relevant, training_Q, held_Q)
+
+
+def tune_for(codec: Codec, known: KnownQueries, seed: int) -> tuple[Codec, RelevanceReport]:
+    """As `tune_codec`, for what was checked."""
+    found = _find_rows(codec, known)
+    correction = train_correction(codec, found.select(known.training_Q), seed)
+    held = found.select(known.held_Q)
     report = RelevanceReport.of(
         measures(held, held.distances_QC),
         measures(held, held.distances_QC - (0 if correction is None else held.amounts(correction))),
-        labeled=relevant is not None,
-        training_queries=len(training_Q),
+        labeled=known.relevant is not None,
+        training_queries=len(known.training_Q),
     )
     return (codec.with_correction(correction) if report.kept else codec), report
 
@@ -414,9 +446,15 @@ def require_tunable(codec: Codec) -> None:
     """Raise InvalidInputError for what is no codec, and for a codec with refine codes."""
     if not isinstance(codec, Codec):
         raise InvalidInputError(f"Got a codec of type {type(codec).__name__}; expected a Codec.")
-    if codec.config.refine_bytes:
+    require_no_refine_codes(codec.config)
+
+
+def require_no_refine_codes(config: CodecConfig) -> None:
+    """Raise InvalidInputError for a codec with refine codes, which is not tuned."""
+    if config.refine_bytes:
         raise InvalidInputError(
-            f"Got {codec!r}; expected a codec without refine codes, which leave nothing to gain by tuning."
+            f"Got a codec of refine_bytes={config.refine_bytes}; expected one without refine codes, which "
+            "leave nothing to gain by tuning."
         )
 
 
@@ -428,48 +466,9 @@ def measures(found: FoundRows, distances_QC: Float32Array) -> tuple[Float64Array
     return ndcg(hits_QC, relevant_Q), recall(hits_QC, relevant_Q)
 
 
-def listed_positives(positives: Any, queries: int) -> list[list[Any]]:
-    """The positives of every query as Python's own values; a text or a number stands for itself.
-
-    Raises:
-        InvalidInputError: they are no sequence, or not of so many queries, or a query has none.
-    """
-    if isinstance(positives, str | bytes | Mapping) or not isinstance(positives, Sequence | np.ndarray):
-        raise InvalidInputError(
-            f"Got positives of type {type(positives).__name__}; expected a list, with the values of every "
-            "query."
-        )
-    listed = [_listed(each) for each in positives]
-    if len(listed) != queries or not all(listed):
-        raise InvalidInputError(
-            f"Got positives of {sum(map(bool, listed))} queries, and {queries} queries; expected at least "
-            "one for each. Leave out queries that nothing answers."
-        )
-    return listed
-
-
-def _listed(values: Any) -> list[Any]:
-    values = values.tolist() if isinstance(values, np.ndarray | np.generic) else values
-    single = isinstance(values, str | bytes) or not isinstance(values, Iterable)
-    return [values] if single else [each.item() if isinstance(each, np.generic) else each for each in values]
-
-
-def _positions(positives: Any, queries: int, rows: int) -> list[Positions]:
-    """Positions of vectors, checked."""
-    listed = listed_positives(positives, queries)
-    for each in listed:
-        for value in each:
-            if type(value) is not int or not 0 <= value < rows:
-                raise InvalidInputError(
-                    f"Got {value!r} among the positives; expected positions of the {rows:,} vectors."
-                )
-    return [np.unique(np.array(each, np.int64)) for each in listed]
-
-
-def _find_rows(
-    codec: Codec, vectors_ND: Float32Array, queries_QD: Float32Array, relevant: list[Positions] | None
-) -> FoundRows:
+def _find_rows(codec: Codec, known: KnownQueries) -> FoundRows:
     """The rows that an exhaustive search ranks first, and those that are relevant."""
+    vectors_ND, queries_QD, relevant = known.vectors_ND, known.queries_QD, known.relevant
     codes = codec.encode(vectors_ND)
     decoded_ND = codec.decode(codes)
     near_QC = nearest_rows(queries_QD, decoded_ND, min(FOUND_ROWS, len(vectors_ND)), codec.config.metric)

@@ -23,7 +23,7 @@ from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
 MAX_SHARE = 0.8
 """Largest weight of the partner in a mixture."""
 
-_READ_ROWS = 8192
+READ_ROWS = 8192
 """Rows read from a table at a time."""
 _READ_LISTS = 128
 """Rows of many vectors each read from a table at a time."""
@@ -77,7 +77,7 @@ def draw_sample(vectors: VectorReader, *, max_rows: int, seed: int) -> Float32Ar
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.choice(len(vectors), size=min(len(vectors), max_rows), replace=False))
     # Reading is fastest in table order. Training needs neighboring rows of the table apart.
-    chunks = [vectors.take(chosen[start : start + _READ_ROWS]) for start in range(0, len(chosen), _READ_ROWS)]
+    chunks = [vectors.take(chosen[start : start + READ_ROWS]) for start in range(0, len(chosen), READ_ROWS)]
     filled = [chunk for chunk in chunks if len(chunk)]
     sample_nD = np.concatenate(filled) if filled else np.empty((0, 0), dtype=np.float32)
     return sample_nD[generator.permutation(len(sample_nD))]
@@ -125,7 +125,7 @@ def sample_vectors(
         error = TableError if is_table else InvalidInputError
         raise error("Got no vectors to train on; add rows first.")
     if is_table:
-        column = _TableColumn(data, vector_column, metric)
+        column = TableColumn(data, vector_column, metric)
         draw = draw_sample_of_lists if has_many_vectors(data, vector_column) else draw_sample
         sample_nD = draw(column, max_rows=max_rows, seed=seed)
         if len(sample_nD) == 0:
@@ -177,11 +177,13 @@ def _is_list(column_type: pa.DataType) -> bool:
     return any(is_kind(column_type) for is_kind in checks)
 
 
-class _TableColumn:
+class TableColumn:
     """The vectors in a column of a LanceDB table, for `draw_sample`."""
 
     def __init__(self, table: Any, column: str, metric: Metric) -> None:
-        self._table, self._column, self._metric = table, column, metric
+        self._table, self._metric = table, metric
+        self.name = column
+        """Name of the column."""
         self._dims = set[int]()
         self._many = has_many_vectors(table, column)
 
@@ -194,7 +196,11 @@ class _TableColumn:
         Raises:
             InvalidInputError: vectors differ in dimension, or `as_vectors` refuses them.
         """
-        column = self._table.take_offsets(positions.tolist()).select([self._column]).to_arrow()[self._column]
+        column = self._table.take_offsets(positions.tolist()).select([self.name]).to_arrow()[self.name]
+        return self.vectors(column, positions)
+
+    def vectors(self, column: pa.ChunkedArray, positions: npt.NDArray[np.int64]) -> Float32Array:
+        """As `take`, of rows of the column that were read, and the positions that they are at."""
         rows = positions[np.flatnonzero(column.is_valid().to_numpy())]
         values = column.drop_null().combine_chunks()
         values = getattr(values, "storage", values)  # tensors of Arrow are stored as lists
@@ -203,7 +209,7 @@ class _TableColumn:
             values = values.flatten()
             if values.null_count:
                 raise InvalidInputError(
-                    f"Column {self._column!r} of table {self._table.name!r} has rows with a null in "
+                    f"Column {self.name!r} of table {self._table.name!r} has rows with a null in "
                     "their list of vectors; expected vectors only. Repair these rows."
                 )
         if len(values) == 0:
@@ -211,7 +217,7 @@ class _TableColumn:
         self._dims.update(np.unique(values.value_lengths().to_numpy(zero_copy_only=False)).tolist())
         if len(self._dims) > 1:
             raise InvalidInputError(
-                f"Column {self._column!r} holds vectors of dimensions {sorted(self._dims)}; expected one. "
+                f"Column {self.name!r} holds vectors of dimensions {sorted(self._dims)}; expected one. "
                 "Were they made by different embedding models?"
             )
         flat = values.flatten().to_numpy(zero_copy_only=False)
@@ -219,9 +225,7 @@ class _TableColumn:
             vectors_nD = flat.reshape(len(values), *self._dims)
             return as_vectors(vectors_nD, metric=self._metric, positions=rows)
         except InvalidInputError as error:
-            raise InvalidInputError(
-                f"Table {self._table.name!r}, column {self._column!r}: {error}"
-            ) from error
+            raise InvalidInputError(f"Table {self._table.name!r}, column {self.name!r}: {error}") from error
 
 
 def without_outliers(

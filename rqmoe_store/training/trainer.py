@@ -36,6 +36,8 @@ from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
 from rqmoe_store.training.initialize import Start, check_trainable, fresh_start, resumed_start, warn_if_few
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.loss import validation_mse
+from rqmoe_store.training.positives import sample_with_positives
+from rqmoe_store.training.relevance import KnownQueries, require_no_refine_codes, tune_for
 from rqmoe_store.training.sampler import count_vectors, has_many_vectors, sample_vectors, without_outliers
 from rqmoe_store.training.transform import (
     FITTED_ROWS,
@@ -99,6 +101,9 @@ def train(
     training: TrainConfig | None = None,
     validation: Any = None,
     start: Codec | None = None,
+    queries: Any = None,
+    positives: Any = None,
+    on: str | None = None,
 ) -> Codec:
     """Train a codec on the vectors of a LanceDB table or array.
 
@@ -112,6 +117,13 @@ def train(
         start: a codec to go on from, if its validation error is lower than that of the new codebooks
             from which training starts otherwise; `report.started_from` tells. Its shape must be the
             config's; refine codes, `beam` and `preselect` may differ. It is not changed.
+        queries: vectors (Q, D) to tune the codec for, as `tune_codec` does, at least 100 different ones; the
+            config must be without refine codes then. Tuning comes on top of `max_minutes`. The codec has a
+            `correction` if queries held out gain by it; `tune_codec` tells how much. None to leave it out.
+        positives: for each query the vector that answers it, or a list of several: positions in an array, or
+            values that rows of a table have in the column `on`. None takes the 10 exact neighbors of each
+            query in the sample.
+        on: column of the table that has the positives.
 
     Returns:
         The codec with the lowest validation error seen. At worst that is the error of the plain RQ from
@@ -123,8 +135,8 @@ def train(
     Raises:
         TableError: the table is empty, or the column is unknown or has another type.
         InvalidInputError: the vectors are unusable (NaN, infinite, zero under cosine, all the same) or fewer
-            than codewords, the settings or `start` do not fit them, the device does not exist, or training
-            keeps failing at this learning rate.
+            than codewords, the settings, `start`, queries or positives do not fit them, the device does not
+            exist, or training keeps failing at this learning rate.
         ArtifactError: the checkpoint is damaged or belongs to another run.
         KeyboardInterrupt: Ctrl-C without a `checkpoint_dir`.
 
@@ -135,6 +147,7 @@ def train(
     """
     started = time.monotonic()
     config, settings = starting_config(start, config), training or TrainConfig()
+    _require_tuning(config, data, vector_column, queries, positives, on)
     workers = join_workers(settings.device)
     with TrainingProgress(visible=settings.progress and workers.is_main) as progress:
         progress.stage("sampling vectors")
@@ -148,31 +161,98 @@ def train(
         require_dim(start, sample_nD.shape[1])
         config = config.without_partitions() if has_many_vectors(data, vector_column) else config
         config = config.resolve(dim=sample_nD.shape[1], rows=count_vectors(data))
-        training_nD, validation_nD = _split(sample_nD, validation, config, settings)
-        frame = Frame.plain(sample_nD.shape[1])
-        if config.metric != "cosine":  # vectors of unit length have no outliers and need no frame
-            training_nD, validation_nD = without_outliers(training_nD, validation_nD, warn=workers.is_main)
-            frame = frame_for(training_nD)
-        check_trainable(as_tensor(training_nD), config)
+        known = None
+        if queries is not None:
+            labels = None if positives is None else (positives, on)
+            known = _known_queries(data, vector_column, sample_nD, queries, labels, config, settings)
+        codec = _train_on_sample(sample_nD, validation, config, settings, start, workers, progress, started)
+        if known is None:
+            return codec
+        progress.stage("tuning for queries")
+        return _share_codec(workers, tune_for(codec, known, settings.seed)[0] if workers.is_main else None)
+
+
+def _require_tuning(
+    config: CodecConfig, data: Any, vector_column: str, queries: Any, positives: Any, on: str | None
+) -> None:
+    """Raise InvalidInputError for positives without queries, and for what cannot be tuned for queries."""
+    if queries is None:
+        if positives is not None or on is not None:
+            raise InvalidInputError(
+                f"Got {'positives' if on is None else f'on={on!r}'} without queries; expected queries that "
+                "the positives answer."
+            )
+        return
+    if on is not None and positives is None:
+        raise InvalidInputError(f"Got on={on!r} without positives; expected both, or neither.")
+    require_no_refine_codes(config)
+    if has_many_vectors(data, vector_column):
+        raise InvalidInputError(
+            f"Got queries to tune for, and column {vector_column!r}, whose rows have many vectors each; "
+            "expected a column with one vector a row."
+        )
+
+
+def _known_queries(
+    data: Any,
+    vector_column: str,
+    sample_nD: Float32Array,
+    queries: Any,
+    labels: tuple[Any, str | None] | None,
+    config: CodecConfig,
+    settings: TrainConfig,
+) -> KnownQueries:
+    """Check queries, and their positives and the column that has these, if there are any."""
+    queries_QD = as_vectors(queries, dim=sample_nD.shape[1], metric=config.metric)
+    if labels is None:
+        return KnownQueries.of(sample_nD, queries_QD, None, seed=settings.seed)
+    vectors_nD, relevant = sample_with_positives(
+        data,
+        labels[0],
+        len(queries_QD),
+        on=labels[1],
+        vector_column=vector_column,
+        metric=config.metric,
+        max_rows=settings.max_rows,
+        seed=settings.seed,
+    )
+    return KnownQueries.of(vectors_nD, queries_QD, relevant, seed=settings.seed)
+
+
+def _train_on_sample(
+    sample_nD: Float32Array,
+    validation: Any,
+    config: CodecConfig,
+    settings: TrainConfig,
+    start: Codec | None,
+    workers: Workers,
+    progress: TrainingProgress,
+    started: float,
+) -> Codec:
+    """Train a codec of a resolved config on vectors in random order; every process returns it."""
+    training_nD, validation_nD = _split(sample_nD, validation, config, settings)
+    frame = Frame.plain(sample_nD.shape[1])
+    if config.metric != "cosine":  # vectors of unit length have no outliers and need no frame
+        training_nD, validation_nD = without_outliers(training_nD, validation_nD, warn=workers.is_main)
+        frame = frame_for(training_nD)
+    check_trainable(as_tensor(training_nD), config)
+    if workers.is_main:
+        warn_if_few(len(training_nD), config)
+    training_nD, validation_nD = frame.transform(training_nD), frame.transform(validation_nD)
+    if config.is_transform:
+        progress.stage("fitting the transform code")
+        codec = None
         if workers.is_main:
-            warn_if_few(len(training_nD), config)
-        training_nD, validation_nD = frame.transform(training_nD), frame.transform(validation_nD)
-        if config.is_transform:
-            progress.stage("fitting the transform code")
-            codec = None
-            if workers.is_main:
-                codec = _fit_transform_codec(
-                    config, frame, training_nD, validation_nD, settings.seed, started
-                )
-            return _share_codec(workers, codec and require_storable(codec))
-        vectors = as_tensor(training_nD).to(workers.device), as_tensor(validation_nD).to(workers.device)
-        with _computing_on(workers.device, settings):
-            warm = None if start is None else WarmStart.of(start, config, frame, workers.device)
-            begun, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress, warm)
-            progress.stage("fitting look-up tables")
-            rows = finishing.rows_within(_seconds_left(settings, started))
-            finish = functools.partial(_finish, begun, frame, *vectors, rows, epochs, started, settings.seed)
-            return _share_codec(workers, require_storable(finish()) if workers.is_main else None)
+            codec = _fit_transform_codec(config, frame, training_nD, validation_nD, settings.seed, started)
+        return _share_codec(workers, codec and require_storable(codec))
+    vectors = as_tensor(training_nD).to(workers.device), as_tensor(validation_nD).to(workers.device)
+    with _computing_on(workers.device, settings):
+        warm = None if start is None else WarmStart.of(start, config, frame, workers.device)
+        begun, epochs, finishing = _fit(*vectors, config, settings, started, workers, progress, warm)
+        progress.stage("fitting look-up tables")
+        rows = finishing.rows_within(_seconds_left(settings, started))
+        finish = functools.partial(_finish, begun, frame, *vectors, rows, epochs, started, settings.seed)
+        return _share_codec(workers, require_storable(finish()) if workers.is_main else None)
 
 
 @translates_errors

@@ -17,6 +17,7 @@ import rqmoe_store as rqs
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.rerank import exact_distances
+from rqmoe_store.training.positives import sample_with_positives
 
 ROWS, DIM, QUERIES = 2_048, 12, 400
 
@@ -231,3 +232,104 @@ def test_arrays_that_do_not_fit_are_refused(arguments, message):
     rows, queries = rows_and_queries()
     with pytest.raises(InvalidInputError, match=message):
         rqs.tune_codec(codec(), **{"vectors": rows, "queries": queries} | arguments)
+
+
+SETTINGS = {
+    "config": rqs.CodecConfig(kind="rq", code_bytes=2, codebook_size=16, num_partitions=0),
+    "training": rqs.TrainConfig(epochs=0, progress=False),
+}
+
+
+@functools.cache
+def misleading_queries() -> tuple[np.ndarray, list[list[int]]]:
+    """Queries near rows of one cluster, and rows of the next one, which answer them."""
+    random, (rows, _) = np.random.default_rng(3), rows_and_queries()
+    asked = random.permutation(ROWS)[:200]
+    which = np.random.default_rng(0)
+    which.normal(size=(2, 16, DIM))
+    cluster = which.permutation(ROWS) % 16
+    answers = [np.flatnonzero(cluster == (cluster[row] + 1) % 16)[:3].tolist() for row in asked]
+    return rows[asked] + 0.01, answers
+
+
+def assert_equally_tuned(codec: Codec, other: Codec) -> None:
+    assert codec.correction is not None and other.correction is not None
+    np.testing.assert_array_equal(codec.correction.rows_TC, other.correction.rows_TC)
+    np.testing.assert_array_equal(codec.correction.directions_RD, other.correction.directions_RD)
+
+
+def test_train_tunes_as_tune_codec_does(tmp_path):
+    (rows, _), (queries, answers) = rows_and_queries(), misleading_queries()
+    plain = rqs.train(rows, **SETTINGS)
+    expected, report = rqs.tune_codec(plain, rows, queries, answers)
+    assert report.kept and report.ndcg_after > report.ndcg_before + 0.2
+    assert_equally_tuned(rqs.train(rows, **SETTINGS, queries=queries, positives=answers), expected)
+    docs = lancedb.connect(tmp_path).create_table("docs", source_table(rows))
+    texts = [[f"text {row}" for row in each] for each in answers]
+    of_table = rqs.train(docs, **SETTINGS, queries=queries, positives=texts, on="text")
+    sampled = rqs.train(docs, **SETTINGS)  # in another order than from an array
+    assert_equally_tuned(of_table, rqs.tune_codec(sampled, rows, queries, answers)[0])
+    neighbors = rqs.train(rows, **SETTINGS, queries=queries)
+    assert (neighbors.correction is not None) == rqs.tune_codec(plain, rows, queries)[1].kept
+
+
+def test_train_reads_all_positives_of_a_table_beside_a_sample(tmp_path):
+    (rows, _), (queries, answers) = rows_and_queries(), misleading_queries()
+    wanted = np.unique(np.concatenate(answers))
+    source = source_table(rows)
+    empty = np.array([row % 5 == 0 and row not in wanted for row in range(ROWS)])
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), DIM, mask=pa.array(empty))
+    source = source.set_column(source.schema.get_field_index("vector"), "vector", lists)
+    docs = lancedb.connect(tmp_path).create_table("docs", schema=source.schema)
+    docs.add(source)
+    settings = {"vector_column": "vector", "metric": "l2", "max_rows": 100, "seed": 0}
+    vectors, relevant = sample_with_positives(docs, answers, len(queries), on="id", **settings)
+    assert len(wanted) < len(vectors) <= len(wanted) + 100
+    for each, positions in zip(answers, relevant, strict=True):
+        np.testing.assert_array_equal(vectors[positions], rows[np.unique(each)])
+    settings["max_rows"] = len(wanted) + 50
+    vectors, relevant = sample_with_positives(rows, answers, len(queries), on=None, **settings)
+    assert len(vectors) == len(wanted) + 50
+    for each, positions in zip(answers, relevant, strict=True):
+        np.testing.assert_array_equal(vectors[positions], rows[np.unique(each)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"positives": [[0]] * QUERIES, "queries": None}, "positives without queries"),
+        ({"on": "id", "queries": None}, "without queries"),
+        ({"on": "id"}, "without positives"),
+        ({"positives": [[0]] * QUERIES, "on": "id"}, "for an array"),
+        ({"positives": [[ROWS]] * QUERIES}, "positions of the"),
+        ({"positives": [[0]]}, "positives of 1 queries"),
+        ({"queries": np.ones((120, DIM + 1))}, "dimension"),
+        ({"queries": np.full((120, DIM), np.nan)}, "NaN"),
+        ({"queries": np.ones((120, DIM))}, "1 different queries"),
+        ({"config": rqs.CodecConfig(kind="pq", code_bytes=2, refine_bytes=4)}, "without refine codes"),
+    ],
+)
+def test_train_refuses_queries_before_it_trains(arguments, message):
+    rows, queries = rows_and_queries()
+    endless = {
+        "config": rqs.CodecConfig(code_bytes=2, codebook_size=16),
+        "training": rqs.TrainConfig(epochs=10**6, progress=False),
+    }
+    with pytest.raises(InvalidInputError, match=message):
+        rqs.train(rows, **endless | {"queries": queries} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("positives", "on", "message"),
+    [
+        ([[0]] * QUERIES, None, "expected a column"),
+        ([[0]] * QUERIES, "nothing", "expected a column"),
+        ([[ROWS + 7]] * QUERIES, "id", f"such as {ROWS + 7}"),
+        ([["a"]] * QUERIES, "id", "expected values of that type"),
+    ],
+)
+def test_train_refuses_positives_that_a_table_lacks(tmp_path, positives, on, message):
+    rows, queries = rows_and_queries()
+    docs = lancedb.connect(tmp_path).create_table("docs", source_table(rows))
+    with pytest.raises(InvalidInputError, match=message):
+        rqs.train(docs, **SETTINGS, queries=queries, positives=positives, on=on)
