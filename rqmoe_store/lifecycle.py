@@ -222,6 +222,7 @@ def _train_codecs(
     Raises as `_require_columns`, and for a start of another shape, before it trains.
     """
     # Imported here, since tables are opened and searched without torch.
+    from rqmoe_store.training.encodings import fit_encoding_codec
     from rqmoe_store.training.sampler import draw_sample
     from rqmoe_store.training.warm_start import starting_config
 
@@ -245,7 +246,7 @@ def _train_codecs(
     else:
         lists = as_lists(vectors, many)
     encodings_nD = encodings_of(lists[:ENCODINGS_FITTED], many)
-    codec = fit_encoding_codec(encodings_nD, metadata, training.seed)
+    codec = fit_encoding_codec(encodings_nD, metadata.config, training.seed)
     vectors_TD = _left_over(lists, many, codec)
     order = np.random.default_rng(training.seed).permutation(len(vectors_TD))[: training.max_rows]
     return TrainedCodecs(codec, _train_codec(handle, training, vectors_TD[order], config, start))
@@ -271,18 +272,6 @@ def _left_over(lists: Ragged, many: MultiVector, codec: Codec) -> Float32Array:
             means_BD = row_means(codec.encode(encodings_of(some, many)), many, codec)
         parts.append(left_over(some, means_BD, many))
     return np.concatenate(parts)
-
-
-def fit_encoding_codec(encodings_nD: Float32Array, metadata: TableMetadata, seed: int = 0) -> Codec:
-    """Fit the codec of fixed dimensional encodings for a table with this metadata."""
-    from rqmoe_store.training.trainer import train as train_codec
-
-    if len(encodings_nD) < metadata.config.least_training_rows:
-        raise TableError(
-            f"Got {len(encodings_nD)} rows with vectors to fit the codec of their encodings to; expected "
-            f"{metadata.config.least_training_rows} at least. Add rows."
-        )
-    return train_codec(encodings_nD, config=metadata.config, training=TrainConfig(seed=seed, progress=False))
 
 
 def _train_codec(

@@ -15,18 +15,12 @@ from rqmoe_store.async_table import AsyncCompressedTable
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, KeepVectors, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
-from rqmoe_store.lifecycle import fit_encoding_codec
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.search.source import Cache
 from rqmoe_store.storage_errors import translates_errors
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import as_schema, require_keep_vectors
-from rqmoe_store.store.compress import (
-    compress_into,
-    compress_lists_into,
-    convert_in_place,
-    require_local_table,
-)
+from rqmoe_store.store.compress import ListEncoding, compress_into, convert_in_place, require_local_table
 from rqmoe_store.store.creation import ExpectedSchema, RawTable, require_free_name, require_place
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.keys import require_key
@@ -209,7 +203,7 @@ def compress(
     docs = require_local_table(docs)
     if key is not None:
         require_key(docs, key)  # before hours of encoding
-    has_lists = has_vector_lists(docs.schema, vector_column)
+    has_lists, lists = has_vector_lists(docs.schema, vector_column), None
     if not has_lists:
         require_no_encoding(multi_vector, vector_column)
     if has_lists and in_place:
@@ -217,14 +211,25 @@ def compress(
             f"Got in_place=True for column {vector_column!r}, whose rows have many vectors each; expected "
             "into=, as such tables are compressed into new ones only."
         )
+    if has_lists:
+        # Imported here, since tables are opened and searched without torch.
+        from rqmoe_store.training.encodings import fit_encoding_codec
+
+        lists = ListEncoding(fit_encoding_codec, multi_vector)
     if in_place:
         store = _compress_in_place(docs, codec, db, vector_column, keep_vectors, progress)
     else:
-        settings: dict[str, Any] = {"db": db, "vector_column": vector_column, "keep_vectors": keep_vectors}
-        if has_lists:
-            settings |= {"fit": fit_encoding_codec, "multi_vector": multi_vector}
-        compressed = compress_lists_into if has_lists else compress_into
-        store = CompressedTable(compressed(docs, codec, cast(str, into), **settings, progress=progress))
+        handle = compress_into(
+            docs,
+            codec,
+            cast(str, into),
+            db=db,
+            vector_column=vector_column,
+            keep_vectors=keep_vectors,
+            lists=lists,
+            progress=progress,
+        )
+        store = CompressedTable(handle)
     if key is not None:
         _set_key(store, key, new=not in_place)
     return store

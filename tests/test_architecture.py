@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "store": {*GROUND, "codecs", "multivector", "pages"},
     # These four take an open table's handle, and know nothing of each other.
     "search": {*GROUND, "codecs", "multivector", "store", "training"},
-    "ingestion": {*GROUND, "codecs", "store"},
+    "ingestion": {*GROUND, "codecs", "store", "training"},
     "verification": {*GROUND, "codecs", "store"},
     "exports": {*GROUND, "codecs", "store"},
     "lifecycle": {*GROUND, "codecs", "training", "store"},
@@ -53,7 +53,9 @@ MAY_IMPORT = {
         *(*GROUND, "codecs", "training", "store", "search", "verification", "exports", "lifecycle"),
         *("table", "threads"),
     },
-    "tables": {*GROUND, "codecs", "store", "search", "lifecycle", "table", "async_table", "threads"},
+    "tables": {
+        *(*GROUND, "codecs", "training", "store", "search", "lifecycle", "table", "async_table", "threads"),
+    },
     "distributed": {"codecs", "store", "search", "ingestion"},
     "managed_table": {*GROUND, "store", "lifecycle", "table", "tables", "threads"},
     "evaluation": {

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rqmoe_store.errors import InvalidInputError, RQMoEError
-from rqmoe_store.ingestion.pieces import Chunk, Piece
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.ingestion.pieces import Chunk, Piece, reading
 from rqmoe_store.ingestion.quarantine import BadRow, as_json
 from rqmoe_store.store.columns import Vectors
 from rqmoe_store.store.ingest_log import PieceProgress
@@ -202,14 +202,8 @@ class BlockReader:
             yield pending.block(self.checker.no_rows)
 
     def _chunks(self, piece: Piece, start: int) -> Iterator[Chunk]:
-        try:
+        with reading(piece):
             yield from piece.read(start, self.columns, self.block_rows)
-        except RQMoEError:
-            raise
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise InvalidInputError(
-                f"{piece.name} cannot be read ({error}). What is committed stays; repair it and ingest again."
-            ) from error
 
     def _add_chunk(self, chunk: Chunk, piece: Piece, start: int, pending: "_BlockBuilder") -> None:
         """Check a chunk that begins at row `start` of its piece, and add its rows to the pending block."""

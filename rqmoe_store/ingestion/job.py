@@ -10,7 +10,7 @@ from lancedb.table import LanceTable
 from rich.filesize import decimal
 
 from rqmoe_store.codecs.base import Codec
-from rqmoe_store.config import KeepVectors
+from rqmoe_store.config import KeepVectors, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, warn_caller
 from rqmoe_store.ingestion.blocks import Block, BlockReader
 from rqmoe_store.ingestion.pieces import Piece, Source, digest
@@ -80,6 +80,7 @@ def ingest(
     metadata: str | os.PathLike[str] | None = None,
     encode: bool | None = None,
     keep_vectors: KeepVectors = "none",
+    multi_vector: MultiVectorConfig | None = None,
     on_bad_rows: OnBadRows = "quarantine",
     commit_rows: int = COMMIT_ROWS,
     job: str | None = None,
@@ -110,6 +111,9 @@ def ingest(
         encode: False to store raw vectors, which `optimize` encodes later; None to encode if the table has a
             codec.
         keep_vectors: as in `compress`, for a new table.
+        multi_vector: how rows are found in a new table, if the vector column has lists of vectors; None for
+            the defaults. The codec of encodings is fitted to the first rows of each file or fragment, or to
+            the first 2,048 of a stream.
         on_bad_rows: "quarantine" to put rows that cannot be encoded (the vector has another dimension, NaN or
             infinity, or is zero under cosine; a value is null where that is not allowed, or cannot be cast)
             into the table `<name>_quarantine`, with source, position, reason and the row as JSON; or "error".
@@ -144,6 +148,7 @@ def ingest(
         metadata=metadata,
         encode=encode,
         keep_vectors=keep_vectors,
+        multi_vector=multi_vector,
         storage_options=storage_options,
         job=job,
     )

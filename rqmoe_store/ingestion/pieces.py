@@ -7,6 +7,7 @@ rows in the same order whenever it is read.
 
 import abc
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.store.ingest_log import PieceProgress
 
 
@@ -63,6 +64,15 @@ class Piece(abc.ABC):
         """
         return []
 
+    def peek(self, rows: int, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield about so many rows from the first one on, which `read` yields as well. Raises as `read`."""
+        left = rows
+        for chunk in self.read(0, columns, batch_rows):
+            yield chunk.rows
+            left -= chunk.rows.num_rows
+            if left <= 0:
+                return
+
     @abc.abstractmethod
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
         """Yield the rows from `start` on, in chunks of at most `batch_rows` and in bounded memory.
@@ -93,6 +103,19 @@ class Source:
         """Size of all pieces; None if that of any piece is unknown."""
         sizes = [piece.source_bytes for piece in self.pieces]
         return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+@contextlib.contextmanager
+def reading(piece: Piece) -> Iterator[None]:
+    """Raise InvalidInputError, which names the piece, where it cannot be read."""
+    try:
+        yield
+    except RQMoEError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InvalidInputError(
+            f"{piece.name} cannot be read ({error}). What is committed stays; repair it and ingest again."
+        ) from error
 
 
 def digest(text: str, size: int) -> str:

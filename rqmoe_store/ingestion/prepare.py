@@ -5,21 +5,32 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from lancedb.db import DBConnection
 
 from rqmoe_store.codecs.base import Codec, load_codec
-from rqmoe_store.config import KeepVectors
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import KeepVectors, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.ingestion.blocks import RowChecker
-from rqmoe_store.ingestion.pieces import Source
+from rqmoe_store.ingestion.pieces import Source, reading
 from rqmoe_store.ingestion.sources import open_source
 from rqmoe_store.store import databases
-from rqmoe_store.store.creation import create_coded
+from rqmoe_store.store.creation import (
+    create_coded,
+    create_empty,
+    lists_metadata,
+    require_creatable,
+    with_codecs,
+)
 from rqmoe_store.store.handle import Handle, OpenTable
+from rqmoe_store.store.metadata import TableMetadata
+from rqmoe_store.store.multivector import ENCODINGS_FITTED, encodings_of, require_no_encoding
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.table_codec import TableCodec
 from rqmoe_store.store.vector_arrays import require_vector_column
+from rqmoe_store.store.vector_lists import has_vector_lists
 
 Target = OpenTable | tuple[DBConnection, str]
 """A table, or a database and the name of a table."""
@@ -47,16 +58,26 @@ def open_target(into: Target) -> Handle | None:
 
 def create_target(
     into: tuple[DBConnection, str],
+    source: Source,
     schema: pa.Schema,
     codec: Codec | None,
     vector_column: str,
     keep_vectors: str,
+    multi_vector: MultiVectorConfig | None = None,
 ) -> Handle:
     """Create a table with the columns of a source and without rows.
 
+    Args:
+        into: a database, and a name that is free.
+        source: where to look for rows, if they have many vectors each.
+        schema: the columns of the source that are ingested.
+        codec: codec of the vectors.
+        vector_column, keep_vectors, multi_vector: as for `ingest`.
+
     Raises:
         TableError: there is no codec, no such vector column, or a column has a reserved name.
-        InvalidInputError: the vectors have another dimension than the codec.
+        InvalidInputError: the vectors have another dimension than the codec, or the codec is not for such
+            rows.
     """
     db, name = into
     if codec is None:
@@ -64,11 +85,68 @@ def create_target(
             f"The database {db.uri!r} has no table {name!r}, and without a codec none can be made. Pass "
             "codec=, or make the table first, with compress(...) or create_table(...)."
         )
+    if has_vector_lists(schema, vector_column):
+        return _create_for_lists(into, source, schema, codec, vector_column, keep_vectors, multi_vector)
+    require_no_encoding(multi_vector, vector_column)
     require_vector_column(schema, vector_column, codec.dim)
     table, metadata = create_coded(
         db, name, schema, codec=codec, vector_column=vector_column, keep_vectors=keep_vectors
     )
     return Handle(table, TableCodec.of(metadata, [codec]))
+
+
+def _create_for_lists(
+    into: tuple[DBConnection, str],
+    source: Source,
+    schema: pa.Schema,
+    codec: Codec,
+    vector_column: str,
+    keep_vectors: str,
+    multi_vector: MultiVectorConfig | None,
+) -> Handle:
+    """Create a table whose rows have many vectors each. The codec of their encodings is fitted to the first
+    rows of each piece, at most 16,384 together."""
+    # Imported here, since other ingestions need no torch.
+    from rqmoe_store.training.encodings import fit_encoding_codec
+
+    db, name = into
+    metadata = lists_metadata(name, schema, codec, vector_column, keep_vectors, multi_vector)
+    require_creatable(db, name, schema, metadata)
+    encodings_nF = _sample_encodings(source, vector_column, metadata)
+    encoding_codec = fit_encoding_codec(encodings_nF, metadata.config)
+    metadata = with_codecs(metadata, encoding_codec, codec)
+    table = create_empty(db, name, schema, metadata, [codec, encoding_codec])
+    return Handle(table, TableCodec.load(db, metadata))
+
+
+def _sample_encodings(source: Source, vector_column: str, metadata: TableMetadata) -> Float32Array:
+    """Fixed dimensional encodings (n, F) of the first rows of each piece, without rows that are bad.
+
+    Raises:
+        InvalidInputError: a piece cannot be read, or all these rows are bad.
+    """
+    many, kept = metadata.multi_vector, metadata.kept
+    assert many is not None, "rows have many vectors"
+    rows = -(-ENCODINGS_FITTED // max(1, len(source.pieces)))
+    parts, problems = [np.empty((0, metadata.dim), np.float32)], list[str]()
+    for piece in source.pieces:
+        with reading(piece):
+            for batch in piece.peek(rows, [vector_column], metadata.rows_per_batch):
+                if vector_column not in batch.schema.names:
+                    continue
+                column = batch[vector_column]
+                kept.require_type(column.type)
+                bad = kept.unusable(column)
+                problems += bad.values()
+                usable = np.setdiff1d(np.arange(len(column)), list(bad))
+                parts.append(encodings_of(kept.read(column.take(pa.array(usable)), 0)[0], many))
+    if problems and not any(map(len, parts)):
+        raise InvalidInputError(
+            f"None of the first {len(problems):,} rows with vectors can be encoded: vectors with "
+            f"{problems[0]}. Pass a codec of vectors like these; this one is for dimension "
+            f"{metadata.vector_dim}."
+        )
+    return np.concatenate(parts)[:ENCODINGS_FITTED]
 
 
 def as_codec(codec: Codec | str | os.PathLike[str] | None) -> Codec | None:
@@ -113,6 +191,7 @@ def prepare(
     metadata: str | os.PathLike[str] | None = None,
     encode: bool | None = None,
     keep_vectors: KeepVectors = "none",
+    multi_vector: MultiVectorConfig | None = None,
     storage_options: Mapping[str, str] | None = None,
     job: str | None = None,
 ) -> Prepared:
@@ -136,7 +215,7 @@ def prepare(
     schema = _selected(source.schema, columns, vector_column)
     if handle is None:
         assert isinstance(into, tuple), "open_target returns a table that is passed"
-        handle = create_target(into, schema, codec, vector_column, keep_vectors)
+        handle = create_target(into, source, schema, codec, vector_column, keep_vectors, multi_vector)
     else:
         require_codec(handle, codec)
     if encode is None:

@@ -27,6 +27,8 @@ _EXPECTED_SOURCES = (
 
 _READ_AHEAD_BYTES = 128 * 2**20
 """Most bytes that a scan of a Lance fragment reads ahead."""
+_PEEKED_ROWS = 2_048
+"""Rows of a stream that are looked at, and held in memory, before it is read."""
 _BLOB, _EXTENSION = b"lance-encoding:blob", b"ARROW:extension:name"
 """Metadata keys of Arrow fields."""
 _PANDAS_KEY = b"pandas"
@@ -250,6 +252,17 @@ class StreamPiece(Piece):
         """
         super().__init__(name, "", source_bytes)
         self._batches, self._known = batches, known
+
+    def peek(self, rows: int, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """As `Piece.peek`, of 2,048 rows or a batch more at most, which are in memory until they are read."""
+        peeked: list[pa.RecordBatch] = []
+        while sum(batch.num_rows for batch in peeked) < min(rows, _PEEKED_ROWS):
+            if (batch := next(self._batches, None)) is None:
+                break
+            peeked.append(batch)
+        self._batches = itertools.chain(peeked, self._batches)
+        for batch in peeked:
+            yield batch.select([name for name in columns if name in batch.schema.names])
 
     def read(self, start: int, columns: Sequence[str], batch_rows: int) -> Iterator[Chunk]:
         for batch in skip(self._batches, start, self.name):

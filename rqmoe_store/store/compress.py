@@ -13,7 +13,7 @@ import dataclasses
 import math
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import KeepVectors, MultiVectorConfig
+from rqmoe_store.config import CodecConfig, KeepVectors, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, StorageError, TableError
 from rqmoe_store.progress import progress_bar
 from rqmoe_store.storage_errors import translates_errors
@@ -43,20 +43,15 @@ from rqmoe_store.store.columns import (
     require_keep_vectors,
     user_schema,
 )
-from rqmoe_store.store.creation import require_place, stored_schema, vector_dim
+from rqmoe_store.store.creation import lists_metadata, require_place, stored_schema, with_codecs
 from rqmoe_store.store.embeddings import metadata_with_moved_embedding
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows
 from rqmoe_store.store.metadata import TableMetadata
-from rqmoe_store.store.multivector import (
-    ENCODINGS_FITTED,
-    encodings_of,
-    multi_vector_metadata,
-    require_no_embedding,
-)
+from rqmoe_store.store.multivector import ENCODINGS_FITTED, encodings_of
 from rqmoe_store.store.row_encoder import RowEncoder
 from rqmoe_store.store.sql import quoted
-from rqmoe_store.store.table_codec import TableCodec, generation_metadata, metadata_of
+from rqmoe_store.store.table_codec import TableCodec, metadata_of
 from rqmoe_store.store.vector_arrays import read_vectors, require_vector_column, rows_per_batch
 
 Advance = Callable[[int], object]
@@ -158,6 +153,34 @@ def _reserve(file: int, size: int) -> None:
         os.posix_fallocate(file, 0, size)
 
 
+EncodingFit = Callable[[Float32Array, CodecConfig], Codec]
+"""Function that fits the codec of fixed dimensional encodings (n, F) of this configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListEncoding:
+    """How rows are encoded that have many vectors each."""
+
+    fit: EncodingFit
+    """Fits the codec of encodings to those of a sample of rows."""
+    config: MultiVectorConfig | None = None
+    """How rows become encodings; None for the defaults."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewRows:
+    """The rows of a new table, encoded or as they are being encoded."""
+
+    schema: pa.Schema
+    """Of the table, with its metadata."""
+    names: list[str]
+    """Columns of the batches."""
+    batches: Iterator[pa.RecordBatch]
+    separate: Sequence[SeparateColumn] = ()
+    codecs: TableCodec | None = None
+    """Those of the table; None for the one codec alone."""
+
+
 @translates_errors
 def compress_into(
     docs: Table,
@@ -167,13 +190,15 @@ def compress_into(
     db: DBConnection | None = None,
     vector_column: str = "vector",
     keep_vectors: KeepVectors = "none",
+    lists: ListEncoding | None = None,
     progress: bool = True,
 ) -> Handle:
     """Create a table with the columns of `docs` and codes in place of its vectors.
 
     `docs` is read at its present version and never changed. Memory is bounded for tables of any size;
     temporary files take about M + R + 20 bytes per row, for codes of M and refine codes of R bytes. The new
-    table is grouped by partition. After any failure, including Ctrl-C, there is no table `into`.
+    table is grouped by partition; rows that have many vectors each keep their order. After any failure,
+    including Ctrl-C, there is no table `into`.
 
     Args:
         docs: a LanceDB table on disk or in an object store.
@@ -184,6 +209,7 @@ def compress_into(
             finds them.
         keep_vectors: "float16" or "float32" to keep the raw vectors, too, as such numbers, in a column of the
             same name and in data files of its own.
+        lists: how rows are encoded that have many vectors each; None where they have one.
         progress: show a progress bar.
 
     Returns:
@@ -198,17 +224,28 @@ def compress_into(
         StorageError: the disk or bucket, or that of temporary files, is full or cannot be written to.
     """
     require_keep_vectors(keep_vectors)
-    _require_precision(codec, keep_vectors)
-    columns = CodeColumns(vector_column, codec.config.refine_bytes)
-    kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim, metric=codec.config.metric)
     docs = require_local_table(docs)
     source = _pinned(docs)
     db = databases.database_of(docs) if db is None else db  # a connection can be falsy: it has a length
-    require_compressible(source, codec, columns, ours=columns.names)
+    if lists is None:
+        _require_precision(codec, keep_vectors)
+        columns = CodeColumns(vector_column, codec.config.refine_bytes)
+        require_compressible(source, codec, columns, ours=columns.names)
+    else:
+        require_column_names(source.schema)
+        metadata = lists_metadata(
+            source.name, source.schema, codec, vector_column, keep_vectors, lists.config
+        )
+        require_copyable(source)
     _require_free_name(db, into, docs)
     with tempfile.TemporaryDirectory(prefix="rqmoe_store_") as folder, progress_bar(progress) as bar:
-        spill = _encode_all(source, codec, kept, Path(folder), _task(bar, "Encoding", source))
-        table = _write(db, into, source, codec, kept, spill, bar)
+        if lists is None:
+            new = _encode_vectors(source, codec, vector_column, keep_vectors, Path(folder), bar)
+        else:
+            new = _encode_lists(db, source, codec, metadata, lists.fit, bar)
+        table = _write(db, into, codec, new)
+    if new.codecs is not None:
+        return Handle(table, new.codecs)
     return Handle(table, TableCodec.of(TableMetadata.read(table.schema, into), [codec]))
 
 
@@ -297,16 +334,12 @@ def _encode_all(source: Table, codec: Codec, kept: KeptVectors, folder: Path, ad
     return spill
 
 
-def _write(
-    db: DBConnection,
-    into: str,
-    source: Table,
-    codec: Codec,
-    kept: KeptVectors,
-    spill: CodeSpill,
-    bar: Progress,
-) -> LanceTable:
-    """Pass 2: create the new table with all rows and the index on partitions, or nothing."""
+def _encode_vectors(
+    source: Table, codec: Codec, vector_column: str, keep_vectors: KeepVectors, folder: Path, bar: Progress
+) -> _NewRows:
+    """The rows of a table with one vector a row, in the order of partitions."""
+    kept = KeptVectors(column=vector_column, keep=keep_vectors, dim=codec.dim, metric=codec.config.metric)
+    spill = _encode_all(source, codec, kept, folder, _task(bar, "Encoding", source))
     metadata, order = metadata_of(codec, kept.column, kept.keep), spill.order_by_partition()
     schema, columns = stored_schema(source.name, source.schema, metadata), CodeColumns(kept.column)
     others = user_schema(source.schema, without=(kept.column,)).names
@@ -314,15 +347,22 @@ def _write(
     advance = _task(bar, "Writing", source)
     batches = _grouped_batches(source, others, written, columns, spill, order, advance)
     vectors = _raw_vectors(source, kept, spill, order, codec.config.metric, bar)
-    separate = [*_refine_codes(metadata.columns, spill, order), *vectors]
+    return _NewRows(
+        schema, written.names, batches, [*_refine_codes(metadata.columns, spill, order), *vectors]
+    )
+
+
+def _write(db: DBConnection, into: str, codec: Codec, new: _NewRows) -> LanceTable:
+    """Create the new table with all rows and the index on partitions, or nothing."""
     neighbor = cast(LanceTable, registry.save(db, codec))  # before there is a table that needs it
     table = databases.create_atomically(
-        db, into, schema, written.names, batches, neighbor=neighbor, separate=separate
+        db, into, new.schema, new.names, new.batches, neighbor=neighbor, separate=list(new.separate)
     )
     try:
         databases.require_stable_row_ids(table)
         if codec.num_partitions > 1:
-            table.create_index(columns.partition, config=BTree())
+            partition = TableMetadata.read(new.schema, into).columns.partition
+            table.create_index(partition, config=BTree())
     except BaseException:
         databases.drop(db, into)
         raise
@@ -387,64 +427,18 @@ def _task(bar: Progress, description: str, source: Table) -> Advance:
     return lambda rows: bar.advance(task, rows)
 
 
-EncodingFit = Callable[[Float32Array, TableMetadata], Codec]
-"""Function that fits the codec of fixed dimensional encodings (n, F) for a table with this metadata."""
-
-
-@translates_errors
-def compress_lists_into(
-    docs: Table,
-    codec: Codec,
-    into: str,
-    *,
-    fit: EncodingFit,
-    db: DBConnection | None = None,
-    vector_column: str = "vector",
-    keep_vectors: KeepVectors = "none",
-    multi_vector: MultiVectorConfig | None = None,
-    progress: bool = True,
-) -> Handle:
-    """Create a table with the columns of `docs`, whose rows have many vectors each, and codes in their place.
-
-    Arguments and exceptions are those of `compress_into`, and:
-
-    Args:
-        fit: fits the codec of encodings to those of a sample of rows.
-        multi_vector: how rows are encoded; None for the defaults. Codes are of whole vectors, as the codec
-            was trained for.
-    """
-    require_keep_vectors(keep_vectors)
-    source = _pinned(require_local_table(docs))
-    db = databases.database_of(cast(LanceTable, docs)) if db is None else db
-    dim, _ = vector_dim(source.schema, vector_column)
-    require_no_embedding(source.schema, vector_column, source.name)
-    # The codec was trained on whole vectors.
-    whole = dataclasses.replace(multi_vector or MultiVectorConfig(), subtract_mean=False)
-    metadata = multi_vector_metadata(vector_column, keep_vectors, dim, codec.config, whole)
-    metadata.columns.require_absent_from(source.schema)
-    if codec.dim != dim:
-        raise InvalidInputError(
-            f"Column {vector_column!r} holds vectors of dimension {dim}; the codec was trained on dimension "
-            f"{codec.dim}. Train a codec on this column, or name another one."
-        )
-    require_column_names(source.schema)
-    require_copyable(source)
-    _require_free_name(db, into, cast(LanceTable, docs))
-    with progress_bar(progress) as bar:
-        encoding_codec = fit(_sample_encodings(source, metadata), metadata)
-        generation = generation_metadata(encoding_codec, codec)
-        metadata = metadata.with_generation(generation, codec.config.without_partitions())
-        neighbor = cast(LanceTable, registry.save(db, codec))
-        registry.save(db, encoding_codec)
-        codecs = TableCodec.load(db, metadata)
-        schema = stored_schema(source.name, source.schema, metadata)
-        encoder = RowEncoder(schema, codecs, table_name=source.name, encode=True)
-        batches = _encoded_batches(source, encoder, _task(bar, "Encoding", source))
-        table = databases.create_atomically(
-            db, into, schema, encoder.schema.names, batches, neighbor=neighbor
-        )
-        databases.require_stable_row_ids(table)
-    return Handle(table, codecs)
+def _encode_lists(
+    db: DBConnection, source: Table, codec: Codec, metadata: TableMetadata, fit: EncodingFit, bar: Progress
+) -> _NewRows:
+    """The rows of a table whose rows have many vectors each, in their order."""
+    encoding_codec = fit(_sample_encodings(source, metadata), metadata.config)
+    metadata = with_codecs(metadata, encoding_codec, codec)
+    for each in (codec, encoding_codec):
+        registry.save(db, each)
+    codecs, schema = TableCodec.load(db, metadata), stored_schema(source.name, source.schema, metadata)
+    encoder = RowEncoder(schema, codecs, table_name=source.name, encode=True)
+    batches = _encoded_batches(source, encoder, _task(bar, "Encoding", source))
+    return _NewRows(schema, encoder.schema.names, batches, codecs=codecs)
 
 
 def _encoded_batches(source: Table, encoder: RowEncoder, advance: Advance) -> Iterator[pa.RecordBatch]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from rqmoe_store.store.keys import require_unique, with_key
 from rqmoe_store.store.metadata import TableMetadata
 from rqmoe_store.store.multivector import multi_vector_metadata, require_no_embedding, require_no_encoding
 from rqmoe_store.store.row_encoder import RowEncoder
-from rqmoe_store.store.table_codec import TableCodec, metadata_of
+from rqmoe_store.store.table_codec import TableCodec, generation_metadata, metadata_of
 from rqmoe_store.store.vector_arrays import fixed_length, is_vector_type
 from rqmoe_store.store.vector_lists import is_vector_list_type, vector_list_dim
 
@@ -133,10 +133,62 @@ def create_coded(
         InvalidInputError: the name cannot be used, or `keep_vectors` is unknown.
     """
     metadata = metadata_of(codec, vector_column, keep_vectors)
+    return create_empty(db, name, schema, metadata, [codec]), metadata
+
+
+def create_empty(
+    db: DBConnection, name: str, schema: pa.Schema, metadata: TableMetadata, codecs: Sequence[Codec]
+) -> LanceTable:
+    """Create a table without rows, whose metadata names these codecs. Raises as `create_coded`."""
     require_creatable(db, name, schema, metadata)
     require_free_name(db, name)
     stored = stored_schema(name, schema, metadata)
-    return create_with(db, name, stored, None, neighbor=registry.save(db, codec)), metadata
+    saved = [registry.save(db, codec) for codec in codecs]  # before there is a table that needs them
+    return create_with(db, name, stored, None, neighbor=saved[-1])
+
+
+def lists_metadata(
+    name: str,
+    schema: pa.Schema,
+    codec: Codec,
+    vector_column: str,
+    keep_vectors: str,
+    encoding: MultiVectorConfig | None,
+) -> TableMetadata:
+    """The metadata of a table whose rows have many vectors each, still without its codecs.
+
+    Args:
+        name: name of the table that `schema` is of, for messages.
+        schema: the user's columns, among them one of lists of vectors, of a fixed length or not.
+        codec: codec of the vectors.
+        vector_column: the column of lists of vectors.
+        keep_vectors: as for `create_table`.
+        encoding: how rows become encodings; None for the defaults. Codes are of whole vectors, as the codec
+            was trained for.
+
+    Raises:
+        InvalidInputError: the codec has another dimension, partitions, or a metric without inner products, or
+            there is an embedding function for the column.
+        TableError: a column has a reserved name.
+    """
+    length = vector_list_dim(schema.field(vector_column).type)
+    if length not in (None, codec.dim):
+        raise InvalidInputError(
+            f"Column {vector_column!r} holds vectors of dimension {length}; the codec was trained on "
+            f"dimension {codec.dim}. Train a codec on this column, or name another one."
+        )
+    require_no_embedding(schema, vector_column, name)
+    # The codec was trained on whole vectors.
+    whole = dataclasses.replace(encoding or MultiVectorConfig(), subtract_mean=False)
+    metadata = multi_vector_metadata(vector_column, keep_vectors, codec.dim, codec.config, whole)
+    metadata.columns.require_absent_from(schema)
+    return metadata
+
+
+def with_codecs(metadata: TableMetadata, encoding_codec: Codec, codec: Codec) -> TableMetadata:
+    """What `lists_metadata` returned, with the codec of encodings and that of vectors."""
+    generation = generation_metadata(encoding_codec, codec)
+    return metadata.with_generation(generation, codec.config.without_partitions())
 
 
 def require_free_name(db: DBConnection, name: str) -> None:
