@@ -12,10 +12,13 @@ from rich.console import Console
 
 from rqmoe_store.cli_bench import (
     CodecSeed,
+    CodeSizes,
     Epochs,
     JsonOut,
+    MetricName,
     Minutes,
     Seed,
+    VectorColumn,
     bench_app,
     check_outputs,
     training_of,
@@ -28,6 +31,7 @@ from rqmoe_store.terminal import names_in, numbers_in
 if TYPE_CHECKING:
     from rqmoe_store.evaluation.coverage_benchmark import CoverageResult
     from rqmoe_store.evaluation.multivector_benchmark import MultiVectorReport
+    from rqmoe_store.evaluation.relevance_benchmark import RelevanceResult
 
 
 @bench_app.command("multivector")
@@ -210,6 +214,83 @@ def bench_coverage(
     report.graph = benchmark_coverage(found, StaticEmbedder(), settings, note)
     write_report(json_out, report.to_dict(), coverage_tables(report))
     print_tables(coverage_tables(report))
+
+
+@bench_app.command("relevance")
+def bench_relevance(
+    vectors: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|TABLE",
+            help="A .npy file (rows, dim), or the path or URI of a LanceDB table's .lance folder.",
+        ),
+    ],
+    queries: Annotated[str, typer.Option(metavar="FILE|TABLE", help="Query vectors likewise.")],
+    relevance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Pairs of a query and a row that answers it, a .npy file as of `bench data`. Without it, "
+            "queries look for their 10 exact neighbors.",
+        ),
+    ] = None,
+    code_bytes: CodeSizes = "8,16,32",
+    kind: Annotated[str, typer.Option(help=f"Kind of the codecs: one of {', '.join(CODEC_KINDS)}.")] = "rq",
+    metric: MetricName = "cosine",
+    vector_column: VectorColumn = "vector",
+    splits: Annotated[int, typer.Option(help="Times that other queries are held out.")] = 3,
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    seed: CodecSeed = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Measure what tuning a codec for queries gains: nDCG@10 and recall@10 of queries that were held out.
+
+    Example: [bold]rqmoe bench relevance --vectors base.npy --queries queries.npy --bytes 8,16[/bold]
+
+    Codecs have no partitions. Tables of them are in a temporary database that is removed at the end, and
+    searched with default parameters. Each split holds out another 30 % of the queries.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    """
+    from rqmoe_store.evaluation.machine import require_bench
+
+    require_bench("psutil")
+    check_outputs(json_out, None)
+    import torch
+
+    from rqmoe_store.evaluation.data import summary_of
+    from rqmoe_store.evaluation.machine import describe_machine
+    from rqmoe_store.evaluation.relevance_benchmark import (
+        RelevanceBenchmarkReport,
+        RelevanceBenchmarkSettings,
+        benchmark_relevance,
+        read_relevance_data,
+        relevance_table,
+    )
+    from rqmoe_store.evaluation.tables import print_tables
+
+    console = Console(stderr=True)
+    settings = RelevanceBenchmarkSettings(
+        code_bytes=tuple(numbers_in("--bytes", code_bytes)),
+        config=CodecConfig(kind=kind, metric=metric, num_partitions=0),  # type: ignore[arg-type]  # checked
+        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed),
+        splits=splits,
+    )
+    vectors_ND, queries_QD, positives, data = read_relevance_data(
+        vectors, queries, relevance, vector_column, metric=settings.config.metric, seed=seed
+    )
+    console.print(summary_of(data), highlight=False, soft_wrap=True)
+    machine = describe_machine(torch.device("cpu"))
+    report = RelevanceBenchmarkReport(settings=dataclasses.asdict(settings), machine=machine, data=data)
+
+    def note(result: "RelevanceResult") -> None:
+        # The report is written after every codec, as a long run may not get to its end.
+        report.results.append(result)
+        console.print(f"{result}", highlight=False, markup=False, soft_wrap=True)
+        write_report(json_out, report.to_dict(), [relevance_table(report)])
+
+    benchmark_relevance(vectors_ND, queries_QD, positives, settings, note)
+    print_tables([relevance_table(report)])
 
 
 def _shares_in(option: str, text: str) -> tuple[float, ...]:

@@ -1,0 +1,210 @@
+"""What tuning a codec for queries gains: nDCG@10 and recall@10 before and after, of queries held out.
+
+Shape suffixes: N vectors, Q queries, D vector dimension.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from rich.table import Table
+
+from rqmoe_store.arguments import whole_number
+from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import CodecConfig, Metric, TrainConfig
+from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.data import open_array, read_described
+from rqmoe_store.evaluation.search_measurement import ID, VECTOR
+from rqmoe_store.evaluation.tables import table_of
+from rqmoe_store.tables import compress
+from rqmoe_store.training.relevance import RelevanceReport
+from rqmoe_store.training.trainer import train
+
+_ALL = 2**32
+
+Positives = list[list[int]]
+"""For each query the positions of the vectors that answer it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelevanceBenchmarkSettings:
+    """What to measure."""
+
+    code_bytes: tuple[int, ...] = (8, 16, 32)
+    config: CodecConfig = dataclasses.field(default_factory=lambda: CodecConfig(kind="rq", metric="cosine"))
+    """Of the codecs, but for their size."""
+    training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    splits: int = 3
+    """Each of them holds out other queries."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "splits", whole_number("splits", self.splits, 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RelevanceResult:
+    """Means over the splits, of queries that were held out, with one codec."""
+
+    kind: str
+    code_bytes: int
+    validation_mse: float
+    """Of the codec."""
+    ndcg_before: float
+    ndcg_after: float
+    ndcg_gain_low: float
+    ndcg_gain_high: float
+    """Where the gain is with a confidence of 95 %."""
+    recall_before: float
+    recall_after: float
+    kept: int
+    """Splits in which the tuned codec was kept."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class RelevanceBenchmarkReport:
+    """All results so far."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    data: dict[str, Any]
+    results: list[RelevanceResult] = dataclasses.field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+
+def read_relevance_data(
+    vectors: str, queries: str, relevance: str | None, vector_column: str, *, metric: Metric, seed: int
+) -> tuple[Float32Array, Float32Array, Positives | None, dict[str, Any]]:
+    """Read all vectors and queries, what answers them, if that is named, and a description for the report.
+
+    Raises:
+        InvalidInputError: as `read_positives`; answers are named by position, and rows come from a table.
+        TableError: as `read_described`.
+    """
+    for option, location in (("--vectors", vectors), ("--queries", queries)):
+        if relevance is not None and Path(location).suffix != ".npy":
+            raise InvalidInputError(
+                f"Got --relevance and {option} {location!r}; expected a .npy file, as rows of tables come in "
+                "random order, and answers are positions."
+            )
+    most = _ALL, _ALL
+    vectors_ND, queries_QD, data = read_described(
+        vectors, queries, vector_column, most, metric=metric, seed=seed
+    )
+    assert vectors_ND is not None, "vectors are named"
+    positives = None if relevance is None else read_positives(relevance, len(queries_QD), len(vectors_ND))
+    return vectors_ND, queries_QD, positives, data | {"relevance": relevance}
+
+
+def read_positives(location: str, queries: int, rows: int) -> Positives:
+    """Read pairs of a query and a row that answers it, as `bench data` writes them.
+
+    Raises:
+        InvalidInputError: it is no such file, or has other queries or rows, or a query has none.
+    """
+    pairs = np.asarray(open_array("--relevance", location))
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise InvalidInputError(
+            f"Got --relevance {location!r} of {pairs.dtype} {pairs.shape}; expected whole numbers (pairs, 2)."
+        )
+    if pairs.size and (pairs.min() < 0 or (pairs.max(axis=0) >= (queries, rows)).any()):
+        raise InvalidInputError(
+            f"Got --relevance {location!r} with a query or row that is not there; expected positions of the "
+            f"{queries:,} queries and {rows:,} vectors."
+        )
+    positives: Positives = [[] for _ in range(queries)]
+    for query, row in pairs.tolist():
+        positives[query].append(row)
+    if not all(positives):
+        raise InvalidInputError(
+            f"Got --relevance {location!r} without a row for query {positives.index([])}; expected one at "
+            "least for each. Leave out queries that nothing answers."
+        )
+    return positives
+
+
+def benchmark_relevance(
+    vectors_ND: Float32Array,
+    queries_QD: Float32Array,
+    positives: Positives | None,
+    settings: RelevanceBenchmarkSettings,
+    on_done: Callable[[RelevanceResult], None],
+) -> None:
+    """Train a codec of each size, and tune it in a table for a part of the queries, split by split.
+
+    Args:
+        vectors_ND: rows of the table.
+        queries_QD: queries.
+        positives: what they should find; None for their 10 exact neighbors.
+        settings: what to measure.
+        on_done: called with every result.
+
+    Raises:
+        InvalidInputError: as `CompressedTable.tune_codec`.
+    """
+    for size in settings.code_bytes:
+        config = dataclasses.replace(settings.config, code_bytes=size)
+        codec = train(vectors_ND, config=config, training=settings.training)
+        with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
+            lists = pa.FixedSizeListArray.from_arrays(vectors_ND.ravel(), vectors_ND.shape[1])
+            rows = pa.table({ID: np.arange(len(vectors_ND)), VECTOR: lists})
+            docs = lancedb.connect(Path(folder)).create_table("docs", rows)
+            store = compress(
+                docs, codec, "codes", vector_column=VECTOR, keep_vectors="float32", progress=False
+            )
+            version, reports = store.version, list[RelevanceReport]()
+            for seed in range(settings.splits):
+                on = None if positives is None else ID
+                reports.append(store.tune_codec(queries_QD, positives, on=on, seed=seed, progress=False))
+                if reports[-1].kept:
+                    store.restore(version)
+        on_done(_result(config, codec.report.validation_mse, reports))
+
+
+def _result(config: CodecConfig, error: float, reports: list[RelevanceReport]) -> RelevanceResult:
+    def mean(field: str) -> float:
+        return statistics.fmean(getattr(report, field) for report in reports)
+
+    return RelevanceResult(
+        kind=config.kind,
+        code_bytes=config.code_bytes,
+        validation_mse=error,
+        ndcg_before=mean("ndcg_before"),
+        ndcg_after=mean("ndcg_after"),
+        ndcg_gain_low=mean("ndcg_gain_low"),
+        ndcg_gain_high=mean("ndcg_gain_high"),
+        recall_before=mean("recall_before"),
+        recall_after=mean("recall_after"),
+        kept=sum(report.kept for report in reports),
+    )
+
+
+def relevance_table(report: RelevanceBenchmarkReport) -> Table:
+    """What `bench relevance` shows."""
+    shown = table_of(
+        "Relevance",
+        "codec; bytes; nDCG@10 before; after; gain between; and; recall@10 before; recall@10 after; kept",
+        caption=f"Of queries held out, means of {report.settings['splits']} splits. Gain: where that of "
+        "nDCG@10 is with a confidence of 95 %.",
+    )
+    for each in report.results:
+        shown.add_row(
+            each.kind,
+            f"{each.code_bytes}",
+            f"{each.ndcg_before:.3f}",
+            f"{each.ndcg_after:.3f}",
+            f"{each.ndcg_gain_low:.3f}",
+            f"{each.ndcg_gain_high:.3f}",
+            f"{each.recall_before:.3f}",
+            f"{each.recall_after:.3f}",
+            f"{each.kept} of {report.settings['splits']}",
+        )
+    return shown
