@@ -24,77 +24,68 @@ from rqmoe_store.search.request import SearchRequest, Trace, VectorOptions
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.segments import RowIds
 from rqmoe_store.search.source import TableSource, TableState
+from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
+from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows_of_version
-from rqmoe_store.store.neighbor_graph import GraphReport, GraphWriter, NeighborLists
-from rqmoe_store.store.sql import quoted
+from rqmoe_store.store.neighbor_graph import (
+    CodedRows,
+    GraphReport,
+    GraphWriter,
+    NeighborGraph,
+    NeighborLists,
+)
 
 _BLOCK_ROWS = 1_024
 """Rows that are searched for together."""
 _WRITTEN_ROWS = 16 * _BLOCK_ROWS
 """Rows that are written together: what an interrupted session loses at most."""
 
-_CHANGED = "_row_last_updated_at_version"
-
 Advance = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """The rows of a table that have a code, by ascending row id; and what the graph knows of them."""
+    """The rows of a table that have a code, and what a graph knows of them."""
 
-    row_ids_N: RowIds
-    changed_N: npt.NDArray[np.uint64]
-    """Version of the table that a row was changed in last."""
+    coded: CodedRows
     searched_N: npt.NDArray[np.uint64]
-    """Version that its neighbors were searched in; 0 for rows that the graph has not."""
+    """Version that the neighbors of a row were searched in; 0 for rows that the graph has not."""
 
     @classmethod
-    def of(cls, state: TableState, columns: CodeColumns, writer: GraphWriter) -> "tuple[_Rows, RowIds]":
+    def of(cls, state: TableState, columns: CodeColumns, graph: NeighborGraph) -> "tuple[_Rows, RowIds]":
         """The rows of a version of a table, and ids of the rows that only the graph has."""
-        dataset, condition = state.snapshot.dataset, f"{quoted(columns.code)} IS NOT NULL"
-        found = dataset.scanner(columns=[_CHANGED], filter=condition, with_row_id=True).to_table()
-        row_ids_N = found["_rowid"].to_numpy()
-        order_N = np.argsort(row_ids_N)
-        rows = cls(row_ids_N[order_N], found[_CHANGED].to_numpy()[order_N], np.zeros(len(order_N), np.uint64))
-        gone = [np.empty(0, np.uint64)]
-        for batch in writer.batches():
-            places_B, known_B = rows.places_of(batch.row_ids_B)
-            rows.searched_N[places_B[known_B]] = batch.versions_B[known_B]
-            gone.append(batch.row_ids_B[~known_B])
-        return rows, np.concatenate(gone)
+        coded = CodedRows.of(state.snapshot.dataset, columns.code)
+        searched_N, gone = coded.searched_in(graph)
+        return cls(coded, searched_N), gone
 
-    def places_of(self, row_ids_B: RowIds) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Positions of rows, any where there is none, and whether there is one."""
-        if len(self.row_ids_N) == 0:
-            return np.zeros(len(row_ids_B), np.int64), np.zeros(len(row_ids_B), bool)
-        places_B = np.minimum(np.searchsorted(self.row_ids_N, row_ids_B), len(self.row_ids_N) - 1)
-        return places_B, self.row_ids_N[places_B] == row_ids_B
+    def __len__(self) -> int:
+        return len(self.coded.row_ids_N)
 
     @property
     def unknown(self) -> RowIds:
         """Rows that the graph has not, or that were changed since their neighbors were searched for."""
-        return self.row_ids_N[self.changed_N > self.searched_N]
+        return self.coded.row_ids_N[self.coded.changed_N > self.searched_N]
 
-    def outdated(self, writer: GraphWriter) -> RowIds:
+    def outdated(self, graph: NeighborGraph) -> RowIds:
         """Rows with fewer neighbors than they can have, or with one that has changed or gone since, and the
         neighbors of rows that have changed since."""
-        outdated_N, most = np.zeros(len(self.row_ids_N), dtype=bool), len(self.row_ids_N) - 1
+        coded, outdated_N, most = self.coded, np.zeros(len(self), dtype=bool), len(self) - 1
         if most < 0:
-            return self.row_ids_N
-        for batch in writer.batches():
-            owners_B, known_B = self.places_of(batch.row_ids_B)
+            return coded.row_ids_N
+        for batch in graph.batches():
+            owners_B, known_B = coded.places_of(batch.row_ids_B)
             sizes_B = np.diff(batch.starts_B)
-            outdated_N[owners_B[known_B & (sizes_B < min(writer.neighbors, most))]] = True
+            outdated_N[owners_B[known_B & (sizes_B < min(graph.neighbors, most))]] = True
             owners_E, known_E = np.repeat(owners_B, sizes_B), np.repeat(known_B, sizes_B)
-            others_E, exist_E = self.places_of(batch.neighbors_E)
+            others_E, exist_E = coded.places_of(batch.neighbors_E)
             both_E = known_E & exist_E
             lost_E = known_E & ~exist_E
-            lost_E |= both_E & (self.changed_N[others_E] > self.searched_N[owners_E])
+            lost_E |= both_E & (coded.changed_N[others_E] > self.searched_N[owners_E])
             outdated_N[owners_E[lost_E]] = True
-            new_E = both_E & (self.changed_N[owners_E] > self.searched_N[others_E])
+            new_E = both_E & (coded.changed_N[owners_E] > self.searched_N[others_E])
             outdated_N[others_E[new_E]] = True
-        return self.row_ids_N[outdated_N]
+        return coded.row_ids_N[outdated_N]
 
 
 def build_graph(source: TableSource, neighbors: int | None, *, rebuild: bool, progress: bool) -> GraphReport:
@@ -117,6 +108,10 @@ def build_graph(source: TableSource, neighbors: int | None, *, rebuild: bool, pr
             f"Table {handle.name!r} has no stable row ids, by which a neighbor graph names rows: they would "
             "change when files are merged. Compress the table into a new one, which has them."
         )
+    if not rebuild:
+        current = source.reader().read(lambda state: _current(state, handle, neighbors))
+        if current is not None:
+            return current
     writer = GraphWriter.begin(handle.table, neighbors, rebuild=rebuild)
     handle.refresh()
     with progress_bar(progress) as bar:
@@ -134,6 +129,22 @@ def build_graph(source: TableSource, neighbors: int | None, *, rebuild: bool, pr
     return report
 
 
+def _current(state: TableState, handle: Handle, neighbors: int | None) -> GraphReport | None:
+    """The report on a graph that needs no change, so that nothing is written; None if it needs any."""
+    dataset, database = state.snapshot.dataset, databases.database_of(handle.table)
+    graph = NeighborGraph.find(dataset, database, handle.name)
+    if (
+        graph is None
+        or neighbors not in (None, graph.neighbors)
+        or not graph.is_newest(database, handle.name)
+    ):
+        return None
+    rows, gone = _Rows.of(state, handle.columns, graph)
+    if len(gone) or len(rows.unknown) or len(rows.outdated(graph)):
+        return None
+    return GraphReport(neighbors=graph.neighbors, rows=len(rows), searched=0, removed=0, version=graph.covers)
+
+
 class _Session:
     """Searches for the neighbors of the rows of one version of a table."""
 
@@ -149,20 +160,20 @@ class _Session:
             begin: called with the number of rows to search for, again when it grows.
             advance: called with the number of rows done since its last call.
         """
-        rows, gone = _Rows.of(self._state, self._columns, self._writer)
+        rows, gone = _Rows.of(self._state, self._columns, self._writer.graph())
         unknown = rows.unknown
         begin(len(unknown))
         self._search(unknown, advance)
         again = dataclasses.replace(rows, searched_N=rows.searched_N.copy())
-        again.searched_N[again.places_of(unknown)[0]] = self._state.snapshot.version
-        outdated = again.outdated(self._writer)
+        again.searched_N[again.coded.places_of(unknown)[0]] = self._state.snapshot.version
+        outdated = again.outdated(self._writer.graph())
         begin(len(unknown) + len(outdated))
         self._search(outdated, advance)
         for start in range(0, len(gone), _WRITTEN_ROWS):
             self._writer.remove(gone[start : start + _WRITTEN_ROWS])
         return GraphReport(
             neighbors=self._writer.neighbors,
-            rows=len(rows.row_ids_N),
+            rows=len(rows),
             searched=len(unknown) + len(outdated),
             removed=len(gone),
             version=self._state.snapshot.version,

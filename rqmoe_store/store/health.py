@@ -23,6 +23,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.vectors import as_vectors
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns, Vectors
+from rqmoe_store.store.graph_health import GraphHealth, measure_graph
 from rqmoe_store.store.lance import on_newest
 from rqmoe_store.store.metadata import PREFIX, as_count, as_sum, json_object, readable_text, require_types
 from rqmoe_store.store.ragged import Ragged, components_of
@@ -246,6 +247,8 @@ class HealthReport:
     or if notes cannot be read."""
     unreadable: int = 0
     """Notes on how rows fit that cannot be read; `verify` shows them, and `optimize` removes them."""
+    graph: GraphHealth | None = None
+    """The neighbor graph; None in a table without one."""
 
     @property
     def error_ratio(self) -> float | None:
@@ -274,7 +277,8 @@ class HealthReport:
                 f"partitions: stability index {self.balance:.3f} against training "
                 f"(retrain above {WORSE_BALANCE})"
             )
-        return "\n".join([*lines, *self.notes])
+        graph = [] if self.graph is None else [str(self.graph)]
+        return "\n".join([*lines, *self.notes, *graph])
 
     @property
     def notes(self) -> list[str]:
@@ -332,6 +336,7 @@ def measure_health(table: LanceTable, codecs: TableCodec) -> HealthReport:
         balance=stability_index(trained_P, counts_P[newest]),
         complete=drift.complete,
         unreadable=len(drift.unreadable),
+        graph=measure_graph(table, columns.code),
     )
 
 

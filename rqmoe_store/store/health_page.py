@@ -14,6 +14,7 @@ from lancedb.table import LanceTable
 from rqmoe_store.pages.figures import INK, Figure, Style, draw_figure
 from rqmoe_store.pages.page import Block, Command, Facts, Page, Section, Text
 from rqmoe_store.pages.plots import LISTED, StoredSize, growth_figure, listing, partition_errors_figure
+from rqmoe_store.store.graph_health import GraphHealth
 from rqmoe_store.store.health import (
     LEAST_ROWS,
     WORSE_BALANCE,
@@ -75,6 +76,8 @@ def health_page(measured: MeasuredTable) -> Page:
             drift_section(measured.report, measured.commits),
             Section("Partitions", list(_partition_blocks(measured.partitions))),
         ]
+    if measured.report.graph is not None:
+        sections.append(Section("Neighbor graph", list(_graph_blocks(measured.report.graph))))
     sections += [
         Section("Size", _size_blocks(measured.stats)),
         Section("Commands", list(_commands(measured))),
@@ -226,6 +229,23 @@ def _shares_figure(partitions: PartitionHealth) -> Figure:
     )
 
 
+def _graph_blocks(graph: GraphHealth) -> Iterable[Block]:
+    if not graph.complete:
+        yield Text(
+            "The neighbor graph is not complete, or its files are gone: queries cannot be expanded until it "
+            "has been built."
+        )
+    yield Facts(
+        [
+            ("neighbors of a row", f"{graph.neighbors:,}"),
+            ("rows of the graph", f"{graph.rows:,}"),
+            ("rows that lack their neighbors", f"{graph.unsearched:,}"),
+            ("version of the table that it is of", f"{graph.version:,} (now {graph.table_version:,})"),
+            ("graph on disk", readable(graph.disk_bytes)),
+        ]
+    )
+
+
 def _size_blocks(stats: TableStats) -> list[Block]:
     facts = Facts(
         [
@@ -269,6 +289,12 @@ def _commands(measured: MeasuredTable) -> Iterable[Command]:
                 f"store = rqs.open_table(lancedb.connect({measured.database!r}), {measured.name!r})\n"
                 f"store.retrain(rqs.TrainConfig(max_minutes=5){vectors})"
             ),
+        )
+    graph = report.graph
+    if graph is not None and (graph.unsearched or not graph.complete):
+        yield Command(
+            purpose="Bring the neighbor graph up to date:",
+            command=f"rqmoe graph {place} --neighbors {graph.neighbors}",
         )
     if report.raw_rows or report.older_rows or report.unreadable:
         yield Command(

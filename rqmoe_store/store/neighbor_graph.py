@@ -31,6 +31,7 @@ from rqmoe_store.storage_errors import is_gone
 from rqmoe_store.store import databases
 from rqmoe_store.store.lance import retry_on_conflict
 from rqmoe_store.store.metadata import PREFIX, json_object, readable_text, require_types
+from rqmoe_store.store.sql import quoted
 
 RowIds = npt.NDArray[np.uint64]
 
@@ -50,6 +51,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _BATCH_ROWS = 65_536
+_CHANGED = "_row_last_updated_at_version"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,11 +129,11 @@ class NeighborLists(NamedTuple):
 class NeighborGraph:
     """The graph of one version of a table, as it was published."""
 
-    def __init__(self, side: lance.LanceDataset, state: GraphState, neighbors: int) -> None:
+    def __init__(self, side: lance.LanceDataset, *, covers: int, neighbors: int) -> None:
         self._side = side
         self.neighbors = neighbors
         """Most neighbors of a row."""
-        self.covers = state.covers
+        self.covers = covers
         """Version of the table whose rows the graph has."""
 
     @classmethod
@@ -168,10 +170,21 @@ class NeighborGraph:
         if state is None or state.published is None:
             return None
         side = _open_side(database, name, state.published)
-        return None if side is None else cls(side, state, _session_of(side).neighbors)
+        if side is None:
+            return None
+        return cls(side, covers=state.covers, neighbors=_session_of(side).neighbors)
 
     def __len__(self) -> int:
         return int(self._side.count_rows())
+
+    def batches(self) -> Iterator[NeighborLists]:
+        """Yield all rows of the graph."""
+        yield from map(NeighborLists.of, self._side.scanner(batch_size=_BATCH_ROWS).to_batches())
+
+    def is_newest(self, database: Any, name: str) -> bool:
+        """Whether no session has written anything since this graph of table `name` was published."""
+        side = _open_side(database, name)
+        return side is not None and int(side.version) == int(self._side.version)
 
     @property
     def nbytes(self) -> int:
@@ -234,10 +247,9 @@ class GraphWriter:
         writer._write_state()
         return writer
 
-    def batches(self) -> Iterator[NeighborLists]:
-        """Yield all rows of the graph as it is now."""
-        scanner = self._side().scanner(batch_size=_BATCH_ROWS)
-        yield from map(NeighborLists.of, scanner.to_batches())
+    def graph(self) -> NeighborGraph:
+        """The graph as it is now."""
+        return NeighborGraph(self._side(), covers=0, neighbors=self.neighbors)
 
     def write(self, rows: NeighborLists) -> None:
         """Write rows, in place of those with the same ids. Raises TableError as `publish`."""
@@ -319,6 +331,39 @@ class GraphReport:
             f"{self.neighbors} neighbors of each of {self.rows:,} rows, as of version {self.version}; "
             f"searched for those of {self.searched:,} rows, removed {self.removed:,} rows"
         )
+
+
+class CodedRows(NamedTuple):
+    """The rows of a version of a table that have a code, by ascending row id."""
+
+    row_ids_N: RowIds
+    changed_N: npt.NDArray[np.uint64]
+    """Version of the table that a row was changed in last."""
+
+    @classmethod
+    def of(cls, dataset: lance.LanceDataset, code_column: str) -> "CodedRows":
+        """Read the ids of the rows, and when they were changed."""
+        condition = f"{quoted(code_column)} IS NOT NULL"
+        found = dataset.scanner(columns=[_CHANGED], filter=condition, with_row_id=True).to_table()
+        order_N = np.argsort(found["_rowid"].to_numpy())
+        return cls(found["_rowid"].to_numpy()[order_N], found[_CHANGED].to_numpy()[order_N])
+
+    def places_of(self, row_ids_B: RowIds) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Positions of rows, any where there is none, and whether there is one."""
+        if len(self.row_ids_N) == 0:
+            return np.zeros(len(row_ids_B), np.int64), np.zeros(len(row_ids_B), bool)
+        places_B = np.minimum(np.searchsorted(self.row_ids_N, row_ids_B), len(self.row_ids_N) - 1)
+        return places_B, self.row_ids_N[places_B] == row_ids_B
+
+    def searched_in(self, graph: NeighborGraph) -> tuple[npt.NDArray[np.uint64], RowIds]:
+        """Version that the neighbors of each row were searched in (N,), 0 for rows that the graph does not
+        have; and ids of the rows that only the graph has."""
+        searched_N, gone = np.zeros(len(self.row_ids_N), np.uint64), [np.empty(0, np.uint64)]
+        for batch in graph.batches():
+            places_B, known_B = self.places_of(batch.row_ids_B)
+            searched_N[places_B[known_B]] = batch.versions_B[known_B]
+            gone.append(batch.row_ids_B[~known_B])
+        return searched_N, np.concatenate(gone)
 
 
 def has_graph(dataset: lance.LanceDataset, name: str) -> bool:

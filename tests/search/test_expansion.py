@@ -227,6 +227,8 @@ def test_hybrid(store) -> None:
     found = ids(hybrid().expand(hops=2, weight=0.9))
     assert len(found) == 30 == len(set(found)) and found != ids(hybrid())
     assert ids(hybrid().expand(hops=2, weight=0.9).limit(10).offset(10)) == found[10:20]
+    filtered = ids(hybrid().where("id % 3 = 0").expand(hops=2, weight=0.9))
+    assert filtered and all(row % 3 == 0 for row in filtered)
 
 
 def test_a_graph_older_than_the_table(tmp_path) -> None:

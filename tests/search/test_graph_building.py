@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+from pathlib import Path
 
 import lancedb
 import numpy as np
@@ -220,6 +221,56 @@ def test_of_two_sessions_the_later_one_goes_on(database, monkeypatch) -> None:
     with pytest.raises(TableError, match="Another process"):
         store.build_neighbor_graph(4, progress=False)
     assert len(lists_of(store)) == 40
+
+
+def test_health_says_what_the_graph_lacks(database, tmp_path) -> None:
+    store = made(database)
+    assert store.health().graph is None
+    store.build_neighbor_graph(3, progress=False)
+    graph = store.health().graph
+    assert graph.complete and (graph.neighbors, graph.rows, graph.unsearched) == (3, 40, 0)
+    assert graph.disk_bytes == store.stats().graph_disk_bytes > 0
+    assert graph.version == store.stats().graph_version < graph.table_version == store.version
+    store.add(source_table(vectors(9, 5)))
+    store.update(where="id = 7", values={"text": "other"})
+    report = store.health()
+    assert report.graph.unsearched == 6 and "6 rows lack theirs" in str(report)
+    store.save_health_report(tmp_path / "health.html")
+    page = (tmp_path / "health.html").read_text()
+    assert "<dt>rows that lack their neighbors</dt> <dd>6</dd>" in page and "<span>graph</span>" in page
+    store.optimize(progress=False)
+    report = store.health()
+    assert report.graph.unsearched == 0 and "lack theirs" not in str(report)
+    GraphWriter.begin(store.table, 4, rebuild=True)
+    store.refresh()
+    assert store.health().graph.rows == 45  # searches go on with it
+    never = made(database)
+    GraphWriter.begin(never.table, 4, rebuild=False)
+    never.refresh()
+    assert not never.health().graph.complete and "not complete" in str(never.health())
+
+
+def test_what_is_up_to_date_is_not_written_again(database) -> None:
+    store, without = made(database), made(database)
+    report = store.build_neighbor_graph(3, progress=False)
+    versions, side = [store.version, without.version], side_versions(store)
+    again = store.optimize(progress=False).graph
+    assert (again.rows, again.searched, again.removed) == (40, 0, 0) and again.version == report.version
+    without.optimize(progress=False)
+    assert store.version - versions[0] == without.version - versions[1] and side_versions(store) == side
+    version = store.version
+    assert store.build_neighbor_graph(3, progress=False) == again and store.version == version
+    assert store.build_neighbor_graph(3, rebuild=True, progress=False).searched == 40
+    assert store.build_neighbor_graph(2, progress=False).searched == 40
+    store.delete("id = 5")
+    assert store.optimize(progress=False).graph.removed == 1
+    assert store.version > version
+
+
+def side_versions(store: CompressedTable) -> int:
+    """Versions of the graph's side table."""
+    folder = Path(store.handle.snapshots.current().database.uri) / f"{store.name}.lance" / GRAPH_FOLDER
+    return len(list((folder / "_versions").iterdir()))
 
 
 def test_it_is_shown_verified_and_dropped(database) -> None:
