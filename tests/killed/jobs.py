@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from lancedb.index import FTS, BTree, IvfFlat
 
 from killed.intact import DIM, Contents, assert_untouched, has_vector, rows_of, vectors_of
@@ -16,6 +17,7 @@ from killed.operation import (
     Operation,
     assert_all_coded,
     assert_same_row_ids,
+    assert_steady,
     block,
     database,
     plain_table,
@@ -23,6 +25,7 @@ from killed.operation import (
     tiny_codec,
 )
 from rqmoe_store.codecs.base import load_codec
+from rqmoe_store.config import MultiVectorConfig
 from rqmoe_store.store import registry
 from rqmoe_store.store.databases import open_if_exists
 from rqmoe_store.table import CompressedTable
@@ -123,6 +126,78 @@ class CompressInto(Operation):
 
     def check_done(self, folder: Path, calls: int) -> None:
         assert_all_coded(folder, generations=1)
+
+
+class CompressLists(Operation):
+    """A table whose rows have many vectors each, compressed into a new one."""
+
+    name = "compress many vectors a row"
+    CONFIG: ClassVar = MultiVectorConfig(code_bytes=4, num_repetitions=2, num_hyperplanes=2, final_dim=None)
+
+    def prepare(self, folder: Path) -> None:
+        rows = rows_of(FIRST)
+        lists = [
+            None if vector is None else [vector, vector[::-1]][: 1 + row % 2]
+            for row, vector in enumerate(rows["vector"].to_pylist())
+        ]
+        place = rows.schema.get_field_index("vector")
+        rows = rows.set_column(place, "vector", pa.array(lists, pa.list_(pa.list_(pa.float32(), DIM))))
+        plain_table(folder, "source", rows, stable=False)
+        tiny_codec(num_partitions=0, metric="dot").save(folder / "codec")
+
+    def begin(self, folder: Path) -> Any:
+        return database(folder), load_codec(folder / "codec")
+
+    def call(self, target: Any, number: int) -> None:
+        db, codec = target
+        if open_if_exists(db, TABLE) is None:
+            compress(db.open_table("source"), codec, TABLE, multi_vector=self.CONFIG, progress=False)
+
+    def check(self, folder: Path, acknowledged: int) -> int:
+        db = database(folder)
+        source = db.open_table("source").to_arrow()
+        assert source.num_rows == len(FIRST)
+        if not acknowledged and open_if_exists(db, TABLE) is None:
+            return 0
+        store = open_table(db, TABLE)
+        assert store.verify(progress=False).ok
+        assert_steady(folder, 0)
+        rows = store.search().select(["id", "vector"]).to_list()
+        given = dict(zip(source["id"].to_pylist(), source["vector"].to_pylist(), strict=True))
+        assert {row["id"]: len(row["vector"] or []) for row in rows} == {
+            row: len(vectors or []) for row, vectors in given.items()
+        }
+        for vectors in list(given.values())[:3]:
+            assert store.search(vectors).limit(len(FIRST)).select(["id"]).to_list()
+        return acknowledged
+
+
+class TuneCodec(Operation):
+    """A codec tuned for queries, all of which should find the same few rows."""
+
+    name = "tune codec"
+
+    def prepare(self, folder: Path) -> None:
+        docs = plain_table(folder, "source", rows_of(FIRST), stable=False)
+        store = compress(docs, tiny_codec(num_partitions=3), TABLE, progress=False)
+        pq.write_table(store.table.to_arrow(), folder / "before.parquet")
+
+    def call(self, target: CompressedTable, number: int) -> None:
+        queries, answers = vectors_of(block(0, 120)) + 0.01, [[0, 1, 2]] * 120
+        target.tune_codec(queries, answers, on="id", progress=False)
+
+    def check(self, folder: Path, acknowledged: int) -> int:
+        store = open_table(database(folder), TABLE)
+        if store.codec.correction is None:
+            assert not acknowledged
+            return super().check(folder, acknowledged)
+        # Distances are corrected: they are not those of the vectors, as `Operation.check` would have them.
+        assert store.table.to_arrow().equals(pq.read_table(folder / "before.parquet"))
+        assert store.verify(progress=False).ok
+        assert_steady(folder, 0)
+        found = store.search(vectors_of(FIRST)[0]).nprobes(3).limit(len(FIRST)).select(["id"]).to_list()
+        assert sorted(row["id"] for row in found) == [row for row in FIRST if has_vector(row)]
+        return 1
 
 
 class Train(Operation):

@@ -6,12 +6,14 @@ from killed.jobs import (
     BuildGraph,
     CompressInPlace,
     CompressInto,
+    CompressLists,
     Create,
     Optimize,
     Retrain,
     RetrainInBackground,
     RetrainWithAndWithout,
     Train,
+    TuneCodec,
 )
 from killed.operation import Operation
 from killed.rows import Add, Delete, Merge, Update
@@ -24,10 +26,12 @@ OPERATIONS: list[Operation] = [
     Delete(),
     CompressInPlace("compress in place"),
     CompressInto(),
+    CompressLists(),
     Train("train"),
     Retrain("retrain"),
     Optimize(),
     BuildGraph(),
+    TuneCodec(),
     Ingest("ingest"),
     Save(),
     Register(),
