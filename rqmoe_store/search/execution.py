@@ -64,8 +64,11 @@ class Execution:
             return pages
         return self._filter_results(pages, request.where)
 
-    def candidates(self) -> Candidates:
-        """Select the rows of every query to decode, by approximate distances."""
+    def candidates(self, *, ordered: bool = True) -> Candidates:
+        """Select the rows of every query to decode, by approximate distances.
+
+        Rows of a stage come in the order of these, unless it does not matter and there is a single stage.
+        """
         request = self._request
         if not self._generations:
             return Candidates.none(len(request.queries_QD), self._codecs.code_bytes)
@@ -74,7 +77,7 @@ class Execution:
         if postfiltered is not None:
             return postfiltered
         # Which stage considers a row depends on its place in the order of the scan; a single stage has all.
-        return self._scan_all(self._scan_of(where, ordered=len(request.stages) > 1))
+        return self._scan_all(self._scan_of(where, ordered=ordered or len(request.stages) > 1))
 
     def plan(self) -> None:
         """Add the stages that `run` would go through, as far as they are known, to the trace."""
@@ -91,7 +94,7 @@ class Execution:
 
     def _pages(self) -> list[Hits]:
         """The page of every query, ranked in as many stages as it takes to fill the page."""
-        pages = self._ranking.pages(self.candidates(), self._tables, self._search_raw())
+        pages = self._ranking.pages(self.candidates(ordered=False), self._tables, self._search_raw())
         hits = [page.hits for page in pages]
         short = [query for query, page in enumerate(pages) if page.short]
         stages = self._request.parameters.one_more(self._request.stages)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rqmoe_store.search import execution
+from rqmoe_store.search.request import Trace
 
 WHERE = ["lang = 'de'", "id >= 20", "id < 250", "lang = 'en' AND id < 60", "id < 0", "text LIKE '%7%'"]
 
@@ -37,6 +38,17 @@ def test_every_way_to_filter_gives_the_same(worlds, metric, seed, count, where, 
         tried = answer(world, "memory", *options)
     assert memory.equals(disk)
     assert tried.equals(memory)
+
+
+def test_candidates_come_in_the_order_of_their_estimates(world) -> None:
+    search = world.store.use_cache("memory").search(world.vectors[:9]).limit(5).shortlist(40)
+    state = search._reader.state()
+    run = execution.Execution(search._request(state), state, world.store.columns, Trace())
+    in_order, in_any = run.candidates(), run.candidates(ordered=False)
+    for found, same in zip(in_order.each(), in_any.each(), strict=True):
+        assert len(found.rows) == 40
+        assert (np.diff(found.estimates_H) >= 0).all()
+        assert set(found.rows.row_ids_N.tolist()) == set(same.rows.row_ids_N.tolist())
 
 
 def stages(search) -> list[str]:
