@@ -16,6 +16,7 @@ transform code, P partitions, Q queries.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -82,6 +83,11 @@ class SquareCode:
         """Differences (n,)."""
         numbers_n = np.ascontiguousarray(codes_n2).view("<i2")[:, 0]
         return (self.center + self.unit * np.sinh(_STEP * numbers_n.astype(np.float64))).astype(np.float32)
+
+    @functools.cached_property
+    def all_differences(self) -> Float32Array:
+        """The differences of all 2^16 codes, in the order of the numbers that their two bytes are."""
+        return self.decode(np.arange(2**16, dtype="<u2").view(np.uint8).reshape(-1, LENGTH_BYTES))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Copies of arrays on GPUs: codes, norms and masks, uploaded once and kept as long as the arrays.
+"""Copies of arrays on GPUs, such as codes and refine codes: uploaded once, and kept as long as the arrays.
 
 Shape legend: N rows of a segment, M code bytes, W words of four code bytes.
 """
@@ -22,7 +22,7 @@ from rqmoe_store.search.segments import Segment
 BYTES_PER_WORD = 4
 
 _SHARE_OF_FREE_MEMORY = 2
-"""A segment is copied to a GPU if it takes at most one part in this many of the free memory there."""
+"""Codes are copied to a GPU if they take at most one part in this many of the free memory there."""
 
 _copies: dict[tuple[int, torch.device], Tensor] = {}
 """Copies by the identity of the array and the device. An entry is dropped together with its array."""
@@ -77,7 +77,7 @@ def _converted(
         return convert(array, device)
     except torch.OutOfMemoryError as error:
         raise InvalidInputError(
-            f"The GPU ran out of memory for {array.nbytes:,} bytes of codes to scan: {error} "
+            f"The GPU ran out of memory for {array.nbytes:,} bytes of codes to search: {error} "
             "Free memory on it, or move the codec to the CPU with codec.to('cpu')."
         ) from error
 
@@ -119,10 +119,21 @@ def fits(segment: Segment, device: torch.device) -> bool:
 
     Memory that torch has reserved and does not use counts as free.
     """
-    if has_copy(segment.codes_NM, device) or device.type != "cuda":
+    rows, code_bytes = segment.codes_NM.shape
+    row_bytes = -(-code_bytes // BYTES_PER_WORD) * BYTES_PER_WORD + np.dtype(np.uint16).itemsize
+    return _fits(segment.codes_NM, rows * row_bytes, device)
+
+
+def refine_codes_fit(segment: Segment, device: torch.device) -> bool:
+    """Whether the refine codes of a segment, which it has, are on the device, or have room there."""
+    assert segment.refine_NR is not None, "has refine codes"
+    return _fits(segment.refine_NR, segment.refine_NR.nbytes, device)
+
+
+def _fits(array: npt.NDArray[Any], num_bytes: int, device: torch.device) -> bool:
+    """Whether the array is on the device, or that many bytes for it have room there."""
+    if has_copy(array, device) or device.type != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    rows, code_bytes = segment.codes_NM.shape
-    row_bytes = -(-code_bytes // BYTES_PER_WORD) * BYTES_PER_WORD + np.dtype(np.uint16).itemsize
-    return bool(rows * row_bytes * _SHARE_OF_FREE_MEMORY <= free)
+    return bool(num_bytes * _SHARE_OF_FREE_MEMORY <= free)

@@ -15,6 +15,7 @@ import numpy as np
 
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.frame import ScoreUnits
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.ranking import Ranking
 from rqmoe_store.search.request import RankingStage, SearchRequest, Trace
 from rqmoe_store.search.rerank import Hits
@@ -25,7 +26,7 @@ from rqmoe_store.search.resident import (
     read_codes,
     row_id_filter,
 )
-from rqmoe_store.search.scan import scan
+from rqmoe_store.search.scan import Refinement, Refinements, scan
 from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
 from rqmoe_store.search.shortlists import Candidates, Shortlists, candidates_of
 from rqmoe_store.search.source import TableState
@@ -35,9 +36,9 @@ from rqmoe_store.store.table_codec import Generation
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """Function from the partitions (P,) that any query probes to the rows to scan."""
 
-Scan = Callable[[Mapping[int, LookupTables], Mask, int], list[Shortlists]]
-"""Function from look-up tables, the partitions (Q, P) that queries probe and a number of rows to shortlists
-of that many rows per query, for every side."""
+Scan = Callable[[Float32Array, Mapping[int, LookupTables], Mask, int], list[Shortlists]]
+"""Function from queries, their look-up tables, the partitions (Q, P) that they probe and a number of rows to
+shortlists of that many rows per query, for every side."""
 
 _WIDER = 4
 """If the probed partitions have too few rows, the scan is repeated with this many times as many."""
@@ -157,14 +158,26 @@ class Execution:
     def _scan_of(self, where: str | None, *, ordered: bool) -> Scan:
         request, remote = self._request, self._state.remote
         if remote is not None:
-            return functools.partial(remote.scan, where, request.lower)
+            return lambda _, *given: remote.scan(where, request.lower, *given)
         rows_of, device = self._rows_of(where), self._codecs.device
 
-        def scan_rows(tables: Mapping[int, LookupTables], probed_QP: Mask, size: int) -> list[Shortlists]:
-            rows = rows_of(np.logical_or.reduce(probed_QP))
-            return scan(rows, tables, probed_QP, size, request.lower, device, ordered=ordered)
+        def scan_rows(
+            queries_QD: Float32Array, tables: Mapping[int, LookupTables], probed_QP: Mask, size: int
+        ) -> list[Shortlists]:
+            rows, refinements = rows_of(np.logical_or.reduce(probed_QP)), self._refinements(queries_QD)
+            return scan(rows, tables, probed_QP, size, request.lower, device, refinements, ordered=ordered)
 
         return scan_rows
+
+    def _refinements(self, queries_QD: Float32Array) -> Refinements | None:
+        """What scores refine codes where rows are scanned; None unless that is on a GPU and candidates are
+        ranked by refine codes in memory."""
+        resident = self._state.resident
+        if self._codecs.device == "cpu" or resident is None or not resident.has_refine:
+            return None
+        if not self._ranking.is_by_refine_codes:
+            return None
+        return {each.first_partition: Refinement(each.codec, queries_QD) for each in self._generations}
 
     def _rows_of(self, where: str | None) -> RowsOf:
         resident = self._state.resident
@@ -222,7 +235,7 @@ class Execution:
                 queries_QD = queries_QD[queries]
                 tables = {first: each.select(queries) for first, each in tables.items()}
             probed_QP = self._codecs.probed(queries_QD, nprobes, self._generations)
-            sides = scan(tables, probed_QP, size)
+            sides = scan(queries_QD, tables, probed_QP, size)
             stage.rows = sum(map(len, sides))
         return sides
 

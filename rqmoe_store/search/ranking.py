@@ -141,6 +141,8 @@ class Ranking:
         """The candidates of every query in the order that the request asks for."""
         kind, diverse = self._request.parameters.rerank, self._request.diversity is not None
         matrices = self._request.matrices
+        if self.is_by_refine_codes and tables:
+            return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables, self._most)
         if matrices is not None and kind != "none":
             refined = kind == "refined"
             return rank_by_max_sim(
@@ -163,9 +165,15 @@ class Ranking:
                 with_vectors=diverse,
                 most=EVERY_ROW if diverse else self._most,
             )
-        if kind == "none" or not tables:
-            return rank_by_estimates(self._codecs, candidates, tables, self._most)
-        return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables, self._most)
+        return rank_by_estimates(self._codecs, candidates, tables, self._most)
+
+    @property
+    def is_by_refine_codes(self) -> bool:
+        """Whether candidates are ordered by distances that refine codes and look-up tables give."""
+        request = self._request
+        return (
+            request.parameters.rerank == "refined" and request.diversity is None and request.matrices is None
+        )
 
     @property
     def _most(self) -> int:

@@ -15,7 +15,7 @@ from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.rerank import Hits, decoded_distances, ordered_hits, query_turns
 from rqmoe_store.search.row_ids import Positions
 from rqmoe_store.search.segments import CodeBatch
-from rqmoe_store.search.shortlists import Candidates
+from rqmoe_store.search.shortlists import Candidates, refined_distances
 from rqmoe_store.store.lance import take_rows_of_version
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.table_codec import TableCodec, local_codes
@@ -49,8 +49,9 @@ def rank_by_refine_codes(
 ) -> list[Hits]:
     """Order candidates by (distance to the refined vector, row id).
 
-    Rows whose codec gives no refine codes are decoded. Refine codes are read, and tables for them made, in
-    turns of queries, so that memory is bounded.
+    A GPU that scanned the rows may have scored them by their refine codes. On a CPU, rows whose codec gives
+    no refine codes are decoded, and refine codes are read, and tables for them made, in turns of queries, so
+    that memory is bounded.
 
     Args:
         snapshot: the version that has the rows.
@@ -61,21 +62,24 @@ def rank_by_refine_codes(
     """
     hits: list[Hits] = []
     for turn in query_turns(candidates):
-        refined = with_refine_codes(snapshot, candidates[turn])
         tables = {first: each.select(turn) for first, each in lookup.items()}
-        distances_H = _distances(snapshot.codecs, queries_QD[turn], refined, tables)
-        hits += ordered_hits(refined, distances_H, most)
+        some = candidates[turn]
+        if some.refined_H is None:
+            some = with_refine_codes(snapshot, some)
+        hits += ordered_hits(some, _distances(snapshot.codecs, queries_QD[turn], some, tables), most)
     return hits
 
 
 def _distances(
     codecs: TableCodec, queries_QD: Float32Array, candidates: Candidates, lookup: Tables
 ) -> Float32Array:
-    """The distances (H,) of candidates, which have refine codes and look-up tables."""
+    """The distances (H,) of candidates, which have refine codes, or scores by these, and look-up tables."""
+    units, queries_H = next(iter(lookup.values())).units, candidates.queries_H
+    if candidates.refined_H is not None:
+        return refined_distances(queries_H, candidates.refined_H, units, codecs.metric)
     generations = [each for each in codecs.generations if each.first_partition in lookup]
-    units = next(iter(lookup.values())).units
     refine = codecs.refine_tables(queries_QD, generations, units)
-    return _refined_distances(codecs, queries_QD, candidates.queries_H, candidates.rows, lookup, refine)
+    return _refined_distances(codecs, queries_QD, queries_H, candidates.rows, lookup, refine)
 
 
 def rank_by_estimates(codecs: TableCodec, candidates: Candidates, lookup: Tables, most: int) -> list[Hits]:
@@ -109,10 +113,7 @@ def _refined_distances(
         if first in refine:
             local, tables = local_codes(codes, generation), lookup[first]
             scores_X = generation.codec.refined_scores(tables, refine[first], queries_X, local)
-            exact_X = tables.units.distances_of(queries_X, scores_X)
-            # Rounding may make the distance to a very near vector slightly negative.
-            least = -np.inf if codecs.metric == "dot" else 0.0
-            distances_H[places] = to_float32(np.maximum(exact_X, least))
+            distances_H[places] = refined_distances(queries_X, scores_X, tables.units, codecs.metric)
         else:
             distances_H[places] = decoded_distances(codecs, queries_QD, codes.unrefined, queries_X)
     return distances_H

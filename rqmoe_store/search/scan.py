@@ -22,9 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.additive import LookupTables
+from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.norms import Norms, sum_norms
 from rqmoe_store.codecs.parallel import num_threads, run_parallel
 from rqmoe_store.codecs.selection import order_rows
+from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.lanes import LANES, MAX_CODE_BYTES, Lanes
 from rqmoe_store.search.scan_loops import (
     BLOCK,
@@ -50,6 +52,19 @@ _ROWS_PER_TASK = 2**18
 """Least rows of a part of a query; smaller parts would cost more in handing out work than they save."""
 
 
+class Refinement(NamedTuple):
+    """What a GPU needs to score the rows that it finds by their refine codes, too."""
+
+    codec: Codec
+    """The codec of the rows."""
+    queries_QD: Float32Array
+    """The queries, as for look-up tables."""
+
+
+Refinements = Mapping[int, Refinement]
+"""First partition of a codec -> what scores its refine codes."""
+
+
 def scan(
     selections: Iterable[Selection],
     tables: Mapping[int, LookupTables],
@@ -57,6 +72,7 @@ def scan(
     size: int,
     lower: float | None = None,
     device: str = "cpu",
+    refinements: Refinements | None = None,
     *,
     ordered: bool = True,
 ) -> list[Shortlists]:
@@ -72,6 +88,8 @@ def scan(
         size: rows kept per query, and with `lower` per side.
         lower: a distance in the codec's metric.
         device: device to scan on; segments are copied to a GPU once, as far as they fit.
+        refinements: what scores refine codes, of as many codecs as there are tables. A GPU scores the rows of
+            shortlists by them as well if it has room for those of all selections.
         ordered: whether the rows of a query must be best first. It takes time, which is wasted where they are
             ranked anew.
 
@@ -80,13 +98,18 @@ def scan(
         without.
     """
     sides = sides_of(lower)
+    if refinements is not None:
+        selections = list(selections)
+        refinements = refinements if _refines_on(device, selections, refinements) else None
     (num_steps,) = {each.num_steps for each in tables.values()}
     best = [Shortlists.none(num_steps) for _ in sides]
     for selection in selections:
         for first, each in tables.items():
             partitions = slice(first, first + each.num_partitions)
             seen, probed = selection.of_partitions(partitions), probed_QP[:, partitions]
-            for side, parts in enumerate(_parts(seen, each, probed, sides, size, device, ordered)):
+            refinement = None if refinements is None else refinements[first]
+            of_sides = _parts(seen, each, probed, sides, size, device, refinement, ordered)
+            for side, parts in enumerate(of_sides):
                 found = [part.shifted(first) for part in parts if len(part)]
                 if found:
                     earlier = [best[side]] if len(best[side]) else []
@@ -96,6 +119,16 @@ def scan(
     return best
 
 
+def _refines_on(device: str, selections: list[Selection], refinements: Refinements) -> bool:
+    """Whether a device scores refine codes of these rows."""
+    if device == "cpu":
+        return False
+    from rqmoe_store.search import tensor_refine
+
+    codecs = [each.codec for each in refinements.values()]
+    return tensor_refine.prepare(device, [each.segment for each in selections], codecs)
+
+
 def _parts(
     selection: Selection,
     tables: LookupTables,
@@ -103,6 +136,7 @@ def _parts(
     sides: list[Side],
     size: int,
     device: str,
+    refinement: Refinement | None,
     ordered: bool,
 ) -> list[list[Shortlists]]:
     """For every side, rows of a selection that include the best ones."""
@@ -110,7 +144,7 @@ def _parts(
         from rqmoe_store.search import tensor_scan
 
         if tensor_scan.fits(selection.segment, device):
-            return tensor_scan.nearest(device, selection, tables, probed_QP, sides, size)
+            return tensor_scan.nearest(device, selection, tables, probed_QP, sides, size, refinement)
     scan_one = functools.partial(_scan_task, selection, tables, probed_QP, size, ordered)
     tasks = list(_tasks(len(selection.segment), len(probed_QP), sides, size))
     found = run_parallel(functools.partial(scan_one, task) for task in tasks)

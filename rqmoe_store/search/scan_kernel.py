@@ -270,7 +270,9 @@ class _Search:
         rows_QC = torch.cat([rows for rows, _ in self._levels], dim=1)
         scores_QC = torch.cat([scores for _, scores in self._levels], dim=1)
         kept_QC = (scores_QC <= worst_Q[:, None]) & (scores_QC < torch.inf)
-        return kept_QC.nonzero()[:, 0], scores_QC[kept_QC], rows_QC[kept_QC]
+        queries_H, columns_H = kept_QC.nonzero(as_tuple=True)
+        # By positions: another look at the mask would wait for the GPU again.
+        return queries_H, scores_QC[queries_H, columns_H], rows_QC[queries_H, columns_H]
 
 
 @kernel("first_norm", "stride", "between")

@@ -48,17 +48,17 @@ def no_rows(code_bytes: int) -> CodeBatch:
 
 
 def concatenated(parts: Sequence[CodeBatch]) -> CodeBatch:
-    """The rows of at least one batch, batch after batch."""
+    """The rows of at least one batch, batch after batch; with refine codes if all have them."""
     if len(parts) == 1:
         return parts[0]
-    # Either all batches that have rows come with refine codes, or none does.
-    refine = [part.codes.refine for part in parts if len(part) and part.codes.refine is not None]
+    filled = [part.codes.refine for part in parts if len(part)]
+    refine = [each for each in filled if each is not None]
     return CodeBatch(
         row_ids_N=np.concatenate([part.row_ids_N for part in parts]),
         codes=Codes(
             codes=np.concatenate([part.codes.codes for part in parts]),
             partitions=np.concatenate([part.codes.partitions for part in parts]),
-            refine=np.concatenate(refine) if refine else None,
+            refine=np.concatenate(refine) if refine and len(refine) == len(filled) else None,
         ),
     )
 
@@ -87,12 +87,16 @@ class Segment:
         """The row ids (X,) at some positions."""
         return self.row_id_map.at(positions_X)
 
-    def rows(self, positions_X: Positions, row_ids_X: RowIds | None = None) -> CodeBatch:
-        """The rows at some positions, whose row ids need not be looked up if they are given."""
+    def rows(
+        self, positions_X: Positions, row_ids_X: RowIds | None = None, *, refine: bool = True
+    ) -> CodeBatch:
+        """The rows at some positions, with the refine codes in memory if asked. Their row ids need not be
+        looked up if they are given."""
         partitions_X = np.empty(len(positions_X), np.int32)
         _find_partitions(self.starts_P, positions_X, partitions_X)
         # `take` copies whole rows, several times as fast as an index.
-        refine_XR = None if self.refine_NR is None else self.refine_NR.take(positions_X, axis=0)
+        refine_NR = self.refine_NR if refine else None
+        refine_XR = None if refine_NR is None else refine_NR.take(positions_X, axis=0)
         codes = Codes(self.codes_NM.take(positions_X, axis=0), partitions_X, refine_XR)
         return CodeBatch(self.row_ids(positions_X) if row_ids_X is None else row_ids_X, codes)
 

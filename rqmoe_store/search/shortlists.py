@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.frame import Float64Array, ScoreUnits
+from rqmoe_store.codecs.frame import Float64Array, ScoreUnits, to_float32
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.config import Metric
 from rqmoe_store.search.row_ids import Positions, RowIds
 from rqmoe_store.search.segments import CodeBatch, Mask, concatenated, no_rows
 
@@ -41,6 +42,9 @@ class Shortlists:
     """Numbers of the queries."""
     scores_H: Float32Array
     rows: CodeBatch
+    refined_H: Float32Array | None = None
+    """Scores by refine codes too, where the GPU that scanned the rows computed them. These rows come without
+    refine codes."""
 
     @classmethod
     def none(cls, code_bytes: int) -> "Shortlists":
@@ -51,7 +55,8 @@ class Shortlists:
         return len(self.queries_H)
 
     def __getitem__(self, rows: Positions) -> "Shortlists":
-        return Shortlists(self.queries_H[rows], self.scores_H[rows], self.rows[rows])
+        refined_H = None if self.refined_H is None else self.refined_H[rows]
+        return Shortlists(self.queries_H[rows], self.scores_H[rows], self.rows[rows], refined_H)
 
     def best(self, size: int) -> "Shortlists":
         """The rows with the `size` smallest scores of every query, query after query, best first.
@@ -103,7 +108,14 @@ class Shortlists:
             np.concatenate([part.queries_H for part in parts]),
             np.concatenate([part.scores_H for part in parts]),
             concatenated([part.rows for part in parts]),
+            _joined_scores([part.refined_H for part in parts]),
         )
+
+
+def _joined_scores(parts: Sequence[Float32Array | None]) -> Float32Array | None:
+    """The refined scores of all parts; None unless all have them."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def _places_of(queries_H: Positions) -> Positions:
@@ -130,6 +142,8 @@ class Candidates:
     """Q + 1 positions: the rows of query q are the run starts_Q[q] : starts_Q[q + 1]."""
     exhausted_Q: Mask
     """Whether no other row could be a candidate of the query."""
+    refined_H: Float32Array | None = None
+    """Scores by refine codes, as in `Shortlists`."""
 
     @classmethod
     def none(cls, num_queries: int, code_bytes: int) -> "Candidates":
@@ -153,6 +167,7 @@ class Candidates:
             self.stages_H[rows],
             starts_Q,
             self.exhausted_Q[start:stop],
+            None if self.refined_H is None else self.refined_H[rows],
         )
 
     def each(self) -> "Iterator[Candidates]":
@@ -179,7 +194,12 @@ class Candidates:
         kept_H = np.flatnonzero(self.rows.row_ids_N != row_ids_Q[self.queries_H])
         starts_Q = np.searchsorted(kept_H, self.starts_Q)
         return Candidates(
-            self.rows[kept_H], self.estimates_H[kept_H], self.stages_H[kept_H], starts_Q, self.exhausted_Q
+            self.rows[kept_H],
+            self.estimates_H[kept_H],
+            self.stages_H[kept_H],
+            starts_Q,
+            self.exhausted_Q,
+            None if self.refined_H is None else self.refined_H[kept_H],
         )
 
     @classmethod
@@ -204,8 +224,16 @@ class Candidates:
         kept_H = kept_H[np.argsort(queries_H[kept_H], kind="stable")]
         estimates_H = np.concatenate([part.estimates_H for _, part in parts])
         stages_H = np.concatenate([part.stages_H for _, part in parts])
+        refined_H = _joined_scores([part.refined_H for _, part in parts])
         starts_Q = np.searchsorted(queries_H[kept_H], np.arange(len(first) + 1))
-        return cls(rows[kept_H], estimates_H[kept_H], stages_H[kept_H], starts_Q, exhausted_Q)
+        return cls(
+            rows[kept_H],
+            estimates_H[kept_H],
+            stages_H[kept_H],
+            starts_Q,
+            exhausted_Q,
+            None if refined_H is None else refined_H[kept_H],
+        )
 
 
 def candidates_of(
@@ -241,4 +269,14 @@ def candidates_of(
         found, stages_H = found[order_H], stages_H[order_H]
     estimates_H = units.distances_of(found.queries_H, found.scores_H)
     starts_Q = np.searchsorted(found.queries_H, np.arange(len(stages) + 1))
-    return Candidates(found.rows, estimates_H, stages_H, starts_Q, np.array(exhausted, dtype=bool))
+    exhausted_Q = np.array(exhausted, dtype=bool)
+    return Candidates(found.rows, estimates_H, stages_H, starts_Q, exhausted_Q, found.refined_H)
+
+
+def refined_distances(
+    queries_n: Positions, scores_n: Float32Array, units: ScoreUnits, metric: Metric
+) -> Float32Array:
+    """The distances (n,) that scores by refine codes stand for, each of a query of its own."""
+    exact_n = units.distances_of(queries_n, scores_n)
+    # Rounding may make the distance to a very near vector slightly negative.
+    return to_float32(np.maximum(exact_n, -np.inf if metric == "dot" else 0.0))

@@ -2,13 +2,15 @@
 
 Many rows are scanned by a Triton kernel (`scan_kernel`), where Triton is installed. Everything else, and what
 the kernel has no room for, is scanned by array operations, chunk by chunk; they define what the kernel finds.
-Scores are summed in the same order as in the compiled loop for CPUs, and shortlists are the same.
+Scores are summed in the same order as in the compiled loop for CPUs, and shortlists are the same. Their rows
+are scored by refine codes (`tensor_refine`) before they leave the device.
 
-Shape legend: Q queries, P partitions, R runs of rows, N rows of a segment, C rows of a chunk, M code bytes,
-K codewords, W words of four code bytes, G sides (ranges of scores).
+Shape legend: Q queries, P partitions, R runs of rows, N rows of a segment, C rows of a chunk, H rows of all
+queries, M code bytes, K codewords, W words of four code bytes, G sides (ranges of scores).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +23,11 @@ from rqmoe_store.codecs.parallel import run_chunks
 from rqmoe_store.search.device_copies import copy_of, device_of, sent, to_host, upload, upload_codes
 from rqmoe_store.search.device_copies import fits as fits_on
 from rqmoe_store.search.row_ids import Positions
-from rqmoe_store.search.scan import norms_of
+from rqmoe_store.search.scan import Refinement, norms_of
 from rqmoe_store.search.scan_loops import WORD
 from rqmoe_store.search.segments import Mask, Segment, Selection
 from rqmoe_store.search.shortlists import Shortlists, Side
+from rqmoe_store.search.tensor_refine import RefineScorer
 
 _CHUNK_BYTES = 2**30
 """Memory for a chunk of rows that array operations score."""
@@ -52,12 +55,14 @@ def nearest(
     probed_QP: Mask,
     sides: list[Side],
     size: int,
+    refinement: Refinement | None = None,
 ) -> list[list[Shortlists]]:
     """For every side, rows of the selection that include the `size` best ones of every query.
 
     These are the rows that are at least as good as the worst one that may be kept, including equal ones.
     `Shortlists.best` decides by row id which of these are kept, as on a CPU. When the GPU runs out of
-    memory, chunks are smaller; shortlists are the same.
+    memory, chunks are smaller; shortlists are the same. With a refinement, rows have refined scores; it takes
+    what `tensor_refine.prepare` has copied.
 
     Raises:
         InvalidInputError: the GPU has no memory for a single row.
@@ -66,16 +71,33 @@ def nearest(
     if runs.rows == 0:
         return [[] for _ in sides]
     scorer = Scorer(selection, tables, probed_QP, runs, device)
+    refiner = None if refinement is None else RefineScorer(scorer, selection.segment, refinement)
+    output = _Output(selection.segment, refiner)
     if len(sides) == 1 and runs.rows >= KERNEL_ROWS and has_kernels(device) and scorer.is_finite:
-        found = _scan_by_kernel(scorer, size)
+        found = _scan_by_kernel(scorer, size, output)
         if found is not None:
-            return [[_shortlists(selection.segment, *found)]]
-    return _scan_chunks(scorer, selection.segment, sides, size)
+            return [[found]]
+    return _scan_chunks(scorer, output, sides, size)
 
 
-def _scan_by_kernel(scorer: "Scorer", size: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Queries (H,), scores (H,) and positions (H,) of rows that include the best ones; None if the kernel has
-    no room, or does not run here."""
+class _Output(NamedTuple):
+    """Where rows that were found on a device leave it."""
+
+    segment: Segment
+    refiner: RefineScorer | None
+
+    def shortlists(self, queries_H: Tensor, scores_H: Tensor, rows_H: Tensor) -> Shortlists:
+        """The rows on the host, which waits once. With refined scores, they come without refine codes."""
+        if self.refiner is None:
+            queries, scores, rows = to_host(queries_H, scores_H, rows_H)
+            return Shortlists(queries, scores, self.segment.rows(rows))
+        refined_H = self.refiner.scores(queries_H, rows_H)
+        queries, scores, rows, refined = to_host(queries_H, scores_H, rows_H, refined_H)
+        return Shortlists(queries, scores, self.segment.rows(rows, refine=False), refined)
+
+
+def _scan_by_kernel(scorer: "Scorer", size: int, output: _Output) -> Shortlists | None:
+    """Rows that include the best ones; None if the kernel has no room, or does not run here."""
 
     def scan_by_kernel() -> tuple[Tensor, Tensor, Tensor] | None:
         from rqmoe_store.search.scan_kernel import scan_tiles
@@ -83,17 +105,13 @@ def _scan_by_kernel(scorer: "Scorer", size: int) -> tuple[Tensor, Tensor, Tensor
         return scan_tiles(scorer, size)
 
     try:
-        return run_kernel("scan", scan_by_kernel)
+        found = run_kernel("scan", scan_by_kernel)
+        return None if found is None else output.shortlists(*found)
     except torch.OutOfMemoryError:
         return None
 
 
-def _shortlists(segment: Segment, queries_H: Tensor, scores_H: Tensor, rows_H: Tensor) -> Shortlists:
-    queries, scores, rows = to_host(queries_H, scores_H, rows_H)
-    return Shortlists(queries, scores, segment.rows(rows))
-
-
-def _scan_chunks(scorer: "Scorer", segment: Segment, sides: list[Side], size: int) -> list[list[Shortlists]]:
+def _scan_chunks(scorer: "Scorer", output: _Output, sides: list[Side], size: int) -> list[list[Shortlists]]:
     """For every side, rows that include the best ones, by array operations."""
     found: list[list[Shortlists]] = [[] for _ in sides]
     bounds = [_bounds_of(side, scorer) for side in sides]
@@ -115,7 +133,7 @@ def _scan_chunks(scorer: "Scorer", segment: Segment, sides: list[Side], size: in
             queries_H, columns_H = kept_QC.nonzero(as_tuple=True)
             # By positions: another look at the mask would wait for the GPU again.
             scores_H = signed_QC[queries_H, columns_H]
-            parts.append(_shortlists(segment, queries_H, scores_H, rows_C[columns_H]))
+            parts.append(output.shortlists(queries_H, scores_H, rows_C[columns_H]))
         for part, side_found in zip(parts, found, strict=True):  # the whole chunk, or it is scanned again
             side_found.append(part)
 
@@ -193,7 +211,7 @@ class Scorer:
         def entries_of(step: int, codes_C: Tensor) -> Tensor:
             return self.entries_MQK[step][:, codes_C]
 
-        partitions_C = self._partitions_of(rows_C)
+        partitions_C = self.partitions_of(rows_C)
         scores_QC = self._summed(self.scores_QP[:, partitions_C], rows_C, entries_of)
         hidden_QC = ~self.probed_QP[:, partitions_C]
         if self.allowed_N is not None:
@@ -206,15 +224,20 @@ class Scorer:
         def entries_of(step: int, codes_QC: Tensor) -> Tensor:
             return self.entries_MQK[step].gather(1, codes_QC.long())
 
-        initial_QC = self.scores_QP.gather(1, self._partitions_of(rows_QC))
+        initial_QC = self.scores_QP.gather(1, self.partitions_of(rows_QC))
         return self._summed(initial_QC, rows_QC, entries_of)
 
-    def _partitions_of(self, rows: Tensor) -> Tensor:
+    def partitions_of(self, rows: Tensor) -> Tensor:
+        """Partition ids of rows, beginning at 0."""
         return torch.searchsorted(self._stops_P, rows, right=True)
+
+    def codes_of(self, rows: Tensor) -> Tensor:
+        """Codes (..., M) of rows, uint8."""
+        return self.codes_NW[rows].view(torch.uint8)[..., : self.steps]
 
     def _summed(self, scores: Tensor, rows: Tensor, entries_of: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Scores of rows: the initial ones, and the entries of all steps."""
-        codes = self.codes_NW[rows].view(torch.uint8).int()  # word after word, the bytes of codes
+        codes = self.codes_of(rows).int()
 
         def pair(step: int) -> Tensor:
             return entries_of(step, codes[..., step]).add_(entries_of(step + 1, codes[..., step + 1]))

@@ -12,7 +12,8 @@ from rqmoe_store.codecs.graphs import HostRecording
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation import gpu_benchmark, gpu_measurement
 from rqmoe_store.evaluation.gpu_benchmark import GPUSettings, benchmark_gpu, main
-from rqmoe_store.evaluation.gpu_measurement import PARTS, TINY, Bench
+from rqmoe_store.evaluation.gpu_measurement import PARTS
+from rqmoe_store.evaluation.gpu_workbench import TINY, Bench
 
 
 def tried(*parts: str, minutes: float = 10) -> tuple[dict, list[str]]:
@@ -30,7 +31,12 @@ def test_parts_are_measured_in_turn() -> None:
     errors = {name: value for name, value in figures.items() if isinstance(value, dict) and "error" in value}
     assert errors.keys() <= {"machine.triton"}  # not installed
     assert all(figures[f"scan.{metric}.equals_cpu"] for metric in ("l2", "cosine", "dot"))
-    assert figures["scan.20000.refined.queries_per_s"] > 0 and figures["encode.16.300.us"] > 0
+    for metric in ("l2", "cosine", "dot"):
+        assert figures[f"scan.{metric}.refined.equals_cpu"] == {"rows": True, "largest_deviation": 0.0}
+    assert (
+        figures["scan.20000.refined.queries_per_s"] > 0 and figures["scan.20000.refined.1000.queries_per_s"]
+    )
+    assert figures["encode.16.300.us"] > 0
     assert seen.index("machine ended") < seen.index("scan.l2.equals_cpu") < seen.index("scan ended")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import functools
 import inspect
 import pickle
 from collections.abc import Iterator
@@ -200,3 +201,48 @@ def test_many_vectors_of_a_row_are_compared_on_the_device(
     assert [str(place) for place in compared] == ["cuda:1"]
     assert ids == wanted
     np.testing.assert_allclose(close, distances, rtol=1e-4, atol=1e-4)
+
+
+def test_refine_codes_are_scored_on_the_device(tmp_path: Path) -> None:
+    config = rqs.CodecConfig(kind="rq", metric="cosine", code_bytes=4, codebook_size=16, refine_bytes=6)
+    db, training = lancedb.connect(tmp_path), rqs.TrainConfig(epochs=0, progress=False)
+    store = rqs.create_table(db, "refined", source_table(VECTORS), config=config)
+    store.train(training)
+    store.optimize(progress=False)
+
+    def answers(device: str, requests: int = 6) -> list[tuple[list[int], np.ndarray]]:
+        store = rqs.open_table(db, "refined", device=device, cache="memory")
+        search = functools.partial(store.search, QUERIES)
+        chosen = [
+            search().limit(20),
+            search().limit(20).where("id % 3 = 0"),
+            search().limit(500),  # more than there are rows
+            search().limit(7).offset(30).shortlist(60),
+            search().limit(20).distance_range(upper_bound=bounds[10]),
+            search().limit(5).diversify(0.5),
+        ]
+        tables = [each.select(["id"]).to_arrow() for each in chosen[:requests]]
+        return [(rows["id"].to_pylist(), rows["_distance"].to_numpy()) for rows in tables]
+
+    def require_same(devices: CudaDevices) -> None:
+        for (ids, distances), (wanted, expected) in zip(answers("cuda:1"), on_cpu, strict=True):
+            assert ids == wanted
+            np.testing.assert_allclose(distances, expected, rtol=1e-5, atol=1e-5)
+
+    bounds = [0.0] * 60
+    bounds = answers("cpu", 1)[0][1].tolist()
+    on_cpu = answers("cpu")
+    with simulated_cuda(count=2) as devices:
+        require_same(devices)
+        on_gpu = rqs.open_table(db, "refined", device="cuda:1", cache="memory")
+        for _ in range(2):  # codes and refine codes are uploaded first
+            devices.waits.clear()
+            on_gpu.search(QUERIES).limit(20).select(["id"]).to_arrow()
+        assert sum(devices.waits.values()) == 2
+        (copied,) = {str(place) for _, place in device_copies._copies}
+        assert copied == "cuda:1"
+    store.retrain(vectors=VECTORS[::-1], training=training)
+    store.add(source_table(VECTORS[:50] + np.float32(0.5)).set_column(0, "id", [np.arange(300, 350)]))
+    on_cpu = answers("cpu")
+    with simulated_cuda(count=2) as devices:
+        require_same(devices)

@@ -31,7 +31,9 @@ def found_by_kernel(selection, tables, probed, size, *, sample=64, room=64) -> S
         runs = tensor_scan.Runs.of(selection.segment, probed)
         scorer = tensor_scan.Scorer(selection, tables, probed, runs, triton_kernels.DEVICE)
         found = scan_kernel.scan_tiles(scorer, size, SHAPE)
-    return None if found is None else tensor_scan._shortlists(selection.segment, *found).best(size)
+    return (
+        None if found is None else tensor_scan._Output(selection.segment, None).shortlists(*found).best(size)
+    )
 
 
 def require_equal(found: Shortlists, wanted: Shortlists) -> None:

@@ -73,17 +73,17 @@ def test_rows_without_a_score_are_passed_over() -> None:
 @pytest.mark.parametrize("lower", [None, 0.5])
 def test_without_memory_for_a_chunk_rows_are_scanned_in_smaller_ones(monkeypatch, lower) -> None:
     rows, tables, sizes = rows_of(5, 400), tables_of(5, 2, "cosine"), []
-    everything, shown = np.ones((2, PARTITIONS), dtype=bool), scanning._shortlists
+    everything, to_host = np.ones((2, PARTITIONS), dtype=bool), scanning.to_host
     selections = selections_of(rows, [])
     wanted = scan(selections, {0: tables}, everything, 20, lower)
 
-    def short_of_memory(segment, queries_H, *found):
+    def short_of_memory(*found):
         sizes.append(len(found[1]))
         if len(sizes) in (1, 2, 5, 8):  # in the middle of a chunk, too, whose first side is done
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
-        return shown(segment, queries_H, *found)
+        return to_host(*found)
 
-    monkeypatch.setattr(scanning, "_shortlists", short_of_memory)
+    monkeypatch.setattr(scanning, "to_host", short_of_memory)
     require_equal(best_on("cpu", selections, tables, everything, 20, lower), wanted)
     assert len(sizes) > 8
 
@@ -113,7 +113,7 @@ def test_a_chunk_takes_no_more_memory_than_planned(queries, steps) -> None:
     with torch.inference_mode():
         scorer = scanning.Scorer(selection, tables, probed, runs, torch.device("cpu"))
         with LiveBytes() as memory:
-            scanning._scan_chunks(scorer, selection.segment, sides, 10)
+            scanning._scan_chunks(scorer, scanning._Output(selection.segment, None), sides, 10)
     assert scorer.chunk_rows > 3_000, "one chunk"
     assert memory.peak <= 3_000 * (scanning._CHUNK_BYTES / scorer.chunk_rows) + 2**20
 
