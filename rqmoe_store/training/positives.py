@@ -1,6 +1,6 @@
 """Positives: the rows that queries should find, named by position or by the values of a column.
 
-Shape legend: N rows, n of them taken, D dimension.
+Shape legend: N rows.
 """
 
 import itertools
@@ -12,10 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
-from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.training.sampler import READ_ROWS, TableColumn, count_vectors
 
 Positions = npt.NDArray[np.int64]
 
@@ -118,76 +115,3 @@ class PositiveValues:
         return [
             np.unique(np.concatenate([rows_of[place_of[value]] for value in each])) for each in self._wanted
         ]
-
-
-def sample_with_positives(
-    data: Any,
-    positives: Any,
-    queries: int,
-    *,
-    on: str | None,
-    vector_column: str,
-    metric: Metric,
-    max_rows: int,
-    seed: int,
-) -> tuple[Float32Array, list[Positions]]:
-    """The positives of all queries, and as many other vectors as `max_rows` leaves room for, drawn at random.
-
-    Args:
-        data: as for `sample_vectors`.
-        positives: for each query a position in an array, or a value of the column `on` of a table; or a list.
-        queries: number of queries.
-        on: a column of the table; None for an array.
-        vector_column, metric, max_rows, seed: as for `sample_vectors`.
-
-    Returns:
-        Vectors (n, D), and for each query the positions of its positives among them.
-
-    Raises:
-        InvalidInputError: positives that the data does not have, or a column that there is not.
-    """
-    rows = count_vectors(data)
-    drawn = np.random.default_rng(seed).choice(rows, size=min(rows, max_rows), replace=False)
-    if hasattr(data, "count_rows"):
-        if on is None or on not in data.schema.names:
-            raise InvalidInputError(
-                f"Got on={on!r}; expected a column of table {data.name!r} that has the positives."
-            )
-        values = PositiveValues(positives, queries, data.schema.field(on))
-        return _read_with_positives(data, values, drawn, on, TableColumn(data, vector_column, metric))
-    if on is not None:
-        raise InvalidInputError(
-            f"Got on={on!r} for an array; expected positions of its vectors as positives, and on=None."
-        )
-    relevant = positions_in(positives, queries, rows)
-    wanted = np.unique(np.concatenate(relevant))
-    others = np.setdiff1d(drawn, wanted, assume_unique=True)[: max(0, max_rows - len(wanted))]
-    chosen_n = np.union1d(wanted, others)
-    if is_dense(data):
-        vectors_nD = as_vectors(data[chosen_n], metric=metric, positions=chosen_n)
-    else:
-        vectors_nD = as_vectors(data, metric=metric)[chosen_n]
-    return vectors_nD, [np.searchsorted(chosen_n, each) for each in relevant]
-
-
-def _read_with_positives(
-    table: Any, values: PositiveValues, drawn: Positions, on: str, column: TableColumn
-) -> tuple[Float32Array, list[Positions]]:
-    """Read the vectors of rows that have one of the values, and of the rows drawn, in one pass."""
-    is_drawn_N, first = np.zeros(len(column), np.bool_), 0
-    is_drawn_N[drawn] = True
-    parts: list[Float32Array] = []
-    places: list[Positions] = []
-    for batch in table.search().select(list({on, column.name})).to_batches(READ_ROWS):
-        places_B = values.places(batch[on])
-        taken_B = is_drawn_N[first : first + batch.num_rows] | (places_B >= 0)
-        taken_B &= batch[column.name].is_valid().to_numpy(zero_copy_only=False)
-        rows_B = np.flatnonzero(taken_B)
-        if len(rows_B):
-            taken = pa.chunked_array([batch[column.name]]).take(pa.array(rows_B))
-            parts.append(column.vectors(taken, first + rows_B))
-            places.append(places_B[rows_B])
-        first += batch.num_rows
-    places_n = np.concatenate([np.empty(0, np.int64), *places])
-    relevant = values.rows_of_queries(places_n, np.arange(len(places_n)), f"table {table.name!r}")
-    return np.concatenate(parts), relevant

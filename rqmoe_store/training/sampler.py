@@ -19,11 +19,12 @@ from rqmoe_store.codecs.parallel import use_storage
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors, is_dense
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, TableError, warn_caller
+from rqmoe_store.training.positives import Positions, PositiveValues, positions_in
 
 MAX_SHARE = 0.8
 """Largest weight of the partner in a mixture."""
 
-READ_ROWS = 8192
+_READ_ROWS = 8192
 """Rows read from a table at a time."""
 _READ_LISTS = 128
 """Rows of many vectors each read from a table at a time."""
@@ -77,7 +78,7 @@ def draw_sample(vectors: VectorReader, *, max_rows: int, seed: int) -> Float32Ar
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.choice(len(vectors), size=min(len(vectors), max_rows), replace=False))
     # Reading is fastest in table order. Training needs neighboring rows of the table apart.
-    chunks = [vectors.take(chosen[start : start + READ_ROWS]) for start in range(0, len(chosen), READ_ROWS)]
+    chunks = [vectors.take(chosen[start : start + _READ_ROWS]) for start in range(0, len(chosen), _READ_ROWS)]
     filled = [chunk for chunk in chunks if len(chunk)]
     sample_nD = np.concatenate(filled) if filled else np.empty((0, 0), dtype=np.float32)
     return sample_nD[generator.permutation(len(sample_nD))]
@@ -125,7 +126,7 @@ def sample_vectors(
         error = TableError if is_table else InvalidInputError
         raise error("Got no vectors to train on; add rows first.")
     if is_table:
-        column = TableColumn(data, vector_column, metric)
+        column = _TableColumn(data, vector_column, metric)
         draw = draw_sample_of_lists if has_many_vectors(data, vector_column) else draw_sample
         sample_nD = draw(column, max_rows=max_rows, seed=seed)
         if len(sample_nD) == 0:
@@ -177,7 +178,7 @@ def _is_list(column_type: pa.DataType) -> bool:
     return any(is_kind(column_type) for is_kind in checks)
 
 
-class TableColumn:
+class _TableColumn:
     """The vectors in a column of a LanceDB table, for `draw_sample`."""
 
     def __init__(self, table: Any, column: str, metric: Metric) -> None:
@@ -226,6 +227,79 @@ class TableColumn:
             return as_vectors(vectors_nD, metric=self._metric, positions=rows)
         except InvalidInputError as error:
             raise InvalidInputError(f"Table {self._table.name!r}, column {self.name!r}: {error}") from error
+
+
+def sample_with_positives(
+    data: Any,
+    positives: Any,
+    queries: int,
+    *,
+    on: str | None,
+    vector_column: str,
+    metric: Metric,
+    max_rows: int,
+    seed: int,
+) -> tuple[Float32Array, list[Positions]]:
+    """The positives of all queries, and as many other vectors as `max_rows` leaves room for, drawn at random.
+
+    Args:
+        data: as for `sample_vectors`.
+        positives: for each query a position in an array, or a value of the column `on` of a table; or a list.
+        queries: number of queries.
+        on: a column of the table; None for an array.
+        vector_column, metric, max_rows, seed: as for `sample_vectors`.
+
+    Returns:
+        Vectors (n, D), and for each query the positions of its positives among them.
+
+    Raises:
+        InvalidInputError: positives that the data does not have, or a column that there is not.
+    """
+    rows = count_vectors(data)
+    drawn = np.random.default_rng(seed).choice(rows, size=min(rows, max_rows), replace=False)
+    if hasattr(data, "count_rows"):
+        if on is None or on not in data.schema.names:
+            raise InvalidInputError(
+                f"Got on={on!r}; expected a column of table {data.name!r} that has the positives."
+            )
+        values = PositiveValues(positives, queries, data.schema.field(on))
+        return _read_with_positives(data, values, drawn, on, _TableColumn(data, vector_column, metric))
+    if on is not None:
+        raise InvalidInputError(
+            f"Got on={on!r} for an array; expected positions of its vectors as positives, and on=None."
+        )
+    relevant = positions_in(positives, queries, rows)
+    wanted = np.unique(np.concatenate(relevant))
+    others = np.setdiff1d(drawn, wanted, assume_unique=True)[: max(0, max_rows - len(wanted))]
+    chosen_n = np.union1d(wanted, others)
+    if is_dense(data):
+        vectors_nD = as_vectors(data[chosen_n], metric=metric, positions=chosen_n)
+    else:
+        vectors_nD = as_vectors(data, metric=metric)[chosen_n]
+    return vectors_nD, [np.searchsorted(chosen_n, each) for each in relevant]
+
+
+def _read_with_positives(
+    table: Any, values: PositiveValues, drawn: Positions, on: str, column: _TableColumn
+) -> tuple[Float32Array, list[Positions]]:
+    """Read the vectors of rows that have one of the values, and of the rows drawn, in one pass."""
+    is_drawn_N, first = np.zeros(len(column), np.bool_), 0
+    is_drawn_N[drawn] = True
+    parts: list[Float32Array] = []
+    places: list[Positions] = []
+    for batch in table.search().select(list({on, column.name})).to_batches(_READ_ROWS):
+        places_B = values.places(batch[on])
+        taken_B = is_drawn_N[first : first + batch.num_rows] | (places_B >= 0)
+        taken_B &= batch[column.name].is_valid().to_numpy(zero_copy_only=False)
+        rows_B = np.flatnonzero(taken_B)
+        if len(rows_B):
+            taken = pa.chunked_array([batch[column.name]]).take(pa.array(rows_B))
+            parts.append(column.vectors(taken, first + rows_B))
+            places.append(places_B[rows_B])
+        first += batch.num_rows
+    places_n = np.concatenate([np.empty(0, np.int64), *places])
+    relevant = values.rows_of_queries(places_n, np.arange(len(places_n)), f"table {table.name!r}")
+    return np.concatenate(parts), relevant
 
 
 def without_outliers(

@@ -36,9 +36,14 @@ from rqmoe_store.training.checkpoint import read_checkpoint, run_identity
 from rqmoe_store.training.initialize import Start, check_trainable, fresh_start, resumed_start, warn_if_few
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.loss import validation_mse
-from rqmoe_store.training.positives import sample_with_positives
 from rqmoe_store.training.relevance import KnownQueries, require_no_refine_codes, tune_for
-from rqmoe_store.training.sampler import count_vectors, has_many_vectors, sample_vectors, without_outliers
+from rqmoe_store.training.sampler import (
+    count_vectors,
+    has_many_vectors,
+    sample_vectors,
+    sample_with_positives,
+    without_outliers,
+)
 from rqmoe_store.training.transform import (
     FITTED_ROWS,
     fit_refiner,

@@ -17,7 +17,7 @@ import rqmoe_store as rqs
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.search.rerank import exact_distances
-from rqmoe_store.training.positives import sample_with_positives
+from rqmoe_store.training.sampler import sample_with_positives
 
 ROWS, DIM, QUERIES = 2_048, 12, 400
 
