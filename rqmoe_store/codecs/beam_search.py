@@ -241,7 +241,7 @@ def search_codes(
             count = keep
             if index >= 0:
                 count = entries * size if preselect == 0 else min(max(keep, preselect), entries * size)
-            _preselect(scores_VK[own], count, buffers.scores_A, buffers.pairs_A)
+            preselect_pairs(scores_VK[own], count, buffers.scores_A, buffers.pairs_A)
             _keep_best(arrays, step, index, state.residual_VX[own], features_VF[own], count, keep, buffers)
             _continue(arrays, step, state, row * entries, buffers.kept, following, row * keep, keep)
         if arrays.narrow_XE.shape[1]:
@@ -301,7 +301,7 @@ def _score_codewords(search: SearchArrays, step: int, state: _Beam, scores_VK: A
 
 
 @compiled
-def _preselect(scores_RK: Any, count: int, chosen_A: Any, pairs_A: Any) -> None:
+def preselect_pairs(scores_RK: Any, count: int, chosen_A: Any, pairs_A: Any) -> None:
     """Fill in the `count` smallest scores and the numbers of their pairs, in ascending order; in any order if
     that is all of them."""
     entries, size = scores_RK.shape

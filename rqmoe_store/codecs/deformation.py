@@ -67,7 +67,7 @@ def subtract_deformation(
     rectification (G of them), then one gate logit per expert. With several layers, it is overwritten.
     """
     num_hidden = experts.contract_SGW.shape[1]
-    _softmax(features_F[num_hidden:], buffers.gates_N)
+    softmax(features_F[num_hidden:], buffers.gates_N)
     if experts.expand_SUWH.shape[1]:
         _add_later_layers(experts, index, features_F, buffers)
     used = _gate(features_F, buffers.gates_N, experts.expand_SUWH.shape[1], buffers.factors_G, buffers.used_G)
@@ -75,7 +75,7 @@ def subtract_deformation(
 
 
 @compiled
-def _softmax(logits_N: Any, gates_N: Any) -> None:
+def softmax(logits_N: Any, gates_N: Any) -> None:
     total, top = np.float32(0), logits_N[0]
     for expert in range(1, len(logits_N)):
         top = max(top, logits_N[expert])

@@ -22,6 +22,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from rqmoe_store.codecs.beam_search import CodecArrays, CompiledQuantizer
+from rqmoe_store.codecs.candidates import best_pairs, deformed_residuals, gated_units
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.deformation import ExpertArrays
 from rqmoe_store.codecs.device import as_tensor, full_precision
@@ -420,6 +421,10 @@ def _candidates(tables: EncodingTables, state: _Beam, step: int, count: int | No
     """The best `count` continuations by their undeformed codewords; None for all of them."""
     codebook_KX, size = tables.codebooks_MKX[step], tables.codebooks_MKX.shape[1]
     products_PK = state.residual_BRX.flatten(0, 1) @ codebook_KX.T  # training may compute it in bfloat16
+    if count is not None and products_PK.device.type == "cpu":
+        count = min(count, state.residual_BRX.shape[1] * size)
+        distance_BA, pair_BA = best_pairs(products_PK, tables.norms_MK[step], state.distance_BR, count)
+        return _Candidates(distance_BA, pair_BA // size, pair_BA % size)
     distance_PK = torch.add(tables.norms_MK[step], products_PK, alpha=-2)
     distance_BP = distance_PK.add_(state.distance_BR.view(-1, 1)).view(len(state.residual_BRX), -1)
     if count is None:
@@ -482,6 +487,8 @@ def _deformed(
     folded, contract_SGW = tables.folded, tables.contract_SGW
     assert folded is not None and contract_SGW is not None, "this step has experts"
     expert_step = step - quantizer.first_expert_step
+    if condition_BRF.device.type == "cpu" and folded.contract_SLNHW.shape[1] == 1:
+        return _deformed_by_loops(tables, folded, state, step, expert_step, block, condition_BRF)
     features_BAF = functional.embedding(block.index_BA, folded.codeword_SKF[expert_step])
     features_BAF = features_BAF.add_(_gathered(condition_BRF, block.source_BA))
     gated_1XG = folded.gated(features_BAF.flatten(0, 1).unsqueeze(0), expert_step)
@@ -495,6 +502,35 @@ def _deformed(
     left_BAW.flatten(0, 1).sub_(gated_1XG[0] @ contract_GW)
     distance_BA = torch.linalg.vector_norm(left_BAW, dim=2).square() + rest_BA
     return dataclasses.replace(block, distance_BA=distance_BA), left_BAW
+
+
+def _deformed_by_loops(
+    tables: EncodingTables,
+    folded: FoldedExperts,
+    state: _Beam,
+    step: int,
+    expert_step: int,
+    block: _Candidates,
+    condition_BRF: Tensor,
+) -> tuple[_Candidates, Tensor]:
+    """`_deformed` of experts of a single layer, on a CPU."""
+    contract_SGW = tables.contract_SGW
+    assert contract_SGW is not None, "this step has experts"
+    index_C, entry_C = block.index_BA.flatten(), _rows_of(block.source_BA, condition_BRF).flatten()
+    experts = folded.contract_SLNHW.shape[2]
+    gated_CG = gated_units(
+        folded.codeword_SKF[expert_step], condition_BRF.flatten(0, 1), index_C, entry_C, experts
+    )
+    left_CW, distance_C = deformed_residuals(
+        state.residual_BRX.flatten(0, 1),
+        tables.codebooks_MKX[step],
+        index_C,
+        entry_C,
+        gated_CG @ contract_SGW[expert_step],
+        block.distance_BA.flatten(),
+    )
+    found = dataclasses.replace(block, distance_BA=distance_C.view(block.index_BA.shape))
+    return found, left_CW.view(*block.index_BA.shape, -1)
 
 
 def _undeformed(codebook_KX: Tensor, residual_BRX: Tensor, candidates: _Candidates) -> Tensor:
@@ -534,6 +570,11 @@ def _continued(
 def _gathered(values_BRX: Tensor, rows_BA: Tensor) -> Tensor:
     """values_BRX[b, rows_BA[b, a]] for every b and a."""
     # A look-up in the flattened rows is several times faster than two-dimensional indexing.
-    first_B1 = values_BRX.shape[1] * torch.arange(len(rows_BA), device=rows_BA.device)[:, None]
-    chosen_BAX: Tensor = functional.embedding(first_B1 + rows_BA, values_BRX.flatten(0, 1))
+    chosen_BAX: Tensor = functional.embedding(_rows_of(rows_BA, values_BRX), values_BRX.flatten(0, 1))
     return chosen_BAX
+
+
+def _rows_of(rows_BA: Tensor, values_BRX: Tensor) -> Tensor:
+    """Numbers (B, A) of rows of each vector, counted over the rows of all vectors."""
+    first_B1 = values_BRX.shape[1] * torch.arange(len(rows_BA), device=rows_BA.device)[:, None]
+    return first_B1 + rows_BA

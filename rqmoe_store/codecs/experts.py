@@ -22,10 +22,12 @@ F = G + N first-layer features.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rqmoe_store.config import CodecConfig
 
@@ -105,6 +107,29 @@ class FoldedExperts:
         if self.output_projection_WD is None:
             return deformations_SBW
         return deformations_SBW @ self.output_projection_WD
+
+
+class _SumOfLastSteps(torch.autograd.Function):
+    """`add_to_last_steps`. Assigning to a slice instead would have the backward pass copy all gradients."""
+
+    @staticmethod
+    def forward(context: Any, codewords_MBD: Tensor, deformations_SBD: Tensor) -> Tensor:
+        context.deformations = len(deformations_SBD), deformations_SBD.dtype
+        codewords_MBD[-len(deformations_SBD) :] += deformations_SBD
+        context.mark_dirty(codewords_MBD)
+        return codewords_MBD
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient_MBD: Tensor) -> tuple[Tensor, Tensor]:
+        count, dtype = context.deformations
+        return gradient_MBD, gradient_MBD[-count:].to(dtype)
+
+
+def add_to_last_steps(codewords_MBD: Tensor, deformations_SBD: Tensor) -> Tensor:
+    """The codewords of M steps, with the deformations of the last S of them added in place."""
+    summed_MBD: Tensor = _SumOfLastSteps.apply(codewords_MBD, deformations_SBD)  # type: ignore[no-untyped-call]
+    return summed_MBD
 
 
 class ExpertMixture(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from rqmoe_store.codecs.experts import FoldedExperts
+from rqmoe_store.codecs.experts import FoldedExperts, add_to_last_steps
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import CodecConfig, CodecKind
 
@@ -141,8 +141,7 @@ class RQMoE(ResidualQuantizer):
         if self.mixture is None or folded is None or num_steps <= first:
             return chosen_MBD
         features_SBF = self._features(codes_BM, partitions_B, folded)
-        chosen_MBD[first:] += folded.deform(features_SBF, first_step=0)
-        return chosen_MBD
+        return add_to_last_steps(chosen_MBD, folded.deform(features_SBF, first_step=0))
 
     def summed_codewords(
         self, codes_BM: Tensor, partitions_B: Tensor, folded: FoldedExperts | None

@@ -145,8 +145,8 @@ class ResidualQuantizer(nn.Module, abc.ABC):
 
     def base_codewords(self, codes_BM: Tensor) -> Tensor:
         """Undeformed codewords (M, B, D)."""
-        steps_M1 = torch.arange(codes_BM.shape[1], device=codes_BM.device)[:, None]
-        return self.codebooks_MKD[steps_M1, codes_BM.T]
+        starts_M1 = self.codebook_size * torch.arange(codes_BM.shape[1], device=codes_BM.device)[:, None]
+        return functional.embedding(codes_BM.T + starts_M1, self.codebooks_MKD.flatten(0, 1))
 
     def fold(self) -> FoldedExperts | None:
         """First-layer tables of all steps with experts; None without any."""

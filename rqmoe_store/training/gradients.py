@@ -34,7 +34,7 @@ from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import TrainingPrecision
 from rqmoe_store.training.loss import TRAINING_BEAM, LossShare, TrainingLoss, mixed_precision
 
-_LEAST_ROWS, _MOST_ROWS = 128, 512  # of a share on a CPU
+_LEAST_ROWS, _MOST_ROWS = 128, 1_024  # of a share on a CPU
 _GROUP_STEPS = 4
 _TABLES = ("codeword_SKF", "condition_SEF")
 

@@ -9,6 +9,7 @@ from small_codecs import SHAPES, curved, small_config, stirred
 
 from rqmoe_store.codecs import parallel
 from rqmoe_store.codecs.encoding import assign_partitions
+from rqmoe_store.codecs.experts import add_to_last_steps
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
 from rqmoe_store.config import TRAINING_PRECISIONS, Metric, TrainConfig, TrainingPrecision
 from rqmoe_store.training import gradients
@@ -187,6 +188,21 @@ def test_dead_codewords_move_next_to_the_most_used() -> None:
     moment = optimizer.moments(quantizer.codebooks_MKD)["exp_avg"]
     assert not moment[1, 3].any()
     assert moment[1, 7].any()
+
+
+def test_sums_of_the_last_steps_pass_gradients_on() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codewords_MBD, deformations_SBD, toward_MBD = (
+        torch.randn(steps, 3, 2, generator=generator) for steps in (4, 2, 4)
+    )
+    found = []
+    for sum_ in (add_to_last_steps, lambda base, last: torch.cat([base[:2], base[2:] + last])):
+        inputs = codewords_MBD.clone().requires_grad_(), deformations_SBD.bfloat16().requires_grad_()
+        summed_MBD = sum_(inputs[0] * 1.0, inputs[1])
+        found.append((summed_MBD, *torch.autograd.grad(summed_MBD, inputs, toward_MBD)))
+    for first, second in zip(*found, strict=True):
+        assert first.dtype == second.dtype
+        assert torch.equal(first, second)
 
 
 def named(quantizer: ResidualQuantizer, gradient: BatchGradient) -> dict[str, torch.Tensor | None]:
