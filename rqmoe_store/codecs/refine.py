@@ -25,7 +25,7 @@ import numpy.typing as npt
 from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables, sum_entries
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, scaled
-from rqmoe_store.codecs.parallel import run_chunks_parallel
+from rqmoe_store.codecs.parallel import num_threads, run_chunks_parallel
 from rqmoe_store.codecs.transform import Arrays, Bytes, TransformQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric, RefineBase
@@ -34,7 +34,9 @@ from rqmoe_store.errors import InvalidInputError
 LENGTH_BYTES = 2
 """Bytes of a refine code for the length of the refined vector; none under "dot", which needs no lengths."""
 
-_ROWS_PER_TASK = 8_192  # some 0.3 ms
+_LEAST_ROWS, _MOST_ROWS = 2_048, 8_192
+"""Rows of a task, some 0.1 to 0.3 ms: as many for each thread, as long as it is worth another thread."""
+
 _STEP = 3e-4
 _LARGEST = 2**15 - 1
 _UNIT = 0.25  # of the standard deviation
@@ -250,5 +252,6 @@ def _sums(
             by_partition_QP, by_codeword_QT, queries_n[rows], partitions_n[rows], codes_nM[rows], sums_n[rows]
         )
 
-    run_chunks_parallel(len(codes_nM), _ROWS_PER_TASK, sum_rows)
+    for_each_thread = -(-len(codes_nM) // num_threads())
+    run_chunks_parallel(len(codes_nM), min(max(for_each_thread, _LEAST_ROWS), _MOST_ROWS), sum_rows)
     return sums_n

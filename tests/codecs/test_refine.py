@@ -142,6 +142,24 @@ def test_codes_do_not_depend_on_batches_or_threads(base: str) -> None:
         set_num_threads(usual)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_do_not_change_scores(threads: int) -> None:
+    codec = trained_small(ROWS, kind="rq", metric="l2", refine_bytes=6)
+    few, queries = codec.encode(ROWS), vectors(3, seed=4)
+    codes, queries_n = few[np.arange(6_300) % len(few)], np.arange(6_300) % 3
+    lookup, refine = codec.lookup_tables(queries), codec.refine_tables(queries)
+    usual = num_threads()
+    try:
+        set_num_threads(threads)
+        scores = codec.refined_scores(lookup, refine, queries_n, codes)
+    finally:
+        set_num_threads(usual)
+    for start in range(0, 6_300, 900):  # of so few rows each that a single thread scores them
+        part = slice(start, start + 900)
+        alone = codec.refined_scores(lookup, refine, queries_n[part], codes[part])
+        np.testing.assert_array_equal(scores[part], alone)
+
+
 def test_codes_follow_their_rows() -> None:
     codec = trained_small(ROWS, refine_bytes=6)
     codes = codec.encode(ROWS)
