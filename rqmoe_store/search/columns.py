@@ -22,6 +22,7 @@ from rqmoe_store.storage_errors import is_gone
 from rqmoe_store.store.columns import CodeColumns, KeptVectors
 from rqmoe_store.store.conditions import as_text
 from rqmoe_store.store.handle import Handle
+from rqmoe_store.store.lance import take_existing_rows
 from rqmoe_store.store.snapshot import Snapshot
 from rqmoe_store.store.sql import quoted, tokens_of
 from rqmoe_store.store.table_codec import TableCodec
@@ -39,9 +40,6 @@ _OWN_FIELDS = (
     pa.field(DISTANCE, pa.float32()),
     pa.field(ROW_ID, pa.uint64()),
 )
-
-_TAKEN_ROWS = 8_192
-"""Most rows to take in one call, which returns them in one batch."""
 
 Selected = dict[str, str | Expr]
 """Name of a result column -> name of a column, path into a struct, or SQL."""
@@ -235,24 +233,13 @@ def take(
     else:
         # Rows are read even without stored columns, because their row ids tell which rows still exist.
         wanted = row_ids_H if len(hits_of_queries) == 1 else np.unique(row_ids_H)
-        taken = _take_rows(dataset, wanted, chosen.to_scan([*stored, ROW_ID]))
+        taken = take_existing_rows(dataset, chosen.to_scan([*stored, ROW_ID]), wanted)
         rows, exists_H = _aligned(taken, row_ids_H)
         schema = taken.schema
     names = [*stored, *chosen.expressions]
     arrays = [pa.array(own_H[exists_H]) for own_H in (queries_H, distances_H, row_ids_H)]
     fields = [*_OWN_FIELDS, *(schema.field(name) for name in names)]
     return pa.Table.from_arrays([*arrays, *(rows[name] for name in names)], schema=pa.schema(fields))
-
-
-def _take_rows(dataset: lance.LanceDataset, row_ids: RowIds, columns: Any) -> pa.Table:
-    """The rows with these ids that exist, in this order.
-
-    A filter on row ids would find the same rows. Planning it takes longer than reading the rows of a page.
-    """
-    starts = range(0, max(1, len(row_ids)), _TAKEN_ROWS)
-    return pa.concat_tables(
-        dataset._take_rows(row_ids[start : start + _TAKEN_ROWS].tolist(), columns) for start in starts
-    )
 
 
 def _aligned(taken: pa.Table, row_ids_H: RowIds) -> tuple[pa.Table, Mask]:

@@ -19,6 +19,7 @@ from rqmoe_store.search.resident import matching_row_ids, row_id_filter
 from rqmoe_store.search.segments import CodeBatch, Mask, Positions, RowIds, concatenated, no_rows
 from rqmoe_store.search.shortlists import Candidates
 from rqmoe_store.search.source import TableState
+from rqmoe_store.store.lance import take_existing_rows
 from rqmoe_store.store.neighbor_graph import NeighborGraph
 
 DECAY = 0.5
@@ -133,7 +134,7 @@ class _Walk:
         if self._where is not None and len(wanted):
             wanted = matching_row_ids(dataset, f"{row_id_filter(wanted)} AND {self._where}")
         if len(wanted):
-            taken = dataset._take_rows(wanted.tolist(), [*codecs.columns.names, ROW_ID])
+            taken = take_existing_rows(dataset, [*codecs.columns.names, ROW_ID], wanted)
             codes, valid_N = codecs.read(taken)
             self._found = concatenated([self._found, CodeBatch(taken[ROW_ID].to_numpy()[valid_N], codes)])
 

@@ -35,6 +35,9 @@ Result = TypeVar("Result")
 PATIENCE = datetime.timedelta(seconds=60)
 """Default for how long a write is retried."""
 
+_TAKEN_ROWS = 8_192
+"""Most rows to take in one call, which returns them in one batch."""
+
 # Lance has no exception class for commit conflicts. After one, nothing was written.
 _CONFLICT = "(?is).*(commit conflict|concurrent writers|concurrent transaction).*"
 
@@ -334,12 +337,10 @@ def take_rows_of_version(
 ) -> pa.Table:
     """Take the columns `names` as `take_rows` does, from the version that a dataset is at.
 
-    LanceDB's own way plans a query first, which for the rows of a shortlist takes a third of the time.
-
     Raises:
         TableError: the version has no row with one of the ids.
     """
-    taken = dataset._take_rows(row_ids_B.tolist(), [*names, "_rowid"])
+    taken = take_existing_rows(dataset, [*names, "_rowid"], row_ids_B)
     if not np.array_equal(taken["_rowid"].to_numpy(), row_ids_B):
         raise TableError(
             f"Took {len(taken)} of {len(row_ids_B)} rows of version {dataset.version} in {dataset.uri!r}. "
@@ -357,3 +358,17 @@ def panics_as_errors() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise RuntimeError(f"Lance met data it cannot make sense of: {error}") from error
+
+
+def take_existing_rows(
+    dataset: lance.LanceDataset, columns: list[str] | dict[str, str], row_ids_B: npt.NDArray[np.uint64]
+) -> pa.Table:
+    """Take columns, or SQL by name, of the rows with these ids that a version has, in the order of the ids.
+
+    LanceDB's own way plans a query first, be it a filter on row ids, which takes longer than reading the rows
+    of a page, and a third of the time for those of a shortlist.
+    """
+    starts = range(0, max(1, len(row_ids_B)), _TAKEN_ROWS)
+    return pa.concat_tables(
+        dataset._take_rows(row_ids_B[start : start + _TAKEN_ROWS].tolist(), columns) for start in starts
+    )

@@ -8,9 +8,9 @@ from costly_examples import costly_examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rqmoe_store.search import columns
 from rqmoe_store.search.columns import DISTANCE, QUERY_INDEX, ROW_ID, ResultColumns, take
 from rqmoe_store.search.rerank import Hits
+from rqmoe_store.store import lance
 
 ROWS = 300
 MISSING = [ROWS + 50, 2**32 + 1, 2**40, 2**63 - 1]
@@ -61,7 +61,7 @@ def test_rows_that_exist_in_result_order(versions, version, queries, with_sql, r
     sql = {"twice": "2 * id"} if with_sql else {}
     chosen = ResultColumns({name: name for name in ["s", "id", *sql]}, sql)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(columns, "_TAKEN_ROWS", rows)
+        patched.setattr(lance, "_TAKEN_ROWS", rows)
         found = take(dataset, hits, chosen, ["s", "id"])
     expected = [
         {
