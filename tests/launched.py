@@ -17,6 +17,7 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, TrainConfig
 from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.trainer import train
+from rqmoe_store.training.workers import leave_workers
 
 ROWS = 801  # with batches of 100, the last one of an epoch is a single row: none for process 0 of 2
 SMALL = {"code_bytes": 3, "codebook_size": 16, "num_experts": 2, "hidden_dim": 16, "beam": 2, "preselect": 8}
@@ -83,6 +84,20 @@ def main(folder: Path, groups: list[str]) -> None:
             "1",
         ]
         app(command, standalone_mode=False)  # last: it takes leave of the other process
+
+
+def main_as(rank: int, port: int, folder: Path, group: str) -> None:
+    """`main` in a process that is told what a launcher tells those that it starts, without the launcher."""
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "CUDA_VISIBLE_DEVICES": "",  # two processes on one GPU would be refused
+    }
+    main(folder, [group])
+    leave_workers()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Small tables with vectors, and codecs for them."""
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 
+from rqmoe_store.codecs.artifact import Artifact
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.table import CompressedTable
@@ -23,6 +26,17 @@ def source_table(vectors: np.ndarray) -> pa.Table:
 
 
 def tiny_codec(vectors: np.ndarray, metric: Metric, partitions: int, refine_bytes: int = 0) -> Codec:
+    """A codec of its own for every caller, trained once for those who give the same vectors and settings."""
+    flat, shape = vectors.tobytes(), vectors.shape
+    return Codec.from_artifact(
+        _tiny_artifact(flat, shape, vectors.dtype.str, metric, partitions, refine_bytes)
+    )
+
+
+@functools.cache
+def _tiny_artifact(
+    flat: bytes, shape: tuple[int, int], dtype: str, metric: Metric, partitions: int, refine_bytes: int
+) -> Artifact:
     config = CodecConfig(
         kind="rq",
         code_bytes=4,
@@ -32,7 +46,8 @@ def tiny_codec(vectors: np.ndarray, metric: Metric, partitions: int, refine_byte
         metric=metric,
         beam=2,
     )
-    return train(vectors, config=config, training=TrainConfig(epochs=0, progress=False))
+    vectors = np.frombuffer(flat, dtype).reshape(shape).copy()
+    return train(vectors, config=config, training=TrainConfig(epochs=0, progress=False)).to_artifact()
 
 
 def stored(store: CompressedTable, where: str = "true") -> dict[int, tuple[str, bytes, int]]:

@@ -48,12 +48,12 @@ def test_ingested_rows_that_do_not_fit(store: rqs.CompressedTable) -> None:
 
 
 def test_codes_that_are_encoded_again(store: rqs.CompressedTable) -> None:
-    training = rqs.TrainConfig(max_minutes=0.05, device="cpu", progress=False)
+    training = rqs.TrainConfig(epochs=0, device="cpu", progress=False)
     warned_at(lambda: store.retrain(training, vectors=VECTORS, progress=False), "have codes only")
 
 
 def test_few_rows_to_train_on() -> None:
-    training = rqs.TrainConfig(max_minutes=0.02, device="cpu", progress=False)
+    training = rqs.TrainConfig(epochs=0, device="cpu", progress=False)
     config = rqs.CodecConfig(kind="rq", code_bytes=2, num_partitions=1)
     warned_at(lambda: rqs.train(VECTORS, config=config, training=training), "Training on 2")
 

@@ -6,6 +6,7 @@ import datetime
 import inspect
 import itertools
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from rqmoe_store.errors import RQMoEError
 from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
 from rqmoe_store.store.versions import TableTags
 from rqmoe_store.table import CompressedTable
-from rqmoe_store.tables import create_table
+from rqmoe_store.tables import create_table, open_table
 
 VECTORS = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
 TRAINING = TrainConfig(epochs=0, progress=False)
@@ -113,17 +114,26 @@ def wrong(place: lancedb.DBConnection, docs: Any) -> list[object]:
 names_of_tables = (f"table{number}" for number in itertools.count())
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a table that has everything that methods need."""
+    folder = tmp_path_factory.mktemp("template")
+    store = create_table(lancedb.connect(folder), "docs", source_table(VECTORS), config=CONFIG)
+    store.train(TRAINING, progress=False)
+    store.create_fts_index("text")
+    store.tags.create("first", 1)
+    store.build_neighbor_graph(5, progress=False)
+    return folder
+
+
 @pytest.fixture
-def make(place: lancedb.DBConnection) -> Callable[[], CompressedTable]:
+def make(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], CompressedTable]:
     """Gives a table, and another one when it is asked for the next."""
 
     def made() -> CompressedTable:
-        store = create_table(place, next(names_of_tables), source_table(VECTORS), config=CONFIG)
-        store.train(TRAINING, progress=False)
-        store.create_fts_index("text")
-        store.tags.create("first", 1)
-        store.build_neighbor_graph(5, progress=False)
-        return store
+        copied = tmp_path_factory.mktemp("made") / "db"
+        shutil.copytree(template, copied)
+        return open_table(lancedb.connect(copied), "docs")
 
     return made
 

@@ -10,6 +10,7 @@ import pytest
 from lancedb.rerankers import RRFReranker
 from small_tables import source_table, tiny_codec
 
+from rqmoe_store.config import TrainConfig
 from rqmoe_store.errors import TableError
 from rqmoe_store.search.reranker import DecodedReranker
 from rqmoe_store.table import CompressedTable
@@ -18,6 +19,7 @@ from rqmoe_store.tables import compress, open_table
 ROWS, DIM = 200, 16
 VECTORS = np.random.default_rng(7).normal(size=(ROWS, DIM)).astype(np.float32)
 FAR = VECTORS[0] + np.float32(9)
+TRAINING = TrainConfig(epochs=0, progress=False)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_searches_follow_a_restore(store: CompressedTable, tmp_path: Path) -> No
 
 def test_older_codecs_come_back(store: CompressedTable) -> None:
     first, nearest = store.version, found(store, VECTORS[:2])
-    store.retrain(vectors=VECTORS[:150] * 2, progress=False)
+    store.retrain(TRAINING, vectors=VECTORS[:150] * 2, progress=False)
     assert len(store.codecs.generations) == 2
     last, later = store.version, found(store, VECTORS[:2])
     store.checkout(first)

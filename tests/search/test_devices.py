@@ -5,6 +5,7 @@ import copy
 import functools
 import inspect
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,16 +32,23 @@ def gpus() -> Iterator[CudaDevices]:
         yield simulated
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> lancedb.DBConnection:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with table `small`, of two codecs."""
-    db = lancedb.connect(tmp_path)
-    docs = db.create_table("docs", source_table(VECTORS))
+    folder = tmp_path_factory.mktemp("template")
+    docs = lancedb.connect(folder).create_table("docs", source_table(VECTORS))
     store = rqs.compress(docs, tiny_codec(VECTORS, "l2", 4), "small", progress=False)
     store.retrain(vectors=VECTORS[::-1], training=rqs.TrainConfig(epochs=0, progress=False))
     again = source_table(VECTORS[:50] + np.float32(0.5))
     store.add(again.set_column(0, "id", [np.arange(300, 350)]))
-    return db
+    return folder
+
+
+@pytest.fixture
+def db(template: Path, tmp_path: Path) -> lancedb.DBConnection:
+    """A copy of the template."""
+    shutil.copytree(template, tmp_path / "db")
+    return lancedb.connect(tmp_path / "db")
 
 
 def found(store: rqs.CompressedTable) -> tuple[list[int], np.ndarray]:

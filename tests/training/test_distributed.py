@@ -1,10 +1,12 @@
 """Several processes train the same codec as one process.
 
-`make test` trains one codec in two processes; `make test-slow` all others.
+`make test` trains one codec in two processes that were forked; `make test-slow` all others, in two that
+`accelerate launch` starts.
 """
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from launched import ROWS, train_small
+from launched import ROWS, main_as, train_small
+from other_processes import processes
 from small_codecs import DIM, curved
 
 from rqmoe_store.codecs.base import Codec, load_codec
@@ -39,6 +42,19 @@ def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def start_two(folder: Path, group: str) -> None:
+    """Run a group of trainings in two processes that need not import anything."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [processes.Process(target=main_as, args=(rank, port, folder, group)) for rank in (0, 1)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
 
 
 def make_table(folder: Path) -> None:
@@ -76,7 +92,7 @@ def assert_close(codec: Codec, other: Codec, untrained: Codec, *, share: float =
 
 def test_two_processes_train_the_codec_of_one(tmp_path: Path) -> None:
     make_table(tmp_path)
-    launch(ROOT / "tests/launched.py", tmp_path, "straight")
+    start_two(tmp_path, "straight")
     alone, untrained = train_small(tmp_path), train_small(tmp_path, epochs=0)
     assert alone.report.validation_mse < alone.report.rq_validation_mse
     assert_close(of_both(tmp_path, "straight"), alone, untrained)
