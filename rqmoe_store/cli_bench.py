@@ -512,8 +512,11 @@ def bench_rows(
 def bench_gpu(
     minutes: Annotated[float, typer.Option(help="Time for all parts together.")] = 5.0,
     parts: Annotated[
-        str, typer.Option(help="Some of machine,scan,decode,shortlist,encode,train, separated by commas.")
-    ] = "machine,scan,decode,shortlist,encode,train",
+        str,
+        typer.Option(
+            help="Some of machine,scan,decode,shortlist,exhaustive,encode,train, separated by commas."
+        ),
+    ] = "machine,scan,decode,shortlist,exhaustive,encode,train",
     device: Annotated[str, typer.Option(help='"cuda", "cuda:1", ..., or "cpu" with --tiny.')] = "cuda",
     vectors: Annotated[
         str | None,
@@ -525,7 +528,7 @@ def bench_gpu(
     tiny: Annotated[bool, typer.Option("--tiny", help="Small sizes, to try all parts.")] = False,
     json_out: JsonOut = None,
 ) -> None:
-    """Measure what a GPU does: scan, decoding, shortlists, encoding, training.
+    """Measure what a GPU does: scan, decoding, shortlists, exhaustive search, encoding, training.
 
     Example: [bold]rqmoe bench gpu --minutes 5 --json gpu.json[/bold]
 

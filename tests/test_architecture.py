@@ -234,6 +234,35 @@ def test_math_knows_no_storage(path):
     assert not libraries & STORAGE_LIBRARIES
 
 
+def files_of(module: str) -> set[Path]:
+    """Files of the repository that are loaded to import from a dotted name."""
+    parts = module.split(".")
+    root = ROOT if parts[0] == "rqmoe_store" else ROOT / "tests"
+    steps = [root.joinpath(*parts[: end + 1]) for end in range(len(parts))]
+    return {
+        file for step in steps for file in (step.with_suffix(".py"), step / "__init__.py") if file.is_file()
+    }
+
+
+def test_gpu_tests_and_benchmark_load_no_lancedb():
+    """Machines with a GPU need not have it: `make test-gpu`, `rqmoe_store.evaluation.gpu_benchmark`."""
+    measured = ("gpu_benchmark", "gpu_measurement", "gpu_scan_measurement", "gpu_workbench")
+    starts = {*(ROOT / "tests/gpu").glob("*.py"), *(PACKAGE / f"evaluation/{name}.py" for name in measured)}
+    seen, left = set(starts), list(starts)
+    while left:
+        file = left.pop()
+        tree = ast.parse(file.read_text())
+        if file not in starts:  # what functions import is loaded when they are called
+            named = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+            tree = ast.Module(named, [])
+        for module in imports(tree):
+            assert module.split(".")[0] not in ("lancedb", "lance"), f"{file} loads {module}"
+            more = files_of(module) - seen
+            seen |= more
+            left += more
+    assert PACKAGE / "search/tensor_refine.py" in seen
+
+
 def test_nothing_is_pickled(any_path):
     tree = ast.parse(any_path.read_text())
     libraries = {module.split(".")[0] for module in imports(tree)}

@@ -1,5 +1,6 @@
 """`rqmoe bench gpu`, on the CPU."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from failed_commands import message_of
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
+from rqmoe_store.cli_bench import bench_gpu
+from rqmoe_store.evaluation.gpu_benchmark import SECONDS
 
 
 def gpu(*options: object):
@@ -21,6 +24,10 @@ def test_prints_and_writes(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["parts"] == {"machine": "done"} and written["machine.device"] == "cpu"
     assert written.keys() >= {"command", "date", "machine", "columns", "rows"}
+
+
+def test_all_parts_are_run_unless_some_are_chosen() -> None:
+    assert inspect.signature(bench_gpu).parameters["parts"].default.split(",") == list(SECONDS)
 
 
 def test_mistakes_are_found_before_measuring(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Where an open table computes: the device that its user chooses, whatever other handles have chosen."""
 
 import asyncio
+import concurrent.futures
 import copy
 import functools
 import inspect
@@ -104,6 +105,26 @@ def test_handles_do_not_affect_each_other(db: lancedb.DBConnection, gpus: CudaDe
     twin.add(source_table(VECTORS[:2] - np.float32(1)).set_column(0, "id", [[400, 401]]))
     nearest = [each.search(VECTORS[0] - 1).limit(1).to_list()[0]["id"] for each in (on_gpu, on_cpu, twin)]
     assert nearest == [400] * 3
+
+
+def test_a_table_moves_between_devices_while_it_is_searched(
+    db: lancedb.DBConnection, gpus: CudaDevices
+) -> None:
+    store = rqs.open_table(db, "small", device="cpu")
+    wanted, _ = found(store)
+
+    def search() -> None:
+        with gpus.in_thread():
+            for _ in range(3):
+                assert found(store)[0] == wanted
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        done = [threads.submit(search) for _ in range(2)]
+        while not all(each.done() for each in done):
+            for device in ("cuda:1", "cpu", "cuda:0"):
+                store.use_device(device)
+    for each in done:
+        each.result()
 
 
 def test_a_device_outlasts_what_changes(db: lancedb.DBConnection, gpus: CudaDevices) -> None:
