@@ -310,7 +310,12 @@ class CudaDevices:
 
     @contextlib.contextmanager
     def graph(
-        self, graph: Graph, *, pool: object, stream: Stream, capture_error_mode: str = "global"
+        self,
+        graph: Graph,
+        *,
+        pool: object = None,
+        stream: Stream | None = None,
+        capture_error_mode: str = "global",
     ) -> Iterator[None]:
         """Stands for torch.cuda.graph."""
         if self.refuse_recordings:
@@ -318,7 +323,7 @@ class CudaDevices:
             raise RuntimeError("CUDA error: operation would make the legacy stream depend on another one")
         assert self._recording is None, "one recording at a time"
         device = torch.device("cuda", self.current_device())
-        assert stream.device == device, "a graph records on the current device"
+        assert stream is None or stream.device == device, "a graph records on the current device"
         self._recording = _Recording(graph, device, threading.get_ident(), capture_error_mode)
         kernels = _Kernels(graph)
         try:

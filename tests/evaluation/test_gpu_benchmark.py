@@ -1,7 +1,10 @@
 """The benchmark of a GPU, tried on the CPU: parts in processes of their own, and the table."""
 
+import dataclasses
 import functools
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +54,26 @@ def test_the_nearest_of_a_shortlist_are_found_as_searches_find_them(monkeypatch)
         monkeypatch.setattr(HostRecording, "wait", lambda recording: np.ones(64))
         PARTS["shortlist"](measure())
         assert "distances are wrong" in figures["shortlist.16.us"]["error"]
+
+
+def test_parts_run_on_a_gpu(monkeypatch) -> None:
+    """On a simulated one, so that nothing trivial fails where time on a real one is short."""
+
+    def run_once(bench: Bench, work: Callable[[], object], **limits: object) -> float:
+        work()
+        return 1.0
+
+    monkeypatch.setattr(Bench, "seconds", run_once)
+    sizes, figures = dataclasses.replace(TINY, rows=(2_000,), checked_rows=1_500), dict[str, Any]()
+    with simulated_cuda():
+        for part in ("scan", "decode", "exhaustive", "encode"):
+            PARTS[part](Bench(torch.device("cuda:0"), sizes, figures.__setitem__, None, 1))
+    errors = {name: value for name, value in figures.items() if isinstance(value, dict) and "error" in value}
+    assert not errors
+    for metric in ("l2", "cosine", "dot"):
+        assert all(figures[f"scan.{metric}.equals_cpu"].values())
+        assert figures[f"scan.{metric}.refined.equals_cpu"]["rows"]
+    assert figures["exhaustive.16.largest_deviation"] < 1e-9 and figures["encode.16.1.same_codes"]
 
 
 def test_a_part_that_fails_costs_that_part_only(tmp_path) -> None:
