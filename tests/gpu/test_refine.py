@@ -302,3 +302,16 @@ def test_candidates_keep_refined_scores(cuda) -> None:
     nearest_Q = candidates.rows.row_ids_N[candidates.starts_Q[:-1]]
     left = candidates.without(nearest_Q)
     np.testing.assert_array_equal(left.refined_H, np.delete(candidates.refined_H, candidates.starts_Q[:-1]))
+
+
+def test_candidates_of_which_some_lack_refined_scores_are_read_again(cuda) -> None:
+    stages = [range(1)] * QUERIES, ScoreUnits.plain(QUERIES), [False] * QUERIES
+    scored, plain = (
+        candidates_of(searched([Selection(segment_of("l2"))], "l2", device, 20), [20], *stages)
+        for device in ("cuda", "cpu")
+    )
+    assert scored.refined_H is not None and plain.rows.codes.refine is not None
+    for parts in ([scored, plain], [plain, scored]):
+        joined = scored.joined([(range(QUERIES), each) for each in parts])
+        assert joined.refined_H is None and joined.rows.codes.refine is None
+        assert sorted(joined.rows.row_ids_N) == sorted(plain.rows.row_ids_N)
