@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.parallel import compiled, run_chunks_parallel
-from rqmoe_store.codecs.products import multiply_rows
+from rqmoe_store.codecs.products import multiply_rows, product
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
 
@@ -182,6 +182,17 @@ class TransformQuantizer:
         """Reconstructions (n, D) of codes. A prefix of the bytes decodes, too; further bytes are ignored."""
         coordinates_nD = self._coordinates(codes_nB)
         return np.asarray(self.rotation.invert(coordinates_nD) + self.mean_D, dtype=np.float32)
+
+    def rotated_matrix(self, matrix_DE: Float32Array) -> Float32Array:
+        """What to multiply rotated coordinates with, for the products of vectors with a matrix (D, E)."""
+        return np.ascontiguousarray(self.rotation.apply(np.ascontiguousarray(matrix_DE.T)).T)
+
+    def decode_products(self, codes_nB: Bytes, rotated_DE: Float32Array) -> Float32Array:
+        """Products (n, E) of reconstructions, less the mean, with a matrix, given its `rotated_matrix`.
+
+        Nothing is rotated back, which is most of the work of `decode`.
+        """
+        return product(self._coordinates(codes_nB), rotated_DE)
 
     def _coordinates(self, codes_nB: Bytes) -> Float32Array:
         coordinates_nD = np.zeros((len(codes_nB), self.dim), np.float32)

@@ -191,12 +191,12 @@ class FixedDimensionalEncoder:
             InvalidInputError: encodings of another dimension, that are not numbers, or NaN or infinite.
         """
         encodings_BF = as_vectors(encodings, dim=self.fde_dim)
-        return product(encodings_BF, self._means_FD)
+        return product(encodings_BF, self.means_FD)
 
     @functools.cached_property
-    def _means_FD(self) -> Float32Array:
-        """What encodings are multiplied with to estimate means: the regularized inverse of the encoding of a
-        single vector, which is linear if all partitions are filled."""
+    def means_FD(self) -> Float32Array:
+        """The matrix that `estimate_means` multiplies encodings with: the regularized inverse of the encoding
+        of a single vector, which is linear if all partitions are filled."""
         filled = dataclasses.replace(self, fill_empty_partitions=True)
         units_DD, one_D = np.eye(self.dim, dtype=np.float32), np.ones(self.dim, np.int64)
         encoded_DF = filled.encode_documents(units_DD, one_D).astype(np.float64)

@@ -14,8 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.coder import TransformCoder
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import PrecisionChoice
+from rqmoe_store.codecs.frame import to_float32
+from rqmoe_store.codecs.products import product
+from rqmoe_store.codecs.transform import TransformQuantizer
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -128,17 +132,35 @@ def as_lists(matrices: Any, many: MultiVector) -> Ragged:
 def row_means(codes: Codes, many: MultiVector, codec: Codec) -> Float32Array | None:
     """What is taken off the vectors of rows before they are encoded (B, D); None for nothing.
 
+    It is what `estimate_means` gives of decoded encodings, which are not decoded for it.
+
     Args:
         codes: codes of the rows' encodings, by `codec`.
         many: how rows have many vectors.
         codec: the codec of encodings.
-
-    Raises:
-        InvalidInputError: the codes are not codes of the codec.
     """
     if not many.encoding.subtract_mean:
         return None
-    return encoder_of(many).estimate_means(codec.decode(codes))
+    quantizer, frame = _encoding_quantizer(codec), codec.frame
+    rotated_FD, mean_D, offset_D = _mean_decoder(many, codec)
+    products_BD = quantizer.decode_products(codes.codes, rotated_FD) + mean_D
+    if frame.exponent == 0:
+        return products_BD + offset_D
+    return to_float32(np.ldexp(products_BD.astype(np.float64), frame.exponent) + offset_D)
+
+
+@functools.lru_cache(maxsize=16)
+def _mean_decoder(many: MultiVector, codec: Codec) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """The matrix (F, D) from coordinates of encodings to means, and the means (D,) that those of the codec's
+    mean and of its frame have."""
+    quantizer, means_FD = _encoding_quantizer(codec), encoder_of(many).means_FD
+    both_2D = product(np.stack([quantizer.mean_D, codec.frame.offset_D]), means_FD)
+    return quantizer.rotated_matrix(means_FD), both_2D[0], both_2D[1]
+
+
+def _encoding_quantizer(codec: Codec) -> TransformQuantizer:
+    assert isinstance(codec.coder, TransformCoder), "as all codecs of encodings"
+    return codec.coder.quantizer
 
 
 def left_over(vectors: Ragged, means_BD: Float32Array | None, many: MultiVector) -> Float32Array:

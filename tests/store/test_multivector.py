@@ -593,3 +593,23 @@ def test_distances_are_those_of_the_vectors_that_rows_decode_to(db, kind):
     for row in table.search(query).limit(20).select(["id", "vector"]).to_list():
         expected = distances(query, np.array(row["vector"]), "dot")
         assert row["_distance"] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1e-9, 0), (1e9, 0), (1, 1e4)])
+def test_means_of_rows_are_those_of_their_decoded_encodings(scale, shift):
+    from rqmoe_store.store.multivector import encoder_of, encodings_of, multi_vector_metadata, row_means
+    from rqmoe_store.store.ragged import Ragged
+    from rqmoe_store.training.encodings import fit_encoding_codec
+
+    config = rqs.CodecConfig(kind="pq", metric="dot", code_bytes=4)
+    metadata = multi_vector_metadata("vector", "none", DIM, config, ENCODING)
+    vectors = np.concatenate([row["vector"] for row in make_rows(300)])
+    lists = Ragged(
+        (scale * vectors + shift).astype(np.float32), np.array([len(row["vector"]) for row in make_rows(300)])
+    )
+    encodings = encodings_of(lists, metadata.multi_vector)
+    codec = fit_encoding_codec(encodings, metadata.config)
+    codes = codec.encode(encodings)
+    expected = encoder_of(metadata.multi_vector).estimate_means(codec.decode(codes))
+    found = row_means(codes, metadata.multi_vector, codec)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
