@@ -16,7 +16,11 @@ def best_by_bytes(results: Iterable[CodecResult], total_bytes: Sequence[int]) ->
         results: of codecs of ours and of other libraries, as long as they were measured on the same vectors.
         total_bytes: the sizes.
     """
-    found = [_found(result) for result in results]
+    return best_of_found([_found(result) for result in results], total_bytes)
+
+
+def best_of_found(found: Sequence[FoundBy], total_bytes: Sequence[int]) -> list[BestAtSize]:
+    """Compare as `best_by_bytes` does, what is known to have been found by codecs."""
     ours = [each for each in found if not is_peer(each.codec)]
     peers = [each for each in found if is_peer(each.codec)]
     return [_best_at(size, ours, peers) for size in sorted(set(total_bytes))]
