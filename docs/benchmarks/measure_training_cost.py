@@ -77,6 +77,8 @@ def run(
     total = time.process_time() - began
     found = {
         "version": version,
+        "rows": rows,
+        "epochs": epochs,
         "step_seconds": round(clock.seconds, 1),
         "vectors_per_second": round(rows * epochs / clock.seconds),
         "other_seconds": round(total - clock.seconds, 1),
@@ -96,13 +98,21 @@ def record(runs: Path, json_path: Annotated[Path, typer.Option("--json")]) -> No
 
     lines = [json.loads(line) for line in runs.read_text().splitlines()]
     found = {
-        "command": "python docs/benchmarks/measure_training_cost.py run base.npy VERSION --into runs.jsonl",
+        "command": "python docs/benchmarks/measure_training_cost.py run base.npy VERSION --into runs.jsonl"
+        f" --rows {lines[0]['rows']} --epochs {lines[0]['epochs']}",
         "machine": describe_machine(torch.device("cpu")),
         "date": datetime.now(UTC).date().isoformat(),
         "columns": list(COLUMNS.values()),
-        "rows": [[line[name] for name in COLUMNS] for line in lines],
+        "rows": [[_cell(name, line[name]) for name in COLUMNS] for line in lines],
     }
     json_path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+def _cell(name: str, value: Any) -> Any:
+    """Errors with four digits after the point, seconds with one."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:.1f}" if name.endswith("seconds") else f"{value:.4f}"
 
 
 if __name__ == "__main__":
