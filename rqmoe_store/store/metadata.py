@@ -300,7 +300,7 @@ class TableMetadata:
             )
         if version < FORMAT_VERSION:
             stored = _BEFORE_REFINE_CODES | stored
-        if version < MULTI_VECTOR_FORMAT_VERSION:
+        if version <= FORMAT_VERSION:
             stored = _ONE_VECTOR_A_ROW | stored
         return cls(**{name: _parsed(name, stored.get(name), table_name) for name in _PARSERS})
 

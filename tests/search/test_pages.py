@@ -73,8 +73,8 @@ class Sources:
         return store.use_cache("disk" if source == "disk" else "memory").search(query)
 
 
-def on_tensors(selection, tables, probed, sides, size, device):
-    return tensor_scan.nearest("cpu", selection, tables, probed, sides, size)
+def on_tensors(selection, tables, probed, sides, size, device, refinement, ordered):
+    return tensor_scan.nearest("cpu", selection, tables, probed, sides, size, refinement)
 
 
 @pytest.fixture(scope="module")

@@ -310,7 +310,8 @@ def generations_text(fingerprint, num_partitions=4):
         ({"dim": "17"}, ArtifactError, "codec of dim 17; got .* of dim 16"),
         ({"dim": "wide"}, TableError, "rqmoe_store.dim' of table 'store' is b'wide'"),
         ({"format_version": "4"}, TableError, "rqmoe_store.multi_vector.*it is missing"),
-        ({"format_version": "5"}, TableError, "format version 5.*reads up to 4. Upgrade"),
+        ({"format_version": "5"}, TableError, "rqmoe_store.multi_vector.*it is missing"),
+        ({"format_version": "6"}, TableError, "format version 6.*reads up to 5. Upgrade"),
         ({"vector_column": "emb"}, TableError, "no column 'emb_code', 'emb_partition'"),
     ],
 )
