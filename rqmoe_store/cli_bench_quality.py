@@ -5,9 +5,8 @@ The commands join those of `cli_bench`, whose rules hold here as well.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -34,9 +33,10 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.terminal import names_in, numbers_in
 
 if TYPE_CHECKING:
+    from rqmoe_store.codecs.vectors import Float32Array
+    from rqmoe_store.demo.texts import Precision
     from rqmoe_store.evaluation.answer_benchmark import AnswerReport
     from rqmoe_store.evaluation.growth_benchmark import GrowthReport
-    from rqmoe_store.evaluation.limit_benchmark import LimitResult, LimitSettings
     from rqmoe_store.evaluation.limit_data import LimitData
 
 CodecNames = Annotated[str, typer.Option(help="Codecs as for `bench codec`, separated by commas.")]
@@ -234,6 +234,9 @@ def bench_limit(
     free_bytes: Annotated[
         str, typer.Option(help="Sizes of the codes of free embeddings, separated by commas.")
     ] = "1,2,3,4,6,8",
+    precision: Annotated[
+        str, typer.Option(help="Numbers that the sentence model multiplies: float32 or bfloat16.")
+    ] = "float32",
     cache_dir: Annotated[Path, typer.Option(help="Folder that caches embeddings for the next run.")] = Path(
         "~/.cache/rqmoe_store"
     ),
@@ -255,13 +258,23 @@ def bench_limit(
     check_outputs(json_out, None)
     import torch
 
-    from rqmoe_store.evaluation.limit_benchmark import LimitReport, LimitSettings, limit_tables
+    from rqmoe_store.demo.texts import Precision
+    from rqmoe_store.evaluation.limit_benchmark import (
+        LimitReport,
+        LimitSettings,
+        benchmark_limit,
+        limit_tables,
+    )
     from rqmoe_store.evaluation.limit_data import make_limit_data
     from rqmoe_store.evaluation.limit_free import FreeSettings, benchmark_free
     from rqmoe_store.evaluation.machine import describe_machine
     from rqmoe_store.evaluation.tables import print_tables
 
     chosen = _parts(parts)
+    if precision not in get_args(Precision):
+        raise InvalidInputError(
+            f"Got --precision {precision!r}; expected {' or '.join(get_args(Precision))}."
+        )
     console = Console(stderr=True)
     settings = LimitSettings(
         code_bytes=tuple(numbers_in("--bytes", code_bytes)),
@@ -276,7 +289,11 @@ def bench_limit(
     )
     data = make_limit_data(queries=queries, documents=documents, seed=seed)
     report = LimitReport(
-        settings={"search": dataclasses.asdict(settings), "free": dataclasses.asdict(free)},
+        settings={
+            "search": dataclasses.asdict(settings),
+            "embeddings": {"documents": documents, "max_tokens": _LIMIT_TOKENS, "precision": precision},
+            "free": dataclasses.asdict(free),
+        },
         machine=describe_machine(torch.device("cpu")),
     )
 
@@ -287,7 +304,11 @@ def bench_limit(
         write_report(json_out, report.to_dict(), limit_tables(report))
 
     if "search" in chosen:
-        _search_limit(data, settings, cache_dir, functools.partial(note, report.results))
+        vectors = _embed_limit(data, cache_dir.expanduser(), cast(Precision, precision))
+        count = len(data.documents)
+        benchmark_limit(
+            data, vectors[:count], vectors[count:], settings, functools.partial(note, report.results)
+        )
     if "free" in chosen:
         benchmark_free(free, functools.partial(note, report.free))
     print_tables(limit_tables(report))
@@ -302,14 +323,10 @@ def _parts(parts: str) -> list[str]:
     return chosen
 
 
-def _search_limit(
-    data: "LimitData", settings: "LimitSettings", cache_dir: Path, note: "Callable[[LimitResult], None]"
-) -> None:
+def _embed_limit(data: "LimitData", cache_dir: Path, precision: "Precision") -> "Float32Array":
+    """Embeddings of the documents, then of the queries."""
     from rqmoe_store.demo.texts import embed_cached, sentence_embedder
-    from rqmoe_store.evaluation.limit_benchmark import benchmark_limit
 
-    make_embedder = functools.partial(sentence_embedder, max_tokens=_LIMIT_TOKENS)
+    model: Any = {"max_tokens": _LIMIT_TOKENS, "precision": precision}
     texts = [*data.documents, *data.queries]
-    vectors, _ = embed_cached(texts, cache_dir.expanduser(), make_embedder, max_tokens=_LIMIT_TOKENS)
-    count = len(data.documents)
-    benchmark_limit(data, vectors[:count], vectors[count:], settings, note)
+    return embed_cached(texts, cache_dir, functools.partial(sentence_embedder, **model), **model)[0]

