@@ -5,8 +5,9 @@ The commands join those of `cli_bench`, whose rules hold here as well.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,10 +34,9 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.terminal import names_in, numbers_in
 
 if TYPE_CHECKING:
-    from rqmoe_store.codecs.vectors import Float32Array
-    from rqmoe_store.demo.texts import Precision
     from rqmoe_store.evaluation.answer_benchmark import AnswerReport
     from rqmoe_store.evaluation.growth_benchmark import GrowthReport
+    from rqmoe_store.evaluation.limit_benchmark import LimitResult, LimitSettings
     from rqmoe_store.evaluation.limit_data import LimitData
 
 CodecNames = Annotated[str, typer.Option(help="Codecs as for `bench codec`, separated by commas.")]
@@ -194,8 +194,8 @@ def bench_answers(
         config=CodecConfig(metric=metric, num_partitions=0, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
         training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed, device=device),
     )
-    relevant = relevance_of(folder)
     base, asked = (open_array("FOLDER", str(folder / name)) for name in (BASE, QUERIES))
+    relevant = relevance_of(folder, len(asked), len(base))
 
     def show(report: "AnswerReport") -> None:
         # The report is written after every codec, as a long run may not get to its end.
@@ -258,29 +258,20 @@ def bench_limit(
     check_outputs(json_out, None)
     import torch
 
-    from rqmoe_store.demo.texts import Precision
-    from rqmoe_store.evaluation.limit_benchmark import (
-        LimitReport,
-        LimitSettings,
-        benchmark_limit,
-        limit_tables,
-    )
+    from rqmoe_store.evaluation.limit_benchmark import LimitReport, LimitSettings, limit_tables
     from rqmoe_store.evaluation.limit_data import make_limit_data
     from rqmoe_store.evaluation.limit_free import FreeSettings, benchmark_free
     from rqmoe_store.evaluation.machine import describe_machine
     from rqmoe_store.evaluation.tables import print_tables
 
     chosen = _parts(parts)
-    if precision not in get_args(Precision):
-        raise InvalidInputError(
-            f"Got --precision {precision!r}; expected {' or '.join(get_args(Precision))}."
-        )
     console = Console(stderr=True)
     settings = LimitSettings(
         code_bytes=tuple(numbers_in("--bytes", code_bytes)),
         hybrid_bytes=tuple(numbers_in("--hybrid-bytes", hybrid_bytes)),
         config=CodecConfig(kind=kind, metric="cosine", num_partitions=0),  # type: ignore[arg-type]  # checked
         training=training_of(console, max_minutes=minutes, seed=seed),
+        precision=precision,  # type: ignore[arg-type]  # checked
     )
     free = FreeSettings(
         dims=tuple(numbers_in("--dims", dims)),
@@ -289,11 +280,7 @@ def bench_limit(
     )
     data = make_limit_data(queries=queries, documents=documents, seed=seed)
     report = LimitReport(
-        settings={
-            "search": dataclasses.asdict(settings),
-            "embeddings": {"documents": documents, "max_tokens": _LIMIT_TOKENS, "precision": precision},
-            "free": dataclasses.asdict(free),
-        },
+        settings={"search": dataclasses.asdict(settings), "free": dataclasses.asdict(free)},
         machine=describe_machine(torch.device("cpu")),
     )
 
@@ -304,11 +291,7 @@ def bench_limit(
         write_report(json_out, report.to_dict(), limit_tables(report))
 
     if "search" in chosen:
-        vectors = _embed_limit(data, cache_dir.expanduser(), cast(Precision, precision))
-        count = len(data.documents)
-        benchmark_limit(
-            data, vectors[:count], vectors[count:], settings, functools.partial(note, report.results)
-        )
+        _search_limit(data, settings, cache_dir, functools.partial(note, report.results))
     if "free" in chosen:
         benchmark_free(free, functools.partial(note, report.free))
     print_tables(limit_tables(report))
@@ -323,10 +306,15 @@ def _parts(parts: str) -> list[str]:
     return chosen
 
 
-def _embed_limit(data: "LimitData", cache_dir: Path, precision: "Precision") -> "Float32Array":
-    """Embeddings of the documents, then of the queries."""
+def _search_limit(
+    data: "LimitData", settings: "LimitSettings", cache_dir: Path, note: "Callable[[LimitResult], None]"
+) -> None:
     from rqmoe_store.demo.texts import embed_cached, sentence_embedder
+    from rqmoe_store.evaluation.limit_benchmark import benchmark_limit
 
-    model: Any = {"max_tokens": _LIMIT_TOKENS, "precision": precision}
+    model: Any = {"max_tokens": _LIMIT_TOKENS, "precision": settings.precision}
     texts = [*data.documents, *data.queries]
-    return embed_cached(texts, cache_dir, functools.partial(sentence_embedder, **model), **model)[0]
+    make_embedder = functools.partial(sentence_embedder, **model)
+    vectors, _ = embed_cached(texts, cache_dir.expanduser(), make_embedder, **model)
+    count = len(data.documents)
+    benchmark_limit(data, vectors[:count], vectors[count:], settings, note)

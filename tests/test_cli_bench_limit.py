@@ -43,6 +43,7 @@ def test_mistakes_are_found_before_anything_is_embedded(tmp_path: Path) -> None:
     assert "expected search, free" in message_of(limit("--parts", "all"), before="Batches")
     assert "hybrid search of some" in message_of(limit("--bytes", 8), before="Batches")
     assert "expected 46" in message_of(limit("--documents", 20), before="Batches")
+    assert "expected 'float32' or" in message_of(limit("--precision", "float16"), before="Batches")
     assert "ascending" in message_of(limit("--dims", "4,3"), before="Batches")
     assert "'best' is unknown" in message_of(limit("--kind", "best"), before="Batches")
     assert "--json" in message_of(limit("--json", tmp_path / "none" / "limit.json"), before="Batches")

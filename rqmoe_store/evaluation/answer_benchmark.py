@@ -112,14 +112,14 @@ def benchmark_answers(
     Args:
         vectors: (N, D).
         queries: (Q, D).
-        relevant: of each query, the positions of the vectors that answer it, at least one.
+        relevant: of each query, the positions of the vectors that answer it, as `relevance_of` reads them.
         settings: codecs to compare.
         console: console for progress.
         on_done: called with all results so far whenever something has been measured.
 
     Raises:
-        InvalidInputError: vectors, queries and answers do not fit each other, or the settings do not fit
-            them. Nothing has been trained by then.
+        InvalidInputError: vectors and queries do not fit each other, there are too few, or the settings do
+            not fit them. Nothing has been trained by then.
         ArtifactError: a folder has no readable codec.
         RQMoEError: the extra `bench` is not installed.
     """
@@ -127,7 +127,8 @@ def benchmark_answers(
     metric = settings.config.metric
     vectors_ND = as_vectors(np.array(vectors), metric=metric)
     queries_QD = as_vectors(queries, dim=vectors_ND.shape[1], metric=metric)
-    _check_relevant(relevant, len(queries_QD), len(vectors_ND))
+    if len(vectors_ND) < NEIGHBORS:
+        raise InvalidInputError(f"Got {len(vectors_ND)} vectors; expected at least {NEIGHBORS}.")
     contenders = plan_asked(
         settings.codecs,
         settings.code_bytes,
@@ -158,16 +159,6 @@ def benchmark_answers(
         report.results.append(result)
         on_done(report)
     return report
-
-
-def _check_relevant(relevant: Sequence[Sequence[int]], queries: int, rows: int) -> None:
-    if rows < NEIGHBORS or len(relevant) != queries or not all(relevant):
-        raise InvalidInputError(
-            f"Got {rows} vectors, {queries} queries, and answers to {sum(map(bool, relevant))} of them; "
-            f"expected at least {NEIGHBORS} vectors, and an answer to every query."
-        )
-    if any(not 0 <= row < rows for answers in relevant for row in answers):
-        raise InvalidInputError(f"Got answers beyond the {rows} vectors; expected positions of vectors.")
 
 
 def _search(

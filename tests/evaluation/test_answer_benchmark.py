@@ -87,15 +87,21 @@ def test_coarser_codes_find_fewer_answers(folder) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([[0, 0]], "answers to 1 of them"),
-        ([[query, 0] for query in range(0, 60, 2)] + [[59, 1]], "answers to 31 of them"),
-        ([[query, 300] for query in range(60)], "beyond the 300 vectors"),
-        ([[query, 0] for query in range(61)], "60 queries, and answers to 61"),
+        ([[0, 0]], "without a row for query 1"),
+        ([[query, 0] for query in range(0, 60, 2)] + [[59, 1]], "without a row for query 1"),
+        ([[query, 300] for query in range(60)], "positions of the 60 queries and 300 vectors"),
+        ([[query, 0] for query in range(61)], "positions of the 60 queries and 300 vectors"),
     ],
 )
 def test_answers_that_do_not_fit(folder, pairs, message) -> None:
     np.save(folder / "relevance.npy", np.array(pairs))
     assert message in message_of(answers_of(folder, "--codecs", "int8"), before="Training")
+
+
+def test_too_few_vectors(folder) -> None:
+    np.save(folder / "base.npy", np.load(folder / "base.npy")[:9])
+    np.save(folder / "relevance.npy", np.stack([np.arange(60), np.arange(60) % 9], axis=1))
+    assert "at least 10" in message_of(answers_of(folder, "--codecs", "int8"), before="Training")
 
 
 def test_a_folder_without_answers(folder) -> None:

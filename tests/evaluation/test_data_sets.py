@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from rqmoe_store.cli import app
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation import image_descriptors
-from rqmoe_store.evaluation.data_sets import DataSetSettings, make_data_set, relevance_of
+from rqmoe_store.evaluation.data_sets import DataSetSettings, make_data_set, read_relevance, relevance_of
 from rqmoe_store.evaluation.documentation import StaticEmbedder, collect_documentation
 
 QUIET = Console(quiet=True)
@@ -55,7 +55,7 @@ def test_texts_with_their_answers(texts, tmp_path) -> None:
     # The rows that answer a query are those of the passages below its heading.
     passage_of = similarities.argmax(axis=1)
     heading_of = (arrays["queries.npy"] @ embed(found.headings).T).argmax(axis=1)
-    for query, rows in enumerate(relevance_of(made)):
+    for query, rows in enumerate(relevance_of(made, 5, 24)):
         assert {passage_of[row] for row in rows} == set(found.relevant[heading_of[query]])
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["counts"] == {"found": 24, "rows": 24, "queries": 5, "dim": 256, "relevant": 10}
@@ -81,7 +81,8 @@ def test_grouped_rows_come_package_by_package(texts, tmp_path) -> None:
     packages = [found.packages[row] for row in (base_RD @ StaticEmbedder()(found.passages).T).argmax(axis=1)]
     changes = sum(one != other for one, other in itertools.pairwise(packages))
     assert set(packages) == {"alpha", "beta", "gamma"} and changes == 2
-    assert sum(map(len, relevance_of(tmp_path / "made"))) == 24
+    counts = len(np.load(tmp_path / "made" / "queries.npy")), len(base_RD)
+    assert sum(map(len, relevance_of(tmp_path / "made", *counts))) == 24
 
 
 @needs_images
@@ -98,7 +99,7 @@ def test_descriptors_of_images(tmp_path, monkeypatch) -> None:
         np.testing.assert_allclose(np.linalg.norm(rows_ND, axis=1), 1, rtol=1e-5)
     assert manifest["counts"]["found"] > 1_500 and "scikit-image" in manifest["versions"]
     with pytest.raises(InvalidInputError, match=r"no relevance\.npy"):
-        relevance_of(tmp_path / "made")
+        relevance_of(tmp_path / "made", 20, 1_500)
 
 
 @needs_images
@@ -165,10 +166,28 @@ def test_token_vectors_with_their_answers(texts, tmp_path) -> None:
     # The rows that answer a query are those of the passages below its heading.
     headings = {letters([text])[0].astype(np.float16).tobytes(): text for text in found.headings}
     asked = np.split(arrays["queries.npy"], np.cumsum(query_lengths)[:-1])
-    for query, answers in zip(asked, relevance_of(tmp_path / "made"), strict=True):
+    for query, answers in zip(asked, relevance_of(tmp_path / "made", 5, 24), strict=True):
         expected = found.relevant[found.headings.index(headings[query.tobytes()])]
         assert {passages[rows[row].tobytes()] for row in answers} == {
             found.passages[each] for each in expected
         }
     counts = {"found": 24, "rows": 24, "queries": 5, "dim": 3, "vectors": lengths.sum(), "relevant": 10}
     assert manifest["counts"] == counts and "sentence-transformers" in manifest["versions"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (np.ones((3, 2)), "whole numbers"),
+        (np.ones((3, 3), int), "whole numbers"),
+        (np.array([[0, 5], [1, 9]]), "not there"),
+        (np.array([[0, 5], [2, 1]]), "not there"),
+        (np.array([[0, -1], [1, 1]]), "not there"),
+        (np.array([[0, 5]]), "without a row for query 1"),
+        (np.empty((0, 2), int), "without a row for query 0"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(tmp_path, pairs, message):
+    np.save(tmp_path / "pairs.npy", pairs)
+    with pytest.raises(InvalidInputError, match=message):
+        read_relevance("--relevance", str(tmp_path / "pairs.npy"), 2, 9)
