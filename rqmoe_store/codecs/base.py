@@ -315,6 +315,11 @@ class Codec(TranslatesErrors):
         return refine.score(lookup, queries_n, codes, corrections_nD)
 
     @property
+    def has_additive_refine_codes(self) -> bool:
+        """Whether it has refine codes that are added to what the scan scores, not to decoded vectors."""
+        return bool(self.config.refine_bytes) and self.config.refine_base == "additive"
+
+    @property
     def coder(self) -> Coder:
         """What codes vectors in the frame of the codec."""
         return self._coder

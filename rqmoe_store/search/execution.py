@@ -89,7 +89,7 @@ class Execution:
             self._trace.plan(*self._scan_stage(request.parameters.nprobes, request.shortlist))
         if self._state.raw:
             self._trace.plan(*self._raw_stage)
-        self._ranking.plan()
+        self._ranking.plan(refine_on_gpu=self._scores_refine_codes)
         if request.where is not None and not request.prefilter:
             self._trace.plan("Filter", f"{request.where_text}, of the results")
 
@@ -172,12 +172,18 @@ class Execution:
     def _refinements(self, queries_QD: Float32Array) -> Refinements | None:
         """What scores refine codes where rows are scanned; None unless that is on a GPU and candidates are
         ranked by refine codes in memory."""
-        resident = self._state.resident
-        if self._codecs.device == "cpu" or resident is None or not resident.has_refine:
-            return None
-        if not self._ranking.is_by_refine_codes:
+        if not self._scores_refine_codes:
             return None
         return {each.first_partition: Refinement(each.codec, queries_QD) for each in self._generations}
+
+    @property
+    def _scores_refine_codes(self) -> bool:
+        """Whether a GPU scores the rows that it finds by their refine codes, if it has room for these."""
+        resident = self._state.resident
+        if self._codecs.device == "cpu" or resident is None or not resident.has_refine:
+            return False
+        is_additive = all(each.codec.has_additive_refine_codes for each in self._generations)
+        return is_additive and self._ranking.is_by_refine_codes
 
     def _rows_of(self, where: str | None) -> RowsOf:
         resident = self._state.resident

@@ -85,9 +85,9 @@ class Ranking:
             for page in self._rank(request.queries_QD[turn], candidates[turn], tables, raw and raw[turn])
         ]
 
-    def plan(self) -> None:
-        """Add the plan of `pages` to the trace."""
-        self._trace.plan(*self._rerank_stage)
+    def plan(self, *, refine_on_gpu: bool) -> None:
+        """Add the plan of `pages` to the trace, of candidates that a GPU may have scored by refine codes."""
+        self._trace.plan(*self._rerank_stage(refine_on_gpu))
         if self._request.refined is not None:
             self._trace.plan(*self._refine_stage)
         if self._request.expansion is not None:
@@ -104,7 +104,7 @@ class Ranking:
     ) -> list[Page]:
         """The pages of some queries."""
         request, diversity = self._request, self._request.diversity
-        with self._trace.stage(*self._rerank_stage) as stage:
+        with self._trace.stage(*self._rerank_stage(candidates.refined_H is not None)) as stage:
             hits = self._rerank(queries_QD, candidates, tables)
             stage.rows = len(candidates.rows)
         if raw is not None:
@@ -206,13 +206,13 @@ class Ranking:
         short = len(order.places) < last and not order.ended
         return Page(hits.ranked(order.places[offset:last]), short)
 
-    @property
-    def _rerank_stage(self) -> tuple[str, str]:
+    def _rerank_stage(self, refine_on_gpu: bool) -> tuple[str, str]:
         kept, kind = self._request.refined or self._kept(self._request.shortlist), "decoded rows"
         if self._request.matrices is not None and self._request.parameters.rerank != "none":
             kind = "all decoded vectors of rows"
         elif self._request.parameters.rerank == "refined":
-            kind = f"rows with refine codes, {self._state.refine_codes_in}"
+            device = f", {self._codecs.device}" if refine_on_gpu else ""
+            kind = f"rows with refine codes, {self._state.refine_codes_in}{device}"
         elif self._request.parameters.rerank == "none" and self._request.diversity is None:
             kind = "rows by look-up tables alone"
         corrected = "corrected " if self._codecs.are_corrected else ""

@@ -53,7 +53,7 @@ def prepare(name: str, segments: Sequence[Segment], codecs: Sequence[Codec]) -> 
     Raises:
         InvalidInputError: this process cannot use the device; or there was room for codes and then was not.
     """
-    if not all(codec.config.refine_bytes and codec.config.refine_base == "additive" for codec in codecs):
+    if not all(codec.has_additive_refine_codes for codec in codecs):
         return False
     device = device_of(name)
     for segment in segments:

@@ -232,6 +232,21 @@ def test_many_vectors_of_a_row_are_compared_on_the_device(
     np.testing.assert_allclose(close, distances, rtol=1e-4, atol=1e-4)
 
 
+def reranking(plan: str) -> str:
+    """The line of a plan that says what orders the shortlist."""
+    (line,) = (each.strip() for each in plan.splitlines() if each.strip().startswith("Rerank: "))
+    return line
+
+
+def require_plans(store: rqs.CompressedTable, place: str) -> None:
+    """Require of plans to say where refine codes are scored, and that other ways to rank do not use it."""
+    search = functools.partial(store.search, QUERIES)
+    for plan in (search().explain_plan(), search().analyze_plan(), search().where("id > 3").analyze_plan()):
+        assert reranking(plan).startswith(f"Rerank: cosine distance to rows with refine codes, {place}, keep")
+    for plan in (search().rerank("decoded").analyze_plan(), search().diversify(0.5).explain_plan()):
+        assert "cuda" not in reranking(plan)
+
+
 def test_refine_codes_are_scored_on_the_device(tmp_path: Path) -> None:
     config = rqs.CodecConfig(kind="rq", metric="cosine", code_bytes=4, codebook_size=16, refine_bytes=6)
     db, training = lancedb.connect(tmp_path), rqs.TrainConfig(epochs=0, progress=False)
@@ -270,6 +285,13 @@ def test_refine_codes_are_scored_on_the_device(tmp_path: Path) -> None:
         assert sum(devices.waits.values()) == 2
         (copied,) = {str(place) for _, place in device_copies._copies}
         assert copied == "cuda:1"
+        require_plans(on_gpu, "memory, cuda:1")
+        require_plans(rqs.open_table(db, "refined", device="cuda:1", cache="disk"), "disk")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("torch.cuda.mem_get_info", lambda device: (0, 2**37))
+            elsewhere = rqs.open_table(db, "refined", device="cuda:0").search(QUERIES)
+            assert "memory, keep" in reranking(elsewhere.analyze_plan())  # known once it has run
+    require_plans(rqs.open_table(db, "refined", device="cpu"), "memory")
     store.retrain(vectors=VECTORS[::-1], training=training)
     store.add(source_table(VECTORS[:50] + np.float32(0.5)).set_column(0, "id", [np.arange(300, 350)]))
     on_cpu = answers("cpu")
