@@ -247,7 +247,7 @@ def _train_codecs(
         lists = as_lists(vectors, many)
     encodings_nD = encodings_of(lists[:ENCODINGS_FITTED], many)
     codec = fit_encoding_codec(encodings_nD, metadata.config, training.seed)
-    vectors_TD = _left_over(lists, many, codec)
+    vectors_TD = _left_over(lists, many, codec, encodings_nD)
     order = np.random.default_rng(training.seed).permutation(len(vectors_TD))[: training.max_rows]
     return TrainedCodecs(codec, _train_codec(handle, training, vectors_TD[order], config, start))
 
@@ -262,14 +262,22 @@ def _token_config(config: CodecConfig, many: MultiVector, table_name: str) -> Co
     return dataclasses.replace(config, metric=many.token_metric)
 
 
-def _left_over(lists: Ragged, many: MultiVector, codec: Codec) -> Float32Array:
-    """What the codec of vectors is to encode of rows (T, D), given that of their encodings."""
+def _left_over(lists: Ragged, many: MultiVector, codec: Codec, first_nD: Float32Array) -> Float32Array:
+    """What the codec of vectors is to encode of rows (T, D).
+
+    Args:
+        lists: the vectors of rows.
+        many: how rows have many vectors.
+        codec: the codec of their encodings.
+        first_nD: the encodings of the first rows, `ENCODINGS_FITTED` of them if there are as many.
+    """
     parts = []
     for start in range(0, len(lists), ENCODINGS_FITTED):
         some = lists[start : start + ENCODINGS_FITTED]
         means_BD = None
         if many.encoding.subtract_mean:
-            means_BD = row_means(codec.encode(encodings_of(some, many)), many, codec)
+            encodings_nD = first_nD if start == 0 else encodings_of(some, many)
+            means_BD = row_means(codec.encode(encodings_nD), many, codec)
         parts.append(left_over(some, means_BD, many))
     return np.concatenate(parts)
 

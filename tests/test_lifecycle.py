@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 from brute_force import plain_distances
 
+from rqmoe_store import lifecycle
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.config import CodecConfig, TrainConfig
+from rqmoe_store.config import CodecConfig, MultiVectorConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.store import reencoding
 from rqmoe_store.store.table_codec import TableCodec
@@ -420,6 +421,22 @@ def test_tables_that_cannot_be_made(db):
     create_table(db, "docs", rows_of(0, 2))
     with pytest.raises(TableError, match="'docs' exists already"):
         create_table(db, "docs", rows_of(0, 2))
+
+
+def test_training_on_rows_of_many_vectors_encodes_each_row_once(db, monkeypatch):
+    rows = [{"vector": VECTORS[first : first + 2]} for first in range(ROWS - 1)]
+    many = MultiVectorConfig(code_bytes=8, num_repetitions=2, num_hyperplanes=1, final_dim=None)
+    encoded, encodings_of = [], lifecycle.encodings_of
+
+    def watched(lists, many):
+        encoded.append(len(lists))
+        return encodings_of(lists, many)
+
+    monkeypatch.setattr(lifecycle, "encodings_of", watched)
+    monkeypatch.setattr(lifecycle, "ENCODINGS_FITTED", ROWS // 2)
+    store = create_table(db, "many", rows, config=config_of("dot"), multi_vector=many)
+    store.train(TRAINING, encode=False)
+    assert encoded == [ROWS // 2, ROWS - 1 - ROWS // 2]
 
 
 def test_an_empty_table_answers_with_nothing(db):
