@@ -12,6 +12,7 @@ Times, the order of sums and overlapping streams are not simulated.
 import collections
 import contextlib
 import dataclasses
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -176,12 +177,15 @@ class CudaDevices:
         """Recordings that are still to fail."""
         self.while_recording: Callable[[], object] = lambda: None
         self.recorded = 0
+        self.pools: list[object] = []
+        """Memory that recordings share: the pool of each."""
         self.calls: collections.Counter[str] = collections.Counter()
         """Calls of torch that launch something or allocate pinned memory, by place in the package;
         replays of graphs are "replay"."""
         self._recording: _Recording | None = None
         self._pinned: set[int] = set()
         self._current = threading.local()
+        self._handles = itertools.count(1)
 
     @classmethod
     def current(cls) -> "CudaDevices":
@@ -335,6 +339,7 @@ class CudaDevices:
             with torch.no_grad(), torch._C.DisableTorchFunction():
                 kernels.take_back()
         self.recorded += 1
+        self.pools.append(pool)
 
 
 def _tensors_in(arguments: Any) -> list[Tensor]:
@@ -412,7 +417,7 @@ def simulated_cuda(count: int = 1) -> Iterator[CudaDevices]:
         "is_current_stream_capturing": devices.is_recording,
         "CUDAGraph": Graph,
         "graph": devices.graph,
-        "graph_pool_handle": lambda: (0, 1),
+        "graph_pool_handle": lambda: (0, next(devices._handles)),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in stand_ins.items():

@@ -20,6 +20,7 @@ from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.kernels import has_kernels, run_kernel
 from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS
 from rqmoe_store.codecs.parallel import run_chunks
+from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.device_copies import copy_of, device_of, sent, to_host, upload, upload_codes
 from rqmoe_store.search.device_copies import fits as fits_on
 from rqmoe_store.search.row_ids import Positions
@@ -65,12 +66,12 @@ def nearest(
     what `tensor_refine.prepare` has copied.
 
     Raises:
-        InvalidInputError: the GPU has no memory for a single row.
+        InvalidInputError: the GPU has no memory for a single row, or for the look-up tables.
     """
     device, runs = device_of(name), Runs.of(selection.segment, probed_QP)
     if runs.rows == 0:
         return [[] for _ in sides]
-    scorer = Scorer(selection, tables, probed_QP, runs, device)
+    scorer = _prepared(selection, tables, probed_QP, runs, device)
     refiner = None if refinement is None else RefineScorer(scorer, selection.segment, refinement)
     output = _Output(selection.segment, refiner)
     if len(sides) == 1 and runs.rows >= KERNEL_ROWS and has_kernels(device) and scorer.is_finite:
@@ -78,6 +79,20 @@ def nearest(
         if found is not None:
             return [[found]]
     return _scan_chunks(scorer, output, sides, size)
+
+
+def _prepared(
+    selection: Selection, tables: LookupTables, probed_QP: Mask, runs: "Runs", device: torch.device
+) -> "Scorer":
+    """A scorer with its tables on the device. Raises as `nearest`."""
+    try:
+        return Scorer(selection, tables, probed_QP, runs, device)
+    except torch.OutOfMemoryError as error:
+        raise InvalidInputError(
+            f"The GPU ran out of memory for the look-up tables of {len(probed_QP):,} queries, "
+            f"{tables.scores_QT.nbytes:,} bytes: {error} Search for fewer queries at a time, free memory on "
+            "it, or move the codec to the CPU with codec.to('cpu')."
+        ) from error
 
 
 class _Output(NamedTuple):

@@ -85,6 +85,8 @@ def test_the_least_recently_used_recording_makes_room(gpu, monkeypatch) -> None:
     assert list(decoder._recordings) == [(4, 4), (16, 4)]
     if gpu is not None:
         assert gpu.recorded == 1 + 4  # the first one holds the memory; 10 rows were recorded twice
+        on_gpu("qinco").decode(CODES["qinco"][:3])
+        assert set(gpu.pools) == {(0, 1)}  # codecs and shapes share that memory
 
 
 def test_large_batches_are_not_recorded(gpu, monkeypatch) -> None:
@@ -330,6 +332,7 @@ def test_less_memory_gives_the_same_in_smaller_chunks(cuda, name: str) -> None:
             work()
     cuda.largest_bytes = None
     require_near(codec.decode(CODES[name]), ON_CPU[name].decode(CODES[name]))
+    require_as_good(codec.encode(ROWS), name)
 
 
 def test_a_codec_moves_between_devices_while_it_decodes(gpu, in_thread) -> None:
@@ -357,8 +360,21 @@ def test_a_gpu_by_name_and_number(gpu) -> None:
 
 def test_devices_that_are_not_there(cuda) -> None:
     for name in ("cuda:2", "cuda:99", "cuda:256"):
-        with pytest.raises(InvalidInputError, match=f"device='{name}' is not there: 2 CUDA devices found"):
-            on_gpu("rq", name)
+        for choose in (lambda name: on_gpu("rq", name), on_gpu("rq").to):
+            with pytest.raises(
+                InvalidInputError, match=f"device='{name}' is not there: 2 CUDA devices found"
+            ):
+                choose(name)
+
+
+def test_bfloat16_without_units_is_computed_where_it_is_asked_for(cuda, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    codec, codes = on_gpu("rqmoe"), CODES["rqmoe"]
+    exact, rounded = codec.decode(codes), codec.decode(codes, precision="bfloat16")
+    require_near(rounded, exact, 5e-2)
+    assert not np.array_equal(rounded, exact)
+    assert codec.rerank_precision == "float32"
+    np.testing.assert_array_equal(codec.decode(codes, precision="auto"), exact)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forked processes here")

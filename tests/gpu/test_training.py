@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_codecs import DIM, curved, small_config, untrained
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.grouped_sums import GroupedSums
@@ -247,6 +248,44 @@ def test_too_little_memory_is_told(cuda) -> None:
     cuda.largest_bytes = 4 * DIM * len(ROWS)  # for the vectors, but not for a step
     with pytest.raises(InvalidInputError, match=r"ran out of memory in training with batch_size=512 .*cpu"):
         trained("rqmoe", batch_size=512)
+
+
+def test_a_device_that_is_not_there(cuda) -> None:
+    with pytest.raises(InvalidInputError, match="device='cuda:2' is not there: 2 CUDA devices found"):
+        trained("rqmoe", "cuda:2")
+
+
+class _Additions(TorchDispatchMode):
+    """Notes operations that add up floats on a GPU in an order that differs from run to run."""
+
+    names = ("index_add", "scatter_add", "scatter_reduce", "put_", "cumsum", "histc")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.seen = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += 1
+        name = function._schema.name.removeprefix("aten::")
+        # Torch sorts what index_put_ adds up.
+        is_unordered = name.startswith(self.names) and args[0].is_floating_point()
+        if is_unordered:
+            self.found.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", KINDS)
+def test_sums_have_one_order(cuda, shape: str) -> None:
+    """On a simulated device any order is repeated, so the operations are looked at."""
+    with _Additions() as additions:
+        trained(shape, epochs=1, cuda_graphs=False)
+    assert additions.seen > 1000 and not additions.found
+    sums_GX, groups_n = torch.zeros(3, 2), torch.zeros(4, dtype=torch.long)
+    with _Additions() as additions:
+        sums_GX.index_add_(0, groups_n, torch.ones(4, 2))
+        torch.ones(3, requires_grad=True).gather(0, groups_n[:2]).sum().backward()
+    assert additions.found == {"index_add_", "scatter_add"}
 
 
 def test_codebooks_need_no_more_memory_than_there_is(cuda) -> None:

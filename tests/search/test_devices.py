@@ -123,8 +123,32 @@ def test_a_table_moves_between_devices_while_it_is_searched(
         while not all(each.done() for each in done):
             for device in ("cuda:1", "cpu", "cuda:0"):
                 store.use_device(device)
+                for generation in store.codecs.generations:  # as `codec.to` of a user's does
+                    generation.codec.to("cuda:0" if device == "cpu" else "cpu")
     for each in done:
         each.result()
+
+
+def test_two_tables_on_two_devices_are_searched_at_a_time(
+    db: lancedb.DBConnection, tmp_path: Path, gpus: CudaDevices
+) -> None:
+    docs = lancedb.connect(tmp_path / "other").create_table("docs", source_table(-VECTORS))
+    rqs.compress(docs, tiny_codec(VECTORS, "l2", 4), "other", progress=False)
+    tables = [(db, "small", "cuda:0"), (lancedb.connect(tmp_path / "other"), "other", "cuda:1")]
+    wanted = [found(rqs.open_table(database, name, device="cpu")) for database, name, _ in tables]
+    stores = [rqs.open_table(database, name, device=device) for database, name, device in tables]
+
+    def search(number: int) -> None:
+        with gpus.in_thread():
+            for _ in range(3):
+                ids, distances = found(stores[number])
+                assert ids == wanted[number][0]
+                np.testing.assert_allclose(distances, wanted[number][1], rtol=1e-5, atol=1e-5)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for each in [threads.submit(search, number) for number in (0, 1, 0, 1)]:
+            each.result()
+    assert {str(place) for _, place in device_copies._copies} == {"cuda:0", "cuda:1"}
 
 
 def test_a_device_outlasts_what_changes(db: lancedb.DBConnection, gpus: CudaDevices) -> None:
