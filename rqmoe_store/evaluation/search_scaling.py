@@ -65,6 +65,9 @@ _PAYLOAD_BYTES = 32
 _TRAINING_ROWS = 1.2
 """Vectors for every partition that a random codec is made from, some of which are held out."""
 
+_CACHES: tuple[Cache, ...] = ("memory", "disk")
+"""Where searches of a table are measured, each in a process of its own."""
+
 _REFRESHES = 5
 """Rows added one after the other to time the query after each."""
 
@@ -174,7 +177,7 @@ def measure_synthetic(
                 probes = probe_counts(nprobes, codec.num_partitions)
                 opened = [
                     figures
-                    for cache in ("memory", "disk")
+                    for cache in _CACHES
                     for figures in _open_in_new_process(Path(folder), cache, probes, timed_queries)
                 ]
             for figures in opened:

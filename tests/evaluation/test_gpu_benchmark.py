@@ -19,18 +19,19 @@ from rqmoe_store.evaluation.gpu_measurement import PARTS
 from rqmoe_store.evaluation.gpu_workbench import TINY, Bench
 
 
-def tried(*parts: str, minutes: float = 10) -> tuple[dict, list[str]]:
+def tried(*parts: str, minutes: float = 10, vectors: str | None = None) -> tuple[dict, list[str]]:
     seen: list[str] = []
-    settings = GPUSettings(minutes=minutes, parts=parts, device="cpu", tiny=True)
+    settings = GPUSettings(minutes=minutes, parts=parts, device="cpu", vectors=vectors, tiny=True)
     return benchmark_gpu(settings, lambda name, value: seen.append(name)), seen
 
 
-def test_parts_are_measured_in_turn() -> None:
-    figures, seen = tried("machine", "scan", "decode", "shortlist", "exhaustive", "encode")
+def test_parts_are_measured_in_turn_and_one_that_fails_costs_that_one_only(tmp_path) -> None:
+    parts = ("machine", "scan", "decode", "shortlist", "exhaustive", "encode")
+    figures, seen = tried("train", *parts, vectors=str(tmp_path / "none.npy"))
     assert figures["exhaustive.16.largest_deviation"] < 1e-9 and figures["encode.16.1.same_codes"]
-    assert figures["parts"] == dict.fromkeys(
-        ("machine", "scan", "decode", "shortlist", "exhaustive", "encode"), "done"
-    )
+    failed = {"train": "failed: its process ended with code 1"}
+    assert figures["parts"] == failed | dict.fromkeys(parts, "done")
+    assert figures["machine.device"] == "cpu"
     errors = {name: value for name, value in figures.items() if isinstance(value, dict) and "error" in value}
     assert errors.keys() <= {"machine.triton"}  # not installed
     assert all(figures[f"scan.{metric}.equals_cpu"] for metric in ("l2", "cosine", "dot"))
@@ -74,15 +75,6 @@ def test_parts_run_on_a_gpu(monkeypatch) -> None:
         assert all(figures[f"scan.{metric}.equals_cpu"].values())
         assert figures[f"scan.{metric}.refined.equals_cpu"]["rows"]
     assert figures["exhaustive.16.largest_deviation"] < 1e-9 and figures["encode.16.1.same_codes"]
-
-
-def test_a_part_that_fails_costs_that_part_only(tmp_path) -> None:
-    settings = GPUSettings(
-        parts=("train", "machine"), device="cpu", vectors=str(tmp_path / "none.npy"), tiny=True
-    )
-    figures = benchmark_gpu(settings, lambda name, value: None)
-    assert figures["parts"] == {"train": "failed: its process ended with code 1", "machine": "done"}
-    assert figures["machine.device"] == "cpu"
 
 
 def test_parts_without_time_are_stopped_or_left_out(monkeypatch) -> None:

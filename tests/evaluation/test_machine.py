@@ -1,13 +1,13 @@
 """The machine that figures are from, its memory, and libraries that are missing."""
 
 import json
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from other_processes import run_script
 
 from rqmoe_store import __version__
 from rqmoe_store.codecs.parallel import num_threads
@@ -42,13 +42,23 @@ def test_missing_modules_are_named(monkeypatch) -> None:
         require_bench("json", "psutil", "no_such_module")
 
 
+COMMAND = """
+import contextlib, io, sys
+sys.modules["psutil"] = None
+from rqmoe_store.cli import app
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    try:
+        app(sys.argv[1:])
+    except SystemExit as end:
+        print(end.code, said.getvalue())
+"""
+
+
 def test_a_command_names_the_extra_that_is_missing() -> None:
     """In a process of its own, which has not imported anything of the extra."""
-    arguments = ["bench", "codec", "--vectors", "a.npy", "--queries", "b.npy"]
-    code = f"import sys; sys.modules['psutil'] = None; from rqmoe_store.cli import app; app({arguments})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "Not installed: psutil." in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
+    said = run_script(COMMAND, "bench", "codec", "--vectors", "a.npy", "--queries", "b.npy")
+    assert said.startswith("1 ") and "Not installed: psutil." in said, said
+    assert "Traceback" not in said
 
 
 CPU = torch.device("cpu")

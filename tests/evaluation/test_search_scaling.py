@@ -58,14 +58,16 @@ def test_without_partitions(tmp_path) -> None:
     assert list(store.table.list_indices()) == []
 
 
-def test_a_table_is_measured_and_removed(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("caches", [("disk",), pytest.param(("memory", "disk"), marks=pytest.mark.slow)])
+def test_a_table_is_measured_and_removed(caches, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(search_scaling, "_CACHES", caches)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     said = []
     settings = {"rows": (1000,), "nprobes": (1, 50), "timed_queries": 4, "seed": 0}
     results = list(measure_synthetic([CODEC], QUERIES, **settings, on_start=said.append))
     assert said == ["rq, 4 bytes: 1,000 rows of random codes"]
-    assert [result.nprobes for result in results] == [1, PARTITIONS] * 2
-    assert [result.cache for result in results] == ["memory"] * 2 + ["disk"] * 2
+    assert [result.nprobes for result in results] == [1, PARTITIONS] * len(caches)
+    assert [result.cache for result in results] == [cache for cache in caches for _ in range(2)]
     for result in results:
         assert (result.system, result.code_bytes, result.rows) == ("rq", 4, 1000)
         assert 2 < result.table_bytes < 12  # LanceDB packs codes of 16 codewords

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import time
 import warnings
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from small_codecs import DIM, curved, small_config, untrained
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rqmoe_store.codecs.artifact import TrainingReport
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.grouped_sums import GroupedSums
 from rqmoe_store.config import CodecConfig, TrainConfig
@@ -37,6 +39,14 @@ def trained(shape: str, device: str = "cuda", **settings: Any) -> Codec:
     defaults = {"epochs": 3, "batch_size": 128, "precision": "float32"}
     training = TrainConfig(**{**defaults, **settings}, device=device, progress=False)  # type: ignore[arg-type]
     return train(ROWS, config=CodecConfig(**config), training=training)
+
+
+@functools.cache
+def usual(shape: str) -> tuple[bytes, TrainingReport]:
+    """Weights and report of a training on the GPU that there is, with the usual settings."""
+    codec = trained(shape)
+    assert codec.device == torch.device("cuda:0")
+    return codec.to_artifact().weights, codec.report
 
 
 def loop_of(
@@ -177,12 +187,11 @@ def waits_forbidden() -> Any:
 
 @pytest.mark.parametrize("shape", ["narrow, partitions", "qinco"])
 def test_a_seed_gives_the_same_codec_again(gpu, shape: str) -> None:
-    first, second = trained(shape), trained(shape)
-    assert first.device == torch.device("cuda:0")
-    assert first.to_artifact().weights == second.to_artifact().weights
-    assert first.report.validation_mse < first.report.variance / 2
+    weights, report = usual(shape)
+    assert trained(shape).to_artifact().weights == weights
+    assert report.validation_mse < report.variance / 2
     on_cpu = trained(shape, "cpu").report
-    np.testing.assert_allclose(first.report.validation_mse, on_cpu.validation_mse, rtol=0.2)
+    np.testing.assert_allclose(report.validation_mse, on_cpu.validation_mse, rtol=0.2)
 
 
 def test_a_resumed_run_goes_on_where_it_stopped(gpu, tmp_path) -> None:
@@ -224,11 +233,11 @@ def test_a_step_waits_once_for_the_gpu(cuda, monkeypatch, shape: str) -> None:
 
 @pytest.mark.parametrize("name", ["autocast", "default device"])
 def test_settings_of_the_caller_do_not_change_training(gpu, name: str) -> None:
-    expected = trained("narrow, partitions")
+    expected, _ = usual("narrow, partitions")
     context = torch.autocast("cuda", torch.bfloat16) if name == "autocast" else torch.device("cuda")
     with context:
         found = trained("narrow, partitions")
-    assert found.to_artifact().weights == expected.to_artifact().weights
+    assert found.to_artifact().weights == expected
 
 
 def test_another_default_device_changes_nothing_on_a_cpu() -> None:
@@ -244,7 +253,6 @@ def test_another_default_device_changes_nothing_on_a_cpu() -> None:
 
 
 def test_too_little_memory_is_told(cuda) -> None:
-    trained("rqmoe")
     cuda.largest_bytes = 4 * DIM * len(ROWS)  # for the vectors, but not for a step
     with pytest.raises(InvalidInputError, match=r"ran out of memory in training with batch_size=512 .*cpu"):
         trained("rqmoe", batch_size=512)
@@ -306,7 +314,7 @@ def test_bfloat16_is_taken_only_where_there_are_units_for_it(cuda, monkeypatch) 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     automatic = trained("rqmoe", precision="auto")
     assert taken == {False}
-    assert automatic.to_artifact().weights == trained("rqmoe").to_artifact().weights
+    assert automatic.to_artifact().weights == usual("rqmoe")[0]
     emulated = trained("rqmoe", precision="bfloat16")  # asked for, and computed without units
     np.testing.assert_allclose(emulated.report.validation_mse, automatic.report.validation_mse, rtol=0.3)
 
