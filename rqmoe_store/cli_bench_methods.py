@@ -79,6 +79,16 @@ def bench_multivector(
         int, typer.Option(help="Centroids of the peer with residuals of 2 bits; 0 leaves it out.")
     ] = 4_096,
     timed_queries: Annotated[int, typer.Option(help="Queries timed, by all systems in turn.")] = 30,
+    training_documents: Annotated[
+        int, typer.Option(help="Documents whose vectors codecs are trained on.")
+    ] = 4_000,
+    codecs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of codecs of vectors, <kind>-<bytes>: those that are there are used, and others "
+            "trained and saved there."
+        ),
+    ] = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
     seed: CodecSeed = 0,
@@ -124,6 +134,8 @@ def bench_multivector(
             seed=seed,
             device="cpu",
         ),
+        training_documents=training_documents,
+        codecs=None if codecs is None else str(codecs),
         centroids=centroids,
         nprobes=() if nprobes is None else tuple(numbers_in("--nprobes", nprobes)),
         timed_queries=timed_queries,

@@ -196,7 +196,7 @@ class Codec(TranslatesErrors):
             InvalidInputError: codes of another codec (shape, type, code or partition out of range), an
                 unknown precision, or another one than "float32" with `sequential`.
         """
-        checked = self._checked(codes)
+        checked = self.checked(codes)
         check_precision(precision, sequential=sequential)
         if checked.refine is not None and self._refiner is not None:
             decoded_nD = self._refiner.decode(checked.refine, refine_base(self._coder, checked))
@@ -205,7 +205,8 @@ class Codec(TranslatesErrors):
             decoded_nD = self._coder.decode(checked, sequential=sequential, precision=chosen)
         return self._frame.inverse_transform(decoded_nD)
 
-    def _checked(self, codes: Codes | npt.NDArray[np.uint8]) -> Codes:
+    def checked(self, codes: Codes | npt.NDArray[np.uint8]) -> Codes:
+        """The codes, or prefixes of codes, if they can be of this codec. Raises as `decode`."""
         return check_codes(
             codes,
             num_steps=self.config.code_bytes,
@@ -231,7 +232,7 @@ class Codec(TranslatesErrors):
         """
         import torch
 
-        checked = self._checked(codes)
+        checked = self.checked(codes)
         check_precision(precision, sequential=False)
         try:
             return self.decode_checked(checked, precision)

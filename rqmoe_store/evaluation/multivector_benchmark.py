@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, MultiVectorConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
@@ -36,7 +37,8 @@ from rqmoe_store.multivector.max_sim import checked_max_sim
 from rqmoe_store.multivector.vector_lists import Lengths, starts_of
 from rqmoe_store.store.statistics import column_bytes
 from rqmoe_store.table import CompressedTable
-from rqmoe_store.tables import create_table
+from rqmoe_store.tables import compress, create_table
+from rqmoe_store.training.trainer import add_refine_codes
 
 FEW, MANY = 10, 100
 """Neighbors whose recall is measured."""
@@ -63,6 +65,9 @@ class MultiVectorSettings:
     """How to train each codec."""
     training_documents: int = 4_000
     """Documents whose vectors codecs are trained on."""
+    codecs: str | None = None
+    """Folder of codecs of vectors without refine codes, "<kind>-<bytes>". One that is there is used, and gets
+    refine codes where a size asks for them; others are trained and saved there. None trains every codec."""
     centroids: int = 4_096
     """Centroids of the peer with residuals of 2 bits; 0 leaves it out."""
     nprobes: tuple[int, ...] = (20,)
@@ -78,6 +83,8 @@ class MultiVectorSettings:
             )
         for size in self.sizes:
             self.config_of(size)
+        if self.codecs is not None and not Path(self.codecs).is_dir():
+            raise InvalidInputError(f"Got codecs={self.codecs!r}, which is no folder; make it first.")
 
     def config_of(self, size: tuple[int, int]) -> CodecConfig:
         """The codec of vectors of a size."""
@@ -325,21 +332,40 @@ def _own_tables(
 ) -> Iterator[_System]:
     """A table of ours, searched with all vectors of a shortlist, and of the first size by encodings alone."""
     name = f"codes_{_name_of(size).replace('+', '_')}"
-    store = create_table(
-        db,
-        name,
-        schema=_schema(data.queries_KD.shape[1]),
-        config=settings.config_of(size),
-        multi_vector=settings.encoding,
-    )
-    store.train(settings.training, vectors=_sample(data, settings), progress=False)
-    store.add(_batches(data))
+    kept = None if settings.codecs is None else Path(settings.codecs) / f"{settings.kind}-{size[0]}"
+    if kept is not None and kept.exists():
+        docs, codec = db.open_table(_RAW), _with_refine_codes(load_codec(kept), data, settings, size)
+        store = compress(docs, codec, name, multi_vector=settings.encoding, progress=False)
+    else:
+        store = create_table(
+            db,
+            name,
+            schema=_schema(data.queries_KD.shape[1]),
+            config=settings.config_of(size),
+            multi_vector=settings.encoding,
+        )
+        codec = store.train(settings.training, vectors=_sample(data, settings), progress=False)
+        if kept is not None and not size[1]:
+            codec.save(kept)
+        store.add(_batches(data))
     if size == settings.sizes[0]:
         alone = float(settings.encoding.code_bytes)
         yield _System("encodings alone, codes", alone, _own_search(store, "none", None))
     document_bytes = store.stats().code_disk_bytes / len(data.lengths_B)
     find = _own_search(store, None, settings.shortlist)
     yield _System(f"ours, {_name_of(size)} bytes a vector", document_bytes, find)
+
+
+def _with_refine_codes(
+    codec: Codec, data: MultiVectorData, settings: MultiVectorSettings, size: tuple[int, int]
+) -> Codec:
+    """The codec with refine codes of what it leaves over of the vectors that it is for."""
+    if not size[1]:
+        return codec
+    parts = _sample(data, settings)
+    if settings.encoding.subtract_mean:
+        parts = [part - part.mean(axis=0) for part in parts]
+    return add_refine_codes(codec, np.concatenate(parts), refine_bytes=size[1], seed=settings.training.seed)
 
 
 def _sample(data: MultiVectorData, settings: MultiVectorSettings) -> list[Float32Array]:

@@ -144,9 +144,13 @@ class Ranking:
         if self.is_by_refine_codes and tables:
             return rank_by_refine_codes(self._state.snapshot, queries_QD, candidates, tables, self._most)
         if matrices is not None and kind != "none":
-            refined = kind == "refined"
             return rank_by_max_sim(
-                self._state.snapshot, matrices, candidates, refined=refined, most=self._most
+                self._state.snapshot,
+                matrices,
+                candidates,
+                refined=kind == "refined",
+                decoded_K=[stage.decoded for stage in self._request.stages],
+                most=self._most,
             )
         if matrices is not None:
             return rank_by_encodings(
@@ -209,7 +213,8 @@ class Ranking:
     def _rerank_stage(self, refine_on_gpu: bool) -> tuple[str, str]:
         kept, kind = self._request.refined or self._kept(self._request.shortlist), "decoded rows"
         if self._request.matrices is not None and self._request.parameters.rerank != "none":
-            kind = "all decoded vectors of rows"
+            decoded = self._request.stages[-1].decoded
+            kind = f"all vectors of rows by look-up tables, {decoded} decoded if these are not exact"
         elif self._request.parameters.rerank == "refined":
             device = f", {self._codecs.device}" if refine_on_gpu else ""
             kind = f"rows with refine codes, {self._state.refine_codes_in}{device}"

@@ -27,7 +27,7 @@ from rqmoe_store.codecs.vectors import Float32Array, as_vectors, has_named_colum
 from rqmoe_store.config import Metric
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.search.diversity import Diversity
-from rqmoe_store.store.metadata import MultiVector, TunedSearch
+from rqmoe_store.store.metadata import TunedSearch
 from rqmoe_store.store.table_codec import TableCodec
 
 Origin = Literal["asked for", "tuned", "default"]
@@ -44,11 +44,12 @@ SHORTLIST_PER_ROW: dict[Rerank, int] = {"refined": 20, "decoded": 3, "none": 1}
 costs next to nothing, and finds neighbors that look-up tables place far behind. In a tuned table the
 shortlist is the tuned one up to the limit it was tuned for, and the longer of the two beyond that."""
 
-MANY_VECTORS_PER_ROW = 10
-"""The same where rows have many vectors: inner products of encodings are far from what orders rows."""
-MANY_VECTORS_SHORTLIST, MANY_VECTORS_DECODED = 600, 300
-"""Shortest default shortlists of these, and where networks decode vectors, which takes many times as long a
-row."""
+MANY_VECTORS_PER_ROW, MANY_VECTORS_SHORTLIST = 10, 1_000
+"""The same where rows have many vectors, and their shortest default shortlist: inner products of encodings
+are far from what orders rows."""
+DECODED_PER_ROW, LEAST_DECODED = 6, 60
+"""How many times the rows that are ranked after a stage it decodes of the shortlist, where rows have many
+vectors and look-up tables give other distances than decoded vectors, and how many at least."""
 
 _STEPS = (10, 15, 25, 50)
 """Where stages end, times powers of ten. No page decodes twice as many rows as it needs. More steps would
@@ -66,6 +67,11 @@ class RankingStage(NamedTuple):
     refined: int | None = None
     """Number of rows to order by raw vectors; None for none."""
 
+    @property
+    def decoded(self) -> int:
+        """Most rows to decode where rows have many vectors and look-up tables do not order them exactly."""
+        return min(self.shortlist, max(LEAST_DECODED, DECODED_PER_ROW * self.end, self.refined or 0))
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchParameters:
@@ -78,8 +84,8 @@ class SearchParameters:
     """The shortlist that the query sets for all stages; None for the default of each stage."""
     refine_factor: int | None = None
     tuned: TunedSearch | None = None
-    many_shortlist: int | None = None
-    """Shortest default shortlist where rows have many vectors each; None where they have one."""
+    many_vectors: bool = False
+    """Whether rows have many vectors each."""
     diversity: Diversity | None = None
     """How rows are chosen by their vectors; None for the nearest rows."""
 
@@ -121,8 +127,8 @@ class SearchParameters:
     def _stage(self, end: int) -> RankingStage:
         least, per_row = self._rows_needed(end), SHORTLIST_PER_ROW[self.rerank]
         refined = None if self.refine_factor is None else least
-        if self.many_shortlist is not None and self.rerank != "none":
-            least, per_row = max(least, self.many_shortlist), MANY_VECTORS_PER_ROW
+        if self.many_vectors and self.rerank != "none":
+            least, per_row = max(least, MANY_VECTORS_SHORTLIST), MANY_VECTORS_PER_ROW
         if self.shortlist is not None:
             refined = None if refined is None else min(refined, self.shortlist)
             return RankingStage(end, self.shortlist, "asked for", refined)
@@ -196,14 +202,9 @@ class VectorOptions:
             self.shortlist,
             self.refine_factor,
             tuned,
-            None if many is None else _shortlist_of_many(many),
+            many is not None,
             diversity,
         )
-
-
-def _shortlist_of_many(many: MultiVector) -> int:
-    by_networks = many.config.kind in ("rqmoe", "qinco")
-    return MANY_VECTORS_DECODED if by_networks else MANY_VECTORS_SHORTLIST
 
 
 def default_rerank(codecs: TableCodec) -> Rerank:

@@ -18,7 +18,7 @@ from small_tables import source_table, tiny_codec
 
 import rqmoe_store as rqs
 from rqmoe_store.codecs import device as devices
-from rqmoe_store.search import device_copies, multivector
+from rqmoe_store.search import coded_max_sim, device_copies
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.shards import Shard
 
@@ -232,11 +232,16 @@ def test_many_vectors_of_a_row_are_compared_on_the_device(
     lists = np.array_split(VECTORS, 100)
     rows = [{"id": number, "vector": vectors} for number, vectors in enumerate(lists)]
     config = rqs.CodecConfig(
-        kind="rq", metric="cosine", code_bytes=4, codebook_size=16, refine_bytes=refine_bytes
+        kind="rq" if refine_bytes else "rqmoe",
+        metric="cosine",
+        code_bytes=4,
+        codebook_size=16,
+        hidden_dim=8,
+        refine_bytes=refine_bytes,
     )
     db = lancedb.connect(tmp_path)
     store = rqs.create_table(db, "many", rows, config=config)
-    store.train(rqs.TrainConfig(epochs=0, progress=False))
+    store.train(rqs.TrainConfig(epochs=0 if refine_bytes else 1, device="cpu", progress=False))
     store.optimize(progress=False)
 
     def found(device: str) -> tuple[list[int], np.ndarray]:
@@ -245,9 +250,9 @@ def test_many_vectors_of_a_row_are_compared_on_the_device(
 
     wanted, distances = found("cpu")
     compared = []
-    on_gpu = multivector.max_sim_tensor
+    on_gpu = coded_max_sim.max_sim_tensor
     monkeypatch.setattr(
-        multivector, "max_sim_tensor", lambda *given: compared.append(given[2].device) or on_gpu(*given)
+        coded_max_sim, "max_sim_tensor", lambda *given: compared.append(given[2].device) or on_gpu(*given)
     )
     with simulated_cuda(count=2):
         ids, close = found("cuda:1")

@@ -161,7 +161,7 @@ def test_options_of_searches(store):
     assert [row["id"] for row in page] == [row["id"] for row in all_rows[5:10]]
     by_encodings = store.search(query).rerank("none").limit(5).to_list()
     assert len({row["id"] for row in by_encodings} & {row["id"] for row in all_rows[:30]}) >= 2
-    assert "all decoded vectors" in store.search(query).explain_plan()
+    assert "all vectors of rows by look-up tables, 60 decoded" in store.search(query).explain_plan()
 
 
 @pytest.mark.parametrize("keep", ["none", "float16", "float32"])
@@ -526,22 +526,22 @@ def test_codecs_of_vectors_are_kept_as_long_as_rows_need_them(db, store):
     assert first.fingerprints.isdisjoint(store.codecs.metadata.generations[-1].fingerprints)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
 @pytest.mark.parametrize("has_means", [False, True])
-def test_tables_of_transform_codes_give_the_distances_of_decoded_vectors(has_means):
-    from rqmoe_store.search.multivector import coded_distances, distances_to
-    from rqmoe_store.store.multivector import decode_lists
+def test_look_up_tables_give_the_distances_of_decoded_vectors(has_means, metric):
+    from rqmoe_store.search.coded_max_sim import CodedRows
     from rqmoe_store.store.ragged import Ragged
 
     generator = np.random.default_rng(3)
     vectors = generator.normal(size=(600, DIM)).astype(np.float32)
     means = generator.normal(size=(4, DIM)).astype(np.float32)
     means[1], means[2] = 0, 1e-12 * means[2]
-    given = {"metric": "cosine", "means_SD": means if has_means else None}
-    for kind, refine in (("pq", 0), ("saq", 0), ("pq", 4), ("rq", 0)):
+    for kind, refine, codebook in (("pq", 0, 256), ("saq", 0, 256), ("pq", 4, 256), ("rq", 0, 16)):
         config = rqs.CodecConfig(
             kind=kind,
-            metric="dot" if has_means else "cosine",
+            metric="dot" if has_means else metric,
             code_bytes=3,
+            codebook_size=codebook,
             refine_bytes=refine,
             num_partitions=0,
         )
@@ -550,14 +550,67 @@ def test_tables_of_transform_codes_give_the_distances_of_decoded_vectors(has_mea
         codes = codec.encode(vectors[:100])
         both = codes.codes if codes.refine is None else np.concatenate([codes.codes, codes.refine], axis=1)
         tokens = Ragged(np.ascontiguousarray(both).ravel(), lengths * both.shape[1])
-        for count in (1, 7, 20):
+        rows = CodedRows(tokens, codec, metric, means if has_means else None)
+        assert rows.have_tables == (metric == "cosine" or kind == "rq")
+        assert rows.need_decoding(True) == (refine > 0 or not rows.have_tables)
+        for count in (1, 7, 20) if rows.have_tables else ():
             query = generator.normal(size=(count, DIM))
             query = (query / np.linalg.norm(query, axis=1, keepdims=True)).astype(np.float32)
-            for refined in (False, True):
-                decoded = decode_lists(tokens, codec, refined=refined, means_BD=given["means_SD"])
-                found = coded_distances(query, tokens, codec, refined, **given)
-                expected = distances_to(query, decoded, "cosine")
-                np.testing.assert_allclose(found, expected, atol=2e-5 * count)
+            expected = rows.decoded_distances(query, refined=False)
+            np.testing.assert_allclose(rows.table_distances(query), expected, atol=2e-5 * count)
+            some = np.array([2, 0])
+            np.testing.assert_array_equal(
+                rows[some].table_distances(query), rows.table_distances(query)[some]
+            )
+
+
+@pytest.mark.parametrize("kind", ["experts", "refine codes"])
+def test_rows_that_tables_place_first_are_decoded_and_have_a_place_whatever_the_page(db, kind):
+    from rqmoe_store.search.coded_max_sim import CodedRows
+
+    has_experts = kind == "experts"
+    config = rqs.CodecConfig(
+        kind="rqmoe" if has_experts else "rq",
+        metric="cosine",
+        code_bytes=4,
+        codebook_size=16,
+        refine_bytes=0 if has_experts else 4,
+        hidden_dim=8,
+    )
+    table = rqs.create_table(db, "t", make_rows(300), schema=SCHEMA, config=config, multi_vector=ENCODING)
+    table.train(rqs.TrainConfig(epochs=1, validation_rows=100, progress=False), progress=False)
+    codecs, query = table.codecs, make_query()
+    unit = query / np.linalg.norm(query, axis=1, keepdims=True)
+    read = table.table.to_lance().to_table(with_row_id=True)
+    codes, has_codes = codecs.read(read)
+    assert has_codes.all()
+    (generation,) = codecs.generations
+    means = generation.row_means(codes, codecs.metadata.multi_vector)
+    rows = CodedRows(codes.tokens, generation.vector_codec, "cosine", means)
+    assert rows.need_decoding(True)
+    near = np.lexsort((read["_rowid"].to_numpy(), rows.table_distances(unit)))[:60]
+    distances_S = rows.decoded_distances(unit, refined=True)
+    expected = near[np.lexsort((near, distances_S[near]))][:10]
+    found = table.search(query).limit(10).select(["id"]).to_arrow()
+    np.testing.assert_allclose(found["_distance"], distances_S[expected], atol=1e-5)
+    assert found["id"].to_pylist() == read["id"].to_numpy()[expected].tolist()
+    # Pages continue each other, and all rows of a shortlist are decoded that a page returns.
+    pages = [table.search(query).limit(10).offset(start).select(["id"]).to_list() for start in (0, 10, 20)]
+    whole = table.search(query).limit(30).select(["id"]).to_list()
+    assert [row["id"] for page in pages for row in page] == [row["id"] for row in whole]
+    every = table.search(query).limit(300).to_arrow()
+    np.testing.assert_allclose(np.sort(every["_distance"]), np.sort(distances_S), atol=1e-5)
+
+
+def test_codes_beyond_the_codebook_are_refused(store):
+    from rqmoe_store.search.coded_max_sim import CodedRows
+    from rqmoe_store.store.ragged import Ragged
+
+    (generation,) = store.codecs.generations
+    tokens = Ragged(np.full(8, 16, np.uint8), np.array([4, 4]))
+    rows = CodedRows(tokens, generation.vector_codec, "cosine", np.zeros((2, DIM), np.float32))
+    with pytest.raises(TableError, match="codes that none of its codecs wrote"):
+        rows.table_distances(make_query())
 
 
 def test_codes_of_what_means_leave_over_come_nearer(db):
