@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,20 @@ Step = tuple[str, Any]
 @contextlib.contextmanager
 def bucket_server() -> Iterator[str]:
     """The endpoint of a server for buckets, which runs in this process."""
-    server_module = pytest.importorskip("moto.server", reason="moto, a server for buckets, is not installed")
+    serving = pytest.importorskip("werkzeug.serving", reason="moto, a server for buckets, is missing")
+    moto = pytest.importorskip(
+        "moto.moto_server.werkzeug_app", reason="moto, a server for buckets, is missing"
+    )
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    # moto's own server finds out for every request which of all services it is for, by reading folders.
+    server = serving.make_server(
+        "127.0.0.1", 0, moto.create_backend_app("s3"), threaded=True, request_handler=moto.MotoRequestHandler
+    )
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
 
 
 def empty_bucket(endpoint: str) -> dict[str, str]:
