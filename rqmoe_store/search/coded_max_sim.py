@@ -9,7 +9,7 @@ D components of a vector, E entries of look-up tables, P columns for query vecto
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,16 @@ from rqmoe_store.codecs.additive import SMALLEST_SQUARE, AdditiveTables
 from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.parallel import compiled, run_parallel
+from rqmoe_store.codecs.parallel import compiled, run_chunks, run_parallel
 from rqmoe_store.codecs.products import multiply_rows, product
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.multivector.max_sim import checked_max_sim, document_shares, max_sim_tensor
 from rqmoe_store.store.multivector import codes_of_tables, decode_lists, token_codes
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.vector_lists import unit_vectors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LANES = 16
 """Query vectors are padded to a multiple of this, so that compiled loops have no single ones left."""
@@ -84,6 +87,7 @@ class CodedRows:
 
         Raises:
             TableError: the bytes are not codes of the codec.
+            InvalidInputError: a GPU has no memory for a single row.
         """
         if self.codec.device_name != "cpu":
             return self._distances_on_gpu(query_KD, refined)
@@ -126,21 +130,51 @@ class CodedRows:
         )
 
     def _distances_on_gpu(self, query_KD: Float32Array, refined: bool) -> Float32Array:
-        """`decoded_distances` by vectors that stay on the codec's GPU."""
-        import torch
+        """`decoded_distances` by vectors that stay on the codec's GPU, of fewer rows at a time where it runs
+        out of memory.
 
+        Raises:
+            InvalidInputError: the GPU has no memory for a single row.
+        """
         codes, lengths_S = token_codes(self.tokens, self.codec)
         with codes_of_tables():
-            vectors_TD = self.codec.decode_tensor(codes if refined else codes.unrefined, precision="auto")
-        if self.means_SD is not None:
-            rows_T = torch.from_numpy(np.repeat(np.arange(len(lengths_S)), lengths_S)).to(vectors_TD.device)
-            vectors_TD = vectors_TD + torch.from_numpy(self.means_SD).to(vectors_TD.device)[rows_T]
-        if self.metric == "cosine":
-            lengths_T1 = torch.linalg.vector_norm(vectors_TD, dim=1, keepdim=True, dtype=torch.float64)
-            vectors_TD = (vectors_TD / torch.where(lengths_T1 > 0, lengths_T1, 1)).to(torch.float32)
-        queries_KD = torch.from_numpy(query_KD).to(vectors_TD.device)
-        scores_1S = max_sim_tensor(queries_KD, np.array([len(query_KD)]), vectors_TD, lengths_S)
-        return np.float32(len(query_KD)) - scores_1S[0].cpu().numpy()
+            codes = self.codec.checked(codes if refined else codes.unrefined)
+        starts_S1, distances_S = (
+            Ragged(codes.codes, lengths_S).starts_B1,
+            np.empty(len(lengths_S), np.float32),
+        )
+
+        def compare(start: int, stop: int, _: int) -> None:
+            vectors_TD = self.codec.decode_checked(codes[starts_S1[start] : starts_S1[stop]], "auto")
+            means_SD = None if self.means_SD is None else self.means_SD[start:stop]
+            distances_S[start:stop] = _distances_of_tensor(
+                query_KD, vectors_TD, lengths_S[start:stop], means_SD, self.metric
+            )
+
+        run_chunks(len(lengths_S), len(lengths_S), compare)
+        return distances_S
+
+
+def _distances_of_tensor(
+    query_KD: Float32Array,
+    vectors_TD: "Tensor",
+    lengths_S: npt.NDArray[np.int64],
+    means_SD: Float32Array | None,
+    metric: str,
+) -> Float32Array:
+    """The distances (S,) of rows to one query by decoded vectors on a GPU, less the means of rows."""
+    import torch
+
+    device = vectors_TD.device
+    if means_SD is not None:
+        rows_T = torch.from_numpy(np.repeat(np.arange(len(lengths_S)), lengths_S)).to(device)
+        vectors_TD = vectors_TD + torch.from_numpy(means_SD).to(device)[rows_T]
+    if metric == "cosine":
+        lengths_T1 = torch.linalg.vector_norm(vectors_TD, dim=1, keepdim=True, dtype=torch.float64)
+        vectors_TD = (vectors_TD / torch.where(lengths_T1 > 0, lengths_T1, 1)).to(torch.float32)
+    queries_KD = torch.from_numpy(query_KD).to(device)
+    scores_1S = max_sim_tensor(queries_KD, np.array([len(query_KD)]), vectors_TD, lengths_S)
+    return np.asarray(np.float32(len(query_KD)) - scores_1S[0].cpu().numpy(), dtype=np.float32)
 
 
 class _CodedProducts(NamedTuple):

@@ -13,14 +13,18 @@ from pathlib import Path
 import lancedb
 import numpy as np
 import pytest
+import small_codecs
 from simulated_cuda import CudaDevices, simulated_cuda
 from small_tables import source_table, tiny_codec
 
 import rqmoe_store as rqs
 from rqmoe_store.codecs import device as devices
+from rqmoe_store.codecs.base import Codec
 from rqmoe_store.search import coded_max_sim, device_copies
+from rqmoe_store.search.coded_max_sim import CodedRows
 from rqmoe_store.search.rerank import exact_distances
 from rqmoe_store.search.shards import Shard
+from rqmoe_store.store.ragged import Ragged
 
 VECTORS = np.random.default_rng(8).normal(size=(300, 16)).astype(np.float32)
 QUERIES = VECTORS[:3] + np.float32(0.1)
@@ -259,6 +263,27 @@ def test_many_vectors_of_a_row_are_compared_on_the_device(
     assert [str(place) for place in compared] == ["cuda:1"]
     assert ids == wanted
     np.testing.assert_allclose(close, distances, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("has_means", [False, True])
+def test_many_vectors_are_compared_in_smaller_chunks_without_memory(has_means: bool) -> None:
+    vectors, query_KD = small_codecs.vectors(300, seed=4), small_codecs.vectors(4, seed=5)
+    on_cpu = small_codecs.as_codec(small_codecs.stirred(small_codecs.small_config(num_partitions=0)))
+    codes, lengths = on_cpu.encode(vectors).codes, np.array([3, 1, 6] * 30)
+    tokens = Ragged(codes.reshape(-1), lengths * codes.shape[1])
+    means = small_codecs.vectors(len(lengths), seed=6) if has_means else None
+    wanted = CodedRows(tokens, on_cpu, "cosine", means).decoded_distances(query_KD, refined=False)
+    with simulated_cuda() as devices:
+        codec = Codec.from_artifact(on_cpu.to_artifact(), device="cuda")
+        rows = CodedRows(tokens, codec, "cosine", means)
+        for largest in (None, 4 * small_codecs.DIM * 100):
+            devices.largest_bytes = largest
+            found = rows.decoded_distances(query_KD, refined=False)
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+        devices.largest_bytes = 4 * small_codecs.DIM * 3
+        with pytest.raises(rqs.InvalidInputError, match=r"out of memory with a single .*codec\.to\('cpu'\)"):
+            rows.decoded_distances(query_KD, refined=False)
+        assert len(rows[np.arange(0)].decoded_distances(query_KD, refined=False)) == 0
 
 
 def reranking(plan: str) -> str:
