@@ -93,6 +93,7 @@ class MultiVectorSettings:
             metric="cosine",
             code_bytes=size[0],
             refine_bytes=size[1],
+            refine_base="decoded",  # as what is ranked by refine codes is decoded
             num_partitions=0,
         )
 
@@ -365,7 +366,8 @@ def _with_refine_codes(
     parts = _sample(data, settings)
     if settings.encoding.subtract_mean:
         parts = [part - part.mean(axis=0) for part in parts]
-    return add_refine_codes(codec, np.concatenate(parts), refine_bytes=size[1], seed=settings.training.seed)
+    vectors_nD, seed = np.concatenate(parts), settings.training.seed
+    return add_refine_codes(codec, vectors_nD, refine_bytes=size[1], refine_base="decoded", seed=seed)
 
 
 def _sample(data: MultiVectorData, settings: MultiVectorSettings) -> list[Float32Array]:

@@ -47,7 +47,7 @@ shortlist is the tuned one up to the limit it was tuned for, and the longer of t
 MANY_VECTORS_PER_ROW, MANY_VECTORS_SHORTLIST = 10, 1_000
 """The same where rows have many vectors, and their shortest default shortlist: inner products of encodings
 are far from what orders rows."""
-DECODED_PER_ROW, LEAST_DECODED = 6, 60
+DECODED_PER_ROW, LEAST_DECODED = 3, 30
 """How many times the rows that are ranked after a stage it decodes of the shortlist, where rows have many
 vectors and look-up tables give other distances than decoded vectors, and how many at least."""
 

@@ -161,7 +161,7 @@ def test_options_of_searches(store):
     assert [row["id"] for row in page] == [row["id"] for row in all_rows[5:10]]
     by_encodings = store.search(query).rerank("none").limit(5).to_list()
     assert len({row["id"] for row in by_encodings} & {row["id"] for row in all_rows[:30]}) >= 2
-    assert "all vectors of rows by look-up tables, 60 decoded" in store.search(query).explain_plan()
+    assert "all vectors of rows by look-up tables, 30 decoded" in store.search(query).explain_plan()
 
 
 @pytest.mark.parametrize("keep", ["none", "float16", "float32"])
@@ -588,7 +588,7 @@ def test_rows_that_tables_place_first_are_decoded_and_have_a_place_whatever_the_
     means = generation.row_means(codes, codecs.metadata.multi_vector)
     rows = CodedRows(codes.tokens, generation.vector_codec, "cosine", means)
     assert rows.need_decoding(True)
-    near = np.lexsort((read["_rowid"].to_numpy(), rows.table_distances(unit)))[:60]
+    near = np.lexsort((read["_rowid"].to_numpy(), rows.table_distances(unit)))[:30]
     distances_S = rows.decoded_distances(unit, refined=True)
     expected = near[np.lexsort((near, distances_S[near]))][:10]
     found = table.search(query).limit(10).select(["id"]).to_arrow()
