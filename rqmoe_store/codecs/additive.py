@@ -5,7 +5,8 @@ its reconstruction, approximately:  x_hat ~ A^0[p] + sum_m A^m[i_m].  An extra c
 ||x_hat||^2 in the same way, so squared distances and cosines need no stored norm.
 
 Shape legend: Q queries, n codes, M steps, K codewords, D dimension, P partitions (1 if the codec has
-none), T = P + M * K table rows, W width of the experts' deformations (0 without experts), X columns.
+none), T = P + M * K table rows, W width of the experts' deformations (0 without experts), X columns,
+except for panels_XDW, which have W columns each.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, constants_in_units, scaled, to_float32
+from rqmoe_store.codecs.panels import columns_of, in_panels, product_with_panels
 from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.codecs.products import product
 from rqmoe_store.codecs.vectors import Float32Array
@@ -54,19 +56,40 @@ class LookupTables:
 
     def squares(self, codes: Codes) -> Float32Array:
         """Approximate squared lengths (n,) of codes; under "cosine" only."""
-        norms_1T = self.norms_T[None]
-        by_partition_1P, by_codeword_1T = norms_1T[:, : self.num_partitions], self._in_full_steps(norms_1T)
-        squares_n, first_n = np.empty(len(codes), np.float32), np.zeros(len(codes), np.int64)
-        sum_entries(by_partition_1P, by_codeword_1T, first_n, codes.partitions, codes.codes, squares_n)
-        return squares_n
+        first_n = np.zeros(len(codes), np.int64)
+        return self._sums_of(self.norms_T[None], np.zeros(1, np.float32), first_n, codes)
 
     def score_each(self, queries_n: npt.NDArray[np.int64], codes: Codes) -> Float32Array:
         """Approximate distances (n,), in the queries' units, of codes each to a query of its own."""
-        sums_n = np.empty(len(codes), np.float32)
-        sum_entries(self.by_partition, self.by_codeword, queries_n, codes.partitions, codes.codes, sums_n)
+        sums_n = self.sum_each(queries_n, codes)
         if self.metric != "cosine":
             return sums_n
         return np.asarray(1 - sums_n / np.sqrt(np.maximum(self.squares(codes), SMALLEST_SQUARE)))
+
+    def sum_each(self, queries_n: npt.NDArray[np.int64], codes: Codes) -> Float32Array:
+        """Sums (n,) of the table entries that codes select, each in the table of a query of its own, with the
+        constants of the queries."""
+        return self._sums_of(self.scores_QT, self.constants_Q, queries_n, codes)
+
+    def _sums_of(
+        self,
+        entries_XT: Float32Array,
+        constants_X: Float32Array,
+        tables_n: npt.NDArray[np.int64],
+        codes: Codes,
+    ) -> Float32Array:
+        sums_n = np.empty(len(codes), np.float32)
+        _sum_entries(
+            entries_XT,
+            constants_X,
+            self.num_partitions,
+            self.codebook_size,
+            tables_n,
+            codes.partitions,
+            codes.codes,
+            sums_n,
+        )
+        return sums_n
 
     @property
     def num_steps(self) -> int:
@@ -90,17 +113,20 @@ class LookupTables:
     @property
     def by_codeword(self) -> Float32Array:
         """The contributions of codewords (Q, 256 M), those of each step at 256 places, whether or not it has
-        as many codewords."""
-        return self._in_full_steps(self.scores_QT)
+        as many codewords, in contiguous rows."""
+        entries_QX, first = self.entries
+        return np.ascontiguousarray(entries_QX[:, first:])
 
-    def _in_full_steps(self, scores_XT: Float32Array) -> Float32Array:
-        """The entries of codewords, in contiguous rows with 256 places for each step."""
-        by_step_XT = scores_XT[:, self.num_partitions :]
+    @property
+    def entries(self) -> tuple[Float32Array, int]:
+        """Contiguous rows (Q, X) that end with what `by_codeword` has, and where that begins: the tables
+        themselves, unless steps have fewer than 256 codewords."""
         if self.codebook_size == MAX_CODEBOOK_SIZE:
-            return np.ascontiguousarray(by_step_XT)
-        padded_XMK = np.zeros((len(scores_XT), self.num_steps, MAX_CODEBOOK_SIZE), np.float32)
-        padded_XMK[:, :, : self.codebook_size] = by_step_XT.reshape(len(scores_XT), -1, self.codebook_size)
-        return padded_XMK.reshape(len(scores_XT), -1)
+            return np.ascontiguousarray(self.scores_QT), self.num_partitions
+        padded_QMK = np.zeros((len(self.scores_QT), self.num_steps, MAX_CODEBOOK_SIZE), np.float32)
+        by_step_QT = self.scores_QT[:, self.num_partitions :]
+        padded_QMK[:, :, : self.codebook_size] = by_step_QT.reshape(len(by_step_QT), -1, self.codebook_size)
+        return padded_QMK.reshape(len(by_step_QT), -1), 0
 
     @property
     def norms(self) -> tuple[Float32Array, Float32Array]:
@@ -120,15 +146,22 @@ class LookupTables:
 
 
 @compiled
-def sum_entries(
-    by_partition_QP: Any, by_codeword_QT: Any, queries_n: Any, partitions_n: Any, codes_nM: Any, sums_n: Any
+def _sum_entries(
+    entries_XT: Any,
+    constants_X: Any,
+    num_partitions: int,
+    codebook_size: int,
+    tables_n: Any,
+    partitions_n: Any,
+    codes_nM: Any,
+    sums_n: Any,
 ) -> None:
-    """Fill in the sums of the table entries that codes select in the tables of their queries."""
+    """Fill in the sums of the entries that codes select, each in a table of its own."""
     for row in range(len(codes_nM)):
-        query = queries_n[row]
-        total = by_partition_QP[query, partitions_n[row]]
+        entries_T = entries_XT[tables_n[row]]
+        total = entries_T[partitions_n[row]] + constants_X[tables_n[row]]
         for step in range(codes_nM.shape[1]):
-            total += by_codeword_QT[query, 256 * step + codes_nM[row, step]]
+            total += entries_T[num_partitions + codebook_size * step + codes_nM[row, step]]
         sums_n[row] = total
 
 
@@ -143,8 +176,8 @@ class AdditiveTables:
     corrections. Without a projection W = D; without experts there is nothing to fit.
     """
 
-    rows_DT: Float32Array
-    """The rows, one below the other: the products of a query with all of them run over contiguous numbers."""
+    panels_XDW: Float32Array
+    """The rows, as columns of a matrix in panels: queries are multiplied with all of them."""
     corrections_TW: Float32Array
     """The fitted part of the rows. The rest follows from the codec's weights."""
     norms_T1: Float32Array
@@ -157,7 +190,9 @@ class AdditiveTables:
         The table of a query does not depend on the other queries.
         """
         return tables_of_products(
-            product(np.ascontiguousarray(queries.queries_QD), self.rows_DT),
+            product_with_panels(
+                np.ascontiguousarray(queries.queries_QD), self.panels_XDW, len(self.norms_T1)
+            ),
             self.norms_T1[:, 0],
             queries,
             units,
@@ -168,7 +203,7 @@ class AdditiveTables:
     @functools.cached_property
     def rows_TD(self) -> Float32Array:
         """The rows, each of contiguous numbers."""
-        return np.ascontiguousarray(self.rows_DT.T)
+        return columns_of(self.panels_XDW, len(self.norms_T1))
 
     def approximate(self, codes: Codes) -> Float32Array:
         """The vectors (n, D) that the selected rows sum to, each computed alone."""
@@ -248,7 +283,11 @@ def complete_tables(
             else product(np.ascontiguousarray(projection_WD.T), corrections_WT)
         )
     return AdditiveTables(
-        rows_DT, corrections_TW, norms_T1, max(1, weights.num_partitions), weights.config.codebook_size
+        in_panels(rows_DT),
+        corrections_TW,
+        norms_T1,
+        max(1, weights.num_partitions),
+        weights.config.codebook_size,
     )
 
 

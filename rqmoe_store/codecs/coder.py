@@ -17,9 +17,9 @@ from rqmoe_store.codecs.additive import AdditiveTables, LookupTables, tables_of_
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.device import Precision, require_usable
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, clamp_vectors
+from rqmoe_store.codecs.panels import in_panels, product_with_panels
 from rqmoe_store.codecs.parallel import Lock
 from rqmoe_store.codecs.precision import PrecisionTrial
-from rqmoe_store.codecs.products import product
 from rqmoe_store.codecs.selection import mark_smallest, smallest
 from rqmoe_store.codecs.transform import CODEWORDS, TransformQuantizer
 from rqmoe_store.codecs.vectors import Float32Array
@@ -168,7 +168,7 @@ class ResidualCoder:
     def _centroids(self) -> tuple[Float32Array, Float32Array]:
         """The centroids, one below the other (D, P), and their squared lengths (P,)."""
         centroids_PD = self.weights.centroids_PD
-        return np.ascontiguousarray(centroids_PD.T), np.square(centroids_PD).sum(axis=1)
+        return in_panels(np.ascontiguousarray(centroids_PD.T)), np.square(centroids_PD).sum(axis=1)
 
     def nearest_partitions(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.int64]:
         """The partitions (Q, count) nearest to checked queries, nearest first."""
@@ -189,8 +189,8 @@ class ResidualCoder:
             queries_QD = FramedQueries.of(queries_QD, frame, "dot").queries_QD
         else:
             queries_QD = self.clamp(frame, queries_QD)
-        centroids_DP, squares_P = self._centroids
-        scores_QP = -2 * product(np.ascontiguousarray(queries_QD), centroids_DP)
+        panels_XDW, squares_P = self._centroids
+        scores_QP = -2 * product_with_panels(np.ascontiguousarray(queries_QD), panels_XDW, len(squares_P))
         if self.config.metric != "dot":
             scores_QP += squares_P
         return scores_QP

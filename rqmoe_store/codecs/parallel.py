@@ -75,12 +75,17 @@ _thread_count_lock = Lock()
 
 
 class _Pool:
-    """The threads of this process that compute; none is started before there is work."""
+    """The threads of this process that compute; none is started before there is work.
+
+    A caller that waits for few tasks may run one of them itself, which saves waking another thread. It then
+    has one of the slots that threads of the pool need, too, so that no more tasks run at a time.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._size: int | None = None
         self._executor: concurrent.futures.ThreadPoolExecutor | None = None
+        self._slots = threading.Semaphore(0)
 
     @property
     def size(self) -> int:
@@ -102,7 +107,13 @@ class _Pool:
                 self._executor = concurrent.futures.ThreadPoolExecutor(
                     size, thread_name_prefix="rqmoe-compute", initializer=_enter_pool
                 )
-            return [self._executor.submit(task) for task in tasks]
+                self._slots = threading.Semaphore(size)
+            return [self._executor.submit(_run_in_slot, self._slots, task) for task in tasks]
+
+    def free_slot(self) -> threading.Semaphore | None:
+        """The slots, one of which the caller now has and must release; None if all are in use."""
+        slots = self._slots
+        return slots if self._executor is not None and slots.acquire(blocking=False) else None
 
     def forget(self) -> None:
         """Have no threads, in a forked process."""
@@ -115,6 +126,22 @@ _here = threading.local()
 
 def _enter_pool() -> None:
     _here.in_pool = True
+
+
+def _run_in_slot(slots: threading.Semaphore, task: Callable[[], Result]) -> Result:
+    """Run a task in a thread of the pool, as soon as there is a slot."""
+    with slots:
+        return task()
+
+
+def _run_in_caller(slots: threading.Semaphore, task: Callable[[], Result]) -> Result:
+    """Run a task in the thread that called for it, which has one of the slots."""
+    _here.in_pool = True
+    try:
+        return task()
+    finally:
+        _here.in_pool = False
+        slots.release()
 
 
 def num_threads() -> int:
@@ -177,7 +204,7 @@ def run_parallel(tasks: Iterable[Callable[[], Result]], *, one_core: bool = Fals
     """Run tasks on the threads of the pool; returns their results in order.
 
     A single task runs in the calling thread, as does every task if the pool has a single thread. So do tasks
-    that a task of the pool runs in its turn.
+    that a task of the pool runs in its turn, and the last of few tasks if a thread of the pool would be idle.
 
     Args:
         tasks: functions that need nothing of each other. After one has failed, those that have not begun are
@@ -189,9 +216,11 @@ def run_parallel(tasks: Iterable[Callable[[], Result]], *, one_core: bool = Fals
         tasks = [functools.partial(_compute_on_one_core, task) for task in tasks]
     if getattr(_here, "in_pool", False) or (not one_core and (len(tasks) < 2 or num_threads() == 1)):
         return [task() for task in tasks]
-    futures = _pool.submit(tasks)
+    slots = None if one_core or len(tasks) > num_threads() else _pool.free_slot()
+    futures = _pool.submit(tasks if slots is None else tasks[:-1])
     try:
-        return [future.result() for future in futures]
+        own = [] if slots is None else [_run_in_caller(slots, tasks[-1])]
+        return [*(future.result() for future in futures), *own]
     finally:
         for future in futures:
             future.cancel()

@@ -12,21 +12,29 @@ center + unit * sinh(STEP * n). That is precise where differences are common, an
 standard deviations.
 
 Shape legend: n rows, D dimension, M code bytes, K codewords, R bytes of a refine code, B of them for the
-transform code, P partitions, Q queries.
+transform code, P partitions, Q queries, S stages, C coordinates of all stages.
 """
 
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables, sum_entries
+from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, scaled
-from rqmoe_store.codecs.parallel import num_threads, run_chunks_parallel
-from rqmoe_store.codecs.transform import Arrays, Bytes, TransformQuantizer
+from rqmoe_store.codecs.parallel import compiled, num_threads, run_chunks_parallel
+from rqmoe_store.codecs.transform import (
+    CODEWORDS,
+    Arrays,
+    Bytes,
+    Int32Array,
+    TransformQuantizer,
+    fill_products,
+)
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import Metric, RefineBase
 from rqmoe_store.errors import InvalidInputError
@@ -36,6 +44,8 @@ LENGTH_BYTES = 2
 
 _LEAST_ROWS, _MOST_ROWS = 2_048, 8_192
 """Rows of a task, some 0.1 to 0.3 ms: as many for each thread, as long as it is worth another thread."""
+
+_QUERIES_PER_TASK = 16  # whose tables take some 0.1 ms
 
 _STEP = 3e-4
 _LARGEST = 2**15 - 1
@@ -94,9 +104,13 @@ class SquareCode:
 
 @dataclasses.dataclass(frozen=True)
 class RefineTables:
-    """What the bytes of refine codes add to the scores of queries, in the units of their look-up tables."""
+    """What the bytes of refine codes add to the scores of queries, in the units of their look-up tables.
 
-    products_QBK: Float32Array
+    On a CPU, the table of a query is made when its rows are scored, and gives way to that of the next query:
+    it stays in the caches of a core, where those of all queries would not.
+    """
+
+    books: "_Codebooks"
     queries_QD: Float32Array
     """The queries in the frame of the codec."""
     product_factors_Q: Float32Array
@@ -104,6 +118,21 @@ class RefineTables:
     square_factors_Q: Float32Array
     """What a squared length of 1 adds to a score; 1 under "cosine", where lengths are no summands."""
     square_code: SquareCode | None
+
+    @functools.cached_property
+    def products_QBK(self) -> Float32Array:
+        """The tables of all queries."""
+        coordinates_QC, means_QS = self.books.coordinates(self.queries_QD)
+        shape = len(self.queries_QD), len(self.books.stages_B), CODEWORDS
+        products_QBK = np.empty(shape, np.float32)
+
+        def fill(start: int, stop: int, _: int) -> None:
+            some = slice(start, stop)
+            own = coordinates_QC[some], means_QS[some], self.product_factors_Q[some]
+            _fill_tables(*self.books.arrays, *own, products_QBK[some])
+
+        run_chunks_parallel(len(self.queries_QD), _QUERIES_PER_TASK, fill)
+        return products_QBK
 
     def score(
         self,
@@ -116,27 +145,81 @@ class RefineTables:
 
         Args:
             lookup: look-up tables of the same queries.
-            queries_n: int64 numbers of the queries.
+            queries_n: int64 numbers of the queries. Codes of the same query had better be together.
             codes: codes with refine codes.
             corrections_nD: differences between the bases of the refine codes and the additive approximations;
                 None for additive bases.
         """
+        scores_n = np.empty(len(codes), np.float32)
+
+        def score_rows(start: int, stop: int, _: int) -> None:
+            rows = slice(start, stop)
+            corrections = None if corrections_nD is None else corrections_nD[rows]
+            scores_n[rows] = self._score_some(lookup, queries_n[rows], codes[rows], corrections)
+
+        for_each_thread = -(-len(codes) // num_threads())
+        run_chunks_parallel(len(codes), min(max(for_each_thread, _LEAST_ROWS), _MOST_ROWS), score_rows)
+        return scores_n
+
+    def _score_some(
+        self,
+        lookup: LookupTables,
+        queries_n: npt.NDArray[np.int64],
+        codes: Codes,
+        corrections_nD: Float32Array | None,
+    ) -> Float32Array:
+        """Refined scores of the codes of a task, as in `score`."""
         assert codes.refine is not None, "has refine codes"
-        sums_n = _sums(lookup.by_partition, lookup.by_codeword, queries_n, codes.partitions, codes.codes)
+        refine_nR, sums_n = codes.refine, lookup.sum_each(queries_n, codes)
         if corrections_nD is not None:
             products_n = np.einsum("nd,nd->n", corrections_nD, self.queries_QD[queries_n])
             sums_n += products_n * self.product_factors_Q[queries_n]
-        queries, num_bytes, _ = self.products_QBK.shape
-        none_Q1, first_n = np.zeros((queries, 1), np.float32), np.zeros(len(codes), np.int32)
-        products_QT = self.products_QBK.reshape(queries, -1)
-        sums_n += _sums(none_Q1, products_QT, queries_n, first_n, codes.refine[:, :num_bytes])
+        first, last = int(queries_n.min()), int(queries_n.max()) + 1
+        coordinates_QC, means_QS = self.books.coordinates(self.queries_QD[first:last])
+        own = coordinates_QC, means_QS, self.product_factors_Q[first:last], queries_n - first
+        _add_refined(*self.books.arrays, *own, refine_nR, sums_n)
         if self.square_code is None:
             return sums_n
-        differences_n = self.square_code.decode(codes.refine[:, num_bytes:])
+        differences_n = self.square_code.decode(refine_nR[:, -LENGTH_BYTES:])
         if lookup.metric == "l2":
             return np.asarray(sums_n + differences_n * self.square_factors_Q[queries_n], dtype=np.float32)
         squares_n = lookup.squares(codes) + differences_n
         return np.asarray(1 - sums_n / np.sqrt(np.maximum(squares_n, SMALLEST_SQUARE)), dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Codebooks:
+    """The codebooks of all stages as one."""
+
+    stages: tuple[TransformQuantizer, ...]
+    starts_B1: Int32Array
+    """Byte b codes the coordinates starts[b] : starts[b + 1], of those of all stages."""
+    codebooks_CK: Float32Array
+    stages_B: Int32Array
+    """For a byte that is the first of its stage, the number of the stage, else -1."""
+
+    @classmethod
+    def of(cls, stages: "tuple[TransformQuantizer, ...]") -> "_Codebooks":
+        """The codebooks of stages, one after the other."""
+        starts, firsts, coordinates = [np.zeros(1, np.int32)], [], 0
+        for number, stage in enumerate(stages):
+            starts.append(stage.starts_B1[1:] + np.int32(coordinates))
+            coordinates += len(stage.codebooks_CK)
+            firsts.append(np.full(stage.num_bytes, -1, np.int32))
+            firsts[-1][0] = number
+        codebooks_CK = np.concatenate([stage.codebooks_CK for stage in stages])
+        return cls(stages, np.concatenate(starts), codebooks_CK, np.concatenate(firsts))
+
+    @property
+    def arrays(self) -> tuple[Int32Array, Float32Array, Int32Array]:
+        """What compiled functions need."""
+        return self.starts_B1, self.codebooks_CK, self.stages_B
+
+    def coordinates(self, queries_QD: Float32Array) -> tuple[Float32Array, Float32Array]:
+        """Coordinates (Q, C) of queries, and their products (Q, S) with the mean of every stage."""
+        rotated = [stage.rotation.apply(queries_QD)[:, : len(stage.codebooks_CK)] for stage in self.stages]
+        means = [stage.mean_products(queries_QD) for stage in self.stages]
+        return np.concatenate(rotated, axis=1), np.stack(means, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,21 +262,20 @@ class Refiner:
 
     def tables(self, queries: FramedQueries, units: ScoreUnits) -> RefineTables:
         """Tables for queries in the codec's frame, with scores in `units`."""
-        tables = []
-        for stage in self.stages:
-            of_mean_Q, of_stage_QBK = stage.products(queries.queries_QD)
-            of_stage_QBK[:, 0] += of_mean_Q[:, None]  # every code has a first byte
-            tables.append(of_stage_QBK)
-        products_QBK = tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
         powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
-        factors_Q = np.full(len(products_QBK), {"l2": -2, "dot": -1, "cosine": 1}[queries.metric], np.float32)
-        squares_Q = np.ones(len(products_QBK), np.float32)
+        factors_Q = np.full(
+            len(queries.queries_QD), {"l2": -2, "dot": -1, "cosine": 1}[queries.metric], np.float32
+        )
+        squares_Q = np.ones(len(queries.queries_QD), np.float32)
         if queries.metric == "l2":
             squares_Q = scaled(squares_Q[:, None], powers_Q1 - queries.exponents_Q[:, None])[:, 0]
         if queries.metric != "cosine":
             factors_Q = scaled(factors_Q[:, None], powers_Q1)[:, 0]
-            products_QBK *= factors_Q[:, None, None]
-        return RefineTables(products_QBK, queries.queries_QD, factors_Q, squares_Q, self.square_code)
+        return RefineTables(self._codebooks, queries.queries_QD, factors_Q, squares_Q, self.square_code)
+
+    @functools.cached_property
+    def _codebooks(self) -> "_Codebooks":
+        return _Codebooks.of(self.stages)
 
     def arrays(self) -> Arrays:
         """The arrays that define it, by name."""
@@ -236,22 +318,69 @@ def squared_lengths(vectors_nD: Float32Array) -> Float32Array:
     return squares_n.astype(np.float32)
 
 
-def _sums(
-    by_partition_QP: Float32Array,
-    by_codeword_QT: Float32Array,
-    queries_n: npt.NDArray[np.int64],
-    partitions_n: npt.NDArray[np.int32],
-    codes_nM: Bytes,
-) -> Float32Array:
-    """Sums (n,) of the table entries that codes select in the tables of their queries."""
-    sums_n = np.empty(len(codes_nM), np.float32)
+@compiled
+def _add_refined(
+    starts_B1: Any,
+    codebooks_CK: Any,
+    stages_B: Any,
+    coordinates_QC: Any,
+    means_QS: Any,
+    factors_Q: Any,
+    queries_n: Any,
+    refine_nR: Any,
+    sums_n: Any,
+) -> None:
+    """Add the table entries that refine codes select in the tables of their queries."""
+    table_BK, made = np.empty((len(stages_B), 256), np.float32), -1
+    for row in range(len(refine_nR)):
+        query = queries_n[row]
+        if query != made:
+            _fill_table(
+                starts_B1,
+                codebooks_CK,
+                stages_B,
+                coordinates_QC[query],
+                means_QS[query],
+                factors_Q[query],
+                table_BK,
+            )
+            made = query
+        total = np.float32(0)
+        for byte in range(len(table_BK)):
+            total += table_BK[byte, refine_nR[row, byte]]
+        sums_n[row] += total
 
-    def sum_rows(start: int, stop: int, _: int) -> None:
-        rows = slice(start, stop)
-        sum_entries(
-            by_partition_QP, by_codeword_QT, queries_n[rows], partitions_n[rows], codes_nM[rows], sums_n[rows]
-        )
 
-    for_each_thread = -(-len(codes_nM) // num_threads())
-    run_chunks_parallel(len(codes_nM), min(max(for_each_thread, _LEAST_ROWS), _MOST_ROWS), sum_rows)
-    return sums_n
+@compiled
+def _fill_tables(
+    starts_B1: Any,
+    codebooks_CK: Any,
+    stages_B: Any,
+    coordinates_QC: Any,
+    means_QS: Any,
+    factors_Q: Any,
+    tables_QBK: Any,
+) -> None:
+    """Fill in what the bytes of refine codes add to the scores of queries."""
+    for query in range(len(tables_QBK)):
+        own = coordinates_QC[query], means_QS[query], factors_Q[query], tables_QBK[query]
+        _fill_table(starts_B1, codebooks_CK, stages_B, *own)
+
+
+@compiled
+def _fill_table(
+    starts_B1: Any,
+    codebooks_CK: Any,
+    stages_B: Any,
+    coordinates_C: Any,
+    means_S: Any,
+    factor: Any,
+    table_BK: Any,
+) -> None:
+    """Fill in what the bytes of refine codes add to the scores of one query."""
+    fill_products(coordinates_C, starts_B1, codebooks_CK, table_BK)
+    for byte in range(len(table_BK)):
+        products_K = table_BK[byte]
+        if stages_B[byte] >= 0:  # every code has a first byte
+            products_K += means_S[stages_B[byte]]
+        products_K *= factor

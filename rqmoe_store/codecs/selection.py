@@ -3,6 +3,10 @@
 numba has `np.partition`, which takes ten seconds to compile. `order_rows` orders the rows of all queries at
 once.
 
+The n-th smallest of float32 numbers is found by bisection: as integers, bits of floats are in their order,
+and counting those up to a bound takes no branches, so that compilers vectorize it. A dozen counts take a
+fourth of the time of a selection that moves values around a pivot.
+
 Shape legend: X values, Q queries, H rows of all queries, S rows of one query, K stages of a ranking, C rows.
 """
 
@@ -19,25 +23,66 @@ Int64Array = npt.NDArray[np.int64]
 EVERY_ROW = np.iinfo(np.int64).max
 """As many rows as there are."""
 
+_MAGNITUDE, _LEAST_KEY = np.int32(2**31 - 1), np.int32(-(2**31))
+
 
 @compiled
 def nth_smallest(values_X: Any, rank: int) -> Any:
-    """The value that has `rank` others before it in sorted order. Reorders the values, none of them NaN.
+    """The float32 value that has `rank` others before it in sorted order; none of the values is NaN."""
+    bits_X, keys_X = values_X.view(np.int32), np.empty(len(values_X), np.int32)
+    for place in range(len(bits_X)):
+        keys_X[place] = _key_of(bits_X[place])
+    low = high = np.int64(keys_X[0])
+    for place in range(len(keys_X)):
+        low, high = min(low, np.int64(keys_X[place])), max(high, np.int64(keys_X[place]))
+    while low < high:
+        middle = np.int32((low + high) >> 1)
+        within = 0
+        for place in range(len(keys_X)):
+            within += keys_X[place] <= middle
+        if within == rank + 1:
+            low = high = _largest_within(keys_X, middle)
+        elif within > rank:
+            high = np.int64(middle)
+        else:
+            low = np.int64(middle) + 1
+    keys_X[0] = _key_of(np.int32(low))
+    return keys_X.view(np.float32)[0]
+
+
+@compiled
+def _key_of(bits: Any) -> Any:
+    """A key in the order of floats for their bits as int32 numbers, or these for a key: of negative numbers,
+    all bits but the sign are inverted."""
+    return bits ^ ((bits >> np.int32(31)) & _MAGNITUDE)
+
+
+@compiled
+def _largest_within(keys_X: Any, bound: Any) -> Any:
+    largest = _LEAST_KEY
+    for place in range(len(keys_X)):
+        largest = max(largest, keys_X[place] if keys_X[place] <= bound else _LEAST_KEY)
+    return np.int64(largest)
+
+
+@compiled
+def nth_smallest_id(ids_X: Any, rank: int) -> Any:
+    """The id that has `rank` others before it in sorted order. Reorders the ids.
 
     This is Hoare's selection around the median of three values.
     """
-    low, high = 0, len(values_X) - 1
+    low, high = 0, len(ids_X) - 1
     while low < high:
-        first, middle, last = values_X[low], values_X[(low + high) // 2], values_X[high]
+        first, middle, last = ids_X[low], ids_X[(low + high) // 2], ids_X[high]
         pivot = max(min(first, middle), min(max(first, middle), last))
         left, right = low, high
         while left <= right:
-            while values_X[left] < pivot:
+            while ids_X[left] < pivot:
                 left += 1
-            while pivot < values_X[right]:
+            while pivot < ids_X[right]:
                 right -= 1
             if left <= right:
-                values_X[left], values_X[right] = values_X[right], values_X[left]
+                ids_X[left], ids_X[right] = ids_X[right], ids_X[left]
                 left += 1
                 right -= 1
         if rank <= right:
@@ -46,7 +91,7 @@ def nth_smallest(values_X: Any, rank: int) -> Any:
             low = left
         else:
             break
-    return values_X[rank]
+    return ids_X[rank]
 
 
 def order_rows(
@@ -157,7 +202,7 @@ def mark_smallest(values_QX: Any, count: int, smallest_QX: Any) -> None:
     of `smallest`, without the time that ordering them takes. None of the values is NaN."""
     for query in range(len(values_QX)):
         values_X = values_QX[query]
-        worst, left = nth_smallest(values_X.copy(), count - 1), count
+        worst, left = nth_smallest(values_X, count - 1), count
         for column in range(len(values_X)):
             left -= values_X[column] < worst
         for column in range(len(values_X)):

@@ -232,8 +232,7 @@ def take(
         schema = cached.schema
     else:
         # Rows are read even without stored columns, because their row ids tell which rows still exist.
-        wanted = row_ids_H if len(hits_of_queries) == 1 else np.unique(row_ids_H)
-        taken = take_existing_rows(dataset, chosen.to_scan([*stored, ROW_ID]), wanted)
+        taken = take_existing_rows(dataset, chosen.to_scan([*stored, ROW_ID]), row_ids_H)
         rows, exists_H = _aligned(taken, row_ids_H)
         schema = taken.schema
     names = [*stored, *chosen.expressions]

@@ -6,9 +6,10 @@ bound of the exact one. Rows whose bound is beyond what a query keeps are passed
 hundred, are scored exactly. So shortlists are those of exact scores.
 
 The loop over code bytes is written in LLVM's own vector types, as compilers do not find them in loops over
-tables. LLVM translates them to the instructions of the processor.
+tables.
 
-Shape legend: Q queries (at most L), L lanes, M code bytes, T = 256 M table entries, B rows of a block.
+Shape legend: Q queries (at most L), L lanes, M code bytes, T = 256 M table entries, B rows of a block, X
+places in rows of tables.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from rqmoe_store.codecs.llvm_vectors import load_vector, repeat
 from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.codecs.vectors import Float32Array
 
@@ -48,28 +50,32 @@ class Lanes(NamedTuple):
     """Whether all entries are finite. If not, the lanes are of no use."""
 
     @classmethod
-    def of(cls, entries_QT: Float32Array, factor: np.float32) -> "Lanes":
+    def of(cls, entries_QX: Float32Array, first: int, factor: np.float32) -> "Lanes":
         """Round the tables of queries, times a factor of 1 or -1.
 
         Args:
-            entries_QT: exact entries, of at most LANES queries.
+            entries_QX: rows that end with exact entries, of at most LANES queries.
+            first: where these begin.
             factor: 1 or -1.
         """
-        entries_TL = np.zeros((entries_QT.shape[1], LANES), np.uint8)
+        entries_TL = np.zeros((entries_QX.shape[1] - first, LANES), np.uint8)
         lowest_L, steps_L = np.zeros(LANES), np.ones(LANES)
-        is_finite = _fill_lanes(entries_QT, factor, entries_TL, lowest_L, steps_L)
+        is_finite = _fill_lanes(entries_QX, first, factor, entries_TL, lowest_L, steps_L)
         return cls(entries_TL, lowest_L, steps_L, is_finite)
 
 
 @compiled
-def _fill_lanes(entries_QT: Any, factor: Any, entries_TL: Any, lowest_L: Any, steps_L: Any) -> bool:
+def _fill_lanes(
+    entries_QX: Any, first: int, factor: Any, entries_TL: Any, lowest_L: Any, steps_L: Any
+) -> bool:
     """Fill in the parts of lanes; returns whether all entries are finite."""
-    queries, num_steps = len(entries_QT), entries_QT.shape[1] // _CODEWORDS
+    queries, num_steps = len(entries_QX), len(entries_TL) // _CODEWORDS
     leasts_QM = np.empty((queries, num_steps), np.float64)
     for query in range(queries):
-        widest = 0.0
+        widest, entries_X = 0.0, entries_QX[query]
         for step in range(num_steps):
-            least, most = _bounds_of(entries_QT[query], step, factor)
+            start = first + _CODEWORDS * step
+            least, most = _bounds_of(entries_X[start : start + _CODEWORDS], factor)
             if not np.isfinite(most - least):
                 return False
             leasts_QM[query, step], widest = least, max(widest, most - least)
@@ -78,7 +84,8 @@ def _fill_lanes(entries_QT: Any, factor: Any, entries_TL: Any, lowest_L: Any, st
     for step in range(num_steps):
         start = _CODEWORDS * step
         for query in range(queries):
-            entries_K, per_step = entries_QT[query, start : start + _CODEWORDS], 1 / steps_L[query]
+            entries_K = entries_QX[query][first + start : first + start + _CODEWORDS]
+            per_step = 1 / steps_L[query]
             _round_entries(entries_K, factor, leasts_QM[query, step], per_step, rounded_QK[query])
         for codeword in range(_CODEWORDS):
             for query in range(queries):
@@ -137,11 +144,11 @@ def bounds_of_sums(
 
 
 @compiled
-def _bounds_of(entries_T: Any, step: int, factor: Any) -> Any:
+def _bounds_of(entries_K: Any, factor: Any) -> Any:
     """The smallest and the largest entry of a step, times the factor; not finite if any is not."""
-    least = most = np.float64(entries_T[_CODEWORDS * step] * factor)
-    for place in range(_CODEWORDS * step, _CODEWORDS * (step + 1)):
-        entry = np.float64(entries_T[place] * factor)
+    least = most = np.float64(entries_K[0] * factor)
+    for codeword in range(_CODEWORDS):
+        entry = np.float64(entries_K[codeword] * factor)
         if not np.isfinite(entry):
             return entry, entry
         least, most = min(least, entry), max(most, entry)
@@ -175,27 +182,16 @@ def _compile_find_in_row(
             codeword = builder.zext(builder.load(builder.gep(code, [loop.index])), index)
             entry = builder.add(builder.mul(loop.index, ir.Constant(index, _CODEWORDS)), codeword)
             added = builder.gep(entries.data, [builder.mul(entry, ir.Constant(index, LANES))])
-            values = _load_vector(builder, added, ir.IntType(8))
+            values = load_vector(builder, added, ir.IntType(8), LANES)
             builder.store(builder.add(builder.load(total), builder.zext(values, sums_type)), total)
-        lengths = _repeat(builder, arguments[5], floats_type)
-        slopes_times = builder.fmul(_load_vector(builder, slopes.data, ir.FloatType()), lengths)
-        largest = builder.fadd(_load_vector(builder, highest.data, ir.FloatType()), slopes_times)
+        lengths = repeat(builder, arguments[5], LANES)
+        slopes_times = builder.fmul(load_vector(builder, slopes.data, ir.FloatType(), LANES), lengths)
+        largest = builder.fadd(load_vector(builder, highest.data, ir.FloatType(), LANES), slopes_times)
         sums = builder.uitofp(builder.load(total), floats_type)
         within = builder.fcmp_ordered("<=", sums, largest)
         return builder.bitcast(within, ir.IntType(LANES))
 
     return types.uint32(codes_NM, types.intp, entries_TL, highest_L, slopes_L, types.float32), generate
-
-
-def _load_vector(builder: Any, pointer: Any, element: Any) -> Any:
-    vector = ir.VectorType(element, LANES)
-    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
-
-
-def _repeat(builder: Any, value: Any, vector: Any) -> Any:
-    undefined, places = ir.Constant(vector, ir.Undefined), ir.VectorType(ir.IntType(32), LANES)
-    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(places, [0] * LANES))
 
 
 _find_in_row: Callable[..., Any] = intrinsic(_compile_find_in_row)

@@ -205,7 +205,8 @@ class Ranking:
         assert hits.stages_S is not None, "not ranked yet"
         offset, last = self._request.offset, self._last
         if choose is first_open and len(self._ends) == 1:  # as in most requests
-            return Page(hits.ranked(slice(offset, last)), len(hits) < last and not last_K[0])
+            page = hits if offset == 0 and len(hits) <= last else hits.ranked(slice(offset, last))
+            return Page(page, len(hits) < last and not last_K[0])
         order = rank_in_stages(hits.stages_S, self._ends, choose, last_K)
         short = len(order.places) < last and not order.ended
         return Page(hits.ranked(order.places[offset:last]), short)

@@ -190,7 +190,7 @@ def _scan_task(
         task.last_row,
     )
     lows_Q, highs_Q = few.units.scores_of(side.low), few.units.scores_of(side.high)
-    scored = Scored(probed_QP[task.queries], few.by_partition, few.by_codeword, lows_Q, highs_Q, side.sign)
+    scored = Scored(probed_QP[task.queries], few.by_partition, *few.entries, lows_Q, highs_Q, side.sign)
     shape = queries, 2 * size + BLOCK
     kept = Kept(
         np.empty(shape, np.float32),
@@ -199,7 +199,7 @@ def _scan_task(
         np.full(queries, np.inf, np.float32),
     )
     if queries >= _LEAST_LANES and few.num_steps <= MAX_CODE_BYTES:
-        lanes = Lanes.of(scored.entries_QT, -side.sign if len(norms_N) else side.sign)
+        lanes = Lanes.of(scored.entries_QX, scored.first_entry, -side.sign if len(norms_N) else side.sign)
         scan_together(scanned, scored, lanes, _LEAST_PROBING, kept, size)
     else:
         scan_each(scanned, scored, kept, size)

@@ -4,7 +4,7 @@ Rows that may be among the best of a query gather in its buffer, of which all bu
 is full. The worst of these bounds the rows that are gathered from then on.
 
 Shape legend: Q queries, P partitions, N rows of a segment, B rows of a block, M code bytes, W words of eight
-code bytes, T = 256 M table entries, X rows in a buffer or entries of several tables.
+code bytes, T = 256 M table entries, X rows in a buffer or entries of several tables, F rows found, L lanes.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rqmoe_store.codecs.norms import DROPPED_BITS, LEAST_BITS, Norms
 from rqmoe_store.codecs.parallel import compiled
-from rqmoe_store.codecs.selection import nth_smallest
+from rqmoe_store.codecs.selection import nth_smallest, nth_smallest_id
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.lanes import bounds_of_sums, find_within, lowest_bit
 from rqmoe_store.search.row_ids import Positions, RowIdArrays, row_id_at
@@ -64,8 +64,10 @@ class Scored(NamedTuple):
     """The partitions whose rows a query may find."""
     scores_QP: Float32Array
     """Initial scores of the rows of a partition."""
-    entries_QT: Float32Array
-    """What the codewords of each step add to scores."""
+    entries_QX: Float32Array
+    """Rows that end with what the codewords of each step add to scores."""
+    first_entry: int
+    """Where that begins."""
     lows_Q: Float32Array
     highs_Q: Float32Array
     sign: np.float32
@@ -86,9 +88,10 @@ class Kept(NamedTuple):
 @compiled
 def scan_each(rows: Any, scored: Any, kept: Any, size: int) -> None:
     """Keep the `size` best rows of every query, one query after the other."""
+    room = _new_room()
     for query in range(len(scored.probed_QP)):
         for partition in _nearest_first(query, rows, scored):
-            _scan_partition(query, partition, rows, scored, kept, size)
+            _scan_partition(query, partition, rows, scored, kept, size, room)
         _keep_best(query, kept, rows.row_ids, size, size + 1)
 
 
@@ -97,15 +100,10 @@ def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, siz
     """Keep the `size` best rows of every query, by bounds of all queries at once where at least `least` of
     them probe a partition. Each query scans its most promising partitions alone before, so that its best rows
     bound those of the others."""
-    queries = len(scored.probed_QP)
-    left_QP = scored.probed_QP.copy()
+    queries, room = len(scored.probed_QP), _new_room()
+    left_QP, probing_Q = scored.probed_QP.copy(), np.empty(queries, np.int64)
     for query in range(queries):
-        _scan_nearest(query, rows, scored, left_QP, kept, size)
-    rows_B, bits_B, probing_Q = (
-        np.empty(BLOCK, np.int64),
-        np.empty(BLOCK, np.int32),
-        np.empty(queries, np.int64),
-    )
+        _scan_nearest(query, rows, scored, left_QP, kept, size, room)
     for partition in range(len(rows.starts_P) - 1):
         probing = 0
         for query in range(queries):
@@ -114,19 +112,16 @@ def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, siz
         begin = max(rows.starts_P[partition], rows.first_row)
         end = min(rows.starts_P[partition + 1], rows.last_row) if probing else begin
         for start in range(begin, end, BLOCK):
-            count = _fill_block(rows, start, end, rows_B, bits_B)
-            squares_B = bits_B.view(np.float32)
+            count = min(BLOCK, end - start)
             # Without a bound of the rows to keep, all rows would be scored twice.
             bounded = lanes.is_finite and probing >= least
             for query in probing_Q[:probing]:
                 bounded = bounded and kept.worst_Q[query] < np.inf
             if bounded:
-                _scan_bounded(
-                    partition, probing_Q[:probing], rows, rows_B, squares_B, count, scored, lanes, kept
-                )
+                _scan_bounded(partition, probing_Q[:probing], rows, start, count, scored, lanes, kept, room)
             else:
                 for query in probing_Q[:probing]:
-                    _scan_rows(query, partition, rows, rows_B, squares_B, count, scored, kept)
+                    _scan_rows(query, partition, rows, start, count, scored, kept, room)
             for query in probing_Q[:probing]:
                 if kept.filled_Q[query] >= 2 * size:  # calls take time, too
                     _keep_best(query, kept, rows.row_ids, size, 2 * size)
@@ -135,40 +130,66 @@ def scan_together(rows: Any, scored: Any, lanes: Any, least: int, kept: Any, siz
 
 
 @compiled
+def _new_room() -> Any:
+    """Room for what is computed of the rows of a block: lengths, 1 without norms, and scores; places and
+    lanes of those that queries may keep."""
+    lengths_B, scores_B = np.ones(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    return lengths_B, scores_B, np.empty(BLOCK, np.int64), np.empty(BLOCK, np.uint32)
+
+
+@compiled
 def _nearest_first(query: int, rows: Any, scored: Any) -> Any:
     """The partitions that a query probes, the most promising ones by their initial scores first: the sooner
     good rows are found, the fewer others are gathered before them."""
     partitions = np.flatnonzero(scored.probed_QP[query])
-    # With norms, a score falls as the sum grows.
-    sign = -scored.sign if len(rows.norms_N) else scored.sign
-    return partitions[np.argsort(scored.scores_QP[query][partitions] * sign)]
+    return partitions[np.argsort(scored.scores_QP[query][partitions] * _initial_sign(rows, scored))]
 
 
 @compiled
-def _scan_nearest(query: int, rows: Any, scored: Any, left_QP: Any, kept: Any, size: int) -> None:
+def _initial_sign(rows: Any, scored: Any) -> Any:
+    """1 if partitions of smaller initial scores are more promising, else -1."""
+    # With norms, a score falls as the sum grows.
+    return -scored.sign if len(rows.norms_N) else scored.sign
+
+
+@compiled
+def _nearest_left(left_P: Any, scores_P: Any, sign: Any) -> int:
+    """The most promising of the partitions left, of which a query scans few alone; -1 if there are none."""
+    nearest = -1
+    for partition in range(len(left_P)):
+        if left_P[partition] and (nearest < 0 or scores_P[partition] * sign < scores_P[nearest] * sign):
+            nearest = partition
+    return nearest
+
+
+@compiled
+def _scan_nearest(query: int, rows: Any, scored: Any, left_QP: Any, kept: Any, size: int, room: Any) -> None:
     """Scan the most promising of the partitions left for a query until its best rows bound what others must
     score, and strike them off. Large partitions are left to the scan of all queries."""
     seen = 0
-    for partition in _nearest_first(query, rows, scored):
+    while True:
+        partition = _nearest_left(left_QP[query], scored.scores_QP[query], _initial_sign(rows, scored))
+        if partition < 0:
+            return
         if rows.starts_P[partition + 1] - rows.starts_P[partition] > BLOCK:
             return
         if seen >= _ROWS_ALONE * size:
             _keep_best(query, kept, rows.row_ids, size, size + 1)
             if kept.worst_Q[query] < np.inf:
                 return
-        seen += _scan_partition(query, partition, rows, scored, kept, size)
+        seen += _scan_partition(query, partition, rows, scored, kept, size, room)
         left_QP[query, partition] = False
 
 
 @compiled
-def _scan_partition(query: int, partition: int, rows: Any, scored: Any, kept: Any, size: int) -> int:
+def _scan_partition(
+    query: int, partition: int, rows: Any, scored: Any, kept: Any, size: int, room: Any
+) -> int:
     """Score the rows of a partition for one query, and keep its best; returns how many rows it has."""
-    rows_B, bits_B = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int32)
     begin = max(rows.starts_P[partition], rows.first_row)
     end = min(rows.starts_P[partition + 1], rows.last_row)
     for start in range(begin, end, BLOCK):
-        count = _fill_block(rows, start, end, rows_B, bits_B)
-        _scan_rows(query, partition, rows, rows_B, bits_B.view(np.float32), count, scored, kept)
+        _scan_rows(query, partition, rows, start, min(BLOCK, end - start), scored, kept, room)
         _keep_best(query, kept, rows.row_ids, size, 2 * size)
     return int(max(end - begin, 0))
 
@@ -183,18 +204,16 @@ def copy_kept(kept: Any, starts_Q: Any, scores_H: Any, positions_H: Any) -> None
 
 
 @compiled
-def _fill_block(rows: Any, start: int, end: int, rows_B: Any, bits_B: Any) -> int:
-    """Fill in the positions of the rows of a block, and the bits of their squared lengths; returns how many
-    rows it has."""
-    count = min(BLOCK, end - start)
-    for place in range(count):
-        rows_B[place] = start + place
+def _fill_lengths(rows: Any, start: int, lengths_B: Any) -> None:
+    """Fill in the lengths of the rows of a block, from `start` on; leave them as they are without norms."""
     if len(rows.norms_N):
-        first = start - rows.starts_P[0]
-        for place in range(count):
-            bits = np.int32(rows.norms_N[first + place]) << np.int32(DROPPED_BITS)
+        norms_B = rows.norms_N[start - rows.starts_P[0] :]
+        bits_B = lengths_B.view(np.int32)
+        for place in range(len(lengths_B)):
+            bits = np.int32(norms_B[place]) << np.int32(DROPPED_BITS)
             bits_B[place] = bits + np.int32(LEAST_BITS)
-    return count
+        for place in range(len(lengths_B)):
+            lengths_B[place] = np.sqrt(lengths_B[place])
 
 
 @compiled
@@ -202,83 +221,97 @@ def _scan_bounded(
     partition: int,
     probing_Q: Any,
     rows: Any,
-    rows_B: Any,
-    squares_B: Any,
+    start: int,
     count: int,
     scored: Any,
     lanes: Any,
     kept: Any,
+    room: Any,
 ) -> None:
     """Find the rows of a block that each query may keep by bounds of all queries at once, and score these,
     as `_scan_rows` does."""
-    by_length, lengths_B = len(rows.norms_N) > 0, np.ones(count, np.float32)
-    if by_length:
-        for place in range(count):
-            lengths_B[place] = np.sqrt(squares_B[place])
+    room_B, _, places_B, lanes_B = room
+    lengths_B, by_length = room_B[:count], len(rows.norms_N) > 0
+    _fill_lengths(rows, start, lengths_B)
     highest_L, slopes_L = bounds_of_sums(
         lanes, probing_Q, scored.scores_QP, partition, kept.worst_Q, scored.sign, by_length
     )
-    places_B, lanes_B = np.empty(count, np.int64), np.empty(count, np.uint32)
-    some = find_within(
-        rows.codes_NM, rows_B[0], lanes.entries_TL, lengths_B, highest_L, slopes_L, places_B, lanes_B
-    )
-    if some == 0:
-        return
+    entries_TL = lanes.entries_TL
+    found = find_within(rows.codes_NM, start, entries_TL, lengths_B, highest_L, slopes_L, places_B, lanes_B)
+    if found:
+        _score_found(partition, rows, start, lengths_B, places_B[:found], lanes_B[:found], scored, kept)
+
+
+@compiled
+def _score_found(
+    partition: int,
+    rows: Any,
+    start: int,
+    lengths_B: Any,
+    places_F: Any,
+    lanes_F: Any,
+    scored: Any,
+    kept: Any,
+) -> None:
+    """Score some rows of a block, each for the queries that may keep it."""
     # One row after the other: a query has too few of a block for a loop of its own to be worth its start.
-    codes_NW, codes_NM, sign = rows.codes_NW, rows.codes_NM, scored.sign
-    entries_X, width = scored.entries_QT.reshape(-1), scored.entries_QT.shape[1]
-    words, steps = codes_NW.shape[1], codes_NM.shape[1]
-    for index in range(some):
-        place, bits = places_B[index], lanes_B[index]
-        row = rows_B[place]
-        if len(rows.allowed_N) and not rows.allowed_N[row]:
+    codes_NW, codes_NM, allowed_N, sign = rows.codes_NW, rows.codes_NM, rows.allowed_N, scored.sign
+    entries_X, (_, width) = scored.entries_QX.reshape(-1), scored.entries_QX.shape
+    words, steps, by_length = codes_NW.shape[1], codes_NM.shape[1], len(rows.norms_N) > 0
+    scores_QX, positions_QX, filled_Q, worst_Q = kept
+    for index in range(len(places_F)):
+        place, bits = places_F[index], lanes_F[index]
+        row = start + place
+        if len(allowed_N) and not allowed_N[row]:
             continue
         while bits:
             query = lowest_bit(bits)
             bits &= bits - np.uint32(1)
-            score, own = scored.scores_QP[query, partition], width * query
+            score, own = scored.scores_QP[query, partition], width * query + scored.first_entry
             for word in range(words):
                 score += _entries_of_word(codes_NW[row, word], np.uint64(own + 2048 * word), entries_X)
             for step in range(WORD * words, steps):
                 score += entries_X[own + 256 * step + codes_NM[row, step]]
             if by_length:
                 score = _ONE - score / lengths_B[place]
-            if score * sign <= kept.worst_Q[query] and scored.lows_Q[query] <= score < scored.highs_Q[query]:
-                filled = kept.filled_Q[query]
-                kept.scores_QX[query, filled], kept.positions_QX[query, filled] = score * sign, row
-                kept.filled_Q[query] = filled + 1
+            if score * sign <= worst_Q[query] and scored.lows_Q[query] <= score < scored.highs_Q[query]:
+                filled = filled_Q[query]
+                scores_QX[query, filled], positions_QX[query, filled] = score * sign, row
+                filled_Q[query] = filled + 1
 
 
 @compiled
 def _scan_rows(
-    query: int, partition: int, rows: Any, rows_B: Any, squares_B: Any, count: int, scored: Any, kept: Any
+    query: int, partition: int, rows: Any, start: int, count: int, scored: Any, kept: Any, room: Any
 ) -> None:
-    """Score some rows of a partition for one query, and keep those that may be among its best."""
-    entries_T, scores_B = scored.entries_QT[query], np.empty(count, np.float32)
-    _sum_words(rows.codes_NW, rows_B, entries_T, scored.scores_QP[query, partition], scores_B)
-    if WORD * rows.codes_NW.shape[1] < rows.codes_NM.shape[1]:
-        _add_bytes(rows.codes_NM, WORD * rows.codes_NW.shape[1], rows_B, entries_T, scores_B)
+    """Score the rows of a block, from `start` on, for one query; keep those that may be among its best."""
+    entries_T, words = scored.entries_QX[query][scored.first_entry :], rows.codes_NW.shape[1]
+    lengths_B, scores_B = room[0][:count], room[1]
+    _fill_lengths(rows, start, lengths_B)
+    _sum_words(rows.codes_NW, start, entries_T, scored.scores_QP[query, partition], scores_B[:count])
+    if WORD * words < rows.codes_NM.shape[1]:
+        _add_bytes(rows.codes_NM, WORD * words, start, entries_T, scores_B[:count])
     if len(rows.norms_N):
         for place in range(count):
-            scores_B[place] = _ONE - scores_B[place] / np.sqrt(squares_B[place])
+            scores_B[place] = _ONE - scores_B[place] / lengths_B[place]
     low, high, sign = scored.lows_Q[query], scored.highs_Q[query], scored.sign
-    scores_X, positions_X = kept.scores_QX[query], kept.positions_QX[query]
+    scores_X, positions_X, allowed_N = kept.scores_QX[query], kept.positions_QX[query], rows.allowed_N
     worst, filled = kept.worst_Q[query], kept.filled_Q[query]
     for place in range(count):
-        score, row = scores_B[place], rows_B[place]
+        score, row = scores_B[place], start + place
         if not (score * sign <= worst and low <= score < high):  # passes over NaN
             continue
-        if len(rows.allowed_N) == 0 or rows.allowed_N[row]:
+        if len(allowed_N) == 0 or allowed_N[row]:
             scores_X[filled], positions_X[filled] = score * sign, row
             filled += 1
     kept.filled_Q[query] = filled
 
 
 @compiled
-def _sum_words(codes_NW: Any, rows_B: Any, entries_T: Any, initial: Any, scores_B: Any) -> None:
-    """Fill in the sums of entries for whole words of code bytes."""
+def _sum_words(codes_NW: Any, start: int, entries_T: Any, initial: Any, scores_B: Any) -> None:
+    """Fill in the sums of entries for whole words of code bytes of the rows from `start` on."""
     for place in range(len(scores_B)):
-        score, row = initial, rows_B[place]
+        score, row = initial, start + place
         for word in range(codes_NW.shape[1]):
             score += _entries_of_word(codes_NW[row, word], np.uint64(2048 * word), entries_T)
         scores_B[place] = score
@@ -308,10 +341,10 @@ def _entries_of_word(value: Any, table: Any, entries_X: Any) -> Any:
 
 
 @compiled
-def _add_bytes(codes_NM: Any, step: int, rows_B: Any, entries_T: Any, scores_B: Any) -> None:
-    """Add the entries of the steps from `step` on."""
+def _add_bytes(codes_NM: Any, step: int, start: int, entries_T: Any, scores_B: Any) -> None:
+    """Add the entries of the steps from `step` on, for the rows from `start` on."""
     for place in range(len(scores_B)):
-        score, row = scores_B[place], rows_B[place]
+        score, row = scores_B[place], start + place
         for later in range(step, codes_NM.shape[1]):
             score += entries_T[256 * later + codes_NM[row, later]]
         scores_B[place] = score
@@ -326,24 +359,30 @@ def _keep_best(query: int, kept: Any, row_ids: Any, size: int, least: int) -> No
     scores_X, positions_X, filled = kept.scores_QX[query], kept.positions_QX[query], kept.filled_Q[query]
     if filled < least or filled <= size:
         return
-    worst = nth_smallest(scores_X[:filled].copy(), size - 1)
-    better = equal = 0
+    worst = nth_smallest(scores_X[:filled], size - 1)
+    within = 0
     for place in range(filled):
-        better += scores_X[place] < worst
-        equal += scores_X[place] == worst
-    last = _LAST_ROW_ID
-    if better + equal > size:
-        ids, found = np.empty(equal, np.uint64), 0
-        for place in range(filled):
-            if scores_X[place] == worst:
-                ids[found] = row_id_at(row_ids, positions_X[place])
-                found += 1
-        last = nth_smallest(ids, size - better - 1)
+        within += scores_X[place] <= worst
+    last = _LAST_ROW_ID if within == size else _last_of_equal(query, kept, row_ids, worst, within - size)
     left = 0
     for place in range(filled):
-        if scores_X[place] < worst or (
-            scores_X[place] == worst and row_id_at(row_ids, positions_X[place]) <= last
-        ):
-            scores_X[left], positions_X[left] = scores_X[place], positions_X[place]
-            left += 1
+        score, position = scores_X[place], positions_X[place]
+        # Written in any case, as which rows stay is hard to predict.
+        scores_X[left], positions_X[left] = score, position
+        if within == size or score != worst:
+            left += score <= worst
+        else:
+            left += row_id_at(row_ids, position) <= last
     kept.filled_Q[query], kept.worst_Q[query] = size, worst
+
+
+@compiled
+def _last_of_equal(query: int, kept: Any, row_ids: Any, worst: Any, surplus: int) -> Any:
+    """The largest row id to keep of the rows with the worst score, all but `surplus` of which are kept."""
+    scores_X, positions_X = kept.scores_QX[query], kept.positions_QX[query]
+    ids_X, found = np.empty(kept.filled_Q[query], np.uint64), 0
+    for place in range(kept.filled_Q[query]):
+        if scores_X[place] == worst:
+            ids_X[found] = row_id_at(row_ids, positions_X[place])
+            found += 1
+    return nth_smallest_id(ids_X[:found], found - surplus - 1)

@@ -252,6 +252,9 @@ def candidates_of(
         units: units of the queries' scores.
         exhausted: for every query, whether no other row could be a candidate.
     """
+    if len(sides) == 1 and all(each == range(1) for each in stages) and sides[0].are_short(sizes_K[0]):
+        # As in most searches: all rows of the scan, for a single stage.
+        return _candidates(sides[0], np.zeros(len(sides[0]), np.int64), units, exhausted)
     begin_Q, end_Q = (np.array([getattr(each, name) for each in stages]) for name in ("start", "stop"))
     parts, stages_of_parts = [], []
     for side, sign in zip(sides, (1, -1), strict=False):
@@ -267,8 +270,15 @@ def candidates_of(
     if len(parts) > 1:
         order_H = np.argsort(found.queries_H, kind="stable")
         found, stages_H = found[order_H], stages_H[order_H]
+    return _candidates(found, stages_H, units, exhausted)
+
+
+def _candidates(
+    found: Shortlists, stages_H: Positions, units: ScoreUnits, exhausted: Sequence[bool]
+) -> Candidates:
+    """The rows of shortlists, query after query, as candidates of some stages."""
     estimates_H = units.distances_of(found.queries_H, found.scores_H)
-    starts_Q = np.searchsorted(found.queries_H, np.arange(len(stages) + 1))
+    starts_Q = np.searchsorted(found.queries_H, np.arange(len(exhausted) + 1))
     exhausted_Q = np.array(exhausted, dtype=bool)
     return Candidates(found.rows, estimates_H, stages_H, starts_Q, exhausted_Q, found.refined_H)
 

@@ -51,8 +51,9 @@ def test_two_tasks_run_at_the_same_time(two_threads):
     assert sorted(run_parallel([together.wait, together.wait])) == [0, 1]
 
 
-def test_no_more_tasks_run_at_a_time_than_there_are_threads(two_threads):
-    """However many callers there are."""
+@pytest.mark.parametrize("tasks", [2, 5])
+def test_no_more_tasks_run_at_a_time_than_there_are_threads(two_threads, tasks):
+    """However many callers there are, and whether or not they run tasks themselves."""
     running, most, lock = 0, 0, threading.Lock()
 
     def task() -> None:
@@ -65,7 +66,7 @@ def test_no_more_tasks_run_at_a_time_than_there_are_threads(two_threads):
             running -= 1
 
     with concurrent.futures.ThreadPoolExecutor(8) as callers:
-        for _ in callers.map(lambda _: run_parallel([task] * 5), range(8)):
+        for _ in callers.map(lambda _: run_parallel([task] * tasks), range(8)):
             pass
     assert most == 2
 
@@ -75,6 +76,25 @@ def test_tasks_of_tasks_run_where_these_do(two_threads):
         return run_parallel([threading.current_thread] * 3) == [threading.current_thread()] * 3
 
     assert run_parallel([outer] * 4) == [True] * 4
+
+
+def test_the_last_of_few_tasks_runs_where_they_were_called_for(two_threads):
+    def fail() -> None:
+        raise ValueError("broken")
+
+    def nested() -> list[threading.Thread]:
+        return run_parallel([threading.current_thread] * 3)
+
+    run_parallel([threading.current_thread] * 3)  # the pool has threads now
+    for _ in range(5):  # of which a failure takes none
+        with pytest.raises(ValueError, match="broken"):
+            run_parallel([threading.current_thread, fail])
+        with pytest.raises(ValueError, match="broken"):
+            run_parallel([fail, threading.current_thread])
+    other, own = run_parallel([nested, nested])
+    assert own == [threading.current_thread()] * 3
+    assert len(set(other)) == 1 and other[0] != threading.current_thread()
+    assert threading.current_thread() not in run_parallel([threading.current_thread] * 3)
 
 
 def test_torch_has_one_core_on_the_pool_and_its_own_threads_elsewhere(torch_has_two_threads):
