@@ -56,7 +56,7 @@ def outcome(codec: Codec) -> tuple[bytes, TrainingReport]:
     ],
 )  # fmt: skip
 def test_training_lowers_the_validation_error(changes: dict[str, object]) -> None:
-    codec = train(curved(2500), config=config(**changes), training=quick(epochs=20))
+    codec = train(curved(1200), config=config(**changes), training=quick(epochs=10, batch_size=100))
     held_out = curved(500, seed=77)
     decoded = codec.decode(codec.encode(held_out))
     if codec.config.metric == "cosine":
@@ -99,7 +99,7 @@ def test_rounding_the_weights_costs_next_to_nothing(kind: str, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(ResidualQuantizer, "round_weights", lambda quantizer: None)
         quantizer = train(
-            curved(2500), config=config(kind=kind, num_partitions=4), training=quick(epochs=10)
+            curved(1200), config=config(kind=kind, num_partitions=4), training=quick(batch_size=100)
         )._coder.quantizer
     held_out_nD = torch.from_numpy(curved(1000, seed=77))
     exact = validation_mse(quantizer, held_out_nD)
