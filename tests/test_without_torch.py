@@ -34,19 +34,39 @@ imported, imported_process = time.perf_counter(), time.process_time()
 
 import rqmoe_store as rqs
 
-path, name, rerank = sys.argv[1:]
-store = rqs.open_table(lancedb.connect(path), name)
-query = np.arange(store.dim, dtype=np.float32) - 3
-assert len(store.search(query).rerank(rerank).limit(5).to_list()) == 5
+database = lancedb.connect(sys.argv[1])
 
+
+def searched(name, rerank):
+    store = rqs.open_table(database, name)
+    query = np.arange(store.dim, dtype=np.float32) - 3
+    assert len(store.search(query).rerank(rerank).limit(5).to_list()) == 5
+    return store, query
+
+
+searched("refined", "refined")
 done, done_process = time.perf_counter(), time.process_time()
 print(f"import lancedb: {imported - begun:.2f} s, {imported_process - begun_process:.2f} s of CPU time")
 print(f"first query: {done - imported:.2f} s, {done_process - imported_process:.2f} s of CPU time")
 
-assert store.search(np.stack([query, -query])).rerank(rerank).limit(3).to_arrow().num_rows == 6
-assert store.search(query).rerank(rerank).where("lang = 'en'").limit(3).to_arrow().num_rows == 3
-assert store.search(query).rerank(rerank).nprobes(1).select(["id"]).limit(1).to_arrow().num_rows == 1
-assert "torch" not in sys.modules, sorted(each for each in sys.modules if each.startswith("rqmoe"))
+kinds = {"refined": "refined", "pq": "decoded", "refined_dot": "refined", "plain": "none"}
+for name, rerank in kinds.items():
+    store, query = searched(name, rerank)
+    assert store.search(np.stack([query, -query])).rerank(rerank).limit(3).to_arrow().num_rows == 6
+    assert store.search(query).rerank(rerank).where("lang = 'en'").limit(3).to_arrow().num_rows == 3
+    assert store.search(query).rerank(rerank).nprobes(1).select(["id"]).limit(1).to_arrow().num_rows == 1
+    assert "torch" not in sys.modules, sorted(each for each in sys.modules if each.startswith("rqmoe"))
+
+store = rqs.open_table(database, "pq")
+vector = np.arange(store.dim, dtype=np.float32)
+store.add([{"id": 1000, "lang": "fr", "text": "new", "vector": vector}])
+(found,) = store.search(vector).where("lang = 'fr'").select(["id", "vector"]).to_list()
+assert found["id"] == 1000 and len(found["vector"]) == store.dim
+assert "torch" not in sys.modules
+
+for name in set(rqs.__all__) - {"train", "add_refine_codes", "advise"}:
+    getattr(rqs, name)
+assert "torch" not in sys.modules
 """
 
 
@@ -69,26 +89,9 @@ def run_fresh(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("name", "rerank"),
-    [
-        ("refined", "refined"),
-        ("pq", "decoded"),
-        pytest.param("refined_dot", "refined", marks=pytest.mark.slow),
-        pytest.param("plain", "none", marks=pytest.mark.slow),
-    ],
-)
-def test_tables_are_searched_without_torch(database: Path, name: str, rerank: str) -> None:
-    print(run_fresh(SEARCH, database, name, rerank))
-
-
-def test_public_names_but_those_of_training_are_there_without_torch() -> None:
-    run_fresh(
-        "import sys, rqmoe_store\n"
-        "for name in set(rqmoe_store.__all__) - {'train', 'add_refine_codes', 'advise'}:\n"
-        "    getattr(rqmoe_store, name)\n"
-        "assert 'torch' not in sys.modules\n"
-    )
+def test_tables_are_searched_and_written_without_torch(database: Path) -> None:
+    """Public names but those of training are there, too. One process does it all: imports take longest."""
+    print(run_fresh(SEARCH, database))
 
 
 DECODE = """
@@ -110,23 +113,6 @@ assert "torch" in sys.modules and str(codec.device) == codec.device_name
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
-
-
-ADD = """
-import sys, lancedb, numpy as np
-import rqmoe_store as rqs
-
-store = rqs.open_table(lancedb.connect(sys.argv[1]), "pq")
-vector = np.arange(store.dim, dtype=np.float32)
-store.add([{"id": 1000, "lang": "fr", "text": "new", "vector": vector}])
-(found,) = store.search(vector).where("lang = 'fr'").select(["id", "vector"]).to_list()
-assert found["id"] == 1000 and len(found["vector"]) == store.dim
-assert "torch" not in sys.modules
-"""
-
-
-def test_transform_codes_are_written_and_decoded_without_torch(database: Path) -> None:
-    run_fresh(ADD, database)
 
 
 def test_torch_is_loaded_when_a_code_is_decoded(database: Path, tmp_path: Path) -> None:
