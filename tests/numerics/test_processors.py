@@ -20,7 +20,7 @@ pytest.importorskip("faiss")
 TESTS = Path(__file__).parents[1]
 NUMERIC = {
     "codecs": "additive base beam_search candidates correction deformation encoding layouts "
-    "neighbors parallel precision quantizer vectors",
+    "neighbors panels parallel precision quantizer vectors",
     "training": "checkpoint distributed initialize loop parts relevance sampler trainer",
     "search": "codec_tuning columns coverage diversity exhaustive hybrid query refine rerank "
     "reranker scan shortlist tensor_scan tuning",
