@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rqmoe_store.codecs.base import Codec, load_codec
+from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import CodecConfig, MultiVectorConfig, TrainConfig
+from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, MultiVectorConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.data import open_array
 from rqmoe_store.evaluation.data_sets import BASE, LENGTHS, QUERIES, QUERY_LENGTHS
@@ -37,8 +37,7 @@ from rqmoe_store.multivector.max_sim import checked_max_sim
 from rqmoe_store.multivector.vector_lists import Lengths, starts_of
 from rqmoe_store.store.statistics import column_bytes
 from rqmoe_store.table import CompressedTable
-from rqmoe_store.tables import compress, create_table
-from rqmoe_store.training.trainer import add_refine_codes
+from rqmoe_store.tables import create_table
 
 FEW, MANY = 10, 100
 """Neighbors whose recall is measured."""
@@ -66,8 +65,9 @@ class MultiVectorSettings:
     training_documents: int = 4_000
     """Documents whose vectors codecs are trained on."""
     codecs: str | None = None
-    """Folder of codecs of vectors without refine codes, "<kind>-<bytes>". One that is there is used, and gets
-    refine codes where a size asks for them; others are trained and saved there. None trains every codec."""
+    """Folder of codecs of vectors without refine codes, "<kind>-<bytes>". One that is there is trained no
+    further, and gets refine codes where a size asks for them; others are trained and saved there. None trains
+    every codec."""
     centroids: int = 4_096
     """Centroids of the peer with residuals of 2 bits; 0 leaves it out."""
     nprobes: tuple[int, ...] = (20,)
@@ -85,6 +85,11 @@ class MultiVectorSettings:
             self.config_of(size)
         if self.codecs is not None and not Path(self.codecs).is_dir():
             raise InvalidInputError(f"Got codecs={self.codecs!r}, which is no folder; make it first.")
+        if self.codecs is not None and self.kind in TRANSFORM_KINDS:
+            raise InvalidInputError(
+                f"Got codecs={self.codecs!r} with kind={self.kind!r}; expected a kind that is trained. Leave "
+                "codecs out: a transform code is fitted in seconds."
+            )
 
     def config_of(self, size: tuple[int, int]) -> CodecConfig:
         """The codec of vectors of a size."""
@@ -333,41 +338,29 @@ def _own_tables(
 ) -> Iterator[_System]:
     """A table of ours, searched with all vectors of a shortlist, and of the first size by encodings alone."""
     name = f"codes_{_name_of(size).replace('+', '_')}"
+    store = create_table(
+        db,
+        name,
+        schema=_schema(data.queries_KD.shape[1]),
+        config=settings.config_of(size),
+        multi_vector=settings.encoding,
+    )
     kept = None if settings.codecs is None else Path(settings.codecs) / f"{settings.kind}-{size[0]}"
+    vectors = _sample(data, settings)
     if kept is not None and kept.exists():
-        docs, codec = db.open_table(_RAW), _with_refine_codes(load_codec(kept), data, settings, size)
-        store = compress(docs, codec, name, multi_vector=settings.encoding, progress=False)
+        untrained = dataclasses.replace(settings.training, epochs=0, max_minutes=None)
+        store.retrain(untrained, vectors=vectors, start=load_codec(kept), progress=False)
     else:
-        store = create_table(
-            db,
-            name,
-            schema=_schema(data.queries_KD.shape[1]),
-            config=settings.config_of(size),
-            multi_vector=settings.encoding,
-        )
-        codec = store.train(settings.training, vectors=_sample(data, settings), progress=False)
+        codec = store.train(settings.training, vectors=vectors, progress=False)
         if kept is not None and not size[1]:
             codec.save(kept)
-        store.add(_batches(data))
+    store.add(_batches(data))
     if size == settings.sizes[0]:
         alone = float(settings.encoding.code_bytes)
         yield _System("encodings alone, codes", alone, _own_search(store, "none", None))
     document_bytes = store.stats().code_disk_bytes / len(data.lengths_B)
     find = _own_search(store, None, settings.shortlist)
     yield _System(f"ours, {_name_of(size)} bytes a vector", document_bytes, find)
-
-
-def _with_refine_codes(
-    codec: Codec, data: MultiVectorData, settings: MultiVectorSettings, size: tuple[int, int]
-) -> Codec:
-    """The codec with refine codes of what it leaves over of the vectors that it is for."""
-    if not size[1]:
-        return codec
-    parts = _sample(data, settings)
-    if settings.encoding.subtract_mean:
-        parts = [part - part.mean(axis=0) for part in parts]
-    vectors_nD, seed = np.concatenate(parts), settings.training.seed
-    return add_refine_codes(codec, vectors_nD, refine_bytes=size[1], refine_base="decoded", seed=seed)
 
 
 def _sample(data: MultiVectorData, settings: MultiVectorSettings) -> list[Float32Array]:
