@@ -21,7 +21,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -78,7 +78,8 @@ class _Pool:
     """The threads of this process that compute; none is started before there is work.
 
     A caller that waits for few tasks may run one of them itself, which saves waking another thread. It then
-    has one of the slots that threads of the pool need, too, so that no more tasks run at a time.
+    has one of the slots that threads of the pool need, too, so that no more tasks run at a time. Callers
+    beside others do not: they would keep slots while they wait for Python's lock.
     """
 
     def __init__(self) -> None:
@@ -86,6 +87,7 @@ class _Pool:
         self._size: int | None = None
         self._executor: concurrent.futures.ThreadPoolExecutor | None = None
         self._slots = threading.Semaphore(0)
+        self._callers = 0
 
     @property
     def size(self) -> int:
@@ -115,9 +117,21 @@ class _Pool:
         slots = self._slots
         return slots if self._executor is not None and slots.acquire(blocking=False) else None
 
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[bool]:
+        """A context for a call that waits for tasks; whether no other call waits for any as it begins."""
+        with self._lock:
+            self._callers += 1
+            is_alone = self._callers == 1
+        try:
+            yield is_alone
+        finally:
+            with self._lock:
+                self._callers -= 1
+
     def forget(self) -> None:
-        """Have no threads, in a forked process."""
-        self._executor = None
+        """Have no threads and no callers, in a forked process."""
+        self._executor, self._callers = None, 0
 
 
 _pool = _Pool()
@@ -204,7 +218,7 @@ def run_parallel(tasks: Iterable[Callable[[], Result]], *, one_core: bool = Fals
     """Run tasks on the threads of the pool; returns their results in order.
 
     A single task runs in the calling thread, as does every task if the pool has a single thread. So do tasks
-    that a task of the pool runs in its turn, and the last of few tasks if a thread of the pool would be idle.
+    that a task of the pool runs in its turn, and the last of few tasks if no other call uses the pool.
 
     Args:
         tasks: functions that need nothing of each other. After one has failed, those that have not begun are
@@ -216,14 +230,16 @@ def run_parallel(tasks: Iterable[Callable[[], Result]], *, one_core: bool = Fals
         tasks = [functools.partial(_compute_on_one_core, task) for task in tasks]
     if getattr(_here, "in_pool", False) or (not one_core and (len(tasks) < 2 or num_threads() == 1)):
         return [task() for task in tasks]
-    slots = None if one_core or len(tasks) > num_threads() else _pool.free_slot()
-    futures = _pool.submit(tasks if slots is None else tasks[:-1])
-    try:
-        own = [] if slots is None else [_run_in_caller(slots, tasks[-1])]
-        return [*(future.result() for future in futures), *own]
-    finally:
-        for future in futures:
-            future.cancel()
+    with _pool.calling() as is_alone:
+        may_run_one = is_alone and not one_core and len(tasks) <= num_threads()
+        slots = _pool.free_slot() if may_run_one else None
+        futures = _pool.submit(tasks if slots is None else tasks[:-1])
+        try:
+            own = [] if slots is None else [_run_in_caller(slots, tasks[-1])]
+            return [*(future.result() for future in futures), *own]
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 def _compute_on_one_core(task: Callable[[], Result]) -> Result:

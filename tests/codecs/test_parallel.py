@@ -97,6 +97,29 @@ def test_the_last_of_few_tasks_runs_where_they_were_called_for(two_threads):
     assert threading.current_thread() not in run_parallel([threading.current_thread] * 3)
 
 
+def test_callers_beside_others_run_no_tasks_themselves() -> None:
+    before = num_threads()
+    set_num_threads(4)
+    try:
+        begun, done = threading.Barrier(3), threading.Event()
+
+        def wait() -> None:
+            begun.wait(60)
+            assert done.wait(60)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as other:
+            waiting = other.submit(run_parallel, [wait, wait])
+            begun.wait(60)
+            beside = run_parallel([threading.current_thread] * 2)
+            done.set()
+            waiting.result()
+        assert threading.current_thread() not in beside
+        run_parallel([threading.current_thread] * 2)  # a new pool has threads from now on
+        assert run_parallel([threading.current_thread] * 2)[1] == threading.current_thread()
+    finally:
+        set_num_threads(before)
+
+
 def test_torch_has_one_core_on_the_pool_and_its_own_threads_elsewhere(torch_has_two_threads):
     before = num_threads()
     set_num_threads(3)  # new threads, which nothing has settled yet
