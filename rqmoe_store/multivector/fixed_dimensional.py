@@ -201,7 +201,8 @@ class FixedDimensionalEncoder:
         units_DD, one_D = np.eye(self.dim, dtype=np.float32), np.ones(self.dim, np.int64)
         encoded_DF = filled.encode_documents(units_DD, one_D).astype(np.float64)
         products_DD = encoded_DF @ encoded_DF.T
-        products_DD += _RIDGE * np.trace(products_DD) / self.dim * np.eye(self.dim)
+        # A count sketch to very few components may leave nothing: means are zero then.
+        products_DD += _RIDGE * (np.trace(products_DD) / self.dim or 1.0) * np.eye(self.dim)
         return np.ascontiguousarray(np.linalg.solve(products_DD, encoded_DF).T, np.float32)
 
     def to_dict(self) -> dict[str, Any]:

@@ -275,3 +275,10 @@ def test_encodings_of_another_dimension_have_no_means():
     encoder = rqs.FixedDimensionalEncoder(8, num_repetitions=2, num_hyperplanes=1)
     with pytest.raises(rqs.InvalidInputError, match="expected 32"):
         encoder.estimate_means(np.zeros((1, 8), np.float32))
+
+
+def test_an_encoding_of_nothing_tells_means_of_zero():
+    """The parts of these encodings cancel out in the only component."""
+    encoder = rqs.FixedDimensionalEncoder(1, num_repetitions=1, num_hyperplanes=2, final_dim=1, seed=3)
+    assert not encoder.encode_documents(np.ones((1, 1), np.float32), [1]).any()
+    assert not encoder.means_FD.any()
