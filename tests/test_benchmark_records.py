@@ -107,8 +107,18 @@ def test_scripts_and_modules_are_recorded_as_they_are_started(monkeypatch: pytes
 
 def test_machines_are_named_by_what_runs_the_work() -> None:
     machine = {"gpu": None, "threads": 2, "cpu": "a processor", "versions": {"torch": "2.13"}}
-    assert machine_line(machine) == "2 threads on a processor, torch 2.13"
-    assert machine_line({**machine, "gpu": "a GPU"}).startswith("a GPU, 2 threads")
+    assert machine_line(machine) == "2 threads on a processor"
+    assert machine_line({**machine, "gpu": "a GPU"}) == "a GPU, 2 threads on a processor"
+    assert machine_line({**machine, "load_average": 1.26}) == "2 threads on a processor, load 1.3"
+
+
+def test_the_page_names_the_libraries_of_all_records() -> None:
+    versions = {"torch": "2.13", "faiss": "1.15"}
+    runs = {"one": {**RUN, "machine": {"gpu": None, "threads": 1, "cpu": "a", "versions": versions}}}
+    runs["two"] = {**RUN, "machine": {**runs["one"]["machine"], "versions": {"torch": "2.12"}}}
+    shown = "".join(f"<!-- command: {name} -->\n<!-- table: {name} -->\n" for name in (*runs, "run"))
+    page = RENDER["document"](f"{shown}<!-- versions -->", {**runs, "run": RUN})
+    assert page.endswith("Libraries: faiss 1.15, torch 2.12 and 2.13.")
 
 
 def codec_run(command: str, total_bytes: list[int], recall: dict[tuple[str, int], float]) -> dict[str, Any]:

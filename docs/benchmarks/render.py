@@ -4,20 +4,21 @@
 
 In the template, a line `<!-- command: NAME -->` stands for the commands of NAME.json, and a line
 `<!-- table: NAME -->` for its table, with date and machine below. Where a record has several tables,
-`<!-- table: NAME/TABLE -->` is one of them.
+`<!-- table: NAME/TABLE -->` is one of them. `<!-- versions -->` stands for the libraries of all records.
 """
 
 import json
 import re
 from pathlib import Path
 
-from rqmoe_store.evaluation.records import Record, machine_line, markdown_table
+from rqmoe_store.evaluation.records import Record, machine_line, markdown_table, versions_line
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "BENCHMARKS.md"
 TEMPLATE = Path(__file__).with_name("BENCHMARKS.md.in")
 
 PLACEHOLDER = re.compile(r"^<!-- (command|table): ([\w-]+)(?:/([\w-]+))? -->$", re.MULTILINE)
+VERSIONS = "<!-- versions -->"
 WIDTH = 110
 
 
@@ -42,7 +43,8 @@ def document(template: str, found: dict[str, Record]) -> str:
         if wanted - shown:
             lines = " and ".join(f"<!-- {kind}: {name} -->" for kind, _ in sorted(wanted - shown))
             raise ValueError(f"The template does not show {name}.json; expected the lines {lines}.")
-    return PLACEHOLDER.sub(lambda match: _replacement(match, found), template)
+    page = PLACEHOLDER.sub(lambda match: _replacement(match, found), template)
+    return page.replace(VERSIONS, f"Libraries: {versions_line(found.values())}.")
 
 
 def _replacement(match: re.Match[str], found: dict[str, Record]) -> str:

@@ -141,8 +141,8 @@ def benchmark_ingest(settings: IngestBenchmarkSettings, console: Console) -> Ing
     loaded = settings.codec and load_codec(settings.codec, device=settings.training.device)
     dim = loaded.dim if loaded else settings.dim
     require_disk(settings.rows, _PAYLOAD_BYTES + (1 if settings.encode else 2) * 4 * dim)
-    codec = loaded or _train(settings)
-    seed = settings.training.seed
+    device, seed = select_device(settings.training.device), settings.training.seed
+    machine, codec = describe_machine(device), loaded or _train(settings)
     with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as name:
         source, database = Path(name) / "source", Path(name) / "database"
         source.mkdir()
@@ -176,7 +176,7 @@ def benchmark_ingest(settings: IngestBenchmarkSettings, console: Console) -> Ing
         memory_quarters=memory.peaks(_QUARTERS),
         memory_seconds=memory.by_second(),
         disk_bytes_per_row=extra / report.rows,
-        machine=describe_machine(select_device(settings.training.device)),
+        machine=machine,
     )
 
 

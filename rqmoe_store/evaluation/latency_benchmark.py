@@ -157,8 +157,8 @@ def benchmark_latency(
         )
     check_rq_dim(vectors_ND.shape[1], "this benchmark")
     require_disk(len(vectors_ND), 4 * 4 * vectors_ND.shape[1])
+    machine, results = describe_machine(codec.device), list[LatencyResult]()
     truth_QK, _ = exact_neighbors(queries_QD, vectors_ND, NEIGHBORS, metric=metric)
-    results: list[LatencyResult] = []
     with tempfile.TemporaryDirectory(prefix="rqmoe-bench-") as folder:
         on_part("building indexes")
         systems = _build(folder, vectors_ND, codec, settings)
@@ -174,7 +174,7 @@ def benchmark_latency(
             ]
     return LatencyReport(
         settings={**dataclasses.asdict(settings), "rows": len(vectors_ND), "codec": repr(codec)},
-        machine=describe_machine(codec.device),
+        machine=machine,
         results=results,
         missing=() if TURBOVEC in systems.searches else (TURBOVEC,),
     )

@@ -25,7 +25,7 @@ _COARSE_SECONDS = 0.05
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, memory, GPU (if used) and versions, as JSON-ready values."""
+    """Processor, memory, GPU (if used), versions, and what else runs, as JSON-ready values."""
     import psutil  # of the extra `bench`
 
     return {
@@ -38,6 +38,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "threads": num_threads(),
+        "load_average": psutil.getloadavg()[0],  # of the last minute: what other work there was
         "versions": {"rqmoe-store": __version__, **_versions(*_LIBRARIES)},
     }
 

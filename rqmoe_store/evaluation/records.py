@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,5 +96,16 @@ def machine_line(machine: str | dict[str, Any]) -> str:
         return machine
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     cores = f"{threads} on {machine['cpu']}"
-    versions = [f"{name} {version}" for name, version in machine["versions"].items()]
-    return ", ".join([*([machine["gpu"]] if machine["gpu"] else []), cores, *versions])
+    # Records made before the 27th of November 2026, 22:00, do not say.
+    load = [f"load {machine['load_average']:.1f}"] if "load_average" in machine else []
+    return ", ".join([*([machine["gpu"]] if machine["gpu"] else []), cores, *load])
+
+
+def versions_line(records: Iterable[Record]) -> str:
+    """The versions of all libraries that records name, in a line."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        versions = {} if isinstance(record["machine"], str) else record["machine"]["versions"]
+        for name, version in versions.items():
+            found.setdefault(name, set()).add(version)
+    return ", ".join(f"{name} {' and '.join(sorted(found[name]))}" for name in sorted(found))

@@ -29,6 +29,7 @@ def test_what_is_described() -> None:
     assert machine["threads"] == num_threads()
     assert machine["cpu"] and machine["logical_cores"] >= 1
     assert machine["device"] == "cpu" and machine["gpu"] is None
+    assert 0 <= machine["load_average"] < float("inf")
 
 
 def test_installed_modules_pass() -> None:
