@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rqmoe_store.codecs.codes import Codes
     from rqmoe_store.codecs.parallel import num_threads, set_num_threads
     from rqmoe_store.codecs.precision import set_rerank_precision
+    from rqmoe_store.codecs.subject import RowResiduals
     from rqmoe_store.ingestion.job import IngestReport, ingest
     from rqmoe_store.managed_table import ManagedTable
     from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
@@ -60,6 +61,7 @@ __all__ = [
     "ManagedTable",
     "MultiVectorConfig",
     "RQMoEError",
+    "RowResiduals",
     "StorageError",
     "TableError",
     "TableNotFoundError",
@@ -98,6 +100,7 @@ _LAZY = {
     "IngestReport": "rqmoe_store.ingestion.job",
     "JsonField": "rqmoe_store.store.value_conditions",
     "ManagedTable": "rqmoe_store.managed_table",
+    "RowResiduals": "rqmoe_store.codecs.subject",
     "add_refine_codes": "rqmoe_store.training.trainer",
     "advise": "rqmoe_store.advice.advise",
     "all_of": "rqmoe_store.store.value_conditions",

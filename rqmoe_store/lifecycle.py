@@ -233,7 +233,7 @@ def _train_codecs(
     if many is not None:
         config = _token_config(config, many, handle.name)
     if not isinstance(start, str):
-        starting_config(start, config)
+        starting_config(start, config, metadata.encodes)
     training = TrainConfig(progress=progress) if training is None else training
     decoded = isinstance(vectors, str) and vectors == "decoded"
     stored = StoredVectors(handle, decoded=decoded) if vectors is None or decoded else None
@@ -287,13 +287,17 @@ def _train_codec(
 ) -> Codec:
     """Train a codec of the user's vectors (n, D)."""
     from rqmoe_store.training.trainer import train as train_codec
+    from rqmoe_store.training.trainer import train_on_residuals
     from rqmoe_store.training.warm_start import can_start_from
 
+    encodes = handle.codecs.metadata.encodes
     checked = as_vectors(vectors, dim=handle.dim, metric=config.metric)
     if isinstance(start, str):
         own = handle.codecs.newest
-        start = own if own is not None and can_start_from(own, config, len(checked)) else None
-    return train_codec(checked, config=config, training=training, start=start)
+        start = own if own is not None and can_start_from(own, config, len(checked), encodes) else None
+    if encodes == "vectors":
+        return train_codec(checked, config=config, training=training, start=start)
+    return train_on_residuals(checked, encodes, config=config, training=training, start=start)
 
 
 class StoredVectors:

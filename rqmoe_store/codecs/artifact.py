@@ -29,6 +29,7 @@ from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.frame import Frame
 from rqmoe_store.codecs.refine import Refiner
 from rqmoe_store.codecs.rounding import pack_rows, unpack_rows
+from rqmoe_store.codecs.subject import Subject, subject_from_json, subject_to_json
 from rqmoe_store.codecs.transform import Arrays, TransformQuantizer
 from rqmoe_store.codecs.weights import QuantizerWeights, weight_shapes
 from rqmoe_store.config import CodecConfig
@@ -57,6 +58,7 @@ read as integers."""
 
 _WEIGHT = "quantizer."  # prefix of the quantizer's tensors
 _OFFSET, _EXPONENT = "frame.offset", "frame_exponent"
+_ENCODES = "encodes"
 _TRANSFORM, _REFINE = "transform.", "refine."  # prefixes of the arrays of transform codes
 _CORRECTION = "correction."  # prefix of the arrays of a distance correction
 _CALIBRATION = ("calibration.codes", "calibration.partitions")
@@ -271,6 +273,8 @@ class CodecParts:
     frame: Frame
     refiner: Refiner | None = None
     correction: DistanceCorrection | None = None
+    encodes: Subject = None
+    """What the codec was trained on."""
 
 
 def pack(parts: CodecParts) -> Artifact:
@@ -293,6 +297,8 @@ def pack(parts: CodecParts) -> Artifact:
         "dim": coder.dim,
         "report": parts.report.to_dict(),
     }
+    if parts.encodes is not None:
+        description[_ENCODES] = subject_to_json(parts.encodes)
     if not parts.frame.is_plain:
         # A release without frames finds an unknown tensor and refuses the codec.
         arrays[_OFFSET] = parts.frame.offset_D
@@ -337,8 +343,9 @@ def unpack(artifact: Artifact) -> CodecParts:
         refiner = _refiner(config, dim, _pop_arrays(_REFINE, arrays))
         corrected = _pop_arrays(_CORRECTION, arrays)
         correction = DistanceCorrection.from_arrays(corrected, config, dim) if corrected else None
-        unpack_coder = _transform_coder if config.is_transform else _residual_coder
-        return CodecParts(unpack_coder(config, dim, arrays), calibration, report, frame, refiner, correction)
+        encodes = subject_from_json(description.get(_ENCODES))
+        coder = (_transform_coder if config.is_transform else _residual_coder)(config, dim, arrays)
+        return CodecParts(coder, calibration, report, frame, refiner, correction, encodes)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"The codec's parts do not fit together ({type(error).__name__}: {error}). "

@@ -29,6 +29,7 @@ from rqmoe_store.codecs.device import Precision, PrecisionChoice, check_precisio
 from rqmoe_store.codecs.frame import Frame, FramedQueries, ScoreUnits, shared_score_units
 from rqmoe_store.codecs.precision import rerank_precision
 from rqmoe_store.codecs.refine import Refiner, RefineTables
+from rqmoe_store.codecs.subject import RowResiduals, Subject
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.config import CodecConfig, Preselect, scored_pairs
 from rqmoe_store.errors import ArtifactError, InvalidInputError
@@ -57,6 +58,7 @@ class Codec(TranslatesErrors):
         frame: Frame | None = None,
         refiner: Refiner | None = None,
         correction: DistanceCorrection | None = None,
+        encodes: Subject = "vectors",
     ) -> None:
         """Assemble a codec from its parts; without a frame, it computes in the units of the vectors."""
         self.config: CodecConfig = coder.config
@@ -65,6 +67,10 @@ class Codec(TranslatesErrors):
         self._coder, self._refiner = coder, refiner
         self.correction = correction
         """What training by relevance takes off the distances of codes; None without such training."""
+        self.encodes: Subject = encodes
+        """What it was trained on, and is to encode: "vectors"; or, in a table whose rows have many, the
+        `RowResiduals` that the means of rows leave over; None if that is unknown, as earlier releases did not
+        write it down."""
         self.calibration = calibration
         """Codes of at most 32,768 of the training vectors."""
         self._artifact: Artifact | None = None
@@ -126,6 +132,7 @@ class Codec(TranslatesErrors):
             f"Codec(kind={self.config.kind!r}, dim={self.dim}, code_bytes={self.config.code_bytes}, "
             f"{f'refine_bytes={self.config.refine_bytes}, ' if self.config.refine_bytes else ''}"
             f"metric={self.config.metric!r}, num_partitions={self.config.num_partitions}, "
+            f"{f'encodes={str(self.encodes)!r}, ' if isinstance(self.encodes, RowResiduals) else ''}"
             f"fingerprint={self.fingerprint[:12]!r})"
         )
 
@@ -333,7 +340,12 @@ class Codec(TranslatesErrors):
     def with_correction(self, correction: DistanceCorrection | None) -> "Codec":
         """The codec with another correction of distances, or without one: the same codes and vectors, under
         another fingerprint."""
-        own = self.calibration, self.report, self._frame, self._refiner, correction
+        own = self.calibration, self.report, self._frame, self._refiner, correction, self.encodes
+        return Codec(self._coder, *own)
+
+    def with_subject(self, encodes: Subject) -> "Codec":
+        """The codec with a note of what it was trained on, under another fingerprint."""
+        own = self.calibration, self.report, self._frame, self._refiner, self.correction, encodes
         return Codec(self._coder, *own)
 
     def truncate(self, num_steps: int) -> "Codec":
@@ -349,7 +361,8 @@ class Codec(TranslatesErrors):
         config = dataclasses.replace(self.config, code_bytes=num_steps, refine_bytes=0)
         calibration = self.calibration[:, :num_steps]
         coder = self._coder.truncate(config, calibration)
-        return Codec(coder, calibration, self.report.truncated(num_steps), self._frame)
+        report = self.report.truncated(num_steps)
+        return Codec(coder, calibration, report, self._frame, encodes=self.encodes)
 
     def to(self, device: str) -> "Codec":
         """Move the codec to "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one), and return it."""
@@ -362,7 +375,7 @@ class Codec(TranslatesErrors):
         Both share the weights in the CPU's memory.
         """
         coder = self._coder.with_config(self.config).to(numbered_device(device))
-        own = self.calibration, self.report, self._frame, self._refiner, self.correction
+        own = self.calibration, self.report, self._frame, self._refiner, self.correction, self.encodes
         copied = Codec(coder, *own)
         copied._artifact = self._artifact
         return copied
@@ -375,8 +388,8 @@ class Codec(TranslatesErrors):
     def to_artifact(self) -> Artifact:
         """The codec as two byte strings, which can be stored anywhere."""
         if self._artifact is None:
-            parts = (self._coder, self.calibration, self.report, self._frame, self._refiner, self.correction)
-            self._artifact = pack(CodecParts(*parts))
+            own = self.calibration, self.report, self._frame, self._refiner, self.correction, self.encodes
+            self._artifact = pack(CodecParts(self._coder, *own))
         return self._artifact
 
     @classmethod
@@ -388,7 +401,7 @@ class Codec(TranslatesErrors):
                 fit its configuration.
         """
         parts = unpack(artifact)
-        own = parts.calibration, parts.report, parts.frame, parts.refiner, parts.correction
+        own = (parts.calibration, parts.report, parts.frame, parts.refiner, parts.correction, parts.encodes)
         codec = cls(parts.coder, *own).to(device)
         codec._artifact = artifact
         return codec

@@ -22,8 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from rqmoe_store.codecs.base import load_codec
+from rqmoe_store.codecs.subject import describe_subject, may_be, of_rows
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, MultiVectorConfig, TrainConfig
+from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, Metric, MultiVectorConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.evaluation.data import open_array
 from rqmoe_store.evaluation.data_sets import BASE, LENGTHS, QUERIES, QUERY_LENGTHS
@@ -44,6 +45,7 @@ FEW, MANY = 10, 100
 
 _BLOCK_DOCUMENTS = 1_000
 _RESIDUAL_BITS = 2
+_METRIC: Metric = "cosine"
 _TRAINING = TrainConfig(epochs=0)
 _ENCODING = MultiVectorConfig()
 
@@ -83,6 +85,7 @@ class MultiVectorSettings:
             )
         for size in self.sizes:
             self.config_of(size)
+            self._require_kept(size)
         if self.codecs is not None and not Path(self.codecs).is_dir():
             raise InvalidInputError(f"Got codecs={self.codecs!r}, which is no folder; make it first.")
         if self.codecs is not None and self.kind in TRANSFORM_KINDS:
@@ -91,11 +94,24 @@ class MultiVectorSettings:
                 "codecs out: a transform code is fitted in seconds."
             )
 
+    def kept(self, size: tuple[int, int]) -> Path | None:
+        """Where the codec for a size is kept; None if codecs are not."""
+        return None if self.codecs is None else Path(self.codecs) / f"{self.kind}-{size[0]}"
+
+    def _require_kept(self, size: tuple[int, int]) -> None:
+        """Raise InvalidInputError for a kept codec of something else than tables encode."""
+        kept, wanted = self.kept(size), of_rows(_METRIC, self.encoding)
+        if kept is not None and kept.exists() and not may_be(load_codec(kept).encodes, wanted):
+            raise InvalidInputError(
+                f"Got codecs={self.codecs!r}, where {kept.name} is not of {describe_subject(wanted)}; "
+                "expected one as this benchmark trains it. Give another folder."
+            )
+
     def config_of(self, size: tuple[int, int]) -> CodecConfig:
         """The codec of vectors of a size."""
         return CodecConfig(
             kind=self.kind,  # type: ignore[arg-type]  # checked
-            metric="cosine",
+            metric=_METRIC,
             code_bytes=size[0],
             refine_bytes=size[1],
             refine_base="decoded",  # as what is ranked by refine codes is decoded
@@ -345,7 +361,7 @@ def _own_tables(
         config=settings.config_of(size),
         multi_vector=settings.encoding,
     )
-    kept = None if settings.codecs is None else Path(settings.codecs) / f"{settings.kind}-{size[0]}"
+    kept = settings.kept(size)
     vectors = _sample(data, settings)
     if kept is not None and kept.exists():
         untrained = dataclasses.replace(settings.training, epochs=0, max_minutes=None)

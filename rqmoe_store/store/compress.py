@@ -43,7 +43,13 @@ from rqmoe_store.store.columns import (
     require_keep_vectors,
     user_schema,
 )
-from rqmoe_store.store.creation import lists_metadata, require_place, stored_schema, with_codecs
+from rqmoe_store.store.creation import (
+    lists_metadata,
+    require_codec_of_vectors,
+    require_place,
+    stored_schema,
+    with_codecs,
+)
 from rqmoe_store.store.embeddings import metadata_with_moved_embedding
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.lance import take_rows
@@ -286,6 +292,7 @@ def require_compressible(source: Table, codec: Codec, columns: CodeColumns, ours
     """
     require_column_names(source.schema)
     require_vector_column(source.schema, columns.vector_column, codec.dim)
+    require_codec_of_vectors(codec, columns.vector_column)
     columns.require_absent_from(source.schema, ours)
     metadata_with_moved_embedding(
         source.schema.metadata, columns.vector_column, source.name

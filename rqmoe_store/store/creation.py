@@ -11,6 +11,7 @@ from lancedb.db import DBConnection
 from lancedb.table import LanceTable, Table
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.subject import RowResiduals, require_vectors
 from rqmoe_store.config import CodecConfig, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import translates_errors
@@ -130,8 +131,10 @@ def create_coded(
 
     Raises:
         TableError: the name is taken, or a column has a reserved name.
-        InvalidInputError: the name cannot be used, or `keep_vectors` is unknown.
+        InvalidInputError: the name cannot be used, `keep_vectors` is unknown, or the codec is not of whole
+            vectors.
     """
+    require_codec_of_vectors(codec, vector_column)
     metadata = metadata_of(codec, vector_column, keep_vectors)
     return create_empty(db, name, schema, metadata, [codec]), metadata
 
@@ -163,12 +166,13 @@ def lists_metadata(
         codec: codec of the vectors.
         vector_column: the column of lists of vectors.
         keep_vectors: as for `create_table`.
-        encoding: how rows become encodings; None for the defaults. Codes are of whole vectors, as the codec
-            was trained for.
+        encoding: how rows become encodings; None for what the codec was trained with, or the defaults. Codes
+            are of what the codec was trained on: of what the means of rows leave over, or of whole vectors.
 
     Raises:
-        InvalidInputError: the codec has another dimension, partitions, or a metric without inner products, or
-            there is an embedding function for the column.
+        InvalidInputError: the codec has another dimension, partitions, or a metric without inner products; it
+            is of what means leave over, and `encoding` subtracts none; or there is an embedding function for
+            the column.
         TableError: a column has a reserved name.
     """
     length = vector_list_dim(schema.field(vector_column).type)
@@ -178,17 +182,33 @@ def lists_metadata(
             f"dimension {codec.dim}. Train a codec on this column, or name another one."
         )
     require_no_embedding(schema, vector_column, name)
-    # The codec was trained on whole vectors.
-    whole = dataclasses.replace(encoding or MultiVectorConfig(), subtract_mean=False)
-    metadata = multi_vector_metadata(vector_column, keep_vectors, codec.dim, codec.config, whole)
+    config, encodes = codec.config, codec.encodes
+    if isinstance(encodes, RowResiduals):
+        config, encoding = dataclasses.replace(config, metric=encodes.metric), encoding or encodes.encoding
+        if not encoding.subtract_mean:
+            raise InvalidInputError(
+                f"Got subtract_mean=False and a codec of {encodes}; expected a codec of whole vectors, or "
+                "leave multi_vector out to subtract means as the codec was trained."
+            )
+    else:
+        encoding = dataclasses.replace(encoding or MultiVectorConfig(), subtract_mean=False)
+    metadata = multi_vector_metadata(vector_column, keep_vectors, codec.dim, config, encoding)
     metadata.columns.require_absent_from(schema)
     return metadata
 
 
 def with_codecs(metadata: TableMetadata, encoding_codec: Codec, codec: Codec) -> TableMetadata:
     """What `lists_metadata` returned, with the codec of encodings and that of vectors."""
-    generation = generation_metadata(encoding_codec, codec)
-    return metadata.with_generation(generation, codec.config.without_partitions())
+    assert metadata.multi_vector is not None, "rows have many vectors"
+    config = codec.config.without_partitions()
+    config = dataclasses.replace(config, metric=metadata.multi_vector.config.metric)
+    return metadata.with_generation(generation_metadata(encoding_codec, codec), config)
+
+
+def require_codec_of_vectors(codec: Codec, column: str) -> None:
+    """Raise InvalidInputError for a codec of what means of rows leave over, where rows have one vector."""
+    use = f"for column {column!r}, whose rows have one vector each"
+    require_vectors(codec.encodes, use, "Train one on this column.")
 
 
 def require_free_name(db: DBConnection, name: str) -> None:

@@ -13,11 +13,12 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from types import NoneType
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, Literal, Self, TypeVar, get_type_hints
 
 import pyarrow as pa
 from lancedb.table import LanceTable
 
+from rqmoe_store.codecs.subject import RowResiduals, of_rows
 from rqmoe_store.config import CodecConfig, Metric, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError, TableError
 from rqmoe_store.storage_errors import translates_errors
@@ -180,6 +181,11 @@ class MultiVector:
         leave over."""
         return "dot" if self.encoding.subtract_mean else self.config.metric
 
+    @property
+    def encodes(self) -> Literal["vectors"] | RowResiduals:
+        """What the codecs of vectors encode."""
+        return of_rows(self.config.metric, self.encoding)
+
     def write(self) -> str:
         """The record as JSON."""
         settings = {"config": self.config.to_dict(), "encoding": self.encoding.to_dict()}
@@ -241,6 +247,11 @@ class TableMetadata:
     def vector_config(self) -> CodecConfig:
         """Configuration of the codecs of the user's vectors."""
         return self.config if self.multi_vector is None else self.multi_vector.config
+
+    @property
+    def encodes(self) -> Literal["vectors"] | RowResiduals:
+        """What the codecs of the user's vectors encode."""
+        return "vectors" if self.multi_vector is None else self.multi_vector.encodes
 
     @property
     def metric(self) -> Metric:

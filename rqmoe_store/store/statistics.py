@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from lancedb.table import LanceTable
 
 from rqmoe_store.codecs.base import Codec
+from rqmoe_store.codecs.subject import describe_subject
 from rqmoe_store.store import databases
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.lance import field_ids
@@ -37,6 +38,8 @@ class TableStats:
     """Rows that are not encoded yet and keep their raw vectors until then."""
     dim: int
     """Dimension of the vectors."""
+    codes_of: str
+    """What codes are of: "whole vectors" or, where rows have many each, perhaps "residuals of row means"."""
     raw_bytes: int
     """Size of the vectors as float32: rows * dim * 4, or vectors * dim * 4 where rows have many."""
     disk_bytes: int
@@ -89,6 +92,7 @@ class TableStats:
             "rows": f"{self.rows:,}" + (f", {self.raw_rows:,} of them raw" if self.raw_rows else ""),
             "dimension": f"{self.dim:,}",
             "vectors as float32": readable(self.raw_bytes),
+            "codes are of": self.codes_of,
             "codes on disk": f"{readable(self.code_disk_bytes)} ({self.bytes_per_vector:.2f} per vector)",
             "of them refine codes": self._refine_codes(),
             "raw vectors on disk": readable(self.vector_disk_bytes) if self.vector_disk_bytes else "none",
@@ -157,6 +161,7 @@ def measure(table: LanceTable, codecs: TableCodec, columns: CodeColumns) -> Tabl
         rows=rows,
         raw_rows=table.count_rows(columns.raw_filter),
         dim=codecs.metadata.vector_dim,
+        codes_of=describe_subject(codecs.metadata.encodes),
         raw_bytes=raw_bytes,
         disk_bytes=disk_bytes(table),
         code_disk_bytes=code_bytes,

@@ -22,6 +22,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.correction import DistanceCorrection
 from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.neighbors import nearest_rows
+from rqmoe_store.codecs.subject import require_vectors
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, Metric
 from rqmoe_store.errors import InvalidInputError
@@ -388,11 +389,12 @@ def tune_codec(
         of chance; and what they find before and after.
 
     Raises:
-        InvalidInputError: the codec has refine codes; vectors, queries and positives do not fit each other,
-            or are unusable; or there are too few of them.
+        InvalidInputError: the codec has refine codes, or is not of whole vectors; vectors, queries and
+            positives do not fit each other, or are unusable; or there are too few of them.
     """
     held_out, seed = open_share("held_out", held_out), whole_number("seed", seed, 0)
     require_tunable(codec)
+    require_vectors(codec.encodes, "to tune", "Tables whose rows have many vectors cannot be tuned.")
     vectors_ND = as_vectors(vectors, dim=codec.dim, metric=codec.config.metric)
     queries_QD = as_vectors(queries, dim=codec.dim, metric=codec.config.metric)
     relevant = None if positives is None else positions_in(positives, len(queries_QD), len(vectors_ND))

@@ -26,6 +26,7 @@ from rqmoe_store.codecs.device import as_tensor
 from rqmoe_store.codecs.encoding import encode_block, exact_tables
 from rqmoe_store.codecs.frame import Frame, clamp_vectors, frame_for
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.subject import RowResiduals, require_vectors
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import CodecConfig, RefineBase, TrainConfig, TransformKind
@@ -121,7 +122,9 @@ def train(
         validation: vectors (rows, D) to measure on. None means to hold out some of the sample.
         start: a codec to go on from, if its validation error is lower than that of the new codebooks
             from which training starts otherwise; `report.started_from` tells. Its shape must be the
-            config's; refine codes, `beam` and `preselect` may differ. It is not changed.
+            config's; refine codes, `beam` and `preselect` may differ. It is not changed. It must be of whole
+            vectors, as is what is trained here: not of `RowResiduals`, for which there is
+            `CompressedTable.retrain`.
         queries: vectors (Q, D) to tune the codec for, as `tune_codec` does, at least 100 different ones; the
             config must be without refine codes then. Tuning comes on top of `max_minutes`. The codec has a
             `correction` if queries held out gain by it; `tune_codec` tells how much. None to leave it out.
@@ -150,9 +153,42 @@ def train(
             far from all others that the codec cannot fit both, or a training step failed and training went
             back to its best weights.
     """
-    started = time.monotonic()
-    config, settings = starting_config(start, config), training or TrainConfig()
+    config = starting_config(start, config)
     _require_tuning(config, data, vector_column, queries, positives, on)
+    labels = None if positives is None else (positives, on)
+    return _train(data, vector_column, config, training, validation, start, queries, labels)
+
+
+@translates_errors
+def train_on_residuals(
+    residuals_TD: Float32Array,
+    encodes: RowResiduals,
+    *,
+    config: CodecConfig,
+    training: TrainConfig,
+    start: Codec | None = None,
+) -> Codec:
+    """Train a codec on what the means of rows leave over of their vectors (T, D).
+
+    Other arguments, and exceptions, are those of `train`. `start` must be of such residuals, too, or of an
+    earlier release, which did not say.
+    """
+    config = starting_config(start, config, encodes)
+    return _train(residuals_TD, "", config, training, start=start).with_subject(encodes)
+
+
+def _train(
+    data: Any,
+    vector_column: str,
+    config: CodecConfig,
+    training: TrainConfig | None,
+    validation: Any = None,
+    start: Codec | None = None,
+    queries: Any = None,
+    labels: tuple[Any, str | None] | None = None,
+) -> Codec:
+    """Train a codec as `train` does, from checked arguments; `labels` are positives and their column."""
+    started, settings = time.monotonic(), training or TrainConfig()
     workers = join_workers(settings.device)
     with TrainingProgress(visible=settings.progress and workers.is_main) as progress:
         progress.stage("sampling vectors")
@@ -168,7 +204,6 @@ def train(
         config = config.resolve(dim=sample_nD.shape[1], rows=count_vectors(data))
         known = None
         if queries is not None:
-            labels = None if positives is None else (positives, on)
             known = _known_queries(data, vector_column, sample_nD, queries, labels, config, settings)
         codec = _train_on_sample(sample_nD, validation, config, settings, start, workers, progress, started)
         if known is None:
@@ -288,15 +323,18 @@ def add_refine_codes(
 
     Raises:
         TableError: the table is empty, or the column is unknown or has another type.
-        InvalidInputError: the vectors are unusable or of another dimension, or the settings do not fit them.
+        InvalidInputError: the vectors are unusable or of another dimension, the settings do not fit them, or
+            the codec is not of whole vectors.
     """
     seed = whole_number("seed", seed, 0)
+    again = "Give its table such codes with retrain(config=, start=)."
+    require_vectors(codec.encodes, "to add refine codes to", again)
     changes = {"refine_bytes": refine_bytes, "refine_kind": refine_kind, "refine_base": refine_base}
     config = dataclasses.replace(codec.config, **changes).resolve(dim=codec.dim, rows=1)  # type: ignore[arg-type]
     coder = codec.coder.with_config(config)
     report = dataclasses.replace(codec.report, refined_mse=None)
     if not refine_bytes:
-        return Codec(coder, codec.calibration, report, codec.frame)
+        return Codec(coder, codec.calibration, report, codec.frame, encodes=codec.encodes)
     rows, metric = FITTED_ROWS + TrainConfig.validation_rows, config.metric
     sample = sample_vectors(data, vector_column=vector_column, metric=metric, max_rows=rows, seed=seed)
     vectors_nD = codec.frame.transform(as_vectors(sample, dim=codec.dim, metric=metric))
@@ -305,7 +343,8 @@ def add_refine_codes(
     refiner = fit_refiner(coder, training_nD, seed)
     error = refined_mse(coder, refiner, held_out_nD) * codec.frame.square_unit
     report = dataclasses.replace(report, refined_mse=error)
-    return require_storable(Codec(coder, codec.calibration, report, codec.frame, refiner))
+    own = codec.calibration, report, codec.frame, refiner
+    return require_storable(Codec(coder, *own, encodes=codec.encodes))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.frame import Frame, to_float32
 from rqmoe_store.codecs.prepared import quantizer_of
 from rqmoe_store.codecs.quantizer import ResidualQuantizer
+from rqmoe_store.codecs.subject import Subject, describe_subject, may_be
 from rqmoe_store.codecs.weights import QuantizerWeights
 from rqmoe_store.config import CodecConfig
 from rqmoe_store.errors import InvalidInputError
@@ -42,17 +43,30 @@ class WarmStart:
         return cls(quantizer.requires_grad_(True), start.fingerprint)
 
 
-def starting_config(start: Codec | None, config: CodecConfig | None) -> CodecConfig:
+def starting_config(
+    start: Codec | None, config: CodecConfig | None, encodes: Subject = "vectors"
+) -> CodecConfig:
     """The config of a training, which may go on from a codec. What `config` leaves open is then as there.
 
+    Args:
+        start: a codec to go on from, if there is one.
+        config: the config that was asked for, if one was.
+        encodes: what is trained on.
+
     Raises:
-        InvalidInputError: the codec has no weights to go on from, or they have another shape than the config.
+        InvalidInputError: the codec has no weights to go on from, they have another shape than the config, or
+            were trained on something else.
     """
     if start is None:
         return config or CodecConfig()
     if not isinstance(start, Codec):
         raise InvalidInputError(
             f"Got a start of type {type(start).__name__}; expected a Codec, such as `load_codec` returns."
+        )
+    if not may_be(start.encodes, encodes):
+        raise InvalidInputError(
+            f"Got a start that is a codec of {describe_subject(start.encodes)}; expected one of "
+            f"{describe_subject(encodes)}, which is what is trained on. Leave start out."
         )
     known = start.config
     if known.is_transform:
@@ -86,8 +100,8 @@ def require_dim(start: Codec | None, dim: int) -> None:
         )
 
 
-def can_start_from(codec: Codec, config: CodecConfig, rows: int) -> bool:
-    """Whether a training on so many vectors gives a codec of the shape that another one has.
+def can_start_from(codec: Codec, config: CodecConfig, rows: int, encodes: Subject) -> bool:
+    """Whether a training on so many vectors gives a codec of the shape that another one has, of the same.
 
     A number of partitions that the config leaves open may be off by a factor of two.
     """
@@ -96,6 +110,5 @@ def can_start_from(codec: Codec, config: CodecConfig, rows: int) -> bool:
     assert found is not None and right is not None, "both are resolved"
     if config.num_partitions is None and right <= 2 * found and found <= 2 * right:
         wanted = dataclasses.replace(wanted, num_partitions=found)
-    return not codec.config.is_transform and all(
-        getattr(codec.config, name) == getattr(wanted, name) for name in _SHAPE
-    )
+    is_alike = may_be(codec.encodes, encodes) and not codec.config.is_transform
+    return is_alike and all(getattr(codec.config, name) == getattr(wanted, name) for name in _SHAPE)

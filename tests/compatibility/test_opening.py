@@ -256,6 +256,7 @@ def test_tables_of_many_vectors_whose_codes_are_of_whole_vectors(tmp_path: Path)
     expected = {int(row): distance for row, distance in np.load(fifth / "distances.npy")}
     assert found == {row: pytest.approx(distance, abs=1e-4) for row, distance in expected.items()}
     assert not store.codecs.metadata.multi_vector.encoding.subtract_mean
+    assert store.codec.encodes is None and store.stats().codes_of == "whole vectors"
     with pytest.warns(UserWarning, match="codes only"):
         store.retrain(TRAINING, vectors=[row["vector"] for row in rows] * 8, progress=False)
     assert len(store) == 50 and store.verify().ok

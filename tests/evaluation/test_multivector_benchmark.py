@@ -9,6 +9,7 @@ from failed_commands import message_of
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
+from rqmoe_store.codecs.base import load_codec
 from rqmoe_store.evaluation.residual_codec import ResidualCodec
 
 DIM = 16
@@ -87,6 +88,9 @@ def test_codecs_are_kept_and_used_again(folder, tmp_path) -> None:
     assert (kept / "rq-4").stat().st_mtime_ns == written
     one, both = "ours, 4 bytes a vector", "ours, 4+4 bytes a vector"
     assert first[one] == again[one] <= again[both]
+    load_codec(kept / "rq-4").with_subject("vectors").save(kept / "rq-4")
+    refused = bench(folder, "--bytes", "4", "--kind", "rq", "--codecs", kept)
+    assert "rq-4 is not of residuals of row means" in message_of(refused, before="Comparing")
 
 
 @pytest.mark.parametrize(
