@@ -276,7 +276,8 @@ class Codec(TranslatesErrors):
         return self._coder.distances(self._frame, chosen)
 
     def probe(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.int64]:
-        """The `nprobes` partitions (Q, nprobes) nearest to each checked query, nearest first."""
+        """The `nprobes` partitions (Q, nprobes) nearest to each checked query, nearest first: those whose
+        centroids have the smallest distances by the metric."""
         return self._coder.nearest_partitions(self._frame, queries_QD, nprobes)
 
     def probed(self, queries_QD: Float32Array, nprobes: int) -> npt.NDArray[np.bool_]:

@@ -80,7 +80,8 @@ class Coder(Protocol):
         """The squared lengths (n,) that look-up tables have for codes."""
 
     def nearest_partitions(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.int64]:
-        """The partitions (Q, count) nearest to checked queries, nearest first."""
+        """The partitions (Q, count) nearest to checked queries, nearest first: those whose centroids have the
+        smallest distances by the metric."""
 
     def probed(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.bool_]:
         """Whether a partition (Q, P) is one of the `count` nearest."""
@@ -166,8 +167,12 @@ class ResidualCoder:
 
     @functools.cached_property
     def _centroids(self) -> tuple[Float32Array, Float32Array]:
-        """The centroids, one below the other (D, P), and their squared lengths (P,)."""
+        """The centroids, one below the other (D, P), and their squared lengths (P,); under "cosine", of
+        length 1."""
         centroids_PD = self.weights.centroids_PD
+        if self.config.metric == "cosine":
+            lengths_P1 = np.linalg.norm(centroids_PD, axis=1, keepdims=True)
+            centroids_PD = np.asarray(centroids_PD / np.where(lengths_P1 > 0, lengths_P1, 1), np.float32)
         return in_panels(np.ascontiguousarray(centroids_PD.T)), np.square(centroids_PD).sum(axis=1)
 
     def nearest_partitions(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.int64]:
@@ -184,14 +189,19 @@ class ResidualCoder:
         return probed_QP
 
     def _partition_scores(self, frame: Frame, queries_QD: Float32Array) -> Float32Array:
-        """Scores (Q, P), smaller for partitions that are nearer."""
-        if self.config.metric == "dot":
-            queries_QD = FramedQueries.of(queries_QD, frame, "dot").queries_QD
-        else:
+        """Scores (Q, P), smaller for partitions that are nearer.
+
+        Under "cosine", centroids are compared by their directions. Their lengths tell how alike the rows of a
+        partition are, and say nothing about a query: those of wide partitions are short, and would be nearer.
+        """
+        by_distance = self.config.metric == "l2"
+        if by_distance:
             queries_QD = self.clamp(frame, queries_QD)
+        else:
+            queries_QD = FramedQueries.of(queries_QD, frame, self.config.metric).queries_QD
         panels_XDW, squares_P = self._centroids
         scores_QP = -2 * product_with_panels(np.ascontiguousarray(queries_QD), panels_XDW, len(squares_P))
-        if self.config.metric != "dot":
+        if by_distance:
             scores_QP += squares_P
         return scores_QP
 

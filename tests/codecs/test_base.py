@@ -130,13 +130,29 @@ def test_truncation_out_of_range(num_steps: int) -> None:
         PLAIN.truncate(num_steps)
 
 
-def test_probe_orders_partitions_by_distance() -> None:
-    queries = vectors(5)
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_probe_orders_partitions_by_the_distances_of_their_centroids(metric) -> None:
+    codec = as_codec(stirred(small_config(num_partitions=30, metric=metric)))
+    queries = vectors(20)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    probed = PARTITIONED.probe(queries, 3)
-    assert sorted(probed[0]) == [0, 1, 2]
-    np.testing.assert_array_equal(probed[:, 0], PARTITIONED.encode(queries).partitions)
-    assert PARTITIONED.probe(queries, 100).shape == (5, 3)
+    centroids = codec.coder.weights.centroids_PD.astype(np.float64)
+    if metric == "cosine":
+        centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    distances = -queries @ centroids.T
+    if metric == "l2":
+        distances = np.square(queries[:, None] - centroids).sum(axis=2)
+    probed = codec.probe(queries, 100)
+    np.testing.assert_array_equal(np.sort(probed), np.tile(np.arange(30), (20, 1)))
+    # Neighbors in the order may be swapped by rounding, which is what float32 has for sums of these lengths.
+    ordered = np.take_along_axis(distances, probed, axis=1)
+    assert (np.diff(ordered, axis=1) > -1e-4 * (1 + np.abs(distances).max())).all()
+    np.testing.assert_array_equal(codec.probe(queries, 7), probed[:, :7])
+
+
+def test_a_vector_is_in_the_partition_that_is_nearest_under_l2() -> None:
+    codec = as_codec(stirred(small_config(num_partitions=3, metric="l2")))
+    rows = vectors(50)
+    np.testing.assert_array_equal(codec.probe(rows, 1)[:, 0], codec.encode(rows).partitions)
 
 
 @pytest.mark.parametrize("codec", [PARTITIONED, PLAIN])
