@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-import rqmoe_store.cli_bench_methods  # adds commands to `bench_app`
-import rqmoe_store.cli_bench_quality  # noqa: F401  # adds commands to `bench_app`
+import rqmoe_store.cli_bench_codecs  # these three add commands to `bench_app`
+import rqmoe_store.cli_bench_data
+import rqmoe_store.cli_bench_tables  # noqa: F401
 from rqmoe_store import __version__
 from rqmoe_store.cli_advise import advise
 from rqmoe_store.cli_bench import bench_app

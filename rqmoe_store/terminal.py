@@ -119,6 +119,14 @@ def numbers_in(option: str, text: str) -> list[int]:
         raise InvalidInputError(f"Got {option} {text!r}; expected whole numbers, such as 8,16.") from error
 
 
+def shares_in(option: str, text: str) -> tuple[float, ...]:
+    """The numbers in a list separated by commas; raises InvalidInputError for anything else."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise InvalidInputError(f"Got {option} {text!r}; expected numbers, such as 0.3,0.5.") from error
+
+
 def require_writable(option: str, path: Path) -> None:
     """Raise InvalidInputError unless a file can be written at the path of an option."""
     folder = path.parent

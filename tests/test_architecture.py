@@ -74,17 +74,16 @@ MAY_IMPORT = {
     # The command line, which imports what a command needs when it runs.
     "terminal": {"errors", "codecs", "store"},
     "cli_advise": {"errors", "config", "pages", "advice", "terminal"},
-    "cli_bench": {"errors", "config", "codecs", "training", "evaluation", "terminal"},
-    "cli_bench_quality": {
-        *("errors", "config", "codecs", "training", "evaluation", "demo", "terminal", "cli_bench"),
-    },
-    "cli_bench_methods": {
-        *("errors", "config", "codecs", "training", "evaluation", "demo", "terminal", "cli_bench"),
+    "cli_bench": {"errors", "config", "evaluation", "terminal"},
+    "cli_bench_codecs": {"errors", "config", "evaluation", "terminal", "cli_bench"},
+    "cli_bench_data": {"errors", "config", "evaluation", "demo", "terminal", "cli_bench"},
+    "cli_bench_tables": {
+        *("errors", "config", "codecs", "training", "evaluation", "terminal", "cli_bench"),
     },
     "cli": {
         *("errors", "config", "presets", "codecs", "training", "store", "ingestion", "verification"),
         *("lifecycle", "tables", "evaluation", "demo", "terminal", "cli_advise", "cli_bench"),
-        *("cli_bench_quality", "cli_bench_methods"),
+        *("cli_bench_codecs", "cli_bench_data", "cli_bench_tables"),
     },
     "__main__": {"cli"},
     "__init__": {

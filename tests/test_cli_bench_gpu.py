@@ -8,7 +8,7 @@ from failed_commands import message_of
 from typer.testing import CliRunner
 
 from rqmoe_store.cli import app
-from rqmoe_store.cli_bench import bench_gpu
+from rqmoe_store.cli_bench_codecs import bench_gpu
 from rqmoe_store.evaluation.gpu_benchmark import SECONDS
 
 

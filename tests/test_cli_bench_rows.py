@@ -8,7 +8,7 @@ from failed_commands import message_of
 from small_searches import small_codec
 from typer.testing import CliRunner
 
-from rqmoe_store import cli_bench
+from rqmoe_store import cli_bench_tables
 from rqmoe_store.cli import app
 
 
@@ -18,7 +18,7 @@ def rows(*options: object):
 
 
 def test_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_bench, "_TRAINING_ROWS", 2_000)
+    monkeypatch.setattr(cli_bench_tables, "_TRAINING_ROWS", 2_000)
     run = rows("--rows", 10_000, "--json", tmp_path / "out.json")
     assert run.exit_code == 0, run.output
     assert "Row operations: 10,000 rows" in run.stdout and "merge_insert of new rows" in run.stdout
@@ -32,7 +32,7 @@ def test_a_trained_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     small_codec().save(tmp_path / "codec")
     seen = []
     monkeypatch.setattr("rqmoe_store.evaluation.row_benchmark.operations", lambda: [])
-    monkeypatch.setattr(cli_bench, "_codec", lambda *settings: seen.append(settings) or small_codec())
+    monkeypatch.setattr(cli_bench_tables, "_codec", lambda *settings: seen.append(settings) or small_codec())
     run = rows("--rows", 10_000, "--codec", tmp_path / "codec")
     assert run.exit_code == 0, run.output
     assert seen == [(tmp_path / "codec", 8, 2, 0)]

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from rqmoe_store.cli_bench import (
-    MAX_SEARCH_QUERIES,
+    CodecNames,
     CodecSeed,
     CodeSizes,
     Device,
@@ -26,20 +26,21 @@ from rqmoe_store.cli_bench import (
     Seed,
     bench_app,
     check_outputs,
+    codec_settings,
+    require_libraries,
     training_of,
     write_report,
 )
-from rqmoe_store.config import CODEC_KINDS, CodecConfig
+from rqmoe_store.config import CODEC_KINDS, CodecConfig, MultiVectorConfig
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.terminal import names_in, numbers_in
+from rqmoe_store.terminal import names_in, numbers_in, shares_in
 
 if TYPE_CHECKING:
     from rqmoe_store.evaluation.answer_benchmark import AnswerReport
-    from rqmoe_store.evaluation.growth_benchmark import GrowthReport
+    from rqmoe_store.evaluation.coverage_benchmark import CoverageResult
     from rqmoe_store.evaluation.limit_benchmark import LimitResult, LimitSettings
     from rqmoe_store.evaluation.limit_data import LimitData
-
-CodecNames = Annotated[str, typer.Option(help="Codecs as for `bench codec`, separated by commas.")]
+    from rqmoe_store.evaluation.multivector_benchmark import MultiVectorReport
 
 _LIMIT_TOKENS = 256
 """Documents of `bench limit` have about 155."""
@@ -95,66 +96,6 @@ def bench_data(
     typer.echo(f"{folder}: {made}.")
 
 
-@bench_app.command("growth")
-def bench_growth(
-    vectors: Annotated[
-        Path, typer.Option(help="A .npy file (rows, dim), in the order in which a table grows.")
-    ],
-    queries: Annotated[
-        Path, typer.Option(help=f"A .npy file of queries, of which {MAX_SEARCH_QUERIES:,} are used.")
-    ],
-    rows: Annotated[
-        str, typer.Option(help="Numbers of rows, ascending. Codecs are trained on as many as the first.")
-    ] = "60000,250000,1000000",
-    code_bytes: CodeSizes = "16",
-    codecs: CodecNames = "rq,opq",
-    refine_bytes: RefineSizes = None,
-    refine_kind: RefineKind = "pq",
-    metric: MetricName = "l2",
-    minutes: Minutes = None,
-    epochs: Epochs = None,
-    seed: CodecSeed = 0,
-    device: Device = "auto",
-    json_out: JsonOut = None,
-) -> None:
-    """Measure recall as a table grows, with codecs trained on its first rows only.
-
-    Example: [bold]rqmoe bench growth --vectors images/base.npy --queries images/queries.npy
-    --rows 60000,250000,1000000 --bytes 24 --codecs rq,opq,faiss-eden-1[/bold]
-
-    The file is read in parts, so that it may be larger than memory. Codecs that only their own library
-    searches (RaBitQ of FAISS and LanceDB) cannot be among them.
-    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
-    """
-    from rqmoe_store.evaluation.data import open_array
-    from rqmoe_store.evaluation.growth_benchmark import GrowthSettings, benchmark_growth, growth_tables
-    from rqmoe_store.evaluation.machine import require_bench
-    from rqmoe_store.evaluation.tables import print_tables
-
-    require_bench("psutil")
-    check_outputs(json_out, None)
-    console = Console(stderr=True)
-    settings = GrowthSettings(
-        **_codec_settings(codecs, code_bytes, refine_bytes),
-        rows=tuple(numbers_in("--rows", rows)),
-        config=CodecConfig(metric=metric, num_partitions=0, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
-        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed, device=device),
-    )
-    base, asked = open_array("--vectors", str(vectors)), open_array("--queries", str(queries))
-
-    def show(report: "GrowthReport") -> None:
-        # The report is written after every codec, as a long run may not get to its end.
-        done = report.results[-1]
-        line = f"{done.codec}, {done.code_bytes} bytes, {done.rows:,} rows: 10-recall@10 {done.recall:.3f}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-        write_report(json_out, report.to_dict(), growth_tables(report))
-
-    report = benchmark_growth(
-        base, asked[:MAX_SEARCH_QUERIES], settings=settings, console=console, on_done=show
-    )
-    print_tables(growth_tables(report))
-
-
 @bench_app.command("answers")
 def bench_answers(
     folder: Annotated[
@@ -183,14 +124,13 @@ def bench_answers(
     from rqmoe_store.evaluation.answer_benchmark import AnswerSettings, answer_tables, benchmark_answers
     from rqmoe_store.evaluation.data import open_array
     from rqmoe_store.evaluation.data_sets import BASE, QUERIES, relevance_of
-    from rqmoe_store.evaluation.machine import require_bench
     from rqmoe_store.evaluation.tables import print_tables
 
-    require_bench("psutil", "ranx")
+    require_libraries(others=("ranx",))
     check_outputs(json_out, None)
     console = Console(stderr=True)
     settings = AnswerSettings(
-        **_codec_settings(codecs, code_bytes, refine_bytes),
+        **codec_settings(codecs, code_bytes, refine_bytes),
         config=CodecConfig(metric=metric, num_partitions=0, refine_kind=refine_kind),  # type: ignore[arg-type]  # checked
         training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed, device=device),
     )
@@ -208,12 +148,196 @@ def bench_answers(
     print_tables(answer_tables(report))
 
 
-def _codec_settings(codecs: str, code_bytes: str, refine_bytes: str | None) -> dict[str, Any]:
-    return {
-        "codecs": tuple(names_in(codecs)),
-        "code_bytes": tuple(numbers_in("--bytes", code_bytes)),
-        "refine_bytes": () if refine_bytes is None else tuple(numbers_in("--refine-bytes", refine_bytes)),
-    }
+@bench_app.command("coverage")
+def bench_coverage(
+    rows: Annotated[int, typer.Option(help="Most passages.")] = 60_000,
+    queries: Annotated[int, typer.Option(help="Most headings, and most titles of pages.")] = 1_000,
+    lambdas: Annotated[
+        str, typer.Option(help="Lambdas of mmr and coverage, separated by commas.")
+    ] = "0.3,0.5,0.7",
+    code_bytes: Annotated[int, typer.Option("--bytes", help="Code size.")] = 16,
+    kind: Annotated[str, typer.Option(help=f"Kind of the codec: one of {', '.join(CODEC_KINDS)}.")] = "rq",
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    texts: Annotated[
+        list[Path] | None, typer.Option(help="Folder to take texts from, instead of installed packages.")
+    ] = None,
+    seed: Seed = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Compare the nearest results with those of diversify and expand: sections, redundancy, answers found.
+
+    Example: [bold]rqmoe bench coverage --rows 60000 --lambdas 0.3,0.5,0.7 --minutes 5[/bold]
+
+    Searches the documentation of installed packages for its headings, and for titles of pages with at least
+    three sections, in a table of codes. Vectors are averages of static vectors of tokens.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    """
+
+    require_libraries(others=("wordllama", "safetensors", "tokenizers"))
+    check_outputs(json_out, None)
+    import torch
+
+    from rqmoe_store.evaluation.coverage_benchmark import (
+        CoverageReport,
+        CoverageSettings,
+        benchmark_coverage,
+        coverage_tables,
+    )
+    from rqmoe_store.evaluation.documentation import StaticEmbedder, collect_documentation, default_roots
+    from rqmoe_store.evaluation.machine import describe_machine
+    from rqmoe_store.evaluation.tables import print_tables
+
+    console = Console(stderr=True)
+    settings = CoverageSettings(
+        queries=queries,
+        lambdas=shares_in("--lambdas", lambdas),
+        config=CodecConfig(kind=kind, metric="cosine", code_bytes=code_bytes),  # type: ignore[arg-type]  # checked
+        training=training_of(console, max_minutes=minutes, epochs=epochs, seed=seed),
+        seed=seed,
+    )
+    found = collect_documentation(texts or default_roots(), rows)
+    machine = describe_machine(torch.device("cpu"))
+    report = CoverageReport(
+        settings=dataclasses.asdict(settings), machine=machine, passages=len(found.passages)
+    )
+
+    def note(result: "CoverageResult") -> None:
+        # The report is written after every result, as a long run may not get to its end.
+        report.results.append(result)
+        console.print(f"{result}", highlight=False, markup=False, soft_wrap=True)
+        write_report(json_out, report.to_dict(), coverage_tables(report))
+
+    report.graph = benchmark_coverage(found, StaticEmbedder(), settings, note)
+    write_report(json_out, report.to_dict(), coverage_tables(report))
+    print_tables(coverage_tables(report))
+
+
+@bench_app.command("multivector")
+def bench_multivector(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A data set of `bench data --kind tokens`.")
+    ],
+    sizes: Annotated[
+        str,
+        typer.Option(
+            "--bytes",
+            help="Bytes of a vector, separated by commas; 16+16 is a code of 16 and a refine code of 16.",
+        ),
+    ] = "8,16,16+16",
+    kind: Annotated[
+        str, typer.Option(help=f"Kind of the codecs of vectors: one of {', '.join(CODEC_KINDS)}.")
+    ] = "rq",
+    documents: Annotated[int, typer.Option(help="Most documents used, at least 100.")] = 20_000,
+    queries: Annotated[int, typer.Option(help="Most queries used.")] = 200,
+    encoding_bytes: Annotated[
+        int, typer.Option(help="Bytes of the code of a document's encoding.")
+    ] = MultiVectorConfig.code_bytes,
+    repetitions: Annotated[
+        int, typer.Option(help="Repetitions of the encoding.")
+    ] = MultiVectorConfig.num_repetitions,
+    hyperplanes: Annotated[
+        int, typer.Option(help="Hyperplanes of a repetition.")
+    ] = MultiVectorConfig.num_hyperplanes,
+    projected_dim: Annotated[
+        int | None, typer.Option(help="Dimension to which vectors are projected; 0 leaves them as they are.")
+    ] = MultiVectorConfig.projected_dim,
+    final_dim: Annotated[
+        int | None,
+        typer.Option(help="Dimension to which encodings are projected; 0 leaves them as they are."),
+    ] = MultiVectorConfig.final_dim,
+    shortlist: Annotated[
+        int | None,
+        typer.Option(help="Documents scored by all vectors in a search for 10; our tables' default if none."),
+    ] = None,
+    nprobes: Annotated[
+        str | None,
+        typer.Option(help="Partitions that searches of an index of LanceDB probe; none is built without."),
+    ] = None,
+    centroids: Annotated[
+        int, typer.Option(help="Centroids of the peer with residuals of 2 bits; 0 leaves it out.")
+    ] = 4_096,
+    timed_queries: Annotated[int, typer.Option(help="Queries timed, by all systems in turn.")] = 30,
+    training_documents: Annotated[
+        int, typer.Option(help="Documents whose vectors codecs are trained on.")
+    ] = 4_000,
+    codecs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of codecs of vectors, <kind>-<bytes>: those that are there are used, and others "
+            "trained and saved there."
+        ),
+    ] = None,
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    seed: CodecSeed = 0,
+    json_out: JsonOut = None,
+) -> None:
+    """Compare searches of documents of many vectors: recall of exact MaxSim, bytes, and time of a query.
+
+    Example: [bold]rqmoe bench data ./tokens --kind tokens --rows 20000[/bold], then
+    [bold]rqmoe bench multivector ./tokens --bytes 8,16,16+16 --json multivector.json[/bold]
+
+    Beside our tables: LanceDB's search of raw vectors and of its index of them, encodings alone, and
+    centroids with residuals of 2 bits, as late-interaction engines keep them. The tables are in a temporary
+    database that is removed at the end. Codecs of kind rq are not trained further without --minutes.
+    Needs the extra: [bold]pip install "rqmoe-store\\[bench]"[/bold]
+    """
+    from rqmoe_store.evaluation.multivector_benchmark import (
+        MultiVectorSettings,
+        benchmark_multi_vector,
+        multi_vector_tables,
+        read_multi_vector_data,
+    )
+    from rqmoe_store.evaluation.tables import print_tables
+
+    require_libraries()
+    check_outputs(json_out, None)
+    console = Console(stderr=True)
+    settings = MultiVectorSettings(
+        sizes=_sizes(sizes),
+        kind=kind,
+        encoding=MultiVectorConfig(
+            code_bytes=encoding_bytes,
+            num_repetitions=repetitions,
+            num_hyperplanes=hyperplanes,
+            projected_dim=projected_dim or None,
+            final_dim=final_dim or None,
+        ),
+        shortlist=shortlist,
+        training=training_of(
+            console,
+            max_minutes=minutes,
+            epochs=0 if epochs is None and minutes is None else epochs,
+            seed=seed,
+            device="cpu",
+        ),
+        training_documents=training_documents,
+        codecs=None if codecs is None else str(codecs),
+        centroids=centroids,
+        nprobes=() if nprobes is None else tuple(numbers_in("--nprobes", nprobes)),
+        timed_queries=timed_queries,
+    )
+    data = read_multi_vector_data(folder, documents, queries)
+
+    def show(report: "MultiVectorReport") -> None:
+        write_report(json_out, report.to_dict(), multi_vector_tables(report))
+
+    print_tables(multi_vector_tables(benchmark_multi_vector(data, settings, console, show)))
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """Sizes such as "8,16+16" as bytes of the code and of the refine code."""
+    sizes = []
+    for name in names_in(text):
+        code, _, refine = name.partition("+")
+        if not code.isdecimal() or not (refine or "0").isdecimal():
+            raise InvalidInputError(
+                f"Got --bytes {text!r}; expected numbers of bytes such as 16, or two of them as in 16+16, "
+                "separated by commas."
+            )
+        sizes.append((int(code), int(refine or "0")))
+    return tuple(sizes)
 
 
 @bench_app.command("limit")
@@ -252,9 +376,8 @@ def bench_limit(
     no model makes, and finds of how many documents they tell all pairs apart, before and after encoding.
     Needs the extras: [bold]pip install "rqmoe-store\\[bench,demo]"[/bold]
     """
-    from rqmoe_store.evaluation.machine import require_bench
 
-    require_bench("psutil")
+    require_libraries()
     check_outputs(json_out, None)
     import torch
 
