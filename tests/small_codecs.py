@@ -56,6 +56,14 @@ def small_config(**changes: object) -> CodecConfig:
     return CodecConfig(**{**settings, **changes}).resolve(dim=DIM, rows=500)
 
 
+def matrices(seed: int, rows: int, dim: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two random matrices (rows, dim) and (dim, columns) to multiply."""
+    random = np.random.default_rng(seed)
+    shapes = (rows, dim), (dim, columns)
+    first, second = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return first, second
+
+
 def untrained(config: CodecConfig, rows: int = 500) -> ResidualQuantizer:
     """The quantizer training starts from."""
     progress = TrainingProgress(visible=False)

@@ -7,6 +7,11 @@ from rqmoe_store.ingestion.pieces import Piece, Source
 
 DIM = 16
 
+COUNT = 150
+"""Rows of the files of the fixture `source`."""
+BAD = {3, 39, 40, 41, 77, 100, 149}
+"""Those whose vectors have a NaN."""
+
 
 def rows_of(count: int, first: int = 0, dim: int = DIM) -> pa.Table:
     """Rows with an id, a text and a vector, told apart by the id."""

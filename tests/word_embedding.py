@@ -88,3 +88,13 @@ def text_table(db: lancedb.DBConnection, name: str, texts: list[str], **settings
         ]
     )
     return table
+
+
+def table_of_two_vectors(db: lancedb.DBConnection) -> Any:
+    """A table `docs` of 60 rows with `id`, `text`, `title` and vectors of both."""
+    fields = [("id", pa.int64()), ("text", pa.string()), ("title", pa.string())]
+    fields += [(name, pa.list_(pa.float32(), DIM)) for name in ("vector", "title_vector")]
+    configs = [config(), config("title_vector", "title")]
+    docs = db.create_table("docs", schema=pa.schema(fields), embedding_functions=configs)
+    docs.add([{"id": row, "text": text, "title": "old"} for row, text in enumerate(sentences(60))])
+    return docs

@@ -3,18 +3,12 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_codecs import matrices
 
 from rqmoe_store.codecs import panels
 from rqmoe_store.codecs.panels import columns_of, in_panels, multiply_with_panels, product_with_panels
 from rqmoe_store.codecs.parallel import num_threads, set_num_threads
 from rqmoe_store.codecs.products import product
-
-
-def matrices(seed: int, rows: int, dim: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    shapes = (rows, dim), (dim, columns)
-    first, second = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
-    return first, second
 
 
 @settings(max_examples=60, deadline=None)

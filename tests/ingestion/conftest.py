@@ -5,8 +5,10 @@ from typing import Any
 
 import lancedb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from small_sources import DIM, rows_of
+from small_sources import BAD, COUNT, DIM, rows_of
 from small_tables import tiny_codec
 
 from rqmoe_store.codecs.base import Codec
@@ -30,6 +32,19 @@ def cosine_codec() -> Codec:
 def _codec(metric: Any, refine_bytes: int = 0) -> Codec:
     vectors = np.random.default_rng(7).normal(size=(400, DIM)).astype(np.float32)
     return tiny_codec(vectors, metric, partitions=3, refine_bytes=refine_bytes)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of 70, 0, 50 and 30 rows, some of them bad."""
+    folder = tmp_path_factory.mktemp("source")
+    rows = rows_of(COUNT).to_pylist()
+    for row in BAD:
+        rows[row]["vector"][0] = float("nan")
+    table = pa.Table.from_pylist(rows, schema=rows_of(0).schema)
+    for name, (start, stop) in {"a": (0, 70), "b": (70, 70), "c": (70, 120), "d": (120, 150)}.items():
+        pq.write_table(table.slice(start, stop - start), folder / f"{name}.parquet", row_group_size=11)
+    return folder
 
 
 @pytest.fixture

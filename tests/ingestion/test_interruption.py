@@ -6,35 +6,17 @@ The tests in tests/durability kill processes that ingest.
 import contextlib
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interruptions import Interruption
-from small_sources import rows_of
+from small_sources import BAD, COUNT, rows_of
 
 from rqmoe_store.ingestion import job, writer
 from rqmoe_store.ingestion.job import ingest
 from rqmoe_store.ingestion.quarantine import Quarantine
 from rqmoe_store.store.creation import create_coded
 from rqmoe_store.store.ingest_log import Claim
-
-BAD = {3, 39, 40, 41, 77, 100, 149}
-COUNT = 150
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Files of 70, 0, 50 and 30 rows, some of them bad."""
-    folder = tmp_path_factory.mktemp("source")
-    rows = rows_of(COUNT).to_pylist()
-    for row in BAD:
-        rows[row]["vector"][0] = float("nan")
-    table = pa.Table.from_pylist(rows, schema=rows_of(0).schema)
-    for name, (start, stop) in {"a": (0, 70), "b": (70, 70), "c": (70, 120), "d": (120, 150)}.items():
-        pq.write_table(table.slice(start, stop - start), folder / f"{name}.parquet", row_group_size=11)
-    return folder
 
 
 def require_all_once(db):

@@ -7,13 +7,12 @@ from pathlib import Path
 import lancedb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from costly_examples import number_of_examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from other_processes import processes
-from small_sources import rows_of
+from small_sources import BAD, COUNT, rows_of
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -22,22 +21,7 @@ from rqmoe_store.ingestion.prepare import prepare
 from rqmoe_store.ingestion.shared import PartWriter, WrittenPart, share_pieces, share_rows
 from rqmoe_store.ingestion.sources import rows_source
 
-BAD = {3, 39, 40, 41, 77, 100, 149}
-COUNT = 150
 GOOD = [row for row in range(COUNT) if row not in BAD]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Files of 70, 0, 50 and 30 rows, some of them bad."""
-    folder = tmp_path_factory.mktemp("source")
-    rows = rows_of(COUNT).to_pylist()
-    for row in BAD:
-        rows[row]["vector"][0] = float("nan")
-    table = pa.Table.from_pylist(rows, schema=rows_of(0).schema)
-    for name, (start, stop) in {"a": (0, 70), "b": (70, 70), "c": (70, 120), "d": (120, 150)}.items():
-        pq.write_table(table.slice(start, stop - start), folder / f"{name}.parquet", row_group_size=11)
-    return folder
 
 
 def share(source, into, part_bytes=2**11, **settings):

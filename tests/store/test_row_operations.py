@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from lancedb.expr import col
 from small_tables import coded, stored
-from word_embedding import config, embed, sentences, text_table
+from word_embedding import embed, sentences, table_of_two_vectors, text_table
 
 from rqmoe_store.errors import InvalidInputError, RQMoEError
 from rqmoe_store.table import CompressedTable
@@ -183,12 +183,7 @@ def test_text_that_cannot_be_embedded(texts) -> None:
 
 
 def test_vectors_of_other_functions(db, codec) -> None:
-    fields = [("id", pa.int64()), ("text", pa.string()), ("title", pa.string())]
-    fields += [(name, pa.list_(pa.float32(), DIM)) for name in ("vector", "title_vector")]
-    configs = [config(), config("title_vector", "title")]
-    docs = db.create_table("docs", schema=pa.schema(fields), embedding_functions=configs)
-    docs.add([{"id": row, "text": text, "title": "old"} for row, text in enumerate(sentences(60))])
-    store = compress(docs, codec, "store", progress=False)
+    store = compress(table_of_two_vectors(db), codec, "store", progress=False)
     before = stored(store)
     store.update("id = 7", {"title": "copper"})
     (row,) = store.table.search().where("id = 7").to_list()
