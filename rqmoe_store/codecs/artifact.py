@@ -2,7 +2,8 @@
 
 The fingerprint is the hash of the description. The description contains the hash of the weights, so the
 fingerprint identifies the whole codec. A float32 tensor of rounded rows is stored packed, in five to six bits
-a number, and one of bfloat16 numbers as bfloat16. Both are read as the float32 tensors that they were.
+a number, one of bfloat16 numbers as bfloat16, and a rotation of float16 numbers as float16. All are read as
+the float32 tensors that they were.
 
 Shape legend: D dimension, T table rows, W width of the experts' deformations.
 """
@@ -40,17 +41,18 @@ if TYPE_CHECKING:
 
 AnyArray = npt.NDArray[Any]
 
-FORMAT_VERSION = 4
-READABLE_VERSIONS = (2, 3, FORMAT_VERSION)
-"""Version 2 has no refine codes and no transform codes. Version 3 has no packed rows."""
+FORMAT_VERSION = 5
+READABLE_VERSIONS = (2, 3, 4, FORMAT_VERSION)
+"""Version 2 has no refine codes and no transform codes. Version 3 has no packed rows. Rotations of version 4
+are square and of float32."""
 
 CONFIG_FILE = "config.json"
 WEIGHTS_PREFIX = "weights-"
 WEIGHTS_SUFFIX = ".safetensors"
 
-_BFLOAT16 = "BF16"
+_BFLOAT16, _FLOAT16 = "BF16", "F16"
 _TYPES = {
-    **{"F32": np.float32, "F64": np.float64, _BFLOAT16: np.uint16},
+    **{"F32": np.float32, "F64": np.float64, _BFLOAT16: np.uint16, _FLOAT16: np.float16},
     **{"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I8": np.int8, "I32": np.int32},
 }
 """Types that tensors are stored as, by their names in safetensors files. numpy lacks bfloat16: its bits are
@@ -63,6 +65,9 @@ _TRANSFORM, _REFINE = "transform.", "refine."  # prefixes of the arrays of trans
 _CORRECTION = "correction."  # prefix of the arrays of a distance correction
 _CALIBRATION = ("calibration.codes", "calibration.partitions")
 _TABLES = ("tables.corrections", "tables.norms")
+_ROTATION = ".rotation"
+"""Ends the names of rotations: of the only tensors that are float16."""
+
 _EXPONENTS = ".exponents"
 """Ends the name of the exponents of a packed tensor."""
 
@@ -127,13 +132,13 @@ class Artifact:
 
 
 def _shortest_form(name: str, array: AnyArray) -> "dict[str, Tensor]":
-    """The array as it is stored: packed or as bfloat16 if it is float32 and loses nothing, else as it is."""
+    """The array as it is stored: packed or in two bytes a number where it is float32 and loses nothing."""
     import torch
 
     tensor = as_tensor(array).contiguous()
     if tensor.dtype != torch.float32:
         return {name: tensor}
-    short = tensor.bfloat16()
+    short = tensor.half() if name.endswith(_ROTATION) else tensor.bfloat16()
     if not torch.equal(short.float(), tensor):
         return {name: tensor}
     packed = pack_rows(tensor.numpy())
@@ -163,11 +168,15 @@ def _read_arrays(weights: bytes) -> Arrays:
     """
     arrays: Arrays = {}
     for name, tensor in safetensors.deserialize(weights):  # type: ignore[no-untyped-call]
+        if tensor["dtype"] == _FLOAT16 and not name.endswith(_ROTATION):
+            raise ValueError(f"{name} is float16")
         bits = np.frombuffer(tensor["data"], np.dtype(_TYPES[tensor["dtype"]]).newbyteorder("<"))
         if tensor["dtype"] == _BFLOAT16:
             wide = bits.astype(np.uint32)
             wide <<= 16  # in place: a second array of this size takes longer than the shift
             bits = wide.view(np.float32)
+        elif tensor["dtype"] == _FLOAT16:
+            bits = bits.astype(np.float32)
         arrays[name] = bits.reshape(tensor["shape"])
     return arrays
 

@@ -1,4 +1,4 @@
-"""Rounding of weights to a byte each, and lossless packing of rounded weights.
+"""Rounding of weights to a byte or to bfloat16, and lossless packing of weights of a byte.
 
 A row is what the last axis runs over. The values of a rounded row are whole numbers from -127 to 127, times
 one power of two. Packing stores the whole numbers in Huffman codes, of four to six bits each, and the
@@ -38,6 +38,13 @@ def round_rows(values_LC: Float32Array, steps: int) -> Float32Array:
     is_rounded_L = (_multiples(_whole_numbers(values_LC, smallest_L), smallest_L) == values_LC).all(axis=-1)
     rounded_L = np.where(is_rounded_L, smallest_L, np.maximum(np.rint(wanted_L), smallest_L)).astype(np.int8)
     return _multiples(_whole_numbers(values_LC, rounded_L), rounded_L)
+
+
+def round_to_bfloat16(values: Float32Array) -> Float32Array:
+    """The nearest float32 numbers that bfloat16 has, ties to even: those that are stored in two bytes."""
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
 
 
 def pack_rows(values_LC: Float32Array) -> tuple[npt.NDArray[np.uint8], Int8Array] | None:

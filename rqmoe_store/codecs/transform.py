@@ -4,6 +4,8 @@
     code_b = argmin_k sum_j w_j (z_j - C_b[k]_j)^2, over the coordinates j of the group
     x_hat = mean + R^T (C_1[code_1], ..., C_B[code_B], 0, ...)
 
+The rows of R are orthonormal directions, of which a matrix has only those that are coded.
+
 Groups are disjoint, so that errors and inner products are sums over bytes. One table of 256 entries per byte
 scores a code exactly: <q, x_hat> = <q, mean> + sum_b <(R q)_b, C_b[code_b]>. Scalar quantizers are of this
 form: the codewords of a byte are all combinations of the levels of its coordinates. Coordinates in no group
@@ -13,8 +15,8 @@ change scores more.
 Everything here is compiled, without torch. A row is computed in the same order whatever rows are computed
 with it, so codes and vectors do not depend on batches.
 
-Shape legend: n vectors, D dimension, C coordinates in groups, B bytes, K = 256 codewords, Q queries, H rounds
-of a fast rotation, X panels of W columns.
+Shape legend: n vectors, D dimension, C coordinates, B bytes, K = 256 codewords, Q queries, H rounds of a fast
+rotation, X panels of W columns.
 """
 
 import dataclasses
@@ -45,19 +47,30 @@ _FARTHEST = np.float32(2.0**50)
 _ORTHOGONAL = 1e-3
 """Largest deviation of R R^T from the identity, for a rotation that is read from storage."""
 
+_WIDE = 256
+"""Dimension from which on directions are rounded to float16: they stay orthonormal to some 1e-5. Narrower
+ones would deviate more, and have little to save."""
+
 
 class Rotation(Protocol):
-    """An orthogonal transform."""
+    """An orthogonal transform, or the part of it that gives some of the coordinates."""
 
     @property
     def dim(self) -> int:
         """Dimension of the vectors."""
 
-    def apply(self, vectors_nD: Float32Array) -> Float32Array:
-        """Rotated vectors (n, D)."""
+    @property
+    def num_coordinates(self) -> int:
+        """Coordinates that it gives, C."""
 
-    def invert(self, rotated_nD: Float32Array) -> Float32Array:
-        """Inverse of `apply`."""
+    def apply(self, vectors_nD: Float32Array) -> Float32Array:
+        """Coordinates (n, C) of vectors."""
+
+    def invert(self, coordinates_nC: Float32Array) -> Float32Array:
+        """The vectors (n, D) with these coordinates, and zeros for those that it doesn't give."""
+
+    def cut(self, num_coordinates: int) -> "Rotation":
+        """What gives at least the first coordinates, and no others where they take memory."""
 
     def arrays(self) -> Arrays:
         """The arrays that define it."""
@@ -65,35 +78,53 @@ class Rotation(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenseRotation:
-    """A rotation by a matrix: D^2 multiplications a vector."""
+    """A rotation by a matrix: C D multiplications a vector."""
 
-    matrix_DD: Float32Array
+    matrix_CD: Float32Array
     """Rows are the directions of the coordinates."""
+
+    @classmethod
+    def of(cls, directions_CD: npt.NDArray[Any]) -> "DenseRotation":
+        """A rotation to orthonormal directions, of float16 numbers if they are wide, as it is stored."""
+        if directions_CD.shape[1] >= _WIDE:
+            directions_CD = directions_CD.astype(np.float16)
+        return cls(np.ascontiguousarray(directions_CD, dtype=np.float32))
 
     @property
     def dim(self) -> int:
         """Dimension of the vectors."""
-        return len(self.matrix_DD)
+        return int(self.matrix_CD.shape[1])
+
+    @property
+    def num_coordinates(self) -> int:
+        """Coordinates that it gives, C."""
+        return len(self.matrix_CD)
 
     @functools.cached_property
     def _panels_XDW(self) -> Float32Array:
-        return in_panels(self.matrix_DD)
+        return in_panels(np.ascontiguousarray(self.matrix_CD.T))
 
     @functools.cached_property
-    def _transposed_panels_XDW(self) -> Float32Array:
-        return in_panels(np.ascontiguousarray(self.matrix_DD.T))
+    def _inverse_panels_XCW(self) -> Float32Array:
+        return in_panels(self.matrix_CD)
 
     def apply(self, vectors_nD: Float32Array) -> Float32Array:
-        """Rotated vectors (n, D)."""
-        return _in_parallel(multiply_with_panels, vectors_nD, self._transposed_panels_XDW)
+        """Coordinates (n, C) of vectors."""
+        return _in_parallel(multiply_with_panels, vectors_nD, self.num_coordinates, self._panels_XDW)
 
-    def invert(self, rotated_nD: Float32Array) -> Float32Array:
-        """Inverse of `apply`."""
-        return _in_parallel(multiply_with_panels, rotated_nD, self._panels_XDW)
+    def invert(self, coordinates_nC: Float32Array) -> Float32Array:
+        """The vectors (n, D) with these coordinates, and zeros for those that it doesn't give."""
+        return _in_parallel(multiply_with_panels, coordinates_nC, self.dim, self._inverse_panels_XCW)
+
+    def cut(self, num_coordinates: int) -> "DenseRotation":
+        """The rotation to the first directions."""
+        if num_coordinates == self.num_coordinates:
+            return self
+        return DenseRotation(self.matrix_CD[:num_coordinates])
 
     def arrays(self) -> Arrays:
         """The arrays that define it."""
-        return {"rotation": self.matrix_DD}
+        return {"rotation": self.matrix_CD}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,13 +152,22 @@ class HadamardRotation:
         """Dimension of the vectors."""
         return int(self.orders_HD.shape[1])
 
+    @property
+    def num_coordinates(self) -> int:
+        """Coordinates that it gives: all D."""
+        return self.dim
+
     def apply(self, vectors_nD: Float32Array) -> Float32Array:
         """Rotated vectors (n, D)."""
         return self._run(vectors_nD, inverse=False)
 
-    def invert(self, rotated_nD: Float32Array) -> Float32Array:
+    def invert(self, coordinates_nC: Float32Array) -> Float32Array:
         """Inverse of `apply`."""
-        return self._run(rotated_nD, inverse=True)
+        return self._run(coordinates_nC, inverse=True)
+
+    def cut(self, num_coordinates: int) -> "HadamardRotation":
+        """Itself: it gives all coordinates, or none."""
+        return self
 
     def arrays(self) -> Arrays:
         """The arrays that define it."""
@@ -135,7 +175,9 @@ class HadamardRotation:
 
     def _run(self, vectors_nD: Float32Array, *, inverse: bool) -> Float32Array:
         block = hadamard_block(self.dim)
-        return _in_parallel(_hadamard_rows, vectors_nD, self.orders_HD, self.signs_HD, block, inverse)
+        return _in_parallel(
+            _hadamard_rows, vectors_nD, self.dim, self.orders_HD, self.signs_HD, block, inverse
+        )
 
 
 def hadamard_block(dim: int) -> int:
@@ -185,34 +227,35 @@ class TransformQuantizer:
 
     def decode(self, codes_nB: Bytes) -> Float32Array:
         """Reconstructions (n, D) of codes. A prefix of the bytes decodes, too; further bytes are ignored."""
-        coordinates_nD = self._coordinates(codes_nB)
-        return np.asarray(self.rotation.invert(coordinates_nD) + self.mean_D, dtype=np.float32)
+        vectors_nD = self.rotation.invert(self._coordinates(codes_nB))
+        return np.asarray(vectors_nD + self.mean_D, dtype=np.float32)
 
     def rotated_matrix(self, matrix_DE: Float32Array) -> Float32Array:
-        """What to multiply rotated coordinates with, for the products of vectors with a matrix (D, E)."""
+        """What (C, E) to multiply coordinates with, for the products of vectors with a matrix (D, E)."""
         return np.ascontiguousarray(self.rotation.apply(np.ascontiguousarray(matrix_DE.T)).T)
 
-    def decode_products(self, codes_nB: Bytes, rotated_DE: Float32Array) -> Float32Array:
+    def decode_products(self, codes_nB: Bytes, rotated_CE: Float32Array) -> Float32Array:
         """Products (n, E) of reconstructions, less the mean, with a matrix, given its `rotated_matrix`.
 
         Nothing is rotated back, which is most of the work of `decode`.
         """
-        return product(self._coordinates(codes_nB), rotated_DE)
+        return product(self._coordinates(codes_nB), rotated_CE)
 
     def _coordinates(self, codes_nB: Bytes) -> Float32Array:
-        coordinates_nD = np.zeros((len(codes_nB), self.dim), np.float32)
-        _decode_rows_into(np.ascontiguousarray(codes_nB), self.starts_B1, self.codebooks_CK, coordinates_nD)
-        return coordinates_nD
+        coordinates_nC = np.zeros((len(codes_nB), self.rotation.num_coordinates), np.float32)
+        _decode_rows_into(np.ascontiguousarray(codes_nB), self.starts_B1, self.codebooks_CK, coordinates_nC)
+        return coordinates_nC
 
     def prefix_errors(self, vectors_nD: Float32Array) -> Float64Array:
         """Mean squared errors (B,) of vectors encoded in the first byte, in the first two, and so on."""
-        rotated_nD = self.rotation.apply(vectors_nD - self.mean_D)
-        left_nD = rotated_nD - self._coordinates(self.encode(vectors_nD))
+        centered_nD = vectors_nD - self.mean_D
+        whole = np.square(centered_nD, dtype=np.float64).sum(axis=1).mean()
+        rotated_nC = self.rotation.apply(centered_nD)
+        left_nC = rotated_nC - self._coordinates(self.encode(vectors_nD))
         # Errors are sums over coordinates, of which every byte changes its own.
-        whole_D = np.square(rotated_nD, dtype=np.float64).mean(axis=0)
-        saved_D = whole_D - np.square(left_nD, dtype=np.float64).mean(axis=0)
-        saved_C1 = np.concatenate([[0.0], np.cumsum(saved_D)])
-        return np.asarray(whole_D.sum() - saved_C1[self.starts_B1[1:]], dtype=np.float64)
+        saved_nC = np.square(rotated_nC, dtype=np.float64) - np.square(left_nC, dtype=np.float64)
+        saved_C1 = np.concatenate([[0.0], np.cumsum(saved_nC.mean(axis=0))])
+        return np.asarray(whole - saved_C1[self.starts_B1[1:]], dtype=np.float64)
 
     def products(self, queries_QD: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Inner products of queries with the mean (Q,) and with every codeword (Q, B, K)."""
@@ -249,12 +292,13 @@ class TransformQuantizer:
     def truncate(self, num_bytes: int) -> "TransformQuantizer":
         """The quantizer of the first bytes."""
         starts_B1 = self.starts_B1[: num_bytes + 1]
-        coded = slice(starts_B1[-1])
+        coded = int(starts_B1[-1])
         return dataclasses.replace(
             self,
+            rotation=self.rotation.cut(coded),
             starts_B1=starts_B1,
-            codebooks_CK=self.codebooks_CK[coded],
-            weights_C=self.weights_C[coded],
+            codebooks_CK=self.codebooks_CK[:coded],
+            weights_C=self.weights_C[:coded],
         )
 
     def arrays(self) -> Arrays:
@@ -288,7 +332,7 @@ class TransformQuantizer:
                 raise InvalidInputError(f"{name} has values beyond {_FARTHEST}")
         rotation: Rotation
         if names == {"rotation"}:
-            rotation = _checked_dense(arrays, dim)
+            rotation = _checked_dense(arrays, coded, dim)
         elif names == {"orders", "signs"}:
             rotation = _checked_hadamard(arrays, dim)
         else:
@@ -308,12 +352,13 @@ def _require_arrays(arrays: Arrays, shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
-def _checked_dense(arrays: Arrays, dim: int) -> DenseRotation:
-    _require_arrays(arrays, {"rotation": (dim, dim)})
-    matrix_DD = arrays["rotation"]
-    if not np.abs(matrix_DD @ matrix_DD.T - np.eye(dim)).max() < _ORTHOGONAL:
-        raise InvalidInputError("the rotation is not orthogonal")
-    return DenseRotation(matrix_DD)
+def _checked_dense(arrays: Arrays, coded: int, dim: int) -> DenseRotation:
+    given = len(arrays["rotation"]) if arrays["rotation"].ndim else 0
+    _require_arrays(arrays, {"rotation": (min(max(given, coded), dim), dim)})
+    matrix_CD = arrays["rotation"]
+    if not np.abs(matrix_CD @ matrix_CD.T - np.eye(given)).max() < _ORTHOGONAL:
+        raise InvalidInputError("the directions of the rotation are not orthonormal")
+    return DenseRotation(matrix_CD)
 
 
 def _checked_hadamard(arrays: Arrays, dim: int) -> HadamardRotation:
@@ -324,19 +369,19 @@ def _checked_hadamard(arrays: Arrays, dim: int) -> HadamardRotation:
     return HadamardRotation(arrays["orders"], arrays["signs"])
 
 
-def _in_parallel(work: Any, vectors_nD: Float32Array, *arguments: Any) -> Float32Array:
-    """What a compiled function of rows makes of vectors, on all cores if they are many."""
-    made_nD = np.empty((len(vectors_nD), vectors_nD.shape[1]), np.float32)
-    vectors_nD = np.ascontiguousarray(vectors_nD, dtype=np.float32)
-    if len(vectors_nD) <= _ROWS_PER_TASK:
-        work(vectors_nD, *arguments, made_nD)
-        return made_nD
+def _in_parallel(work: Any, rows_nD: Float32Array, columns: int, *arguments: Any) -> Float32Array:
+    """What a compiled function makes of rows, with so many columns, on all cores if they are many."""
+    made_nC = np.empty((len(rows_nD), columns), np.float32)
+    rows_nD = np.ascontiguousarray(rows_nD, dtype=np.float32)
+    if len(rows_nD) <= _ROWS_PER_TASK:
+        work(rows_nD, *arguments, made_nC)
+        return made_nC
 
     def make_rows(start: int, stop: int, _: int) -> None:
-        work(vectors_nD[start:stop], *arguments, made_nD[start:stop])
+        work(rows_nD[start:stop], *arguments, made_nC[start:stop])
 
-    run_chunks_parallel(len(vectors_nD), _ROWS_PER_TASK, make_rows)
-    return made_nD
+    run_chunks_parallel(len(rows_nD), _ROWS_PER_TASK, make_rows)
+    return made_nC
 
 
 @compiled

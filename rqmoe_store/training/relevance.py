@@ -22,6 +22,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.correction import DistanceCorrection
 from rqmoe_store.codecs.frame import Float64Array
 from rqmoe_store.codecs.neighbors import nearest_rows
+from rqmoe_store.codecs.rounding import round_to_bfloat16
 from rqmoe_store.codecs.subject import require_vectors
 from rqmoe_store.codecs.vectors import Float32Array, as_vectors
 from rqmoe_store.config import CodecConfig, Metric
@@ -159,7 +160,7 @@ class _Scale:
         """The correction with these rows, in the units of distances and queries."""
         units_C = np.full(rows_TC.shape[1], self.unit / self.length, np.float32)
         units_C[-1] = self.unit
-        rows_TC = _as_bfloat16(rows_TC * units_C)
+        rows_TC = round_to_bfloat16(rows_TC * units_C)
         partitions, config = self.codec.num_partitions, self.codec.config
         return DistanceCorrection(rows_TC, self.directions_RD, partitions, config.codebook_size)
 
@@ -179,13 +180,6 @@ def _codewords(codec: Codec) -> Float32Array:
     spread = codec.coder.approximate(codec.calibration)
     length = float(np.sqrt(np.mean(np.square(spread.astype(np.float64)).sum(axis=1)))) or 1.0
     return np.asarray(vectors_TD / np.float32(length))
-
-
-def _as_bfloat16(values: Float32Array) -> Float32Array:
-    """The values with the bits that an artifact stores in two bytes each."""
-    bits = values.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
 
 
 def _descend(

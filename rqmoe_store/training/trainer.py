@@ -491,10 +491,12 @@ def _fit_transform_codec(
     quantizer = fit_transform(kind, training_nD, num_bytes=config.code_bytes, seed=seed)
     coder = TransformCoder(config, quantizer)
     refiner = fit_refiner(coder, training_nD, seed) if config.refine_bytes else None
-    calibration = Codes(quantizer.encode(training_nD[:FITTED_ROWS]), np.zeros(0, np.int32))
-    calibration = Codes(calibration.codes, np.zeros(len(calibration), np.int32))
+    codes_nM = quantizer.encode(training_nD[:FITTED_ROWS])
     errors = quantizer.prefix_errors(validation_nD).tolist()
-    used = [len(np.unique(calibration.codes[:, step])) for step in range(config.code_bytes)]
+    used = [len(np.unique(codes_nM[:, step])) for step in range(config.code_bytes)]
+    # Look-up tables are exact, so that no more codes are needed than what checks and tuning take.
+    kept_nM = codes_nM[:_LEAST_CALIBRATION_ROWS]
+    calibration = Codes(kept_nM, np.zeros(len(kept_nM), np.int32))
     report = TrainingReport(
         rows=len(training_nD),
         epochs=0.0,

@@ -233,7 +233,8 @@ def test_other_arrays_of_transform_codes_behind_good_hashes(owner: str, name: st
     assert refuses({name: tensor, name + "s": tensor.clone()})
     for change, made in CHANGES.items():
         changed = made(tensor)
-        if changed.shape != tensor.shape or changed.dtype != tensor.dtype:
+        is_rounded = change == "float16" and name.endswith(".rotation")  # as those of wide vectors are
+        if (changed.shape != tensor.shape or changed.dtype != tensor.dtype) and not is_rounded:
             assert refuses({name: changed}), change
     for value in impossible(tensor):
         changed = tensor.clone()
@@ -309,9 +310,11 @@ def test_other_values_in_the_description(path: tuple[str, ...]) -> None:
         owner = owner[key]
     without = {key: value for key, value in owner.items() if key != path[-1]}
     description = replaced(DESCRIPTION, path[:-1], without) if path[1:] else without
-    # A setting that is not there has its default. A codec may have no refine codes, and no start.
+    # A setting that is not there has its default. A codec may have no refine codes and no start, and not say
+    # what it encodes.
     added = ("refined_mse", "started_from", "encoding_precision")
-    optional = (path[0] == "config" and len(path) > 1) or (path[0] == "report" and path[-1] in added)
+    is_added = path[0] == "encodes" or (path[0] == "report" and path[-1] in added)
+    optional = is_added or (path[0] == "config" and len(path) > 1)
     refused = is_refused(Artifact(json.dumps(description, sort_keys=True), ARTIFACT.weights))
     assert refused or optional
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_codecs import DIM, trained_small, vectors
 
+from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.transform import CODEWORDS
 from rqmoe_store.config import TRANSFORM_KINDS, CodecConfig, TrainConfig
 from rqmoe_store.errors import InvalidInputError
@@ -21,6 +22,7 @@ from rqmoe_store.training.transform import (
     lloyd_max,
     sphere_levels,
     water_filling_rates,
+    worth_coding,
 )
 
 
@@ -64,6 +66,40 @@ def test_water_filling_spends_all_bits_on_the_largest_variances(data: st.DataObj
     assert left[rates > 0].max() <= left[rates > 0].min() * 1.0001
     if (rates == 0).any():
         assert variances[rates == 0].max() <= left[rates > 0].max() * 1.0001
+
+
+@settings(max_examples=60)
+@given(data=st.data(), dim=st.integers(1, 64))
+def test_only_coordinates_that_hardly_vary_are_left_out(data: st.DataObject, dim: int) -> None:
+    num_bytes = data.draw(st.integers(1, dim))
+    variances = np.random.default_rng(dim * 100 + num_bytes).lognormal(0, 2, dim)
+    used = worth_coding(variances, num_bytes)
+    left = np.delete(variances, used)
+    assert len(used) >= num_bytes and (np.diff(used) > 0).all()
+    error = (variances / 4 ** water_filling_rates(variances, 8 * num_bytes)).sum()
+    assert left.sum() <= 0.25 * error
+    if len(left):
+        assert left.max() <= variances[used].min()
+    if len(used) > num_bytes:
+        assert left.sum() + variances[used].min() > 0.25 * error
+
+
+@pytest.mark.parametrize("kind", ["pq", "saq"])
+def test_codecs_of_wide_vectors_keep_the_directions_they_use_in_two_bytes_a_number(kind: str) -> None:
+    rows = decaying(2000, 300)
+    config = CodecConfig(kind=kind, metric="l2", code_bytes=8, num_partitions=0)
+    codec = train(rows, config=config, training=TrainConfig(progress=False))
+    artifact = codec.to_artifact()
+    shape = artifact.unpack()[1]["transform.rotation"].shape
+    assert 8 <= shape[0] < 150 and shape[1] == 300
+    assert len(artifact.weights) < shape[0] * (2 * 300 + 2 * CODEWORDS + 4) + 20_000
+    read = Codec.from_artifact(artifact)
+    codes = codec.encode(rows[:50])
+    np.testing.assert_array_equal(read.encode(rows[:50]).codes, codes.codes)
+    np.testing.assert_array_equal(read.decode(codes), codec.decode(codes))
+    exact = np.square(rows[:5, None].astype(np.float64) - codec.decode(codes)).sum(axis=2)
+    scores = codec.lookup_tables(rows[:5]).score(codes)
+    np.testing.assert_allclose(scores - scores[0, 0], exact - exact[0, 0], atol=1e-3 * exact.min())
 
 
 def test_levels_of_a_gaussian_are_those_of_lloyd_and_max() -> None:
