@@ -428,7 +428,9 @@ def synthetic_queries(settings: SearchSettings, dim: int, count: int) -> tuple[F
     """
     if dim < 1:
         raise InvalidInputError(f"Got dim={dim}; expected the dimension of the codecs, at least 1.")
-    dims = [codec.dim for codec in load_codecs(settings, None).values()]
+    # One of them has the dimension of all.
+    first = dataclasses.replace(settings, code_bytes=settings.code_bytes[:1])
+    dims = [codec.dim for codec in load_codecs(first, None).values()]
     queries_QD = random_queries(dims[0] if dims else dim, count, settings.training.seed)
     data = {"vectors": None, "queries": None, "metric": settings.config.metric, "dim": queries_QD.shape[1]}
     counts = {"rows": 0, "rows_used": 0, "query_rows": count, "query_rows_used": count}

@@ -62,7 +62,7 @@ def growth_figure(sizes: Sequence[StoredSize], *, rows: int, break_even: int | N
             axes.axvline(break_even, color=QUIET, linestyle=":", label=f"break-even: {break_even:,} rows")
         axes.set(xscale="log", yscale="log", xlabel="rows", ylabel="bytes")
         axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
-        axes.yaxis.set_major_formatter(lambda value, _: readable_bytes(value))
+        axes.yaxis.set_major_formatter(lambda value, _: short_bytes(value))
         axes.minorticks_off()
 
     return draw_figure(
@@ -71,18 +71,18 @@ def growth_figure(sizes: Sequence[StoredSize], *, rows: int, break_even: int | N
         title="Size of the table as it grows",
         description=_growth_words(sizes, rows, break_even),
         columns=["rows", *(size.name for size in sizes)],
-        rows=[[f"{mark:,}", *(readable_bytes(size.at(mark)) for size in sizes)] for mark in marks],
+        rows=[[f"{mark:,}", *(short_bytes(size.at(mark)) for size in sizes)] for mark in marks],
     )
 
 
 def _growth_words(sizes: Sequence[StoredSize], rows: int, break_even: int | None) -> str:
     words = [
         "Bytes against rows, both on logarithmic scales: "
-        + "; ".join(f"{size.name} take {readable_bytes(size.at(10**6))} for a million rows" for size in sizes)
+        + "; ".join(f"{size.name} take {short_bytes(size.at(10**6))} for a million rows" for size in sizes)
         + "."
     ]
     if rows:
-        now = ", ".join(f"{size.name} {readable_bytes(size.at(rows))}" for size in sizes)
+        now = ", ".join(f"{size.name} {short_bytes(size.at(rows))}" for size in sizes)
         words.append(f"At the present {rows:,} rows: {now}.")
     if break_even is not None:
         words.append(f"From {break_even:,} rows on, codes and codec together are smaller than raw vectors.")
@@ -99,7 +99,7 @@ def short_number(value: float) -> str:
     return f"{value:g}"
 
 
-def readable_bytes(size: float) -> str:
+def short_bytes(size: float) -> str:
     """A number of bytes with few digits and a unit that suits it."""
     for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:

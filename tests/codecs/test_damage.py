@@ -26,6 +26,8 @@ from small_damage import HOSTILE, damaged
 from rqmoe_store.codecs.artifact import CONFIG_FILE, Artifact, read_artifact, require_fingerprint
 from rqmoe_store.codecs.base import Codec, load_codec
 from rqmoe_store.codecs.codes import Codes
+from rqmoe_store.codecs.subject import RowResiduals
+from rqmoe_store.config import MultiVectorConfig
 from rqmoe_store.errors import ArtifactError
 
 CODEC = as_codec(stirred(small_config(num_partitions=3, network_dim=5)))
@@ -298,6 +300,23 @@ def paths(document: dict[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tu
 def replaced(document: dict[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:
     key, *rest = path
     return {**document, key: replaced(document[key], tuple(rest), value) if rest else value}
+
+
+OF_RESIDUALS = as_codec(stirred(small_config())).with_subject(
+    RowResiduals(metric="cosine", encoding=MultiVectorConfig(num_repetitions=2))
+)
+
+
+def test_other_values_of_what_a_codec_encodes() -> None:
+    artifact = OF_RESIDUALS.to_artifact()
+    document = json.loads(artifact.config_json)
+    assert Codec.from_artifact(artifact).encodes == OF_RESIDUALS.encodes
+    for path in [("encodes",), *paths(document["encodes"], ("encodes",))]:
+        for value in [*HOSTILE, "residuals", {"metric": "l2"}]:
+            changed = json.dumps(replaced(document, path, value), sort_keys=True)
+            if not is_refused(Artifact(changed, artifact.weights)):
+                encodes = Codec.from_artifact(Artifact(changed, artifact.weights)).encodes
+                assert encodes is None or isinstance(encodes, RowResiduals)
 
 
 @pytest.mark.parametrize("path", list(paths(DESCRIPTION)), ids=".".join)

@@ -20,7 +20,7 @@ from rqmoe_store.pages.page import (
     require_page,
     write_page,
 )
-from rqmoe_store.pages.plots import StoredSize, growth_figure, readable_bytes, short_number
+from rqmoe_store.pages.plots import StoredSize, growth_figure, short_bytes, short_number
 
 HOSTILE = "</style><script>alert('&amp;')</script>\"> {{ 7 * 7 }}"
 SIZES = [
@@ -55,7 +55,7 @@ def test_the_numbers_of_a_plot_can_be_read(html: str) -> None:
     page = ParsedPage(html)
     for rows in (658, 1000, 10**9, 12_345):
         assert f"{rows:,}" in page.words
-        assert all(readable_bytes(size.at(rows)) in page.words for size in SIZES)
+        assert all(short_bytes(size.at(rows)) in page.words for size in SIZES)
     assert "From 658 rows on, codes and codec together are smaller than raw vectors." in page.words
 
 
@@ -113,4 +113,4 @@ def test_numbers_are_short(number: float, text: str) -> None:
     [(0, "0 bytes"), (999, "999 bytes"), (1536, "1.54 kB"), (2.5e9, "2.5 GB"), (3e15, "3,000 TB")],
 )
 def test_sizes_have_a_unit(size: float, text: str) -> None:
-    assert readable_bytes(size) == text
+    assert short_bytes(size) == text
