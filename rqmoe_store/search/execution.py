@@ -16,6 +16,7 @@ import numpy as np
 from rqmoe_store.codecs.additive import LookupTables
 from rqmoe_store.codecs.frame import ScoreUnits
 from rqmoe_store.codecs.vectors import Float32Array
+from rqmoe_store.search.admission import search_admission
 from rqmoe_store.search.ranking import Ranking
 from rqmoe_store.search.request import RankingStage, SearchRequest, Trace
 from rqmoe_store.search.rerank import Hits
@@ -43,6 +44,9 @@ shortlists of that many rows per query, for every side."""
 _WIDER = 4
 """If the probed partitions have too few rows, the scan is repeated with this many times as many."""
 
+_FEW_QUERIES = 8
+"""Most queries of a search that computes in the thread that calls it."""
+
 _MANY_ROWS = 262_144
 """Number of rows below which evaluating a filter for all rows at once is fastest."""
 
@@ -59,8 +63,13 @@ class Execution:
         self._ranking = Ranking(request, state, trace)
 
     def run(self) -> list[Hits]:
-        """Run the request and return the hits of every query, in result order."""
-        request, pages = self._request, self._pages()
+        """Run the request and return the hits of every query, in result order. Waits until it is admitted,
+        if it computes in the thread that calls it."""
+        request = self._request
+        if self._computes_here:
+            with search_admission.admitted():
+                return self._pages()
+        pages = self._pages()
         if request.where is None or request.prefilter:
             return pages
         return self._filter_results(pages, request.where)
@@ -112,6 +121,19 @@ class Execution:
         execution = Execution(request, self._state, self._columns, self._trace)
         execution.__dict__["_tables"] = {first: each.select(queries) for first, each in self._tables.items()}
         return execution
+
+    @property
+    def _computes_here(self) -> bool:
+        """Whether few queries are computed on the CPU, and nothing is read: such a search never waits, and
+        has no tasks for other threads."""
+        request, state = self._request, self._state
+        reads = request.where or request.refined or request.expansion or state.raw or state.resident is None
+        if reads or self._codecs.device != "cpu" or len(request.queries_QD) > _FEW_QUERIES:
+            return False
+        rerank = request.parameters.rerank
+        if request.matrices is not None:
+            return rerank == "none"
+        return rerank != "refined" or state.refine_codes_in == "memory"
 
     @functools.cached_property
     def _tables(self) -> Mapping[int, LookupTables]:
