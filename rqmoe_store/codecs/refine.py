@@ -120,9 +120,14 @@ class RefineTables:
     square_code: SquareCode | None
 
     @functools.cached_property
+    def _coordinates(self) -> tuple[Float32Array, Float32Array]:
+        """Coordinates (Q, C) of the queries, and their products (Q, S) with the mean of every stage."""
+        return self.books.coordinates(self.queries_QD)
+
+    @functools.cached_property
     def products_QBK(self) -> Float32Array:
         """The tables of all queries."""
-        coordinates_QC, means_QS = self.books.coordinates(self.queries_QD)
+        coordinates_QC, means_QS = self._coordinates
         shape = len(self.queries_QD), len(self.books.stages_B), CODEWORDS
         products_QBK = np.empty(shape, np.float32)
 
@@ -150,37 +155,34 @@ class RefineTables:
             corrections_nD: differences between the bases of the refine codes and the additive approximations;
                 None for additive bases.
         """
-        scores_n = np.empty(len(codes), np.float32)
+        of_queries, scores_n = (*self._coordinates, self.product_factors_Q), np.empty(len(codes), np.float32)
 
         def score_rows(start: int, stop: int, _: int) -> None:
             rows = slice(start, stop)
-            corrections = None if corrections_nD is None else corrections_nD[rows]
-            scores_n[rows] = self._score_some(lookup, queries_n[rows], codes[rows], corrections)
+            own_n, some = queries_n[rows], codes[rows]
+            sums_n = lookup.sum_each(own_n, some)
+            if corrections_nD is not None:
+                products_n = np.einsum("nd,nd->n", corrections_nD[rows], self.queries_QD[own_n])
+                sums_n += products_n * self.product_factors_Q[own_n]
+            _add_refined(*self.books.arrays, *of_queries, own_n, some.refine, sums_n)
+            scores_n[rows] = self._with_lengths(sums_n, lookup, own_n, some)
 
         for_each_thread = -(-len(codes) // num_threads())
         run_chunks_parallel(len(codes), min(max(for_each_thread, _LEAST_ROWS), _MOST_ROWS), score_rows)
         return scores_n
 
-    def _score_some(
+    def _with_lengths(
         self,
+        sums_n: Float32Array,
         lookup: LookupTables,
         queries_n: npt.NDArray[np.int64],
         codes: Codes,
-        corrections_nD: Float32Array | None,
     ) -> Float32Array:
-        """Refined scores of the codes of a task, as in `score`."""
-        assert codes.refine is not None, "has refine codes"
-        refine_nR, sums_n = codes.refine, lookup.sum_each(queries_n, codes)
-        if corrections_nD is not None:
-            products_n = np.einsum("nd,nd->n", corrections_nD, self.queries_QD[queries_n])
-            sums_n += products_n * self.product_factors_Q[queries_n]
-        first, last = int(queries_n.min()), int(queries_n.max()) + 1
-        coordinates_QC, means_QS = self.books.coordinates(self.queries_QD[first:last])
-        own = coordinates_QC, means_QS, self.product_factors_Q[first:last], queries_n - first
-        _add_refined(*self.books.arrays, *own, refine_nR, sums_n)
+        """Scores of codes: sums of table entries with the lengths that refine codes have."""
         if self.square_code is None:
             return sums_n
-        differences_n = self.square_code.decode(refine_nR[:, -LENGTH_BYTES:])
+        assert codes.refine is not None, "has refine codes"
+        differences_n = self.square_code.decode(codes.refine[:, -LENGTH_BYTES:])
         if lookup.metric == "l2":
             return np.asarray(sums_n + differences_n * self.square_factors_Q[queries_n], dtype=np.float32)
         squares_n = lookup.squares(codes) + differences_n

@@ -75,7 +75,7 @@ def checked_max_sim(
     """`max_sim` (Q, B) of arrays that were checked before, C-contiguous and float32."""
     starts_B1 = starts_of(lengths_B)
     scores_QB = np.empty((len(query_lengths_Q), len(lengths_B)), np.float32)
-    queries_DP = _columns(queries_KD)
+    queries_DP = padded_columns(queries_KD)
     run_parallel(
         functools.partial(
             _score_documents, queries_DP, query_lengths_Q, vectors_TD, starts_B1, first, last, scores_QB
@@ -97,8 +97,8 @@ def document_shares(starts_B1: Lengths, work_per_vector: int, least_work: int) -
     return [(first, last) for first, last in itertools.pairwise(edges) if first < last]
 
 
-def _columns(queries_KD: Float32Array) -> Float32Array:
-    """Query vectors as columns, with columns of zeros up to a multiple of the lanes."""
+def padded_columns(queries_KD: Float32Array) -> Float32Array:
+    """Vectors as columns (D, P), with columns of zeros up to a multiple of the lanes."""
     padded = -(-len(queries_KD) // _LANES) * _LANES
     queries_DP = np.zeros((queries_KD.shape[1], padded), np.float32)
     queries_DP[:, : len(queries_KD)] = queries_KD.T

@@ -21,7 +21,7 @@ from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.parallel import compiled, run_chunks, run_parallel
 from rqmoe_store.codecs.products import multiply_rows, product
 from rqmoe_store.codecs.vectors import Float32Array
-from rqmoe_store.multivector.max_sim import checked_max_sim, document_shares, max_sim_tensor
+from rqmoe_store.multivector.max_sim import checked_max_sim, document_shares, max_sim_tensor, padded_columns
 from rqmoe_store.store.multivector import codes_of_tables, decode_lists, token_codes
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.vector_lists import unit_vectors
@@ -29,8 +29,6 @@ from rqmoe_store.store.vector_lists import unit_vectors
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LANES = 16
-"""Query vectors are padded to a multiple of this, so that compiled loops have no single ones left."""
 _BLOCK_VECTORS = 16
 """Vectors summed at a time; they stay in the cache."""
 _TASK_WORK = 2**21
@@ -104,14 +102,14 @@ class CodedRows:
         with codes_of_tables():
             codes = self.codec.checked(codes)
         starts_S1, sums_S = Ragged(codes.codes, lengths_S).starts_B1, np.empty(len(lengths_S), np.float32)
-        lanes, coder = -(-len(query_KD) // _LANES) * _LANES, self.codec.coder
-        codes_TM, vectors = np.ascontiguousarray(codes.codes), len(query_KD)
+        codes_TM, vectors, coder = np.ascontiguousarray(codes.codes), len(query_KD), self.codec.coder
         if isinstance(coder, ResidualCoder):
-            row_work = (lanes + codes_TM.shape[1]) * self.codec.dim
-            sum_best = self._summed_vectors(coder.tables, query_KD, lanes)
+            queries_DP = padded_columns(query_KD)
+            row_work = queries_DP.size + codes_TM.shape[1] * self.codec.dim
+            sum_best = self._summed_vectors(coder.tables, queries_DP)
         else:
-            row_work = lanes * codes_TM.shape[1]
-            tables = _coded_products(query_KD, codes, self.codec, lanes, self.means_SD)
+            tables = _coded_products(query_KD, codes, self.codec, self.means_SD)
+            row_work = tables.first_SP.shape[1] * codes_TM.shape[1]
             sum_best = functools.partial(_sum_best, tables)
         run_parallel(
             functools.partial(sum_best, codes_TM, starts_S1, start, stop, vectors, sums_S)
@@ -119,10 +117,8 @@ class CodedRows:
         )
         return np.float32(vectors) - sums_S
 
-    def _summed_vectors(self, tables: AdditiveTables, query_KD: Float32Array, lanes: int) -> Any:
+    def _summed_vectors(self, tables: AdditiveTables, queries_DP: Float32Array) -> Any:
         """What fills in MaxSim with the vectors that table rows sum to."""
-        queries_DP = np.zeros((query_KD.shape[1], lanes), np.float32)
-        queries_DP[:, : len(query_KD)] = query_KD.T
         means_SD = np.empty((0, self.codec.dim), np.float32) if self.means_SD is None else self.means_SD
         is_cosine = self.metric == "cosine"
         return functools.partial(
@@ -181,7 +177,7 @@ class _CodedProducts(NamedTuple):
     """What compiled loops add up to cosines of the query's vectors with all vectors of rows."""
 
     products_EP: Float32Array
-    """Inner products of every entry of the look-up tables with the query's vectors, padded to the lanes."""
+    """Inner products of every entry of the look-up tables with the query's vectors, padded."""
     first_SP: Float32Array
     """What all vectors of a row have in common of them."""
     squares_n: Float32Array
@@ -193,14 +189,12 @@ class _CodedProducts(NamedTuple):
 
 
 def _coded_products(
-    query_KD: Float32Array, codes: Codes, codec: Codec, lanes: int, means_SD: Float32Array | None
+    query_KD: Float32Array, codes: Codes, codec: Codec, means_SD: Float32Array | None
 ) -> _CodedProducts:
     """The tables for one query and rows; `means_SD` is as in `CodedRows`."""
     of_query_KE, first_K = _entry_products(query_KD, codec)
-    products_EP = np.zeros((of_query_KE.shape[1], lanes), np.float32)
-    products_EP[:, : len(query_KD)] = of_query_KE.T
-    squares_n = codec.coder.estimate_squares(codes)
-    first_SP = np.zeros((1 if means_SD is None else len(means_SD), lanes), np.float32)
+    products_EP, squares_n = padded_columns(of_query_KE), codec.coder.estimate_squares(codes)
+    first_SP = np.zeros((1 if means_SD is None else len(means_SD), products_EP.shape[1]), np.float32)
     first_SP[:, : len(query_KD)] = first_K
     if means_SD is None:
         nothing = np.empty((0, 0), np.float32)

@@ -120,8 +120,7 @@ def rank_by_max_sim(
             distances_S[rows[chosen]] = coded[chosen].decoded_distances(query_KD, refined=refined)
         distances.append(distances_S)
         stages.append(stages_S)
-    staged = dataclasses.replace(candidates, stages_H=np.concatenate(stages))
-    return ordered_hits(staged, np.concatenate(distances), most)
+    return ordered_hits(candidates, np.concatenate(distances), most, stages_H=np.concatenate(stages))
 
 
 def _coded_rows(snapshot: Snapshot, candidates: Candidates) -> list[tuple[CodedRows, Positions]]:

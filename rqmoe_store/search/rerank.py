@@ -279,13 +279,16 @@ def ordered_hits(
     distances_H: Float32Array,
     most: int,
     tie_breaks_H: Float64Array | None = None,
+    stages_H: Positions | None = None,
 ) -> list[Hits]:
     """The candidates of every query in the order of (distance, row id), without undefined distances.
 
     Rows that are not among the `most` nearest of those that any stage considers may be left out. With tie
-    breaks, they decide before row ids.
+    breaks, they decide before row ids. With stages, these are the first ones to consider the rows, not those
+    of the candidates.
     """
-    row_ids_H, stages_H, estimates_H = candidates.rows.row_ids_N, candidates.stages_H, candidates.estimates_H
+    row_ids_H, estimates_H = candidates.rows.row_ids_N, candidates.estimates_H
+    stages_H = candidates.stages_H if stages_H is None else stages_H
     if tie_breaks_H is not None:
         return [
             ordered(
