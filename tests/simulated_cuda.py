@@ -12,9 +12,11 @@ Times, the order of sums and overlapping streams are not simulated.
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -227,7 +229,8 @@ class CudaDevices:
         in_float32 = any(each.dtype == torch.float32 for each in tensors)
         if devices and name in _PRODUCTS and in_float32 and not _is_exact():
             self.unsafe_products.add(_caller())
-        self.calls[f"{name} in {_caller()}"] += bool(target.type == "cuda" or is_pinned)
+        if target.type == "cuda" or is_pinned:
+            self.calls[f"{name} in {_caller()}"] += 1
         result = _on_cpu(func, args, kwargs)
         if is_pinned:
             self._pinned.add(result.untyped_storage().data_ptr())
@@ -290,15 +293,15 @@ class CudaDevices:
                 return each
             if target.type != "cuda":
                 return each
-            held = {other.untyped_storage().data_ptr() for other in tensors}
-            is_view = each.untyped_storage().data_ptr() in held
-            if self.largest_bytes is not None and each.nbytes > self.largest_bytes and not is_view:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
+            if self.largest_bytes is not None and each.nbytes > self.largest_bytes:
+                held = {other.untyped_storage().data_ptr() for other in tensors}
+                if each.untyped_storage().data_ptr() not in held:  # no view
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
             claimed = each.as_subclass(CudaTensor)
             claimed.place = target
             return claimed
 
-        return tree_map(place, result)
+        return _mapped(place, result)
 
     def current_device(self) -> int:
         """Number of the current device of this thread."""
@@ -343,7 +346,21 @@ class CudaDevices:
 
 
 def _tensors_in(arguments: Any) -> list[Tensor]:
-    return [each for each in tree_leaves(arguments) if isinstance(each, Tensor)]
+    found: list[Tensor] = []
+    _mapped(lambda each: found.append(each) if isinstance(each, Tensor) else None, arguments)
+    return found
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """As torch's `tree_map`, in a tenth of the time where all is in tuples, lists and dicts."""
+    kind = type(value)
+    if kind is tuple:
+        return tuple([_mapped(function, each) for each in value])
+    if kind is list:
+        return [_mapped(function, each) for each in value]
+    if kind is dict:
+        return {name: _mapped(function, each) for name, each in value.items()}
+    return tree_map(function, value) if isinstance(value, tuple | list | dict) else function(value)
 
 
 def _place_of(tensor: Tensor) -> torch.device:
@@ -362,19 +379,28 @@ def _on_cpu(func: Any, args: Any, kwargs: Any) -> Any:
     def on_cpu(each: Any) -> Any:
         return _CPU if isinstance(each, str | torch.device) and str(each).startswith("cuda") else each
 
-    half = torch.autocast("cpu", torch.bfloat16, enabled=torch.is_autocast_enabled("cuda"))
-    with half:
-        return func(*tree_map(on_cpu, args), **tree_map(on_cpu, kwargs))
+    args, kwargs = map(on_cpu, args), {name: on_cpu(each) for name, each in kwargs.items()}
+    is_half = torch.is_autocast_enabled("cuda")
+    if not is_half and not torch.is_autocast_enabled("cpu"):  # as nearly always
+        return func(*args, **kwargs)
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+        return func(*args, **kwargs)
 
 
 def _caller() -> str:
     """The innermost place of the package that runs."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_filename.startswith(PACKAGE):
-            return f"{frame.f_code.co_filename.removeprefix(PACKAGE)}, {frame.f_code.co_name}"
+        if place := _place_in_package(frame.f_code):
+            return place
         frame = frame.f_back  # type: ignore[assignment]
     return "a test"
+
+
+@functools.cache
+def _place_in_package(code: types.CodeType) -> str | None:
+    path = code.co_filename
+    return f"{path.removeprefix(PACKAGE)}, {code.co_name}" if path.startswith(PACKAGE) else None
 
 
 def _module_to(module: nn.Module, device: Any) -> nn.Module:
