@@ -13,6 +13,9 @@ from collections.abc import Iterator
 
 from rqmoe_store.codecs.parallel import Lock, num_threads
 
+_LEAST = 2
+"""Calls that are admitted with a single thread, too: one computes while the other one wakes."""
+
 
 class _Turn:
     """A call that waits, or computes."""
@@ -24,7 +27,7 @@ class _Turn:
 
 
 class Admission:
-    """Admits calls in the order in which they come, `num_threads()` at a time."""
+    """Admits calls in the order in which they come, `num_threads()` at a time and at least two."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -55,7 +58,7 @@ class Admission:
                 self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._admitted < num_threads():
+        while self._waiting and self._admitted < max(num_threads(), _LEAST):
             turn = self._waiting.popleft()
             self._admitted += 1
             turn.has_begun = True

@@ -14,11 +14,12 @@ from rqmoe_store.search.admission import Admission, search_admission
 PATIENCE_SECONDS = 60
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
+@pytest.fixture(params=[1, 3])
+def admitted(request):
+    """The number of calls that are admitted at a time."""
     before = num_threads()
     set_num_threads(request.param)
-    yield request.param
+    yield max(2, request.param)
     set_num_threads(before)
 
 
@@ -61,19 +62,19 @@ class Calls:
         assert not self._threads[number].is_alive()
 
 
-def test_calls_are_admitted_in_their_order_and_no_more_than_threads_at_a_time(threads) -> None:
+def test_calls_are_admitted_in_their_order_and_no_more_than_threads_at_a_time(admitted) -> None:
     calls = Calls(Admission())
     for _ in range(6):
         calls.begin()
-    assert sorted(calls.begun) == list(range(threads))
+    assert sorted(calls.begun) == list(range(admitted))
     for number in range(6):
         calls.end(number)
-        wait_for(lambda number=number: len(calls.begun) == min(6, number + 1 + threads))
-        assert sorted(calls.begun[: number + 1 + threads]) == list(range(min(6, number + 1 + threads)))
+        wait_for(lambda number=number: len(calls.begun) == min(6, number + 1 + admitted))
+        assert sorted(calls.begun[: number + 1 + admitted]) == list(range(min(6, number + 1 + admitted)))
     assert calls.admission.waiting == 0
 
 
-def test_a_call_that_fails_leaves_its_place_to_others(threads) -> None:
+def test_a_call_that_fails_leaves_its_place_to_others(admitted) -> None:
     admission = Admission()
     for _ in range(3):
         with pytest.raises(KeyError), admission.admitted():
@@ -84,9 +85,9 @@ def test_a_call_that_fails_leaves_its_place_to_others(threads) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals to threads")
-def test_an_interrupted_call_waits_no_longer(threads) -> None:
+def test_an_interrupted_call_waits_no_longer(admitted) -> None:
     calls = Calls(Admission())
-    for _ in range(threads):
+    for _ in range(admitted):
         calls.begin()
 
     def interrupt() -> None:
@@ -100,10 +101,10 @@ def test_an_interrupted_call_waits_no_longer(threads) -> None:
         pytest.fail("was admitted")
     interrupter.join()
     assert calls.admission.waiting == 0
-    for number in range(threads):
+    for number in range(admitted):
         calls.end(number)
     calls.begin()
-    calls.end(threads)
+    calls.end(admitted)
 
 
 def test_more_threads_admit_those_that_wait() -> None:
@@ -123,14 +124,14 @@ def test_more_threads_admit_those_that_wait() -> None:
 
 
 @pytest.mark.parametrize("change", ["none", "where", "disk", "batch"])
-def test_searches_that_only_compute_wait_for_each_other_and_no_others_do(world, change, threads) -> None:
+def test_searches_that_only_compute_wait_for_each_other_and_no_others_do(world, change, admitted) -> None:
     found: list[int] = []
     store = copy.copy(world.store).use_cache("disk" if change == "disk" else "memory")
     queries = world.vectors[: 20 if change == "batch" else 1]
     query = store.search(queries).limit(3).where("id >= 0" if change == "where" else None)
     expected = query.to_arrow()  # and codes are in memory
     calls = Calls(search_admission)
-    for _ in range(threads):
+    for _ in range(admitted):
         calls.begin()
     searching = threading.Thread(target=lambda: found.append(query.to_arrow() == expected))
     searching.start()
@@ -140,7 +141,7 @@ def test_searches_that_only_compute_wait_for_each_other_and_no_others_do(world, 
     else:
         searching.join(PATIENCE_SECONDS)
         assert found == [True]
-    for number in range(threads):
+    for number in range(admitted):
         calls.end(number)
     searching.join(PATIENCE_SECONDS)
     assert found == [True]
@@ -148,9 +149,9 @@ def test_searches_that_only_compute_wait_for_each_other_and_no_others_do(world, 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_forked_process_waits_for_none_of_its_parent(threads) -> None:
+def test_a_forked_process_waits_for_none_of_its_parent(admitted) -> None:
     calls = Calls(search_admission)
-    for _ in range(threads + 1):
+    for _ in range(admitted + 1):
         calls.begin()
     process = os.fork()
     if process == 0:
@@ -158,5 +159,5 @@ def test_a_forked_process_waits_for_none_of_its_parent(threads) -> None:
         with search_admission.admitted():
             os._exit(search_admission.waiting)
     assert os.waitpid(process, 0)[1] == 0
-    for number in range(threads + 1):
+    for number in range(admitted + 1):
         calls.end(number)
