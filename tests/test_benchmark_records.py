@@ -1,6 +1,7 @@
 """BENCHMARKS.md, made of a template and the records of runs."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -29,6 +30,27 @@ def test_the_page_is_what_template_and_records_give() -> None:
     template = RENDER["TEMPLATE"].read_text()
     given = RENDER["document"](template, RENDER["records"](RENDER["TEMPLATE"].parent))
     assert RENDER["DOCUMENT"].read_text() == given, "run: make benchmarks"
+
+
+def test_guides_and_readme_say_what_the_record_of_the_passages_does() -> None:
+    record = json.loads((ROOT / "docs/benchmarks/codec-16.json").read_text())
+    found = {each["code_bytes"]: each["recall"]["ten_recall_10"] for each in record["results"]}
+    said = re.compile(r"(\d+)(?: bytes| in all| of RQ-MoE)* find (\d?\.\d+)")
+    for name, least in (
+        ("docs/guides/refine-codes.md", 6),
+        ("docs/guides/choosing-bytes.md", 3),
+        ("README.md", 4),
+    ):
+        figures = said.findall((ROOT / name).read_text().replace("\n", " "))
+        assert len(figures) >= least, name
+        for size, figure in figures:
+            recall = found[int(size)] if figure.startswith(".") else 10 * found[int(size)]
+            assert f"{recall:.{len(figure.partition('.')[2])}f}".lstrip("0") == figure, (name, size)
+
+
+def test_every_record_was_written_by_a_run() -> None:
+    for name, record in RENDER["records"](RENDER["TEMPLATE"].parent).items():
+        assert "transcribed" not in record, name
 
 
 def test_no_table_is_typed_into_the_template() -> None:
@@ -157,9 +179,35 @@ def test_runs_are_joined_to_the_best_at_each_size() -> None:
     ]
     assert rows[0][-1].startswith("yes") and rows[1][-1].startswith("NO: opq +0.100")
     assert len(record["found"]) == 5
-    older = {name: value for name, value in others.items() if name != "results"}
-    better = JOIN["joined"]([ours, {**older, "best": record["best"]}])
-    assert better["best"] == record["best"]
+    best_alone = {name: value for name, value in others.items() if name != "results"}
+    assert JOIN["joined"]([ours, {**best_alone, "best": record["best"]}])["best"] == record["best"]
+
+
+def test_a_row_has_what_all_forms_of_a_codec_find() -> None:
+    found = {
+        ("rqmoe", 8): 0.5,
+        ("faiss-eden-1", 12): 0.4,
+        ("faiss-eden-2", 16): 0.6,
+        ("faiss-eden-3", 40): 0.8,
+    }
+    table = JOIN["joined"]([codec_run("all", [8, 16, 32], {**found, ("opq", 32): 0.7})])["tables"]["by-codec"]
+    assert table["columns"] == ["codec", "8", "16", "32", "beyond 32"]
+    assert table["rows"] == [
+        ["rqmoe", "0.500", "", "", ""],
+        ["faiss-eden", "", "0.600", "", "0.800"],
+        ["opq", "", "", "0.700", ""],
+    ]
+    smaller = {each: found[each] for each in found if each[1] != 16}
+    row = JOIN["joined"]([codec_run("all", [8, 16, 32], smaller)])["tables"]["by-codec"]["rows"][1]
+    assert row == ["faiss-eden", "", "0.400 (12)", "", "0.800"]
+
+
+def test_a_table_may_be_shown_in_part() -> None:
+    run = {**RUN, "rows": [["rq", 0.1], ["rq-16", 0.2], ["rq", 0.3]]}
+    page = RENDER["document"]("<!-- command: run -->\n<!-- table: run of rq -->", {"run": run})
+    assert "| rq | 0.100 |\n| rq | 0.300 |\n" in page and "rq-16" not in page
+    with pytest.raises(ValueError, match="no row of 'opq'"):
+        RENDER["document"]("<!-- command: run -->\n<!-- table: run of opq -->", {"run": run})
 
 
 def test_runs_on_other_vectors_are_not_joined() -> None:

@@ -1,34 +1,40 @@
 """Check advice: what it says a codec finds, against what searches of a compressed table with that codec find.
 
-    python docs/benchmarks/measure_advice.py VECTORS.npy QUERIES.npy [--targets 0.8,0.9,0.95] [--minutes 0]
+    python docs/benchmarks/measure_advice.py VECTORS.npy QUERIES.npy [--targets 0.8,0.9] [--json advice.json]
 
 Every recommended codec is trained anew on all rows. Recall is 10-recall@10 with all queries, of searches that
 probe all partitions and rank 5,000 rows, of default searches, and of searches after `tune`.
 """
 
 import argparse
-import json
 import math
 import tempfile
+from pathlib import Path
 
 import lancedb
 import numpy as np
 import pyarrow as pa
+import torch
 
 import rqmoe_store as rqs
+from rqmoe_store.evaluation.machine import describe_machine
 from rqmoe_store.evaluation.recall import exact_neighbors, k_recall_at_k
+from rqmoe_store.evaluation.records import run_facts
+from rqmoe_store.terminal import write_json
 
 SHORTLIST = 5_000
 
 
 def main() -> None:
-    """Measure, and print a line of JSON for every target."""
+    """Measure, print a line for every target, and write the record."""
     parser = argparse.ArgumentParser()
     parser.add_argument("vectors")
     parser.add_argument("queries")
     parser.add_argument("--targets", default="0.8,0.9,0.95")
     parser.add_argument("--minutes", type=float, default=0.0)
-    options = parser.parse_args()
+    parser.add_argument("--json", type=Path)
+    options, found = parser.parse_args(), []
+    facts = {**run_facts(), "machine": describe_machine(torch.device("cpu"))}
     vectors = np.load(options.vectors, allow_pickle=False).astype(np.float32)
     queries = np.load(options.queries, allow_pickle=False).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +42,11 @@ def main() -> None:
         rows = pa.table({"id": np.arange(len(vectors)), "vector": lists})
         docs = lancedb.connect(folder).create_table("docs", rows)
         for target in map(float, options.targets.split(",")):
-            print(json.dumps(check(docs, vectors, queries, target, options.minutes)), flush=True)
+            found.append(check(docs, vectors, queries, target, options.minutes))
+            print(found[-1], flush=True)
+    if options.json is not None:
+        rows = [list(each.values()) for each in found]
+        write_json(options.json, {**facts, "columns": list(found[0]), "rows": rows})
 
 
 def check(docs, vectors, queries, target: float, minutes: float) -> dict[str, object]:
@@ -63,12 +73,12 @@ def check(docs, vectors, queries, target: float, minutes: float) -> dict[str, ob
     store.tune(queries, target_recall=share, progress=False)
     return {
         "target": target,
-        "codec": chosen.name,
+        "recommended": chosen.name,
         "said": chosen.recall,
-        "exhaustive": exhaustive,
+        "found by an exhaustive search": exhaustive,
         "said of default searches": chosen.default_search_recall,
-        "default searches": default,
-        "tuned searches": recall(),
+        "found by them": default,
+        "found after `tune`": recall(),
     }
 
 

@@ -4,7 +4,8 @@
 
 In the template, a line `<!-- command: NAME -->` stands for the commands of NAME.json, and a line
 `<!-- table: NAME -->` for its table, with date and machine below. Where a record has several tables,
-`<!-- table: NAME/TABLE -->` is one of them. `<!-- versions -->` stands for the libraries of all records.
+`<!-- table: NAME/TABLE -->` is one of them; `of FIRST` at the end keeps the rows that begin with FIRST.
+`<!-- versions -->` stands for the libraries of all records.
 """
 
 import json
@@ -17,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "BENCHMARKS.md"
 TEMPLATE = Path(__file__).with_name("BENCHMARKS.md.in")
 
-PLACEHOLDER = re.compile(r"^<!-- (command|table): ([\w-]+)(?:/([\w-]+))? -->$", re.MULTILINE)
+PLACEHOLDER = re.compile(
+    r"^<!-- (command|table): ([\w-]+)(?:/([\w-]+))?(?: of ([\w+-]+))? -->$", re.MULTILINE
+)
 VERSIONS = "<!-- versions -->"
 WIDTH = 110
 
@@ -48,10 +51,10 @@ def document(template: str, found: dict[str, Record]) -> str:
 
 
 def _replacement(match: re.Match[str], found: dict[str, Record]) -> str:
-    kind, name, table = match.groups()
+    kind, name, table, first = match.groups()
     if name not in found:
         raise ValueError(f"{match[0]} names no record; expected one of {', '.join(found)}.")
-    return command_block(found[name]) if kind == "command" else table_block(found[name], table)
+    return command_block(found[name]) if kind == "command" else table_block(found[name], table, first)
 
 
 def command_block(record: Record) -> str:
@@ -72,14 +75,17 @@ def _wrapped(command: str) -> list[str]:
     return lines
 
 
-def table_block(record: Record, name: str | None) -> str:
-    """A table of a record, with its date and machine below."""
+def table_block(record: Record, name: str | None, first: str | None = None) -> str:
+    """A table of a record, or those rows that begin with `first`, with its date and machine below."""
     tables = record.get("tables", {None: record})
     chosen = next(iter(tables)) if name is None and len(tables) == 1 else name
     if chosen not in tables:
         raise ValueError(f"Got the table {name!r}; expected one of {', '.join(map(repr, tables))}.")
     made_by = "" if record["command"] is not None else f"Made by {record['made_by']}. "
-    table = markdown_table(tables[chosen]["columns"], tables[chosen]["rows"])
+    rows = [row for row in tables[chosen]["rows"] if first in (None, row[0])]
+    if not rows:
+        raise ValueError(f"Got no row of {first!r}; expected one of {tables[chosen]['rows']}.")
+    table = markdown_table(tables[chosen]["columns"], rows)
     return f"{table}\n\n*{made_by}{record['date']}; {machine_line(record['machine'])}.*"
 
 

@@ -7,12 +7,13 @@ extra `bench`.
 """
 
 import json
-import re
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from rqmoe_store.evaluation.peer_names import family_of
 
 RECORDS = Path(__file__).parents[1] / "benchmarks"
 PICTURE = Path(__file__).with_suffix(".svg")
@@ -20,11 +21,26 @@ PICTURE = Path(__file__).with_suffix(".svg")
 Points = dict[str, list[tuple[float, float]]]
 """Name of a line -> its points: bytes per vector (with raw vectors where they are read), 10-recall@10."""
 
+OURS, REFINED = "rqmoe-store", "LanceDB with raw vectors (refine 10)"
+
+FAMILIES = {
+    "faiss-rq": "FAISS RQ",
+    "turbovec": "turbovec",
+    "faiss-rabitq": "FAISS RaBitQ",
+    "faiss-eden": "FAISS EDEN",
+    "faiss-turboquant": "FAISS TurboQuant",
+    "faiss-sq": "FAISS SQ",
+    "binary": "binary and int8, Qdrant-style",
+    "int8": "binary and int8, Qdrant-style",
+    "lancedb-ivf-rq": "LanceDB IVF_RQ",
+}
+"""Names of codecs without their forms -> the lines that they are on."""
+
 # Colors that differ for any color vision (Okabe and Ito), and markers for print.
 LOOKS = {
-    "rqmoe-store": {"color": "#D55E00", "marker": "o", "linewidth": 2.5},
+    OURS: {"color": "#D55E00", "marker": "o", "linewidth": 2.5},
     "FAISS RQ": {"color": "#F0E442", "marker": "s", "markeredgecolor": "#7F7F7F"},
-    "FAISS OPQ": {"color": "#009E73", "marker": "^"},
+    "turbovec": {"color": "#009E73", "marker": "^"},
     "FAISS RaBitQ": {"color": "#56B4E9", "marker": "v"},
     "FAISS EDEN": {"color": "#E69F00", "marker": "<"},
     "FAISS TurboQuant": {"color": "#7F7F7F", "marker": "D"},
@@ -36,7 +52,7 @@ LOOKS = {
         "linestyle": "none",
     },
     "LanceDB IVF_RQ": {"color": "#0072B2", "marker": "X"},
-    "LanceDB with raw vectors (refine 10)": {
+    REFINED: {
         "color": "#0072B2",
         "marker": "o",
         "markerfacecolor": "white",
@@ -45,35 +61,21 @@ LOOKS = {
 }
 
 
-def rows_of(name: str, table: str | None = None) -> list[dict[str, str]]:
-    """The rows of a record's table, by the names of its columns, without what makes figures bold."""
-    record = json.loads((RECORDS / f"{name}.json").read_text())
-    found = record if table is None else record["tables"][table]
-    return [
-        dict(zip(found["columns"], (f"{cell}".strip("*") for cell in row), strict=True))
-        for row in found["rows"]
-    ]
-
-
 def points() -> Points:
-    """What the picture shows. Vectors have unit length, so that l2 and cosine find the same."""
+    """What the picture shows: exhaustive searches by code size, and LanceDB's searches of raw vectors."""
+    best, searches = (json.loads((RECORDS / f"{name}.json").read_text()) for name in ("bytes", "searches"))
     found: Points = {name: [] for name in LOOKS}
-    record = json.loads((RECORDS / "bytes.json").read_text())
-    found["rqmoe-store"] = [(row["total_bytes"], round(row["ours"]["recall"], 3)) for row in record["best"]]
-    faiss_rq = [each for each in record["found"] if each["codec"] == "faiss-rq"]
-    found["FAISS RQ"] = [(each["code_bytes"], round(each["recall"], 3)) for each in faiss_rq]
-    for row in rows_of("libraries"):
-        name, _, library = row["codec"].partition(" (")
-        name = f"{library.rstrip(')')} {name}" if library else "binary and int8, Qdrant-style"
-        if row["bytes, MiniLM"] != "-":
-            found[name].append((float(row["bytes, MiniLM"]), float(row["10-R@10"])))
-    total = 0.0
-    for row in rows_of("searches", "searches"):
-        kept = re.match(r"[\d,]+", row["total bytes per vector"])
-        # Left out where it is that of the line above.
-        total = float(kept[0].replace(",", "")) if kept else total
-        if row["system"].endswith("refine 10"):
-            found["LanceDB with raw vectors (refine 10)"].append((total, float(row["10-R@10"])))
+    found[OURS] = [(row["total_bytes"], round(row["ours"]["recall"], 3)) for row in best["best"]]
+    for each in best["found"]:
+        name = FAMILIES.get(family_of(each["codec"]))
+        if name is not None:
+            found[name].append((each["code_bytes"], round(each["recall"], 3)))
+    total_bytes = {each["system"]: each["total_bytes"] for each in searches["indexes"]}
+    found[REFINED] = [
+        (round(total_bytes[each["system"]]), round(each["recall"], 3))
+        for each in searches["results"]
+        if each["setting"]["refine_factor"] is not None
+    ]
     return found
 
 
