@@ -139,6 +139,12 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The parsed source of a file."""
+    return ast.parse(path.read_text())
+
+
 def imports(tree: ast.AST) -> Iterator[str]:
     """Dotted names of all imported modules, wherever in the file the import stands."""
     for node in ast.walk(tree):
@@ -152,7 +158,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 @functools.cache
 def public_homes() -> dict[str, str]:
     """Name -> room of what `rqmoe_store/__init__.py` re-exports."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    tree = tree_of(PACKAGE / "__init__.py")
     return {
         alias.name: (node.module or "").split(".")[1]
         for node in ast.walk(tree)
@@ -185,7 +191,7 @@ def any_path(request) -> Path:
 def test_dependencies_point_one_way(path):
     room = room_of(path)
     assert room in MAY_IMPORT, f"{room!r} is new: say here what it may import"
-    breaches = imported_rooms(ast.parse(path.read_text())) - MAY_IMPORT[room] - {room}
+    breaches = imported_rooms(tree_of(path)) - MAY_IMPORT[room] - {room}
     assert not breaches, f"{name_of(path)} may not import from {sorted(breaches)}"
 
 
@@ -203,7 +209,7 @@ def public_methods() -> dict[str, set[str]]:
             if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) and not each.name.startswith("_")
         }
         for path in FILES
-        for node in ast.parse(path.read_text()).body
+        for node in tree_of(path).body
         if isinstance(node, ast.ClassDef)
     }
 
@@ -213,7 +219,7 @@ def module_of(path: Path) -> str:
 
 
 def test_the_methods_of_a_class_are_in_one_file(path):
-    tree, methods = ast.parse(path.read_text()), public_methods()
+    tree, methods = tree_of(path), public_methods()
     origins = {
         alias.asname or alias.name: f"{node.module}.{alias.name}".removeprefix("rqmoe_store.")
         for node in ast.walk(tree)
@@ -229,7 +235,7 @@ def test_the_methods_of_a_class_are_in_one_file(path):
 def test_math_knows_no_storage(path):
     if room_of(path) not in WITHOUT_STORAGE or name_of(path) in MAY_READ_TABLES:
         return
-    libraries = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
+    libraries = {module.split(".")[0] for module in imports(tree_of(path))}
     assert not libraries & STORAGE_LIBRARIES
 
 
@@ -250,7 +256,7 @@ def test_gpu_tests_and_benchmark_load_no_lancedb():
     seen, left = set(starts), list(starts)
     while left:
         file = left.pop()
-        tree = ast.parse(file.read_text())
+        tree = tree_of(file)
         if file not in starts:  # what functions import is loaded when they are called
             named = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
             tree = ast.Module(named, [])
@@ -263,7 +269,7 @@ def test_gpu_tests_and_benchmark_load_no_lancedb():
 
 
 def test_nothing_is_pickled(any_path):
-    tree = ast.parse(any_path.read_text())
+    tree = tree_of(any_path)
     libraries = {module.split(".")[0] for module in imports(tree)}
     assert not libraries & {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     for node in ast.walk(tree):
@@ -287,7 +293,7 @@ def test_file_is_short(any_path):
 
 def test_functions_are_short(any_path):
     """Code counts; signature, docstring and blank lines do not."""
-    tree = ast.parse(any_path.read_text())
+    tree = tree_of(any_path)
     lines = any_path.read_text().splitlines()
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -314,7 +320,7 @@ def test_adapters_use_public_names_alone():
         known = ["rqmoe_store.config."]
         if {"examples", "benchmarks"} & set(path.relative_to(ROOT).parts):
             known += ["rqmoe_store.demo.", "rqmoe_store.evaluation."]
-        inner = {name for name in imports(ast.parse(path.read_text())) if name.startswith("rqmoe_store")}
+        inner = {name for name in imports(tree_of(path)) if name.startswith("rqmoe_store")}
         assert all(name in public or name.startswith(tuple(known)) for name in inner), path
 
 

@@ -164,7 +164,7 @@ def test_a_power_of_two_changes_no_code(power, kind, metric):
 def test_a_codec_for_ordinary_vectors_is_described_as_ever():
     codec = rqmoe_store.train(in_float32(ORDINARY), config=config(), training=TRAINING)
     description, tensors = codec.to_artifact().unpack()
-    assert set(description) == {"config", "dim", "report", "format_version", "weights_sha256"}
+    assert set(description) == {"config", "dim", "encodes", "report", "format_version", "weights_sha256"}
     assert not any(name.startswith("frame") for name in tensors)
 
 

@@ -169,9 +169,9 @@ def test_trained_tables_are_as_good_as_a_dense_fit(changes: dict[str, object]) -
         **{"code_bytes": 4, "codebook_size": 16, "num_partitions": 0, "hidden_dim": 16, "beam": 2, **changes}
     )
     training = TrainConfig(
-        epochs=15, batch_size=250, learning_rate=3e-3, progress=False, device="cpu"
+        epochs=15, batch_size=125, learning_rate=3e-3, progress=False, device="cpu"
     )  # fmt: skip
-    codec = train(curved(2500), config=config, training=training)
+    codec = train(curved(1250), config=config, training=training)
     mine, dense = error(codec, codec._coder.tables.rows_TD), error(codec, dense_fit(codec))
     assert error(codec, undeformed_rows(codec)) > 1.5 * dense
     assert mine < 1.01 * dense
