@@ -48,6 +48,26 @@ def test_guides_and_readme_say_what_the_record_of_the_passages_does() -> None:
             assert f"{recall:.{len(figure.partition('.')[2])}f}".lstrip("0") == figure, (name, size)
 
 
+def test_the_guide_to_many_rows_says_what_the_record_does() -> None:
+    guide = (ROOT / "docs/guides/a-billion-rows.md").read_text()
+    said = [line.split(" | ")[1] for line in guide.splitlines() if line.startswith("| ") and " | " in line]
+    record = json.loads((ROOT / "docs/benchmarks/many-rows.json").read_text())
+    rows = {
+        each["cache"]: each for each in record["synthetic"] if (each["rows"], each["nprobes"]) == (10**8, 20)
+    }
+    memory, disk = rows["memory"], rows["disk"]
+    measured = [
+        f"{memory['table_bytes'] / 10:.1f} GB",
+        f"{memory['memory_growth_bytes'] / 1e9:.1f} GB",
+        f"{memory['load_growth_bytes'] / 1e9:.1f} GB",
+        f"{memory['first_query_ms'] / 1e3:.0f} s",
+        f"{memory['p50_ms']:.0f} ms",
+        f"{disk['p50_ms']:.0f} ms",
+        f"{disk['memory_growth_bytes'] / 1e9:.1f} GB",
+    ]
+    assert said[1:] == measured
+
+
 def test_every_record_was_written_by_a_run() -> None:
     for name, record in RENDER["records"](RENDER["TEMPLATE"].parent).items():
         assert "transcribed" not in record, name
