@@ -53,7 +53,7 @@ class Admission:
             with self._lock:
                 if turn.has_begun:
                     self._admitted -= 1
-                else:
+                elif turn in self._waiting:  # not if the interruption came before
                     self._waiting.remove(turn)
                 self._admit()
 
