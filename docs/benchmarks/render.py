@@ -42,7 +42,7 @@ def document(template: str, found: dict[str, Record]) -> str:
         missing = {"command", "machine", "date"} - record.keys()
         if missing:
             raise ValueError(f"{name}.json has no {', '.join(sorted(missing))}; expected those of the run.")
-        wanted = {("table", name)} | ({("command", name)} if record["command"] is not None else set())
+        wanted = {("table", name), ("command", name)}
         if wanted - shown:
             lines = " and ".join(f"<!-- {kind}: {name} -->" for kind, _ in sorted(wanted - shown))
             raise ValueError(f"The template does not show {name}.json; expected the lines {lines}.")
@@ -81,12 +81,11 @@ def table_block(record: Record, name: str | None, first: str | None = None) -> s
     chosen = next(iter(tables)) if name is None and len(tables) == 1 else name
     if chosen not in tables:
         raise ValueError(f"Got the table {name!r}; expected one of {', '.join(map(repr, tables))}.")
-    made_by = "" if record["command"] is not None else f"Made by {record['made_by']}. "
     rows = [row for row in tables[chosen]["rows"] if first in (None, row[0])]
     if not rows:
         raise ValueError(f"Got no row of {first!r}; expected one of {tables[chosen]['rows']}.")
     table = markdown_table(tables[chosen]["columns"], rows)
-    return f"{table}\n\n*{made_by}{record['date']}; {machine_line(record['machine'])}.*"
+    return f"{table}\n\n*{record['date']}; {machine_line(record['machine'])}.*"
 
 
 def main() -> None:
