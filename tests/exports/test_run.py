@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import decimal
 import json
+import shutil
 import subprocess
 import sys
 
@@ -37,21 +38,29 @@ def db(tmp_path):
     return lancedb.connect(tmp_path / "db")
 
 
-@pytest.fixture(params=[("none", 6), ("float16", 0)], ids=["refine codes", "kept vectors"])
-def store(db, request, monkeypatch):
-    """Rows of two codecs, the second of which may have refine codes, raw ones and one without a vector, a few
-    of them at a time."""
-    monkeypatch.setattr(vector_arrays, "BATCH_BYTES", 4 * DIM * 16)
+@pytest.fixture(scope="module", params=[("none", 6), ("float16", 0)], ids=["refine codes", "kept vectors"])
+def template(request, tmp_path_factory):
+    """A database with rows of two codecs, the second of which may have refine codes, raw ones and one without
+    a vector."""
     (keep, refine_bytes) = request.param
+    folder = tmp_path_factory.mktemp("template")
     config = CodecConfig(kind="rq", code_bytes=4, codebook_size=16, num_partitions=2, beam=1)
-    store = create_table(db, "docs", rows_of(0, 100), config=config, keep_vectors=keep)
+    store = create_table(lancedb.connect(folder), "docs", rows_of(0, 100), config=config, keep_vectors=keep)
     store.train(training(0), progress=False)
     config = dataclasses.replace(config, refine_bytes=refine_bytes)
     store.retrain(training(1), vectors=VECTORS, config=config, encode=False, progress=False)
     store.add([*rows_of(100, 120), {"id": 1000, "text": None, "vector": None}])
     store.add(rows_of(120, 140), encode=False)
     store.delete("id in (3, 130)")
-    return store
+    return folder
+
+
+@pytest.fixture
+def store(template, db, tmp_path, monkeypatch):
+    """A table of the template's rows, a few of which are read at a time."""
+    monkeypatch.setattr(vector_arrays, "BATCH_BYTES", 4 * DIM * 16)
+    shutil.copytree(template, tmp_path / "db", dirs_exist_ok=True)
+    return open_table(db, "docs")
 
 
 def expected(store, *, decoded=False):

@@ -25,7 +25,7 @@ from rqmoe_store.training.loop import TrainingLoop
 from rqmoe_store.training.loss import validation_mse
 from rqmoe_store.training.trainer import train
 
-ROWS = vectors(2500)
+ROWS = vectors(1250)
 SMALL = {"code_bytes": 3, "codebook_size": 16, "num_experts": 2, "hidden_dim": 16, "beam": 2, "preselect": 8}
 
 
@@ -34,7 +34,7 @@ def config(**changes: object) -> CodecConfig:
 
 
 def quick(**changes: object) -> TrainConfig:
-    settings = {"epochs": 3, "batch_size": 250, "progress": False, "device": "cpu", "learning_rate": 3e-3}
+    settings = {"epochs": 3, "batch_size": 125, "progress": False, "device": "cpu", "learning_rate": 3e-3}
     return TrainConfig(**{**settings, **changes})
 
 

@@ -1,11 +1,14 @@
 """Tables in all states, for the tests of verifying them."""
 
+import functools
+import shutil
+
 import lancedb
 import numpy as np
 import pytest
 
 from rqmoe_store.config import CodecConfig, TrainConfig
-from rqmoe_store.tables import create_table
+from rqmoe_store.tables import create_table, open_table
 
 DIM, ROWS = 16, 120
 VECTORS = np.random.default_rng(3).normal(size=(ROWS, DIM)).astype(np.float32)
@@ -24,26 +27,35 @@ def db(tmp_path):
     return lancedb.connect(tmp_path / "db")
 
 
+def _make(db, name="docs", *, coded=True, keep="none", metric="l2", **config):
+    config = CodecConfig(
+        kind="rq", code_bytes=4, codebook_size=16, num_partitions=2, beam=1, metric=metric, **config
+    )
+    store = create_table(db, name, _rows(0, 90), config=config, keep_vectors=keep)
+    if coded:
+        store.train(_training(0), progress=False)
+    store.add(_rows(90, 100), encode=False)
+    return store
+
+
 @pytest.fixture
 def make_store(db):
     """Makes a table of 100 raw rows, of which a codec has encoded 90 unless told otherwise."""
+    return functools.partial(_make, db)
 
-    def make(name="docs", *, coded=True, keep="none", metric="l2", **config):
-        config = CodecConfig(
-            kind="rq", code_bytes=4, codebook_size=16, num_partitions=2, beam=1, metric=metric, **config
-        )
-        store = create_table(db, name, _rows(0, 90), config=config, keep_vectors=keep)
-        if coded:
-            store.train(_training(0), progress=False)
-        store.add(_rows(90, 100), encode=False)
-        return store
 
-    return make
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A database with the table that `make_store` makes unless told otherwise."""
+    folder = tmp_path_factory.mktemp("template")
+    _make(lancedb.connect(folder))
+    return folder
 
 
 @pytest.fixture
-def store(make_store):
-    return make_store()
+def store(template, db, tmp_path):
+    shutil.copytree(template, tmp_path / "db", dirs_exist_ok=True)
+    return open_table(db, "docs")
 
 
 @pytest.fixture(scope="session")
