@@ -74,14 +74,14 @@ def test_only_coordinates_that_hardly_vary_are_left_out(data: st.DataObject, dim
     num_bytes = data.draw(st.integers(1, dim))
     variances = np.random.default_rng(dim * 100 + num_bytes).lognormal(0, 2, dim)
     used = worth_coding(variances, num_bytes)
-    left = np.delete(variances, used)
-    assert len(used) >= num_bytes and (np.diff(used) > 0).all()
-    error = (variances / 4 ** water_filling_rates(variances, 8 * num_bytes)).sum()
-    assert left.sum() <= 0.25 * error
+    left, rates = np.delete(variances, used), water_filling_rates(variances, 8 * num_bytes)
+    least = max(num_bytes, (rates > 0).sum())
+    assert len(used) >= least and (np.diff(used) > 0).all() and (np.delete(rates, used) == 0).all()
+    assert left.sum() <= 0.25 * (variances / 4**rates).sum()
     if len(left):
         assert left.max() <= variances[used].min()
-    if len(used) > num_bytes:
-        assert left.sum() + variances[used].min() > 0.25 * error
+    if len(used) > least:
+        assert left.sum() + variances[used].min() > 0.25 * (variances / 4**rates).sum()
 
 
 @pytest.mark.parametrize("kind", ["pq", "saq"])
