@@ -10,7 +10,6 @@ Shape legend: B documents, Q queries, N neighbors, F dimension of an encoding, n
 """
 
 import argparse
-import datetime
 import json
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from rqmoe_store.evaluation.multivector_benchmark import (
     best_documents,
     read_multi_vector_data,
 )
+from rqmoe_store.evaluation.records import run_facts
 from rqmoe_store.multivector.fixed_dimensional import FixedDimensionalEncoder
+from rqmoe_store.terminal import write_json
 
 SETTINGS = [
     (8, 1, 128),
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--json", type=Path, default=Path("multivector-encodings.json"))
     options = parser.parse_args()
+    facts = {**run_facts(), "machine": describe_machine(torch.device("cpu"))}
     data = read_multi_vector_data(options.folder, options.documents, options.queries)
     truth_QN = best_documents(data, lambda block_nD: block_nD)[:, :FEW]
     rows = [measure("the mean of the vectors", encoder_of(data, 1, 0, None, None), data, truth_QN)]
@@ -61,15 +63,7 @@ def main() -> None:
         rows.append(measure(name, encoder, data, truth_QN))
         print(json.dumps(rows[-1]), flush=True)
     columns = ["encoding", "dimension", "R@10", *(f"in {depth}" for depth in DEPTHS[1:]), "left over"]
-    document = {
-        "command": f"python docs/benchmarks/measure_encodings.py {options.folder.name} "
-        f"--queries {options.queries} --json {options.json.name}",
-        "date": datetime.date.today().isoformat(),
-        "machine": describe_machine(torch.device("cpu")),
-        "columns": columns,
-        "rows": rows,
-    }
-    options.json.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(options.json, {**facts, "columns": columns, "rows": rows})
 
 
 def encoder_of(

@@ -120,7 +120,7 @@ class DenseRotation:
         """The rotation to the first directions."""
         if num_coordinates == self.num_coordinates:
             return self
-        return DenseRotation(self.matrix_CD[:num_coordinates])
+        return DenseRotation(self.matrix_CD[:num_coordinates].copy())  # a view would keep all of them
 
     def arrays(self) -> Arrays:
         """The arrays that define it."""
