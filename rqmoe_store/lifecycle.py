@@ -274,11 +274,11 @@ def _left_over(lists: Ragged, many: MultiVector, codec: Codec, first_nD: Float32
     parts = []
     for start in range(0, len(lists), ENCODINGS_FITTED):
         some = lists[start : start + ENCODINGS_FITTED]
-        means_BD = None
+        means = None
         if many.encoding.subtract_mean:
             encodings_nD = first_nD if start == 0 else encodings_of(some, many)
-            means_BD = row_means(codec.encode(encodings_nD), many, codec)
-        parts.append(left_over(some, means_BD, many))
+            means = row_means(codec.encode(encodings_nD), many, codec)
+        parts.append(left_over(some, means, many))
     return np.concatenate(parts)
 
 

@@ -241,6 +241,18 @@ class TransformQuantizer:
         """
         return product(self._coordinates(codes_nB), rotated_CE)
 
+    def sum_products(self, codes_nB: Bytes, rotated_CE: Float32Array) -> Float32Array:
+        """As `decode_products`, by look-up tables of the matrix: less work for many codes and few columns."""
+        entries_BKE = np.empty((self.num_bytes, CODEWORDS, rotated_CE.shape[1]), np.float32)
+        _fill_entries(rotated_CE, self.starts_B1, self.codebooks_CK, entries_BKE)
+        products_nE = np.empty((len(codes_nB), rotated_CE.shape[1]), np.float32)
+
+        def sum_rows(start: int, stop: int, _: int) -> None:
+            _sum_entries(entries_BKE, codes_nB[start:stop], products_nE[start:stop])
+
+        run_chunks_parallel(len(codes_nB), _ROWS_PER_TASK, sum_rows)
+        return products_nE
+
     def _coordinates(self, codes_nB: Bytes) -> Float32Array:
         coordinates_nC = np.zeros((len(codes_nB), self.rotation.num_coordinates), np.float32)
         _decode_rows_into(np.ascontiguousarray(codes_nB), self.starts_B1, self.codebooks_CK, coordinates_nC)
@@ -500,6 +512,31 @@ def _decode_rows_into(codes_nB: Any, starts_B1: Any, codebooks_CK: Any, coordina
             codeword = codes_nB[row, byte]
             for place in range(starts_B1[byte], starts_B1[byte + 1]):
                 coordinates_nD[row, place] = codebooks_CK[place, codeword]
+
+
+@compiled
+def _fill_entries(rotated_CE: Any, starts_B1: Any, codebooks_CK: Any, entries_BKE: Any) -> None:
+    """Fill in the products of every codeword of every byte with a matrix."""
+    for byte in range(entries_BKE.shape[0]):
+        for codeword in range(entries_BKE.shape[1]):
+            sums_E = entries_BKE[byte, codeword]
+            sums_E[:] = 0
+            for place in range(starts_B1[byte], starts_B1[byte + 1]):
+                factor, values_E = codebooks_CK[place, codeword], rotated_CE[place]
+                for column in range(len(sums_E)):
+                    sums_E[column] += factor * values_E[column]
+
+
+@compiled
+def _sum_entries(entries_BKE: Any, codes_nB: Any, sums_nE: Any) -> None:
+    """Fill in the sums of what codes select."""
+    for row in range(codes_nB.shape[0]):
+        sums_E = sums_nE[row]
+        sums_E[:] = 0
+        for byte in range(codes_nB.shape[1]):
+            entry_E = entries_BKE[byte, codes_nB[row, byte]]
+            for column in range(len(sums_E)):
+                sums_E[column] += entry_E[column]
 
 
 @compiled

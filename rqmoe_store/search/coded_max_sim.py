@@ -1,7 +1,8 @@
 """MaxSim of rows by the codes of their vectors: by look-up tables, or by decoded vectors.
 
 The look-up tables of a codec have vectors that sum to what its codes stand for: exactly unless experts deform
-them, and approximately then.
+them, and approximately then. Inner products with them sum likewise, at a fraction of the work; for cosines,
+the lengths of the sums are needed, too.
 
 Shape legend: Q queries, K vectors of one, S rows, T vectors of all rows, n vectors of a block, M steps,
 D components of a vector, E entries of look-up tables, P columns for query vectors.
@@ -9,6 +10,7 @@ D components of a vector, E entries of look-up tables, P columns for query vecto
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,10 +21,10 @@ from rqmoe_store.codecs.base import Codec
 from rqmoe_store.codecs.coder import ResidualCoder
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.parallel import compiled, run_chunks, run_parallel
-from rqmoe_store.codecs.products import multiply_rows, product
+from rqmoe_store.codecs.products import multiply_rows
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.multivector.max_sim import checked_max_sim, document_shares, max_sim_tensor, padded_columns
-from rqmoe_store.store.multivector import codes_of_tables, decode_lists, token_codes
+from rqmoe_store.store.multivector import RowMeans, codes_of_tables, decode_lists, token_codes
 from rqmoe_store.store.ragged import Ragged
 from rqmoe_store.store.vector_lists import unit_vectors
 
@@ -52,12 +54,12 @@ class CodedRows:
     """Their codec."""
     metric: str
     """Metric of the table."""
-    means_SD: Float32Array | None
+    means: RowMeans | None
     """What was taken off the vectors of every row before they were encoded; None for nothing."""
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> "CodedRows":
-        means_SD = None if self.means_SD is None else self.means_SD[rows]
-        return dataclasses.replace(self, tokens=self.tokens[rows], means_SD=means_SD)
+        means = None if self.means is None else self.means[rows]
+        return dataclasses.replace(self, tokens=self.tokens[rows], means=means)
 
     @property
     def have_tables(self) -> bool:
@@ -89,8 +91,20 @@ class CodedRows:
         """
         if self.codec.device_name != "cpu":
             return self._distances_on_gpu(query_KD, refined)
-        decoded = decode_lists(self.tokens, self.codec, refined=refined, means_BD=self.means_SD)
+        decoded = decode_lists(self.tokens, self.codec, refined=refined, means=self.means)
         return distances_to(query_KD, decoded, self.metric)
+
+    def product_distances(self, query_KD: Float32Array) -> Float32Array:
+        """The distances (S,) of the rows to one query by look-up tables, with inner products in place of
+        cosines, and without refine codes. Under "dot", these are `table_distances`.
+
+        Raises:
+            TableError: the bytes are not codes of the codec.
+        """
+        codes, lengths_S = self._checked_codes()
+        entries_EP, first_SP = _products_with(query_KD, self.codec, self.means)
+        row_work = entries_EP.shape[1] * codes.codes.shape[1]
+        return _distances(query_KD, codes, lengths_S, row_work, _sum_best_products, entries_EP, first_SP)
 
     def table_distances(self, query_KD: Float32Array) -> Float32Array:
         """The distances (S,) of the rows to one query by look-up tables, without refine codes.
@@ -98,32 +112,28 @@ class CodedRows:
         Raises:
             TableError: the bytes are not codes of the codec.
         """
+        if self.metric != "cosine":
+            return self.product_distances(query_KD)
+        codes, lengths_S = self._checked_codes()
+        steps, coder = codes.codes.shape[1], self.codec.coder
+        means_SD = None if self.means is None else self.means.values_BD
+        if isinstance(coder, ResidualCoder):
+            summed = _SummedVectors.of(query_KD, coder.tables, means_SD)
+            row_work = summed.queries_DP.size + steps * self.codec.dim
+            return _distances(query_KD, codes, lengths_S, row_work, _sum_best_of_summed, summed)
+        tables = _coded_products(query_KD, codes, self.codec, self.means, means_SD)
+        row_work = tables.first_SP.shape[1] * steps
+        return _distances(query_KD, codes, lengths_S, row_work, _sum_best, tables)
+
+    def _checked_codes(self) -> tuple[Codes, npt.NDArray[np.int64]]:
+        """The codes of all vectors, and how many each row has.
+
+        Raises:
+            TableError: the bytes are not codes of the codec.
+        """
         codes, lengths_S = token_codes(self.tokens, self.codec)
         with codes_of_tables():
-            codes = self.codec.checked(codes)
-        starts_S1, sums_S = Ragged(codes.codes, lengths_S).starts_B1, np.empty(len(lengths_S), np.float32)
-        codes_TM, vectors, coder = np.ascontiguousarray(codes.codes), len(query_KD), self.codec.coder
-        if isinstance(coder, ResidualCoder):
-            queries_DP = padded_columns(query_KD)
-            row_work = queries_DP.size + codes_TM.shape[1] * self.codec.dim
-            sum_best = self._summed_vectors(coder.tables, queries_DP)
-        else:
-            tables = _coded_products(query_KD, codes, self.codec, self.means_SD)
-            row_work = tables.first_SP.shape[1] * codes_TM.shape[1]
-            sum_best = functools.partial(_sum_best, tables)
-        run_parallel(
-            functools.partial(sum_best, codes_TM, starts_S1, start, stop, vectors, sums_S)
-            for start, stop in document_shares(starts_S1, row_work, _TASK_WORK)
-        )
-        return np.float32(vectors) - sums_S
-
-    def _summed_vectors(self, tables: AdditiveTables, queries_DP: Float32Array) -> Any:
-        """What fills in MaxSim with the vectors that table rows sum to."""
-        means_SD = np.empty((0, self.codec.dim), np.float32) if self.means_SD is None else self.means_SD
-        is_cosine = self.metric == "cosine"
-        return functools.partial(
-            _sum_best_of_summed, tables.rows_TD, tables.codebook_size, means_SD, queries_DP, is_cosine
-        )
+            return self.codec.checked(codes), lengths_S
 
     def _distances_on_gpu(self, query_KD: Float32Array, refined: bool) -> Float32Array:
         """`decoded_distances` by vectors that stay on the codec's GPU, of fewer rows at a time where it runs
@@ -142,7 +152,7 @@ class CodedRows:
 
         def compare(start: int, stop: int, _: int) -> None:
             vectors_TD = self.codec.decode_checked(codes[starts_S1[start] : starts_S1[stop]], "auto")
-            means_SD = None if self.means_SD is None else self.means_SD[start:stop]
+            means_SD = None if self.means is None else self.means.values_BD[start:stop]
             distances_S[start:stop] = _distances_of_tensor(
                 query_KD, vectors_TD, lengths_S[start:stop], means_SD, self.metric
             )
@@ -173,13 +183,74 @@ def _distances_of_tensor(
     return np.asarray(np.float32(len(query_KD)) - scores_1S[0].cpu().numpy(), dtype=np.float32)
 
 
+def _distances(
+    query_KD: Float32Array,
+    codes: Codes,
+    lengths_S: npt.NDArray[np.int64],
+    row_work: int,
+    sum_best: Callable[..., None],
+    *tables: Any,
+) -> Float32Array:
+    """The distances (S,) of rows to a query, whose MaxSim a compiled loop sums, on all cores if that is much.
+
+    Args:
+        query_KD: vectors of the query.
+        codes: the codes of all vectors of the rows.
+        lengths_S: how many vectors each row has.
+        row_work: additions for a vector.
+        sum_best: the loop.
+        tables: its first arguments.
+    """
+    starts_S1, sums_S = Ragged(codes.codes, lengths_S).starts_B1, np.empty(len(lengths_S), np.float32)
+    codes_TM = np.ascontiguousarray(codes.codes)
+    run_parallel(
+        functools.partial(sum_best, *tables, codes_TM, starts_S1, start, stop, len(query_KD), sums_S)
+        for start, stop in document_shares(starts_S1, row_work, _TASK_WORK)
+    )
+    return np.float32(len(query_KD)) - sums_S
+
+
+def _products_with(
+    query_KD: Float32Array, codec: Codec, means: RowMeans | None
+) -> tuple[Float32Array, Float32Array]:
+    """Inner products of every entry of the look-up tables with the query's vectors, padded (E, P), and what
+    all vectors of a row have in common of them (S, P), in one row if it is the same for all rows."""
+    of_query_KE, first_K = _entry_products(query_KD, codec)
+    entries_EP = padded_columns(of_query_KE)
+    first_1P = np.zeros((1, entries_EP.shape[1]), np.float32)
+    first_1P[0, : len(query_KD)] = first_K
+    if means is None:
+        return entries_EP, first_1P
+    return entries_EP, first_1P + means.products(padded_columns(query_KD))
+
+
+class _SummedVectors(NamedTuple):
+    """What compiled loops sum to the vectors of rows and compare with those of the query."""
+
+    rows_ED: Float32Array
+    """The rows of the look-up tables."""
+    codebook_size: int
+    means_SD: Float32Array
+    """What was taken off the vectors of every row; without rows for nothing."""
+    queries_DP: Float32Array
+    """The vectors of the query, as columns, padded."""
+
+    @classmethod
+    def of(
+        cls, query_KD: Float32Array, tables: AdditiveTables, means_SD: Float32Array | None
+    ) -> "_SummedVectors":
+        """What to sum for a query and rows."""
+        nothing_SD = np.empty((0, query_KD.shape[1]), np.float32)
+        given_SD = nothing_SD if means_SD is None else means_SD
+        return cls(tables.rows_TD, tables.codebook_size, given_SD, padded_columns(query_KD))
+
+
 class _CodedProducts(NamedTuple):
     """What compiled loops add up to cosines of the query's vectors with all vectors of rows."""
 
-    products_EP: Float32Array
-    """Inner products of every entry of the look-up tables with the query's vectors, padded."""
+    entries_EP: Float32Array
     first_SP: Float32Array
-    """What all vectors of a row have in common of them."""
+    """As `_products_with` gives them."""
     squares_n: Float32Array
     """Squared length of what the code of every vector stands for."""
     means_SE: Float32Array
@@ -189,25 +260,26 @@ class _CodedProducts(NamedTuple):
 
 
 def _coded_products(
-    query_KD: Float32Array, codes: Codes, codec: Codec, means_SD: Float32Array | None
+    query_KD: Float32Array,
+    codes: Codes,
+    codec: Codec,
+    means: RowMeans | None,
+    means_SD: Float32Array | None,
 ) -> _CodedProducts:
-    """The tables for one query and rows; `means_SD` is as in `CodedRows`."""
-    of_query_KE, first_K = _entry_products(query_KD, codec)
-    products_EP, squares_n = padded_columns(of_query_KE), codec.coder.estimate_squares(codes)
-    first_SP = np.zeros((1 if means_SD is None else len(means_SD), products_EP.shape[1]), np.float32)
-    first_SP[:, : len(query_KD)] = first_K
+    """The tables for one query and rows, whose means may have been computed."""
+    entries_EP, first_SP = _products_with(query_KD, codec, means)
+    squares_n = codec.coder.estimate_squares(codes)
     if means_SD is None:
         nothing = np.empty((0, 0), np.float32)
-        return _CodedProducts(products_EP, first_SP, squares_n, nothing, np.zeros(1, np.float32))
-    first_SP[:, : len(query_KD)] += product(means_SD, np.ascontiguousarray(query_KD.T))
+        return _CodedProducts(entries_EP, first_SP, squares_n, nothing, np.zeros(1, np.float32))
     means_SE, first_S = _entry_products(means_SD, codec)
     squares_S = np.einsum("sd,sd->s", means_SD, means_SD) + 2 * first_S
-    return _CodedProducts(products_EP, first_SP, squares_n, np.ascontiguousarray(means_SE), squares_S)
+    return _CodedProducts(entries_EP, first_SP, squares_n, np.ascontiguousarray(means_SE), squares_S)
 
 
 def _entry_products(vectors_QD: Float32Array, codec: Codec) -> tuple[Float32Array, Float32Array]:
     """Inner products of vectors with every entry of a codec's look-up tables (Q, E), and with what all codes
-    have in common (Q,). The codec is a transform code in a plain frame."""
+    have in common (Q,). The codec's frame is plain."""
     tables = codec.lookup_tables(vectors_QD)
     # Under "dot", tables have distances, in units of the query if it is very short or long.
     factors_Q = np.float32(1 if tables.metric == "cosine" else -1) * np.exp2(
@@ -221,8 +293,8 @@ def _sum_best(
     tables: Any, codes_nM: Any, starts_S1: Any, start: int, stop: int, queries: int, sums_S: Any
 ) -> None:
     """Fill in the MaxSim of rows from `start` to `stop`: cosines of all their vectors, by look-up tables."""
-    products_EP, first_SP, squares_n, means_SE, squares_S = tables
-    lanes, has_means = products_EP.shape[1], len(means_SE) > 0
+    entries_EP, first_SP, squares_n, means_SE, squares_S = tables
+    lanes, has_means = entries_EP.shape[1], len(means_SE) > 0
     sums_P, best_P = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
     for row in range(start, stop):
         best_P[:] = -np.inf
@@ -235,7 +307,7 @@ def _sum_best(
                 entry = 256 * step + codes_nM[vector, step]
                 if has_means:
                     square += 2 * means_SE[row, entry]
-                products_P = products_EP[entry]
+                products_P = entries_EP[entry]
                 for lane in range(lanes):
                     sums_P[lane] += products_P[lane]
             factor = np.float32(1 / np.sqrt(max(square, SMALLEST_SQUARE)))
@@ -248,20 +320,42 @@ def _sum_best(
 
 
 @compiled
-def _sum_best_of_summed(
-    rows_ED: Any,
-    codebook_size: int,
-    means_SD: Any,
-    queries_DP: Any,
-    is_cosine: bool,
-    codes_TM: Any,
+def _sum_best_products(
+    entries_EP: Any,
+    first_SP: Any,
+    codes_nM: Any,
     starts_S1: Any,
     start: int,
     stop: int,
     queries: int,
     sums_S: Any,
 ) -> None:
-    """Fill in the MaxSim of rows from `start` to `stop` with the vectors that table rows sum to."""
+    """Fill in the MaxSim of rows from `start` to `stop` with inner products in place of cosines."""
+    lanes = entries_EP.shape[1]
+    sums_P, best_P = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
+    for row in range(start, stop):
+        best_P[:] = -np.inf
+        first_P = first_SP[min(row, len(first_SP) - 1)]
+        for vector in range(starts_S1[row], starts_S1[row + 1]):
+            sums_P[:] = first_P
+            for step in range(codes_nM.shape[1]):
+                products_P = entries_EP[256 * step + codes_nM[vector, step]]
+                for lane in range(lanes):
+                    sums_P[lane] += products_P[lane]
+            for lane in range(lanes):
+                best_P[lane] = max(best_P[lane], sums_P[lane])
+        total = 0.0
+        for lane in range(queries):
+            total += best_P[lane]
+        sums_S[row] = total
+
+
+@compiled
+def _sum_best_of_summed(
+    summed: Any, codes_TM: Any, starts_S1: Any, start: int, stop: int, queries: int, sums_S: Any
+) -> None:
+    """Fill in the MaxSim of rows from `start` to `stop`: cosines of the vectors that table rows sum to."""
+    rows_ED, codebook_size, means_SD, queries_DP = summed
     dim, lanes = queries_DP.shape
     block_nD, products_nP = (
         np.empty((_BLOCK_VECTORS, dim), np.float32),
@@ -278,9 +372,7 @@ def _sum_best_of_summed(
                 _sum_entries(rows_ED, codebook_size, first_D, codes_TM[begin + vector], block_nD[vector])
             multiply_rows(block_nD[:count], queries_DP, products_nP[:count])
             for vector in range(count):
-                factor = np.float32(1)
-                if is_cosine:
-                    factor = np.float32(1 / np.sqrt(max(_square(block_nD[vector]), SMALLEST_SQUARE)))
+                factor = np.float32(1 / np.sqrt(max(_square(block_nD[vector]), SMALLEST_SQUARE)))
                 for lane in range(lanes):
                     best_P[lane] = max(best_P[lane], factor * products_nP[vector, lane])
         total = 0.0

@@ -8,7 +8,8 @@ D components of a vector, F of an encoding.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from rqmoe_store.store.snapshot import Snapshot
 
 Matrices = tuple[Float32Array, ...]
 """The vectors (K, D) of every query, of length 1 under cosine."""
+
+Part = tuple[CodedRows, Positions]
+"""Candidates that one codec has encoded, and their positions among all of a query."""
 
 
 def as_matrices(query: Any, many: MultiVector) -> Matrices:
@@ -87,43 +91,76 @@ def rank_by_max_sim(
     candidates: Candidates,
     *,
     refined: bool,
+    summed_K: Sequence[int],
     decoded_K: Sequence[int],
     most: int,
 ) -> list[Hits]:
     """Order the candidates of every query by (distance of their decoded vectors, row id).
 
-    Where look-up tables give other distances, they select the rows that are decoded; others are left out.
+    Distances are approximated at little cost, then at more for the nearest rows by these, as far as it takes
+    to have those of decoded vectors. Other rows are left out.
 
     Args:
         snapshot: the version that has the rows.
         matrices: vectors of the queries.
         candidates: candidates of every query.
         refined: whether to decode refine codes, too.
-        decoded_K: how many rows every stage decodes, those of earlier stages among them.
+        summed_K: of how many rows every stage knows cosines by look-up tables, those of earlier stages among
+            them.
+        decoded_K: how many of these it decodes.
         most: how many of the nearest rows that a stage considers matter, as in `ordered_hits`.
     """
     distances, stages = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
     for query_KD, some in zip(matrices, candidates.each(), strict=True):
-        distances_S, stages_S = np.empty(len(some.rows), np.float32), some.stages_H
+        row_ids_S = some.rows.row_ids_N
+        unknown_S = np.full(len(row_ids_S), np.nan, np.float32)
+        ranked = _RankedRows(row_ids_S, unknown_S, some.stages_H, len(decoded_K))
         parts = _coded_rows(snapshot, some)
-        for coded, rows in parts:
-            if coded.have_tables:
-                distances_S[rows] = coded.table_distances(query_KD)
-            else:
-                distances_S[rows] = coded.decoded_distances(query_KD, refined=refined)
-        approximate = [part for part in parts if part[0].have_tables and part[0].need_decoding(refined)]
+        tables = [part for part in parts if part[0].have_tables]
+        decode = functools.partial(CodedRows.decoded_distances, query_KD=query_KD, refined=refined)
+        ranked.measure([part for part in parts if not part[0].have_tables], decode)
+        ranked.measure(tables, functools.partial(CodedRows.product_distances, query_KD=query_KD))
+        if tables and snapshot.codecs.metadata.metric == "cosine":
+            ranked.keep_nearest(summed_K)
+            ranked.measure(tables, functools.partial(CodedRows.table_distances, query_KD=query_KD))
+        approximate = [part for part in tables if part[0].need_decoding(refined)]
         if approximate:
-            stages_S = _stages_that_decode(distances_S, some, decoded_K)
-            distances_S[stages_S == len(decoded_K)] = np.nan  # left out
-        for coded, rows in approximate:
-            chosen = np.flatnonzero(stages_S[rows] < len(decoded_K))
-            distances_S[rows[chosen]] = coded[chosen].decoded_distances(query_KD, refined=refined)
-        distances.append(distances_S)
-        stages.append(stages_S)
+            ranked.keep_nearest(decoded_K)
+            ranked.measure(approximate, decode)
+        distances.append(ranked.distances_S)
+        stages.append(ranked.stages_S)
     return ordered_hits(candidates, np.concatenate(distances), most, stages_H=np.concatenate(stages))
 
 
-def _coded_rows(snapshot: Snapshot, candidates: Candidates) -> list[tuple[CodedRows, Positions]]:
+@dataclasses.dataclass
+class _RankedRows:
+    """Candidates of one query, with their distances as far as they are known."""
+
+    row_ids_S: RowIds
+    distances_S: Float32Array
+    """Distances, approximate until they are measured anew; NaN for rows that are left out."""
+    stages_S: Positions
+    """The first stage that considers each row; the number of stages for rows that are left out."""
+    num_stages: int
+
+    def measure(self, parts: Sequence[Part], distances_of: Callable[[CodedRows], Float32Array]) -> None:
+        """Set the distances of rows that are not left out."""
+        for coded, rows in parts:
+            chosen = np.flatnonzero(self.stages_S[rows] < self.num_stages)
+            self.distances_S[rows[chosen]] = distances_of(coded[chosen])
+
+    def keep_nearest(self, counts_K: Sequence[int]) -> None:
+        """Leave out rows that are not among the nearest of any stage, of which each keeps a number."""
+        first_S = np.full(len(self.stages_S), self.num_stages)
+        order_S = np.lexsort((self.row_ids_S, self.distances_S))
+        for stage in reversed(range(len(counts_K))):
+            considered_S = order_S[self.stages_S[order_S] <= stage]
+            first_S[considered_S[: counts_K[stage]]] = stage
+        self.stages_S = first_S
+        self.distances_S[first_S == self.num_stages] = np.nan
+
+
+def _coded_rows(snapshot: Snapshot, candidates: Candidates) -> list[Part]:
     """The candidates of one query, those of every codec apart, and their positions."""
     metadata, codes = snapshot.codecs.metadata, candidates.rows.codes
     assert metadata.multi_vector is not None, "rows have many vectors"
@@ -131,25 +168,10 @@ def _coded_rows(snapshot: Snapshot, candidates: Candidates) -> list[tuple[CodedR
         return []
     tokens, parts = _take_tokens(snapshot, candidates.rows.row_ids_N), []
     for generation, rows in snapshot.codecs.by_generation(codes):
-        means_SD = generation.row_means(codes[rows], metadata.multi_vector)
-        coded = CodedRows(tokens[rows], generation.vector_codec, metadata.metric, means_SD)
+        means = generation.row_means(codes[rows], metadata.multi_vector)
+        coded = CodedRows(tokens[rows], generation.vector_codec, metadata.metric, means)
         parts.append((coded, np.arange(len(codes))[rows]))
     return parts
-
-
-def _stages_that_decode(
-    distances_S: Float32Array, candidates: Candidates, decoded_K: Sequence[int]
-) -> Positions:
-    """The first stage (S,) that decodes each candidate of one query; the number of stages for none.
-
-    A stage decodes the nearest of the rows that it considers, by look-up tables.
-    """
-    stages_S = np.full(len(distances_S), len(decoded_K))
-    order_S = np.lexsort((candidates.rows.row_ids_N, distances_S))
-    for stage in reversed(range(len(decoded_K))):
-        considered_S = order_S[candidates.stages_H[order_S] <= stage]
-        stages_S[considered_S[: decoded_K[stage]]] = stage
-    return stages_S
 
 
 def _take_tokens(snapshot: Snapshot, row_ids_S: RowIds) -> Ragged:

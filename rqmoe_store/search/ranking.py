@@ -149,7 +149,8 @@ class Ranking:
                 matrices,
                 candidates,
                 refined=kind == "refined",
-                decoded_K=[stage.decoded for stage in self._request.stages],
+                summed_K=[stage.summed for stage in self._request.stages],
+                decoded_K=[stage.decoded(refined=kind == "refined") for stage in self._request.stages],
                 most=self._most,
             )
         if matrices is not None:
@@ -214,8 +215,11 @@ class Ranking:
     def _rerank_stage(self, refine_on_gpu: bool) -> tuple[str, str]:
         kept, kind = self._request.refined or self._kept(self._request.shortlist), "decoded rows"
         if self._request.matrices is not None and self._request.parameters.rerank != "none":
-            decoded = self._request.stages[-1].decoded
-            kind = f"all vectors of rows by look-up tables, {decoded} decoded if these are not exact"
+            last, refined = self._request.stages[-1], self._request.parameters.rerank == "refined"
+            decoded, summed = last.decoded(refined=refined), ""
+            if self._codecs.metadata.metric == "cosine":
+                summed = f"{last.summed} of them by cosines, "
+            kind = f"all vectors of rows by look-up tables, {summed}{decoded} decoded if these are not exact"
         elif self._request.parameters.rerank == "refined":
             device = f", {self._codecs.device}" if refine_on_gpu else ""
             kind = f"rows with refine codes, {self._state.refine_codes_in}{device}"

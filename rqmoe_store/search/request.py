@@ -47,9 +47,10 @@ shortlist is the tuned one up to the limit it was tuned for, and the longer of t
 MANY_VECTORS_PER_ROW, MANY_VECTORS_SHORTLIST = 10, 1_000
 """The same where rows have many vectors, and their shortest default shortlist: inner products of encodings
 are far from what orders rows."""
-DECODED_PER_ROW, LEAST_DECODED = 3, 30
-"""How many times the rows that are ranked after a stage it decodes of the shortlist, where rows have many
-vectors and look-up tables give other distances than decoded vectors, and how many at least."""
+SUMMED_PER_ROW, DECODED_PER_ROW, REFINED_PER_ROW, LEAST_RANKED = 10, 2, 3, 10
+"""Where rows have many vectors: how many times the rows that are ranked after a stage, if these are at least
+the last of the numbers, it compares by cosines from look-up tables; and of these, where decoded vectors have
+other distances, how many it decodes without and with refine codes."""
 
 _STEPS = (10, 15, 25, 50)
 """Where stages end, times powers of ten. No page decodes twice as many rows as it needs. More steps would
@@ -68,9 +69,20 @@ class RankingStage(NamedTuple):
     """Number of rows to order by raw vectors; None for none."""
 
     @property
-    def decoded(self) -> int:
-        """Most rows to decode where rows have many vectors and look-up tables do not order them exactly."""
-        return min(self.shortlist, max(LEAST_DECODED, DECODED_PER_ROW * self.end, self.refined or 0))
+    def summed(self) -> int:
+        """Most rows to compare by cosines from look-up tables where rows have many vectors."""
+        return self._of_many(SUMMED_PER_ROW)
+
+    def decoded(self, *, refined: bool) -> int:
+        """Most rows to decode where rows have many vectors and look-up tables do not order them exactly.
+
+        Args:
+            refined: whether they are decoded with refine codes.
+        """
+        return self._of_many(REFINED_PER_ROW if refined else DECODED_PER_ROW)
+
+    def _of_many(self, per_row: int) -> int:
+        return min(self.shortlist, max(per_row * max(self.end, LEAST_RANKED), self.refined or 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,33 +129,65 @@ def as_lists(matrices: Any, many: MultiVector) -> Ragged:
     return Ragged(vectors_TD, lengths_B)
 
 
-def row_means(codes: Codes, many: MultiVector, codec: Codec) -> Float32Array | None:
-    """What is taken off the vectors of rows before they are encoded (B, D); None for nothing.
+@dataclasses.dataclass(frozen=True)
+class RowMeans:
+    """What is taken off the vectors of rows before they are encoded, computed where it is needed.
 
     It is what `estimate_means` gives of decoded encodings, which are not decoded for it.
+    """
+
+    codes: Codes
+    """Codes of the rows' encodings."""
+    many: MultiVector
+    """How rows have many vectors."""
+    codec: Codec
+    """The codec of encodings."""
+
+    def __getitem__(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> "RowMeans":
+        return dataclasses.replace(self, codes=self.codes[rows])
+
+    @functools.cached_property
+    def values_BD(self) -> Float32Array:
+        """The means (B, D)."""
+        rotated_FD, mean_1D, offset_1D = _mean_decoder(self.many, self.codec)
+        products_BD = _encoding_quantizer(self.codec).decode_products(self.codes.codes, rotated_FD)
+        return self._out_of_frame(products_BD + mean_1D, offset_1D)
+
+    def products(self, queries_DP: Float32Array) -> Float32Array:
+        """Inner products (B, P) of the means with query vectors in columns. The means are not computed for
+        it, which would be most of the work."""
+        rotated_FP, mean_1P, offset_1P = (
+            product(each, queries_DP) for each in _mean_decoder(self.many, self.codec)
+        )
+        products_BP = _encoding_quantizer(self.codec).sum_products(self.codes.codes, rotated_FP)
+        return self._out_of_frame(products_BP + mean_1P, offset_1P)
+
+    def _out_of_frame(self, values_BE: Float32Array, offset_1E: Float32Array) -> Float32Array:
+        """What values in the frame of the codec stand for."""
+        exponent = self.codec.frame.exponent
+        if exponent == 0:
+            return np.asarray(values_BE + offset_1E)
+        return to_float32(np.ldexp(values_BE.astype(np.float64), exponent) + offset_1E)
+
+
+def row_means(codes: Codes, many: MultiVector, codec: Codec) -> RowMeans | None:
+    """What is taken off the vectors of rows before they are encoded; None for nothing.
 
     Args:
         codes: codes of the rows' encodings, by `codec`.
         many: how rows have many vectors.
         codec: the codec of encodings.
     """
-    if not many.encoding.subtract_mean:
-        return None
-    quantizer, frame = _encoding_quantizer(codec), codec.frame
-    rotated_FD, mean_D, offset_D = _mean_decoder(many, codec)
-    products_BD = quantizer.decode_products(codes.codes, rotated_FD) + mean_D
-    if frame.exponent == 0:
-        return products_BD + offset_D
-    return to_float32(np.ldexp(products_BD.astype(np.float64), frame.exponent) + offset_D)
+    return RowMeans(codes, many, codec) if many.encoding.subtract_mean else None
 
 
 @functools.lru_cache(maxsize=16)
 def _mean_decoder(many: MultiVector, codec: Codec) -> tuple[Float32Array, Float32Array, Float32Array]:
-    """The matrix (F, D) from coordinates of encodings to means, and the means (D,) that those of the codec's
-    mean and of its frame have."""
+    """The matrix (F, D) from coordinates of encodings to means, and the means (1, D) that those of the
+    codec's mean and of its frame have."""
     quantizer, means_FD = _encoding_quantizer(codec), encoder_of(many).means_FD
     both_2D = product(np.stack([quantizer.mean_D, codec.frame.offset_D]), means_FD)
-    return quantizer.rotated_matrix(means_FD), both_2D[0], both_2D[1]
+    return quantizer.rotated_matrix(means_FD), both_2D[:1], both_2D[1:]
 
 
 def _encoding_quantizer(codec: Codec) -> TransformQuantizer:
@@ -163,7 +195,7 @@ def _encoding_quantizer(codec: Codec) -> TransformQuantizer:
     return codec.coder.quantizer
 
 
-def left_over(vectors: Ragged, means_BD: Float32Array | None, many: MultiVector) -> Float32Array:
+def left_over(vectors: Ragged, means: RowMeans | None, many: MultiVector) -> Float32Array:
     """What codecs of vectors encode (T, D): the vectors, of length 1 under cosine, without means if there are
     any.
 
@@ -171,7 +203,7 @@ def left_over(vectors: Ragged, means_BD: Float32Array | None, many: MultiVector)
         InvalidInputError: a vector is zero under cosine.
     """
     vectors_TD = as_vectors(vectors.values, metric=many.config.metric)
-    return vectors_TD if means_BD is None else vectors_TD - np.repeat(means_BD, vectors.lengths_B, axis=0)
+    return vectors_TD if means is None else vectors_TD - np.repeat(means.values_BD, vectors.lengths_B, axis=0)
 
 
 def encode_lists(vectors: Ragged, many: MultiVector, codec: Codec, token_codec: Codec) -> RowCodes:
@@ -196,7 +228,7 @@ def decode_lists(
     precision: PrecisionChoice = "auto",
     *,
     refined: bool = True,
-    means_BD: Float32Array | None = None,
+    means: RowMeans | None = None,
 ) -> Ragged:
     """Decode all vectors of rows.
 
@@ -205,7 +237,7 @@ def decode_lists(
         token_codec: the codec that encoded them.
         precision: as in `Codec.decode`.
         refined: whether to use their refine codes, if there are any.
-        means_BD: what was taken off the vectors of every row; None for nothing.
+        means: what was taken off the vectors of every row; None for nothing.
 
     Raises:
         TableError: the bytes are not codes of the codec.
@@ -213,8 +245,8 @@ def decode_lists(
     codes, lengths_B = token_codes(tokens, token_codec)
     with codes_of_tables():
         decoded_TD = token_codec.decode(codes if refined else codes.unrefined, precision=precision)
-    if means_BD is not None:
-        decoded_TD += np.repeat(means_BD, lengths_B, axis=0)
+    if means is not None:
+        decoded_TD += np.repeat(means.values_BD, lengths_B, axis=0)
     return Ragged(decoded_TD, lengths_B)
 
 

@@ -28,7 +28,7 @@ from rqmoe_store.errors import ArtifactError, InvalidInputError, TableError
 from rqmoe_store.store import databases, registry
 from rqmoe_store.store.columns import CodeColumns, Vectors
 from rqmoe_store.store.metadata import GenerationMetadata, MultiVector, TableMetadata
-from rqmoe_store.store.multivector import decode_lists, encode_lists, row_means
+from rqmoe_store.store.multivector import RowMeans, decode_lists, encode_lists, row_means
 from rqmoe_store.store.ragged import Ragged, RowCodes, merged_vectors
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Generation:
         """The codec of the user's vectors. Raises as `codec`."""
         return self.codec if self.load_token_codec is None else self.load_token_codec()
 
-    def row_means(self, codes: Codes, many: MultiVector) -> Float32Array | None:
-        """What was taken off the vectors (B, D) of rows before they were encoded; None for nothing.
+    def row_means(self, codes: Codes, many: MultiVector) -> RowMeans | None:
+        """What was taken off the vectors of rows before they were encoded; None for nothing.
 
         Args:
             codes: codes of the encodings of B rows of this generation, with partition ids of the table.
@@ -352,8 +352,8 @@ class TableCodec:
         parts, order = [self.metadata.kept.none], [np.empty(0, np.int64)]
         for generation, rows in self.by_generation(codes) if len(codes) else ():
             some = codes[rows]
-            means_BD = generation.row_means(some, many)
-            parts.append(decode_lists(some.tokens, generation.vector_codec, precision, means_BD=means_BD))
+            means = generation.row_means(some, many)
+            parts.append(decode_lists(some.tokens, generation.vector_codec, precision, means=means))
             order.append(np.arange(len(codes))[rows])
         return Ragged.joined(parts)[np.argsort(np.concatenate(order))]
 

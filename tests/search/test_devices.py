@@ -14,6 +14,7 @@ import lancedb
 import numpy as np
 import pytest
 import small_codecs
+from given_means import GivenMeans
 from simulated_cuda import CudaDevices, simulated_cuda
 from small_tables import source_table, tiny_codec
 
@@ -271,7 +272,7 @@ def test_many_vectors_are_compared_in_smaller_chunks_without_memory(has_means: b
     on_cpu = small_codecs.as_codec(small_codecs.stirred(small_codecs.small_config(num_partitions=0)))
     codes, lengths = on_cpu.encode(vectors).codes, np.array([3, 1, 6] * 30)
     tokens = Ragged(codes.reshape(-1), lengths * codes.shape[1])
-    means = small_codecs.vectors(len(lengths), seed=6) if has_means else None
+    means = GivenMeans(small_codecs.vectors(len(lengths), seed=6)) if has_means else None
     wanted = CodedRows(tokens, on_cpu, "cosine", means).decoded_distances(query_KD, refined=False)
     with simulated_cuda() as devices:
         codec = Codec.from_artifact(on_cpu.to_artifact(), device="cuda")

@@ -9,6 +9,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from given_means import GivenMeans
 
 import rqmoe_store as rqs
 from rqmoe_store.errors import InvalidInputError, TableError
@@ -161,7 +162,10 @@ def test_options_of_searches(store):
     assert [row["id"] for row in page] == [row["id"] for row in all_rows[5:10]]
     by_encodings = store.search(query).rerank("none").limit(5).to_list()
     assert len({row["id"] for row in by_encodings} & {row["id"] for row in all_rows[:30]}) >= 2
-    assert "all vectors of rows by look-up tables, 30 decoded" in store.search(query).explain_plan()
+    assert (
+        "all vectors of rows by look-up tables, 100 of them by cosines, 20 decoded"
+        in store.search(query).explain_plan()
+    )
 
 
 @pytest.mark.parametrize("keep", ["none", "float16", "float32"])
@@ -550,7 +554,7 @@ def test_look_up_tables_give_the_distances_of_decoded_vectors(has_means, metric)
         codes = codec.encode(vectors[:100])
         both = codes.codes if codes.refine is None else np.concatenate([codes.codes, codes.refine], axis=1)
         tokens = Ragged(np.ascontiguousarray(both).ravel(), lengths * both.shape[1])
-        rows = CodedRows(tokens, codec, metric, means if has_means else None)
+        rows = CodedRows(tokens, codec, metric, GivenMeans(means) if has_means else None)
         assert rows.have_tables == (metric == "cosine" or kind == "rq")
         assert rows.need_decoding(True) == (refine > 0 or not rows.have_tables)
         for count in (1, 7, 20) if rows.have_tables else ():
@@ -558,10 +562,18 @@ def test_look_up_tables_give_the_distances_of_decoded_vectors(has_means, metric)
             query = (query / np.linalg.norm(query, axis=1, keepdims=True)).astype(np.float32)
             expected = rows.decoded_distances(query, refined=False)
             np.testing.assert_allclose(rows.table_distances(query), expected, atol=2e-5 * count)
+            decoded = np.split(codec.decode(codes.unrefined[:100]), np.cumsum(lengths)[:-1])
+            products = [
+                (query @ (each + mean).T).max(axis=1).sum()
+                for each, mean in zip(decoded, has_means * means, strict=True)
+            ]
+            found = rows.product_distances(query)
+            np.testing.assert_allclose(found, count - np.array(products), atol=1e-4 * count)
             some = np.array([2, 0])
-            np.testing.assert_array_equal(
-                rows[some].table_distances(query), rows.table_distances(query)[some]
-            )
+            for distances_of in (CodedRows.table_distances, CodedRows.product_distances):
+                np.testing.assert_array_equal(
+                    distances_of(rows[some], query), distances_of(rows, query)[some]
+                )
 
 
 @pytest.mark.parametrize("kind", ["experts", "refine codes"])
@@ -588,7 +600,9 @@ def test_rows_that_tables_place_first_are_decoded_and_have_a_place_whatever_the_
     means = generation.row_means(codes, codecs.metadata.multi_vector)
     rows = CodedRows(codes.tokens, generation.vector_codec, "cosine", means)
     assert rows.need_decoding(True)
-    near = np.lexsort((read["_rowid"].to_numpy(), rows.table_distances(unit)))[:30]
+    row_ids = read["_rowid"].to_numpy()
+    near = np.lexsort((row_ids, rows.product_distances(unit)))[:100]
+    near = near[np.lexsort((row_ids[near], rows[near].table_distances(unit)))][: 20 if has_experts else 30]
     distances_S = rows.decoded_distances(unit, refined=True)
     expected = near[np.lexsort((near, distances_S[near]))][:10]
     found = table.search(query).limit(10).select(["id"]).to_arrow()
@@ -608,9 +622,10 @@ def test_codes_beyond_the_codebook_are_refused(store):
 
     (generation,) = store.codecs.generations
     tokens = Ragged(np.full(8, 16, np.uint8), np.array([4, 4]))
-    rows = CodedRows(tokens, generation.vector_codec, "cosine", np.zeros((2, DIM), np.float32))
-    with pytest.raises(TableError, match="codes that none of its codecs wrote"):
-        rows.table_distances(make_query())
+    rows = CodedRows(tokens, generation.vector_codec, "cosine", GivenMeans(np.zeros((2, DIM), np.float32)))
+    for distances_of in (rows.table_distances, rows.product_distances):
+        with pytest.raises(TableError, match="codes that none of its codecs wrote"):
+            distances_of(make_query())
 
 
 def test_codes_of_what_means_leave_over_come_nearer(db):
@@ -664,5 +679,9 @@ def test_means_of_rows_are_those_of_their_decoded_encodings(scale, shift):
     codec = fit_encoding_codec(encodings, metadata.config)
     codes = codec.encode(encodings)
     expected = encoder_of(metadata.multi_vector).estimate_means(codec.decode(codes))
-    found = row_means(codes, metadata.multi_vector, codec)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    means = row_means(codes, metadata.multi_vector, codec)
+    np.testing.assert_allclose(means.values_BD, expected, atol=1e-5 * np.abs(expected).max())
+    queries_DP = make_query().T.copy()
+    products = means[np.arange(7, 90)].products(queries_DP)
+    wanted = expected[7:90].astype(np.float64) @ queries_DP
+    np.testing.assert_allclose(products, wanted, atol=1e-5 * DIM * np.abs(expected).max())
