@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALL = $(BIN)/python $(PIP_INSTALL) --constraint constraints.txt
+SITE_PACKAGES := python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 .DEFAULT_GOAL := help
 INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
@@ -16,7 +17,8 @@ INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integratio
 LONGEST_FIRST := ray $(filter-out ray,$(INTEGRATIONS))
 # What runs at once is printed one after the other, by versions of make that can.
 WHOLE_OUTPUT := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-.PHONY: help demo docs benchmarks test unit-tests test-gpu test-slow test-integrations test-slow-integrations $(INTEGRATIONS:%=test-%) $(INTEGRATIONS:%=test-slow-%) lint style types format async versions dist clean
+.PHONY: help demo docs benchmarks test unit-tests test-gpu test-slow test-integrations types-integrations test-slow-integrations \
+	$(foreach task,test types unit-tests test-slow,$(INTEGRATIONS:%=$(task)-%)) lint style types format async versions dist clean
 
 help:
 	@echo "make demo       compress and search 10,000 real texts (about 8 minutes the first time)"
@@ -56,10 +58,15 @@ test-gpu:
 test-slow: $(VENV)/.installed-dev
 	RQMOE_TESTS_EXAMPLES=all $(BIN)/python -m pytest -m "slow or costly"
 
-# Installed one after the other, for all of them build the core in place; then tested two at a time.
+# Installed one after the other, as disks are slower than cores; then tested two at a time.
 test-integrations:
 	$(MAKE) --no-print-directory --jobs 1 $(INTEGRATIONS:%=integrations/%/.venv/.installed)
-	$(MAKE) --no-print-directory --jobs 2 $(WHOLE_OUTPUT) $(LONGEST_FIRST:%=test-%)
+	$(MAKE) --no-print-directory --jobs 2 $(WHOLE_OUTPUT) $(firstword $(LONGEST_FIRST:%=unit-tests-%)) types-integrations \
+		$(wordlist 2,$(words $(INTEGRATIONS)),$(LONGEST_FIRST:%=unit-tests-%))
+
+# One after the other, since they share a cache: most of what mypy reads is what all of them import.
+types-integrations:
+	$(MAKE) --no-print-directory --jobs 1 $(INTEGRATIONS:%=types-%)
 
 test-slow-integrations: $(INTEGRATIONS:%=test-slow-%)
 
@@ -68,8 +75,13 @@ $(INTEGRATIONS:%=test-slow-%): test-slow-%: integrations/%/.venv/.installed
 	cd integrations/$* && .venv/bin/python -m pytest -m slow || test $$? -eq 5
 
 # Each in its own environment, so that none can lean on what another one needs.
-$(INTEGRATIONS:%=test-%): test-%: integrations/%/.venv/.installed
-	cd integrations/$* && .venv/bin/python -m mypy && .venv/bin/python -m pytest
+$(INTEGRATIONS:%=test-%): test-%: types-% unit-tests-%
+
+$(INTEGRATIONS:%=types-%): types-%: integrations/%/.venv/.installed
+	cd integrations/$* && .venv/bin/python -m mypy --cache-dir ../.mypy_cache
+
+$(INTEGRATIONS:%=unit-tests-%): unit-tests-%: integrations/%/.venv/.installed
+	cd integrations/$* && .venv/bin/python -m pytest
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -102,7 +114,7 @@ async: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python tests/generate_async.py
 
 clean:
-	rm -rf $(VENV) integrations/*/.venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) integrations/.venv integrations/*/.venv integrations/.mypy_cache build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
@@ -121,9 +133,19 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable ".[docs]"
 	@touch $@
 
-integrations/%/.venv/.installed: pyproject.toml constraints.txt integrations/%/pyproject.toml integrations/%/constraints.txt
+# What all integrations need: the core, and the sentence model of their examples. Torch alone takes most of a minute to
+# install, to compile and for mypy to read.
+integrations/.venv/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -m venv integrations/$*/.venv
+	$(PYTHON) -m venv integrations/.venv
+	integrations/.venv/bin/python $(PIP_INSTALL) --constraint constraints.txt --editable ".[demo]"
+	@touch $@
+
+# An environment that sees what that one has, its pip included, and installs what it needs besides.
+integrations/%/.venv/.installed: integrations/.venv/.installed integrations/%/pyproject.toml integrations/%/constraints.txt
+	integrations/.venv/bin/python -m venv --without-pip integrations/$*/.venv
+	echo "import site; site.addsitedir('$$(integrations/.venv/bin/$(SITE_PACKAGES))')" \
+		> "$$(integrations/$*/.venv/bin/$(SITE_PACKAGES))/of_all_integrations.pth"
 	integrations/$*/.venv/bin/python $(PIP_INSTALL) --constraint integrations/$*/constraints.txt \
-		--editable . --editable "integrations/$*[test]"
+		--editable "integrations/$*[test]"
 	@touch $@

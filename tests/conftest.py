@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -33,8 +34,21 @@ _interpret_kernels()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_configure() -> None:
-    """Have training take another number format than the hardware's: see processor_kinds.py."""
+def _compile_kernels() -> None:
+    """Compile most kernels of codecs, which takes half a minute where no cache has them."""
+    from small_codecs import trained_small, vectors
+
+    with warnings.catch_warnings(action="ignore"):
+        for kind in ("rqmoe", "turboquant"):
+            codec = trained_small(vectors(100), kind=kind)
+            codec.decode(codec.encode(vectors(10)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have kernels compiled once for all processes of pytest-xdist, and training take another number format
+    than the hardware's: see processor_kinds.py."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        _compile_kernels()
     precision = os.environ.get("RQMOE_TESTS_PRECISION")
     if precision is not None:
         from rqmoe_store.codecs import prepared

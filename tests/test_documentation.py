@@ -35,7 +35,10 @@ LESS_WORK = (
     (r"\b5000\b", "1000"),
     (r"max_minutes=[\d.]+", "epochs=0"),
     # Transform codes have codebooks of one size, and take no time to train.
-    (r'CodecConfig\((?!kind="(pq|saq|turboquant)")', "CodecConfig(codebook_size=16, "),
+    (
+        r'CodecConfig\((?!kind="(pq|saq|turboquant)")',
+        "CodecConfig(codebook_size=16, num_experts=2, hidden_dim=8, ",
+    ),
     (r"--(minutes|preset) \S+", "--epochs 0"),
     (r"--bytes \d+", "--bytes 2"),
 )

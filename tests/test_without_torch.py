@@ -14,7 +14,7 @@ import rqmoe_store as rqs
 ROWS, DIM = 400, 16
 VECTORS = np.random.default_rng(5).normal(size=(ROWS, DIM)).astype(np.float32)
 TRAINING = rqs.TrainConfig(epochs=1, batch_size=64, progress=False, device="cpu")
-SMALL = {"code_bytes": 2, "codebook_size": 8, "num_experts": 2}
+SMALL = {"code_bytes": 2, "codebook_size": 8, "num_experts": 2, "hidden_dim": 8}
 CODECS = {
     "refined": {"kind": "rqmoe", "refine_bytes": 6, "num_partitions": 3, **SMALL},
     "refined_dot": {"kind": "rqmoe", "refine_bytes": 6, "metric": "dot", **SMALL},
