@@ -156,7 +156,7 @@ def _is_number(value: Any) -> bool:
 
 def whole_number(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     """`value` as an int; raises InvalidInputError unless it is a whole number from `low` to `high`."""
-    number = operator.index(value) if _is_whole(value) else None
+    number = value if type(value) is int else operator.index(value) if _is_whole(value) else None
     if number is None or number < low:
         raise InvalidInputError(
             f"Got {name}={_shown.repr(value)}; expected a whole number of at least {low}."

@@ -303,7 +303,7 @@ class CompressedTable(TranslatesErrors):
                 vector under cosine, an empty batch, or text that cannot be searched for.
             RQMoEError: the embedding function is not registered, lacks a package, or fails.
         """
-        if vector_column_name not in (None, self.columns.vector_column):
+        if vector_column_name not in (None, self.handle.columns.vector_column):
             raise InvalidInputError(
                 f"Got vector_column_name={vector_column_name!r}; expected {self.columns.vector_column!r}, "
                 "the only column of the table that is searched by vector, or nothing."

@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rqmoe_store.codecs.codes import Codes
-from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, constants_in_units, scaled, to_float32
+from rqmoe_store.codecs.frame import (
+    FramedQueries,
+    ScoreUnits,
+    are_all,
+    constants_in_units,
+    scaled,
+    to_float32,
+)
 from rqmoe_store.codecs.panels import columns_of, in_panels, product_with_panels
 from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.codecs.products import product
@@ -98,6 +105,8 @@ class LookupTables:
 
     def select(self, queries: Sequence[int] | slice) -> "LookupTables":
         """The tables of some of the queries."""
+        if are_all(queries, len(self.scores_QT)):
+            return self
         return dataclasses.replace(
             self,
             scores_QT=self.scores_QT[queries],
@@ -158,11 +167,17 @@ def _sum_entries(
 ) -> None:
     """Fill in the sums of the entries that codes select, each in a table of its own."""
     for row in range(len(codes_nM)):
-        entries_T = entries_XT[tables_n[row]]
-        total = entries_T[partitions_n[row]] + constants_X[tables_n[row]]
-        for step in range(codes_nM.shape[1]):
-            total += entries_T[num_partitions + codebook_size * step + codes_nM[row, step]]
-        sums_n[row] = total
+        entries_T, partition = entries_XT[tables_n[row]], partitions_n[row]
+        total = entries_T[partition] + constants_X[tables_n[row]]
+        sums_n[row] = add_entries(total, entries_T, num_partitions, codebook_size, codes_nM[row])
+
+
+@compiled
+def add_entries(total: Any, entries_T: Any, num_partitions: int, codebook_size: int, codes_M: Any) -> Any:
+    """A sum with the entries that the bytes of a code select."""
+    for step in range(len(codes_M)):
+        total += entries_T[num_partitions + codebook_size * step + codes_M[step]]
+    return total
 
 
 @dataclasses.dataclass(frozen=True)

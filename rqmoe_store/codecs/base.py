@@ -65,6 +65,8 @@ class Codec(TranslatesErrors):
         self.report = report
         self._frame = Frame.plain(coder.dim) if frame is None else frame
         self._coder, self._refiner = coder, refiner
+        self.device_name: str = coder.device
+        """The name of `device`, such as "cpu" or "cuda:0". torch is not loaded to tell it."""
         self.correction = correction
         """What training by relevance takes off the distances of codes; None without such training."""
         self.encodes: Subject = encodes
@@ -106,11 +108,6 @@ class Codec(TranslatesErrors):
         import torch
 
         return torch.device(self._coder.device)
-
-    @property
-    def device_name(self) -> str:
-        """The name of `device`, such as "cpu" or "cuda:0". torch is not loaded to tell it."""
-        return self._coder.device
 
     @property
     def rerank_precision(self) -> Precision:
@@ -293,7 +290,7 @@ class Codec(TranslatesErrors):
 
         Scores are in `units`, which several codecs may share. Without them, the codec's own units apply.
         """
-        queries = self.framed(queries_QD)
+        queries = FramedQueries.of(queries_QD, self._frame, self.config.metric)
         return self._coder.lookup_tables(queries, shared_score_units([queries]) if units is None else units)
 
     def refine_tables(self, queries_QD: Float32Array, units: ScoreUnits | None = None) -> RefineTables:
@@ -304,7 +301,7 @@ class Codec(TranslatesErrors):
         """
         if self._refiner is None:
             raise InvalidInputError(f"{self!r} has no refine codes; train one with refine_bytes.")
-        queries = self.framed(queries_QD)
+        queries = FramedQueries.of(queries_QD, self._frame, self.config.metric)
         return self._refiner.tables(queries, shared_score_units([queries]) if units is None else units)
 
     def refined_scores(
@@ -368,6 +365,7 @@ class Codec(TranslatesErrors):
     def to(self, device: str) -> "Codec":
         """Move the codec to "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one), and return it."""
         self._coder = self._coder.to(numbered_device(device))
+        self.device_name = self._coder.device
         return self
 
     def copy_on(self, device: str) -> "Codec":

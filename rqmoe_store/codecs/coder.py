@@ -104,6 +104,8 @@ class ResidualCoder:
 
     def __init__(self, weights: QuantizerWeights, tables: AdditiveTables, device: str = "cpu") -> None:
         self.config: CodecConfig = weights.config
+        self.num_partitions: int = weights.num_partitions
+        """Partitions; 0 without any."""
         self.weights, self.tables, self.device = weights, tables, device
         self._prepared: PreparedQuantizer | None = None
         self._lock = Lock()
@@ -112,11 +114,6 @@ class ResidualCoder:
     def dim(self) -> int:
         """Dimension of the vectors."""
         return self.weights.dim
-
-    @property
-    def num_partitions(self) -> int:
-        """Partitions; 0 without any."""
-        return self.weights.num_partitions
 
     @property
     def quantizer(self) -> "ResidualQuantizer":
@@ -183,9 +180,10 @@ class ResidualCoder:
 
     def probed(self, frame: Frame, queries_QD: Float32Array, count: int) -> npt.NDArray[np.bool_]:
         """Whether a partition (Q, P) is one of the `count` nearest."""
-        probed_QP = np.ones((len(queries_QD), max(1, self.num_partitions)), dtype=bool)
-        if count < self.num_partitions:
-            mark_smallest(self._partition_scores(frame, queries_QD), count, probed_QP)
+        if count >= self.num_partitions:
+            return np.ones((len(queries_QD), max(1, self.num_partitions)), dtype=bool)
+        probed_QP = np.empty((len(queries_QD), self.num_partitions), dtype=bool)
+        mark_smallest(self._partition_scores(frame, queries_QD), count, probed_QP)
         return probed_QP
 
     def _partition_scores(self, frame: Frame, queries_QD: Float32Array) -> Float32Array:
@@ -194,11 +192,12 @@ class ResidualCoder:
         Under "cosine", centroids are compared by their directions. Their lengths tell how alike the rows of a
         partition are, and say nothing about a query: those of wide partitions are short, and would be nearer.
         """
-        by_distance = self.config.metric == "l2"
+        metric = self.config.metric
+        by_distance = metric == "l2"
         if by_distance:
             queries_QD = self.clamp(frame, queries_QD)
-        else:
-            queries_QD = FramedQueries.of(queries_QD, frame, self.config.metric).queries_QD
+        elif metric == "dot":
+            queries_QD = FramedQueries.of(queries_QD, frame, metric).queries_QD
         panels_XDW, squares_P = self._centroids
         scores_QP = -2 * product_with_panels(np.ascontiguousarray(queries_QD), panels_XDW, len(squares_P))
         if by_distance:

@@ -47,6 +47,8 @@ class Codes:
         return len(self.codes)
 
     def __getitem__(self, key: Any) -> "Codes":
+        if isinstance(key, slice) and key == slice(None):
+            return self
         rows, steps = key if isinstance(key, tuple) else (key, slice(None))
         if isinstance(rows, (int, np.integer)):
             rows = slice(rows, rows + 1 or None)

@@ -138,7 +138,7 @@ def typical_length(lengths_n: Float64Array) -> float:
 
 def to_float32(values: Float64Array) -> Float32Array:
     """The values as float32, saturated at its range."""
-    return np.asarray(np.clip(values, -LARGEST, LARGEST), dtype=np.float32)
+    return np.maximum(np.minimum(values, LARGEST), -LARGEST).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,10 +210,14 @@ class ScoreUnits:
 
     def select(self, queries: Sequence[int] | slice) -> "ScoreUnits":
         """The units of some of the queries."""
+        if are_all(queries, len(self.shifts_Q)):
+            return self
         return ScoreUnits(self.shifts_Q[queries], self.exponents_Q[queries])
 
     def scores_of(self, distance: np.float32) -> Float32Array:
         """The scores (Q,) of all queries for a distance, which may be infinite."""
+        if not math.isfinite(distance):
+            return np.float32(distance).repeat(len(self.shifts_Q))
         with np.errstate(over="ignore"):
             return np.ldexp(float(distance) - self.shifts_Q, -self.exponents_Q).astype(np.float32)
 
@@ -227,6 +231,11 @@ class ScoreUnits:
         """Distances (n,) for scores, each of a query of its own."""
         exponents_n, shifts_n = self.exponents_Q[queries_n], self.shifts_Q[queries_n]
         return np.asarray(np.ldexp(scores_n.astype(np.float64), exponents_n) + shifts_n)
+
+
+def are_all(queries: Sequence[int] | slice, count: int) -> bool:
+    """Whether a slice selects all of so many queries."""
+    return isinstance(queries, slice) and queries.indices(count) == (0, count, 1)
 
 
 def shared_score_units(queries: Sequence[FramedQueries]) -> ScoreUnits:
@@ -256,4 +265,4 @@ def scaled(values: Float32Array, exponents_Q1: Exponents) -> Float32Array:
 def constants_in_units(units: ScoreUnits, queries: FramedQueries) -> Float32Array:
     """The constant of every query's scores, in the units that all codecs share."""
     constants_Q = np.ldexp(queries.constants_Q - units.shifts_Q, -units.exponents_Q)
-    return np.clip(constants_Q, -_LARGEST_ENTRY, _LARGEST_ENTRY).astype(np.float32)
+    return np.maximum(np.minimum(constants_Q, _LARGEST_ENTRY), -_LARGEST_ENTRY).astype(np.float32)

@@ -17,13 +17,13 @@ import concurrent.futures
 import contextlib
 import functools
 import math
+import operator
 import os
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numba
@@ -46,17 +46,13 @@ _THREADS_OF_LANCE = ("lancedb-", "lance-", "lance_")
 class Lock:
     """A lock for `with` that is free in a forked process."""
 
+    # Searches enter several locks: by these properties, `with` calls the methods of `_lock` themselves.
+    __enter__: Any = property(operator.attrgetter("_lock.__enter__"))
+    __exit__: Any = property(operator.attrgetter("_lock.__exit__"))
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         _locks.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
 
     def reset(self) -> None:
         """Free the lock, whoever holds it."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables
+from rqmoe_store.codecs.additive import SMALLEST_SQUARE, LookupTables, add_entries
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.frame import FramedQueries, ScoreUnits, scaled
 from rqmoe_store.codecs.parallel import compiled, num_threads, run_chunks_parallel
@@ -155,38 +155,60 @@ class RefineTables:
             corrections_nD: differences between the bases of the refine codes and the additive approximations;
                 None for additive bases.
         """
-        of_queries, scores_n = (*self._coordinates, self.product_factors_Q), np.empty(len(codes), np.float32)
+        assert codes.refine is not None, "has refine codes"
+        count, refine_nR = len(codes.codes), codes.refine
+        sums_n = np.zeros(count, np.float32)
+        squares_n = np.empty(count if lookup.metric == "cosine" else 0, np.float32)
+        of_queries = *self._coordinates, self.product_factors_Q
+        of_lookup = lookup.scores_QT, lookup.constants_Q, lookup.norms_T
+        sizes, of_codes = (lookup.num_partitions, lookup.codebook_size), (codes.partitions, codes.codes)
 
         def score_rows(start: int, stop: int, _: int) -> None:
             rows = slice(start, stop)
-            own_n, some = queries_n[rows], codes[rows]
-            sums_n = lookup.sum_each(own_n, some)
             if corrections_nD is not None:
+                own_n = queries_n[rows]
                 products_n = np.einsum("nd,nd->n", corrections_nD[rows], self.queries_QD[own_n])
-                sums_n += products_n * self.product_factors_Q[own_n]
-            _add_refined(*self.books.arrays, *of_queries, own_n, some.refine, sums_n)
-            scores_n[rows] = self._with_lengths(sums_n, lookup, own_n, some)
+                sums_n[rows] = products_n * self.product_factors_Q[own_n]
+            _add_entries(
+                *self.books.arrays,
+                *of_queries,
+                *of_lookup,
+                *sizes,
+                start,
+                stop,
+                queries_n,
+                *of_codes,
+                refine_nR,
+                sums_n,
+                squares_n,
+            )
+            if self.square_code is not None:
+                differences_n = self.square_code.decode(refine_nR[rows, -LENGTH_BYTES:])
+                self._use_lengths(sums_n[rows], squares_n[rows], differences_n, queries_n[rows])
 
-        for_each_thread = -(-len(codes) // num_threads())
-        run_chunks_parallel(len(codes), min(max(for_each_thread, _LEAST_ROWS), _MOST_ROWS), score_rows)
-        return scores_n
+        for_each_thread = -(-count // num_threads())
+        run_chunks_parallel(count, min(max(for_each_thread, _LEAST_ROWS), _MOST_ROWS), score_rows)
+        return sums_n
 
-    def _with_lengths(
+    def _use_lengths(
         self,
         sums_n: Float32Array,
-        lookup: LookupTables,
+        squares_n: Float32Array,
+        differences_n: Float32Array,
         queries_n: npt.NDArray[np.int64],
-        codes: Codes,
-    ) -> Float32Array:
-        """Scores of codes: sums of table entries with the lengths that refine codes have."""
-        if self.square_code is None:
-            return sums_n
-        assert codes.refine is not None, "has refine codes"
-        differences_n = self.square_code.decode(codes.refine[:, -LENGTH_BYTES:])
-        if lookup.metric == "l2":
-            return np.asarray(sums_n + differences_n * self.square_factors_Q[queries_n], dtype=np.float32)
-        squares_n = lookup.squares(codes) + differences_n
-        return np.asarray(1 - sums_n / np.sqrt(np.maximum(squares_n, SMALLEST_SQUARE)), dtype=np.float32)
+    ) -> None:
+        """Make scores of sums of table entries by the lengths that refine codes have.
+
+        Args:
+            sums_n: the sums, which become scores.
+            squares_n: squared lengths that look-up tables estimate; empty unless under "cosine".
+            differences_n: what refine codes add to these.
+            queries_n: the numbers of the queries.
+        """
+        if len(squares_n) == 0:
+            sums_n += differences_n * self.square_factors_Q[queries_n]
+        else:
+            sums_n[:] = 1 - sums_n / np.sqrt(np.maximum(squares_n + differences_n, SMALLEST_SQUARE))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -219,9 +241,14 @@ class _Codebooks:
 
     def coordinates(self, queries_QD: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Coordinates (Q, C) of queries, and their products (Q, S) with the mean of every stage."""
-        rotated = [stage.rotation.apply(queries_QD)[:, : len(stage.codebooks_CK)] for stage in self.stages]
-        means = [stage.mean_products(queries_QD) for stage in self.stages]
-        return np.concatenate(rotated, axis=1), np.stack(means, axis=1)
+        coordinates_QC = np.empty((len(queries_QD), len(self.codebooks_CK)), np.float32)
+        means_QS, start = np.empty((len(queries_QD), len(self.stages)), np.float32), 0
+        for number, stage in enumerate(self.stages):
+            stop = start + len(stage.codebooks_CK)
+            coordinates_QC[:, start:stop] = stage.rotation.apply(queries_QD)[:, : stop - start]
+            means_QS[:, number] = stage.mean_products(queries_QD)
+            start = stop
+        return coordinates_QC, means_QS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,11 +291,9 @@ class Refiner:
 
     def tables(self, queries: FramedQueries, units: ScoreUnits) -> RefineTables:
         """Tables for queries in the codec's frame, with scores in `units`."""
-        powers_Q1 = (queries.magnitudes_Q - units.exponents_Q)[:, None]
-        factors_Q = np.full(
-            len(queries.queries_QD), {"l2": -2, "dot": -1, "cosine": 1}[queries.metric], np.float32
-        )
-        squares_Q = np.ones(len(queries.queries_QD), np.float32)
+        powers_Q1, count = (queries.magnitudes_Q - units.exponents_Q)[:, None], len(queries.queries_QD)
+        factors_Q = np.float32({"l2": -2, "dot": -1, "cosine": 1}[queries.metric]).repeat(count)
+        squares_Q = np.float32(1).repeat(count)
         if queries.metric == "l2":
             squares_Q = scaled(squares_Q[:, None], powers_Q1 - queries.exponents_Q[:, None])[:, 0]
         if queries.metric != "cosine":
@@ -321,20 +346,31 @@ def squared_lengths(vectors_nD: Float32Array) -> Float32Array:
 
 
 @compiled
-def _add_refined(
+def _add_entries(
     starts_B1: Any,
     codebooks_CK: Any,
     stages_B: Any,
     coordinates_QC: Any,
     means_QS: Any,
     factors_Q: Any,
+    entries_QT: Any,
+    constants_Q: Any,
+    norms_T: Any,
+    num_partitions: int,
+    codebook_size: int,
+    start: int,
+    stop: int,
     queries_n: Any,
+    partitions_n: Any,
+    codes_nM: Any,
     refine_nR: Any,
     sums_n: Any,
+    squares_n: Any,
 ) -> None:
-    """Add the table entries that refine codes select in the tables of their queries."""
+    """Add the table entries that the codes and refine codes of the rows from `start` to `stop` select in the
+    tables of their queries; fill in squared lengths, if there is room for them."""
     table_BK, made = np.empty((len(stages_B), 256), np.float32), -1
-    for row in range(len(refine_nR)):
+    for row in range(start, stop):
         query = queries_n[row]
         if query != made:
             _fill_table(
@@ -347,10 +383,15 @@ def _add_refined(
                 table_BK,
             )
             made = query
-        total = np.float32(0)
+        partition, codes_M = partitions_n[row], codes_nM[row]
+        total = entries_QT[query, partition] + constants_Q[query]
+        total = add_entries(total, entries_QT[query], num_partitions, codebook_size, codes_M)
+        refined = np.float32(0)
         for byte in range(len(table_BK)):
-            total += table_BK[byte, refine_nR[row, byte]]
-        sums_n[row] += total
+            refined += table_BK[byte, refine_nR[row, byte]]
+        sums_n[row] = total + sums_n[row] + refined
+        if len(squares_n):
+            squares_n[row] = add_entries(norms_T[partition], norms_T, num_partitions, codebook_size, codes_M)
 
 
 @compiled

@@ -64,12 +64,13 @@ def as_vectors(
             "Were they made by another embedding model?"
         )
     positions = np.arange(len(vectors)) if positions is None else positions
-    finite = np.all(np.isfinite(vectors), axis=1)
+    finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
     _require_rows(finite, positions, "contain NaN or infinite values (as float32)")
     if metric != "cosine":
         return vectors
     # Norms in float64: tiny or huge float32 components would under- or overflow when squared.
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    exact = vectors.astype(np.float64)
+    norms = np.sqrt(np.add.reduce(exact * exact, axis=1, keepdims=True))
     directed = norms[:, 0] > 0
     _require_rows(directed, positions, "are zero vectors, which have no direction under metric='cosine'")
     return np.asarray(vectors / norms, dtype=np.float32)
@@ -114,7 +115,7 @@ def from_torch(data: Any) -> Any:
 
 def listed(column: Any) -> Any:
     """A column of Arrow, pandas or polars as a list; anything else as it is."""
-    if has_named_columns(column):
+    if isinstance(column, np.ndarray | list) or has_named_columns(column):
         return column
     for method in ("to_pylist", "to_list"):
         if hasattr(column, method):
@@ -129,7 +130,7 @@ def has_named_columns(data: Any) -> bool:
 
 def _to_float32(data: Any) -> Float32Array:
     try:
-        if np.ma.is_masked(data):
+        if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
             raise TypeError("some values are masked; .filled(...) puts numbers in their place")
         array = np.asarray(from_torch(listed(data)))
         if array.dtype.kind in _REFUSED:
@@ -139,6 +140,8 @@ def _to_float32(data: Any) -> Float32Array:
                 else None
             )
             raise TypeError(hint or _REFUSED[array.dtype.kind])
+        if array.dtype == np.float32:
+            return np.ascontiguousarray(array)
         with np.errstate(over="ignore"):  # an overflow becomes inf, reported with its row
             return np.ascontiguousarray(array, dtype=np.float32)
     except (
@@ -154,9 +157,9 @@ def _to_float32(data: Any) -> Float32Array:
 
 
 def _require_rows(valid: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64], problem: str) -> None:
-    bad = np.sort(positions[~valid])
-    if len(bad) == 0:
+    if valid.all():
         return
+    bad = np.sort(positions[~valid])
     named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
     more = f" and {len(bad) - _ROWS_NAMED} more" if len(bad) > _ROWS_NAMED else ""
     raise InvalidInputError(

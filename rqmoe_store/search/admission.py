@@ -6,10 +6,8 @@ each other after every stage: 16 clients got two thirds of the answers that 2 go
 """
 
 import collections
-import contextlib
 import os
 import threading
-from collections.abc import Iterator
 
 from rqmoe_store.codecs.parallel import Lock, num_threads
 
@@ -18,12 +16,24 @@ _LEAST = 2
 
 
 class _Turn:
-    """A call that waits, or computes."""
+    """A call that waits, or computes, as a context that begins when it is its turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, admission: "Admission") -> None:
+        self._admission = admission
         self.has_begun = False
         self.begins = threading.Lock()  # free once it has begun
+
+    def __enter__(self) -> None:
         self.begins.acquire()
+        try:
+            self._admission.add(self)
+            self.begins.acquire()
+        except BaseException:  # an interruption ends the waiting
+            self._admission.remove(self)
+            raise
+
+    def __exit__(self, *raised: object) -> None:
+        self._admission.remove(self)
 
 
 class Admission:
@@ -39,23 +49,24 @@ class Admission:
         """Number of calls that wait."""
         return len(self._waiting)
 
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self) -> _Turn:
         """A context that begins when it is the turn of this call. Calls must not be nested."""
-        turn = _Turn()
-        try:
-            with self._lock:
-                self._waiting.append(turn)
-                self._admit()
-            turn.begins.acquire()
-            yield
-        finally:  # an interruption ends the waiting, too
-            with self._lock:
-                if turn.has_begun:
-                    self._admitted -= 1
-                elif turn in self._waiting:  # not if the interruption came before
-                    self._waiting.remove(turn)
-                self._admit()
+        return _Turn(self)
+
+    def add(self, turn: _Turn) -> None:
+        """Have a call wait for its turn, which may come at once."""
+        with self._lock:
+            self._waiting.append(turn)
+            self._admit()
+
+    def remove(self, turn: _Turn) -> None:
+        """Go on with the next calls after one has ended, or need not wait any more."""
+        with self._lock:
+            if turn.has_begun:
+                self._admitted -= 1
+            elif turn in self._waiting:  # not if an interruption came before
+                self._waiting.remove(turn)
+            self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self._admitted < max(num_threads(), _LEAST):

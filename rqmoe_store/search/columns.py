@@ -14,7 +14,7 @@ from lancedb.expr import Expr
 from lancedb.table import LanceTable
 
 from rqmoe_store.errors import InvalidInputError
-from rqmoe_store.search.cached_columns import CachedColumns
+from rqmoe_store.search.cached_columns import CachedColumns, as_array
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.row_ids import RowIds
 from rqmoe_store.search.segments import Mask
@@ -54,18 +54,24 @@ def check_selection(columns: Any) -> Selected | None:
     """
     if columns is None:
         return None
-    named = isinstance(columns, Mapping) and all(isinstance(sql, str | Expr) for sql in columns.values())
-    if not (named or isinstance(columns, list | tuple)) or not all(isinstance(name, str) for name in columns):
+    is_list = isinstance(columns, list | tuple)
+    named = (
+        not is_list
+        and isinstance(columns, Mapping)
+        and all(isinstance(sql, str | Expr) for sql in columns.values())
+    )
+    if not (named or is_list) or not all(isinstance(name, str) for name in columns):
         raise InvalidInputError(
             f"Got select({columns!r}); expected a list of column names, such as select(['id', 'text']), or a "
             "dict of SQL expressions by name, such as select({'id': 'id', 'double': '2 * id'})."
         )
     if named:
         return dict(columns) or None
-    doubled = sorted({name for name in columns if columns.count(name) > 1})
-    if doubled:
+    selected = dict(zip(columns, columns, strict=True))
+    if len(selected) < len(columns):
+        doubled = sorted(name for name in selected if columns.count(name) > 1)
         raise InvalidInputError(f"Got column {doubled[0]!r} twice in select; expected every name once.")
-    return {name: name for name in columns} or None
+    return selected or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +107,10 @@ class ResultColumns:
         """Whether the values of all stored columns, of which there may be none, are in memory."""
         return not self.expressions and cached.has(self.stored(*_ADDED))
 
-    def take_stage(self, cached: CachedColumns | None) -> tuple[str, str]:
-        """Name and detail, for plans, of the stage that takes these columns."""
+    def describe_take(self, cached: CachedColumns | None) -> str:
+        """What plans say of the stage that takes these columns."""
         where = "; memory" if cached is not None and self.are_in(cached) else ""
-        return "Take", ", ".join(self.sources) + where
+        return ", ".join(self.sources) + where
 
     def with_last(self, name: str) -> "ResultColumns":
         """The same columns, followed by one that the query adds."""
@@ -224,10 +230,10 @@ def take(
     """
     row_ids_H = np.concatenate([hits.row_ids_S for hits in hits_of_queries])
     distances_H = np.concatenate([hits.distances_S for hits in hits_of_queries])
-    queries_H = np.repeat(
-        np.arange(len(hits_of_queries), dtype=np.int32), [len(hits) for hits in hits_of_queries]
-    )
+    counts = [len(hits.row_ids_S) for hits in hits_of_queries]
+    queries_H = np.arange(len(counts), dtype=np.int32).repeat(counts)
     if cached is not None and chosen.are_in(cached):
+        rows: Mapping[str, pa.Array] | pa.Table
         rows, exists_H = cached.take(row_ids_H, stored)
         schema = cached.schema
     else:
@@ -236,9 +242,13 @@ def take(
         rows, exists_H = _aligned(taken, row_ids_H)
         schema = taken.schema
     names = [*stored, *chosen.expressions]
-    arrays = [pa.array(own_H[exists_H]) for own_H in (queries_H, distances_H, row_ids_H)]
-    fields = [*_OWN_FIELDS, *(schema.field(name) for name in names)]
-    return pa.Table.from_arrays([*arrays, *(rows[name] for name in names)], schema=pa.schema(fields))
+    fields, arrays = [*_OWN_FIELDS], []
+    for field, own_H in zip(_OWN_FIELDS, (queries_H, distances_H, row_ids_H), strict=True):
+        arrays.append(as_array(own_H[exists_H], field.type))
+    for name in names:
+        fields.append(schema.field(name))
+        arrays.append(rows[name])
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _aligned(taken: pa.Table, row_ids_H: RowIds) -> tuple[pa.Table, Mask]:

@@ -18,7 +18,7 @@ from rqmoe_store.codecs.frame import ScoreUnits
 from rqmoe_store.codecs.vectors import Float32Array
 from rqmoe_store.search.admission import search_admission
 from rqmoe_store.search.ranking import Ranking
-from rqmoe_store.search.request import RankingStage, SearchRequest, Trace
+from rqmoe_store.search.request import PlanStage, RankingStage, SearchRequest, Trace
 from rqmoe_store.search.rerank import Hits
 from rqmoe_store.search.resident import (
     conjunction,
@@ -32,7 +32,6 @@ from rqmoe_store.search.segments import Mask, RowIds, Selection, grouped
 from rqmoe_store.search.shortlists import Candidates, Shortlists, candidates_of
 from rqmoe_store.search.source import TableState
 from rqmoe_store.store.columns import CodeColumns
-from rqmoe_store.store.table_codec import Generation
 
 RowsOf = Callable[[Mask], Iterable[Selection]]
 """Function from the partitions (P,) that any query probes to the rows to scan."""
@@ -80,7 +79,7 @@ class Execution:
         Rows of a stage come in the order of these, unless it does not matter and there is a single stage.
         """
         request = self._request
-        if not self._generations:
+        if not self._state.generations:
             return Candidates.none(len(request.queries_QD), self._codecs.code_bytes)
         where = request.where if request.prefilter else None
         postfiltered = self._scan_and_postfilter(where) if where else None
@@ -93,22 +92,22 @@ class Execution:
         """Add the stages that `run` would go through, as far as they are known, to the trace."""
         request = self._request
         if request.where is not None and request.prefilter:
-            self._trace.plan("Filter", f"{request.where_text}, before the scan")
-        if self._generations:
-            self._trace.plan(*self._scan_stage(request.parameters.nprobes, request.shortlist))
+            self._filter_stage("before the scan")
+        if self._state.generations:
+            self._scan_stage(request.parameters.nprobes, request.shortlist)
         if self._state.raw:
-            self._trace.plan(*self._raw_stage)
+            self._raw_stage()
         self._ranking.plan(refine_on_gpu=self._scores_refine_codes)
         if request.where is not None and not request.prefilter:
-            self._trace.plan("Filter", f"{request.where_text}, of the results")
+            self._filter_stage("of the results")
 
     def _pages(self) -> list[Hits]:
         """The page of every query, ranked in as many stages as it takes to fill the page."""
         pages = self._ranking.pages(self.candidates(ordered=False), self._tables, self._search_raw())
         hits = [page.hits for page in pages]
         short = [query for query, page in enumerate(pages) if page.short]
-        stages = self._request.parameters.one_more(self._request.stages)
-        if short and stages is not None:
+        stages = self._request.parameters.one_more(self._request.stages) if short else None
+        if stages is not None:
             for query, longer in zip(short, self._with_more_stages(short, stages)._pages(), strict=True):
                 hits[query] = longer
         return hits
@@ -138,44 +137,31 @@ class Execution:
     @functools.cached_property
     def _tables(self) -> Mapping[int, LookupTables]:
         """Look-up tables of all queries, for every scan."""
-        return self._codecs.lookup_tables(self._request.queries_QD, self._generations)
+        return self._codecs.lookup_tables(self._request.queries_QD, self._state.generations)
 
-    @functools.cached_property
-    def _generations(self) -> list[Generation]:
-        """The generations of which any row has a code."""
-        resident, generations = self._state.resident, self._codecs.generations
-        if resident is None:
-            return [generations[place] for place in self._state.snapshot.places_in_use]
-        return [each for each in generations if resident.has_rows(each.partitions)]
+    # What describes a stage must not refer to the object that has the trace: a cycle would keep its memory.
 
-    @property
-    def _raw_stage(self) -> tuple[str, str]:
+    def _filter_stage(self, rows: str) -> PlanStage:
+        where_text = self._request.where_text
+        return self._trace.stage("Filter", lambda: f"{where_text}, {rows}")
+
+    def _raw_stage(self) -> PlanStage:
         where = " that match" if self._request.where is not None and self._request.prefilter else ""
-        return "Raw", f"{self._codecs.metric} distance to all rows{where} without a code"
+        metric = self._codecs.metric
+        return self._trace.stage("Raw", lambda: f"{metric} distance to all rows{where} without a code")
 
     def _search_raw(self) -> list[Hits] | None:
         """The nearest of the rows without a code, for every query; None if the table has no such rows."""
         if not self._state.raw:
             return None
-        with self._trace.stage(*self._raw_stage) as stage:
+        with self._raw_stage() as stage:
             hits = self._state.raw.nearest(self._request)
             stage.rows = sum(map(len, hits))
         return hits
 
-    def _scan_stage(self, nprobes: int, size: int) -> tuple[str, str]:
-        request = self._request
-        counts = [each.metadata.num_partitions for each in self._generations]
-        probed, total = sum(min(nprobes, count) for count in counts), sum(counts)
-        where = "disk" if self._state.resident is None else "memory"
-        if self._codecs.device != "cpu":
-            where += f", {self._codecs.device}"
-        if self._state.remote is not None:
-            where = "shards"
-        fewest = sum(min(request.parameters.nprobes, count) for count in counts)
-        probed_as = request.parameters.nprobes_from if probed == fewest else "fewer held too few"
-        kept_as = request.stages[-1].shortlist_from if size == request.shortlist else "to filter"
-        partitions, kept = f"{probed} of {total} partitions ({probed_as})", f"keep {size} ({kept_as})"
-        return "Scan", f"look-up tables, {partitions}, {where}, {kept}"
+    def _scan_stage(self, nprobes: int, size: int) -> PlanStage:
+        details = self._request, self._state, nprobes, size
+        return self._trace.stage("Scan", functools.partial(_describe_scan, *details))
 
     def _scan_of(self, where: str | None, *, ordered: bool) -> Scan:
         request, remote = self._request, self._state.remote
@@ -196,7 +182,7 @@ class Execution:
         ranked by refine codes in memory."""
         if not self._scores_refine_codes:
             return None
-        return {each.first_partition: Refinement(each.codec, queries_QD) for each in self._generations}
+        return {each.first_partition: Refinement(each.codec, queries_QD) for each in self._state.generations}
 
     @property
     def _scores_refine_codes(self) -> bool:
@@ -204,7 +190,7 @@ class Execution:
         resident = self._state.resident
         if self._codecs.device == "cpu" or resident is None or not resident.has_refine:
             return False
-        is_additive = all(each.codec.has_additive_refine_codes for each in self._generations)
+        is_additive = all(each.codec.has_additive_refine_codes for each in self._state.generations)
         return is_additive and self._ranking.is_by_refine_codes
 
     def _rows_of(self, where: str | None) -> RowsOf:
@@ -213,7 +199,7 @@ class Execution:
             return lambda probed_P: self._read_from_disk(where, probed_P)
         if where is None:
             return lambda _: resident.selections
-        with self._trace.stage("Filter", f"{self._request.where_text}, of all rows") as stage:
+        with self._filter_stage("of all rows") as stage:
             selections = resident.matching(where)
             stage.rows = sum(map(len, selections))
         return lambda _: selections
@@ -235,7 +221,7 @@ class Execution:
         nprobes = min(request.parameters.nprobes, most)
         while again:
             sides = self._scan_once(scan, again, nprobes, request.shortlist)
-            rows_Q = np.sum([side.counts(len(again)) for side in sides], axis=0).tolist()
+            rows_Q = np.add.reduce([side.counts(len(again)) for side in sides]).tolist()
             lasts = [len(ends) if nprobes == most else bisect.bisect_right(ends, rows) for rows in rows_Q]
             stages = [range(served[query], last) for query, last in zip(again, lasts, strict=True)]
             exhausted = [nprobes == most and rows < request.shortlist for rows in rows_Q]
@@ -248,7 +234,8 @@ class Execution:
 
     def _units(self, queries: list[int]) -> ScoreUnits:
         """Units of the scores of some queries, the same for all codecs."""
-        return next(iter(self._tables.values())).units.select(queries)
+        units = next(iter(self._tables.values())).units
+        return units if len(queries) == len(self._request.queries_QD) else units.select(queries)
 
     @property
     def _sizes(self) -> list[int]:
@@ -257,12 +244,12 @@ class Execution:
 
     def _scan_once(self, scan: Scan, queries: list[int], nprobes: int, size: int) -> list[Shortlists]:
         """Scan for some of the queries; returns shortlists for every side."""
-        with self._trace.stage(*self._scan_stage(nprobes, size)) as stage:
+        with self._scan_stage(nprobes, size) as stage:
             queries_QD, tables = self._request.queries_QD, self._tables
             if len(queries) < len(queries_QD):
                 queries_QD = queries_QD[queries]
                 tables = {first: each.select(queries) for first, each in tables.items()}
-            probed_QP = self._codecs.probed(queries_QD, nprobes, self._generations)
+            probed_QP = self._codecs.probed(queries_QD, nprobes, self._state.generations)
             sides = scan(queries_QD, tables, probed_QP, size)
             stage.rows = sum(map(len, sides))
         return sides
@@ -286,7 +273,7 @@ class Execution:
         all_queries = list(range(len(request.queries_QD)))
         nprobes = min(request.parameters.nprobes, self._codecs.most_partitions)
         (longer,) = self._scan_once(self._scan_of(None, ordered=True), all_queries, nprobes, size)
-        with self._trace.stage("Filter", f"{self._request.where_text}, of the rows kept") as stage:
+        with self._filter_stage("of the rows kept") as stage:
             matched = longer.only(self._matching([longer.rows.row_ids_N], where))
             stage.rows = len(matched)
         if (matched.counts(len(all_queries)) < request.shortlist).any():
@@ -298,7 +285,7 @@ class Execution:
 
     def _filter_results(self, pages: list[Hits], where: str) -> list[Hits]:
         """The results that match."""
-        with self._trace.stage("Filter", f"{self._request.where_text}, of the results") as stage:
+        with self._filter_stage("of the results") as stage:
             matching = self._matching([hits.row_ids_S for hits in pages], where)
             pages = [hits[np.isin(hits.row_ids_S, matching)] for hits in pages]
             stage.rows = sum(map(len, pages))
@@ -310,3 +297,20 @@ class Execution:
         if len(some) == 0:
             return some
         return matching_row_ids(self._state.snapshot.dataset, f"{row_id_filter(some)} AND {where}")
+
+
+def _describe_scan(request: SearchRequest, state: TableState, nprobes: int, size: int) -> str:
+    """What plans say of a scan of so many partitions of every generation for so many rows."""
+    codecs, parameters = state.snapshot.codecs, request.parameters
+    counts = [each.metadata.num_partitions for each in state.generations]
+    probed, total = sum(min(nprobes, count) for count in counts), sum(counts)
+    where = "disk" if state.resident is None else "memory"
+    if codecs.device != "cpu":
+        where += f", {codecs.device}"
+    if state.remote is not None:
+        where = "shards"
+    fewest = sum(min(parameters.nprobes, count) for count in counts)
+    probed_as = parameters.nprobes_from if probed == fewest else "fewer held too few"
+    kept_as = request.stages[-1].shortlist_from if size == request.shortlist else "to filter"
+    partitions, kept = f"{probed} of {total} partitions ({probed_as})", f"keep {size} ({kept_as})"
+    return f"look-up tables, {partitions}, {where}, {kept}"

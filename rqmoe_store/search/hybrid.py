@@ -3,6 +3,7 @@
 Shape legend: R rows of one result list, or of the fused one, D vector dimension.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
@@ -21,7 +22,7 @@ from rqmoe_store.errors import InvalidInputError
 from rqmoe_store.search.columns import DISTANCE, RELEVANCE, ROW_ID, SCORE, without
 from rqmoe_store.search.diversity import Diversity
 from rqmoe_store.search.query import CompressedQuery, VectorSearchQuery, is_batch, run_query
-from rqmoe_store.search.request import Trace, VectorOptions, indented
+from rqmoe_store.search.request import Trace, indented
 from rqmoe_store.search.segments import Mask, Positions
 from rqmoe_store.search.source import TableReader
 from rqmoe_store.search.text import TextQuery, as_vector, require_reranker, reranker_text
@@ -176,7 +177,7 @@ class HybridQuery(VectorSearchQuery):
         Raises:
             InvalidInputError: the query is not a string.
         """
-        super().__init__(reader, VectorOptions())
+        super().__init__(reader)
         if query is not None and not isinstance(query, str):
             raise InvalidInputError(
                 f"Got {type(query).__name__} as a hybrid query; expected a string, or none and then "
@@ -248,7 +249,7 @@ class HybridQuery(VectorSearchQuery):
         trace, terms = Trace(), self._terms()
         depths, _ = self._depths()
         by_vector, by_text = self._searches(terms, depths[-1])
-        trace.plan("Rerank", self._rerank_detail(depths))
+        trace.stage("Rerank", functools.partial(self._rerank_detail, depths))
         return "\n".join([str(trace), indented(by_vector.explain_plan()), indented(by_text.explain_plan())])
 
     def analyze_plan(self) -> str:
@@ -311,7 +312,7 @@ class HybridQuery(VectorSearchQuery):
         depths, further = self._depths()
         search = self._search_function(terms, depths, vector_trace)
         ranked: pa.Table | None = None
-        with trace.stage("Rerank", self._rerank_detail(depths)) as stage:
+        with trace.stage("Rerank", functools.partial(self._rerank_detail, depths)) as stage:
             for depth in itertools.chain(list(depths), further):
                 before = 0 if ranked is None else len(ranked)
                 ranked = self._extend(ranked, depth, terms, *search(depth))
@@ -320,7 +321,6 @@ class HybridQuery(VectorSearchQuery):
                 if len(ranked) >= self._offset + self._limit or self._is_last(before, len(ranked), depth):
                     break
             assert ranked is not None, "there is a first depth"
-            stage.detail = self._rerank_detail(depths)
             page = ranked.slice(self._offset, self._limit)
             stage.rows = len(page)
         return page if self._with_row_id or ROW_ID in (self._selected or {}) else without(page, ROW_ID)

@@ -3,7 +3,7 @@
 Shape legend: Q queries, D vector dimension.
 """
 
-import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -45,7 +45,6 @@ from rqmoe_store.search.resident import conjunction
 from rqmoe_store.search.source import TableReader, TableState
 from rqmoe_store.storage_errors import TranslatesErrors
 from rqmoe_store.store.conditions import as_text
-from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.neighbor_graph import MOST_NEIGHBORS
 from rqmoe_store.store.snapshot import Snapshot
 
@@ -62,17 +61,14 @@ class TableQuery(TranslatesErrors, ABC):
     Values of options are replaced and never modified, so that a copy of a query is independent of it.
     """
 
-    def __init__(self, reader: TableReader) -> None:
-        self._reader = reader
-        self._conditions: list[str | Expr] = []
-        self._prefilter = True
-        self._selected: Selected | None = None
-        self._offset = 0
-        self._with_row_id = False
+    _conditions: tuple[str | Expr, ...] = ()
+    _prefilter = True
+    _selected: Selected | None = None
+    _offset = 0
+    _with_row_id = False
 
-    @property
-    def _handle(self) -> Handle:
-        return self._reader.handle
+    def __init__(self, reader: TableReader) -> None:
+        self._reader, self._handle = reader, reader.handle
 
     def where(self, condition: str | Expr | None, prefilter: bool | None = None) -> Self:
         """Return only rows that match a condition; after several calls, all conditions must hold.
@@ -89,7 +85,7 @@ class TableQuery(TranslatesErrors, ABC):
         """
         if condition is not None:
             as_text(condition, called="where")
-            self._conditions = [*self._conditions, condition]
+            self._conditions = (*self._conditions, condition)
         if prefilter is not None:
             self._prefilter = bool(prefilter)
         return self
@@ -160,6 +156,8 @@ class TableQuery(TranslatesErrors, ABC):
 
     def _where(self, snapshot: Snapshot) -> str | None:
         """All conditions as one, checked; None if there are none. Raises as `Conditions.checked`."""
+        if not self._conditions:
+            return None
         checked = [
             self._handle.conditions.checked(snapshot.table, condition) for condition in self._conditions
         ]
@@ -187,9 +185,7 @@ class TableQuery(TranslatesErrors, ABC):
 class SearchQuery(TableQuery):
     """A query that orders rows and returns the best."""
 
-    def __init__(self, reader: TableReader) -> None:
-        super().__init__(reader)
-        self._limit = DEFAULT_LIMIT
+    _limit = DEFAULT_LIMIT
 
     def limit(self, limit: int) -> Self:
         """Set the number of rows to return (per query of a batch), default 10.
@@ -203,10 +199,8 @@ class SearchQuery(TableQuery):
 class VectorSearchQuery(SearchQuery):
     """The options of vector searches, and of the vector search in a hybrid query."""
 
-    def __init__(self, reader: TableReader, options: VectorOptions) -> None:
-        super().__init__(reader)
-        self._options = options
-        self._diversity: Diversity | None = None
+    _options = VectorOptions()
+    _diversity: Diversity | None = None
 
     def nprobes(self, nprobes: int) -> Self:
         """Set the number of partitions to search per query; a number beyond their count means all.
@@ -366,7 +360,7 @@ class VectorSearchQuery(SearchQuery):
         return self
 
     def _set(self, **changes: Any) -> Self:
-        self._options = dataclasses.replace(self._options, **changes)
+        self._options = self._options._replace(**changes)
         return self
 
 
@@ -391,13 +385,16 @@ class CompressedQuery(VectorSearchQuery):
             InvalidInputError: a vector has another dimension, NaN or infinite values, or is zero under
                 cosine; or the batch is empty.
         """
-        super().__init__(reader, options or VectorOptions())
-        many = self._handle.metadata.multi_vector
+        super().__init__(reader)
+        if options is not None:
+            self._options = options
+        metadata = self._handle.metadata
+        many = metadata.multi_vector
         self._matrices = None if many is None else as_matrices(query, many)
         if many is not None and self._matrices is not None:
             self._queries_QD = query_encodings(self._matrices, many)
         else:
-            self._queries_QD = as_queries(query, dim=self._handle.dim, metric=self._handle.metric)
+            self._queries_QD = as_queries(query, dim=metadata.vector_dim, metric=metadata.metric)
 
     def rerank(self, kind: Rerank) -> Self:
         """Set what orders the shortlist, and what `_distance` is the distance to.
@@ -437,7 +434,7 @@ class CompressedQuery(VectorSearchQuery):
         """The stages of the query, the last one first, without running it. Raises as `to_arrow`."""
         state, trace = self._reader.state(), Trace()
         Execution(self._request(state), state, self._handle.columns, trace).plan()
-        trace.plan(*self._columns_of(state).take_stage(state.cached))
+        trace.stage("Take", functools.partial(self._columns_of(state).describe_take, state.cached))
         return str(trace)
 
     def analyze_plan(self) -> str:
@@ -453,7 +450,7 @@ class CompressedQuery(VectorSearchQuery):
         chosen, request = self._columns_of(state), self._request(state)
         hits = Execution(request, state, self._handle.columns, trace).run()
         stored = chosen.stored(DISTANCE, ROW_ID, QUERY_INDEX)
-        with trace.stage(*chosen.take_stage(state.cached)) as stage:
+        with trace.stage("Take", functools.partial(chosen.describe_take, state.cached)) as stage:
             vectors = DecodedColumn(state.snapshot.codecs.columns, self._handle.kept)
             taken = take(state.snapshot.dataset, hits, chosen, vectors.to_read(stored), state.cached)
             found = chosen.arranged(vectors.decode(taken, stored, state.snapshot.codecs))

@@ -9,6 +9,7 @@ K stages, D vector dimension.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from rqmoe_store.search.refined import (
     rank_by_refine_codes,
     with_refine_codes,
 )
-from rqmoe_store.search.request import SearchRequest, Trace
+from rqmoe_store.search.request import PlanStage, SearchRequest, Trace
 from rqmoe_store.search.rerank import (
     Hits,
     exact_values,
@@ -87,13 +88,13 @@ class Ranking:
 
     def plan(self, *, refine_on_gpu: bool) -> None:
         """Add the plan of `pages` to the trace, of candidates that a GPU may have scored by refine codes."""
-        self._trace.plan(*self._rerank_stage(refine_on_gpu))
+        self._rerank_stage(refine_on_gpu)
         if self._request.refined is not None:
-            self._trace.plan(*self._refine_stage)
+            self._refine_stage()
         if self._request.expansion is not None:
-            self._trace.plan(*self._expand_stage)
+            self._expand_stage()
         if self._request.diversity is not None:
-            self._trace.plan(*self._diversify_stage)
+            self._diversify_stage()
 
     def _rank(
         self,
@@ -104,7 +105,7 @@ class Ranking:
     ) -> list[Page]:
         """The pages of some queries."""
         request, diversity = self._request, self._request.diversity
-        with self._trace.stage(*self._rerank_stage(candidates.refined_H is not None)) as stage:
+        with self._rerank_stage(candidates.refined_H is not None) as stage:
             hits = self._rerank(queries_QD, candidates, tables)
             stage.rows = len(candidates.rows)
         if raw is not None:
@@ -116,7 +117,8 @@ class Ranking:
         if request.refined is not None:
             hits = self._refine(queries_QD, hits)
         lasts = [self._last_stages(found, every) for found, every in zip(hits, complete, strict=True)]
-        hits = [within(found, request.lower, request.upper) for found in hits]
+        if request.lower is not None or request.upper is not None:
+            hits = [within(found, request.lower, request.upper) for found in hits]
         if request.expansion is not None:
             expanded = self._expand(queries_QD, hits, tables)
             if diversity is None:
@@ -212,42 +214,25 @@ class Ranking:
         short = len(order.places) < last and not order.ended
         return Page(hits.ranked(order.places[offset:last]), short)
 
-    def _rerank_stage(self, refine_on_gpu: bool) -> tuple[str, str]:
-        kept, kind = self._request.refined or self._kept(self._request.shortlist), "decoded rows"
-        if self._request.matrices is not None and self._request.parameters.rerank != "none":
-            last, refined = self._request.stages[-1], self._request.parameters.rerank == "refined"
-            decoded, summed = last.decoded(refined=refined), ""
-            if self._codecs.metadata.metric == "cosine":
-                summed = f"{last.summed} of them by cosines, "
-            kind = f"all vectors of rows by look-up tables, {summed}{decoded} decoded if these are not exact"
-        elif self._request.parameters.rerank == "refined":
-            device = f", {self._codecs.device}" if refine_on_gpu else ""
-            kind = f"rows with refine codes, {self._state.refine_codes_in}{device}"
-        elif self._request.parameters.rerank == "none" and self._request.diversity is None:
-            kind = "rows by look-up tables alone"
-        corrected = "corrected " if self._codecs.are_corrected else ""
-        return "Rerank", f"{corrected}{self._codecs.metadata.metric} distance to {kind}, keep {kept}"
+    # What describes a stage must not refer to the object that has the trace: a cycle would keep its memory.
 
-    @property
-    def _refine_stage(self) -> tuple[str, str]:
-        kept = self._kept(self._request.refined or 0)
-        return "Refine", f"{self._codecs.metadata.metric} distance to raw vectors, keep {kept}"
+    def _rerank_stage(self, refine_on_gpu: bool) -> PlanStage:
+        details = self._request, self._state, refine_on_gpu
+        return self._trace.stage("Rerank", functools.partial(_describe_rerank, *details))
 
-    @property
-    def _expand_stage(self) -> tuple[str, str]:
+    def _refine_stage(self) -> PlanStage:
+        kept, metric = _kept(self._request, self._request.refined or 0), self._codecs.metadata.metric
+        return self._trace.stage("Refine", lambda: f"{metric} distance to raw vectors, keep {kept}")
+
+    def _expand_stage(self) -> PlanStage:
         expansion = self._request.expansion
         assert expansion is not None, "planned with an expansion"
         steps = f"{expansion.neighbors} neighbors, {expansion.hops} hops"
-        return "Expand", f"{steps}, weight {expansion.weight:g}"
+        return self._trace.stage("Expand", lambda: f"{steps}, weight {expansion.weight:g}")
 
-    @property
-    def _diversify_stage(self) -> tuple[str, str]:
-        return "Diversify", f"{self._request.diversity}, keep {self._request.limit}"
-
-    def _kept(self, ranked: int) -> int:
-        """Rows that the last stage ordered by distance passes on, out of those that it orders."""
-        request = self._request
-        return request.limit if request.diversity is None and request.expansion is None else ranked
+    def _diversify_stage(self) -> PlanStage:
+        chosen, kept = self._request.diversity, self._request.limit
+        return self._trace.stage("Diversify", lambda: f"{chosen}, keep {kept}")
 
     def _expand(self, queries_QD: Float32Array, hits: list[Hits], tables: Tables) -> list[ExpandedRows]:
         """The rows of every query, and those that are reached from the nearest ones in the neighbor graph."""
@@ -260,7 +245,7 @@ class Ranking:
                 found = refine(table, self._columns.vector_column, queries_QD, found, metric)
             return [within(each, request.lower, request.upper) for each in found]
 
-        with self._trace.stage(*self._expand_stage) as stage:
+        with self._expand_stage() as stage:
             expanded = expand(request, self._state, hits, score)
             stage.rows = sum(len(rows.hits) for rows in expanded)
         return expanded
@@ -268,7 +253,7 @@ class Ranking:
     def _refine(self, queries_QD: Float32Array, hits: list[Hits]) -> list[Hits]:
         """The nearest rows of every query, in the order of distances to their raw vectors."""
         request, table = self._request, self._state.snapshot.table
-        with self._trace.stage(*self._refine_stage) as stage:
+        with self._refine_stage() as stage:
             counts = [stage.refined or 0 for stage in request.stages]
             near = [nearest_of_stages(found, counts, request.lower) for found in hits]
             if request.matrices is not None:
@@ -284,7 +269,7 @@ class Ranking:
     ) -> list[Page]:
         """The pages of rows that are near the query and unlike each other, or that cover its shortlist."""
         pages, metric, stages = [], self._codecs.metric, self._request.stages
-        with self._trace.stage(*self._diversify_stage) as stage:
+        with self._diversify_stage() as stage:
             for query_D, found, last_K in zip(queries_QD, hits, lasts, strict=True):
                 if diversity.method == "coverage":
                     found = nearest_of_stages(found, [diversity.rows_needed(each.end) for each in stages])
@@ -294,6 +279,31 @@ class Ranking:
                 pages.append(self._page(found, last_K, diverse.choose))
             stage.rows = sum(len(page.hits) for page in pages)
         return pages
+
+
+def _describe_rerank(request: SearchRequest, state: TableState, refine_on_gpu: bool) -> str:
+    """What plans say of the stage that orders shortlists."""
+    codecs, kept, kind = state.snapshot.codecs, request.refined, "decoded rows"
+    if kept is None:
+        kept = _kept(request, request.shortlist)
+    if request.matrices is not None and request.parameters.rerank != "none":
+        last, refined = request.stages[-1], request.parameters.rerank == "refined"
+        decoded, summed = last.decoded(refined=refined), ""
+        if codecs.metadata.metric == "cosine":
+            summed = f"{last.summed} of them by cosines, "
+        kind = f"all vectors of rows by look-up tables, {summed}{decoded} decoded if these are not exact"
+    elif request.parameters.rerank == "refined":
+        device = f", {codecs.device}" if refine_on_gpu else ""
+        kind = f"rows with refine codes, {state.refine_codes_in}{device}"
+    elif request.parameters.rerank == "none" and request.diversity is None:
+        kind = "rows by look-up tables alone"
+    corrected = "corrected " if codecs.are_corrected else ""
+    return f"{corrected}{codecs.metadata.metric} distance to {kind}, keep {kept}"
+
+
+def _kept(request: SearchRequest, ranked: int) -> int:
+    """Rows that the last stage ordered by distance passes on, out of those that it orders."""
+    return request.limit if request.diversity is None and request.expansion is None else ranked
 
 
 class Order(NamedTuple):

@@ -8,17 +8,16 @@ need not decode the rows of later ones.
 Shape legend: Q queries, D vector dimension.
 """
 
-import contextlib
 import dataclasses
-import heapq
+import functools
 import importlib
 import itertools
 import math
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -31,6 +30,9 @@ from rqmoe_store.store.metadata import TunedSearch
 from rqmoe_store.store.table_codec import TableCodec
 
 Origin = Literal["asked for", "tuned", "default"]
+_ASKED_FOR: Origin = "asked for"
+_TUNED: Origin = "tuned"
+_DEFAULT: Origin = "default"
 Rerank = Literal["refined", "decoded", "none"]
 """What orders a shortlist: refine codes (rows without are decoded), decoded vectors, or look-up tables."""
 
@@ -129,12 +131,14 @@ class SearchParameters:
         """Number of rows that are ranked after every stage; infinite unless the query sets a shortlist."""
         last = math.inf if self.shortlist is None else self.shortlist // (self.refine_factor or 1)
         # A stage ends at the limit that the table was tuned for: such a search costs what was measured.
-        tuned = [] if self.tuned is None else [self.tuned.limit]
-        for end, _ in itertools.groupby(heapq.merge(stage_ends(), tuned)):
-            if end >= last:
-                yield int(last)
-                return
-            yield end
+        tuned, before = 0 if self.tuned is None else self.tuned.limit, 0
+        for usual in stage_ends():
+            for end in (tuned, usual) if before < tuned < usual else (usual,):
+                if end >= last:
+                    yield int(last)
+                    return
+                yield end
+            before = usual
 
     def _stage(self, end: int) -> RankingStage:
         least, per_row = self._rows_needed(end), SHORTLIST_PER_ROW[self.rerank]
@@ -168,8 +172,7 @@ class Expansion(NamedTuple):
     """Share of the graph score in the score that orders rows."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VectorOptions:
+class VectorOptions(NamedTuple):
     """Options that a query sets for its vector search; None for options that it does not set."""
 
     nprobes: int | None = None
@@ -202,14 +205,14 @@ class VectorOptions:
                 'Got rerank("refined") in a table without refine codes. Leave it out, or retrain with a '
                 "config of refine_bytes."
             )
-        nprobes, origin = DEFAULT_NPROBES, "default"
+        nprobes, origin = DEFAULT_NPROBES, _DEFAULT
         if self.nprobes is not None:
-            nprobes, origin = self.nprobes, "asked for"
+            nprobes, origin = self.nprobes, _ASKED_FOR
         elif tuned is not None:
-            nprobes, origin = tuned.nprobes, "tuned"
+            nprobes, origin = tuned.nprobes, _TUNED
         return SearchParameters(
             nprobes,
-            cast(Origin, origin),
+            origin,
             self.rerank or default_rerank(codecs),
             self.shortlist,
             self.refine_factor,
@@ -271,17 +274,17 @@ class SearchRequest:
         """The matrices of some of the queries."""
         return None if self.matrices is None else tuple(self.matrices[query] for query in queries)
 
-    @property
+    @functools.cached_property
     def diversity(self) -> Diversity | None:
         """How rows are chosen by their vectors; None for the nearest rows."""
         return self.parameters.diversity
 
-    @property
+    @functools.cached_property
     def shortlist(self) -> int:
         """Most rows to decode, per side of a lower bound."""
         return self.stages[-1].shortlist
 
-    @property
+    @functools.cached_property
     def refined(self) -> int | None:
         """Number of rows to order by raw vectors; None for none."""
         return self.stages[-1].refined
@@ -336,15 +339,21 @@ def _is_single(query: Any) -> bool:
         return False
 
 
-@dataclasses.dataclass
 class PlanStage:
-    """One stage of a query plan."""
+    """A stage of a query plan. It runs as a `with` block, which sets the rows and whose time is measured."""
 
-    name: str
-    detail: str
-    rows: int | None = None
-    """Output rows of all queries together; None until the stage has run."""
-    seconds: float = 0.0
+    def __init__(self, name: str, detail: Callable[[], str]) -> None:
+        self.name, self.detail = name, detail
+        self.rows: int | None = None
+        """Output rows of all queries together; None until the stage has run."""
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.seconds = time.perf_counter() - self._started
 
 
 class Trace:
@@ -353,27 +362,23 @@ class Trace:
     def __init__(self) -> None:
         self.stages: list[PlanStage] = []
 
-    def plan(self, name: str, detail: str) -> None:
-        """Add a stage without running it."""
-        self.stages.append(PlanStage(name, detail))
+    def stage(self, name: str, detail: Callable[[], str]) -> PlanStage:
+        """Add a stage, which need not run.
 
-    @contextlib.contextmanager
-    def stage(self, name: str, detail: str) -> Iterator[PlanStage]:
-        """Add a stage and measure the time of the `with` block, which sets the rows."""
+        Args:
+            name: of the stage.
+            detail: gives the details, which are not composed unless the plan is shown.
+        """
         stage = PlanStage(name, detail)
         self.stages.append(stage)
-        started = time.perf_counter()
-        try:
-            yield stage
-        finally:
-            stage.seconds = time.perf_counter() - started
+        return stage
 
     def __str__(self) -> str:
         """One line per stage, the last one first, each indented below the stage it feeds, as in LanceDB."""
         lines = []
         for depth, stage in enumerate(reversed(self.stages)):
             counts = "" if stage.rows is None else f"  rows={stage.rows:,} time={stage.seconds * 1e3:.3f}ms"
-            lines.append(f"{'  ' * depth}{stage.name}: {stage.detail}{counts}")
+            lines.append(f"{'  ' * depth}{stage.name}: {stage.detail()}{counts}")
         return "\n".join(lines)
 
 

@@ -196,22 +196,26 @@ def _scan_task(
         np.empty(shape, np.float32),
         np.empty(shape, np.int64),
         np.zeros(queries, np.int64),
-        np.full(queries, np.inf, np.float32),
+        np.empty(queries, np.float32),
     )
+    kept.worst_Q.fill(np.inf)
     if queries >= _LEAST_LANES and few.num_steps <= MAX_CODE_BYTES:
         lanes = Lanes.of(scored.entries_QX, scored.first_entry, -side.sign if len(norms_N) else side.sign)
         scan_together(scanned, scored, lanes, _LEAST_PROBING, kept, size)
     else:
         scan_each(scanned, scored, kept, size)
-    starts_Q = np.concatenate([[0], np.cumsum(kept.filled_Q)])
-    scores_H, positions_H = np.empty(starts_Q[-1], np.float32), np.empty(starts_Q[-1], np.int64)
-    copy_kept(kept, starts_Q, scores_H, positions_H)
-    row_ids_H = segment.row_ids(positions_H)
-    queries_H = np.repeat(np.arange(task.queries.start, task.queries.stop), kept.filled_Q)
+    most, starts_Q = queries * size, np.empty(queries + 1, np.int64)
+    queries_H, scores_H, positions_H = (
+        np.empty(most, np.int64),
+        np.empty(most, np.float32),
+        np.empty(most, np.int64),
+    )
+    found = copy_kept(kept, task.queries.start, starts_Q, queries_H, scores_H, positions_H)
+    queries_H, scores_H, positions_H = queries_H[:found], scores_H[:found], positions_H[:found]
     if ordered:
-        order_H, _ = order_rows(starts_Q, scores_H, row_ids_H)
-        scores_H, positions_H, row_ids_H = scores_H[order_H], positions_H[order_H], row_ids_H[order_H]
-    return Shortlists(queries_H, scores_H, segment.rows(positions_H, row_ids_H))
+        order_H, _ = order_rows(starts_Q, scores_H, segment.row_ids(positions_H))
+        scores_H, positions_H = scores_H[order_H], positions_H[order_H]
+    return Shortlists(queries_H, scores_H, segment.rows(positions_H))
 
 
 _EVERY_ROW = np.empty(0, dtype=bool)

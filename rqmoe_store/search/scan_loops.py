@@ -195,12 +195,20 @@ def _scan_partition(
 
 
 @compiled
-def copy_kept(kept: Any, starts_Q: Any, scores_H: Any, positions_H: Any) -> None:
-    """Fill in what the queries keep, query after query."""
-    for query in range(len(starts_Q) - 1):
-        filled = kept.filled_Q[query]
-        scores_H[starts_Q[query] : starts_Q[query + 1]] = kept.scores_QX[query, :filled]
-        positions_H[starts_Q[query] : starts_Q[query + 1]] = kept.positions_QX[query, :filled]
+def copy_kept(
+    kept: Any, first_query: int, starts_Q: Any, queries_H: Any, scores_H: Any, positions_H: Any
+) -> int:
+    """Fill in what the queries keep, query after query, the numbers of the queries, and where each of them
+    starts; returns the number of rows."""
+    end = starts_Q[0] = 0
+    for query in range(len(kept.filled_Q)):
+        for place in range(kept.filled_Q[query]):
+            queries_H[end] = first_query + query
+            scores_H[end] = kept.scores_QX[query, place]
+            positions_H[end] = kept.positions_QX[query, place]
+            end += 1
+        starts_Q[query + 1] = end
+    return end
 
 
 @compiled

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rqmoe_store.codecs.codes import Codes
 from rqmoe_store.codecs.parallel import compiled
 from rqmoe_store.search.row_ids import Positions as Positions
-from rqmoe_store.search.row_ids import RowIdMap
+from rqmoe_store.search.row_ids import RowIdMap, row_id_at
 from rqmoe_store.search.row_ids import RowIds as RowIds
 
 Mask = npt.NDArray[np.bool_]
@@ -41,6 +41,7 @@ class CodeBatch:
         return len(self.row_ids_N)
 
 
+@functools.cache
 def no_rows(code_bytes: int) -> CodeBatch:
     """An empty batch."""
     codes = Codes(np.empty((0, code_bytes), np.uint8), np.empty(0, np.int32))
@@ -87,18 +88,14 @@ class Segment:
         """The row ids (X,) at some positions."""
         return self.row_id_map.at(positions_X)
 
-    def rows(
-        self, positions_X: Positions, row_ids_X: RowIds | None = None, *, refine: bool = True
-    ) -> CodeBatch:
-        """The rows at some positions, with the refine codes in memory if asked. Their row ids need not be
-        looked up if they are given."""
-        partitions_X = np.empty(len(positions_X), np.int32)
-        _find_partitions(self.starts_P, positions_X, partitions_X)
+    def rows(self, positions_X: Positions, *, refine: bool = True) -> CodeBatch:
+        """The rows at some positions, with the refine codes in memory if asked."""
+        partitions_X, row_ids_X = np.empty(len(positions_X), np.int32), np.empty(len(positions_X), np.uint64)
+        _identify(positions_X, self.starts_P, self.row_id_map.arrays, partitions_X, row_ids_X)
         # `take` copies whole rows, several times as fast as an index.
         refine_NR = self.refine_NR if refine else None
         refine_XR = None if refine_NR is None else refine_NR.take(positions_X, axis=0)
-        codes = Codes(self.codes_NM.take(positions_X, axis=0), partitions_X, refine_XR)
-        return CodeBatch(self.row_ids(positions_X) if row_ids_X is None else row_ids_X, codes)
+        return CodeBatch(row_ids_X, Codes(self.codes_NM.take(positions_X, axis=0), partitions_X, refine_XR))
 
     def of_partitions(self, partitions: slice) -> "Segment":
         """A view of the rows of some partitions, in which partition ids begin at 0."""
@@ -131,8 +128,8 @@ class Segment:
 
 
 @compiled
-def _find_partitions(starts_P: Any, positions_X: Any, partitions_X: Any) -> None:
-    """Fill in the partitions of the rows at some positions, by binary search."""
+def _identify(positions_X: Any, starts_P: Any, row_ids: Any, partitions_X: Any, row_ids_X: Any) -> None:
+    """Fill in the partitions and the row ids of the rows at some positions, by binary search."""
     for place in range(len(positions_X)):
         partition, end = 0, len(starts_P) - 1
         while end - partition > 1:
@@ -140,6 +137,7 @@ def _find_partitions(starts_P: Any, positions_X: Any, partitions_X: Any) -> None
             is_before = starts_P[middle] <= positions_X[place]
             partition, end = (middle, end) if is_before else (partition, middle)
         partitions_X[place] = partition
+        row_ids_X[place] = row_id_at(row_ids, positions_X[place])
 
 
 def grouped(batch: CodeBatch, num_partitions: int) -> Segment:
@@ -183,7 +181,8 @@ class Selection:
 
     def of_partitions(self, partitions: slice) -> "Selection":
         """The rows of some partitions, whose ids then begin at 0."""
-        return dataclasses.replace(self, segment=self.segment.of_partitions(partitions))
+        view = self.segment.of_partitions(partitions)
+        return self if view is self.segment else Selection(view, self.allowed_N)
 
     def without(self, row_ids: RowIds) -> "Selection":
         """The selection without the rows that have any of the given ids."""

@@ -4,6 +4,8 @@ Shape legend: Q queries, H rows of all queries, K stages of a ranking, R bytes o
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -47,6 +49,7 @@ class Shortlists:
     refine codes."""
 
     @classmethod
+    @functools.cache
     def none(cls, code_bytes: int) -> "Shortlists":
         """No rows."""
         return cls(np.empty(0, np.int64), np.empty(0, np.float32), no_rows(code_bytes))
@@ -70,8 +73,14 @@ class Shortlists:
 
     def are_short(self, size: int) -> bool:
         """Whether rows come query after query, and no query has more than `size`."""
-        is_ascending = bool((self.queries_H[1:] >= self.queries_H[:-1]).all())
-        return is_ascending and bool(np.bincount(self.queries_H, minlength=1).max() <= size)
+        return self._longest <= size
+
+    @functools.cached_property
+    def _longest(self) -> float:
+        """Most rows of a query; infinite if rows do not come query after query."""
+        if np.logical_or.reduce(self.queries_H[1:] < self.queries_H[:-1]):
+            return math.inf
+        return float(np.maximum.reduce(self.counts(1)))
 
     @property
     def _are_in_order(self) -> bool:
@@ -177,12 +186,12 @@ class Candidates:
     @property
     def counts_Q(self) -> Positions:
         """Number of candidates of every query."""
-        return np.diff(self.starts_Q)
+        return self.starts_Q[1:] - self.starts_Q[:-1]
 
-    @property
+    @functools.cached_property
     def queries_H(self) -> Positions:
         """The number of the query of every row."""
-        return np.repeat(np.arange(len(self)), self.counts_Q)
+        return np.arange(len(self)).repeat(self.counts_Q)
 
     def with_refine(self, refine_HR: npt.NDArray[np.uint8]) -> "Candidates":
         """The candidates with these refine codes."""
@@ -278,7 +287,7 @@ def _candidates(
 ) -> Candidates:
     """The rows of shortlists, query after query, as candidates of some stages."""
     estimates_H = units.distances_of(found.queries_H, found.scores_H)
-    starts_Q = np.searchsorted(found.queries_H, np.arange(len(exhausted) + 1))
+    starts_Q = found.queries_H.searchsorted(np.arange(len(exhausted) + 1))
     exhausted_Q = np.array(exhausted, dtype=bool)
     return Candidates(found.rows, estimates_H, stages_H, starts_Q, exhausted_Q, found.refined_H)
 

@@ -1,6 +1,7 @@
 """Sources of queries: the version of a table that they read, with codes in memory, on disk or in shards."""
 
 import dataclasses
+import functools
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from rqmoe_store.search.shortlists import Shortlists
 from rqmoe_store.store.columns import CodeColumns
 from rqmoe_store.store.handle import Handle
 from rqmoe_store.store.snapshot import Snapshot, Snapshots
+from rqmoe_store.store.table_codec import Generation
 
 Cache = Literal["memory", "disk"]
 Result = TypeVar("Result")
@@ -69,7 +71,15 @@ class TableState:
     cached: CachedColumns | None = None
     """Columns whose values are taken from memory, if any are wanted there."""
 
-    @property
+    @functools.cached_property
+    def generations(self) -> list[Generation]:
+        """The generations of codecs of which any row has a code."""
+        generations, resident = self.snapshot.codecs.generations, self.resident
+        if resident is None:
+            return [generations[place] for place in self.snapshot.places_in_use]
+        return [each for each in generations if resident.has_rows(each.partitions)]
+
+    @functools.cached_property
     def refine_codes_in(self) -> str:
         """Where searches read refine codes: "memory", "disk", or "none" if the table has none."""
         if not self.snapshot.codecs.columns.refine_bytes:
@@ -168,26 +178,36 @@ class LocalCodes:
         self._lock = Lock()
         self._raw: RawRows | None = None
         self._too_large: _TooLarge | None = None
+        self._states: dict[CacheSetting, TableState] = {}
         self.resident: Resident | None = None
         """The codes that are in memory now, of any version."""
 
     def state(self, cache: CacheSetting) -> TableState:
         """Load the version that is to be read now, and load or refresh its codes if `cache` allows that."""
         with self._lock:  # several queries that find a new version read its codes once
-            snapshot = self._snapshots.current()
-            if self._raw is None or self._raw.snapshot is not snapshot:
-                self._raw = self._raw_fragments.of(snapshot)
-            codecs, resident = snapshot.codecs, self.resident
-            if not cache.allows(residents.bytes_needed(snapshot.rows, codecs.code_bytes)):
-                return TableState(snapshot, None, self._raw)
-            refine = _keeps_refine_codes(snapshot, cache)
-            if resident is None or resident.snapshot is not snapshot or resident.has_refine < refine:
-                resident = residents.refresh(snapshot, resident, self._columns, refine=refine)
-            if cache.columns:
-                resident = self._with_columns(resident, cache)
+            snapshot, state = self._snapshots.current(), self._states.get(cache)
+            if state is None or state.snapshot is not snapshot:
+                state = self._new_state(snapshot, cache)
+                self._states[cache] = state
+            return state
+
+    def _new_state(self, snapshot: Snapshot, cache: CacheSetting) -> TableState:
+        """The state of a version that is new, or is read with this setting for the first time."""
+        if self._raw is None or self._raw.snapshot is not snapshot:
+            self._raw = self._raw_fragments.of(snapshot)
+            self._states.clear()
+        codecs, resident = snapshot.codecs, self.resident
+        if not cache.allows(residents.bytes_needed(snapshot.rows, codecs.code_bytes)):
+            return TableState(snapshot, None, self._raw)
+        refine = _keeps_refine_codes(snapshot, cache)
+        if resident is None or resident.snapshot is not snapshot or resident.has_refine < refine:
+            resident = residents.refresh(snapshot, resident, self._columns, refine=refine)
+        if cache.columns:
+            resident = self._with_columns(resident, cache)
+        if resident is not self.resident:  # states of other settings use the same codes from now on
+            self._states.clear()
             self.resident = resident
-            cached = resident.cached if cache.columns else None
-            return TableState(snapshot, resident, self._raw, cached=cached)
+        return TableState(snapshot, resident, self._raw, cached=resident.cached if cache.columns else None)
 
     def _with_columns(self, resident: Resident, cache: CacheSetting) -> Resident:
         """Codes of a version with the columns that `cache` names and the version has, if they fit."""

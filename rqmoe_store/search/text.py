@@ -349,6 +349,7 @@ def require_reranker(reranker: Any) -> Reranker:
 
 QueryKind = Literal["vector", "fts", "hybrid", "plain"]
 QueryType = Literal["auto", "vector", "fts", "hybrid"]
+_KINDS, _TYPES = get_args(QueryKind), get_args(QueryType)
 
 _VECTOR_INSTEAD = (
     'Pass a vector, made by the model that made the table\'s vectors, or use query_type="fts" for a '
@@ -365,11 +366,9 @@ def query_kind(reader: TableReader, query: Any, query_type: str) -> QueryKind:
     Raises:
         InvalidInputError: `query_type` is another value, or "auto" with text that cannot be searched for.
     """
-    if query_type not in get_args(QueryType):
-        raise InvalidInputError(
-            f"Got query_type={query_type!r}; expected one of {', '.join(get_args(QueryType))}."
-        )
-    for kind in get_args(QueryKind):
+    if query_type not in _TYPES:
+        raise InvalidInputError(f"Got query_type={query_type!r}; expected one of {', '.join(_TYPES)}.")
+    for kind in _KINDS:
         if query_type == kind:
             return kind  # type: ignore[no-any-return]
     if query is None:

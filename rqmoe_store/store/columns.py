@@ -8,6 +8,7 @@ code.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -77,7 +78,7 @@ class CodeColumns:
         """The columns that scans read: code, partition."""
         return self.code, self.partition
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """All columns that the table has for codes: code, partition, refine code and codes of many vectors if
         there are any."""

@@ -190,7 +190,7 @@ class Handle:
     def hidden_columns(self) -> tuple[str, ...]:
         """Columns that results leave out unless they are named: codes, partitions, and raw vectors where
         rows keep them only until they are encoded."""
-        return self.columns.names if self.kept.kept else (*self.columns.names, self.columns.vector_column)
+        return self.snapshots.known.metadata.hidden_columns
 
     @property
     def key(self) -> str | None:

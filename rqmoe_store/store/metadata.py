@@ -225,12 +225,18 @@ class TableMetadata:
     multi_vector: MultiVector | None = None
     """How rows have many vectors each; None in a table with one vector a row."""
 
-    @property
+    @functools.cached_property
     def columns(self) -> CodeColumns:
         """The columns that have codes."""
         return CodeColumns(self.vector_column, self.refine_bytes, self.multi_vector is not None)
 
-    @property
+    @functools.cached_property
+    def hidden_columns(self) -> tuple[str, ...]:
+        """Columns that results leave out unless they are named: codes, partitions, and raw vectors where
+        rows keep them only until they are encoded."""
+        return self.columns.names if self.kept.kept else (*self.columns.names, self.vector_column)
+
+    @functools.cached_property
     def kept(self) -> "KeptVectors | KeptVectorLists":
         """The column of raw vectors."""
         column, keep, many = self.vector_column, self.keep_vectors, self.multi_vector
@@ -238,7 +244,7 @@ class TableMetadata:
             return KeptVectorLists(column=column, keep=keep, dim=many.dim, metric=many.config.metric)
         return KeptVectors(column=column, keep=keep, dim=self.dim, metric=self.config.metric)
 
-    @property
+    @functools.cached_property
     def vector_dim(self) -> int:
         """Dimension of the user's vectors."""
         return self.dim if self.multi_vector is None else self.multi_vector.dim
@@ -253,7 +259,7 @@ class TableMetadata:
         """What the codecs of the user's vectors encode."""
         return "vectors" if self.multi_vector is None else self.multi_vector.encodes
 
-    @property
+    @functools.cached_property
     def metric(self) -> Metric:
         """The metric that users search by."""
         return self.vector_config.metric

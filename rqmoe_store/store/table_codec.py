@@ -193,6 +193,16 @@ class TableCodec:
         """Number of partition ids of all generations together."""
         self.generations = tuple(generations)
         """Oldest first."""
+        self.columns: CodeColumns = metadata.columns
+        """The columns that have codes."""
+        self.metric: Metric = metadata.config.metric
+        """The metric that scans score by, for which all codecs of what they score were trained."""
+        self.code_bytes: int = metadata.config.code_bytes
+        """Bytes of a code, M."""
+        self.are_corrected = any(each.metadata.tuned for each in generations)
+        """Whether any codec that rows may need corrects distances."""
+        self.most_partitions = max((each.metadata.num_partitions for each in generations), default=0)
+        """Number of partitions of the generation that has most."""
 
     @classmethod
     def of(cls, metadata: TableMetadata, codecs: list[Codec]) -> "TableCodec":
@@ -254,21 +264,6 @@ class TableCodec:
         return self.metadata.dim
 
     @property
-    def metric(self) -> Metric:
-        """The metric that scans score by, for which all codecs of what they score were trained."""
-        return self.metadata.config.metric
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of a code, M."""
-        return self.metadata.config.code_bytes
-
-    @property
-    def columns(self) -> CodeColumns:
-        """The columns that have codes."""
-        return self.metadata.columns
-
-    @property
     def newest(self) -> Codec | None:
         """The codec that encodes the user's vectors; None in a table without a codec."""
         return self.generations[-1].vector_codec if self.generations else None
@@ -277,11 +272,6 @@ class TableCodec:
     def device(self) -> str:
         """Name of the device of the newest codec of what scans score."""
         return self.generations[-1].codec.device_name if self.generations else "cpu"
-
-    @property
-    def most_partitions(self) -> int:
-        """Number of partitions of the generation that has most."""
-        return max((each.metadata.num_partitions for each in self.generations), default=0)
 
     def encode(self, vectors_nD: Vectors) -> Codes:
         """Encode checked vectors with the newest codec, with refine codes if it has any.
@@ -420,11 +410,6 @@ class TableCodec:
         )
         return TableCodec(metadata, [*older, own], self.chosen_device)
 
-    @property
-    def are_corrected(self) -> bool:
-        """Whether any codec that rows may need corrects distances."""
-        return any(each.metadata.tuned for each in self.generations)
-
     def corrections(
         self, codes: Codes, queries_QD: Float32Array, queries_n: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
@@ -513,9 +498,9 @@ class TableCodec:
         self, queries_QD: Float32Array, generations: Sequence[Generation]
     ) -> Mapping[int, LookupTables]:
         """First partition of a generation -> look-up tables of checked queries for it."""
-        if not generations:
-            return {}
-        units = shared_score_units([each.codec.framed(queries_QD) for each in generations])
+        units = None
+        if len(generations) > 1:
+            units = shared_score_units([each.codec.framed(queries_QD) for each in generations])
         return {each.first_partition: each.codec.lookup_tables(queries_QD, units) for each in generations}
 
     def refine_tables(
@@ -573,4 +558,6 @@ def metadata_of(codec: Codec, vector_column: str, keep_vectors: str) -> TableMet
 def local_codes(codes: Codes, generation: Generation) -> Codes:
     """Codes with the partition ids of their codec, which begin at 0, and with refine codes if it has any."""
     codes = codes if generation.metadata.refine_bytes else codes.unrefined
+    if generation.first_partition == 0:
+        return codes
     return dataclasses.replace(codes, partitions=codes.partitions - np.int32(generation.first_partition))

@@ -277,7 +277,7 @@ def test_rows_by_id(template, updates, page_rows, page_bytes, batch_rows, wanted
                 store.table.update(f"id IN ({', '.join(map(str, rows))})", {"LONG": f"new {number}"})
         snapshot = store.handle.snapshots.current()
         stored = snapshot.dataset.to_table(columns=["LONG", "id"], with_row_id=True).to_pylist()
-        values = {row[ROW_ID]: row["LONG"] for row in stored}
+        values = {row[ROW_ID]: (row["LONG"], row["id"]) for row in stored}
         ids = np.array([*wanted, *values], np.uint64)
         for cached in (
             CachedColumns.load(snapshot, ["id", "LONG"], 10**6),
@@ -285,10 +285,11 @@ def test_rows_by_id(template, updates, page_rows, page_bytes, batch_rows, wanted
                 snapshot, list(snapshot.dataset.to_batches(with_row_id=True, batch_size=5))
             ),
         ):
-            rows, exists = cached.take(ids, ["LONG"])
+            rows, exists = cached.take(ids, ["LONG", "id"])
             assert exists.tolist() == [row_id in values for row_id in ids.tolist()]
-            assert rows["LONG"].to_pylist() == [values[row_id] for row_id in ids[exists].tolist()]
-            assert rows.schema.names == ["LONG"]
+            found = zip(rows["LONG"].to_pylist(), rows["id"].to_pylist(), strict=True)
+            assert list(found) == [values[row_id] for row_id in ids[exists].tolist()]
+            assert list(rows) == ["LONG", "id"]
 
 
 def test_a_table_whose_row_ids_are_addresses(tmp_path: Path) -> None:
