@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Float32Array = npt.NDArray[np.float32]
 
 _ROWS_NAMED = 5
+_NOT_FINITE = "contain NaN or infinite values (as float32)"
 _TEXT = "text is not a vector"
 _REFUSED = {
     "c": "complex numbers have no order",
@@ -63,17 +64,16 @@ def as_vectors(
             f"Got vectors of dimension {vectors.shape[1]}; expected {dim}. "
             "Were they made by another embedding model?"
         )
-    positions = np.arange(len(vectors)) if positions is None else positions
-    finite = np.logical_and.reduce(np.isfinite(vectors), axis=1)
-    _require_rows(finite, positions, "contain NaN or infinite values (as float32)")
     if metric != "cosine":
+        _require_rows(np.logical_and.reduce(np.isfinite(vectors), axis=1), positions, _NOT_FINITE)
         return vectors
-    # Norms in float64: tiny or huge float32 components would under- or overflow when squared.
+    # Squares in float64: those of tiny or huge float32 components would under- or overflow.
     exact = vectors.astype(np.float64)
-    norms = np.sqrt(np.add.reduce(exact * exact, axis=1, keepdims=True))
-    directed = norms[:, 0] > 0
+    squares = np.add.reduce(exact * exact, axis=1, keepdims=True)
+    _require_rows(np.isfinite(squares[:, 0]), positions, _NOT_FINITE)
+    directed = squares[:, 0] > 0
     _require_rows(directed, positions, "are zero vectors, which have no direction under metric='cosine'")
-    return np.asarray(vectors / norms, dtype=np.float32)
+    return np.asarray(vectors / np.sqrt(squares), dtype=np.float32)
 
 
 def is_tensor(data: Any) -> "TypeGuard[torch.Tensor]":
@@ -156,9 +156,12 @@ def _to_float32(data: Any) -> Float32Array:
         ) from error
 
 
-def _require_rows(valid: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64], problem: str) -> None:
+def _require_rows(
+    valid: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64] | None, problem: str
+) -> None:
     if valid.all():
         return
+    positions = np.arange(len(valid)) if positions is None else positions
     bad = np.sort(positions[~valid])
     named = ", ".join(str(row) for row in bad[:_ROWS_NAMED])
     more = f" and {len(bad) - _ROWS_NAMED} more" if len(bad) > _ROWS_NAMED else ""
