@@ -141,23 +141,32 @@ class ExpertMixture(nn.Module):
         width, hidden = config.network_dim, config.hidden_dim
         experts, layers = config.num_experts, config.num_layers
         self.num_experts, self.num_layers, self.hidden_dim, self.width = experts, layers, hidden, width
-        self.codeword_weight_SWW = nn.Parameter(torch.eye(width).repeat(num_steps, 1, 1))
+        self.codeword_weight_SWW = nn.Parameter(torch.empty(num_steps, width, width))
         self.condition_weight_SWE = nn.Parameter(torch.zeros(num_steps, width, condition_dim))
         self.bias_SW = nn.Parameter(torch.zeros(num_steps, width))
-        self.gate_SNW = nn.Parameter(torch.randn(num_steps, experts, width) * 0.1 / math.sqrt(width))
-        self.expand_SLNHW = nn.Parameter(
-            torch.randn(num_steps, layers, experts, hidden, width) * math.sqrt(2 / width)
-        )
+        self.gate_SNW = nn.Parameter(torch.empty(num_steps, experts, width))
+        self.expand_SLNHW = nn.Parameter(torch.empty(num_steps, layers, experts, hidden, width))
         self.contract_SLNHW = nn.Parameter(torch.zeros(num_steps, layers, experts, hidden, width))
         self.input_projection_WD: nn.Parameter | None = None
         self.output_projection_WD: nn.Parameter | None = None
         if width < dim:
-            # The zero output projection makes c~ = c at the start. Contracting weights must then not be
-            # zero as well, or neither would ever receive a gradient.
             self.input_projection_WD = nn.Parameter(torch.zeros(width, dim))
             self.output_projection_WD = nn.Parameter(torch.zeros(width, dim))
+        # Random numbers of mere shapes would have torch load its compiler, for a second of the first decode.
+        if not self.bias_SW.is_meta:
+            self._initialize()
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Set the weights that are not zero at the start."""
+        self.codeword_weight_SWW.copy_(torch.eye(self.width))
+        self.gate_SNW.copy_(torch.randn(self.gate_SNW.shape) * 0.1 / math.sqrt(self.width))
+        self.expand_SLNHW.copy_(torch.randn(self.expand_SLNHW.shape) * math.sqrt(2 / self.width))
+        if self.input_projection_WD is not None:
+            # The zero output projection makes c~ = c at the start. Contracting weights must then not be
+            # zero as well, or neither would ever receive a gradient.
             nn.init.orthogonal_(self.input_projection_WD)
-            nn.init.normal_(self.contract_SLNHW, std=1 / math.sqrt(hidden))
+            nn.init.normal_(self.contract_SLNHW, std=1 / math.sqrt(self.hidden_dim))
 
     def narrow(self, vectors: Tensor) -> Tensor:
         """Vectors (..., D) in the network width (..., W)."""
