@@ -30,7 +30,11 @@ from rqmoe_store.training.workers import Workers
 FULL_ROWS = 65_536
 """Most vectors that k-means uses for a codebook: 256 per codeword, as in FAISS."""
 
-_ITERATIONS = 10  # of k-means
+_ITERATIONS = 6  # of k-means
+_FURTHER_ITERATIONS = 3  # of k-means that goes on from codebooks of other vectors
+_STRIDE = 1.9  # centroids move so many times the way to the mean of their vectors
+_LEAST_KEPT = 0.1  # of a centroid's deviation from the mean, however few vectors it is the mean of
+_MIXTURE_NOISE = 0.5  # with mixtures, noise grows by this share of what independent vectors would lower it
 _START = 0.3  # centroids start at this share of the way from the mean to a vector
 _GPU_CHUNK, _CPU_CHUNK = 65_536, 1_024  # vectors that look for their nearest centroid at a time
 _MOST_PARTS = 16  # of the vectors, each with sums of its own
@@ -95,11 +99,15 @@ def fresh_start(
         mixing = False
     elif config.kind != "rq" and len(training_nD) < _FEW_ROWS:
         progress.stage("again with mixtures")
-        with_mixtures = initialize(
-            training_nD, config, seed=seed, progress=progress, enlarge=True, most_rows=most_rows
+        fit = functools.partial(
+            initialize, training_nD, config, seed=seed, progress=progress, start=plain, most_rows=most_rows
         )
-        best = with_mixtures if quick_mse(with_mixtures, normalized_nD) < rq_mse else plain
-        mixing = best is not plain
+        further, with_mixtures = fit(), fit(enlarge=True)  # alike but for the mixtures
+        errors = [quick_mse(each, normalized_nD) for each in (further, with_mixtures)]
+        mixing = errors[1] < errors[0]
+        if errors[0] < rq_mse:
+            plain, rq_mse = further, errors[0]
+        best = with_mixtures if errors[1] < rq_mse else plain
     else:
         many = len(training_nD) >= _ENOUGH_PER_CODEWORD * config.codebook_size
         mixing = config.kind != "rq" and not many and mixtures_help(training_nD, validation_nD, config, seed)
@@ -143,12 +151,10 @@ def mixtures_help(training_nD: Tensor, validation_nD: Tensor, config: CodecConfi
     sample_nD = training_nD[random_order(len(training_nD), generator)[:_PROBE_ROWS].to(training_nD.device)]
     steps = min(_PROBE_STEPS, config.code_bytes)
     plain_config = dataclasses.replace(config, kind="rq", code_bytes=steps, num_partitions=0)
-    errors = []
-    for enlarge in (False, True):
-        quantizer = initialize(
-            sample_nD, plain_config, seed=seed, progress=TrainingProgress(visible=False), enlarge=enlarge
-        )
-        errors.append(quick_mse(quantizer, quantizer.normalize(validation_nD)))
+    fit = functools.partial(
+        initialize, sample_nD, plain_config, seed=seed, progress=TrainingProgress(visible=False)
+    )
+    errors = [quick_mse(each, each.normalize(validation_nD)) for each in (fit(), fit(enlarge=True))]
     return errors[1] < errors[0]
 
 
@@ -160,6 +166,7 @@ def initialize(
     seed: int,
     progress: TrainingProgress,
     enlarge: bool = False,
+    start: RQ | None = None,
     most_rows: int | None = None,
 ) -> RQ:
     """Fit the greedy RQ of a resolved configuration of any kind.
@@ -170,6 +177,8 @@ def initialize(
         seed: of everything random.
         progress: shows the stages.
         enlarge: whether to add mixtures of the vectors.
+        start: what this returned for the vectors before. Its codebooks are where k-means goes on from, with
+            fewer iterations.
         most_rows: most vectors that k-means uses. None means as many as it gains from.
 
     Raises:
@@ -189,17 +198,22 @@ def initialize(
     wanted = max(FULL_ROWS, _ROWS_PER_PARTITION * quantizer.num_partitions)
     wanted = wanted if most_rows is None else min(wanted, most_rows)
     chosen_n = random_order(len(vectors_nD), generator)[:wanted]
-    residual_nD = quantizer.normalize(vectors_nD[chosen_n.to(vectors_nD.device)])
+    residual_nD, noise = quantizer.normalize(vectors_nD[chosen_n.to(vectors_nD.device)]), 1.0
     if enlarge:
         rows = min(wanted, FULL_ROWS, _MOST_TIMES * len(residual_nD))
+        noise = max(1.0, _MIXTURE_NOISE * rows / len(residual_nD))
         residual_nD = enlarged(residual_nD, rows, generator=generator)
+    fit = functools.partial(kmeans, generator=generator, noise=noise)
     if quantizer.num_partitions:
         progress.stage(f"k-means for {quantizer.num_partitions} partitions")
-        quantizer.centroids_PD.copy_(kmeans(residual_nD, quantizer.num_partitions, generator=generator))
-        residual_nD = residuals(residual_nD, quantizer.centroids_PD)
+        start_PD = None if start is None else start.centroids_PD
+        centroids_PD = fit(residual_nD, quantizer.num_partitions, start_KD=start_PD)
+        quantizer.centroids_PD.copy_(centroids_PD)
+        residual_nD = residuals(residual_nD, centroids_PD)
     for step in range(quantizer.num_steps):
         progress.stage(f"residual codebook {step + 1} of {quantizer.num_steps}")
-        codebook_KD = kmeans(residual_nD, quantizer.codebook_size, generator=generator)
+        start_KD = None if start is None else start.codebooks_MKD[step]
+        codebook_KD = fit(residual_nD, quantizer.codebook_size, start_KD=start_KD)
         quantizer.codebooks_MKD[step] = codebook_KD
         residual_nD = residuals(residual_nD, codebook_KD)
     # Training is compared with plain RQ, and falls back on it, as it would be stored.
@@ -270,7 +284,13 @@ def warn_if_few(rows: int, config: CodecConfig) -> None:
 
 
 def kmeans(
-    vectors_nD: Tensor, count: int, *, generator: torch.Generator, iterations: int = _ITERATIONS
+    vectors_nD: Tensor,
+    count: int,
+    *,
+    generator: torch.Generator,
+    iterations: int | None = None,
+    start_KD: Tensor | None = None,
+    noise: float = 1.0,
 ) -> Tensor:
     """Fit `count` centroids (K, D) to at least as many vectors.
 
@@ -278,16 +298,61 @@ def kmeans(
     point is far from all other points and never attracts any. Near the mean every centroid competes from the
     first iteration. A centroid that loses all its vectors moves next to the most crowded one, so every
     centroid returned is in use unless vectors repeat.
+
+    Iterations before the last one move a centroid nearly twice as far as to the mean of its vectors. For
+    these, any move of less than twice as far lowers the error, and 6 such iterations reach what 10 to the
+    mean itself do, or less. The last one shrinks centroids (see `_shrunk`), for the sake of vectors that are
+    not seen here.
+
+    Args:
+        vectors_nD: the vectors.
+        count: number of centroids.
+        generator: for what is random.
+        iterations: how many there are; None for as many as suffice.
+        start_KD: centroids of similar vectors to start from instead, in fewer iterations.
+        noise: variance of the mean of n vectors, in n-ths of their variance: above 1 if they are not
+            independent of each other.
     """
-    start_K = random_order(len(vectors_nD), generator)[:count].to(vectors_nD.device)
-    centroids_KD = vectors_nD.mean(dim=0).lerp(vectors_nD[start_K], _START)
-    for _ in range(iterations):
+    mean_D = vectors_nD.mean(dim=0)
+    if start_KD is None:
+        chosen_K = random_order(len(vectors_nD), generator)[:count].to(vectors_nD.device)
+        centroids_KD = mean_D.lerp(vectors_nD[chosen_K], _START)
+        iterations = _ITERATIONS if iterations is None else iterations
+    else:
+        centroids_KD = start_KD.clone()
+        iterations = _FURTHER_ITERATIONS if iterations is None else iterations
+    for iteration in range(iterations):
         sums_KD, sizes_K = _sums_of_nearest(vectors_nD, centroids_KD)
-        centroids_KD = torch.where(
-            sizes_K[:, None] > 0, sums_KD / sizes_K.clamp_min(1)[:, None], centroids_KD
-        )
+        means_KD = sums_KD / sizes_K.clamp_min(1)[:, None]
+        if iteration + 1 < iterations:
+            means_KD = centroids_KD.lerp(means_KD, _STRIDE)
+        else:
+            means_KD = _shrunk(means_KD, sizes_K, vectors_nD, mean_D, noise)
+        centroids_KD = torch.where(sizes_K[:, None] > 0, means_KD, centroids_KD)
         _split_crowded(centroids_KD, sizes_K, generator)
     return centroids_KD
+
+
+def _shrunk(means_KD: Tensor, sizes_K: Tensor, vectors_nD: Tensor, mean_D: Tensor, noise: float) -> Tensor:
+    """The means of groups of vectors, moved towards the mean of all by as much as chance moves them away.
+
+    The mean of n vectors misses that of further vectors of its kind by a squared distance of 1/n of their
+    variance. By so much its squared deviation from the mean of all vectors is too large on average (James and
+    Stein). Codebooks of few vectors, or of what many steps leave over, consist of such deviations to a good
+    part.
+    """
+
+    def squares(part_nD: Tensor) -> Tensor:
+        return (part_nD - mean_D).square().sum()
+
+    parts = [functools.partial(squares, part_nD) for part_nD in _parts(vectors_nD)]
+    variance = torch.stack(run_on_device(vectors_nD.device, parts)).sum() / len(vectors_nD)
+    deviations_KD = means_KD - mean_D
+    squares_K = deviations_KD.square().sum(dim=1)
+    within = (variance - (sizes_K * squares_K).sum() / len(vectors_nD)).clamp_min(0)
+    noise_K = noise * within / sizes_K.clamp_min(1)
+    kept_K = (1 - noise_K / squares_K.clamp_min(torch.finfo(squares_K.dtype).tiny)).clamp(_LEAST_KEPT, 1)
+    return mean_D + kept_K[:, None] * deviations_KD
 
 
 def _sums_of_nearest(vectors_nD: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor]:

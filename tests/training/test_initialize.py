@@ -89,6 +89,32 @@ def test_finds_separated_clusters() -> None:
     assert len(nearest(vectors_nD, found).unique()) == 4
 
 
+def test_goes_on_from_given_centroids() -> None:
+    centers = torch.eye(4) * 100
+    vectors_nD = centers.repeat(50, 1) + torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    found = kmeans(vectors_nD, 4, generator=torch.Generator().manual_seed(3), start_KD=centers + 5)
+    torch.testing.assert_close(found, centers, atol=1, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(200, 800))
+def test_centroids_are_nearer_to_unseen_vectors_than_means_are(seed: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    seen_nD, unseen_nD = (
+        torch.randn(rows, 24, generator=generator),
+        torch.randn(2000, 24, generator=generator),
+    )
+    found = kmeans(seen_nD, 32, generator=generator)
+    groups_n = nearest(seen_nD, found)
+    used = groups_n.unique()
+    means = torch.stack([seen_nD[groups_n == group].mean(dim=0) for group in used])
+
+    def unseen_error(centroids_KD: torch.Tensor) -> float:
+        return float((unseen_nD - centroids_KD[nearest(unseen_nD, centroids_KD)]).square().sum())
+
+    assert unseen_error(found[used]) < unseen_error(means)
+
+
 def test_empty_centroids_are_used_again() -> None:
     vectors_nD = torch.cat(
         [torch.zeros(50, 2), torch.randn(50, 2, generator=torch.Generator().manual_seed(1))]

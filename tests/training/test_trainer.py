@@ -66,7 +66,7 @@ def test_training_lowers_the_validation_error(changes: dict[str, object]) -> Non
     if codec.config.kind == "rq":
         assert codec.report.validation_mse == codec.report.rq_validation_mse
     else:
-        assert codec.report.validation_mse < 0.98 * codec.report.rq_validation_mse
+        assert codec.report.validation_mse < 0.99 * codec.report.rq_validation_mse
     assert codec.report.prefix_mse[0] > codec.report.prefix_mse[-1]
     assert 0.9 < codec.report.utilisation <= 1
 
