@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -36,22 +35,22 @@ _TASK_WORK = 2**22
 """Least multiply-adds of a task: about 0.1 ms. Less is not worth another thread."""
 
 
-def in_panels(matrix_DE: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The panels (X, D, W) of a matrix of float32 or int16, with zeros for columns that it lacks."""
+def in_panels(matrix_DE: Float32Array) -> Float32Array:
+    """The panels (X, D, W) of a matrix, with zeros for columns that it lacks."""
     dim, columns = matrix_DE.shape
     panels = _AT_ONCE * -(-columns // (WIDTH * _AT_ONCE))
-    padded_DE = np.zeros((dim, panels * WIDTH), matrix_DE.dtype)
+    padded_DE = np.zeros((dim, panels * WIDTH), np.float32)
     padded_DE[:, :columns] = matrix_DE
     return np.ascontiguousarray(padded_DE.reshape(dim, panels, WIDTH).transpose(1, 0, 2))
 
 
-def columns_of(panels_XDW: npt.NDArray[Any], columns: int) -> npt.NDArray[Any]:
+def columns_of(panels_XDW: Float32Array, columns: int) -> Float32Array:
     """The columns (E, D) of the matrix with these panels, each of contiguous numbers."""
     columns_ED = panels_XDW.transpose(0, 2, 1).reshape(-1, panels_XDW.shape[1])
     return np.ascontiguousarray(columns_ED[:columns])
 
 
-def product_with_panels(rows_nD: Float32Array, panels_XDW: npt.NDArray[Any], columns: int) -> Float32Array:
+def product_with_panels(rows_nD: Float32Array, panels_XDW: Float32Array, columns: int) -> Float32Array:
     """The product (n, E) of C-contiguous rows with the matrix of `columns` columns that has these panels, on
     all cores if it is large."""
     products_nE = np.empty((len(rows_nD), columns), np.float32)
@@ -136,8 +135,7 @@ def _tile(rows: int, panels: int) -> Callable[..., Any]:
             sums = [[_variable(builder, zeros) for _ in range(panels)] for _ in range(rows)]
             with cgutils.for_range(builder, dim) as loop:
                 place = builder.mul(loop.index, ir.Constant(dim.type, WIDTH))
-                number = signature.args[2].dtype
-                own = [_load(builder, values, number, builder.add(start, place)) for start in panel_starts]
+                own = [_load(builder, values, builder.add(start, place)) for start in panel_starts]
                 for start, totals in zip(row_starts, sums, strict=True):
                     factor = builder.load(builder.gep(factors.data, [builder.add(start, loop.index)]))
                     _add_products(builder, repeat(builder, factor, WIDTH), own, totals)
@@ -170,12 +168,8 @@ def _offset(builder: Any, first: Any, more: int, size: Any) -> Any:
     return builder.mul(builder.add(first, ir.Constant(size.type, more)), size)
 
 
-def _load(builder: Any, values: Any, number: Any, place: Any) -> Any:
-    """Numbers of a panel as float32."""
-    address, floats = builder.gep(values.data, [place]), ir.VectorType(ir.FloatType(), WIDTH)
-    if number == types.int16:
-        return builder.sitofp(load_vector(builder, address, ir.IntType(16), WIDTH), floats)
-    return load_vector(builder, address, ir.FloatType(), WIDTH)
+def _load(builder: Any, values: Any, place: Any) -> Any:
+    return load_vector(builder, builder.gep(values.data, [place]), ir.FloatType(), WIDTH)
 
 
 def _add_products(builder: Any, factor: Any, values: list[Any], totals: list[Any]) -> None:
